@@ -1,0 +1,142 @@
+"""From latents to encoded pictures, off the denoising loop: one thread decodes small batches, a few compress images."""
+
+import io
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deployments.engine.errors import EngineError, GenerationFailed, NumericalFailure
+from deployments.engine.models import LoadedModel
+from deployments.engine.params import OutputFormat
+from deployments.engine.row import Row
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SHRINK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An encoded picture of `row`, or why there is none. `preview_step` is None for the finished picture."""
+
+    row: Row
+    result: bytes | EngineError = field(repr=False)
+    milliseconds: float
+    preview_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    row: Row
+    model: LoadedModel
+    latents: Tensor
+    preview_step: int | None
+
+    def fits_beside(self, other: "_Job") -> bool:
+        return self.model is other.model and self.latents.shape == other.latents.shape
+
+
+class Decoder:
+    """Decodes what it is handed, and calls `on_done` from its own threads.
+
+    At most `batch` latents of one shape share a VAE call. With `batch` = 1 a picture's bits cannot depend on what
+    else finishes at the same moment.
+    """
+
+    def __init__(self, on_done: Callable[[Decoded], None], batch: int = 1, encoder_threads: int = 2) -> None:
+        self._on_done = on_done
+        self._batch = batch
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._held: _Job | None = None
+        self._encoders = ThreadPoolExecutor(encoder_threads, thread_name_prefix="encode")
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    def finish(self, row: Row, model: LoadedModel) -> None:
+        """Decodes the finished latents of `row`."""
+        self._jobs.put(_Job(row, model, row.state[0], None))
+
+    def preview(self, row: Row, model: LoadedModel, latents: Tensor) -> None:
+        """Decodes predicted clean latents [C, h, w] at half size: a quarter of the work."""
+        small = torch.nn.functional.avg_pool2d(latents[None], PREVIEW_SHRINK)[0]
+        self._jobs.put(_Job(row, model, small, row.step))
+
+    def close(self) -> None:
+        """Ends the threads; what is still waiting is dropped."""
+        self._jobs.put(None)
+        self._thread.join(timeout=10)
+        self._encoders.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self) -> None:
+        while (job := self._held or self._jobs.get()) is not None:
+            self._held = None
+            started = time.perf_counter()
+            for done, pixels in self._decode(self._gather(job)):
+                self._encoders.submit(self._encode, done, pixels, started)
+
+    def _gather(self, first: _Job) -> list[_Job]:
+        """`first` and what fits beside it of the jobs that wait behind it, in order."""
+        batch = [first]
+        while len(batch) < self._batch and not self._jobs.empty():
+            job = self._jobs.get()
+            if job is None or not job.fits_beside(first):
+                self._held = job
+                if job is None:
+                    self._jobs.put(None)
+                break
+            batch.append(job)
+        return batch
+
+    def _decode(self, batch: list[_Job]) -> list[tuple[_Job, Tensor | EngineError]]:
+        """Pixels per job; when a batch fails, each job is tried alone, so that only the culprit fails."""
+        try:
+            pixels = decode_latents(batch[0].model, torch.stack([job.latents for job in batch]))
+        except Exception:
+            log.exception("decoding failed for %d image(s)", len(batch))
+            if len(batch) == 1:
+                return [(batch[0], GenerationFailed("the image could not be decoded"))]
+            return [pair for job in batch for pair in self._decode([job])]
+        return list(zip(batch, pixels, strict=True))
+
+    def _encode(self, job: _Job, pixels: Tensor | EngineError, started: float) -> None:
+        result = pixels if isinstance(pixels, EngineError) else _encoded(job, pixels)
+        milliseconds = (time.perf_counter() - started) * 1000
+        self._on_done(Decoded(job.row, result, milliseconds, job.preview_step))
+
+
+@torch.inference_mode()
+def decode_latents(model: LoadedModel, latents: Tensor) -> Tensor:
+    """Pixels [B, H, W, 3] in 0..1 (fp32, CPU) from latents [B, C, h, w]; NaN where the network's answer was NaN."""
+    scaled = latents.to(model.dtype) / model.vae.config.scaling_factor
+    image: Tensor = model.vae.decode(scaled, return_dict=False)[0]
+    return (image.float() * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+
+
+def encode_image(pixels: Tensor, output_format: OutputFormat) -> bytes:
+    """`pixels` [H, W, 3] in 0..1 as a PNG (lossless), WebP or JPEG file."""
+    image = Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
+    buffer = io.BytesIO()
+    if output_format == "png":
+        image.save(buffer, "PNG", compress_level=4)
+    else:
+        image.save(buffer, output_format.upper(), quality=92)
+    return buffer.getvalue()
+
+
+def _encoded(job: _Job, pixels: Tensor) -> bytes | EngineError:
+    if not bool(torch.isfinite(pixels).all()):
+        return NumericalFailure("the network's output for this image was not finite")
+    preview = job.preview_step is not None
+    try:
+        return encode_image(pixels, "jpeg" if preview else job.row.request.params.output_format)
+    except Exception:
+        log.exception("encoding failed")
+        return GenerationFailed("the image could not be encoded")

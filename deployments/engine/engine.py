@@ -1,0 +1,292 @@
+"""The engine: admit, denoise one step, retire. Single-threaded; `worker.py` gives it a thread and a door."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from deployments.engine.decode import Decoded, Decoder
+from deployments.engine.denoise import StepResult, denoise_step
+from deployments.engine.errors import EngineError, GenerationFailed, NumericalFailure, UnknownModel
+from deployments.engine.events import (
+    Accepted,
+    Event,
+    Finished,
+    ImageDone,
+    ImageFailed,
+    Preview,
+    Progress,
+    Refused,
+)
+from deployments.engine.latents import draw_noise, initial_state, predicted_original
+from deployments.engine.models import LoadedModel
+from deployments.engine.ongoing import Ongoing
+from deployments.engine.queue import Queue, Ticket
+from deployments.engine.row import Bucket, Request, Row
+from deployments.engine.share import DeviceShare
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine has done since it started. `unet_rows` counts real rows, `padded_rows` what was computed."""
+
+    unet_calls: int = 0
+    unet_rows: int = 0
+    padded_rows: int = 0
+    images: int = 0
+    requests: int = 0
+    failures: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    denoise_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Running:
+    """Rows in the tray, by bucket."""
+
+    rows: dict[Bucket, list[Row]] = field(default_factory=dict)
+
+    def unet_rows(self, bucket: Bucket) -> int:
+        return sum(row.width for row in self.rows.get(bucket, ()))
+
+    def add(self, row: Row) -> None:
+        self.rows.setdefault(row.request.bucket, []).append(row)
+
+    def drop(self, leaves: Callable[[Row], bool]) -> list[Row]:
+        """Takes out the rows that `leaves` says, and returns them."""
+        gone = [row for row in self if leaves(row)]
+        kept = {bucket: [row for row in rows if not leaves(row)] for bucket, rows in self.rows.items()}
+        self.rows = {bucket: rows for bucket, rows in kept.items() if rows}
+        return gone
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for rows in self.rows.values() for row in rows)
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.rows.values())
+
+
+class Engine:
+    """Makes images for many requests at once, one UNet call at a time.
+
+    `emit` receives every event, on the engine's thread. `wake` is set when a picture has been decoded, so that an idle
+    driver knows when to call `step` again. `max_rows` bounds the UNet rows of one call (a power of two is well used);
+    `padded_sizes` are the batch sizes that calls are padded to, by default the powers of two up to `max_rows`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        emit: Callable[[Event], None],
+        *,
+        max_rows: int = 16,
+        padded_sizes: tuple[int, ...] | None = None,
+        queue_limit: int = 256,
+        decode_batch: int = 1,
+    ) -> None:
+        if max_rows < 2:
+            raise ValueError("max_rows must be at least 2: a guided image takes two rows of a UNet call")
+        self.models = {model.spec.name: model for model in models}
+        self.counters = Counters()
+        self.queue = Queue(queue_limit)
+        self.running = Running()
+        self.wake = threading.Event()
+        self.max_rows = max_rows
+        self._sizes = padded_sizes or _powers_of_two(max_rows)
+        self.emit = emit
+        self._ongoing: dict[str, Ongoing] = {}
+        self._share = DeviceShare()
+        self._decoded: queue.SimpleQueue[Decoded] = queue.SimpleQueue()
+        self._decoder = Decoder(self._take_decoded, decode_batch)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._ongoing)
+
+    def submit(self, request: Request) -> None:
+        """Takes a request in, or refuses it with a `Refused` event; nothing is denoised yet."""
+        try:
+            position = self._accept(request)
+        except EngineError as error:
+            self.counters.refused += 1
+            self.emit(Refused(request.id, error))
+            return
+        self.counters.requests += 1
+        self.emit(Accepted(request.id, position))
+
+    def cancel(self, request_id: str) -> bool:
+        """Forgets a request: its rows are gone before the next step. False if it is not here (any more)."""
+        if self._ongoing.pop(request_id, None) is None:
+            return False
+        self.queue.remove(request_id)
+        self.running.drop(lambda row: row.request.id == request_id)
+        self.counters.cancelled += 1
+        return True
+
+    def step(self) -> bool:
+        """Admits what fits, denoises one bucket by one step, retires what is done. False when nothing was running."""
+        self._collect()
+        self._admit()
+        bucket = self._share.next_of(self.running.rows)
+        if bucket is None:
+            return False
+        self._denoise(bucket, self.running.rows[bucket])
+        self._retire(bucket)
+        return True
+
+    def drain(self) -> None:
+        """Steps until every request is finished. For callers without a thread of their own: warm-up, tests, benches."""
+        while self.busy:
+            self.wake.clear()
+            if not self.step() and self.busy:
+                self.wake.wait(timeout=1.0)
+
+    def close(self) -> None:
+        """Ends the engine's threads. Unfinished requests get no further event."""
+        self._ongoing.clear()
+        self.running.rows.clear()
+        self._decoder.close()
+
+    def _accept(self, request: Request) -> int:
+        model = self.models.get(request.model)
+        if model is None:
+            raise UnknownModel("model_name", "this engine does not serve that model")
+        params = request.params
+        assert params.sampler is not None
+        if params.sampler in model.refused_samplers:
+            raise model.refused_samplers[params.sampler]
+        started = time.perf_counter()
+        schedule = model.samplers.schedule(params.sampler, params.num_inference_steps)
+        prompt = model.prompts.encode(params.prompt, params.clip_skip, "prompt")
+        guided = params.guidance_scale > 1
+        negative = model.prompts.encode(params.negative_prompt, params.clip_skip, "negative_prompt") if guided else None
+        position = self.queue.add(request)
+        self._ongoing[request.id] = Ongoing(request, schedule, prompt, negative, started)
+        return position
+
+    def _admit(self) -> None:
+        for ticket in self.queue.take(lambda bucket: self.max_rows - self.running.unet_rows(bucket)):
+            self.running.add(self._row(ticket))
+        for request_id, position in self.queue.positions():
+            ongoing = self._ongoing[request_id]
+            if ongoing.admitted is None and ongoing.moved_to(position):
+                self.emit(Progress(request_id, 0, len(ongoing.schedule), position + 1))
+
+    def _row(self, ticket: Ticket) -> Row:
+        request, model = ticket.request, self.models[ticket.request.model]
+        ongoing = self._ongoing[request.id]
+        ongoing.rows_admitted()
+        generator = torch.Generator("cpu").manual_seed(request.seed_of(ticket.index))
+        bucket = request.bucket
+        noise = draw_noise(generator, model.channels, bucket.height // model.factor, bucket.width // model.factor)
+        state = initial_state(noise * ongoing.schedule.init_noise_sigma).to(model.device)
+        return Row(request, ticket.index, ongoing.schedule, generator, state, ongoing.prompt, ongoing.negative)
+
+    def _denoise(self, bucket: Bucket, rows: list[Row]) -> None:
+        """One step of `rows`. When it raises, the halves are tried, so that only a row that fails alone fails."""
+        started = time.perf_counter()
+        try:
+            result = denoise_step(self.models[bucket.model].unet, rows, self._sizes)
+        except Exception:
+            log.exception("a step of %d row(s) failed", len(rows))
+            self._denoise_halves(bucket, rows)
+            return
+        self._account(bucket, len(rows), result, time.perf_counter() - started)
+        self._preview(rows, result)
+
+    def _denoise_halves(self, bucket: Bucket, rows: list[Row]) -> None:
+        if len(rows) == 1:
+            self.running.drop(lambda row: row is rows[0])
+            self._settle(rows[0], GenerationFailed("the image could not be made"), 0.0)
+            return
+        middle = len(rows) // 2
+        self._denoise(bucket, rows[:middle])
+        self._denoise(bucket, rows[middle:])
+
+    def _account(self, bucket: Bucket, rows: int, result: StepResult, seconds: float) -> None:
+        self._share.charge(bucket, seconds, rows)
+        self.counters.unet_calls += 1
+        self.counters.unet_rows += result.unet_rows
+        self.counters.padded_rows += result.padded_rows
+        self.counters.denoise_seconds += seconds
+
+    def _preview(self, rows: list[Row], result: StepResult) -> None:
+        for row, scaled, out in zip(rows, result.scaled, result.out, strict=True):
+            if row.previews_now():
+                model = self.models[row.request.model]
+                timestep = float(row.schedule.timesteps[row.step - 1])
+                clean = predicted_original(scaled, out, timestep, model.alphas_cumprod, model.prediction_type)
+                self._decoder.preview(row, model, clean)
+
+    def _retire(self, bucket: Bucket) -> None:
+        """Reports progress, hands finished rows to the decoder and makes room for the next ones."""
+        rows = self.running.rows.get(bucket, [])
+        slowest: dict[str, Row] = {}
+        for row in rows:
+            slowest[row.request.id] = min(slowest.get(row.request.id, row), row, key=lambda r: r.step)
+        for request_id, row in slowest.items():
+            self.emit(Progress(request_id, row.step, len(row.schedule)))
+        for row in self.running.drop(lambda row: row.done):
+            self._ongoing[row.request.id].denoised()
+            if bool(torch.isfinite(row.state[0]).all()):
+                self._decoder.finish(row, self.models[bucket.model])
+            else:
+                self._settle(row, NumericalFailure("the network's output for this image was not finite"), 0.0)
+
+    def _take_decoded(self, decoded: Decoded) -> None:
+        """Called on the decoder's threads."""
+        self._decoded.put(decoded)
+        self.wake.set()
+
+    def _collect(self) -> None:
+        """Passes on what the decoder has ready; pictures of requests that have left are dropped."""
+        while not self._decoded.empty():
+            decoded = self._decoded.get()
+            if decoded.row.request.id not in self._ongoing:
+                continue
+            if decoded.preview_step is None:
+                self._settle(decoded.row, decoded.result, decoded.milliseconds)
+            elif isinstance(decoded.result, bytes):
+                row = decoded.row
+                self.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))
+
+    def _settle(self, row: Row, result: bytes | EngineError, decode_ms: float) -> None:
+        """One image is done or failed; with the last one the request is finished."""
+        request, ongoing = row.request, self._ongoing[row.request.id]
+        if isinstance(result, EngineError):
+            self.counters.failures += 1
+            self.emit(ImageFailed(request.id, row.index, result))
+        else:
+            self.counters.images += 1
+            self.emit(_image_done(row, result))
+        if ongoing.settled(decode_ms):
+            del self._ongoing[request.id]
+            self.emit(Finished(request.id, ongoing.timings()))
+
+
+def _image_done(row: Row, data: bytes) -> ImageDone:
+    request, bucket = row.request, row.request.bucket
+    return ImageDone(
+        request.id,
+        row.index,
+        request.seed_of(row.index),
+        request.params.output_format,
+        bucket.width,
+        bucket.height,
+        data,
+    )
+
+
+def _powers_of_two(limit: int) -> tuple[int, ...]:
+    sizes = [1]
+    while sizes[-1] < limit:
+        sizes.append(min(sizes[-1] * 2, limit))
+    return tuple(sizes)

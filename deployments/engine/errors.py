@@ -1,0 +1,77 @@
+"""What can go wrong with a request, as one tree.
+
+    EngineError
+    ├── InvalidParameter     the caller's fault: names the field and the rule
+    │   └── UnknownModel     no such model is configured
+    ├── Overloaded           the queue is full; come back later
+    ├── EngineStopped        the engine ended before the request did; safe to repeat elsewhere
+    ├── ModelLoadError       files missing, broken or out of reach; said at start-up
+    └── GenerationFailed     the caller did nothing wrong and repeating will not help
+        └── NumericalFailure the network answered NaN or infinity
+
+Every class has a stable `code` for machines and says whether the same request may be `retryable`.
+Messages are written for callers: they never hold a prompt, a path or another library's text.
+All of them survive pickling, because a replica's answers cross a process boundary.
+"""
+
+
+class EngineError(Exception):
+    """The root of the tree. `message` is safe to show to the caller."""
+
+    code = "internal_error"
+    retryable = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidParameter(EngineError):
+    """A parameter breaks a rule. `field` is the parameter's public name, for example `width`."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+    def __reduce__(self) -> tuple[type["InvalidParameter"], tuple[str, str]]:
+        return type(self), (self.field, self.message)
+
+
+class UnknownModel(InvalidParameter):
+    """The named model is not configured here."""
+
+    code = "model_not_found"
+
+
+class Overloaded(EngineError):
+    """The queue is full."""
+
+    code = "overloaded"
+    retryable = True
+
+
+class EngineStopped(EngineError):
+    """The engine stopped before it finished the request."""
+
+    code = "engine_stopped"
+    retryable = True
+
+
+class GenerationFailed(EngineError):
+    """An image could not be made, though its request was valid."""
+
+    code = "generation_failed"
+
+
+class NumericalFailure(GenerationFailed):
+    """The network's output for this row was not finite."""
+
+    code = "numerical_failure"
+
+
+class ModelLoadError(EngineError):
+    """A model's files are missing, broken, or out of reach. The message says what to do about it."""
+
+    code = "model_load_failed"

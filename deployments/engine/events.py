@@ -1,0 +1,89 @@
+"""What an engine says while it works on a request. Plain data without torch: events cross process boundaries.
+
+A request's stream is: one `Accepted` or `Refused`; any number of `Progress` and `Preview`; per image one `ImageDone` or
+`ImageFailed`; and one `Finished`. Where the engine itself stops first, a late `Refused` ends the stream instead.
+"""
+
+from dataclasses import dataclass, field
+
+from deployments.engine.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds a request spent in each phase; `denoise_ms` is wall time, shared with the rows beside it."""
+
+    queued_ms: float = 0.0
+    encode_ms: float = 0.0
+    denoise_ms: float = 0.0
+    decode_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The request is in the queue with `position` requests before it."""
+
+    request_id: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request was not taken, and nothing was done for it."""
+
+    request_id: str
+    error: EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`step` of `steps` UNet evaluations done by the slowest image; `position` in the queue, 0 once it runs."""
+
+    request_id: str
+    step: int
+    steps: int
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A cheap look at image `index` in the making: a small JPEG."""
+
+    request_id: str
+    index: int
+    step: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDone:
+    """Image `index`, encoded as `format` (png, webp, jpeg)."""
+
+    request_id: str
+    index: int
+    seed: int
+    format: str
+    width: int
+    height: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFailed:
+    """Image `index` could not be made; its neighbours are not affected."""
+
+    request_id: str
+    index: int
+    error: EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Every image of the request is done or failed."""
+
+    request_id: str
+    timings: Timings
+
+
+Event = Accepted | Refused | Progress | Preview | ImageDone | ImageFailed | Finished

@@ -1,0 +1,77 @@
+"""Latents and what their sampler remembers of them, as one fp32 tensor per row.
+
+Layout of `Row.state`, [STATE_SLOTS, C, h, w]:
+
+    0..2   x[i], x[i-1], x[i-2]        what the last steps were given
+    3..5   out[i-1], out[i-2], out[i-3]   what the model answered
+    6      y[i]                        what the sampler answered last; differs from x[i] only where latents were blended
+
+The columns of a `Schedule`'s coefficients are x[i], x[i-1], x[i-2], out[i] ... out[i-3], y[i], noise, in this order.
+"""
+
+import torch
+from torch import Tensor
+
+from deployments.engine.samplers import Schedule
+
+X_SLOTS = 3
+OUT_SLOTS = 3
+STATE_SLOTS = X_SLOTS + OUT_SLOTS + 1
+
+
+def draw_noise(generator: torch.Generator, channels: int, height: int, width: int) -> Tensor:
+    """One standard normal draw, [C, h, w], on the CPU, so that a seed means the same picture on every device.
+
+    diffusers draws [1, C, h, w]; the values are the same.
+    """
+    return torch.randn((1, channels, height, width), generator=generator)[0]
+
+
+def initial_state(latents: Tensor) -> Tensor:
+    """The state of a row whose first step is given `latents` [C, h, w]: [STATE_SLOTS, C, h, w] fp32."""
+    state = latents.new_zeros((STATE_SLOTS, *latents.shape), dtype=torch.float32)
+    state[0] = latents
+    state[-1] = latents
+    return state
+
+
+def model_input(states: Tensor, schedules: list[Schedule], steps: list[int]) -> Tensor:
+    """What the UNet sees, [B, C, h, w]: each row's newest latents times its sampler's input scale."""
+    scale = torch.stack([schedule.input_scale[i] for schedule, i in zip(schedules, steps, strict=True)])
+    return states[:, 0] * scale.to(states).view(-1, 1, 1, 1)
+
+
+def advance(states: Tensor, out: Tensor, noise: Tensor, coefficients: Tensor) -> Tensor:
+    """One sampler update of B rows at once, whatever their samplers.
+
+    `states` [B, STATE_SLOTS, C, h, w], `out` and `noise` [B, C, h, w], `coefficients` [B, 9]. Returns the next states.
+    A fixed order of additions, instead of a matrix product, keeps a row's bits independent of how many rows there are.
+    """
+    terms = (
+        *states[:, :X_SLOTS].unbind(1),
+        out,
+        *states[:, X_SLOTS:-1].unbind(1),
+        states[:, -1],
+        noise,
+    )
+    weights = coefficients.view(*coefficients.shape, 1, 1, 1).unbind(1)
+    answer = torch.zeros_like(out)
+    for weight, term in zip(weights, terms, strict=True):
+        answer = torch.addcmul(answer, weight, term)
+    past = (states[:, 0], states[:, 1], out, states[:, X_SLOTS], states[:, X_SLOTS + 1])
+    return torch.stack((answer, *past, answer), dim=1)
+
+
+def predicted_original(
+    scaled: Tensor, out: Tensor, timestep: float, alphas_cumprod: Tensor, prediction_type: str
+) -> Tensor:
+    """The clean latents that the model expects behind a step, for previews (Ho et al., 2020, equation 15).
+
+    `scaled` is the model's input and `out` its answer, both [C, h, w]. Prediction types: epsilon, v_prediction
+    (Salimans and Ho, 2022).
+    """
+    alpha = alphas_cumprod[round(min(max(timestep, 0.0), len(alphas_cumprod) - 1))].to(scaled)
+    signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
+    if prediction_type == "v_prediction":
+        return signal * scaled - noise * out
+    return (scaled - noise * out) / signal

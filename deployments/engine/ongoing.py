@@ -1,0 +1,63 @@
+"""A request that the engine has accepted and not finished: what its rows share, and its clock."""
+
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from deployments.engine.events import Timings
+from deployments.engine.row import Request
+from deployments.engine.samplers import Schedule
+
+
+@dataclass(slots=True, eq=False)
+class Ongoing:
+    """`prompt` and `negative` are [tokens, dim]; times are `time.perf_counter` seconds."""
+
+    request: Request
+    schedule: Schedule
+    prompt: Tensor = field(repr=False)
+    negative: Tensor | None = field(repr=False)
+    submitted: float
+    encoded: float = field(default_factory=time.perf_counter)
+    admitted: float | None = None
+    last_denoised: float | None = None
+    position: int = -1
+    images_settled: int = 0
+    decode_ms: float = 0.0
+
+    def rows_admitted(self) -> None:
+        """A row of the request got its place; the first one ends the wait."""
+        if self.admitted is None:
+            self.admitted = time.perf_counter()
+
+    def moved_to(self, position: int) -> bool:
+        """The request's place in the queue is `position`. True if that is news."""
+        moved, self.position = position != self.position, position
+        return moved
+
+    def denoised(self) -> None:
+        """A row of the request had its last step."""
+        self.last_denoised = time.perf_counter()
+
+    def settled(self, decode_ms: float) -> bool:
+        """One image is done or failed. True if it was the last."""
+        self.images_settled += 1
+        self.decode_ms += decode_ms
+        return self.images_settled == self.request.params.num_images
+
+    def timings(self) -> Timings:
+        now = time.perf_counter()
+        admitted = self.admitted or now
+        denoised = self.last_denoised or now
+        return Timings(
+            queued_ms=_ms(admitted - self.encoded),
+            encode_ms=_ms(self.encoded - self.submitted),
+            denoise_ms=_ms(denoised - admitted),
+            decode_ms=round(self.decode_ms, 2),
+            total_ms=_ms(now - self.submitted),
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

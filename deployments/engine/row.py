@@ -1,0 +1,87 @@
+"""A request, and the rows that it becomes. All state of an image in the making lives on its `Row`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from deployments.engine.params import GenerationParams
+
+if TYPE_CHECKING:
+    import torch
+
+    from deployments.engine.samplers import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller asked for, complete: `params` are effective ones and have a seed.
+
+    `previews` is the number of cheap looks at each image that the caller wants on the way.
+    """
+
+    id: str
+    params: GenerationParams
+    previews: int = 0
+
+    @property
+    def model(self) -> str:
+        assert self.params.model_name is not None
+        return self.params.model_name
+
+    @property
+    def bucket(self) -> Bucket:
+        assert self.params.width is not None
+        assert self.params.height is not None
+        return Bucket(self.model, self.params.height, self.params.width)
+
+    def seed_of(self, index: int) -> int:
+        """The seed of image `index`."""
+        assert self.params.seed is not None
+        return self.params.seed + index
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Rows that can share a UNet call: one model, one size (pixels)."""
+
+    model: str
+    height: int
+    width: int
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One image being made.
+
+    `state` is [STATE_SLOTS, C, h, w] in fp32: the newest input and its two predecessors, the three newest outputs, and
+    the newest answer of the sampler; its meaning is `latents.py`'s. `prompt` and `negative` are [tokens, dim];
+    `negative` is None for a row without classifier-free guidance. `step` counts finished evaluations. `noise` is
+    what the step in progress drew, kept so that a step which is tried again does not draw twice.
+    """
+
+    request: Request
+    index: int
+    schedule: Schedule
+    generator: torch.Generator
+    state: torch.Tensor = field(repr=False)
+    prompt: torch.Tensor = field(repr=False)
+    negative: torch.Tensor | None = field(repr=False)
+    step: int = 0
+    noise: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= len(self.schedule)
+
+    @property
+    def width(self) -> int:
+        """How many rows of the UNet call this row takes."""
+        return 1 if self.negative is None else 2
+
+    def previews_now(self) -> bool:
+        """Whether a preview is due after the step just finished: the request's number of them, evenly spread."""
+        wanted, steps = self.request.previews, len(self.schedule)
+        if not wanted or self.done:
+            return False
+        return self.step * (wanted + 1) // steps > (self.step - 1) * (wanted + 1) // steps

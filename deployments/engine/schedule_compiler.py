@@ -1,0 +1,220 @@
+"""Compiles one run of a diffusers scheduler into a table, by running it on inputs that show every coefficient.
+
+The usual samplers are linear in the latents they are given, the model's outputs and the noise:
+
+    y[i+1] = sum_k A[i,k] x[i-k] + sum_k B[i,k] out[i-k] + Y[i] y[i] + C[i] noise
+
+x[i] is the unscaled latents that step i is given, out[i] the model's output for input_scale[i] * x[i], y[i] what the step
+before answered. So the scheduler is probed with latents of many pixels. Every x[i] and out[i] has a pixel of its own in
+which it is 1 and all others 0: what the scheduler answers there is the coefficient. Feeding fresh x[i], instead of the
+answers, is what tells x[i] from y[i], which a trajectory alone does not. Further pixels hold random numbers;
+the finished table must reproduce them, which fails for any scheduler that is not linear.
+"""
+
+import inspect
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deployments.engine.sampler_names import SamplerNotLinear
+
+X_TERMS, OUT_TERMS = 3, 4
+
+# Coefficients are of the order of 1 to 100 and probing is done in float64, so what is real stands far above this.
+RESIDUAL = 1e-9
+# Some schedulers cast latents or noise to float32 on the way: random numbers come back with its precision.
+WITNESS_ERROR = 1e-5
+
+_WITNESSES = 32
+_SEED = 0
+
+# A diffusers scheduler; the library publishes no types for them.
+Scheduler = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The table of one sampler at one step count: everything that moving a row forward needs, n evaluations long.
+
+    `sampler` is the canonical name and `num_inference_steps` the count as asked for. `start` is the index of the first
+    evaluation within diffusers' own list: 0 for text-to-image, more where image-to-image skips some.
+    `timesteps` [n] fp32 are the model's, fractional for some samplers. The model is given `input_scale[i]` [n] fp32 times
+    the latents. `coefficients` [n, 9] fp32 are those of x[i], x[i-1], x[i-2], out[i] ... out[i-3], y[i], noise.
+    Where `draws[i]`, step i takes one latent-shaped normal draw from the row's generator, even if its coefficient is 0.
+    A text-to-image row starts from `init_noise_sigma` times a draw; an image-to-image row from
+    `noise_signal` * latents + `noise_scale` * a draw.
+    """
+
+    sampler: str
+    num_inference_steps: int
+    start: int
+    timesteps: Tensor
+    input_scale: Tensor
+    coefficients: Tensor
+    draws: tuple[bool, ...]
+    init_noise_sigma: float
+    noise_signal: float
+    noise_scale: float
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def compile_schedule(sampler: str, scheduler: Scheduler, num_inference_steps: int, start: int = 0) -> Schedule:
+    """The table of a fresh `scheduler` that has `num_inference_steps` set, from evaluation `start` on.
+
+    The scheduler is left as it was. Raises SamplerNotLinear when no table of this form reproduces it.
+    """
+    timesteps = scheduler.timesteps[start:]
+    signal, scale = _initial_noise(scheduler, start)
+    inputs, outputs = _probes(len(timesteps))
+    trace = _run(scheduler, start, inputs, outputs)
+    silence = _run(scheduler, start, 0 * inputs, 0 * outputs) if any(trace.draws) else None
+    table = _fit(trace.answers - silence.answers if silence else trace.answers)
+    if silence:
+        table[:, -1] = _noise_coefficients(silence, table[:, -2:-1])
+    _verify(sampler, table, inputs, outputs, trace)
+    return Schedule(
+        sampler=sampler,
+        num_inference_steps=num_inference_steps,
+        start=start,
+        timesteps=timesteps.to(torch.float32),
+        input_scale=trace.input_scale.to(torch.float32),
+        coefficients=table.to(torch.float32),
+        draws=trace.draws,
+        init_noise_sigma=float(scheduler.init_noise_sigma),
+        noise_signal=signal,
+        noise_scale=scale,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trace:
+    """What a scheduler did: its `answers` [n, pixels], the `noise` [n, pixels] it drew, 0 where it drew none."""
+
+    answers: Tensor
+    noise: Tensor
+    draws: tuple[bool, ...]
+    input_scale: Tensor
+
+
+def _probes(n: int) -> tuple[Tensor, Tensor]:
+    """Inputs and outputs for n steps, each [n, 2n + _WITNESSES]."""
+    one, none = torch.eye(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
+    # Drawn as float32: then schedulers that cast to it lose nothing of them.
+    random = torch.randn((2, n, _WITNESSES), generator=torch.Generator().manual_seed(_SEED)).double()
+    return torch.cat((one, none, random[0]), 1), torch.cat((none, one, random[1]), 1)
+
+
+def begin(scheduler: Scheduler, start: int) -> None:
+    """Tells the scheduler where its run begins, as diffusers' image-to-image pipelines do."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+
+
+def step_arguments(scheduler: Scheduler, generator: torch.Generator) -> dict[str, torch.Generator]:
+    """The extra arguments that diffusers' pipelines give to `scheduler.step`."""
+    takes = inspect.signature(scheduler.step).parameters
+    return {"generator": generator} if "generator" in takes else {}
+
+
+def _initial_noise(scheduler: Scheduler, start: int) -> tuple[float, float]:
+    """How much of the latents and of the noise is in an image-to-image row's start."""
+    scheduler = deepcopy(scheduler)
+    begin(scheduler, start)
+    latents, noise = torch.eye(2, dtype=torch.float64).view(2, 1, 1, 1, 2)
+    mixed = scheduler.add_noise(latents, noise, scheduler.timesteps[start : start + 1])
+    signal, scale = mixed.flatten().tolist()
+    return signal, scale
+
+
+def _run(scheduler: Scheduler, start: int, inputs: Tensor, outputs: Tensor) -> _Trace:
+    """Runs a copy of `scheduler` from evaluation `start` on, with these inputs and outputs instead of a model's."""
+    scheduler = deepcopy(scheduler)
+    begin(scheduler, start)
+    generator = torch.Generator().manual_seed(_SEED)
+    arguments = step_arguments(scheduler, generator)
+    one = torch.ones((1, 1, 1, 1), dtype=torch.float64)
+    answers, noise, scales = torch.zeros_like(inputs), torch.zeros_like(inputs), torch.zeros(len(inputs))
+    draws = []
+    for i, t in enumerate(scheduler.timesteps[start:]):
+        before = generator.get_state()
+        scales[i] = scheduler.scale_model_input(one, t).item()
+        x, out = inputs[i].view(1, 1, 1, -1), outputs[i].view(1, 1, 1, -1)
+        answers[i] = scheduler.step(out, t, x, **arguments, return_dict=False)[0].flatten()
+        draws.append(not torch.equal(before, generator.get_state()))
+        if draws[-1]:
+            noise[i] = _draw_between(before, generator.get_state(), x.shape).flatten()
+    return _Trace(answers, noise, tuple(draws), scales)
+
+
+def _draw_between(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
+    """The one normal draw that took a generator from state `before` to `after`."""
+    for dtype in (torch.float64, torch.float32):
+        twin = torch.Generator()
+        twin.set_state(before)
+        draw = torch.randn(shape, generator=twin, dtype=dtype)
+        if torch.equal(twin.get_state(), after):
+            return draw.double()
+    raise SamplerNotLinear("sampler", "this sampler does not draw its noise once a step")
+
+
+def _fit(answers: Tensor) -> Tensor:
+    """The table [n, 9], its noise column 0, that explains noiseless `answers` to the probes."""
+    n = len(answers)
+    basis = answers[:, : 2 * n]
+    previous = _before(basis, 1)
+    age = torch.arange(n)[:, None] - torch.arange(n)
+    inside = torch.cat(((age >= 0) & (age < X_TERMS), (age >= 0) & (age < OUT_TERMS)), 1)
+    y = _answer_coefficients(basis * ~inside, previous * ~inside)
+    basis = basis - y * previous
+    residual = (basis * ~inside).abs().max()
+    if not residual <= RESIDUAL:
+        raise SamplerNotLinear("sampler", f"this sampler remembers more than its table can hold ({residual:.1e})")
+    x = [_past_diagonal(basis[:, :n], k) for k in range(X_TERMS)]
+    out = [_past_diagonal(basis[:, n:], k) for k in range(OUT_TERMS)]
+    return torch.cat((torch.stack([*x, *out], 1), y, torch.zeros_like(y)), 1)
+
+
+def _answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
+    """The coefficients [n, 1] of y[i], from the terms that are too old to be seen directly: only y[i] can bring those.
+
+    0 where there are none: y[i] is then either absent, or made of terms that the table has anyway.
+    """
+    needed = unexplained.abs().amax(1, keepdim=True) > RESIDUAL
+    projection = (unexplained * previous).sum(1, keepdim=True) / (previous * previous).sum(1, keepdim=True)
+    return torch.where(needed, projection, 0.0)
+
+
+def _noise_coefficients(silence: _Trace, y: Tensor) -> Tensor:
+    """The coefficients [n] of noise, from a run in which everything else was zero. `y` [n, 1] is that of y[i]."""
+    answers = silence.answers - y * _before(silence.answers, 1)
+    energy = (silence.noise * silence.noise).sum(1)
+    return torch.where(energy > 0, (answers * silence.noise).sum(1) / energy, 0.0)
+
+
+def _verify(sampler: str, table: Tensor, inputs: Tensor, outputs: Tensor, trace: _Trace) -> None:
+    """Raises SamplerNotLinear unless the table gives what the scheduler gave, in every pixel of every step."""
+    terms = [_before(inputs, k) for k in range(X_TERMS)] + [_before(outputs, k) for k in range(OUT_TERMS)]
+    terms += [_before(trace.answers, 1), trace.noise]
+    explained = (table[:, :, None] * torch.stack(terms, 1)).sum(1)
+    error = (explained - trace.answers).abs().max() / trace.answers.abs().max()
+    if not error <= WITNESS_ERROR:
+        raise SamplerNotLinear(
+            "sampler", f"{sampler} is not linear with this model's scheduler config, so it is refused ({error:.1e})"
+        )
+
+
+def _before(rows: Tensor, k: int) -> Tensor:
+    """Row i - k of `rows` at row i; zeros where there is none."""
+    k = min(k, len(rows))
+    return torch.cat((torch.zeros_like(rows[:k]), rows[: len(rows) - k]))
+
+
+def _past_diagonal(square: Tensor, k: int) -> Tensor:
+    """square[i, i - k] for every i, [n]; zeros where there is none."""
+    missing = min(k, len(square))
+    return torch.cat((square.new_zeros(missing), square.diagonal(-missing)))

@@ -1,0 +1,236 @@
+"""The engine's thread and its door for asyncio: requests go in through an inbox, events come out of a mailbox."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from deployments.engine.engine import Counters, Engine
+from deployments.engine.errors import EngineStopped, InvalidParameter, ModelLoadError
+from deployments.engine.events import Event, Finished, ImageFailed, Progress, Refused
+from deployments.engine.models import load_model
+from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+STALL_SECONDS = 120.0
+
+
+class Mailbox:
+    """Events of one request on their way from the engine's thread to one asyncio reader.
+
+    A `Progress` that has not been read is replaced by the next one, so a slow reader costs no memory.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: deque[Event] = deque()
+        self._lock = threading.Lock()
+        self._ready = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Called on any thread; never blocks for long. Silent once the reader's loop is gone."""
+        with self._lock:
+            unread = self._events[-1] if self._events else None
+            if isinstance(event, Progress) and isinstance(unread, Progress):
+                self._events[-1] = event
+                return
+            self._events.append(event)
+        try:
+            self._loop.call_soon_threadsafe(self._ready.set)
+        except RuntimeError:
+            log.debug("an event came after its reader's loop had closed")
+
+    async def get(self) -> Event:
+        """The oldest unread event."""
+        while True:
+            with self._lock:
+                if self._events:
+                    return self._events.popleft()
+                self._ready.clear()
+            await self._ready.wait()
+
+
+class EngineWorker:
+    """Runs an engine on a thread of its own. All methods may be called from any thread or loop."""
+
+    def __init__(self, build: Callable[[Callable[[Event], None]], Engine], *, threads: int | None = None) -> None:
+        """`build` makes the engine from the function that takes its events. It runs on the engine's thread, so that
+        device contexts and torch's thread count (`threads`) belong to the thread that uses them. Blocks until the
+        engine is warm; raises what `build` or the warm-up raised.
+        """
+        self._build = build
+        self._threads = threads
+        self._inbox: queue.SimpleQueue[Callable[[Engine], object]] = queue.SimpleQueue()
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._engine: Engine | None = None
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._beat = time.monotonic()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @classmethod
+    def load(
+        cls,
+        specs: Sequence[ModelSpec],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_rows: int = 16,
+        threads: int | None = None,
+    ) -> "EngineWorker":
+        """Loads `specs` onto `device` (auto, cpu, cuda, cuda:0, ...) in `dtype` (auto, float32, float16, bfloat16)."""
+        where = torch.device(_device(device))
+        precision = _dtype(dtype, where)
+
+        def build(emit: Callable[[Event], None]) -> Engine:
+            models = [load_model(spec, where, precision) for spec in specs]
+            return Engine(models, emit, max_rows=max_rows, decode_batch=4 if where.type == "cuda" else 1)
+
+        return cls(build, threads=threads)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's loop makes progress: its thread runs and finished a turn in the last two minutes."""
+        return self._thread.is_alive() and not self._stopping and time.monotonic() - self._beat < STALL_SECONDS
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events until it is finished. Closing the generator frees its rows before the next step."""
+        if not self.alive:
+            yield Refused(request.id, EngineStopped("the engine has stopped"))
+            return
+        if request.id in self._mailboxes:
+            yield Refused(request.id, InvalidParameter("id", "a request with this id is running already"))
+            return
+        mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop())
+        self._tell(lambda engine: engine.submit(request))
+        ended = False
+        try:
+            while not ended:
+                event = await mailbox.get()
+                ended = isinstance(event, Finished | Refused)
+                yield event
+        finally:
+            self._mailboxes.pop(request.id, None)
+            if not ended:
+                self.abort(request.id)
+
+    def abort(self, request_id: str) -> None:
+        """Cancels a request; its rows are gone before the next step. Unknown ids are no error."""
+        self._tell(lambda engine: engine.cancel(request_id))
+
+    def report(self) -> dict[str, Any]:
+        """`ready`, `device`, `loaded_models` and `counters` (see `Counters`; also waiting, running, capacity)."""
+        engine = self._engine
+        if engine is None:
+            return {"ready": False, "device": "", "loaded_models": [], "counters": {}}
+        counters: dict[str, float] = asdict(engine.counters)
+        counters |= {
+            "waiting": len(engine.queue),
+            "running": len(engine.running),
+            "capacity": engine.max_rows,
+        }
+        device = next((model.device.type for model in engine.models.values()), "")
+        return {"ready": self.alive, "device": device, "loaded_models": list(engine.models), "counters": counters}
+
+    def stop(self) -> None:
+        """Ends the thread; requests that were not finished are told so."""
+        self._stopping = True
+        self._wake()
+        self._thread.join(timeout=30)
+
+    def _tell(self, message: Callable[[Engine], object]) -> None:
+        self._inbox.put(message)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._engine is not None:
+            self._engine.wake.set()
+
+    def _emit(self, event: Event) -> None:
+        mailbox = self._mailboxes.get(event.request_id)
+        if mailbox is not None:
+            mailbox.put(event)
+
+    def _run(self) -> None:
+        try:
+            if self._threads is not None:
+                torch.set_num_threads(self._threads)
+            engine = self._build(self._emit)
+            warm_up(engine)
+            self._engine = engine
+        except BaseException as error:
+            self._failure = error
+            return
+        finally:
+            self._started.set()
+        try:
+            self._loop(engine)
+        except Exception:
+            log.exception("the engine's loop ended")
+        finally:
+            self._stopping = True
+            self._say_goodbye()
+            engine.close()
+
+    def _loop(self, engine: Engine) -> None:
+        while not self._stopping:
+            engine.wake.clear()
+            self._beat = time.monotonic()
+            while not self._inbox.empty():
+                self._inbox.get()(engine)
+            if not engine.step():
+                engine.wake.wait(timeout=1.0)
+
+    def _say_goodbye(self) -> None:
+        for request_id in list(self._mailboxes):
+            self._emit(Refused(request_id, EngineStopped("the engine stopped before the request was finished")))
+
+
+def warm_up(engine: Engine) -> None:
+    """Makes a picture per model, alone and as a pair, and forgets that it did. Raises ModelLoadError if one fails."""
+    failed: list[str] = []
+    emit, engine.emit = engine.emit, lambda event: failed.extend(_failure_of(event))
+    for model in engine.models.values():
+        for images in (1, 2):
+            asked = GenerationParams(prompt="warm-up", num_inference_steps=2, num_images=images, seed=0)
+            engine.submit(Request(f"warm-up-{model.spec.name}-{images}", effective_params(asked, model.spec)))
+            engine.drain()
+    engine.emit = emit
+    engine.counters = Counters()
+    if failed:
+        raise ModelLoadError(f"the warm-up picture could not be made: {failed[0]}")
+
+
+def _failure_of(event: Event) -> list[str]:
+    return [event.error.message] if isinstance(event, Refused | ImageFailed) else []
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is fp16 on CUDA, where SD1.5 and SD2.1 were published in it, and fp32 elsewhere."""
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in known:
+        raise ValueError(f"dtype must be auto or one of {', '.join(known)}, got {name!r}")
+    return known[name]

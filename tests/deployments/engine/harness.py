@@ -1,0 +1,89 @@
+"""Runs requests through an engine, and through diffusers' own pipeline, for comparison."""
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+from PIL import Image
+
+from deployments.engine.engine import Engine
+from deployments.engine.events import Event, ImageDone
+from deployments.engine.models import LoadedModel
+from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.row import Request
+
+E = TypeVar("E")
+
+Pixels = NDArray[np.int16]
+
+
+@dataclass
+class Tape:
+    """Collects an engine's events by request."""
+
+    events: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
+
+    def __call__(self, event: Event) -> None:
+        self.events[event.request_id].append(event)
+
+    def images(self, request_id: str) -> list[Pixels]:
+        done = [event for event in self.events[request_id] if isinstance(event, ImageDone)]
+        return [pixels_of(event.data) for event in sorted(done, key=lambda event: event.index)]
+
+    def of(self, request_id: str, kind: type[E]) -> list[E]:
+        return [event for event in self.events[request_id] if isinstance(event, kind)]
+
+
+def pixels_of(data: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.int16)
+
+
+def request_for(model: LoadedModel, name: str, **asked: Any) -> Request:
+    previews = asked.pop("previews", 0)
+    asked = {"prompt": f"a picture of {name}", "num_inference_steps": 8, "seed": 1} | asked
+    return Request(name, effective_params(GenerationParams(**asked), model.spec), previews)
+
+
+def run(model: LoadedModel, requests: Sequence[Request], **engine_options: Any) -> tuple[Tape, Engine]:
+    """All `requests` submitted together to a fresh engine, run to the end."""
+    tape = Tape()
+    engine = Engine([model], tape, **engine_options)
+    try:
+        for request in requests:
+            engine.submit(request)
+        engine.drain()
+    finally:
+        engine.close()
+    return tape, engine
+
+
+def reference_image(folder: Path, model: LoadedModel, request: Request, index: int = 0) -> Pixels:
+    """What a diffusers user gets for image `index` of `request`: the same sampler, a CPU generator with its seed."""
+    params = request.params
+    assert params.sampler is not None
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+    pipeline.scheduler = model.samplers.scheduler(params.sampler)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        params.prompt,
+        negative_prompt=params.negative_prompt,
+        width=params.width,
+        height=params.height,
+        guidance_scale=params.guidance_scale,
+        num_inference_steps=params.num_inference_steps,
+        clip_skip=params.clip_skip or None,
+        generator=torch.Generator("cpu").manual_seed(request.seed_of(index)),
+    ).images
+    return np.asarray(images[0]).astype(np.int16)
+
+
+def difference(one: Pixels, other: Pixels) -> int:
+    """The largest difference of any colour value, in steps of 1/255."""
+    return int(np.abs(one - other).max())

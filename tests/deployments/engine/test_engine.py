@@ -1,0 +1,309 @@
+"""The engine's laws, on tiny real networks."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.engine.engine import Engine
+from deployments.engine.errors import GenerationFailed, InvalidParameter, NumericalFailure, Overloaded, UnknownModel
+from deployments.engine.events import (
+    Accepted,
+    Event,
+    Finished,
+    ImageDone,
+    ImageFailed,
+    Preview,
+    Progress,
+    Refused,
+)
+from deployments.engine.models import LoadedModel
+from deployments.engine.sampler_names import SAMPLERS
+from tests.deployments.engine.harness import Tape, difference, pixels_of, reference_image, request_for, run
+
+CROWD: tuple[dict[str, Any], ...] = (
+    {"sampler": "ddim", "num_inference_steps": 10, "guidance_scale": 7.5, "seed": 11},
+    {"sampler": "pndm", "num_inference_steps": 15, "guidance_scale": 1.0, "seed": 12},
+    {"sampler": "euler", "num_inference_steps": 20, "guidance_scale": 3.0, "seed": 13, "negative_prompt": "dark"},
+    {"sampler": "euler_a", "num_inference_steps": 25, "guidance_scale": 7.5, "seed": 14},
+    {"sampler": "dpmpp_2m", "num_inference_steps": 30, "guidance_scale": 5.0, "seed": 15, "clip_skip": 1},
+    {"sampler": "unipc", "num_inference_steps": 35, "guidance_scale": 0.0, "seed": 16},
+    {"sampler": "dpmpp_2m_sde", "num_inference_steps": 40, "guidance_scale": 7.5, "seed": 17},
+    {"sampler": "lms", "num_inference_steps": 45, "guidance_scale": 9.0, "seed": 18, "prompt": "long " * 90},
+)
+
+
+@pytest.fixture(params=["epsilon", "v_prediction"])
+def either_model(
+    request: pytest.FixtureRequest,
+    tiny_checkpoint: Path,
+    tiny_checkpoint_v: Path,
+    tiny_model: LoadedModel,
+    tiny_model_v: LoadedModel,
+) -> tuple[Path, LoadedModel]:
+    return (tiny_checkpoint, tiny_model) if request.param == "epsilon" else (tiny_checkpoint_v, tiny_model_v)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_engine_gives_the_picture_of_diffusers(either_model: tuple[Path, LoadedModel], sampler: str) -> None:
+    folder, model = either_model
+    request = request_for(model, "alone", sampler=sampler, guidance_scale=4.0, negative_prompt="blurry", seed=5)
+    tape, _ = run(model, [request])
+    assert difference(tape.images("alone")[0], reference_image(folder, model, request)) <= 1
+
+
+@pytest.mark.parametrize("asked", [{"guidance_scale": 1.0}, {"clip_skip": 1}, {"width": 96, "height": 64}])
+def test_parameters_mean_what_they_mean_in_diffusers(
+    tiny_checkpoint: Path, tiny_model: LoadedModel, asked: dict[str, Any]
+) -> None:
+    request = request_for(tiny_model, "alone", **asked)
+    tape, _ = run(tiny_model, [request])
+    assert difference(tape.images("alone")[0], reference_image(tiny_checkpoint, tiny_model, request)) <= 1
+
+
+def test_image_i_is_the_image_of_seed_plus_i(tiny_model: LoadedModel) -> None:
+    together, _ = run(tiny_model, [request_for(tiny_model, "three", num_images=3, seed=40, sampler="euler_a")])
+    alone, _ = run(tiny_model, [request_for(tiny_model, "x", prompt="a picture of three", seed=42, sampler="euler_a")])
+    assert [event.seed for event in sorted(together.of("three", ImageDone), key=lambda e: e.index)] == [40, 41, 42]
+    assert difference(together.images("three")[2], alone.images("x")[0]) <= 1
+
+
+def test_neighbours_do_not_change_a_row(tiny_model: LoadedModel) -> None:
+    requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
+    crowd, _ = run(tiny_model, requests)
+    for request in requests:
+        alone, _ = run(tiny_model, [request])
+        assert difference(crowd.images(request.id)[0], alone.images(request.id)[0]) <= 1
+
+
+def test_neighbours_do_not_change_a_bit_at_a_fixed_padded_size(tiny_model: LoadedModel) -> None:
+    requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD[:7])]
+    states: dict[str, torch.Tensor] = {}
+    crowd, _ = run(tiny_model, requests, padded_sizes=(16,))
+    for request in requests:
+        alone, _ = run(tiny_model, [request], padded_sizes=(16,))
+        assert np.array_equal(crowd.images(request.id)[0], alone.images(request.id)[0])
+    del states
+
+
+def test_eight_requests_cost_no_more_calls_than_the_longest(tiny_model: LoadedModel) -> None:
+    requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
+    longest = max(run(tiny_model, [request])[1].counters.unet_calls for request in requests)
+    _, engine = run(tiny_model, requests)
+    assert engine.counters.unet_calls <= longest + 2
+    assert engine.counters.images == 8
+
+
+def test_a_late_request_starts_at_the_next_step(tiny_model: LoadedModel) -> None:
+    with driven(tiny_model) as (engine, tape):
+        engine.submit(request_for(tiny_model, "early", sampler="ddim", num_inference_steps=20))
+        for _ in range(7):
+            engine.step()
+        engine.submit(request_for(tiny_model, "late", sampler="ddim", num_inference_steps=5))
+        engine.step()
+        assert tape.of("late", Progress)[-1].step == 1
+        assert tape.of("early", Progress)[-1].step == 8
+
+
+def test_a_cancelled_request_has_no_rows_in_the_next_step(tiny_model: LoadedModel) -> None:
+    with driven(tiny_model) as (engine, tape):
+        engine.submit(request_for(tiny_model, "stays", num_inference_steps=20, guidance_scale=1.0))
+        engine.submit(request_for(tiny_model, "leaves", num_inference_steps=20, num_images=4))
+        engine.step()
+        before = engine.counters.unet_rows
+        assert engine.cancel("leaves")
+        engine.step()
+        assert engine.counters.unet_rows - before == 1
+        assert not engine.cancel("leaves")
+        engine.drain()
+        assert not tape.of("leaves", ImageDone)
+        assert tape.of("stays", Finished)
+
+
+def test_a_waiting_request_can_be_cancelled(tiny_model: LoadedModel) -> None:
+    with driven(tiny_model, max_rows=2) as (engine, tape):
+        engine.submit(request_for(tiny_model, "first"))
+        engine.submit(request_for(tiny_model, "second"))
+        engine.step()
+        engine.cancel("second")
+        engine.drain()
+        assert len(engine.queue) == 0
+        assert [type(event) for event in tape.events["second"]] == [Accepted, Progress]
+
+
+def test_rows_beyond_the_capacity_wait_and_still_come(tiny_model: LoadedModel) -> None:
+    tape, engine = run(tiny_model, [request_for(tiny_model, "many", num_images=5)], max_rows=4)
+    assert len(tape.images("many")) == 5
+    assert engine.counters.unet_rows <= 4 * engine.counters.unet_calls
+
+
+def test_a_row_of_nan_fails_alone(tiny_model: LoadedModel) -> None:
+    requests = [request_for(tiny_model, name, prompt="the same") for name in ("sick", "well")]
+    with driven(tiny_model) as (engine, tape):
+        for request in requests:
+            engine.submit(request)
+        engine.step()
+        next(row for row in engine.running if row.request.id == "sick").state[0] = torch.nan
+        engine.drain()
+        (failure,) = tape.of("sick", ImageFailed)
+        assert isinstance(failure.error, NumericalFailure)
+        healthy, _ = run(tiny_model, [requests[1]])
+        assert difference(tape.images("well")[0], healthy.images("well")[0]) <= 1
+
+
+def test_a_row_that_raises_in_a_step_fails_alone(tiny_model: LoadedModel) -> None:
+    with driven(tiny_model) as (engine, tape):
+        for name in ("a", "b", "poison", "c", "d"):
+            engine.submit(request_for(tiny_model, name, sampler="euler_a"))
+        engine.step()
+        poisoned = next(row for row in engine.running if row.request.id == "poison")
+        poisoned.prompt = poisoned.prompt[:, :-1]
+        engine.drain()
+        assert isinstance(tape.of("poison", ImageFailed)[0].error, GenerationFailed)
+        for name in ("a", "b", "c", "d"):
+            alone, _ = run(tiny_model, [request_for(tiny_model, name, sampler="euler_a")])
+            assert difference(tape.images(name)[0], alone.images(name)[0]) <= 1
+
+
+def test_a_row_whose_encoding_raises_fails_alone(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deployments.engine import decode
+
+    encode = decode.encode_image
+
+    def fails_for_webp(pixels: torch.Tensor, output_format: Any) -> bytes:
+        if output_format == "webp":
+            raise OSError("injected")
+        return encode(pixels, output_format)
+
+    monkeypatch.setattr(decode, "encode_image", fails_for_webp)
+    requests = [
+        request_for(tiny_model, "bad", output_format="webp"),
+        request_for(tiny_model, "good", output_format="png"),
+    ]
+    tape, engine = run(tiny_model, requests)
+    assert isinstance(tape.of("bad", ImageFailed)[0].error, GenerationFailed)
+    assert len(tape.images("good")) == 1
+    assert (engine.counters.images, engine.counters.failures) == (1, 1)
+
+
+def test_an_image_that_cannot_be_decoded_fails_alone(tiny_model: LoadedModel) -> None:
+    class FailsInBatches:
+        """A VAE that cannot decode latents whose first value is huge."""
+
+        def __init__(self, vae: Any) -> None:
+            self._vae, self.config = vae, vae.config
+
+        def decode(self, latents: torch.Tensor, **options: Any) -> Any:
+            if bool((latents.abs() > 1e6).any()):
+                raise RuntimeError("injected")
+            return self._vae.decode(latents, **options)
+
+    model = replace(tiny_model, vae=FailsInBatches(tiny_model.vae))
+    with driven(model, decode_batch=4) as (engine, tape):
+        for name in ("a", "bad", "b"):
+            engine.submit(request_for(model, name, sampler="ddim", num_inference_steps=3))
+        engine.step()
+        engine.step()
+        next(row for row in engine.running if row.request.id == "bad").state[0, 0, 0, 0] = 1e9
+        engine.drain()
+        assert tape.of("bad", ImageFailed)
+        assert tape.images("a")
+        assert tape.images("b")
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_every_format_holds_the_same_picture(tiny_model: LoadedModel, output_format: str) -> None:
+    tape, _ = run(
+        tiny_model,
+        [
+            request_for(tiny_model, "x", prompt="same", output_format=output_format),
+            request_for(tiny_model, "reference", prompt="same"),
+        ],
+    )
+    image = tape.of("x", ImageDone)[0]
+    assert image.format == output_format
+    assert np.abs(pixels_of(image.data) - tape.images("reference")[0]).mean() < 16
+
+
+def test_previews_come_on_the_way_and_look_like_the_result(tiny_model: LoadedModel) -> None:
+    tape, _ = run(tiny_model, [request_for(tiny_model, "x", previews=3, sampler="ddim", num_inference_steps=12)])
+    previews = tape.of("x", Preview)
+    assert 1 <= len(previews) <= 3
+    assert all(0 < preview.step < 12 for preview in previews)
+
+
+def test_too_long_a_prompt_is_refused_with_its_field(tiny_model: LoadedModel) -> None:
+    tape, engine = run(tiny_model, [request_for(tiny_model, "x", negative_prompt="word " * 1500)])
+    (refused,) = tape.of("x", Refused)
+    assert isinstance(refused.error, InvalidParameter)
+    assert refused.error.field == "negative_prompt"
+    assert engine.counters.unet_calls == 0
+
+
+def test_an_unknown_model_is_refused(tiny_model: LoadedModel) -> None:
+    request = request_for(tiny_model, "x")
+    stranger = replace(request, params=request.params.model_copy(update={"model_name": "no-such-model"}))
+    tape, _ = run(tiny_model, [stranger])
+    assert isinstance(tape.of("x", Refused)[0].error, UnknownModel)
+
+
+def test_a_full_queue_refuses_and_forgets_nothing(tiny_model: LoadedModel) -> None:
+    tape, engine = run(tiny_model, [request_for(tiny_model, f"r{i}") for i in range(5)], queue_limit=3)
+    refused = [name for name in tape.events if tape.of(name, Refused)]
+    assert len(refused) == 2
+    assert all(isinstance(tape.of(name, Refused)[0].error, Overloaded) for name in refused)
+    assert engine.counters.images == 3
+
+
+def test_events_tell_a_request_s_whole_life_in_order(tiny_model: LoadedModel) -> None:
+    tape, _ = run(tiny_model, [request_for(tiny_model, "x", sampler="ddim", num_inference_steps=3)])
+    kinds: list[type[Event]] = [type(event) for event in tape.events["x"]]
+    assert kinds == [Accepted, Progress, Progress, Progress, ImageDone, Finished]
+    timings = tape.of("x", Finished)[0].timings
+    assert timings.total_ms >= timings.denoise_ms > 0
+
+
+def test_two_sizes_share_the_device(tiny_model: LoadedModel) -> None:
+    with driven(tiny_model) as (engine, tape):
+        engine.submit(request_for(tiny_model, "small", num_inference_steps=20, sampler="ddim"))
+        engine.submit(request_for(tiny_model, "large", num_inference_steps=20, sampler="ddim", width=128, height=128))
+        for _ in range(20):
+            engine.step()
+        assert tape.of("small", Progress)[-1].step >= 4
+        assert tape.of("large", Progress)[-1].step >= 2
+
+
+class driven:
+    """An engine and its tape, closed at the end."""
+
+    def __init__(self, model: LoadedModel, **options: Any) -> None:
+        self._tape = Tape()
+        self._engine = Engine([model], self._tape, **options)
+
+    def __enter__(self) -> tuple[Engine, Tape]:
+        return self._engine, self._tape
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+
+
+def test_closing_an_engine_ends_its_threads(tiny_model: LoadedModel) -> None:
+    def ours() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "encode"))}
+
+    before = ours()
+    run(tiny_model, [request_for(tiny_model, "x")])
+    assert ours() == before
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,47 @@
+"""How buckets share the device. No torch here."""
+
+from collections import Counter
+
+from deployments.engine.row import Bucket
+from deployments.engine.share import DeviceShare
+
+SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)
+COST = {SMALL: 1.0, LARGE: 4.0}
+
+
+def seconds_used(share: DeviceShare, turns: int, rows: int = 1) -> Counter[Bucket]:
+    used: Counter[Bucket] = Counter()
+    for _ in range(turns):
+        bucket = share.next_of((SMALL, LARGE))
+        assert bucket is not None
+        share.charge(bucket, COST[bucket], rows)
+        used[bucket] += int(COST[bucket])
+    return used
+
+
+def test_nothing_to_run_is_none() -> None:
+    assert DeviceShare().next_of(()) is None
+
+
+def test_time_is_shared_by_cost_and_not_by_count() -> None:
+    used = seconds_used(DeviceShare(), turns=100)
+    assert abs(used[SMALL] - used[LARGE]) <= 4
+
+
+def test_a_newcomer_neither_waits_nor_takes_over() -> None:
+    share = DeviceShare()
+    for _ in range(50):
+        share.charge(share.next_of((SMALL,)) or SMALL, 1.0, 1)
+    used = seconds_used(share, turns=50)
+    assert abs(used[SMALL] - used[LARGE]) <= 4
+
+
+def test_a_bucket_with_more_rows_gets_more_time() -> None:
+    share, used = DeviceShare(), Counter[Bucket]()
+    rows = {SMALL: 3, LARGE: 1}
+    for _ in range(200):
+        bucket = share.next_of((SMALL, LARGE))
+        assert bucket is not None
+        share.charge(bucket, 1.0, rows[bucket])
+        used[bucket] += 1
+    assert 2.8 <= used[SMALL] / used[LARGE] <= 3.2

@@ -1,0 +1,128 @@
+"""The engine's thread and its asyncio door, on tiny real networks."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deployments.engine.errors import EngineStopped, InvalidParameter, ModelLoadError
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec, with_native_size
+from deployments.engine.worker import EngineWorker, Mailbox
+
+
+@pytest.fixture
+async def worker(tiny_checkpoint: Path) -> AsyncIterator[EngineWorker]:
+    spec = ModelSpec("tiny", str(tiny_checkpoint))
+    worker = await asyncio.to_thread(EngineWorker.load, [spec], device="cpu", max_rows=16, threads=1)
+    yield worker
+    await asyncio.to_thread(worker.stop)
+
+
+def request_for(folder: Path, name: str, steps: int = 5, **asked: object) -> Request:
+    spec = with_native_size(ModelSpec("tiny", str(folder)))
+    params = GenerationParams.model_validate({"prompt": name, "num_inference_steps": steps, "seed": 1} | asked)
+    return Request(name, effective_params(params, spec))
+
+
+async def events_of(worker: EngineWorker, request: Request) -> list[Event]:
+    return [event async for event in worker.generate(request)]
+
+
+async def test_a_worker_is_warm_and_has_counted_nothing(worker: EngineWorker) -> None:
+    report = worker.report()
+    assert report["ready"]
+    assert report["loaded_models"] == ["tiny"]
+    assert report["counters"]["images"] == report["counters"]["unet_calls"] == 0
+
+
+async def test_concurrent_requests_share_calls(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    requests = [request_for(tiny_checkpoint, f"r{i}", steps=20) for i in range(6)]
+    answers = await asyncio.gather(*(events_of(worker, request) for request in requests))
+    for events in answers:
+        assert isinstance(events[0], Accepted)
+        assert isinstance(events[-1], Finished)
+        assert sum(isinstance(event, ImageDone) for event in events) == 1
+    assert worker.report()["counters"]["unet_calls"] <= 3 * 21
+
+
+async def test_closing_the_generator_frees_the_rows(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    stream: AsyncGenerator[Event, None] = worker.generate(request_for(tiny_checkpoint, "x", steps=150, num_images=8))
+    async for event in stream:
+        if isinstance(event, Progress) and event.step > 1:
+            break
+    await stream.aclose()
+    await asyncio.sleep(0.3)
+    counters = worker.report()["counters"]
+    assert counters["running"] == counters["waiting"] == 0
+    assert counters["cancelled"] == 1
+
+
+async def test_a_thousand_callers_that_leave_leave_nothing_behind(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    async def comes_and_goes(i: int) -> None:
+        stream = worker.generate(request_for(tiny_checkpoint, f"r{i}", steps=100))
+        async for _ in stream:
+            break
+        await asyncio.sleep(i % 7 / 100)
+        await stream.aclose()
+
+    for start in range(0, 1000, 100):
+        await asyncio.gather(*(comes_and_goes(i) for i in range(start, start + 100)))
+    assert len(await events_of(worker, request_for(tiny_checkpoint, "last"))) > 2
+    counters = worker.report()["counters"]
+    assert counters["running"] == counters["waiting"] == 0
+
+
+async def test_an_id_that_runs_already_is_refused(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    first = worker.generate(request_for(tiny_checkpoint, "same", steps=50))
+    assert isinstance(await anext(first), Accepted)
+    (refused,) = await events_of(worker, request_for(tiny_checkpoint, "same"))
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, InvalidParameter)
+    await first.aclose()
+
+
+async def test_stopping_tells_those_who_wait(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    stream = worker.generate(request_for(tiny_checkpoint, "x", steps=150, num_images=8))
+    assert isinstance(await anext(stream), Accepted)
+    await asyncio.to_thread(worker.stop)
+    last = [event async for event in stream][-1]
+    assert isinstance(last, Refused)
+    assert isinstance(last.error, EngineStopped)
+    assert not worker.alive
+    (refused,) = await events_of(worker, request_for(tiny_checkpoint, "late"))
+    assert isinstance(refused, Refused)
+
+
+async def test_a_loop_that_dies_is_not_ready_and_says_so(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    stream = worker.generate(request_for(tiny_checkpoint, "x", steps=150))
+    assert isinstance(await anext(stream), Accepted)
+
+    def dies(_: object) -> None:
+        raise MemoryError("injected")
+
+    worker._tell(dies)
+    last = [event async for event in stream][-1]
+    assert isinstance(last, Refused)
+    assert not worker.report()["ready"]
+
+
+def test_a_missing_checkpoint_is_said_at_start(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="safetensors"):
+        EngineWorker.load([ModelSpec("gone", str(tmp_path))], device="cpu")
+
+
+def test_a_hub_model_without_a_revision_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="revision"):
+        EngineWorker.load([ModelSpec("hub", "someone/something", native_size=512)], device="cpu")
+
+
+async def test_unread_progress_is_replaced_and_nothing_else_is() -> None:
+    mailbox = Mailbox(asyncio.get_running_loop())
+    failed = ImageFailed("x", 0, EngineStopped("gone"))
+    for event in (Accepted("x", 0), Progress("x", 1, 9), Progress("x", 2, 9), failed, Progress("x", 3, 9)):
+        mailbox.put(event)
+    assert [await mailbox.get() for _ in range(4)] == [Accepted("x", 0), Progress("x", 2, 9), failed, Progress("x", 3, 9)]
