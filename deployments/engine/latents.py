@@ -2,20 +2,20 @@
 
 Layout of `Row.state`, [STATE_SLOTS, C, h, w]:
 
-    0..2   x[i], x[i-1], x[i-2]        what the last steps were given
-    3..5   out[i-1], out[i-2], out[i-3]   what the model answered
-    6      y[i]                        what the sampler answered last; differs from x[i] only where latents were blended
+    0..3   x[i] ... x[i-3]         what the last steps were given
+    4..6   out[i-1] ... out[i-3]   what the model answered
+    7      y[i]                    what the sampler answered last; differs from x[i] only where latents were blended
 
-The columns of a `Schedule`'s coefficients are x[i], x[i-1], x[i-2], out[i] ... out[i-3], y[i], noise, in this order.
+The columns of a `Schedule`'s coefficients are x[i] ... x[i-3], out[i] ... out[i-3], y[i], noise, in this order.
 """
 
 import torch
 from torch import Tensor
 
-from deployments.engine.samplers import Schedule
+from deployments.engine.schedule_compiler import OUT_TERMS, X_TERMS, Schedule
 
-X_SLOTS = 3
-OUT_SLOTS = 3
+X_SLOTS = X_TERMS
+OUT_SLOTS = OUT_TERMS - 1
 STATE_SLOTS = X_SLOTS + OUT_SLOTS + 1
 
 
@@ -44,7 +44,7 @@ def model_input(states: Tensor, schedules: list[Schedule], steps: list[int]) -> 
 def advance(states: Tensor, out: Tensor, noise: Tensor, coefficients: Tensor) -> Tensor:
     """One sampler update of B rows at once, whatever their samplers.
 
-    `states` [B, STATE_SLOTS, C, h, w], `out` and `noise` [B, C, h, w], `coefficients` [B, 9]. Returns the next states.
+    `states` [B, STATE_SLOTS, C, h, w], `out` and `noise` [B, C, h, w], `coefficients` [B, 10]. Returns the next states.
     A fixed order of additions, instead of a matrix product, keeps a row's bits independent of how many rows there are.
     """
     terms = (
@@ -58,8 +58,8 @@ def advance(states: Tensor, out: Tensor, noise: Tensor, coefficients: Tensor) ->
     answer = torch.zeros_like(out)
     for weight, term in zip(weights, terms, strict=True):
         answer = torch.addcmul(answer, weight, term)
-    past = (states[:, 0], states[:, 1], out, states[:, X_SLOTS], states[:, X_SLOTS + 1])
-    return torch.stack((answer, *past, answer), dim=1)
+    kept = states[:, : X_SLOTS - 1], out[:, None], states[:, X_SLOTS : X_SLOTS + OUT_SLOTS - 1]
+    return torch.cat((answer[:, None], *kept, answer[:, None]), dim=1)
 
 
 def predicted_original(

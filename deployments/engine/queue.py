@@ -33,6 +33,11 @@ class Queue:
         """Requests of which at least one image waits."""
         return len(self._waiting)
 
+    @property
+    def images(self) -> int:
+        """Images that wait."""
+        return sum(self._waiting.values())
+
     def add(self, request: Request) -> int:
         """Takes a request in and returns how many requests are before it. Raises Overloaded when the queue is full."""
         if len(self._waiting) >= self._limit:

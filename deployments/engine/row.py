@@ -54,7 +54,7 @@ class Bucket:
 class Row:
     """One image being made.
 
-    `state` is [STATE_SLOTS, C, h, w] in fp32: the newest input and its two predecessors, the three newest outputs, and
+    `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs, the newest outputs, and
     the newest answer of the sampler; its meaning is `latents.py`'s. `prompt` and `negative` are [tokens, dim];
     `negative` is None for a row without classifier-free guidance. `step` counts finished evaluations. `noise` is
     what the step in progress drew, kept so that a step which is tried again does not draw twice.

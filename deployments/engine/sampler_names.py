@@ -1,7 +1,7 @@
 """The samplers' names, without torch, so that the HTTP side can know them too. Adding a sampler is adding a row.
 
-A row says which of diffusers' scheduler classes does the mathematics and with which settings. Settings that describe the
-model's training (betas, prediction type, spacing of timesteps) are not here: they come from the model's own config.
+A row says which of diffusers' scheduler classes does the mathematics and with which settings. Settings that describe
+the model's training (betas, prediction type, spacing of timesteps) are not here: they come from the model's config.
 """
 
 import re
@@ -26,7 +26,6 @@ _ZHAO = "Zhao et al., 2023, arXiv:2302.04867"
 _LUO = "Luo et al., 2023, arXiv:2310.04378"
 
 
-
 def _settings(**settings: Setting) -> Mapping[str, Setting]:
     return MappingProxyType(settings)
 
@@ -38,9 +37,9 @@ _KARRAS_SIGMAS = _settings(use_karras_sigmas=True)
 class Sampler:
     """One sampler: its canonical name, diffusers' scheduler class, the name that A1111's users know, its paper.
 
-    `order` is diffusers' stride: how many evaluations one whole step takes. `warm_up` evaluations come on top when there
-    is more than one step. `draws` says whether it takes noise from the row's generator on the way. `steps_limited_by` names
-    the entry of the scheduler's config that bounds the number of steps.
+    `order` is diffusers' stride: how many evaluations a whole step takes, except the last, which always takes one.
+    `warm_up` evaluations come on top when there is more than one step. `draws` says whether it takes noise from the
+    row's generator on the way. `steps_limited_by` names the entry of the scheduler's config that bounds the steps.
     """
 
     name: str

@@ -34,10 +34,12 @@ __all__ = [
     "SamplerNotLinear",
     "Schedule",
     "resolve_sampler",
-    "run_table",
 ]
 
 CACHED_SCHEDULES = 512
+
+# Of the largest latent. Rounding in float32 gives a hundredth of this; half a grey level of a picture is about 0.002.
+AGREEMENT = 1e-4
 
 _CLASSES: Mapping[str, Any] = MappingProxyType(
     {
@@ -110,7 +112,7 @@ class DiffusionSchedulerFactory:
         return str(self.scheduler("ddim").config.prediction_type)
 
     def scheduler(self, sampler: str) -> Scheduler:
-        """A new diffusers scheduler for `sampler` (any of its names), as a user of diffusers would make it for this model."""
+        """A new diffusers scheduler for `sampler` (any of its names), as a user of diffusers would make it."""
         return deepcopy(self._pristine(resolve_sampler(sampler)))
 
     def schedule(self, sampler: str, num_inference_steps: int, start: int = 0) -> Schedule:
@@ -127,7 +129,7 @@ class DiffusionSchedulerFactory:
 
         Meant for start-up; a model whose samplers are all sound gets an empty answer, in about a second.
         """
-        refused = {}
+        refused: dict[str, SamplerNotLinear] = {}
         for name in map(resolve_sampler, samplers):
             try:
                 for num_inference_steps in (5, 8):
@@ -139,12 +141,12 @@ class DiffusionSchedulerFactory:
     def _compare(self, sampler: str, num_inference_steps: int) -> None:
         latents = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
         schedule = self.schedule(sampler, num_inference_steps)
-        ours = run_table(schedule, latents, torch.Generator().manual_seed(1))
+        ours = _run_table(schedule, latents, torch.Generator().manual_seed(1))
         scheduler = self.scheduler(sampler)
         scheduler.set_timesteps(num_inference_steps)
         theirs = _run_diffusers(scheduler, latents, torch.Generator().manual_seed(1))
         error = (ours - theirs).abs().max() / theirs.abs().max()
-        if not error <= 1e-4:
+        if not error <= AGREEMENT:
             raise SamplerNotLinear("sampler", f"{sampler} does not reproduce diffusers with this model ({error:.1e})")
 
     def _construct(self, sampler: str) -> Scheduler:
@@ -153,17 +155,25 @@ class DiffusionSchedulerFactory:
         return _CLASSES[row.scheduler].from_config(dict(self._config), **row.settings)
 
     def _compile(self, sampler: str, num_inference_steps: int, start: int) -> Schedule:
-        row, scheduler = SAMPLERS[sampler], self.scheduler(sampler)
+        row = SAMPLERS[sampler]
+        try:
+            scheduler = self.scheduler(sampler)
+            self._check_steps(row, scheduler, num_inference_steps, start)
+            scheduler.set_timesteps(num_inference_steps)
+            return compile_schedule(sampler, scheduler, num_inference_steps, start)
+        except (ValueError, NotImplementedError) as error:  # diffusers' answer to settings that it cannot combine
+            raise SamplerNotLinear("sampler", f"{sampler} does not work with this model's scheduler config") from error
+
+    @staticmethod
+    def _check_steps(row: Sampler, scheduler: Scheduler, num_inference_steps: int, start: int) -> None:
         limit = scheduler.config[row.steps_limited_by or "num_train_timesteps"]
         if not 1 <= num_inference_steps <= limit:
-            raise InvalidParameter("num_inference_steps", f"must be between 1 and {limit} for {sampler}")
+            raise InvalidParameter("num_inference_steps", f"must be between 1 and {limit} for {row.name}")
         if start % row.order or not 0 <= start < row.evaluations(num_inference_steps):
-            raise InvalidParameter("strength", f"leaves {sampler} nothing to do at {num_inference_steps} steps")
-        scheduler.set_timesteps(num_inference_steps)
-        return compile_schedule(sampler, scheduler, num_inference_steps, start)
+            raise InvalidParameter("strength", f"leaves {row.name} nothing to do at {num_inference_steps} steps")
 
 
-def run_table(schedule: Schedule, noise: Tensor, generator: torch.Generator) -> Tensor:
+def _run_table(schedule: Schedule, noise: Tensor, generator: torch.Generator) -> Tensor:
     """A whole text-to-image run of a made-up model on one row: `noise` [1, C, h, w] in, latents out.
 
     The plainest reading of a schedule; `latents.py` does the same for many rows at once.
@@ -180,10 +190,10 @@ def run_table(schedule: Schedule, noise: Tensor, generator: torch.Generator) -> 
 
 
 def _run_diffusers(scheduler: Scheduler, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """What `run_table` does, done by diffusers."""
+    """What `_run_table` does, done by diffusers."""
     begin(scheduler, 0)
     arguments = step_arguments(scheduler, generator)
-    x = scheduler.init_noise_sigma * noise
+    x: Tensor = scheduler.init_noise_sigma * noise
     for t in scheduler.timesteps:
         out = _made_up_model(scheduler.scale_model_input(x, t))
         x = scheduler.step(out, t, x, **arguments, return_dict=False)[0]

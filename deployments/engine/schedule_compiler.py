@@ -4,11 +4,11 @@ The usual samplers are linear in the latents they are given, the model's outputs
 
     y[i+1] = sum_k A[i,k] x[i-k] + sum_k B[i,k] out[i-k] + Y[i] y[i] + C[i] noise
 
-x[i] is the unscaled latents that step i is given, out[i] the model's output for input_scale[i] * x[i], y[i] what the step
-before answered. So the scheduler is probed with latents of many pixels. Every x[i] and out[i] has a pixel of its own in
-which it is 1 and all others 0: what the scheduler answers there is the coefficient. Feeding fresh x[i], instead of the
-answers, is what tells x[i] from y[i], which a trajectory alone does not. Further pixels hold random numbers;
-the finished table must reproduce them, which fails for any scheduler that is not linear.
+x[i] is the unscaled latents that step i is given, out[i] the model's output for input_scale[i] * x[i], y[i] what the
+step before answered. So the scheduler is probed with latents of many pixels. Every x[i] and out[i] has a pixel of its
+own in which it is 1 and all others 0: what the scheduler answers there is the coefficient. Feeding fresh x[i], instead
+of the answers, is what tells x[i] from y[i], which a trajectory alone does not. Further pixels hold random numbers; the
+finished table must reproduce them, which fails for any scheduler that is not linear.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deployments.engine.sampler_names import SamplerNotLinear
 
-X_TERMS, OUT_TERMS = 3, 4
+X_TERMS, OUT_TERMS = 4, 4
 
 # Coefficients are of the order of 1 to 100 and probing is done in float64, so what is real stands far above this.
 RESIDUAL = 1e-9
@@ -41,8 +41,9 @@ class Schedule:
 
     `sampler` is the canonical name and `num_inference_steps` the count as asked for. `start` is the index of the first
     evaluation within diffusers' own list: 0 for text-to-image, more where image-to-image skips some.
-    `timesteps` [n] fp32 are the model's, fractional for some samplers. The model is given `input_scale[i]` [n] fp32 times
-    the latents. `coefficients` [n, 9] fp32 are those of x[i], x[i-1], x[i-2], out[i] ... out[i-3], y[i], noise.
+    `timesteps` [n] fp32 are the model's, fractional for some samplers. The model is given the latents times
+    `input_scale[i]` [n] fp32. `coefficients` [n, X_TERMS + OUT_TERMS + 2] fp32 are those of x[i], x[i-1], ..., out[i],
+    out[i-1], ..., y[i], noise.
     Where `draws[i]`, step i takes one latent-shaped normal draw from the row's generator, even if its coefficient is 0.
     A text-to-image row starts from `init_noise_sigma` times a draw; an image-to-image row from
     `noise_signal` * latents + `noise_scale` * a draw.
@@ -163,7 +164,7 @@ def _draw_between(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _fit(answers: Tensor) -> Tensor:
-    """The table [n, 9], its noise column 0, that explains noiseless `answers` to the probes."""
+    """The table [n, X_TERMS + OUT_TERMS + 2], its noise column 0, that explains noiseless `answers` to the probes."""
     n = len(answers)
     basis = answers[:, : 2 * n]
     previous = _before(basis, 1)

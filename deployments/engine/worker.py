@@ -134,13 +134,14 @@ class EngineWorker:
         self._tell(lambda engine: engine.cancel(request_id))
 
     def report(self) -> dict[str, Any]:
-        """`ready`, `device`, `loaded_models` and `counters` (see `Counters`; also waiting, running, capacity)."""
+        """`ready`, `device`, `loaded_models` and `counters` (see `Counters`; also images `waiting` and `running`,
+        and `capacity` in UNet rows per call)."""
         engine = self._engine
         if engine is None:
             return {"ready": False, "device": "", "loaded_models": [], "counters": {}}
         counters: dict[str, float] = asdict(engine.counters)
         counters |= {
-            "waiting": len(engine.queue),
+            "waiting": engine.queue.images,
             "running": len(engine.running),
             "capacity": engine.max_rows,
         }
