@@ -1,7 +1,7 @@
 """Which attention a UNet runs fastest with on this machine: torch's own, or xformers where it is installed.
 
-Nothing is assumed: both are timed on the UNet itself, at the batch size that it will serve. Rounding differs between the
-two, so the choice belongs to the numerics version of the pictures: log it, and report it.
+Nothing is assumed: both are timed on the UNet itself, at the batch size that it will serve. Rounding differs between
+the two, so the choice belongs to the numerics version of the pictures: log it, and report it.
 """
 
 import logging

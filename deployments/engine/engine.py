@@ -166,8 +166,10 @@ class Engine:
         started = time.perf_counter()
         schedule = model.samplers.schedule(params.sampler, params.num_inference_steps)
         prompt = model.prompts.encode(params.prompt, params.clip_skip, "prompt")
-        guided = params.guidance_scale > 1
-        negative = model.prompts.encode(params.negative_prompt, params.clip_skip, "negative_prompt") if guided else None
+        # diffusers leaves no layers out of the negative prompt, and diffusers' pictures are the law.
+        negative = (
+            model.prompts.encode(params.negative_prompt, 0, "negative_prompt") if params.guidance_scale > 1 else None
+        )
         position = self.queue.add(request)
         self._ongoing[request.id] = Ongoing(request, schedule, prompt, negative, started)
         return position

@@ -26,7 +26,7 @@ class GenerationParams(BaseModel):
     Sizes are pixels. `seed` is that of the first image, image i uses `seed + i`; `None` or -1 draws one.
     `guidance_scale` <= 1 switches classifier-free guidance off (Ho and Salimans, 2022).
     `style_preset` is the name of a known style, or free text that is appended to the prompt.
-    `clip_skip` counts the text encoder's last layers that are left out, as in diffusers.
+    `clip_skip` counts the text encoder's last layers that are left out for the prompt, as in diffusers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

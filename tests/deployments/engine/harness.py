@@ -71,6 +71,8 @@ def reference_image(folder: Path, model: LoadedModel, request: Request, index: i
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
     pipeline.scheduler = model.samplers.scheduler(params.sampler)
     pipeline.set_progress_bar_config(disable=True)
+    # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
+    pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
     images = pipeline(
         params.prompt,
         negative_prompt=params.negative_prompt,
