@@ -54,7 +54,7 @@ class Running:
     rows: dict[Bucket, list[Row]] = field(default_factory=dict)
 
     def unet_rows(self, bucket: Bucket) -> int:
-        return sum(row.width for row in self.rows.get(bucket, ()))
+        return sum(row.unet_rows for row in self.rows.get(bucket, ()))
 
     def add(self, row: Row) -> None:
         self.rows.setdefault(row.request.bucket, []).append(row)

@@ -75,7 +75,7 @@ class Row:
         return self.step >= len(self.schedule)
 
     @property
-    def width(self) -> int:
+    def unet_rows(self) -> int:
         """How many rows of the UNet call this row takes."""
         return 1 if self.negative is None else 2
 

@@ -125,4 +125,5 @@ async def test_unread_progress_is_replaced_and_nothing_else_is() -> None:
     failed = ImageFailed("x", 0, EngineStopped("gone"))
     for event in (Accepted("x", 0), Progress("x", 1, 9), Progress("x", 2, 9), failed, Progress("x", 3, 9)):
         mailbox.put(event)
-    assert [await mailbox.get() for _ in range(4)] == [Accepted("x", 0), Progress("x", 2, 9), failed, Progress("x", 3, 9)]
+    read = [await mailbox.get() for _ in range(4)]
+    assert read == [Accepted("x", 0), Progress("x", 2, 9), failed, Progress("x", 3, 9)]
