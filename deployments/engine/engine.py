@@ -54,7 +54,7 @@ class Running:
     rows: dict[Bucket, list[Row]] = field(default_factory=dict)
 
     def unet_rows(self, bucket: Bucket) -> int:
-        return sum(row.unet_rows for row in self.rows.get(bucket, ()))
+        return sum(row.request.unet_rows for row in self.rows.get(bucket, ()))
 
     def add(self, row: Row) -> None:
         self.rows.setdefault(row.request.bucket, []).append(row)
@@ -167,9 +167,7 @@ class Engine:
         schedule = model.samplers.schedule(params.sampler, params.num_inference_steps)
         prompt = model.prompts.encode(params.prompt, params.clip_skip, "prompt")
         # diffusers leaves no layers out of the negative prompt, and diffusers' pictures are the law.
-        negative = (
-            model.prompts.encode(params.negative_prompt, 0, "negative_prompt") if params.guidance_scale > 1 else None
-        )
+        negative = model.prompts.encode(params.negative_prompt, 0, "negative_prompt") if request.unet_rows > 1 else None
         position = self.queue.add(request)
         self._ongoing[request.id] = Ongoing(request, schedule, prompt, negative, started)
         return position

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from deployments.engine.attention import AttentionChoice, choose_attention
 from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.errors import EngineError, ModelLoadError
 from deployments.engine.samplers import DiffusionSchedulerFactory
@@ -35,6 +36,7 @@ class LoadedModel:
     prediction_type: str
     device: torch.device
     dtype: torch.dtype
+    attention: AttentionChoice
 
     @property
     def channels(self) -> int:
@@ -84,6 +86,7 @@ def _load(spec: ModelSpec, where: dict[str, Any], device: torch.device, dtype: t
         prediction_type=samplers.prediction_type,
         device=device,
         dtype=dtype,
+        attention=choose_attention(unet, device, dtype),
     )
 
 

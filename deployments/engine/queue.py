@@ -15,11 +15,6 @@ class Ticket:
     request: Request
     index: int
 
-    @property
-    def unet_rows(self) -> int:
-        """How many rows of a UNet call the image will take (packed guidance)."""
-        return 2 if self.request.params.guidance_scale > 1 else 1
-
 
 class Queue:
     """First come, first served within a bucket; buckets never wait for each other. Holds at most `limit` requests."""
@@ -51,7 +46,7 @@ class Queue:
     def take(self, room: Callable[[Bucket], int]) -> Iterator[Ticket]:
         """Hands out what may start now: per bucket, in order, while `room(bucket)` UNet rows are free."""
         for bucket, lane in list(self._lanes.items()):
-            while lane and lane[0].unet_rows <= room(bucket):
+            while lane and lane[0].request.unet_rows <= room(bucket):
                 yield self._pop(lane)
             if not lane:
                 self._lanes.pop(bucket, None)

@@ -35,6 +35,11 @@ class Request:
         assert self.params.height is not None
         return Bucket(self.model, self.params.height, self.params.width)
 
+    @property
+    def unet_rows(self) -> int:
+        """How many rows of a UNet call each image takes: with classifier-free guidance, two (packed guidance)."""
+        return 2 if self.params.guidance_scale > 1 else 1
+
     def seed_of(self, index: int) -> int:
         """The seed of image `index`."""
         assert self.params.seed is not None
@@ -73,11 +78,6 @@ class Row:
     @property
     def done(self) -> bool:
         return self.step >= len(self.schedule)
-
-    @property
-    def unet_rows(self) -> int:
-        """How many rows of the UNet call this row takes."""
-        return 1 if self.negative is None else 2
 
     def previews_now(self) -> bool:
         """Whether a preview is due after the step just finished: the request's number of them, evenly spread."""

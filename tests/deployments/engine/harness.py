@@ -48,7 +48,7 @@ def pixels_of(data: bytes) -> Pixels:
 def request_for(model: LoadedModel, name: str, **asked: Any) -> Request:
     previews = asked.pop("previews", 0)
     asked = {"prompt": f"a picture of {name}", "num_inference_steps": 8, "seed": 1} | asked
-    return Request(name, effective_params(GenerationParams(**asked), model.spec), previews)
+    return Request(name, effective_params(GenerationParams.model_validate(asked), model.spec), previews)
 
 
 def run(model: LoadedModel, requests: Sequence[Request], **engine_options: Any) -> tuple[Tape, Engine]:

@@ -33,9 +33,7 @@ def run_rows(schedules: list[Schedule], seeds: list[int]) -> list[torch.Tensor]:
     for step in range(max(map(len, schedules))):
         live = [i for i, schedule in enumerate(schedules) if step < len(schedule)]
         scaled = torch.stack([states[i][0] * schedules[i].input_scale[step] for i in live])
-        noise = [
-            draw_noise(generators[i], 4, 4, 4) if schedules[i].draws[step] else torch.zeros(4, 4, 4) for i in live
-        ]
+        noise = [draw_noise(generators[i], 4, 4, 4) if schedules[i].draws[step] else torch.zeros(4, 4, 4) for i in live]
         coefficients = torch.stack([schedules[i].coefficients[step] for i in live])
         moved = advance(
             torch.stack([states[i] for i in live]), torch.tanh(scaled + 0.1), torch.stack(noise), coefficients

@@ -24,7 +24,7 @@ def taken(queue: Queue, room: int) -> list[tuple[str, int]]:
     used: Counter[Bucket] = Counter()
     out = []
     for ticket in queue.take(lambda bucket: room - used[bucket]):
-        used[ticket.request.bucket] += ticket.unet_rows
+        used[ticket.request.bucket] += ticket.request.unet_rows
         out.append((ticket.request.id, ticket.index))
     return out
 

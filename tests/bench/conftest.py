@@ -1,0 +1,22 @@
+"""One tiny checkpoint, made by the benches' own writer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.checkpoints import TINY, write_checkpoint
+from deployments.engine.models import LoadedModel, load_model
+from deployments.engine.spec import ModelSpec
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(TINY, folder, torch.device("cpu"), torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def model(folder: Path) -> LoadedModel:
+    return load_model(ModelSpec("tiny", str(folder)), torch.device("cpu"), torch.float32)
