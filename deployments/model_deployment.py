@@ -1,0 +1,80 @@
+"""The one Ray Serve deployment class: an engine behind a handle. One deployment per entry of the configuration."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from deployments.engine.events import Event, Finished, Refused
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+# A guided image takes two rows of a UNet call, and nearly every image is guided.
+_ROWS_PER_IMAGE = 2
+
+
+class ModelReplica:
+    """One engine, and the models that it hosts. Ready, for Serve, means warmed up: the constructor does it all."""
+
+    def __init__(
+        self, specs: Sequence[ModelSpec], *, device: str, dtype: str, max_rows: int, threads: int | None
+    ) -> None:
+        # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
+        from deployments.engine.worker import EngineWorker
+
+        self._worker = EngineWorker.load(specs, device=device, dtype=dtype, max_rows=max_rows, threads=threads)
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events. Being cancelled, or closed early, frees its rows before the next step."""
+        finished = False
+        try:
+            async with aclosing(self._worker.generate(request)) as events:
+                async for event in events:
+                    finished = isinstance(event, Finished | Refused)
+                    yield event
+        except asyncio.CancelledError:
+            log.info("request %s: the caller left", request.id)
+            raise
+        finally:
+            # A second word, because a leaked request costs seconds of a GPU and a repeated abort costs nothing.
+            if not finished:
+                self._worker.abort(request.id)
+
+    async def abort(self, request_id: str) -> None:
+        """Cancels a request, if it is here. Sent to all replicas by a caller that does not know which has it."""
+        self._worker.abort(request_id)
+
+    async def report(self) -> dict[str, Any]:
+        """The engine's `ready`, `device`, `loaded_models` and `counters`."""
+        return self._worker.report()
+
+    async def check_health(self) -> None:
+        """Raises when the engine's loop has ended or hangs; Serve then replaces the replica."""
+        if not self._worker.alive:
+            raise RuntimeError("the engine's loop makes no progress")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Images waiting and running, and how many run at once: what `autoscaling.WorkPolicy` divides."""
+        counters = self._worker.report()["counters"]
+        return {
+            "waiting": float(counters["waiting"]),
+            "running": float(counters["running"]),
+            "capacity": counters["capacity"] / _ROWS_PER_IMAGE,
+        }
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Applies what may change without a restart: `log_level`. All else belongs in the constructor."""
+        unknown = set(user_config) - {"log_level"}
+        if unknown:
+            raise ValueError(f"user_config may hold log_level only, got {', '.join(sorted(unknown))}")
+        if "log_level" in user_config:
+            logging.getLogger("deployments").setLevel(user_config["log_level"])
+
+    def __del__(self) -> None:
+        # Serve calls it once, after the drain; an interpreter that ends calls it too, also after a failed constructor.
+        worker = self.__dict__.pop("_worker", None)
+        if worker is not None:
+            worker.stop()

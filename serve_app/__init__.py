@@ -1,0 +1,9 @@
+"""Darkroom's front: `DiffusionService` in a plain Python process, and the HTTP application over it. No torch here."""
+
+from deployments.engine.errors import EngineError
+from deployments.engine.params import GenerationParams
+from deployments.engine.spec import ModelSpec
+from serve_app.result import Result
+from serve_app.service import DiffusionService
+
+__all__ = ["DiffusionService", "EngineError", "GenerationParams", "ModelSpec", "Result"]

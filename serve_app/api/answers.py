@@ -1,0 +1,113 @@
+"""The shapes of the answers, for clients and for OpenAPI, and how a result becomes one."""
+
+import base64
+from typing import Any, NotRequired
+
+# pydantic refuses `typing.TypedDict` before Python 3.12.
+from typing_extensions import TypedDict
+
+from deployments.engine.events import ImageDone, ImageFailed, Timings
+from serve_app.result import Result
+
+
+class ImageAnswer(TypedDict):
+    """One image; `data` is the file in base64."""
+
+    index: int
+    seed: int
+    format: str
+    width: int
+    height: int
+    data: str
+
+
+class FailureAnswer(TypedDict):
+    """An image that could not be made, though others could."""
+
+    index: int
+    code: str
+    message: str
+    retryable: bool
+
+
+class TimingsAnswer(TypedDict):
+    """Milliseconds in each phase; `denoise_ms` is shared with the images of other requests in the same batch."""
+
+    queued_ms: float
+    encode_ms: float
+    denoise_ms: float
+    decode_ms: float
+    total_ms: float
+
+
+class Answer(TypedDict):
+    """The images, which model made them, and complete `parameters`: asked again, they give the same images.
+
+    `effective_prompt` is the prompt with the style in it. `failures` is there when some images could not be made.
+    """
+
+    id: str
+    model: str
+    images: list[ImageAnswer]
+    effective_prompt: str
+    parameters: dict[str, Any]
+    timings: TimingsAnswer
+    cached: bool
+    failures: NotRequired[list[FailureAnswer]]
+
+
+def answer_of(result: Result) -> Answer:
+    """The JSON answer."""
+    answer = Answer(
+        id=result.id,
+        model=result.model,
+        images=[image_answer(image) for image in result.images],
+        effective_prompt=result.effective_prompt,
+        parameters=result.parameters.model_dump(),
+        timings=timings_answer(result.timings),
+        cached=result.cached,
+    )
+    if result.failures:
+        answer["failures"] = [failure_answer(failure) for failure in result.failures]
+    return answer
+
+
+def image_answer(image: ImageDone) -> ImageAnswer:
+    """An image for JSON."""
+    return ImageAnswer(
+        index=image.index,
+        seed=image.seed,
+        format=image.format,
+        width=image.width,
+        height=image.height,
+        data=base64.b64encode(image.data).decode(),
+    )
+
+
+def failure_answer(failure: ImageFailed) -> FailureAnswer:
+    """A failed image for JSON."""
+    error = failure.error
+    return FailureAnswer(index=failure.index, code=error.code, message=error.message, retryable=error.retryable)
+
+
+def timings_answer(timings: Timings) -> TimingsAnswer:
+    """Timings, to a tenth of a millisecond."""
+    return TimingsAnswer(
+        queued_ms=round(timings.queued_ms, 1),
+        encode_ms=round(timings.encode_ms, 1),
+        denoise_ms=round(timings.denoise_ms, 1),
+        decode_ms=round(timings.decode_ms, 1),
+        total_ms=round(timings.total_ms, 1),
+    )
+
+
+def server_timing(timings: Timings) -> str:
+    """The Server-Timing header, which browsers show beside a request."""
+    phases = {
+        "queued": timings.queued_ms,
+        "encode": timings.encode_ms,
+        "denoise": timings.denoise_ms,
+        "decode": timings.decode_ms,
+        "total": timings.total_ms,
+    }
+    return ", ".join(f"{phase};dur={milliseconds:.1f}" for phase, milliseconds in phases.items())

@@ -1,0 +1,90 @@
+"""The HTTP application over a service. It only wires; it knows no Ray and can be served by any ASGI server."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from deployments.engine.errors import EngineError
+from serve_app.api import ads, ops
+from serve_app.api.body import MAX_BODY_BYTES
+from serve_app.api.errors import Problem, http_problem, problem_of
+from serve_app.api.request_id import RequestIdMiddleware
+from serve_app.api.validation import fault_of, invalid
+from serve_app.service import DiffusionService
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising steps."
+
+# What nginx logs for it. The answer reaches nobody.
+CLIENT_LEFT = 499
+
+
+def create_api(service: DiffusionService, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+    """The application. A JSON body may have at most `max_body_bytes`. Whoever made `service` closes it."""
+    app = FastAPI(
+        title="Darkroom",
+        description=DESCRIPTION,
+        version=_version(),
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.state.max_body_bytes = max_body_bytes
+    app.include_router(ads.router)
+    app.include_router(ops.router)
+    app.add_middleware(RequestIdMiddleware)
+    app.add_exception_handler(EngineError, _engine_error)
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(RequestValidationError, _invalid_query)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    await app.state.service.start()
+    yield
+
+
+async def _engine_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineError)
+    problem = problem_of(error)
+    if problem.status >= 500:
+        log.warning("request %s: %s", request.state.request_id, error.message)
+    return problem.response(request.state.request_id)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return error.response(request.state.request_id)
+
+
+async def _invalid_query(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = tuple(fault_of(detail, "?{}") for detail in error.errors())
+    return invalid(faults).response(request.state.request_id)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return http_problem(error.status_code, error.headers).response(request.state.request_id)
+
+
+async def _client_left(request: Request, _: Exception) -> Response:
+    log.info("request %s: the client left", request.state.request_id)
+    return Response(status_code=CLIENT_LEFT)
+
+
+def _version() -> str:
+    try:
+        return version("darkroom")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,115 @@
+"""Reading a JSON body strictly: nothing that two parsers could understand differently is accepted."""
+
+import asyncio
+import json
+from email.message import Message
+from typing import Any
+
+from starlette.requests import Request
+
+from serve_app.api.errors import Fault, Problem, pointer_to
+
+MAX_BODY_BYTES = 1024 * 1024
+READ_SECONDS = 30.0
+
+# Longer whole numbers are out of every field's range, and quadratic to convert.
+_MAX_DIGITS = 30
+_FAR_OUT: int = 10**_MAX_DIGITS
+
+
+async def read_json_object(request: Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
+    """The body as a JSON object. Raises Problem: 400 unreadable, 408 too slow, 413 too large, 415 not JSON, 422."""
+    check_content_headers(request)
+    return parse_json_object(await read_body(request, max_bytes))
+
+
+def check_content_headers(request: Request) -> None:
+    """Raises Problem unless the headers promise plain UTF-8 JSON."""
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(415, "unsupported_content_encoding", "send the body without Content-Encoding")
+    content_type = Message()
+    content_type["content-type"] = request.headers.get("content-type", "")
+    charset = content_type.get_content_charset("utf-8")
+    if content_type.get_content_type() != "application/json" or charset not in ("utf-8", "us-ascii"):
+        raise Problem(415, "unsupported_media_type", "send the body as Content-Type: application/json, in UTF-8")
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """At most `max_bytes`; a longer body is not read to its end, and one that is announced is not read at all."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
+    except TimeoutError:
+        raise Problem(408, "request_timeout", "the body took too long to arrive", headers=_CLOSE) from None
+    return bytes(body)
+
+
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`. Raises Problem."""
+    try:
+        parsed = json.loads(
+            body.decode(), object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_whole_number
+        )
+    except UnicodeDecodeError:
+        raise Problem(400, "invalid_json", "the body is not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        message = f"the body is not valid JSON (line {error.lineno}, column {error.colno})"
+        raise Problem(400, "invalid_json", message) from None
+    except RecursionError:
+        raise Problem(400, "nested_too_deep", "the body is nested too deep") from None
+    if not isinstance(parsed, dict):
+        raise _fault("wrong_type", "the body must be a JSON object", None)
+    _check_unicode(parsed)
+    return parsed
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    parsed = dict(pairs)
+    if len(parsed) < len(pairs):
+        raise _fault("duplicate_key", "an object in the body has the same key twice", None)
+    return parsed
+
+
+def _no_constant(_: str) -> float:
+    raise Problem(400, "invalid_json", "NaN and Infinity are not JSON")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) <= _MAX_DIGITS:
+        return int(digits)
+    return _FAR_OUT * (-1 if digits.startswith("-") else 1)
+
+
+def _check_unicode(parsed: dict[str, Any]) -> None:
+    for name, value in parsed.items():
+        if not _encodable(name):
+            raise _fault("invalid_unicode", "a key must be valid Unicode, without lone surrogates", None)
+        if isinstance(value, str) and not _encodable(value):
+            raise _fault("invalid_unicode", "must be valid Unicode, without lone surrogates", name)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fault(code: str, message: str, field: str | None) -> Problem:
+    return Problem(422, code, message, param=field, faults=(Fault(pointer_to(field), code, message),))
+
+
+# The rest of the body is still on its way; reading on only to keep the connection would be the attack's success.
+_CLOSE = {"Connection": "close"}
+
+
+def _too_large(max_bytes: int) -> Problem:
+    return Problem(413, "body_too_large", f"the body may have at most {max_bytes} bytes", headers=_CLOSE)

@@ -1,0 +1,131 @@
+"""How an error looks over HTTP: one table from error class to status, and one body for all of them.
+
+The body is problem+json (RFC 9457) with an `error` object as OpenAI's clients expect it. It never holds what the caller
+sent, a path, or the text of another library.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from deployments.engine.errors import (
+    EngineError,
+    EngineStopped,
+    GenerationFailed,
+    InvalidParameter,
+    ModelLoadError,
+    Overloaded,
+    UnknownModel,
+)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a request. `pointer` is a JSON pointer into the body, or `?name` for a query parameter."""
+
+    pointer: str
+    code: str
+    message: str
+
+
+class Problem(Exception):
+    """An answer that is an error. `param` is the public name of the field that is to blame, where there is one."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        faults: tuple[Fault, ...] = (),
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.faults = faults
+        self.retryable = retry_after is not None
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The problem+json object."""
+        return {
+            "type": f"urn:darkroom:problem:{self.code}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.message,
+            "instance": f"urn:darkroom:request:{request_id}",
+            "error": {
+                "message": self.message,
+                "type": "invalid_request_error" if self.status < 500 else "server_error",
+                "param": self.param,
+                "code": self.code,
+            },
+            "errors": [asdict(fault) for fault in self.faults],
+            "request_id": request_id,
+            "retryable": self.retryable,
+        }
+
+    def response(self, request_id: str) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.body(request_id), self.status, self.headers, MEDIA_TYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a class of errors is told. `message` replaces the error's own where that one is for operators only."""
+
+    status: int
+    retry_after: int | None = None
+    message: str | None = None
+
+
+# The nearest class in the error's own ancestry counts.
+RULES: Mapping[type[EngineError], Rule] = MappingProxyType(
+    {
+        InvalidParameter: Rule(422),
+        UnknownModel: Rule(404),
+        Overloaded: Rule(503, retry_after=2),
+        EngineStopped: Rule(503, retry_after=5),
+        ModelLoadError: Rule(503, message="the model could not be loaded; the server's log says why"),
+        GenerationFailed: Rule(500),
+        EngineError: Rule(500),
+    }
+)
+
+
+def problem_of(error: EngineError) -> Problem:
+    """`error` as an answer."""
+    rule = next(RULES[kind] for kind in type(error).__mro__ if kind in RULES)
+    message = rule.message or error.message
+    field = error.field if isinstance(error, InvalidParameter) else None
+    faults = (Fault(pointer_to(field), error.code, message),) if field else ()
+    return Problem(rule.status, error.code, message, param=field, faults=faults, retry_after=rule.retry_after)
+
+
+def internal_error() -> Problem:
+    """The answer to everything that nobody expected; the log has the rest, under the same request id."""
+    return Problem(500, "internal_error", "something went wrong here; quote the request id when you report it")
+
+
+def pointer_to(field: str | None) -> str:
+    """The JSON pointer to a top-level field of the body, or to the body itself."""
+    return f"#/{field}" if field else "#"
+
+
+def http_problem(status: int, headers: Mapping[str, str] | None) -> Problem:
+    """The answer where HTTP itself is to blame: no such route, a wrong method. Keeps `Allow`."""
+    code, message = {
+        404: ("not_found", "there is no such endpoint"),
+        405: ("method_not_allowed", "this endpoint does not know that method"),
+    }.get(status, ("http_error", HTTPStatus(status).phrase))
+    return Problem(status, code, message, headers=headers)

@@ -1,0 +1,93 @@
+"""What the API's documentation says of the fields, and examples that can be tried."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from deployments.engine.params import GenerationParams
+
+_FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "prompt": "What to draw. `(word:1.2)` weighs a word; `BREAK` starts a new chunk of 77 tokens.",
+        "negative_prompt": "What to avoid. Without effect when `guidance_scale` is 1 or less.",
+        "width": "Pixels; the model's native size if left out.",
+        "height": "Pixels; the model's native size if left out.",
+        "num_images": "How many images of this prompt; image i uses `seed + i`.",
+        "guidance_scale": "How closely to follow the prompt; 1 or less switches guidance off, for half the work.",
+        "num_inference_steps": "Denoising steps.",
+        "seed": "The seed of the first image. One is drawn, and told in the answer, if left out or -1.",
+        "model_name": "A name or alias from `/ads/v2/diffusion/models`; the first model if left out.",
+        "style_preset": "A name from `/ads/v2/diffusion/styles`, or free text that is appended to the prompt.",
+        "sampler": "A name, diffusers class or A1111 label from `/ads/v2/diffusion/samplers`; else the model's own.",
+        "clip_skip": "How many of the text encoder's last layers to leave out.",
+        "output_format": "The files' format. An `Accept: image/...` header wins over it.",
+    }
+)
+
+_EXAMPLES: Mapping[str, Any] = MappingProxyType(
+    {
+        "advertisement": {
+            "summary": "An advertisement",
+            "value": {
+                "prompt": "Professional advertisement for premium coffee",
+                "negative_prompt": "blurry, low quality",
+                "width": 512,
+                "height": 512,
+                "num_images": 1,
+                "guidance_scale": 7.5,
+                "num_inference_steps": 50,
+                "seed": 42,
+                "model_name": "runwayml/stable-diffusion-v1-5",
+            },
+        },
+        "quick": {
+            "summary": "Small and quick",
+            "value": {"prompt": "a red cup on a blue background", "num_inference_steps": 20, "style_preset": "luxury"},
+        },
+    }
+)
+
+
+def params_schema() -> dict[str, Any]:
+    """The JSON schema of `GenerationParams`, with a description of every field."""
+    schema = GenerationParams.model_json_schema()
+    for name, description in _FIELDS.items():
+        schema["properties"][name]["description"] = description
+    return schema
+
+
+def request_body() -> dict[str, Any]:
+    """OpenAPI's request body of text-to-image."""
+    return {
+        "required": True,
+        "content": {"application/json": {"schema": params_schema(), "examples": dict(_EXAMPLES)}},
+    }
+
+
+def success() -> dict[str, Any]:
+    """OpenAPI's other forms of a 200 answer, besides JSON."""
+    images = {f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ("png", "webp", "jpeg")}
+    return {
+        "description": "The images: JSON, one image's bytes, or a stream, as the Accept header says.",
+        "content": {**images, "text/event-stream": {"schema": {"type": "string"}}},
+    }
+
+
+def failure(description: str) -> dict[str, Any]:
+    """OpenAPI's form of an error answer."""
+    text, code = {"type": "string"}, {"type": "string"}
+    fault = {"type": "object", "properties": {"pointer": text, "code": code, "message": text}}
+    error = {"type": "object", "properties": {"message": text, "type": text, "param": text, "code": code}}
+    properties = {
+        "type": text,
+        "title": text,
+        "status": {"type": "integer"},
+        "detail": text,
+        "instance": text,
+        "error": error,
+        "errors": {"type": "array", "items": fault},
+        "request_id": text,
+        "retryable": {"type": "boolean"},
+    }
+    schema = {"type": "object", "properties": properties}
+    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}

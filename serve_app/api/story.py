@@ -1,0 +1,61 @@
+"""What a stream tells of each engine event: a name and data. No HTTP here."""
+
+import base64
+from dataclasses import replace
+from typing import Any
+
+from deployments.engine.errors import EngineError
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Progress, Refused
+from deployments.engine.sampler_names import SAMPLERS
+from serve_app.api.answers import answer_of, failure_answer, image_answer
+from serve_app.api.errors import problem_of
+from serve_app.result import Prepared, result_of
+
+Told = tuple[str, dict[str, Any]]
+
+
+class Story:
+    """Tells one request's events, in order, and remembers what the end must sum up."""
+
+    def __init__(self, prepared: Prepared, request_id: str) -> None:
+        self._prepared = prepared
+        self._request_id = request_id
+        self._images: list[ImageDone] = []
+        self._failures: list[ImageFailed] = []
+
+    def tell(self, event: Event) -> Told:
+        """The stream's event for an engine's. `Accepted` is the first progress; the last one is `done` or `error`."""
+        match event:
+            case Accepted(position=position):
+                return "progress", {"step": 0, "steps": self._steps(), "position": position}
+            case Progress(step=step, steps=steps, position=position):
+                return "progress", {"step": step, "steps": steps, "position": position}
+            case Preview(index=index, step=step, data=data):
+                return "preview", {"index": index, "step": step, "data": base64.b64encode(data).decode()}
+            case ImageDone():
+                # The end needs to know that there is an image; the pixels need not wait for it.
+                self._images.append(replace(event, data=b""))
+                return "image", dict(image_answer(event))
+            case ImageFailed():
+                self._failures.append(event)
+                return "failed", dict(failure_answer(event))
+            case Refused(error=error):
+                return self.error(error)
+            case Finished():
+                return self._end(event)
+
+    def error(self, error: EngineError) -> Told:
+        """The end of a request that failed: the same body as an error answer's."""
+        return "error", problem_of(error).body(self._request_id)
+
+    def _end(self, finished: Finished) -> Told:
+        try:
+            result = result_of(self._prepared, self._images, self._failures, finished.timings)
+        except EngineError as error:
+            return self.error(error)
+        return "done", {name: value for name, value in answer_of(result).items() if name != "images"}
+
+    def _steps(self) -> int:
+        params = self._prepared.request.params
+        sampler = SAMPLERS.get(params.sampler or "")
+        return sampler.evaluations(params.num_inference_steps) if sampler else params.num_inference_steps

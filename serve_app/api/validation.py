@@ -1,0 +1,103 @@
+"""Reading parameters: which field breaks which rule, in words of our own, and what was probably meant."""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+
+from deployments.engine.params import GenerationParams
+from serve_app.api.errors import Fault, Problem, pointer_to
+
+# What other servers call our fields.
+_SYNONYMS: Mapping[str, str] = MappingProxyType(
+    {
+        "steps": "num_inference_steps",
+        "cfg_scale": "guidance_scale",
+        "cfg": "guidance_scale",
+        "n": "num_images",
+        "batch_size": "num_images",
+        "num_images_per_prompt": "num_images",
+        "model": "model_name",
+        "style": "style_preset",
+        "scheduler": "sampler",
+        "sampler_name": "sampler",
+        "format": "output_format",
+        "response_format": "output_format",
+    }
+)
+
+# pydantic's error types -> our stable code, and our words. The names in braces are pydantic's `ctx`.
+_RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "missing": ("required", "is required"),
+        "int_type": ("wrong_type", "must be a whole number"),
+        "int_parsing": ("wrong_type", "must be a whole number"),
+        "float_type": ("wrong_type", "must be a number"),
+        "string_type": ("wrong_type", "must be a string"),
+        "finite_number": ("not_finite", "must be a finite number"),
+        "greater_than_equal": ("too_small", "must be at least {ge}"),
+        "less_than_equal": ("too_large", "must be at most {le}"),
+        "multiple_of": ("not_a_multiple", "must be a multiple of {multiple_of}"),
+        "string_too_long": ("too_long", "must have at most {max_length} characters"),
+        "literal_error": ("not_allowed", "must be {expected}"),
+    }
+)
+
+_HARMLESS_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def read_params(body: dict[str, Any]) -> GenerationParams:
+    """`body` as parameters. Raises Problem 422, which lists every fault."""
+    try:
+        return GenerationParams.model_validate(body)
+    except ValidationError as error:
+        raise invalid(tuple(fault_of(detail) for detail in error.errors(include_url=False))) from None
+
+
+def invalid(faults: tuple[Fault, ...]) -> Problem:
+    """422, told by its first fault."""
+    first = faults[0]
+    field = first.pointer.lstrip("#/?") or None
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    message = f"{field} {first.message}{more}" if field else f"{first.message}{more}"
+    return Problem(422, first.code, message, param=field, faults=faults)
+
+
+def fault_of(detail: Mapping[str, Any], place: str = "#/{}") -> Fault:
+    """One of pydantic's errors in our words. Says nothing of the input, but the nearest value that is allowed."""
+    name = str(detail["loc"][-1])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_field(name)
+    if kind == "value_error":
+        # Ours: the text of a ValueError that one of GenerationParams' own validators raised.
+        return Fault(place.format(name), "invalid_value", str(context["error"]))
+    code, words = _RULES.get(kind, ("invalid_value", "is not valid"))
+    return Fault(place.format(name), code, words.format_map(context) + _nearest_multiple(detail))
+
+
+def _unknown_field(name: str) -> Fault:
+    known = list(GenerationParams.model_fields)
+    near = _SYNONYMS.get(name.lower()) or next(iter(get_close_matches(name[:64], known, n=1)), None)
+    hint = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
+    pointer = pointer_to(name) if _HARMLESS_NAME.fullmatch(name) else "#"
+    return Fault(pointer, "unknown_field", f"is not a field; {hint}" if pointer != "#" else f"unknown field; {hint}")
+
+
+def _nearest_multiple(detail: Mapping[str, Any]) -> str:
+    if detail["type"] != "multiple_of":
+        return ""
+    step, given = int(detail["ctx"]["multiple_of"]), int(detail["input"])
+    low, high = _range_of(str(detail["loc"][-1]))
+    below = given // step * step
+    nearest = dict.fromkeys(str(min(max(value, low), high)) for value in (below, below + step))
+    return f"; nearest: {' or '.join(nearest)}"
+
+
+def _range_of(field: str) -> tuple[int, int]:
+    schema = GenerationParams.model_json_schema()["properties"][field]
+    limits = next(part for part in schema.get("anyOf", [schema]) if "maximum" in part)
+    return limits["minimum"], limits["maximum"]

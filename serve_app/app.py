@@ -1,0 +1,46 @@
+"""START HERE. A Darkroom server is an ingress, which speaks HTTP, and one deployment of engines per configured entry.
+
+    config -> build_app -> Ingress -> create_api(DiffusionService(HandleBackend))     one or two processes, no torch
+                              |
+                              +-> ModelReplica -> EngineWorker -> Engine              per deployment, per replica
+
+This module must not use `from __future__ import annotations`: Serve reads `build_app`'s annotation to know that its
+arguments are an `AppConfig`, and a string there makes it pass a bare dict without a word.
+"""
+
+from functools import partial
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.engine.spec import ModelSpec
+from deployments.model_deployment import ModelReplica
+from serve_app.config import AppConfig, DeploymentConfig
+from serve_app.ingress import HandleBackend, Ingress
+from serve_app.local_backend import sized
+
+
+def build_app(config: AppConfig) -> Application:
+    """The application that `config` describes, for `serve.run`, `serve run` and RayService manifests."""
+    specs = [tuple(sized(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
+    handles = [
+        model_deployment(deployment, hosted) for deployment, hosted in zip(config.deployments, specs, strict=True)
+    ]
+    api = partial(api_over, max_body_bytes=config.ingress.max_body_bytes)
+    ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options()).bind(api, handles, specs)
+    return ingress
+
+
+def model_deployment(config: DeploymentConfig, specs: tuple[ModelSpec, ...]) -> Application:
+    """One deployment of `ModelReplica`, hosting `specs`."""
+    bound: Application = serve.deployment(ModelReplica, **config.serve_options()).bind(specs, **config.engine_options())
+    return bound
+
+
+def api_over(backend: HandleBackend, *, max_body_bytes: int) -> Any:
+    """The ASGI application over `backend`."""
+    from serve_app.api.application import create_api
+    from serve_app.service import DiffusionService
+
+    return create_api(DiffusionService(backend), max_body_bytes=max_body_bytes)

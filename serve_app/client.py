@@ -1,0 +1,205 @@
+"""A client of a Darkroom server, for Python programs and the command line. No torch, no Ray."""
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from PIL import Image
+
+from deployments.engine.params import GenerationParams
+
+TEXT_TO_IMAGE = "/ads/v2/diffusion/text-to-image"
+
+# The server says something every 15 seconds in a stream; a JSON answer comes when all its images are made.
+STREAM_TIMEOUT = httpx.Timeout(10.0, read=60.0)
+ANSWER_TIMEOUT = httpx.Timeout(10.0, read=600.0)
+
+
+class DarkroomError(Exception):
+    """The server refused or failed, or there is none: then `status` is 0 and `code` is `unreachable`.
+
+    `field` names the parameter that is to blame, where there is one. `retryable`: the same request may succeed later.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        field: str | None = None,
+        request_id: str = "",
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.field, self.request_id, self.retryable = field, request_id, retryable
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """One event of a stream: `name` is progress, preview, image, failed or done."""
+
+    name: str
+    data: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedImage:
+    """An image as the server made it; `data` is the file's content."""
+
+    index: int
+    seed: int
+    format: str
+    width: int
+    height: int
+    data: bytes = field(repr=False)
+
+    @classmethod
+    def from_json(cls, image: dict[str, Any]) -> "ServedImage":
+        """From an entry of an answer's `images`, or from the data of an `image` event."""
+        return cls(
+            index=image["index"],
+            seed=image["seed"],
+            format=image["format"],
+            width=image["width"],
+            height=image["height"],
+            data=base64.b64decode(image["data"]),
+        )
+
+    def picture(self) -> Image.Image:
+        """The decoded image."""
+        picture = Image.open(io.BytesIO(self.data), formats=[self.format.upper()])
+        picture.load()
+        return picture
+
+
+class DarkroomClient:
+    """Asks a server for images. Use it as a context manager, or close it. May be shared by threads."""
+
+    def __init__(
+        self, base_url: str = "http://127.0.0.1:8000", *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._http = httpx.Client(base_url=base_url, transport=transport)
+
+    def __enter__(self) -> "DarkroomClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def generate(self, params: GenerationParams | None = None, **fields: Any) -> list[ServedImage]:
+        """The images, in order. Give `params`, or their fields as keywords.
+
+        Raises DarkroomError, also where only some of the images could be made.
+        """
+        body = _body(params, fields)
+        with _reachable():
+            response = self._http.post(TEXT_TO_IMAGE, json=body, timeout=ANSWER_TIMEOUT)
+        _check(response)
+        answer = response.json()
+        for failure in answer.get("failures", ()):
+            request_id = response.headers.get("x-request-id", "")
+            raise DarkroomError(200, failure["code"], failure["message"], request_id=request_id)
+        return [ServedImage.from_json(image) for image in answer["images"]]
+
+    def stream(
+        self, params: GenerationParams | None = None, *, previews: int = 0, **fields: Any
+    ) -> Iterator[ServerEvent]:
+        """The request's events as they come; closing the iterator cancels the request. Raises DarkroomError."""
+        options: dict[str, Any] = {
+            "json": _body(params, fields),
+            "params": {"previews": previews},
+            "headers": {"Accept": "text/event-stream"},
+            "timeout": STREAM_TIMEOUT,
+        }
+        with _reachable(), self._http.stream("POST", TEXT_TO_IMAGE, **options) as response:
+            if response.is_error:
+                response.read()
+            _check(response)
+            yield from _until_done(parse_events(response.iter_lines()))
+
+    def health(self) -> dict[str, Any]:
+        """What the server says of itself, healthy or not."""
+        with _reachable():
+            health: dict[str, Any] = self._http.get("/ads/v2/diffusion/health", timeout=ANSWER_TIMEOUT).json()
+        return health
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
+    """Server-sent events from a stream's lines. Comments are left out."""
+    name, data = "message", list[str]()
+    for line in lines:
+        field_name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line and data:
+            yield ServerEvent(name, json.loads("\n".join(data)))
+        if not line:
+            name, data = "message", []
+        elif field_name == "event":
+            name = value
+        elif field_name == "data":
+            data.append(value)
+
+
+def _until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
+    for event in events:
+        if event.name == "error":
+            raise _error(event.data)
+        yield event
+        if event.name == "done":
+            return
+    raise DarkroomError(0, "connection_lost", "the server ended the stream before the request was done", retryable=True)
+
+
+def _body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, Any]:
+    if params is not None and fields:
+        raise TypeError("give params or their fields, not both")
+    # What was not set is left to the server, whose defaults depend on its models.
+    return fields if params is None else params.model_dump(exclude_unset=True)
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except httpx.ConnectError:
+        message = "no server answers at this address; `make serve` starts one"
+        raise DarkroomError(0, "unreachable", message, retryable=True) from None
+    except httpx.TimeoutException:
+        raise DarkroomError(0, "timeout", "the server took too long to answer", retryable=True) from None
+    except httpx.TransportError:
+        raise DarkroomError(0, "connection_lost", "the connection was lost", retryable=True) from None
+
+
+def _check(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    raise _error(body if isinstance(body, dict) else {}, response.status_code)
+
+
+def _error(body: dict[str, Any], status: int = 500) -> DarkroomError:
+    """From a problem+json body, or from what something else on the way answered."""
+    error = body.get("error")
+    said = error if isinstance(error, dict) else {}
+    status = body.get("status", status)
+    return DarkroomError(
+        status,
+        said.get("code", "http_error"),
+        said.get("message", f"the server answered {status}"),
+        said.get("param"),
+        body.get("request_id", ""),
+        body.get("retryable", False),
+    )

@@ -1,0 +1,219 @@
+"""The HTTP deployment, and the backend that asks model replicas through Ray Serve handles.
+
+Three request headers act in Ray's own proxy, before any code of ours, and it has no switch for them:
+`x-request-timeout-seconds` (replaces `ingress.request_timeout_s` for that request; 0 lifts it),
+`x-request-disconnect-disabled: ?1` (a caller that leaves is not noticed, so its rows run to their end), and
+`serve_multiplexed_model_id` (without effect here). None of them reaches more than the caller's own request, which is
+bounded by its steps; where that matters, strip them at the load balancer.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.engine.errors import EngineError, EngineStopped, Overloaded
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Refused
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+from serve_app.backend import BackendReport
+
+log = logging.getLogger(__name__)
+
+REPORT_TIMEOUT_S = 2.0
+REPORT_AGE_S = 1.0
+
+# The replica, or the way to it, is gone: the request may be repeated elsewhere.
+LOST = (RayActorError, WorkerCrashedError, ReplicaUnavailableError)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A model deployment: its handle, and the models behind it."""
+
+    handle: DeploymentHandle
+    specs: tuple[ModelSpec, ...]
+
+
+@dataclass(slots=True)
+class Delivered:
+    """What the caller has seen of a request, so that a replay does not show it twice."""
+
+    accepted: bool = False
+    images: set[int] = field(default_factory=set)
+
+    def is_news(self, event: Event) -> bool:
+        """Whether `event` tells the caller anything; remembers that it did."""
+        match event:
+            case Accepted():
+                news, self.accepted = not self.accepted, True
+                return news
+            case ImageDone() | ImageFailed():
+                news = event.index not in self.images
+                self.images.add(event.index)
+                return news
+            case Preview():
+                return event.index not in self.images
+            case _:
+                return True
+
+
+class HandleBackend:
+    """A `Backend` whose engines are Ray Serve replicas."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = {spec.name: route for route in routes for spec in route.specs}
+        self._handles = [route.handle for route in routes]
+        self._models = tuple(spec for route in routes for spec in route.specs)
+        # asyncio keeps weak references only: without these a cancellation could be collected before it was sent.
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._report: asyncio.Task[BackendReport] | None = None
+        self._report_made = -REPORT_AGE_S
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The models of all deployments, in the configuration's order."""
+        return self._models
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events. A replica that dies on the way is replaced by another, once.
+
+        A request is a pure function of its parameters and its seed, so the second replica makes the same images;
+        those that were delivered already are not shown again.
+        """
+        delivered = Delivered()
+        for attempt in (1, 2):
+            asked = request if attempt == 1 else replace(request, id=f"{request.id}.replay")
+            async with aclosing(self._attempt(asked)) as events:
+                async for event in events:
+                    if attempt == 1 and is_loss(event):
+                        log.warning("request %s: its replica was lost; it is repeated on another", request.id)
+                        break
+                    if delivered.is_news(event):
+                        yield replace(event, request_id=request.id)
+                else:
+                    return
+
+    async def report(self) -> BackendReport:
+        """The engines' reports, added up; at most a second old, and never slower than `REPORT_TIMEOUT_S`."""
+        if self._report is None or (self._report.done() and time.monotonic() - self._report_made > REPORT_AGE_S):
+            self._report_made = time.monotonic()
+            self._report = asyncio.create_task(self._ask_all())
+        return await asyncio.shield(self._report)
+
+    async def close(self) -> None:
+        """Sends the cancellations that are still on their way. Handles need no closing."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _attempt(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The events of one replica's attempt; what goes wrong between here and there becomes a `Refused`."""
+        handle = self._routes[request.model].handle
+        stream = handle.options(stream=True).generate.remote(request)
+        ended = False
+        try:
+            async for event in stream:
+                ended = isinstance(event, Finished | Refused)
+                yield event
+            if not ended:
+                yield Refused(request.id, EngineStopped("the engine stopped before the request was finished"))
+        except Exception as error:
+            refusal = as_engine_error(error)
+            if refusal is None:
+                raise
+            log.warning("request %s: %s", request.id, type(error).__name__)
+            yield Refused(request.id, refusal)
+        finally:
+            # Serve's own cancellation of child calls leaks some of them when many callers leave at once, and a stream
+            # that is merely dropped is never cancelled.
+            if not ended:
+                stream.cancel()
+                self._in_background(self._abort_everywhere(handle, request.id))
+
+    async def _abort_everywhere(self, handle: DeploymentHandle, request_id: str) -> None:
+        try:
+            async with asyncio.timeout(REPORT_TIMEOUT_S):
+                await handle.broadcast("abort", request_id).results_async(return_exceptions=True)
+        except Exception as error:
+            log.warning("request %s: no abort could be sent: %s", request_id, type(error).__name__)
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask_all(self) -> BackendReport:
+        answers = await asyncio.gather(*(reports_of(handle) for handle in self._handles))
+        return merged([report for reports in answers for report in reports])
+
+
+async def reports_of(handle: DeploymentHandle) -> list[Mapping[str, Any]]:
+    """What each replica behind `handle` says of itself; those that do not answer in time are left out."""
+    try:
+        async with asyncio.timeout(REPORT_TIMEOUT_S):
+            answers = await handle.broadcast("report").results_async(return_exceptions=True)
+    except Exception as error:
+        log.warning("a deployment did not report: %s", type(error).__name__)
+        return []
+    return [answer for answer in answers if isinstance(answer, Mapping)]
+
+
+def merged(reports: Sequence[Mapping[str, Any]]) -> BackendReport:
+    """One report of many: counters are summed, models and devices listed once, in the order of their coming."""
+    counters: dict[str, float] = {}
+    for report in reports:
+        for name, value in report["counters"].items():
+            counters[name] = counters.get(name, 0) + value
+    return BackendReport(
+        ready=any(report["ready"] for report in reports),
+        device=", ".join(dict.fromkeys(report["device"] for report in reports)),
+        loaded_models=tuple(dict.fromkeys(name for report in reports for name in report["loaded_models"])),
+        counters=counters,
+    )
+
+
+def is_loss(event: Event) -> bool:
+    """Whether `event` says that the engine is gone, rather than that it does not want the request."""
+    return isinstance(event, Refused) and isinstance(event.error, EngineStopped)
+
+
+def as_engine_error(error: Exception) -> EngineError | None:
+    """What a failure of Ray's means to the caller; None for what nobody expected. Never carries Ray's text."""
+    if isinstance(error, EngineError):
+        # Ray's wrapper is an instance of the class too, but its text holds a remote traceback.
+        cause = getattr(error, "cause", error)
+        return cause if isinstance(cause, EngineError) else None
+    if isinstance(error, BackPressureError):
+        return Overloaded("too many requests are waiting for this model")
+    if isinstance(error, DeploymentUnavailableError):
+        return EngineStopped("the model's deployment is not running")
+    if isinstance(error, LOST):
+        return EngineStopped("the replica was lost before the request was finished")
+    if isinstance(error, TimeoutError):
+        return EngineStopped("the replica did not answer in time")
+    return None
+
+
+@serve.ingress()
+class Ingress:
+    """Serves the HTTP API. `create_api` is injected so that it runs, and is imported, in the ingress' process only."""
+
+    def __init__(
+        self,
+        create_api: Callable[[HandleBackend], Any],
+        handles: Sequence[DeploymentHandle],
+        specs: Sequence[tuple[ModelSpec, ...]],
+    ) -> None:
+        routes = [Route(handle, hosted) for handle, hosted in zip(handles, specs, strict=True)]
+        self._backend = HandleBackend(routes)
+        self._create_api = create_api
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._create_api(self._backend)

@@ -1,0 +1,236 @@
+"""`darkroom serve`: runs a server in the foreground, and leaves nothing behind when it ends.
+
+The server itself is a child process (`local_cluster.py`); this one only waits, so that Ctrl-C and SIGTERM act at once
+even while the child is deep inside Ray's start-up. The child is asked to end by closing its standard input. Whatever of
+its tree is left after that is killed: on Linux orphans are handed to this process, so none can hide.
+"""
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from serve_app.config import AppConfig
+
+EXIT_FAILED = 1
+EXIT_PORT_IN_USE = 2
+
+# Ctrl-C to nothing left takes at most 15 seconds: these two together, and a margin.
+GRACE_S = 10.0
+SWEEP_S = 3.0
+
+# The length of Ray's socket paths below its folder; the system's limit for one is 107 bytes.
+_SOCKET_PATH_ROOM = 70
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class LaunchError(Exception):
+    """The server cannot run. The message is one line for the user."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass
+class Server:
+    """A server's process, and what has been heard of it: `ready`, `failed`, `gone`, or `stop`, which is a signal."""
+
+    config: AppConfig
+    host: str
+    port: int
+    temp_dir: Path
+    news: "queue.SimpleQueue[tuple[str, str]]" = field(default_factory=queue.SimpleQueue)
+    process: "subprocess.Popen[bytes] | None" = None
+    ready: bool = False
+
+    def start(self) -> None:
+        """Starts the child in a session of its own, out of the reach of the terminal's Ctrl-C."""
+        with self.log_file.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serve_app.local_cluster"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                start_new_session=True,
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        threading.Thread(target=self._listen, args=(self.process.stdout,), daemon=True).start()
+        order = {
+            "config": self.config.model_dump(mode="json", exclude_unset=True),
+            "host": self.host,
+            "port": self.port,
+            "temp_dir": str(self.temp_dir),
+        }
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+
+    @property
+    def log_file(self) -> Path:
+        """Where the child's standard error goes; the logs of Ray's processes lie beside it."""
+        return self.temp_dir / "darkroom.log"
+
+    def end(self) -> None:
+        """Asks the child to drain and end, then kills what is left of its tree. Before it was ready: at once."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        if self.ready:
+            self._wait_unless_hurried(GRACE_S)
+        sweep(SWEEP_S)
+        self.process.poll()
+
+    def _wait_unless_hurried(self, grace_s: float) -> None:
+        """A second Ctrl-C means: now."""
+        assert self.process is not None
+        deadline = time.monotonic() + grace_s
+        while self.process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                if self.news.get(timeout=0.1)[0] == "stop":
+                    return
+
+    def _listen(self, answers: IO[bytes]) -> None:
+        with answers:
+            for line in answers:
+                kind, message = next(iter(json.loads(line).items()))
+                self.news.put((kind, message))
+        self.news.put(("gone", ""))
+
+
+def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = print) -> None:
+    """Serves until SIGINT or SIGTERM; `say` gets the one line that says where. Raises LaunchError if it cannot."""
+    refuse_port_in_use(host, port)
+    adopt_orphans()
+    server = Server(config, host, port, make_temp_dir())
+    with stop_signals(server.news):
+        try:
+            run(server, say)
+        finally:
+            server.end()
+    # Only after a clean end: the error of any other names the log.
+    shutil.rmtree(server.temp_dir, ignore_errors=True)
+
+
+def run(server: Server, say: Callable[[str], Any]) -> None:
+    """Starts `server` and returns after a signal. Raises LaunchError when it fails, or ends on its own."""
+    server.start()
+    while (kind_and_message := server.news.get())[0] != "stop":
+        kind, message = kind_and_message
+        if kind != "ready":
+            why = message or ("the server ended unexpectedly" if server.ready else "the server did not start")
+            raise LaunchError(f"{why} (log: {server.log_file})")
+        server.ready = True
+        say(f"Darkroom is ready at http://{_shown(server.host)}:{server.port}")
+
+
+def refuse_port_in_use(host: str, port: int) -> None:
+    """Raises LaunchError where `host`:`port` cannot be bound, before anything has been started."""
+    if not 0 < port < 65536:
+        raise LaunchError(f"{port} is no port number", EXIT_PORT_IN_USE)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # A connection that ended a moment ago does not hold the port; a listener does, whatever its options.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise LaunchError(
+                f"port {port} on {host} is in use; stop what uses it, or choose another (PORT=... or --port ...)",
+                EXIT_PORT_IN_USE,
+            ) from None
+        raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}", EXIT_PORT_IN_USE) from None
+
+
+def make_temp_dir() -> Path:
+    """A folder for Ray's sockets and logs, short enough for the limit that systems have on socket paths."""
+    default = tempfile.gettempdir()
+    parent = default if len(default) < 107 - _SOCKET_PATH_ROOM - len("/darkroom-12345678") else "/tmp"
+    return Path(tempfile.mkdtemp(prefix="darkroom-", dir=parent))
+
+
+@contextlib.contextmanager
+def stop_signals(news: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
+    """Turns SIGINT, SIGTERM and SIGHUP into news. Nothing is raised: an exception could come anywhere and be lost."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: news.put(("stop", ""))) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def adopt_orphans() -> None:
+    """On Linux, makes this process the parent of its descendants' orphans, so that `descendants` misses none."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def sweep(within_s: float) -> None:
+    """Kills this process' descendants until there are none, or `within_s` seconds are over."""
+    deadline = time.monotonic() + within_s
+    while (alive := descendants(os.getpid())) and time.monotonic() < deadline:
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+        _reap()
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below `pid`, the dead but not yet reaped ones left out."""
+    children: dict[int, list[int]] = {}
+    for child, parent, state in _process_table():
+        if not state.startswith("Z"):
+            children.setdefault(parent, []).append(child)
+    found, rest = [], list(children.get(pid, ()))
+    while rest:
+        found.append(rest.pop())
+        rest.extend(children.get(found[-1], ()))
+    return found
+
+
+def _process_table() -> Iterator[tuple[int, int, str]]:
+    """Process, parent, state."""
+    if sys.platform != "linux":
+        listing = subprocess.run(["ps", "-axo", "pid=,ppid=,state="], capture_output=True, text=True, check=True)
+        for line in listing.stdout.splitlines():
+            pid, parent, state = line.split()
+            yield int(pid), int(parent), state
+        return
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # The name, in parentheses, may hold anything, parentheses included.
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                yield int(entry.name), int(parent), state
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,166 @@
+"""`darkroom generate`: one request, from a server or from an engine in this process, shown as it goes, kept as files."""
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from deployments.engine import events as engine_events
+from deployments.engine.errors import EngineError, InvalidParameter, UnknownModel
+from deployments.engine.params import GenerationParams, OutputFormat
+from serve_app.client import DarkroomClient, DarkroomError, ServedImage, ServerEvent
+from serve_app.config import AppConfig
+from serve_app.config_errors import nearest
+from serve_app.service import DiffusionService
+
+FORMATS: Mapping[str, OutputFormat] = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`done` of `total` steps; `position` requests come first while none is done."""
+
+    done: int
+    total: int
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A finished image, as a file's content."""
+
+    index: int
+    seed: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that could not be made, though others may be."""
+
+    index: int
+    message: str
+
+
+Life = Iterator[Step | Picture | Failure]
+
+
+def output_format(output: Path) -> OutputFormat:
+    """The format that the file's name asks for. Raises InvalidParameter where that is none, or has nowhere to go."""
+    if output.suffix.lower() not in FORMATS:
+        raise InvalidParameter("output", f"must end in one of {', '.join(FORMATS)}, got {output.name!r}")
+    if not output.absolute().parent.is_dir():
+        raise InvalidParameter("output", f"there is no folder {str(output.parent)!r}")
+    return FORMATS[output.suffix.lower()]
+
+
+def from_server(url: str, params: GenerationParams) -> Life:
+    """The request's life as the server at `url` streams it. Raises EngineError."""
+    check_url(url)
+    try:
+        with DarkroomClient(url) as client:
+            for event in client.stream(params):
+                yield from _from_server_event(event)
+    except DarkroomError as error:
+        raise _explained(error, url) from None
+
+
+def check_url(url: str) -> None:
+    """Raises InvalidParameter unless `url` is where a server could be."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise InvalidParameter("url", f"must be like http://127.0.0.1:8000, got {url!r}")
+
+
+def local_service(config: AppConfig, model: str | None) -> DiffusionService:
+    """A service in this process with that model only, set up as in `config`. Raises EngineError."""
+    specs = [(deployment, spec) for deployment in config.deployments for spec in config.specs_of(deployment)]
+    for deployment, spec in specs:
+        if model is None or spec.answers_to(model):
+            return DiffusionService(models=[spec], **deployment.engine_options())
+    known = [name for _, spec in specs for name in (spec.name, *spec.aliases)]
+    raise UnknownModel("model_name", f"there is no such model{nearest(model, known)}")
+
+
+def from_engine(service: DiffusionService, params: GenerationParams) -> Life:
+    """The request's life in an engine of this process. Raises EngineError. Closes `service`."""
+    # Read by OpenMP when torch is imported: threads that wait by spinning take the cores from everything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        runner.run(stack.enter_async_context(service))
+        events = service.events(params)
+        stack.push_async_callback(events.aclose)
+        try:
+            while (event := runner.run(_next(events))) is not None:
+                yield from _from_engine_event(event)
+        finally:
+            runner.run(stack.aclose())
+
+
+def watch(life: Life, what: str, console: Console) -> Iterator[Picture | Failure]:
+    """Shows a bar until the request is over; gives its images as they come."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None, state="starting")
+        for item in life:
+            if isinstance(item, Step):
+                _show(bar, task, item)
+            else:
+                yield item
+
+
+def path_of(picture: Picture, output: Path, *, numbered: bool) -> Path:
+    """The file for a picture: `output` itself, or numbered beside it."""
+    return output.with_stem(f"{output.stem}-{picture.index}") if numbered else output
+
+
+def _show(bar: Progress, task: TaskID, step: Step) -> None:
+    waiting = step.position > 0 and not step.done
+    state = f"{step.position} before it" if waiting else f"step {step.done} of {step.total}"
+    bar.update(task, total=step.total or None, completed=step.done, state=state)
+
+
+def _from_server_event(event: ServerEvent) -> Life:
+    match event.name:
+        case "progress":
+            yield Step(event.data["step"], event.data["steps"], event.data["position"])
+        case "image":
+            image = ServedImage.from_json(event.data)
+            yield Picture(image.index, image.seed, image.data)
+        case "failed":
+            yield Failure(event.data["index"], event.data["message"])
+
+
+def _explained(error: DarkroomError, url: str) -> EngineError:
+    if error.code == "unreachable":
+        return EngineError(f"no server answers at {url}; start one with `make serve`, or make it here with --local")
+    return InvalidParameter(error.field, error.message) if error.field else EngineError(error.message)
+
+
+async def _next(events: Any) -> engine_events.Event | None:
+    event: engine_events.Event | None = await anext(events, None)
+    return event
+
+
+def _from_engine_event(event: engine_events.Event) -> Life:
+    match event:
+        case engine_events.Progress():
+            yield Step(event.step, event.steps, event.position)
+        case engine_events.ImageDone():
+            yield Picture(event.index, event.seed, event.data)
+        case engine_events.ImageFailed():
+            yield Failure(event.index, event.error.message)
+        case engine_events.Refused():
+            raise event.error

@@ -1,0 +1,64 @@
+"""What a request becomes on its way in, and what it comes to."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from deployments.engine.events import ImageDone, ImageFailed, Timings
+from deployments.engine.params import GenerationParams
+from deployments.engine.row import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready for the backend, beside what the caller asked for.
+
+    `asked` has every default filled in and a seed; `request.params` differs from it by the prompt, which has the style
+    in it. Asking for `asked` again gives the same images.
+    """
+
+    request: Request
+    asked: GenerationParams
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The images of one request. `failures` are those that could not be made, though others could.
+
+    `parameters` are complete: the same parameters again give the same images. `effective_prompt` has the style in it.
+    """
+
+    id: str
+    model: str
+    images: tuple[ImageDone, ...]
+    failures: tuple[ImageFailed, ...]
+    parameters: GenerationParams
+    effective_prompt: str
+    timings: Timings
+    cached: bool = False
+
+
+def result_of(
+    prepared: Prepared, images: Sequence[ImageDone], failures: Sequence[ImageFailed], timings: Timings
+) -> Result:
+    """The result of a finished request. Raises the first failure where there are only failures."""
+    if failures and not images:
+        raise min(failures, key=lambda failure: failure.index).error
+    return Result(
+        id=prepared.request.id,
+        model=prepared.request.model,
+        images=tuple(sorted(images, key=lambda image: image.index)),
+        failures=tuple(sorted(failures, key=lambda failure: failure.index)),
+        parameters=prepared.asked,
+        effective_prompt=prepared.request.params.prompt,
+        timings=timings,
+    )
+
+
+def decoded(image: ImageDone) -> Image.Image:
+    """The picture itself."""
+    picture = Image.open(io.BytesIO(image.data), formats=[image.format.upper()])
+    picture.load()
+    return picture

@@ -1,0 +1,207 @@
+"""The one service behind every surface: styles, models' defaults, seeds and statistics, in front of a backend."""
+
+import asyncio
+import logging
+import secrets
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from PIL import Image
+
+from deployments.engine.errors import EngineError, EngineStopped, UnknownModel
+from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
+from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+from deployments.registry import DEMO_MODELS
+from serve_app.backend import Backend, BackendReport
+from serve_app.local_backend import LocalBackend
+from serve_app.result import Prepared, Result, decoded, result_of
+from serve_app.stats import Statistics
+from serve_app.styles import expand
+
+log = logging.getLogger(__name__)
+
+DRAWN_SEEDS = 2**32
+
+Status = Literal["healthy", "starting", "unhealthy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`healthy` when images can be made now; `starting` until that was so for the first time."""
+
+    status: Status
+    device: str
+    loaded_models: int
+    cache_entries: int = 0
+
+
+class DiffusionService:
+    """Makes images from `GenerationParams`. Calls that run at the same time share batches.
+
+    Without a backend the engine runs in this process: `models` (the demo models if none are given) are loaded at the
+    first use. `device` is auto, cpu, cuda or cuda:0; `dtype` is auto, float32, float16 or bfloat16.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        *,
+        models: Sequence[ModelSpec] | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        max_rows: int = 16,
+        threads: int | None = None,
+    ) -> None:
+        if backend is not None and models is not None:
+            raise TypeError("give a backend or models, not both: a backend has its own models")
+        self._backend: Backend
+        self._start: Callable[[], None] = _already_started
+        if backend is None:
+            chosen = DEMO_MODELS if models is None else models
+            local = LocalBackend(chosen, device=device, dtype=dtype, max_rows=max_rows, threads=threads)
+            self._backend, self._start = local, local.start
+        else:
+            self._backend = backend
+        self._statistics = Statistics()
+        self._was_ready = False
+
+    async def __aenter__(self) -> "DiffusionService":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The models that can be asked for; the first is the default."""
+        return self._backend.models
+
+    def model(self, name: str | None) -> ModelSpec:
+        """The model with that name or alias; the default one for None. Raises UnknownModel."""
+        if name is None:
+            return self.models[0]
+        for spec in self.models:
+            if spec.answers_to(name):
+                return spec
+        raise UnknownModel("model_name", f"there is no such model; {_hint(name, self.models)}")
+
+    def prepare(self, params: GenerationParams, *, previews: int = 0, request_id: str | None = None) -> Prepared:
+        """Everything that is decided before the backend: model, defaults, seed, style. Raises InvalidParameter.
+
+        `request_id` must not be that of a request still running; one is made where none is given.
+        """
+        asked = effective_params(with_seed(params), self.model(params.model_name))
+        styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
+        return Prepared(Request(request_id or uuid.uuid4().hex, styled, previews), asked)
+
+    def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
+        """The events of a prepared request. Closing the generator early cancels it."""
+        return self._statistics.watch(self._backend.generate(prepared.request))
+
+    async def events(
+        self, params: GenerationParams, *, previews: int = 0, request_id: str | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """The request's events (see `deployments.engine.events`). Closing the generator early cancels the request."""
+        async with aclosing(self.run(self.prepare(params, previews=previews, request_id=request_id))) as events:
+            async for event in events:
+                yield event
+
+    async def generate(self, params: GenerationParams, *, request_id: str | None = None) -> Result:
+        """All images of a request. Raises what refused it, or the first failure where not one image could be made."""
+        return await self.collect(self.prepare(params, request_id=request_id))
+
+    async def collect(self, prepared: Prepared) -> Result:
+        """As `generate`, for a prepared request."""
+        images: list[ImageDone] = []
+        failures: list[ImageFailed] = []
+        async with aclosing(self.run(prepared)) as events:
+            async for event in events:
+                match event:
+                    case ImageDone():
+                        images.append(event)
+                    case ImageFailed():
+                        failures.append(event)
+                    case Refused(error=error):
+                        raise error
+                    case Finished(timings=timings):
+                        return result_of(prepared, images, failures, timings)
+        raise EngineStopped("the engine stopped before the request was finished")
+
+    async def generate_text_to_image(
+        self, params: GenerationParams, model_name: str | None = None
+    ) -> list[Image.Image]:
+        """The images, in order. Raises the first error, if there is one: of the request, or of any image."""
+        if model_name is not None:
+            params = params.model_copy(update={"model_name": model_name})
+        result = await self.generate(params)
+        if result.failures:
+            raise result.failures[0].error
+        return await asyncio.to_thread(lambda: [decoded(image) for image in result.images])
+
+    async def get_generation_stats(self) -> dict[str, Any]:
+        """Counters since the start, and latencies of the last minutes. `unet_*` are summed over all engines.
+
+        There is no result cache yet: its figures are zeros.
+        """
+        report = await self._report()
+        engine = report.counters if report else {}
+        calls, rows = int(engine.get("unet_calls", 0)), int(engine.get("unet_rows", 0))
+        return {
+            "cache_hit_rate": 0.0,
+            "total_cache_entries": 0,
+            "loaded_models": len(report.loaded_models) if report else 0,
+            "unet_calls": calls,
+            "unet_rows": rows,
+            "mean_rows_per_call": round(rows / calls, 3) if calls else 0.0,
+            "images_waiting": int(engine.get("waiting", 0)),
+            "images_running": int(engine.get("running", 0)),
+            **self._statistics.snapshot(),
+        }
+
+    async def health(self) -> Health:
+        """Whether images can be made now."""
+        report = await self._report()
+        if report is None:
+            return Health("unhealthy", "", 0)
+        self._was_ready = self._was_ready or report.ready
+        waiting_for_it: Status = "unhealthy" if self._was_ready else "starting"
+        return Health("healthy" if report.ready else waiting_for_it, report.device, len(report.loaded_models))
+
+    async def start(self) -> None:
+        """Begins to load the models, without waiting; a backend that was given has done so already."""
+        self._start()
+
+    async def close(self) -> None:
+        """Frees the backend. Requests that still run are refused."""
+        await self._backend.close()
+
+    async def _report(self) -> BackendReport | None:
+        """None where the models cannot be loaded, or the backend cannot say."""
+        try:
+            return await self._backend.report()
+        except EngineError as error:
+            log.error("the backend cannot report: %s", error.message)
+            return None
+
+
+def with_seed(params: GenerationParams) -> GenerationParams:
+    """`params` with a seed, drawn where none was given. Once per request: caching and replays depend on it."""
+    if params.seed is not None and params.seed >= 0:
+        return params
+    return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+
+
+def _hint(name: str, models: Sequence[ModelSpec]) -> str:
+    known = [known for spec in models for known in (spec.name, *spec.aliases)]
+    near = get_close_matches(name[:200], known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}"
+
+
+def _already_started() -> None:
+    """What there is to do to start a backend that was given."""

@@ -1,0 +1,34 @@
+"""The style presets: one row each. Adding a style is adding a row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A look with a name; `text` is what it adds to a prompt."""
+
+    name: str
+    text: str
+
+
+_ROWS = (
+    Style("professional", "professional photography, clean composition, business aesthetic"),
+    Style("lifestyle", "lifestyle photography, natural lighting, authentic moments"),
+    Style("luxury", "luxury photography, premium materials, sophisticated composition"),
+    Style("minimalist", "minimalist design, clean lines, simple composition"),
+    Style("vintage", "vintage aesthetic, retro styling, classic composition"),
+    Style("modern", "modern, contemporary, sleek design"),
+)
+
+STYLES: Mapping[str, Style] = MappingProxyType({style.name: style for style in _ROWS})
+
+
+def expand(prompt: str, style_preset: str | None) -> str:
+    """`prompt` with the style after it: a known style's text, or else `style_preset` itself, as free text."""
+    asked = (style_preset or "").strip()
+    if not asked:
+        return prompt
+    style = STYLES.get(asked.casefold())
+    return f"{prompt}, {style.text if style else asked}"

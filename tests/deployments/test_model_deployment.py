@@ -1,0 +1,112 @@
+"""The deployment class as a plain object: no Ray, and a worker that only writes down what it is told."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+
+from deployments.engine.events import Accepted, Event, Finished, Progress, Refused, Timings
+from deployments.engine.params import GenerationParams
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+from deployments.engine.worker import EngineWorker
+from deployments.model_deployment import ModelReplica
+
+REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64))
+OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_rows": 16, "threads": 1}
+
+
+class FakeWorker:
+    """Answers with `events`, then waits for ever, unless they end the stream."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+        self.aborted: list[str] = []
+        self.alive = True
+        self.stopped = False
+        self.closed = 0
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        try:
+            for event in self.events:
+                yield event
+            if not isinstance(self.events[-1], Finished | Refused):
+                await asyncio.Event().wait()
+        finally:
+            self.closed += 1
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+    def report(self) -> dict[str, Any]:
+        return {"ready": True, "counters": {"waiting": 3, "running": 5, "capacity": 16}}
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> FakeWorker:
+    fake = FakeWorker([Accepted("r1", 0), Progress("r1", 1, 4)])
+    monkeypatch.setattr(EngineWorker, "load", lambda *_args, **_options: fake)
+    return fake
+
+
+@pytest.fixture
+def replica(worker: FakeWorker) -> ModelReplica:
+    return ModelReplica([ModelSpec("tiny", "nowhere")], **OPTIONS)
+
+
+async def test_events_pass_through_in_order(replica: ModelReplica, worker: FakeWorker) -> None:
+    worker.events = [Accepted("r1", 0), Progress("r1", 1, 1), Finished("r1", Timings())]
+    assert [event async for event in replica.generate(REQUEST)] == worker.events
+    assert worker.aborted == []
+
+
+async def test_a_cancelled_call_frees_its_rows(replica: ModelReplica, worker: FakeWorker) -> None:
+    seen = asyncio.Event()
+
+    async def read() -> None:
+        async for event in replica.generate(REQUEST):
+            if isinstance(event, Progress):
+                seen.set()
+
+    task = asyncio.create_task(read())
+    await seen.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert worker.aborted == ["r1"]
+    assert worker.closed == 1
+
+
+async def test_a_stream_closed_early_frees_its_rows(replica: ModelReplica, worker: FakeWorker) -> None:
+    events = replica.generate(REQUEST)
+    await anext(events)
+    await events.aclose()
+    assert worker.aborted == ["r1"]
+    assert worker.closed == 1
+
+
+async def test_a_loop_that_hangs_is_not_healthy(replica: ModelReplica, worker: FakeWorker) -> None:
+    await replica.check_health()
+    worker.alive = False
+    with pytest.raises(RuntimeError, match="no progress"):
+        await replica.check_health()
+
+
+async def test_autoscaling_counts_images_not_unet_rows(replica: ModelReplica) -> None:
+    assert await replica.record_autoscaling_stats() == {"waiting": 3.0, "running": 5.0, "capacity": 8.0}
+
+
+def test_user_config_takes_only_what_can_change_live(replica: ModelReplica) -> None:
+    replica.reconfigure({"log_level": "INFO"})
+    with pytest.raises(ValueError, match="max_rows"):
+        replica.reconfigure({"max_rows": 4})
+
+
+def test_the_engine_is_stopped_with_the_replica(replica: ModelReplica, worker: FakeWorker) -> None:
+    replica.__del__()
+    assert worker.stopped

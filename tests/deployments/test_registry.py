@@ -1,0 +1,55 @@
+"""The registry's rows, and the rule that nothing is loaded that was not pinned."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from deployments.engine.errors import ModelLoadError
+from deployments.engine.sampler_names import resolve_sampler
+from deployments.engine.spec import ModelSpec
+from deployments.registry import DEMO_MODELS, MODELS, check_source, clashes, known_models
+
+EVERY = (*DEMO_MODELS, *MODELS)
+
+
+def test_every_row_is_reachable_by_its_own_name() -> None:
+    assert list(known_models().values()) == list(EVERY)
+
+
+def test_no_two_real_models_answer_to_one_name() -> None:
+    assert clashes(MODELS) == []
+
+
+def test_the_demo_model_answers_to_the_names_of_the_guide() -> None:
+    for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", "sd15", "sd21"):
+        assert any(spec.answers_to(name) for spec in DEMO_MODELS)
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.name)
+def test_every_row_is_complete(spec: ModelSpec) -> None:
+    assert spec.licence
+    assert spec.native_size % 8 == 0
+    assert spec.native_size**2 <= spec.max_pixels
+    assert resolve_sampler(spec.default_sampler) == spec.default_sampler
+
+
+@pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.name)
+def test_a_hub_model_without_a_commit_is_refused_and_the_message_says_what_to_pin(spec: ModelSpec) -> None:
+    with pytest.raises(ModelLoadError, match=f"'{spec.name}'.*pin `revision`.*'{spec.source}'"):
+        check_source(dataclasses.replace(spec, revision=None))
+
+
+def test_a_pinned_model_and_a_local_folder_are_taken(tmp_path: Path) -> None:
+    check_source(dataclasses.replace(MODELS[0], revision="0" * 40))
+    check_source(ModelSpec(name="mine", source=str(tmp_path)))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="no folder"):
+        check_source(ModelSpec(name="mine", source=str(tmp_path / "nowhere")))
+
+
+def test_clashes_sees_aliases() -> None:
+    one, two = ModelSpec("one", "a", aliases=("x",)), ModelSpec("x", "b", aliases=("y",))
+    assert clashes([one, two]) == ["x"]

@@ -1,0 +1,125 @@
+"""A backend that follows a script, a service over it, and a client without a socket."""
+
+import asyncio
+import io
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+import httpx
+from fastapi import FastAPI
+from PIL import Image
+
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused, Timings
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+from serve_app.backend import BackendReport
+
+TINY = ModelSpec(
+    "tiny", "nowhere", aliases=("maker/tiny",), native_size=64, max_pixels=1024 * 1024, default_sampler="ddim"
+)
+OTHER = ModelSpec("other", "nowhere", native_size=128, default_sampler="euler_a", licence="MIT")
+TIMINGS = Timings(queued_ms=1, encode_ms=2, denoise_ms=30, decode_ms=4, total_ms=37)
+PATH = "/ads/v2/diffusion/text-to-image"
+EVENTS = {"Accept": "text/event-stream"}
+
+# What a script may hold besides events: an error to raise, or a pause in seconds.
+Step = Event | Exception | float
+Script = Callable[[Request], Sequence[Step]]
+FOREVER = 1e6
+
+
+class FakeBackend:
+    """Plays `script` for every request, and remembers what it was asked and what was cancelled."""
+
+    def __init__(self, script: Script | None = None, models: Sequence[ModelSpec] = (TINY, OTHER)) -> None:
+        self.script: Script = script or success
+        self.models = tuple(models)
+        self.asked: list[Request] = []
+        self.cancelled: list[str] = []
+        self.running = 0
+        self.most_running = 0
+        self.now = BackendReport(True, "cpu", ("tiny", "other"), {"unet_calls": 4, "unet_rows": 10})
+        self.closed = False
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        self.asked.append(request)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        ended = False
+        try:
+            for step in self.script(request):
+                match step:
+                    case float():
+                        await asyncio.sleep(step)
+                    case Exception():
+                        raise step
+                    case _:
+                        ended = isinstance(step, Finished | Refused)
+                        yield step
+        except (asyncio.CancelledError, GeneratorExit):
+            if not ended:
+                self.cancelled.append(request.id)
+            raise
+        finally:
+            self.running -= 1
+
+    async def report(self) -> BackendReport:
+        return self.now
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def success(request: Request) -> list[Step]:
+    """Every image, after two steps."""
+    count = request.params.num_images
+    images = [image(request, index) for index in range(count)]
+    progress = [Progress(request.id, step, 2) for step in (1, 2)]
+    return [Accepted(request.id, 0), *progress, *images, Finished(request.id, TIMINGS)]
+
+
+def slow(request: Request) -> list[Step]:
+    """Taken, begun, and never done."""
+    return [Accepted(request.id, 0), Progress(request.id, 1, 50), FOREVER]
+
+
+def refusing(error: Exception) -> Script:
+    """Refuses everything with `error`."""
+    return lambda request: [Refused(request.id, error)]  # type: ignore[arg-type]
+
+
+def failing(error: Exception, *indices: int) -> Script:
+    """Images `indices` fail with `error`, the others succeed."""
+
+    def script(request: Request) -> list[Step]:
+        return [
+            ImageFailed(event.request_id, event.index, error)  # type: ignore[arg-type]
+            if isinstance(event, ImageDone) and event.index in indices
+            else event
+            for event in success(request)
+        ]
+
+    return script
+
+
+def image(request: Request, index: int) -> ImageDone:
+    """A real file of one colour, in the format and size asked for."""
+    params = request.params
+    assert params.width
+    assert params.height
+    buffer = io.BytesIO()
+    Image.new("RGB", (params.width, params.height), (200, index, 0)).save(buffer, params.output_format.upper())
+    return ImageDone(
+        request.id, index, request.seed_of(index), params.output_format, params.width, params.height, buffer.getvalue()
+    )
+
+
+def http(app: FastAPI) -> httpx.AsyncClient:
+    """A client of `app`, without a socket."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Waits for `condition`. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

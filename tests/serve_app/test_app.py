@@ -1,0 +1,84 @@
+"""The builder: what is configured is what is deployed. Serve's local testing mode stands in for a cluster."""
+
+import inspect
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import pytest
+from ray import serve
+
+from deployments.engine.errors import Overloaded
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, Refused, Timings
+from deployments.engine.params import GenerationParams
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+from deployments.engine.worker import EngineWorker
+from serve_app.app import build_app, model_deployment
+from serve_app.config import AppConfig, load_config, packaged_configs
+from serve_app.ingress import HandleBackend, Route
+
+SPEC = ModelSpec("demo-sd", "nowhere", native_size=64)
+
+
+class EchoWorker:
+    """Answers every request with one image that holds the prompt."""
+
+    alive = True
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        if request.params.prompt == "too much":
+            yield Refused(request.id, Overloaded("the queue is full"))
+            return
+        yield Accepted(request.id, 0)
+        yield ImageDone(request.id, 0, request.seed_of(0), "png", 64, 64, request.params.prompt.encode())
+        yield Finished(request.id, Timings())
+
+    def abort(self, request_id: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandleBackend]:
+    monkeypatch.setattr(EngineWorker, "load", lambda *_args, **_options: EchoWorker())
+    app = model_deployment(load_config("demo").deployments[0], (SPEC,))
+    handle = serve.run(app, _local_testing_mode=True)
+    yield HandleBackend([Route(handle, (SPEC,))])
+
+
+def request(prompt: str) -> Request:
+    params = GenerationParams(prompt=prompt, seed=5, model_name="demo-sd", width=64, height=64)
+    return Request(f"id of {prompt}", params)
+
+
+async def test_events_cross_a_handle_unchanged(backend: HandleBackend) -> None:
+    events = [event async for event in backend.generate(request("a cup"))]
+    name = "id of a cup"
+    assert events == [Accepted(name, 0), ImageDone(name, 0, 5, "png", 64, 64, b"a cup"), Finished(name, Timings())]
+
+
+async def test_refusals_cross_a_handle_as_they_are(backend: HandleBackend) -> None:
+    (event,) = [event async for event in backend.generate(request("too much"))]
+    assert isinstance(event, Refused)
+    assert isinstance(event.error, Overloaded)
+    assert event.error.message == "the queue is full"
+
+
+def test_serve_can_read_what_the_builder_takes() -> None:
+    """A string there, from postponed annotations, would make Serve pass a bare dict."""
+    assert inspect.signature(build_app).parameters["config"].annotation is AppConfig
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_an_ingress_and_one_deployment_per_entry(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed: list[dict[str, Any]] = []
+    real = serve.deployment
+
+    def recorded(what: Any, **options: Any) -> Any:
+        deployed.append(options)
+        return real(what, **options)
+
+    monkeypatch.setattr(serve, "deployment", recorded)
+    config = load_config(name)
+    build_app(config)
+    assert [options["name"] for options in deployed] == [*(entry.name for entry in config.deployments), "ingress"]

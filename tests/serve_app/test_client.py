@@ -1,0 +1,84 @@
+"""The client, against the real API without a socket."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from deployments.engine.errors import NumericalFailure, Overloaded
+from deployments.engine.params import GenerationParams
+from serve_app.api.application import create_api
+from serve_app.client import DarkroomClient, DarkroomError
+from serve_app.service import DiffusionService
+from tests.serve_app.fakes import FakeBackend, failing, http, refusing
+
+
+class Through(httpx.BaseTransport):
+    """The ASGI application, for a client that does not know asyncio."""
+
+    def __init__(self, service: DiffusionService) -> None:
+        self.app = create_api(service)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return asyncio.run(self._send(request))
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        async with http(self.app) as client:
+            content = request.read()
+            response = await client.request(request.method, request.url, content=content, headers=request.headers)
+        return httpx.Response(response.status_code, headers=response.headers, content=response.content)
+
+
+@pytest.fixture
+def darkroom(service: DiffusionService) -> DarkroomClient:
+    return DarkroomClient("http://test", transport=Through(service))
+
+
+def test_generate_gives_the_images(darkroom: DarkroomClient) -> None:
+    with darkroom:
+        images = darkroom.generate(prompt="a red cup", num_images=2, seed=3)
+    assert [(image.index, image.seed) for image in images] == [(0, 3), (1, 4)]
+    assert images[0].picture().size == (64, 64)
+
+
+def test_what_was_not_set_is_left_to_the_server(darkroom: DarkroomClient, backend: FakeBackend) -> None:
+    darkroom.generate(GenerationParams(prompt="a red cup", model_name="other"))
+    assert backend.asked[0].params.width == 128
+
+
+def test_a_stream_gives_events_up_to_done(darkroom: DarkroomClient) -> None:
+    names = [event.name for event in darkroom.stream(prompt="a red cup", previews=1)]
+    assert names == ["progress", "progress", "progress", "image", "done"]
+
+
+def test_an_error_has_all_that_the_server_said(darkroom: DarkroomClient) -> None:
+    with pytest.raises(DarkroomError, match="must be a multiple of 8") as caught:
+        darkroom.generate(prompt="a red cup", width=511)
+    error = caught.value
+    assert (error.status, error.code, error.field, error.retryable) == (422, "not_a_multiple", "width", False)
+    assert error.request_id
+
+
+def test_a_refusal_and_a_failure_in_a_stream_are_raised(darkroom: DarkroomClient, backend: FakeBackend) -> None:
+    backend.script = refusing(Overloaded("the queue is full"))
+    with pytest.raises(DarkroomError, match="the queue is full") as refused:
+        list(darkroom.stream(prompt="a red cup"))
+    assert (refused.value.status, refused.value.retryable) == (503, True)
+    backend.script = failing(NumericalFailure("not finite"), 0)
+    with pytest.raises(DarkroomError, match="not finite"):
+        list(darkroom.stream(prompt="a red cup"))
+    with pytest.raises(DarkroomError, match="not finite"):
+        darkroom.generate(prompt="a red cup", num_images=2)
+
+
+def test_no_server_is_an_error_that_says_so() -> None:
+    with DarkroomClient("http://127.0.0.1:9") as client, pytest.raises(DarkroomError) as caught:
+        client.generate(prompt="a red cup")
+    assert (caught.value.status, caught.value.code) == (0, "unreachable")
+
+
+def test_an_answer_of_something_else_on_the_way_is_an_error_too() -> None:
+    proxy = httpx.MockTransport(lambda _: httpx.Response(502, text="<html>bad gateway</html>"))
+    with pytest.raises(DarkroomError, match="502") as caught:
+        DarkroomClient("http://test", transport=proxy).generate(prompt="a red cup")
+    assert caught.value.status == 502

@@ -1,0 +1,123 @@
+"""Configuration: what is packaged loads, and what is wrong is named together with what was probably meant."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from deployments.model_deployment import ModelReplica
+from serve_app.config import AppConfig, load_config, packaged_configs
+from serve_app.config_errors import ConfigError
+
+DEPLOYMENT: dict[str, Any] = {"name": "a", "models": ["demo-sd"]}
+
+
+def complaint(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    return str(caught.value).replace(f"{file}: ", "")
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_packaged_configurations_load_by_name(name: str) -> None:
+    assert load_config(name).deployments
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_serve_knows_every_option_that_it_is_given(name: str) -> None:
+    """`serve.deployment` refuses unknown options, but its nested ones are ignored when they are misspelt."""
+    for deployment in load_config(name).deployments:
+        options = deployment.serve_options()
+        serve.deployment(ModelReplica, **options)
+        scaling = options.get("autoscaling_config", {})
+        assert set(scaling) <= set(AutoscalingConfig.model_fields)
+        assert set(scaling.get("policy", {})) <= set(AutoscalingPolicy.model_fields)
+
+
+def test_demo_hosts_one_replica_under_the_names_of_the_guide() -> None:
+    config = load_config("demo")
+    (deployment,) = config.deployments
+    assert deployment.replicas == 1
+    assert deployment.device == "cpu"
+    assert any(spec.answers_to("runwayml/stable-diffusion-v1-5") for spec in config.specs_of(deployment))
+
+
+def test_production_gives_every_replica_a_gpu() -> None:
+    for deployment in load_config("production").deployments:
+        assert deployment.serve_options()["ray_actor_options"]["num_gpus"] == 1
+
+
+def test_ingress_outlives_the_models_drain() -> None:
+    """An ingress that ends first would cut off the pictures that it hands out."""
+    for name in packaged_configs():
+        config = load_config(name)
+        longest = max(deployment.graceful_shutdown_timeout_s for deployment in config.deployments)
+        assert config.ingress.graceful_shutdown_timeout_s > longest
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("deployment: []", "unknown key 'deployment'; did you mean 'deployments'?"),
+        (
+            "deployments: [{name: a, models: [demo-sd], max_row: 8}]",
+            "deployments[0]: unknown key 'max_row'; did you mean 'max_rows'?",
+        ),
+        (
+            "deployments: [{name: a, models: [demo-sd], autoscaling: {max_replica: 8}}]",
+            "deployments[0].autoscaling: unknown key 'max_replica'; did you mean 'max_replicas'?",
+        ),
+        ("deployments: [{name: a, models: [demo-ds]}]", "there is no model 'demo-ds'; did you mean 'demo-sd'?"),
+        ("deployments: [{name: a, models: [demo-sd, sd15]}]", "more than one hosted model answers to"),
+        ("deployments: [{name: a, models: [demo-sd]}, {name: a, models: [sd21-base]}]", "the name 'a' is taken"),
+        ("deployments: [{name: ingress, models: [demo-sd]}]", "the name 'ingress' is taken"),
+        ("deployments: [{name: a, models: [demo-sd], device: cuda}]", "needs `num_gpus`"),
+        ("deployments: [{name: a, models: [demo-sd], max_rows: many}]", "deployments[0].max_rows: Input should be"),
+        (
+            "deployments: [{name: a, models: [demo-sd], replicas: 2, autoscaling: {}}]",
+            "`replicas` and `autoscaling` exclude each other",
+        ),
+        ("models: [{name: mine}]\ndeployments: [{name: a, models: [mine]}]", "models[0]: a model that the registry"),
+        ("deployments: []", "deployments: Tuple should have at least 1 item"),
+        ("- 1", "Input should be a valid dictionary"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_says_where_and_what_was_meant(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in complaint(tmp_path, text)
+
+
+def test_an_item_that_is_wrong_is_reported_once(tmp_path: Path) -> None:
+    assert len(complaint(tmp_path, "deployments: [{name: a, models: [demo-sd], max_row: 8}]").splitlines()) == 1
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="demo, production"):
+        load_config("demonstration")
+
+
+def test_a_models_entry_overrides_its_registry_row() -> None:
+    config = AppConfig.model_validate(
+        {"models": [{"name": "sd15", "revision": "0" * 40}], "deployments": [{"name": "a", "models": ["sd15"]}]}
+    )
+    (spec,) = config.specs_of(config.deployments[0])
+    assert spec.revision == "0" * 40
+    assert spec.native_size == 512
+
+
+def test_nothing_can_be_changed_after_reading() -> None:
+    config = load_config("demo")
+    with pytest.raises(ValidationError):
+        config.deployments[0].max_rows = 3
+
+
+def test_threads_reach_the_replica_before_torch_does() -> None:
+    """Ray would set OMP_NUM_THREADS from num_cpus otherwise."""
+    config = AppConfig.model_validate({"deployments": [DEPLOYMENT | {"threads": 3}]})
+    env = config.deployments[0].serve_options()["ray_actor_options"]["runtime_env"]["env_vars"]
+    assert env == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}

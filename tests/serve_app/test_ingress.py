@@ -1,0 +1,208 @@
+"""The handle-backed backend against handles of our own: replays, cancellation, errors, reports."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
+
+from deployments.engine.errors import EngineStopped, InvalidParameter, Overloaded
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
+from deployments.engine.params import GenerationParams
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+from serve_app.backend import BackendReport
+from serve_app.ingress import HandleBackend, Route, as_engine_error, merged
+
+SPEC = ModelSpec("tiny", "nowhere", native_size=64)
+REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, num_images=2, model_name="tiny", width=64, height=64))
+
+# What one attempt does: events to give, then an error to raise, then waiting for ever.
+Script = Sequence[Event | Exception]
+
+
+def image(request_id: str, index: int) -> ImageDone:
+    return ImageDone(request_id, index, 1 + index, "png", 64, 64, b"pixels")
+
+
+class FakeStream:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.cancelled = False
+
+    def __aiter__(self) -> AsyncGenerator[Event, None]:
+        return self._events()
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        for item in self.script:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+        if not isinstance(self.script[-1], Finished | Refused):
+            await asyncio.Event().wait()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeHandle:
+    """Looks like a DeploymentHandle, as far as the backend looks."""
+
+    def __init__(self, attempts: Callable[[str], Script], reports: Sequence[Any] = ()) -> None:
+        self.attempts = attempts
+        self.reports = reports
+        self.streams: list[FakeStream] = []
+        self.asked: list[str] = []
+        self.broadcasts: list[tuple[Any, ...]] = []
+        self.generate = self
+
+    def options(self, *, stream: bool) -> "FakeHandle":
+        assert stream
+        return self
+
+    def remote(self, request: Request) -> FakeStream:
+        self.asked.append(request.id)
+        self.streams.append(FakeStream(self.attempts(request.id)))
+        return self.streams[-1]
+
+    def broadcast(self, *call: Any) -> "FakeHandle":
+        self.broadcasts.append(call)
+        return self
+
+    async def results_async(self, *, return_exceptions: bool) -> Sequence[Any]:
+        assert return_exceptions
+        return self.reports
+
+
+def backend_of(*handles: FakeHandle) -> HandleBackend:
+    return HandleBackend([Route(handle, (SPEC,)) for handle in handles])  # type: ignore[arg-type]
+
+
+def finished(request_id: str) -> Finished:
+    return Finished(request_id, Timings())
+
+
+async def test_a_replica_that_dies_is_replaced_and_nothing_is_shown_twice() -> None:
+    def attempts(request_id: str) -> Script:
+        if request_id == "r1":
+            return [Accepted("r1", 0), image("r1", 0), ActorDiedError()]
+        images = [image(request_id, 0), image(request_id, 1)]
+        return [Accepted(request_id, 0), Progress(request_id, 1, 2), *images, finished(request_id)]
+
+    handle = FakeHandle(attempts)
+    events = [event async for event in backend_of(handle).generate(REQUEST)]
+    assert events == [Accepted("r1", 0), image("r1", 0), Progress("r1", 1, 2), image("r1", 1), finished("r1")]
+
+
+async def test_a_replay_has_an_id_of_its_own() -> None:
+    """Or the abort that follows the first attempt would end the second."""
+    handle = FakeHandle(lambda request_id: [ActorDiedError()] if request_id == "r1" else [finished(request_id)])
+    async for _ in backend_of(handle).generate(REQUEST):
+        pass
+    assert len(set(handle.asked)) == 2
+
+
+async def test_there_is_one_replay_and_no_more() -> None:
+    handle = FakeHandle(lambda request_id: [Accepted(request_id, 0), ActorDiedError()])
+    events = [event async for event in backend_of(handle).generate(REQUEST)]
+    assert len(handle.asked) == 2
+    assert isinstance(events[-1], Refused)
+    assert isinstance(events[-1].error, EngineStopped)
+    assert events[-1].request_id == "r1"
+
+
+async def test_an_engine_that_stops_is_a_loss_too() -> None:
+    def attempts(request_id: str) -> Script:
+        return [Refused("r1", EngineStopped("gone"))] if request_id == "r1" else [finished(request_id)]
+
+    assert [event async for event in backend_of(FakeHandle(attempts)).generate(REQUEST)] == [finished("r1")]
+
+
+async def test_a_refusal_is_passed_on_and_not_repeated() -> None:
+    refusal = Refused("r1", InvalidParameter("prompt", "is too long"))
+    handle = FakeHandle(lambda _: [refusal])
+    assert [event async for event in backend_of(handle).generate(REQUEST)] == [refusal]
+    assert handle.asked == ["r1"]
+
+
+async def test_back_pressure_is_overload() -> None:
+    handle = FakeHandle(lambda _: [BackPressureError(8, 8)])
+    (event,) = [event async for event in backend_of(handle).generate(REQUEST)]
+    assert isinstance(event, Refused)
+    assert isinstance(event.error, Overloaded)
+
+
+async def test_leaving_early_cancels_the_stream_and_aborts_everywhere() -> None:
+    handle = FakeHandle(lambda request_id: [Accepted(request_id, 0)])
+    backend = backend_of(handle)
+    events = backend.generate(REQUEST)
+    await anext(events)
+    await events.aclose()
+    await backend.close()
+    assert handle.streams[0].cancelled
+    assert handle.broadcasts == [("abort", "r1")]
+
+
+async def test_a_cancelled_caller_cancels_the_stream() -> None:
+    handle = FakeHandle(lambda request_id: [Accepted(request_id, 0)])
+    backend = backend_of(handle)
+
+    async def read() -> None:
+        async for _ in backend.generate(REQUEST):
+            pass
+
+    task = asyncio.create_task(read())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await backend.close()
+    assert handle.streams[0].cancelled
+    assert handle.broadcasts == [("abort", "r1")]
+
+
+async def test_a_finished_stream_is_left_alone() -> None:
+    handle = FakeHandle(lambda request_id: [Accepted(request_id, 0), finished(request_id)])
+    backend = backend_of(handle)
+    async for _ in backend.generate(REQUEST):
+        pass
+    await backend.close()
+    assert not handle.streams[0].cancelled
+    assert handle.broadcasts == []
+
+
+async def test_what_nobody_expected_is_raised() -> None:
+    handle = FakeHandle(lambda _: [ZeroDivisionError()])
+    with pytest.raises(ZeroDivisionError):
+        async for _ in backend_of(handle).generate(REQUEST):
+            pass
+
+
+def test_no_text_of_rays_reaches_the_caller() -> None:
+    for error in (ActorDiedError(), BackPressureError(8, 8), TimeoutError("took 3 s")):
+        translated = as_engine_error(error)
+        assert translated is not None
+        assert str(error) not in translated.message
+
+
+REPORT = {"ready": True, "device": "cpu", "loaded_models": ["tiny"], "counters": {"images": 2, "waiting": 1}}
+
+
+def test_reports_are_added_up() -> None:
+    other = {"ready": False, "device": "cuda", "loaded_models": ["tiny", "other"], "counters": {"images": 3}}
+    both = BackendReport(True, "cpu, cuda", ("tiny", "other"), {"images": 5, "waiting": 1})
+    assert merged([REPORT, other]) == both
+
+
+def test_without_a_report_nothing_is_ready() -> None:
+    assert not merged([]).ready
+
+
+async def test_callers_at_the_same_time_share_one_report() -> None:
+    handle = FakeHandle(lambda _: [], reports=[REPORT, RuntimeError("a replica that is just dying")])
+    backend = backend_of(handle)
+    answers = await asyncio.gather(*(backend.report() for _ in range(5)))
+    assert handle.broadcasts == [("report",)]
+    assert answers[0].counters["images"] == 2

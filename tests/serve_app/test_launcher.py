@@ -1,0 +1,182 @@
+"""`darkroom serve` without Ray: ports, folders, signals, processes. `test_ray_launcher.py` runs the real thing."""
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serve_app import launcher
+from serve_app.config import load_config
+from serve_app.launcher import (
+    EXIT_PORT_IN_USE,
+    LaunchError,
+    Server,
+    descendants,
+    make_temp_dir,
+    refuse_port_in_use,
+    run,
+    stop_signals,
+)
+from serve_app.local_cluster import Order, reachable
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_port_in_use_is_refused_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LaunchError, match=f"port {port} on 127.0.0.1 is in use") as caught:
+            refuse_port_in_use("127.0.0.1", port)
+    assert caught.value.exit_code == EXIT_PORT_IN_USE
+    assert "\n" not in str(caught.value)
+
+
+def test_a_port_shared_by_so_reuseport_is_in_use_too() -> None:
+    """Ray's proxies listen in that way, so a second server would steal every other connection of the first."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(LaunchError, match="in use"):
+            refuse_port_in_use("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_free_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    refuse_port_in_use("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("192.0.2.1", 8000)])
+def test_an_impossible_address_is_refused(host: str, port: int) -> None:
+    with pytest.raises(LaunchError):
+        refuse_port_in_use(host, port)
+
+
+def test_ray_gets_a_folder_that_is_short_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Unix socket paths have 107 bytes; some systems have very long temporary folders."""
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(long))
+    folder = make_temp_dir()
+    try:
+        assert len(str(folder)) < 40
+    finally:
+        folder.rmdir()
+
+
+def test_signals_become_news_and_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    news: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+    with stop_signals(news):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert news.get(timeout=1)[0] == "stop"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_descendants_are_found_to_the_last_generation() -> None:
+    code = "import subprocess, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        try:
+            assert {child.pid, grandchild} <= set(descendants(os.getpid()))
+        finally:
+            os.kill(grandchild, signal.SIGKILL)
+            child.kill()
+
+
+def test_an_orphan_in_a_session_of_its_own_is_killed() -> None:
+    """What a daemon does to hide: fork twice, and leave the session."""
+    script = """
+import subprocess, sys
+from serve_app.launcher import adopt_orphans, sweep
+adopt_orphans()
+code = "import subprocess as s; print(s.Popen(['sleep', '60'], start_new_session=True, stdout=s.DEVNULL).pid)"
+print(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout, flush=True)
+sweep(3.0)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not Path(f"/proc/{int(found.stdout)}").exists()
+
+
+def a_server(tmp_path: Path) -> Server:
+    return Server(load_config("demo"), "127.0.0.1", 8000, tmp_path)
+
+
+@pytest.fixture
+def unstarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    monkeypatch.setattr(Server, "start", lambda _self: None)
+    return a_server(tmp_path)
+
+
+def test_the_url_is_said_once_when_it_is_ready(unstarted: Server) -> None:
+    said: list[str] = []
+    for news in (("ready", ""), ("stop", "")):
+        unstarted.news.put(news)
+    run(unstarted, said.append)
+    assert said == ["Darkroom is ready at http://127.0.0.1:8000"]
+
+
+@pytest.mark.parametrize(
+    ("news", "expected"),
+    [
+        ([("failed", "model 'x': there is no folder")], "model 'x': there is no folder"),
+        ([("gone", "")], "the server did not start"),
+        ([("ready", ""), ("gone", "")], "the server ended unexpectedly"),
+    ],
+)
+def test_a_failure_is_one_line_that_names_the_log(
+    unstarted: Server, news: list[tuple[str, str]], expected: str
+) -> None:
+    for item in news:
+        unstarted.news.put(item)
+    with pytest.raises(LaunchError, match=expected) as caught:
+        run(unstarted, lambda _line: None)
+    assert str(unstarted.log_file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_child_that_says_nothing_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/true")
+    server = a_server(tmp_path)
+    server.start()
+    assert server.news.get(timeout=5)[0] == "gone"
+    assert server.process is not None
+    with server.process:
+        pass
+
+
+@pytest.mark.parametrize("name", ["demo", "production"])
+def test_an_order_survives_the_way_to_the_child(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    sent = {"config": config.model_dump(mode="json", exclude_unset=True), "host": "h", "port": 1, "temp_dir": "t"}
+    assert Order.model_validate_json(json.dumps(sent)).config == config
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("box", "box")],
+)
+def test_the_health_question_goes_to_an_address_that_answers(bound: str, asked: str) -> None:
+    assert reachable(bound) == asked
+
+
+def test_waiting_for_a_slow_child_ends_with_a_second_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = a_server(tmp_path)
+    server.ready = True
+    monkeypatch.setattr(launcher, "sweep", lambda _within: None)
+    with subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE) as process:
+        server.process = process
+        server.news.put(("stop", ""))
+        started = time.monotonic()
+        server.end()
+        process.kill()
+    assert time.monotonic() - started < 2.0

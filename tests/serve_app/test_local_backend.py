@@ -1,0 +1,156 @@
+"""The engine in this process: loaded once, off the event loop, at the first use; and, once, for real."""
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deployments.engine.errors import EngineError, EngineStopped, ModelLoadError
+from deployments.engine.events import Event
+from deployments.engine.params import GenerationParams
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+from serve_app.local_backend import LocalBackend
+from serve_app.service import DiffusionService
+from tests.serve_app.fakes import TINY, success
+
+CUP = GenerationParams(prompt="a red cup", num_inference_steps=4, seed=1)
+
+
+class StubWorker:
+    """Looks like an `EngineWorker`, and takes a moment to load."""
+
+    def __init__(self) -> None:
+        self.loads: list[tuple[Sequence[ModelSpec], dict[str, Any], str]] = []
+        self.failure: EngineError | None = None
+        self.stopped = False
+
+    def load(self, specs: Sequence[ModelSpec], **options: Any) -> "StubWorker":
+        self.loads.append((specs, options, threading.current_thread().name))
+        time.sleep(0.05)
+        if self.failure:
+            raise self.failure
+        return self
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        for event in success(request):
+            assert not isinstance(event, Exception | float)
+            yield event
+
+    def report(self) -> dict[str, Any]:
+        return {"ready": True, "device": "cpu", "loaded_models": ["tiny"], "counters": {"unet_calls": 1}}
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> StubWorker:
+    worker = StubWorker()
+    monkeypatch.setitem(sys.modules, "deployments.engine.worker", SimpleNamespace(EngineWorker=worker))
+    return worker
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> ModelSpec:
+    return replace(TINY, source=str(tmp_path))
+
+
+async def test_models_load_once_off_the_loop_at_the_first_use(worker: StubWorker, spec: ModelSpec) -> None:
+    async with DiffusionService(models=[spec], device="cpu", max_rows=4, threads=2) as service:
+        assert not worker.loads
+        results = await asyncio.gather(*(service.generate(CUP) for _ in range(5)))
+    assert len(results) == 5
+    ((specs, options, thread),) = worker.loads
+    assert (list(specs), thread != threading.current_thread().name) == ([spec], True)
+    assert options == {"device": "cpu", "dtype": "float32", "max_rows": 4, "threads": 2}
+    assert worker.stopped
+
+
+async def test_it_is_ready_once_loaded_and_start_does_not_wait(worker: StubWorker, spec: ModelSpec) -> None:
+    async with DiffusionService(models=[spec]) as service:
+        await service.start()
+        assert (await service.health()).status == "starting"
+        await service.generate(CUP)
+        health = await service.health()
+        assert (health.status, health.device, health.loaded_models) == ("healthy", "cpu", 1)
+    assert (await service.health()).status == "unhealthy"
+
+
+async def test_a_caller_that_leaves_while_models_load_leaves_the_loading(worker: StubWorker, spec: ModelSpec) -> None:
+    async with DiffusionService(models=[spec]) as service:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await service.generate(CUP)
+        assert (await service.generate(CUP)).images
+    assert len(worker.loads) == 1
+
+
+async def test_models_that_do_not_load_say_why_every_time(worker: StubWorker, spec: ModelSpec) -> None:
+    worker.failure = ModelLoadError("the weights are broken")
+    async with DiffusionService(models=[spec]) as service:
+        for _ in range(2):
+            with pytest.raises(ModelLoadError, match="the weights are broken"):
+                await service.generate(CUP)
+        assert (await service.health()).status == "unhealthy"
+    assert len(worker.loads) == 1
+
+
+async def test_a_closed_service_refuses(worker: StubWorker, spec: ModelSpec) -> None:
+    service = DiffusionService(models=[spec])
+    await service.close()
+    with pytest.raises(EngineStopped):
+        await service.generate(CUP)
+    assert not worker.loads
+
+
+def test_it_works_on_one_event_loop_after_another(worker: StubWorker, spec: ModelSpec) -> None:
+    service = DiffusionService(models=[spec])
+    for _ in range(2):
+        assert len(asyncio.run(service.generate_text_to_image(CUP))) == 1
+    asyncio.run(service.close())
+    assert len(worker.loads) == 1
+
+
+def test_a_folder_that_is_no_checkpoint_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="'mine'"):
+        DiffusionService(models=[ModelSpec("mine", str(tmp_path))])
+    with pytest.raises(ModelLoadError, match="native_size"):
+        DiffusionService(models=[ModelSpec("mine", "someone/something")])
+
+
+def test_two_models_cannot_answer_to_one_name(spec: ModelSpec) -> None:
+    with pytest.raises(ValueError, match="maker/tiny"):
+        LocalBackend([spec, replace(spec, name="other")], device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match="no models"):
+        DiffusionService(models=[])
+
+
+def test_the_demo_models_answer_to_the_guides_names() -> None:
+    service = DiffusionService()
+    for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", None):
+        assert service.model(name).name == "demo-sd"
+
+
+async def test_a_local_checkpoint_makes_pictures_and_calls_share_batches(tmp_path: Path) -> None:
+    # Imported here: it needs torch, and no other test in this folder does.
+    from tests.deployments.engine.tiny import save_tiny_checkpoint
+
+    checkpoint = ModelSpec(name="mine", source=str(save_tiny_checkpoint(tmp_path)))
+    async with DiffusionService(models=[checkpoint], device="cpu", dtype="float32") as service:
+        await service.generate(CUP)
+        alone = (await service.get_generation_stats())["unet_calls"]
+        variations = [CUP.model_copy(update={"seed": seed}) for seed in range(4)]
+        pictures = await asyncio.gather(*(service.generate_text_to_image(params, "mine") for params in variations))
+        stats = await service.get_generation_stats()
+    assert [picture.size for (picture,) in pictures] == [(64, 64)] * 4
+    assert stats["images"] == 5
+    assert stats["unet_calls"] - alone <= alone + 2
+    assert stats["mean_rows_per_call"] > 2

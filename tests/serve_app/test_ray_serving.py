@@ -1,0 +1,147 @@
+"""End to end, on a real local Ray with real (tiny) networks, over HTTP: what only the whole can show."""
+
+import asyncio
+import base64
+import io
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from serve_app.launcher import Server, descendants
+from serve_app.local_cluster import HEALTH_PATH
+from tests.deployments.engine.tiny import save_tiny_checkpoint
+from tests.serve_app.servers import ray_server, tiny_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+BASE = "/ads/v2/diffusion"
+PROMPT: dict[str, Any] = {"prompt": "a red cup", "num_inference_steps": 4, "seed": 7, "width": 64, "height": 64}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """ONE cluster for all tests of this file: it takes about as long to start as they take together."""
+    checkpoint = save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+    with ray_server(tiny_config(checkpoint)) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    url = f"http://127.0.0.1:{server.port}"
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+async def stats(client: httpx.AsyncClient) -> dict[str, Any]:
+    """Fresh ones: reports are kept for a second."""
+    await asyncio.sleep(1.1)
+    answer: dict[str, Any] = (await client.get(f"{BASE}/stats")).raise_for_status().json()
+    return answer
+
+
+async def until(holds: Callable[[dict[str, Any]], bool], client: httpx.AsyncClient, within_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + within_s
+    while not holds(last := await stats(client)):
+        assert time.monotonic() < deadline, f"it did not come to that: {last}"
+    return last
+
+
+def picture(item: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(item["data"])))
+
+
+async def test_a_prompt_becomes_a_picture(client: httpx.AsyncClient) -> None:
+    answer = await client.post(f"{BASE}/text-to-image", json=PROMPT)
+    assert answer.status_code == 200, answer.text
+    (item,) = answer.json()["images"]
+    assert picture(item).size == (64, 64)
+    assert item["seed"] == 7
+    assert answer.json()["model"] == "tiny"
+
+
+async def test_the_same_request_gives_the_same_picture(client: httpx.AsyncClient) -> None:
+    request = PROMPT | {"model_name": "a/tiny-model", "seed": 11}
+    first, second = [(await client.post(f"{BASE}/text-to-image", json=request)).json() for _ in range(2)]
+    assert first["images"][0]["data"] == second["images"][0]["data"]
+
+
+async def test_a_burst_of_different_requests_shares_unet_calls(client: httpx.AsyncClient) -> None:
+    before = await stats(client)
+    samplers = ("ddim", "euler", "dpmpp_2m", "euler_a")
+    steps = range(20, 28)
+    requests = [PROMPT | {"num_inference_steps": n, "seed": n, "sampler": samplers[n % 4]} for n in steps]
+    answers = await asyncio.gather(*(client.post(f"{BASE}/text-to-image", json=request) for request in requests))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    after = await stats(client)
+    calls, rows = (after[key] - before[key] for key in ("unet_calls", "unet_rows"))
+    alone = sum(steps)
+    # Two rows for each guided step. Requests reach the engine some milliseconds apart, so the bound is not exact here.
+    assert rows == 2 * alone
+    assert calls < alone / 2
+
+
+async def test_an_unknown_model_is_404(client: httpx.AsyncClient) -> None:
+    answer = await client.post(f"{BASE}/text-to-image", json=PROMPT | {"model_name": "nobody/nothing"})
+    assert answer.status_code == 404
+    assert "Traceback" not in answer.text
+
+
+async def test_a_wrong_field_is_422_and_named(client: httpx.AsyncClient) -> None:
+    answer = await client.post(f"{BASE}/text-to-image", json=PROMPT | {"width": 63})
+    assert answer.status_code == 422
+    assert "width" in answer.text
+
+
+LONG = PROMPT | {"num_inference_steps": 150, "num_images": 16, "width": 256, "height": 256}
+
+
+async def test_a_caller_that_leaves_frees_its_rows(client: httpx.AsyncClient) -> None:
+    await client.get(HEALTH_PATH)
+    with pytest.raises(httpx.ReadTimeout):
+        await client.post(f"{BASE}/text-to-image", json=LONG, timeout=1.0)
+    freed = await until(lambda now: now["images_running"] == 0 and now["images_waiting"] == 0, client, within_s=10)
+    assert freed["cancelled"] >= 1
+
+
+async def test_many_callers_that_leave_at_once_free_all_rows(client: httpx.AsyncClient) -> None:
+    """Ray's own cancellation loses some of these."""
+    before = await stats(client)
+    leaving = (client.post(f"{BASE}/text-to-image", json=LONG | {"seed": seed}, timeout=0.7) for seed in range(24))
+    outcomes = await asyncio.gather(*leaving, return_exceptions=True)
+    assert any(isinstance(outcome, httpx.TimeoutException) for outcome in outcomes)
+    after = await until(lambda now: now["images_running"] == 0 and now["images_waiting"] == 0, client, within_s=20)
+    assert after["images"] - before["images"] < 24
+
+
+def replica_pids() -> list[int]:
+    """The processes that host an engine. Ray writes a deployment's name into the title of its processes."""
+    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())}
+    return [pid for pid, title in titles.items() if b"ServeReplica:darkroom:tiny" in title]
+
+
+async def test_a_replica_killed_on_the_way_does_not_lose_the_picture(client: httpx.AsyncClient) -> None:
+    request = PROMPT | {"num_inference_steps": 150, "width": 256, "height": 256, "seed": 3}
+    expected = (await client.post(f"{BASE}/text-to-image", json=request)).json()
+    asked = asyncio.create_task(client.post(f"{BASE}/text-to-image", json=request))
+    await until(lambda now: now["images_running"] > 0, client, within_s=10)
+    (victim,) = replica_pids()
+    os.kill(victim, signal.SIGKILL)
+    answer = await asked
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["images"][0]["data"] == expected["images"][0]["data"]
+    assert replica_pids() != [victim]
+
+
+async def test_health_is_good_again_after_a_replica_died(client: httpx.AsyncClient) -> None:
+    deadline = time.monotonic() + 30
+    while (await client.get(HEALTH_PATH)).status_code != 200:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.5)
