@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.contenders import Pipeline, largest_difference, serve_with_engine
-from bench.workload import like, mixed
+from bench.workload import mixed
 from deployments.engine.errors import EngineError
 from deployments.engine.models import LoadedModel
 
@@ -38,7 +38,3 @@ def test_latency_is_the_time_until_the_picture_is_there(model: LoadedModel, pipe
 def test_a_refused_request_is_no_fast_request(model: LoadedModel) -> None:
     with pytest.raises(EngineError):
         serve_with_engine(model, mixed(model.spec, 3, steps=(2,)), queue_limit=1)
-
-
-def test_there_is_something_to_merge(model: LoadedModel) -> None:
-    assert len(like(mixed(model.spec, 16, steps=(2,)))) < 16
