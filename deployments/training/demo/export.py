@@ -1,0 +1,78 @@
+"""The shipped folder: a diffusers pipeline in half precision, laid out file for file as SD1.5 is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from deployments.training.demo.models import make_scheduler
+
+SHIPPED: Final = Path(__file__).resolve().parents[2] / "demo_models" / "demo-sd"
+SCALING: Final = 0.18215  # SD1.5's
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, latents: Tensor) -> AutoencoderKL:
+    """Shift and scale each latent channel, in place, to mean 0 and deviation 1 / SCALING over `latents` [N, 4, h, w].
+
+    The map goes into the 1x1 convolutions on either side of the latents, so the pictures stay what they were. With no
+    common mean left, less of the background's colour leaks through the last timestep.
+    """
+    mean = latents.mean(dim=(0, 2, 3))
+    scale = 1 / (SCALING * latents.std(dim=(0, 2, 3)))
+    before, after = vae.quant_conv, vae.post_quant_conv
+    after.bias += torch.einsum("oixy,i->o", after.weight, mean)
+    after.weight /= scale.view(1, 4, 1, 1)
+    before.bias[:4] = (before.bias[:4] - mean) * scale
+    before.weight[:4] *= scale.view(4, 1, 1, 1)
+    before.bias[4:] += 2 * scale.log()
+    vae.register_to_config(scaling_factor=SCALING)
+    return vae
+
+
+def build_pipeline(
+    vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The four networks as diffusers' own pipeline, without a safety checker: this world holds nothing to check."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def export(pipeline: StableDiffusionPipeline, folder: Path = SHIPPED) -> None:
+    """Write `pipeline` as fp16 safetensors to `folder`; readers see the old weights or the new ones, whole."""
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(fresh, safe_serialization=True)
+    _write_slow_vocabulary(pipeline.tokenizer, fresh / "tokenizer")
+    if (folder / "README.md").exists():
+        shutil.copy(folder / "README.md", fresh / "README.md")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_slow_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    # SD1.5 ships these two, and older loaders know no other; transformers 5 writes tokenizer.json alone.
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
