@@ -15,12 +15,16 @@ class ScalingContext(Protocol):
     `aggregated_metrics` is what `ModelReplica.record_autoscaling_stats` said, by metric, then by replica.
     """
 
-    aggregated_metrics: Mapping[str, Mapping[Any, float]] | None
     total_queued_requests: float
     target_num_replicas: int
     capacity_adjusted_min_replicas: int
     capacity_adjusted_max_replicas: int
-    policy_state: Mapping[str, Any]
+
+    @property
+    def policy_state(self) -> Mapping[str, Any]: ...
+
+    @property
+    def aggregated_metrics(self) -> Mapping[str, Mapping[Any, float]] | None: ...
 
 
 class WorkPolicy:

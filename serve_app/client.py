@@ -14,14 +14,16 @@ from PIL import Image
 from deployments.engine.params import GenerationParams
 
 TEXT_TO_IMAGE = "/ads/v2/diffusion/text-to-image"
+HEALTH = "/ads/v2/diffusion/health"
 
 # The server says something every 15 seconds in a stream; a JSON answer comes when all its images are made.
-STREAM_TIMEOUT = httpx.Timeout(10.0, read=60.0)
-ANSWER_TIMEOUT = httpx.Timeout(10.0, read=600.0)
+CONNECT_SECONDS = 10.0
+STREAM_SECONDS = 60.0
+ANSWER_SECONDS = 600.0
 
 
 class DarkroomError(Exception):
-    """The server refused or failed, or there is none: then `status` is 0 and `code` is `unreachable`.
+    """The server refused or failed, or there is none: then `status` is 0 and `code` says how (`unreachable`).
 
     `field` names the parameter that is to blame, where there is one. `retryable`: the same request may succeed later.
     """
@@ -79,12 +81,22 @@ class ServedImage:
 
 
 class DarkroomClient:
-    """Asks a server for images. Use it as a context manager, or close it. May be shared by threads."""
+    """Asks a server for images. Use it as a context manager, or close it. May be shared by threads.
+
+    `timeout` is how many seconds a whole JSON answer may take; a stream only has to say something now and then.
+    """
 
     def __init__(
-        self, base_url: str = "http://127.0.0.1:8000", *, transport: httpx.BaseTransport | None = None
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        timeout: float = ANSWER_SECONDS,
+        *,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(base_url=base_url, transport=transport)
+        with _reachable():
+            self._http = httpx.Client(base_url=base_url, transport=transport)
+        self._answer_timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
+        self._stream_timeout = httpx.Timeout(STREAM_SECONDS, connect=min(timeout, CONNECT_SECONDS))
 
     def __enter__(self) -> "DarkroomClient":
         return self
@@ -103,7 +115,7 @@ class DarkroomClient:
         """
         body = _body(params, fields)
         with _reachable():
-            response = self._http.post(TEXT_TO_IMAGE, json=body, timeout=ANSWER_TIMEOUT)
+            response = self._http.post(TEXT_TO_IMAGE, json=body, timeout=self._answer_timeout)
         _check(response)
         answer = response.json()
         for failure in answer.get("failures", ()):
@@ -119,7 +131,7 @@ class DarkroomClient:
             "json": _body(params, fields),
             "params": {"previews": previews},
             "headers": {"Accept": "text/event-stream"},
-            "timeout": STREAM_TIMEOUT,
+            "timeout": self._stream_timeout,
         }
         with _reachable(), self._http.stream("POST", TEXT_TO_IMAGE, **options) as response:
             if response.is_error:
@@ -130,7 +142,7 @@ class DarkroomClient:
     def health(self) -> dict[str, Any]:
         """What the server says of itself, healthy or not."""
         with _reachable():
-            health: dict[str, Any] = self._http.get("/ads/v2/diffusion/health", timeout=ANSWER_TIMEOUT).json()
+            health: dict[str, Any] = self._http.get(HEALTH, timeout=self._answer_timeout).json()
         return health
 
 
@@ -151,13 +163,16 @@ def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
 
 
 def _until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
+    done = False
+    # Read to the very end: a connection that is closed earlier looks to the server like a caller that left.
     for event in events:
         if event.name == "error":
             raise _error(event.data)
+        done = event.name == "done"
         yield event
-        if event.name == "done":
-            return
-    raise DarkroomError(0, "connection_lost", "the server ended the stream before the request was done", retryable=True)
+    if not done:
+        message = "the server ended the stream before the request was done"
+        raise DarkroomError(0, "connection_lost", message, retryable=True)
 
 
 def _body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +191,8 @@ def _reachable() -> Iterator[None]:
         raise DarkroomError(0, "unreachable", message, retryable=True) from None
     except httpx.TimeoutException:
         raise DarkroomError(0, "timeout", "the server took too long to answer", retryable=True) from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        raise DarkroomError(0, "invalid_url", "the server's address must be like http://127.0.0.1:8000") from None
     except httpx.TransportError:
         raise DarkroomError(0, "connection_lost", "the connection was lost", retryable=True) from None
 

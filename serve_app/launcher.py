@@ -117,14 +117,14 @@ class Server:
 
 def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = print) -> None:
     """Serves until SIGINT or SIGTERM; `say` gets the one line that says where. Raises LaunchError if it cannot."""
-    refuse_port_in_use(host, port)
-    adopt_orphans()
-    server = Server(config, host, port, make_temp_dir())
-    with stop_signals(server.news):
-        try:
-            run(server, say)
-        finally:
-            server.end()
+    with held_port(host, port):
+        adopt_orphans()
+        server = Server(config, host, port, make_temp_dir())
+        with stop_signals(server.news):
+            try:
+                run(server, say)
+            finally:
+                server.end()
     # Only after a clean end: the error of any other names the log.
     shutil.rmtree(server.temp_dir, ignore_errors=True)
 
@@ -141,12 +141,29 @@ def run(server: Server, say: Callable[[str], Any]) -> None:
         say(f"Darkroom is ready at http://{_shown(server.host)}:{server.port}")
 
 
+@contextlib.contextmanager
+def held_port(host: str, port: int) -> Iterator[None]:
+    """Keeps `host`:`port` for this server while it starts: a second one, started meanwhile, is refused as well.
+
+    Raises LaunchError where the port cannot be bound, before anything has been started.
+    """
+    refuse_port_in_use(host, port)
+    family, kind, protocol, _, address = _addressed(host, port)
+    with socket.socket(family, kind, protocol) as held:
+        # Ray's proxy shares its port with whoever of this user shares it too. On Linux a socket that does not listen
+        # gets no connections; elsewhere that is not certain.
+        if sys.platform == "linux":
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(address)
+        yield
+
+
 def refuse_port_in_use(host: str, port: int) -> None:
-    """Raises LaunchError where `host`:`port` cannot be bound, before anything has been started."""
+    """Raises LaunchError where `host`:`port` cannot be bound."""
     if not 0 < port < 65536:
         raise LaunchError(f"{port} is no port number", EXIT_PORT_IN_USE)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = _addressed(host, port)
         with socket.socket(family, kind, protocol) as probe:
             # A connection that ended a moment ago does not hold the port; a listener does, whatever its options.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -159,6 +176,11 @@ def refuse_port_in_use(host: str, port: int) -> None:
                 EXIT_PORT_IN_USE,
             ) from None
         raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}", EXIT_PORT_IN_USE) from None
+
+
+def _addressed(host: str, port: int) -> tuple[Any, ...]:
+    """Family, kind, protocol, name and address for a socket."""
+    return socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
 
 
 def make_temp_dir() -> Path:

@@ -92,9 +92,16 @@ class LocalBackend:
         for spec in self._models:
             check_source(spec)
         log.info("loading %s", ", ".join(spec.name for spec in self._models))
-        return EngineWorker.load(
-            self._models, device=self._device, dtype=self._dtype, max_rows=self._max_rows, threads=self._threads
-        )
+        try:
+            return EngineWorker.load(
+                self._models, device=self._device, dtype=self._dtype, max_rows=self._max_rows, threads=self._threads
+            )
+        except EngineError:
+            raise
+        except Exception as error:
+            # A device that is not there, or memory that ends. Told as an EngineError, because health asks this too.
+            log.exception("the models could not be loaded")
+            raise ModelLoadError(f"the models could not be loaded on {self._device!r} as {self._dtype!r}") from error
 
     @staticmethod
     def _stop(loading: "Future[EngineWorker]") -> None:

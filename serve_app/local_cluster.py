@@ -73,7 +73,6 @@ def start(order: Order) -> None:
         log_to_driver=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         _temp_dir=order.temp_dir,
-        _node_ip_address="127.0.0.1",
     )
     ingress = order.config.ingress
     serve.start(

@@ -1,4 +1,4 @@
-"""`darkroom generate`: one request, from a server or from an engine in this process, shown as it goes, kept as files."""
+"""`darkroom generate`: one request, to a server or an engine in this process, shown as it goes, and kept as files."""
 
 import asyncio
 import os
@@ -110,9 +110,9 @@ def from_engine(service: DiffusionService, params: GenerationParams) -> Life:
 
 
 def watch(life: Life, what: str, console: Console) -> Iterator[Picture | Failure]:
-    """Shows a bar until the request is over; gives its images as they come."""
+    """Shows a bar on a terminal until the request is over; gives its images as they come."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, state="starting")
         for item in life:
             if isinstance(item, Step):

@@ -39,7 +39,7 @@ class Statistics:
     """Watches the requests of one service. Used on one event loop.
 
     Every request ends as exactly one of `finished`, `refused`, `cancelled` (the caller left) or `broken` (an error
-    that nobody expected), or is `active`. `images` and `failures` count images.
+    that nobody expected, or no end at all), or is `active`. `images` and `failures` count images.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -59,6 +59,9 @@ class Statistics:
                 async for event in events:
                     outcome = self._outcome(event, outcome)
                     yield event
+            if outcome == "cancelled":
+                # Nobody left: the backend just ended, without a last word.
+                outcome = "broken"
         except Exception:
             outcome = "broken"
             raise

@@ -17,6 +17,7 @@ MODELS_SIDE = [path for path in SOURCES if path.is_relative_to(ROOT / "deploymen
 TORCH = {"torch", "torchvision", "diffusers", "transformers", "safetensors", "tokenizers", "xformers"}
 SERVING = {"ray", "fastapi", "starlette", "uvicorn", "httpx", "requests", "aiohttp"}
 TORCH_FREE_ENGINE = ("params", "errors", "events", "row", "queue", "share", "spec", "sampler_names")
+RAY_SIDE = {"app.py", "ingress.py", "local_cluster.py"}
 MAX_FILE_LINES = 320
 
 
@@ -84,6 +85,17 @@ def test_there_is_no_drawer_for_odds_and_ends(path: Path) -> None:
     assert path.name not in {"utils.py", "util.py", "helpers.py", "common.py", "misc.py", "base.py"}
 
 
+def test_the_policy_can_be_pickled_by_value() -> None:
+    """Ray takes this one module into its controller, and nothing of ours besides."""
+    assert top_levels(ROOT / "deployments" / "autoscaling.py") <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", [path for path in HTTP_SIDE if path.name not in RAY_SIDE], ids=named)
+def test_ray_stays_in_the_files_that_are_about_it(path: Path) -> None:
+    """The service, the API and the client work without Ray."""
+    assert "ray" not in top_levels(path)
+
+
 def test_the_builder_keeps_its_annotations() -> None:
     """A postponed annotation makes Serve pass `build_app` a dict instead of an AppConfig."""
     assert "__future__" not in top_levels(ROOT / "serve_app" / "app.py")
@@ -92,7 +104,7 @@ def test_the_builder_keeps_its_annotations() -> None:
 @pytest.mark.parametrize(
     "modules",
     [
-        "serve_app, serve_app.app, serve_app.api.application, serve_app.service, serve_app.cli, serve_app.launcher",
+        "serve_app, serve_app.app, serve_app.api.application, serve_app.cli, serve_app.client, serve_app.local_cluster",
         "deployments.model_deployment, deployments.registry, deployments.autoscaling",
     ],
 )
@@ -105,6 +117,6 @@ def test_the_process_that_speaks_http_has_no_torch_in_it(modules: str) -> None:
 
 def test_the_command_line_says_no_to_a_port_without_loading_ray() -> None:
     """Refusing, and `--help`, should not cost the seconds that importing Ray takes."""
-    code = "import sys, serve_app.cli, serve_app.launcher; print('ray' in sys.modules)"
+    code = "import sys, serve_app.cli; print('ray' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "False"

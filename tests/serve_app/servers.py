@@ -1,20 +1,116 @@
-"""Real servers for tests: an HTTP server in this process, and a whole one on a Ray cluster of its own."""
+"""Real servers for tests: an HTTP server in this process, and `darkroom serve` as its users start it."""
 
 import contextlib
+import os
+import queue
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+import yaml
 from fastapi import FastAPI
 
 from serve_app.config import AppConfig
-from serve_app.launcher import Server, adopt_orphans, make_temp_dir
+from serve_app.launcher import descendants
 
+ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 120.0
+ENDS_WITHIN_S = 15.0
+
+
+@dataclass
+class Launched:
+    """A running `darkroom serve`, and the lines that it says."""
+
+    process: "subprocess.Popen[str]"
+    port: int
+    lines: "queue.Queue[str]" = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def first_line(self) -> str:
+        """Where it can be reached, when it is ready, or why it is not there."""
+        return self.lines.get(timeout=READY_WITHIN_S)
+
+    def tree(self) -> list[int]:
+        """The processes that it has started."""
+        return descendants(self.process.pid)
+
+    def stop(self, number: int = signal.SIGTERM, *, group: bool = False) -> float:
+        """Sends a signal, to the whole process group as a terminal does if `group`. Seconds to the last one's end."""
+        tree, started = self.tree(), time.monotonic()
+        if group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
+        self.process.wait(timeout=2 * ENDS_WITHIN_S)
+        while left := [pid for pid in tree if alive(pid)]:
+            assert time.monotonic() - started < ENDS_WITHIN_S, f"still alive: {left}"
+            time.sleep(0.05)
+        return time.monotonic() - started
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line.rstrip())
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and not only its remains."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@contextlib.contextmanager
+def ray_server(config: AppConfig | str, folder: Path) -> Iterator[Launched]:
+    """`config`, or a packaged one by its name, served for real and ready, on a port of its own.
+
+    Takes some 15 seconds to start: share one by a fixture of session scope. `folder` is for a file of its own.
+    Afterwards none of its processes is left.
+    """
+    if isinstance(config, AppConfig):
+        file = folder / "served.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+        config = str(file)
+    with launched(config) as server:
+        assert "is ready at" in (said := server.first_line()), said
+        yield server
+
+
+@contextlib.contextmanager
+def launched(config: str | Path, env: Mapping[str, str] | None = None) -> Iterator[Launched]:
+    """`darkroom serve`, just started."""
+    port = free_port()
+    command = [sys.executable, "-m", "serve_app.cli", "serve", "--config", str(config), "--port", str(port)]
+    with started(command, port, env) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], port: int, env: Mapping[str, str] | None = None) -> Iterator[Launched]:
+    """`command`, which serves on `port`, in a process group of its own; ended afterwards, if it still runs."""
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, env=os.environ | (env or {}), start_new_session=True, **options) as process:
+        try:
+            yield Launched(process, port)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=2 * ENDS_WITHIN_S)
 
 
 def free_port() -> int:
@@ -35,24 +131,6 @@ def tiny_config(checkpoint: Path, **deployment: Any) -> AppConfig:
             "ingress": {"graceful_shutdown_timeout_s": 4, "graceful_shutdown_wait_loop_s": 0.2},
         }
     )
-
-
-@contextlib.contextmanager
-def ray_server(config: AppConfig, port: int | None = None) -> Iterator[Server]:
-    """`config` served on a Ray cluster of its own, ready: `http://127.0.0.1:{server.port}`.
-
-    Takes some 15 seconds to start: share one by a fixture of session scope. Afterwards none of its processes is left.
-    """
-    server = Server(config, "127.0.0.1", port or free_port(), make_temp_dir())
-    adopt_orphans()
-    server.start()
-    try:
-        news = server.news.get(timeout=READY_WITHIN_S)
-        assert news == ("ready", ""), f"{news}\n{server.log_file.read_text()}"
-        server.ready = True
-        yield server
-    finally:
-        server.end()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The builder: what is configured is what is deployed. Serve's local testing mode stands in for a cluster."""
 
 import inspect
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -39,11 +39,11 @@ class EchoWorker:
 
 
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandleBackend]:
+def backend(monkeypatch: pytest.MonkeyPatch) -> HandleBackend:
     monkeypatch.setattr(EngineWorker, "load", lambda *_args, **_options: EchoWorker())
     app = model_deployment(load_config("demo").deployments[0], (SPEC,))
     handle = serve.run(app, _local_testing_mode=True)
-    yield HandleBackend([Route(handle, (SPEC,))])
+    return HandleBackend([Route(handle, (SPEC,))])
 
 
 def request(prompt: str) -> Request:

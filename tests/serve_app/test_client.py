@@ -1,6 +1,7 @@
 """The client, against the real API without a socket."""
 
 import asyncio
+import socket
 
 import httpx
 import pytest
@@ -82,3 +83,25 @@ def test_an_answer_of_something_else_on_the_way_is_an_error_too() -> None:
     with pytest.raises(DarkroomError, match="502") as caught:
         DarkroomClient("http://test", transport=proxy).generate(prompt="a red cup")
     assert caught.value.status == 502
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://127.0.0.1:port"])
+def test_an_address_that_is_none_is_an_error_that_says_so(url: str) -> None:
+    with pytest.raises(DarkroomError, match="must be like http") as caught, DarkroomClient(url) as client:
+        list(client.stream(prompt="a red cup"))
+    assert (caught.value.status, caught.value.code) == (0, "invalid_url")
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_longer_than_asked() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with DarkroomClient(url, 0.2) as client, pytest.raises(DarkroomError) as caught:
+            client.generate(prompt="a red cup")
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (0, "timeout", True)
+
+
+def test_a_stream_cut_short_is_an_error() -> None:
+    cut = httpx.MockTransport(lambda _: httpx.Response(200, text="event: progress\ndata: {}\n\nevent: image\nda"))
+    with DarkroomClient("http://test", transport=cut) as client, pytest.raises(DarkroomError) as caught:
+        list(client.stream(prompt="a red cup"))
+    assert caught.value.code == "connection_lost"

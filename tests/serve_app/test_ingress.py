@@ -77,7 +77,7 @@ class FakeHandle:
 
 
 def backend_of(*handles: FakeHandle) -> HandleBackend:
-    return HandleBackend([Route(handle, (SPEC,)) for handle in handles])  # type: ignore[arg-type]
+    return HandleBackend([Route(handle, (SPEC,)) for handle in handles])
 
 
 def finished(request_id: str) -> Finished:

@@ -19,12 +19,14 @@ from serve_app.launcher import (
     LaunchError,
     Server,
     descendants,
+    held_port,
     make_temp_dir,
     refuse_port_in_use,
     run,
     stop_signals,
 )
 from serve_app.local_cluster import Order, reachable
+from tests.serve_app.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +54,27 @@ def test_a_free_port_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     refuse_port_in_use("127.0.0.1", port)
+
+
+def test_two_servers_that_start_at_once_do_not_share_a_port() -> None:
+    """Each would find it free, and Ray would let both listen on it."""
+    port = free_port()
+    with held_port("127.0.0.1", port):
+        with pytest.raises(LaunchError, match="in use"), held_port("127.0.0.1", port):
+            pass
+        with pytest.raises(LaunchError, match="in use"):
+            refuse_port_in_use("0.0.0.0", port)
+
+
+def test_a_held_port_is_free_for_the_proxy_and_takes_none_of_its_connections() -> None:
+    with held_port("127.0.0.1", port := free_port()), socket.socket() as proxy:
+        proxy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        proxy.bind(("127.0.0.1", port))
+        proxy.listen()
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                proxy.settimeout(5)
+                proxy.accept()[0].close()
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("192.0.2.1", 8000)])

@@ -1,4 +1,4 @@
-"""The engine in this process: loaded once, off the event loop, at the first use; and, once, for real."""
+"""The backend around an engine in this process, which is loaded once, off the event loop, at the first use."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.errors import EngineError, EngineStopped, ModelLoadError
+from deployments.engine.errors import EngineStopped, ModelLoadError
 from deployments.engine.events import Event
 from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
@@ -29,7 +29,7 @@ class StubWorker:
 
     def __init__(self) -> None:
         self.loads: list[tuple[Sequence[ModelSpec], dict[str, Any], str]] = []
-        self.failure: EngineError | None = None
+        self.failure: Exception | None = None
         self.stopped = False
 
     def load(self, specs: Sequence[ModelSpec], **options: Any) -> "StubWorker":
@@ -103,6 +103,32 @@ async def test_models_that_do_not_load_say_why_every_time(worker: StubWorker, sp
     assert len(worker.loads) == 1
 
 
+async def test_a_device_that_is_not_there_is_said_and_does_not_break_health(
+    worker: StubWorker, spec: ModelSpec
+) -> None:
+    worker.failure = RuntimeError("CUDA error: no text of torch's")
+    async with DiffusionService(models=[spec], device="cuda:9") as service:
+        with pytest.raises(ModelLoadError, match="'cuda:9'"):
+            await service.generate(CUP)
+        assert (await service.health()).status == "unhealthy"
+        assert (await service.get_generation_stats())["loaded_models"] == 0
+
+
+def test_a_loop_that_ends_while_models_load_takes_nothing_with_it(
+    worker: StubWorker, spec: ModelSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def impatient() -> None:
+        async with asyncio.timeout(0.01):
+            await service.generate(CUP)
+
+    service = DiffusionService(models=[spec])
+    with pytest.raises(TimeoutError):
+        asyncio.run(impatient())
+    assert asyncio.run(service.generate(CUP)).images
+    asyncio.run(service.close())
+    assert not caplog.records
+
+
 async def test_a_closed_service_refuses(worker: StubWorker, spec: ModelSpec) -> None:
     service = DiffusionService(models=[spec])
     await service.close()
@@ -137,20 +163,3 @@ def test_the_demo_models_answer_to_the_guides_names() -> None:
     service = DiffusionService()
     for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", None):
         assert service.model(name).name == "demo-sd"
-
-
-async def test_a_local_checkpoint_makes_pictures_and_calls_share_batches(tmp_path: Path) -> None:
-    # Imported here: it needs torch, and no other test in this folder does.
-    from tests.deployments.engine.tiny import save_tiny_checkpoint
-
-    checkpoint = ModelSpec(name="mine", source=str(save_tiny_checkpoint(tmp_path)))
-    async with DiffusionService(models=[checkpoint], device="cpu", dtype="float32") as service:
-        await service.generate(CUP)
-        alone = (await service.get_generation_stats())["unet_calls"]
-        variations = [CUP.model_copy(update={"seed": seed}) for seed in range(4)]
-        pictures = await asyncio.gather(*(service.generate_text_to_image(params, "mine") for params in variations))
-        stats = await service.get_generation_stats()
-    assert [picture.size for (picture,) in pictures] == [(64, 64)] * 4
-    assert stats["images"] == 5
-    assert stats["unet_calls"] - alone <= alone + 2
-    assert stats["mean_rows_per_call"] > 2

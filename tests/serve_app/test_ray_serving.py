@@ -14,10 +14,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from serve_app.launcher import Server, descendants
 from serve_app.local_cluster import HEALTH_PATH
 from tests.deployments.engine.tiny import save_tiny_checkpoint
-from tests.serve_app.servers import ray_server, tiny_config
+from tests.serve_app.servers import Launched, ray_server, tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -26,17 +25,17 @@ PROMPT: dict[str, Any] = {"prompt": "a red cup", "num_inference_steps": 4, "seed
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """ONE cluster for all tests of this file: it takes about as long to start as they take together."""
-    checkpoint = save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-    with ray_server(tiny_config(checkpoint)) as server:
+    folder = tmp_path_factory.mktemp("serving")
+    save_tiny_checkpoint(folder / "tiny")
+    with ray_server(tiny_config(folder / "tiny"), folder) as server:
         yield server
 
 
 @pytest.fixture
-async def client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
-    url = f"http://127.0.0.1:{server.port}"
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+async def client(server: Launched) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60) as client:
         yield client
 
 
@@ -121,23 +120,25 @@ async def test_many_callers_that_leave_at_once_free_all_rows(client: httpx.Async
     assert after["images"] - before["images"] < 24
 
 
-def replica_pids() -> list[int]:
+def replica_pids(server: Launched) -> list[int]:
     """The processes that host an engine. Ray writes a deployment's name into the title of its processes."""
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())}
+    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.tree()}
     return [pid for pid, title in titles.items() if b"ServeReplica:darkroom:tiny" in title]
 
 
-async def test_a_replica_killed_on_the_way_does_not_lose_the_picture(client: httpx.AsyncClient) -> None:
+async def test_a_replica_killed_on_the_way_does_not_lose_the_picture(
+    server: Launched, client: httpx.AsyncClient
+) -> None:
     request = PROMPT | {"num_inference_steps": 150, "width": 256, "height": 256, "seed": 3}
     expected = (await client.post(f"{BASE}/text-to-image", json=request)).json()
     asked = asyncio.create_task(client.post(f"{BASE}/text-to-image", json=request))
     await until(lambda now: now["images_running"] > 0, client, within_s=10)
-    (victim,) = replica_pids()
+    (victim,) = replica_pids(server)
     os.kill(victim, signal.SIGKILL)
     answer = await asked
     assert answer.status_code == 200, answer.text
     assert answer.json()["images"][0]["data"] == expected["images"][0]["data"]
-    assert replica_pids() != [victim]
+    assert replica_pids(server) != [victim]
 
 
 async def test_health_is_good_again_after_a_replica_died(client: httpx.AsyncClient) -> None:

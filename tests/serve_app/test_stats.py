@@ -1,6 +1,9 @@
 """Latencies of the last minutes."""
 
-from serve_app.stats import WINDOW_SECONDS, Latencies, percentile
+from collections.abc import AsyncGenerator
+
+from deployments.engine.events import Accepted, Event
+from serve_app.stats import WINDOW_SECONDS, Latencies, Statistics, percentile
 
 
 def test_percentiles_are_nearest_rank() -> None:
@@ -17,3 +20,13 @@ def test_only_the_last_minutes_count() -> None:
     now = WINDOW_SECONDS + 1
     latencies.add(10)
     assert latencies.snapshot() == {"count": 1, "p50": 10, "p95": 10, "p99": 10, "window_seconds": WINDOW_SECONDS}
+
+
+async def test_a_request_that_just_ends_is_broken_and_not_cancelled() -> None:
+    async def accepted_and_no_more() -> AsyncGenerator[Event, None]:
+        yield Accepted("r1", 0)
+
+    statistics = Statistics()
+    assert [event async for event in statistics.watch(accepted_and_no_more())] == [Accepted("r1", 0)]
+    counted = statistics.snapshot()
+    assert (counted["broken"], counted["cancelled"], counted["active"]) == (1, 0, 0)

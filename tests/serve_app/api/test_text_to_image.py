@@ -1,5 +1,6 @@
 """The answers of text-to-image: JSON, bytes, and the headers with them."""
 
+import asyncio
 import base64
 import io
 
@@ -129,3 +130,14 @@ async def test_previews_are_asked_for_in_streams_only(client: httpx.AsyncClient,
     await client.post(PATH, json=CUP, params={"previews": 3})
     await client.post(PATH, json=CUP, params={"previews": 3}, headers={"Accept": "text/event-stream"})
     assert [request.previews for request in backend.asked] == [0, 3]
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream", "image/png"])
+async def test_callers_with_one_request_id_do_not_meet_in_the_engine(
+    client: httpx.AsyncClient, backend: FakeBackend, accept: str
+) -> None:
+    """The engine refuses an id that is running, and aborts by it: a caller must not be able to choose it."""
+    headers = {"x-request-id": "same", "Accept": accept}
+    answers = await asyncio.gather(*(client.post(PATH, json=CUP, headers=headers) for _ in range(3)))
+    assert [answer.headers["x-request-id"] for answer in answers] == ["same"] * 3
+    assert len({request.id for request in backend.asked} - {"same"}) == 3

@@ -1,0 +1,166 @@
+"""The command line: errors in one line that names the field, exit codes, files."""
+
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from deployments.engine.errors import EngineError, InvalidParameter
+from deployments.engine.params import GenerationParams
+from serve_app import making
+from serve_app.cli import EXIT_FAILED, EXIT_USAGE, app
+from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
+from serve_app.making import Failure, Picture, Step, output_format, watch
+from tests.deployments.engine.tiny import save_tiny_checkpoint
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def one_line(result: Result) -> str:
+    (line,) = result.output.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (("--width", "63"), "width"),
+        (("--steps", "0"), "steps"),
+        (("--sampler", "eular"), "sampler"),
+        (("--seed", "-7"), "seed"),
+        (("--guidance", "99"), "guidance"),
+    ],
+)
+def test_a_slip_is_told_without_a_server_and_names_the_field(
+    options: tuple[str, ...], field: str, tmp_path: Path
+) -> None:
+    result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), *options)
+    assert result.exit_code == EXIT_USAGE
+    assert one_line(result).startswith(f"darkroom: {field}: ")
+
+
+@pytest.mark.parametrize("name", ["cup.gif", "cup", "nowhere/cup.png"])
+def test_an_output_that_cannot_be_written_is_refused_first(name: str, tmp_path: Path) -> None:
+    result = run("generate", "a cup", "-o", str(tmp_path / name))
+    assert result.exit_code == EXIT_USAGE
+    assert one_line(result).startswith("darkroom: output: ")
+
+
+def test_no_server_is_said_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--url", f"http://127.0.0.1:{port}")
+    assert result.exit_code == EXIT_FAILED
+    assert "no server" in one_line(result)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    source = save_tiny_checkpoint(folder / "tiny")
+    hosted = {"name": "tiny", "models": ["tiny"], "device": "cpu", "dtype": "float32", "threads": 1}
+    settings = {"models": [{"name": "tiny", "source": str(source)}], "deployments": [hosted]}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "tiny.yaml"
+
+
+def test_local_makes_the_pictures_in_this_process(config: Path, tmp_path: Path) -> None:
+    here = ("--local", "--config", str(config), "--steps", "2")
+    result = run("generate", "a cup", "-o", str(tmp_path / "cup.webp"), *here, "--seed", "3", "--num-images", "2")
+    assert result.exit_code == 0, result.output
+    assert sorted(line.rpartition("/")[2] for line in result.stdout.splitlines()) == [
+        "cup-0.webp (seed 3)",
+        "cup-1.webp (seed 4)",
+    ]
+    with Image.open(tmp_path / "cup-1.webp") as picture:
+        assert (picture.format, picture.size) == ("WEBP", (64, 64))
+
+
+def test_local_knows_the_models_of_its_configuration_only(config: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "cup.png")
+    result = run("generate", "a cup", "-o", output, "--local", "--config", str(config), "--model", "tinny")
+    assert result.exit_code == EXIT_USAGE
+    assert one_line(result) == "darkroom: model: there is no such model; did you mean 'tiny'?"
+
+
+def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "gone.yaml"
+    model = {"name": "gone", "source": str(tmp_path / "gone"), "native_size": 64}
+    config.write_text(yaml.safe_dump({"models": [model], "deployments": [{"name": "a", "models": ["gone"]}]}))
+    result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--local", "--config", str(config))
+    assert result.exit_code == EXIT_FAILED
+    assert "no folder" in one_line(result)
+
+
+Told = Step | Picture | Failure
+
+
+def told_by_a_server(monkeypatch: pytest.MonkeyPatch, *events: ServerEvent | Exception) -> list[Told]:
+    def stream(_self: DarkroomClient, _params: GenerationParams) -> Iterator[ServerEvent]:
+        for event in events:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    monkeypatch.setattr(DarkroomClient, "stream", stream)
+    return list(making.from_server("http://127.0.0.1:1", GenerationParams(prompt="a cup")))
+
+
+def test_a_servers_stream_becomes_steps_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = {"index": 0, "seed": 3, "format": "png", "width": 64, "height": 64, "data": "cGl4ZWxz"}
+    life = told_by_a_server(
+        monkeypatch,
+        ServerEvent("progress", {"step": 1, "steps": 2, "position": 0}),
+        ServerEvent("image", image),
+        ServerEvent("done", {}),
+    )
+    assert life == [Step(1, 2), Picture(0, 3, b"pixels")]
+
+
+def test_a_servers_refusal_keeps_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        told_by_a_server(monkeypatch, DarkroomError(404, "model_not_found", "there is no such model", "model_name"))
+    assert caught.value.field == "model_name"
+    with pytest.raises(EngineError, match="full"):
+        told_by_a_server(monkeypatch, DarkroomError(503, "overloaded", "the queue is full"))
+
+
+def test_an_image_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    life: list[Told] = [Picture(1, 8, b"b"), Failure(0, "the numbers were not finite")]
+    monkeypatch.setattr(making, "from_server", lambda _url, _params: iter(life))
+    result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--num-images", "2")
+    assert result.exit_code == EXIT_FAILED
+    assert "image 0: the numbers were not finite" in result.output
+    assert (tmp_path / "cup-1.png").read_bytes() == b"b"
+
+
+def test_the_bar_shows_the_queue_and_then_the_steps() -> None:
+    screen = io.StringIO()
+    life: list[Told] = [Step(0, 20, 3), Step(5, 20)]
+    assert list(watch(iter(life), "cup.png", Console(file=screen, force_terminal=True, width=100))) == []
+    assert "step 5 of 20" in screen.getvalue()
+
+
+def test_the_files_name_says_the_format(tmp_path: Path) -> None:
+    assert output_format(tmp_path / "cup.JPG") == "jpeg"
+
+
+def test_unpinned_models_are_refused_before_anything_starts() -> None:
+    result = run("serve", "--config", "production")
+    assert result.exit_code == EXIT_USAGE
+    assert "pin `revision`" in one_line(result)
+
+
+def test_a_port_in_use_exits_with_2(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = run("serve", "--config", str(config), "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == EXIT_USAGE
+    assert "in use" in one_line(result)

@@ -1,0 +1,75 @@
+"""The door: what `make` runs, and what `.ci/venv` says on a system that lacks something."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+
+
+@pytest.fixture
+def debian(tmp_path: Path) -> Path:
+    """A Python without ensurepip, as Debian has it, and stand-ins for the system's commands. Nobody is root here."""
+    (tmp_path / "ensurepip").mkdir()
+    (tmp_path / "ensurepip" / "__init__.py").write_text("raise ImportError('Debian keeps it elsewhere')")
+    command(tmp_path, "id", "echo 1000")
+    command(tmp_path, "apt-get", f'echo "$*" >> {tmp_path}/asked; rm -rf {tmp_path}/ensurepip')
+    return tmp_path
+
+
+def command(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def make_venv(debian: Path, python: str = sys.executable) -> "subprocess.CompletedProcess[str]":
+    env = os.environ | {"PYTHONPATH": str(debian), "PATH": f"{debian}:{os.environ['PATH']}"}
+    order = ["sh", str(ROOT / ".ci" / "venv"), python, str(debian / "made")]
+    return subprocess.run(order, capture_output=True, text=True, env=env, check=False)
+
+
+def test_a_user_is_told_what_to_install(debian: Path) -> None:
+    result = make_venv(debian)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert f"sudo apt-get install {PACKAGE}" in result.stderr
+    assert not (debian / "asked").exists()
+    assert not (debian / "made").exists()
+
+
+def test_root_gets_it_installed(debian: Path) -> None:
+    command(debian, "id", "echo 0")
+    result = make_venv(debian)
+    assert result.returncode == 0, result.stderr
+    assert PACKAGE in (debian / "asked").read_text()
+    assert (debian / "made" / "bin" / "pip").exists()
+
+
+def test_a_missing_python_is_told_in_one_line(debian: Path) -> None:
+    result = make_venv(debian, "python9.9")
+    assert result.returncode == 1
+    assert result.stderr.startswith("darkroom: there is no 'python9.9'")
+
+
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [
+        ("serve", "darkroom serve --config demo --host 127.0.0.1 --port 8000"),
+        ("bench", "python -m bench.engine"),
+        ("lint", "mypy"),
+        ("test", 'pytest -m "not ray"'),
+    ],
+)
+def test_what_make_runs(target: str, runs: str) -> None:
+    shown = subprocess.run(["make", "-n", target], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert runs in shown
+    assert "-c constraints.txt" in shown or (ROOT / ".venv" / ".installed").exists()
+
+
+def test_fast_tests_run_before_the_ones_that_start_a_cluster() -> None:
+    shown = subprocess.run(["make", "-n", "test"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert shown.index('-m "not ray"') < shown.index("-m ray")
