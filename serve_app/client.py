@@ -13,6 +13,8 @@ from PIL import Image
 
 from deployments.engine.params import GenerationParams
 
+LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+
 TEXT_TO_IMAGE = "/ads/v2/diffusion/text-to-image"
 HEALTH = "/ads/v2/diffusion/health"
 
@@ -94,7 +96,9 @@ class DarkroomClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         with _reachable():
-            self._http = httpx.Client(base_url=base_url, transport=transport)
+            # A company's proxy cannot reach this machine's loopback, and httpx would ask it all the same.
+            local = httpx.URL(base_url).host in LOOPBACK
+            self._http = httpx.Client(base_url=base_url, transport=transport, trust_env=not local)
         self._answer_timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         self._stream_timeout = httpx.Timeout(STREAM_SECONDS, connect=min(timeout, CONNECT_SECONDS))
 

@@ -12,6 +12,7 @@ from serve_app.api.application import create_api
 from serve_app.client import DarkroomClient, DarkroomError
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, failing, http, refusing
+from tests.serve_app.servers import http_server
 
 
 class Through(httpx.BaseTransport):
@@ -105,3 +106,11 @@ def test_a_stream_cut_short_is_an_error() -> None:
     with DarkroomClient("http://test", transport=cut) as client, pytest.raises(DarkroomError) as caught:
         list(client.stream(prompt="a red cup"))
     assert caught.value.code == "connection_lost"
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with http_server(create_api(DiffusionService(FakeBackend()))) as url, DarkroomClient(url) as client:
+        assert client.health()["status"] == "healthy"
