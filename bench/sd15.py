@@ -28,7 +28,8 @@ import torch
 
 from bench.card import card, print_card
 from bench.checkpoints import SD15, TINY, Architecture, write_checkpoint
-from bench.sd15_parts import PARTS, Part, Subject
+from bench.sd15_meters import Subject
+from bench.sd15_parts import PARTS, Part
 from bench.timing import time_boxed
 from deployments.engine.models import load_model
 from deployments.engine.spec import ModelSpec

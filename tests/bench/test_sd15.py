@@ -14,7 +14,8 @@ from bench import sd15
 from bench.checkpoints import SD15
 from bench.engine import main
 from bench.sd15 import run_parts
-from bench.sd15_parts import PARTS, Part, Subject
+from bench.sd15_meters import Subject
+from bench.sd15_parts import PARTS, Part
 
 
 @dataclass

@@ -55,7 +55,10 @@ def build_pipeline(
 
 
 def export(pipeline: StableDiffusionPipeline, folder: Path = SHIPPED) -> None:
-    """Write `pipeline` as fp16 safetensors to `folder`; readers see the old weights or the new ones, whole."""
+    """Write `pipeline` as fp16 safetensors to `folder`: old weights or new ones, never a mixture.
+
+    Between two renames there is no folder at all, so export over one that nobody is loading at that moment.
+    """
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)

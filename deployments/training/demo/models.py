@@ -1,6 +1,6 @@
 """The demo models' shapes: SD1.5's classes and config keys, a few megabytes in all.
 
-GroupNorm with many groups is instance norm on so few channels, and instance norm forgets colours: hence two groups in
+GroupNorm with many groups is instance norm on so few channels, and instance norm forgets colours: hence one group in
 the VAE, and no more than eight in the UNet.
 """
 

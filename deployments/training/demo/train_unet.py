@@ -8,11 +8,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 
 from deployments.training.demo import checkpoint
 from deployments.training.demo.average import Average
@@ -20,6 +19,7 @@ from deployments.training.demo.budget import Budget, cosine
 from deployments.training.demo.diffusion import Noising
 from deployments.training.demo.latents import Encoders, Pool
 from deployments.training.demo.models import device, make_unet
+from deployments.training.demo.muon import optimizers
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ DIETS: Final[dict[int, Diet]] = {
 }
 FRESH: Final = Course(1e-3, ((0.45, (1.0, 0.0, 0.0)), (0.72, (0.2, 0.8, 0.0)), (1.0, (0.0, 0.6, 0.4))))
 # Words are known by now: what is left to learn are outlines, and those need room.
-FURTHER: Final = Course(6e-4, ((1.0, (0.05, 0.65, 0.3)),))
+FURTHER: Final = Course(6e-4, ((0.6, (0.05, 0.7, 0.25)), (1.0, (0.05, 0.55, 0.4))))
 
 
 class UnetTraining:
@@ -63,7 +63,7 @@ class UnetTraining:
     ) -> None:
         self.path, self.encoders, self.diets, self.course = path, encoders, diets or DIETS, course
         self.unet: UNet2DConditionModel = make_unet().to(device())
-        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=course.peak, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizers = optimizers(self.unet, course.peak)
         self.average = Average(self.unet)
         self.noising = Noising(device())
         self.pools: dict[int, Pool] = {}
@@ -100,7 +100,7 @@ class UnetTraining:
             self.path,
             model=self.unet.state_dict(),
             average=self.average.weights,
-            optimizer=self.optimizer.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             iteration=self.iteration,
             spent=self.budget.spent,
         )
@@ -111,9 +111,10 @@ class UnetTraining:
         unet.load_state_dict(self.average.weights)
         return unet
 
-    def _restore(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self.unet.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.average.weights = {name: w.to(device()) for name, w in state["average"].items()}
 
     def _pick_size(self) -> int:
@@ -132,14 +133,15 @@ class UnetTraining:
     def _step(self, size: int) -> float:
         latents, words = self._pool(size).batch(self.diets[size].batch)
         noisy, noise, steps, weights = self.noising(latents)
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self.budget.progress, self.course.peak)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = cosine(self.budget.progress, self.course.peak)
         guess = self.unet(noisy, steps, words).sample
         loss = ((guess - noise).square().mean(dim=(1, 2, 3)) * weights).mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.unet.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.iteration += 1
         self.average.update(self.unet, self.iteration)
         return float(loss.item())

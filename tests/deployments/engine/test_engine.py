@@ -235,11 +235,12 @@ def test_every_format_holds_the_same_picture(tiny_model: LoadedModel, output_for
     assert np.abs(pixels_of(image.data) - tape.images("reference")[0]).mean() < 16
 
 
-def test_previews_come_on_the_way_and_look_like_the_result(tiny_model: LoadedModel) -> None:
+def test_previews_come_on_the_way_and_are_small_pictures(tiny_model: LoadedModel) -> None:
     tape, _ = run(tiny_model, [request_for(tiny_model, "x", previews=3, sampler="ddim", num_inference_steps=12)])
     previews = tape.of("x", Preview)
     assert 1 <= len(previews) <= 3
     assert all(0 < preview.step < 12 for preview in previews)
+    assert {pixels_of(preview.data).shape for preview in previews} == {(32, 32, 3)}
 
 
 def test_too_long_a_prompt_is_refused_with_its_field(tiny_model: LoadedModel) -> None:
