@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.workload import like
-from deployments.engine.denoise import padded_size
+from deployments.engine.padding import padded_size
 from deployments.engine.row import Request
 from deployments.engine.sampler_names import SAMPLERS
 

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from deployments.engine.errors import EngineError, GenerationFailed, NumericalFailure
+from deployments.engine.inputs import Picture, composite
 from deployments.engine.models import LoadedModel
 from deployments.engine.params import OutputFormat
-from deployments.engine.row import Row
+from deployments.engine.row import Request, Row
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +121,9 @@ def decode_latents(model: LoadedModel, latents: Tensor) -> Tensor:
     return (image.float() * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
 
 
-def encode_image(pixels: Tensor, output_format: OutputFormat) -> bytes:
-    """`pixels` [H, W, 3] in 0..1 as a PNG (lossless), WebP or JPEG file."""
-    image = Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
+def encode_image(picture: Picture, output_format: OutputFormat) -> bytes:
+    """`picture` [H, W, 3] as a PNG (lossless), WebP or JPEG file."""
+    image = Image.fromarray(picture)
     buffer = io.BytesIO()
     if output_format == "png":
         image.save(buffer, "PNG", compress_level=4)
@@ -134,9 +135,19 @@ def encode_image(pixels: Tensor, output_format: OutputFormat) -> bytes:
 def _encoded(job: _Job, pixels: Tensor) -> bytes | EngineError:
     if not bool(torch.isfinite(pixels).all()):
         return NumericalFailure("the network's output for this image was not finite")
-    preview = job.preview_step is not None
+    picture: Picture = (pixels * 255).round().to(torch.uint8).numpy()
     try:
-        return encode_image(pixels, "jpeg" if preview else job.row.request.params.output_format)
+        if job.preview_step is not None:
+            return encode_image(picture, "jpeg")
+        return encode_image(_kept_outside(job.row.request, picture), job.row.request.params.output_format)
     except Exception:
         log.exception("encoding failed")
         return GenerationFailed("the image could not be encoded")
+
+
+def _kept_outside(request: Request, picture: Picture) -> Picture:
+    """`picture`, in an inpaint request only where its mask says so: the VAE changes every pixel a little."""
+    image, mask = request.inputs.image, request.inputs.mask
+    if image is None or mask is None:
+        return picture
+    return composite(picture, image, mask, request.params.mask_feather)

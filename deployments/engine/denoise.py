@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from deployments.engine.conditioning import repeat_to
-from deployments.engine.latents import advance, draw_noise, model_input
+from deployments.engine.controls import Place, residuals
+from deployments.engine.latents import advance, blend, draw_noise, model_input
+from deployments.engine.padding import pad, padded_size
 from deployments.engine.row import Row
 
 
@@ -21,15 +23,6 @@ class StepResult:
     padded_rows: int
 
 
-def padded_size(rows: int, sizes: tuple[int, ...]) -> int:
-    """The smallest of the ascending `sizes` that holds `rows`.
-
-    Fixed sizes bound the number of shapes that kernels are chosen and graphs captured for; at one size a row's
-    result does not depend on its neighbours.
-    """
-    return next(size for size in sizes if size >= rows)
-
-
 @torch.inference_mode()
 def denoise_step(unet: Any, rows: list[Row], sizes: tuple[int, ...]) -> StepResult:
     """Moves every row, all of one bucket, forward by one evaluation."""
@@ -39,10 +32,10 @@ def denoise_step(unet: Any, rows: list[Row], sizes: tuple[int, ...]) -> StepResu
     guided = [i for i, row in enumerate(rows) if row.negative is not None]
     unet_rows = len(rows) + len(guided)
     padded = padded_size(unet_rows, sizes)
-    answers = _predict(unet, rows, guided, scaled, padded)
+    answers = _predict(unet, rows, guided, scaled, padded, sizes)
     out = _guide(answers[: len(rows)], answers[len(rows) : unet_rows], rows, guided)
     coefficients = torch.stack([s.coefficients[i] for s, i in zip(schedules, steps, strict=True)]).to(states)
-    states = advance(states, out, _noise(rows, states), coefficients)
+    states = blend(advance(states, out, _noise(rows, states), coefficients), schedules, steps, [r.blend for r in rows])
     for row, state in zip(rows, states, strict=True):
         row.state = state
         row.step += 1
@@ -50,23 +43,34 @@ def denoise_step(unet: Any, rows: list[Row], sizes: tuple[int, ...]) -> StepResu
     return StepResult(scaled, out, unet_rows, padded)
 
 
-def _predict(unet: Any, rows: list[Row], guided: list[int], scaled: Tensor, padded: int) -> Tensor:
+def _predict(
+    unet: Any, rows: list[Row], guided: list[int], scaled: Tensor, padded: int, sizes: tuple[int, ...]
+) -> Tensor:
     """The UNet's answers [padded, C, h, w] in fp32: first every row with its prompt, then the guided ones without."""
+    order = [*range(len(rows)), *guided]
     timesteps = torch.stack([row.schedule.timesteps[row.step] for row in rows]).to(scaled.device)
     embeddings = [row.prompt for row in rows]
     embeddings += [negative for row in rows if (negative := row.negative) is not None]
     tokens = max(len(embedding) for embedding in embeddings)
-    sample = _pad(torch.cat((scaled, scaled[guided])), padded)
-    context = _pad(torch.stack([repeat_to(embedding, tokens) for embedding in embeddings]), padded)
-    time = _pad(torch.cat((timesteps, timesteps[guided])), padded)
-    answer: Tensor = unet(sample.to(context.dtype), time, encoder_hidden_states=context, return_dict=False)[0]
+    context = pad(torch.stack([repeat_to(embedding, tokens) for embedding in embeddings]), padded)
+    latents = pad(scaled[order], padded).to(context.dtype)
+    time = pad(timesteps[order], padded)
+    places = [
+        Place(index, rows[owner].controls, rows[owner].step, len(rows[owner].schedule), prompted=index < len(rows))
+        for index, owner in enumerate(order)
+    ]
+    extra = residuals(places, latents, time, context, sizes)
+    sample = _beside(latents, [rows[owner] for owner in order])
+    answer: Tensor = unet(sample, time, encoder_hidden_states=context, **extra, return_dict=False)[0]
     return answer.float()
 
 
-def _pad(tensor: Tensor, rows: int) -> Tensor:
-    """`tensor` with zero rows added at the end; zeros are finite, and what comes of them is dropped."""
-    missing = rows - len(tensor)
-    return torch.cat((tensor, tensor.new_zeros((missing, *tensor.shape[1:])))) if missing else tensor
+def _beside(latents: Tensor, rows: list[Row]) -> Tensor:
+    """`latents` with the further channels that an inpainting checkpoint sees; all rows have them, or none has."""
+    channels = [row.channels for row in rows if row.channels is not None]
+    if not channels:
+        return latents
+    return torch.cat((latents, pad(torch.stack(channels), len(latents)).to(latents)), dim=1)
 
 
 def _guide(prompted: Tensor, unprompted: Tensor, rows: list[Row], guided: list[int]) -> Tensor:

@@ -22,9 +22,10 @@ from deployments.engine.events import (
     Progress,
     Refused,
 )
-from deployments.engine.latents import draw_noise, initial_state, predicted_original
+from deployments.engine.latents import predicted_original
 from deployments.engine.models import LoadedModel
 from deployments.engine.ongoing import Ongoing
+from deployments.engine.prepare import begin_row, prepare
 from deployments.engine.queue import Queue, Ticket
 from deployments.engine.row import Bucket, Request, Row
 from deployments.engine.share import DeviceShare
@@ -159,17 +160,9 @@ class Engine:
         model = self.models.get(request.model)
         if model is None:
             raise UnknownModel("model_name", "this engine does not serve that model")
-        params = request.params
-        assert params.sampler is not None
-        if params.sampler in model.refused_samplers:
-            raise model.refused_samplers[params.sampler]
-        started = time.perf_counter()
-        schedule = model.samplers.schedule(params.sampler, params.num_inference_steps)
-        prompt = model.prompts.encode(params.prompt, params.clip_skip, "prompt")
-        # diffusers leaves no layers out of the negative prompt, and diffusers' pictures are the law.
-        negative = model.prompts.encode(params.negative_prompt, 0, "negative_prompt") if request.unet_rows > 1 else None
+        ongoing = prepare(request, model)
         position = self.queue.add(request)
-        self._ongoing[request.id] = Ongoing(request, schedule, prompt, negative, started)
+        self._ongoing[request.id] = ongoing
         return position
 
     def _admit(self) -> None:
@@ -184,11 +177,7 @@ class Engine:
         request, model = ticket.request, self.models[ticket.request.model]
         ongoing = self._ongoing[request.id]
         ongoing.rows_admitted()
-        generator = torch.Generator("cpu").manual_seed(request.seed_of(ticket.index))
-        bucket = request.bucket
-        noise = draw_noise(generator, model.channels, bucket.height // model.factor, bucket.width // model.factor)
-        state = initial_state(noise * ongoing.schedule.init_noise_sigma).to(model.device)
-        return Row(request, ticket.index, ongoing.schedule, generator, state, ongoing.prompt, ongoing.negative)
+        return begin_row(ongoing, ticket.index, model)
 
     def _denoise(self, bucket: Bucket, rows: list[Row]) -> None:
         """One step of `rows`. When it raises, the halves are tried, so that only a row that fails alone fails."""

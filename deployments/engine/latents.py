@@ -9,6 +9,9 @@ Layout of `Row.state`, [STATE_SLOTS, C, h, w]:
 The columns of a `Schedule`'s coefficients are x[i] ... x[i-3], out[i] ... out[i-3], y[i], noise, in this order.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -60,6 +63,34 @@ def advance(states: Tensor, out: Tensor, noise: Tensor, coefficients: Tensor) ->
         answer = torch.addcmul(answer, weight, term)
     kept = states[:, : X_SLOTS - 1], out[:, None], states[:, X_SLOTS : X_SLOTS + OUT_SLOTS - 1]
     return torch.cat((answer[:, None], *kept, answer[:, None]), dim=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blend:
+    """What an inpaint row keeps: `image` and the `noise` it began with, [C, h, w], where `mask` [1, h, w] is 0."""
+
+    image: Tensor
+    noise: Tensor
+    mask: Tensor
+
+
+def blend(states: Tensor, schedules: list[Schedule], steps: list[int], blends: Sequence[Blend | None]) -> Tensor:
+    """`states` [B, STATE_SLOTS, C, h, w] with what is kept put back, at the noise level of each row's next step.
+
+    Inpainting without a checkpoint of its own (Lugmayr et al. 2022, without resampling; diffusers' 4-channel case).
+    `steps` are those just done. The sampler's own answer stays in the last slot: PNDM and UniPC need it.
+    """
+    where = [i for i, kept in enumerate(blends) if kept is not None]
+    if not where:
+        return states
+    chosen = [kept for kept in blends if kept is not None]
+    image = torch.stack([kept.image for kept in chosen]).to(states)
+    noise = torch.stack([kept.noise for kept in chosen]).to(states)
+    mask = torch.stack([kept.mask for kept in chosen]).to(states)
+    level = torch.stack([schedules[i].noised[steps[i]] for i in where]).to(states)
+    kept = level[:, 0].view(-1, 1, 1, 1) * image + level[:, 1].view(-1, 1, 1, 1) * noise
+    states[where, 0] = (1 - mask) * kept + mask * states[where, 0]
+    return states
 
 
 def predicted_original(

@@ -2,24 +2,27 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from deployments.engine.attention import AttentionChoice, choose_attention
 from deployments.engine.conditioning import PromptEncoder
+from deployments.engine.controls import ControlNet
 from deployments.engine.errors import EngineError, ModelLoadError
+from deployments.engine.pictures import PictureEncoder
 from deployments.engine.samplers import DiffusionSchedulerFactory
-from deployments.engine.spec import ModelSpec, with_native_size
+from deployments.engine.spec import ControlNetSpec, ModelSpec, with_native_size
 
 log = logging.getLogger(__name__)
 
 _FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
+_CONTROLNET_FILES = "it needs config.json and weights as safetensors, in diffusers' layout"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,13 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     attention: AttentionChoice
+    pictures: PictureEncoder
+    controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
+
+    @property
+    def inpaints_only(self) -> bool:
+        """Whether the UNet sees a mask and a masked picture beside the latents (the 9-channel checkpoints)."""
+        return int(self.unet.config.in_channels) == 2 * self.channels + 1
 
     @property
     def channels(self) -> int:
@@ -73,6 +83,8 @@ def _load(spec: ModelSpec, where: dict[str, Any], device: torch.device, dtype: t
     tokenizer = CLIPTokenizer.from_pretrained(spec.source, subfolder="tokenizer", **where)
     for network in (unet, vae, text_encoder):
         network.to(device).eval().requires_grad_(False)
+    if int(unet.config.in_channels) not in (vae.config.latent_channels, 2 * vae.config.latent_channels + 1):
+        raise ModelLoadError(f"model {spec.name!r}: a UNet of {unet.config.in_channels} input channels is not known")
     schedule_config: dict[str, Any] = DDIMScheduler.load_config(spec.source, subfolder="scheduler", **where)
     samplers = DiffusionSchedulerFactory(schedule_config)
     return LoadedModel(
@@ -87,7 +99,25 @@ def _load(spec: ModelSpec, where: dict[str, Any], device: torch.device, dtype: t
         device=device,
         dtype=dtype,
         attention=choose_attention(unet, device, dtype),
+        pictures=PictureEncoder(vae, device, dtype),
+        controlnets={name: _load_controlnet(spec, name, device, dtype) for name in spec.controlnets},
     )
+
+
+def _load_controlnet(spec: ModelSpec, name: str, device: torch.device, dtype: torch.dtype) -> ControlNet:
+    row = spec.controlnets[name]
+    wanted = ControlNetSpec(row) if isinstance(row, str) else row
+    local = Path(wanted.source).is_dir()
+    title = f"model {spec.name!r}: its ControlNet {name!r}"
+    if not local and wanted.revision is None:
+        raise ModelLoadError(f"{title}: {wanted.source!r} is not a local folder and has no pinned revision")
+    where: dict[str, Any] = {} if local else {"revision": wanted.revision}
+    try:
+        network = ControlNetModel.from_pretrained(wanted.source, use_safetensors=True, torch_dtype=dtype, **where)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(f"{title} could not be loaded from {wanted.source!r}: {_CONTROLNET_FILES}") from error
+    network.to(device).eval().requires_grad_(False)
+    return ControlNet(name, network)
 
 
 def _refused(spec: ModelSpec, samplers: DiffusionSchedulerFactory) -> Mapping[str, EngineError]:

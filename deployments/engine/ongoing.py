@@ -5,9 +5,24 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from deployments.engine.controls import Control
 from deployments.engine.events import Timings
+from deployments.engine.pictures import Posterior
 from deployments.engine.row import Request
 from deployments.engine.samplers import Schedule
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """A request's pictures as the networks see them. `masked` is the picture without what is painted anew.
+
+    `mask` is [1, h, w], 1 where latents are made anew.
+    """
+
+    picture: Posterior | None = None
+    masked: Posterior | None = None
+    mask: Tensor | None = None
+    controls: tuple[Control, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +33,7 @@ class Ongoing:
     schedule: Schedule
     prompt: Tensor = field(repr=False)
     negative: Tensor | None = field(repr=False)
+    given: Given = field(repr=False)
     submitted: float
     encoded: float = field(default_factory=time.perf_counter)
     admitted: float | None = None

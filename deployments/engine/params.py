@@ -4,29 +4,54 @@
 `effective_params` fills those in from the model's `ModelSpec`; everything behind it works on complete parameters.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from deployments.engine.errors import InvalidParameter
+from deployments.engine.inputs import Task
 from deployments.engine.sampler_names import resolve_sampler
 from deployments.engine.spec import ModelSpec
 
 MAX_SEED = 2**63 - 1
 SIZE_STEP = 8
+MAX_CONTROLS = 4
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 Side = Annotated[int, Field(ge=64, le=2048, multiple_of=SIZE_STEP)]
 
 
+class ControlSettings(BaseModel):
+    """How one ControlNet acts: its `type` (canny, depth, ...), how strongly, and from where to where in the schedule.
+
+    `start` and `end` are shares of the steps. Its hint, a picture, comes beside the parameters.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    type: str = Field(max_length=64)
+    scale: float = Field(default=1.0, ge=0.0, le=2.0)
+    start: float = Field(default=0.0, ge=0.0, le=1.0)
+    end: float = Field(default=1.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _starts_before_it_ends(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError("start must be less than end")
+        return self
+
+
 class GenerationParams(BaseModel):
-    """The parameters of one text-to-image request. Frozen; unknown fields and wrong types are refused.
+    """The parameters of one request. Frozen; unknown fields and wrong types are refused.
 
     Sizes are pixels. `seed` is that of the first image, image i uses `seed + i`; `None` or -1 draws one.
     `guidance_scale` <= 1 switches classifier-free guidance off (Ho and Salimans, 2022).
     `style_preset` is the name of a known style, or free text that is appended to the prompt.
     `clip_skip` counts the text encoder's last layers that are left out for the prompt, as in diffusers.
+    `strength` is how far image-to-image and inpaint leave the picture given: 1 is all the way. `mask_feather` (pixels)
+    softens the inside of the mask's edge. `controls` are the ControlNets, each with its hint; with `guess_mode` they
+    act on the prompted half only, and the early maps less (Zhang et al. 2023).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -43,6 +68,10 @@ class GenerationParams(BaseModel):
     style_preset: str | None = Field(default=None, max_length=1_000)
     sampler: str | None = Field(default=None, max_length=64)
     clip_skip: int = Field(default=0, ge=0, le=12)
+    strength: float | None = Field(default=None, gt=0.0, le=1.0)
+    mask_feather: int = Field(default=0, ge=0, le=256)
+    controls: tuple[ControlSettings, ...] = Field(default=(), max_length=MAX_CONTROLS)
+    guess_mode: bool = False
     output_format: OutputFormat = "png"
 
     @field_validator("prompt")
@@ -70,11 +99,16 @@ class GenerationParams(BaseModel):
             raise ValueError(error.message) from None
 
 
-def effective_params(params: GenerationParams, spec: ModelSpec) -> GenerationParams:
-    """`params` with every default of the model filled in and checked against the model's limits.
+_STRENGTHS: Final[dict[Task, float | None]] = {"text-to-image": None, "image-to-image": 0.8, "inpaint": 1.0}
+"""diffusers' defaults."""
 
-    Raises InvalidParameter when the size is more than the model may be asked for. The seed is left as it is:
-    drawing one is the service's decision, because it must happen once, before caching and replays.
+
+def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "text-to-image") -> GenerationParams:
+    """`params` with every default of the model and the task filled in and checked against the model's limits.
+
+    Raises InvalidParameter when the size is more than the model may be asked for, and for what the task has no use
+    for. The seed is left as it is: drawing one is the service's decision, because it must happen once, before caching
+    and replays.
     """
     width = params.width or spec.native_size
     height = params.height or spec.native_size
@@ -82,7 +116,19 @@ def effective_params(params: GenerationParams, spec: ModelSpec) -> GenerationPar
         raise InvalidParameter(
             "width", f"width x height must be at most {spec.max_pixels} pixels for this model, got {width * height}"
         )
+    _check_task(params, task)
     defaults: dict[str, Any] = {"width": width, "height": height, "model_name": spec.name}
     if params.sampler is None:
         defaults["sampler"] = spec.default_sampler
+    if params.strength is None:
+        defaults["strength"] = _STRENGTHS[task]
     return params.model_copy(update=defaults)
+
+
+def _check_task(params: GenerationParams, task: Task) -> None:
+    if params.strength is not None and task == "text-to-image":
+        raise InvalidParameter("strength", "is for image-to-image and inpaint only")
+    if params.mask_feather and task != "inpaint":
+        raise InvalidParameter("mask_feather", "is for inpaint only")
+    if params.guess_mode and not params.controls:
+        raise InvalidParameter("guess_mode", "is for requests with a ControlNet only")

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from deployments.engine.inputs import Inputs
 from deployments.engine.params import GenerationParams
 
 if TYPE_CHECKING:
     import torch
 
+    from deployments.engine.controls import Control
+    from deployments.engine.latents import Blend
     from deployments.engine.samplers import Schedule
+
+
+NO_INPUTS: Final = Inputs()
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a caller asked for, complete: `params` are effective ones and have a seed.
 
-    `previews` is the number of cheap looks at each image that the caller wants on the way.
+    `previews` is the number of cheap looks at each image that the caller wants on the way. `inputs` are the pictures
+    that it brings, at the request's own size.
     """
 
     id: str
     params: GenerationParams
     previews: int = 0
+    inputs: Inputs = NO_INPUTS
 
     @property
     def model(self) -> str:
@@ -63,6 +71,8 @@ class Row:
     the newest answer of the sampler; its meaning is `latents.py`'s. `prompt` and `negative` are [tokens, dim];
     `negative` is None for a row without classifier-free guidance. `step` counts finished evaluations. `noise` is
     what the step in progress drew, kept so that a step which is tried again does not draw twice.
+    `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting checkpoint
+    sees beside the latents instead.
     """
 
     request: Request
@@ -72,6 +82,9 @@ class Row:
     state: torch.Tensor = field(repr=False)
     prompt: torch.Tensor = field(repr=False)
     negative: torch.Tensor | None = field(repr=False)
+    controls: tuple[Control, ...] = ()
+    blend: Blend | None = field(default=None, repr=False)
+    channels: torch.Tensor | None = field(default=None, repr=False)
     step: int = 0
     noise: torch.Tensor | None = field(default=None, repr=False)
 

@@ -169,7 +169,7 @@ class DiffusionSchedulerFactory:
         limit = scheduler.config[row.steps_limited_by or "num_train_timesteps"]
         if not 1 <= num_inference_steps <= limit:
             raise InvalidParameter("num_inference_steps", f"must be between 1 and {limit} for {row.name}")
-        if start % row.order or not 0 <= start < row.evaluations(num_inference_steps):
+        if start % row.order or not 0 <= start < row.order * num_inference_steps:
             raise InvalidParameter("strength", f"leaves {row.name} nothing to do at {num_inference_steps} steps")
 
 

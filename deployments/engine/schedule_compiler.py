@@ -46,7 +46,8 @@ class Schedule:
     out[i-1], ..., y[i], noise.
     Where `draws[i]`, step i takes one latent-shaped normal draw from the row's generator, even if its coefficient is 0.
     A text-to-image row starts from `init_noise_sigma` times a draw; an image-to-image row from
-    `noise_signal` * latents + `noise_scale` * a draw.
+    `noise_signal` * latents + `noise_scale` * a draw. `noised` [n, 2] are the same two after each evaluation: what an
+    inpaint row keeps is put back as that much of its latents and its first draw; (1, 0) after the last.
     """
 
     sampler: str
@@ -59,6 +60,7 @@ class Schedule:
     init_noise_sigma: float
     noise_signal: float
     noise_scale: float
+    noised: Tensor
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -89,17 +91,22 @@ def compile_schedule(sampler: str, scheduler: Scheduler, num_inference_steps: in
         init_noise_sigma=float(scheduler.init_noise_sigma),
         noise_signal=signal,
         noise_scale=scale,
+        noised=trace.noised.to(torch.float32),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
-    """What a scheduler did: its `answers` [n, pixels], the `noise` [n, pixels] it drew, 0 where it drew none."""
+    """What a scheduler did: its `answers` [n, pixels], the `noise` [n, pixels] it drew, 0 where it drew none.
+
+    `noised` [n, 2] is what its `add_noise` gave after each step, for the timestep to come.
+    """
 
     answers: Tensor
     noise: Tensor
     draws: tuple[bool, ...]
     input_scale: Tensor
+    noised: Tensor
 
 
 def _probes(n: int) -> tuple[Tensor, Tensor]:
@@ -126,10 +133,15 @@ def _initial_noise(scheduler: Scheduler, start: int) -> tuple[float, float]:
     """How much of the latents and of the noise is in an image-to-image row's start."""
     scheduler = deepcopy(scheduler)
     begin(scheduler, start)
-    latents, noise = torch.eye(2, dtype=torch.float64).view(2, 1, 1, 1, 2)
-    mixed = scheduler.add_noise(latents, noise, scheduler.timesteps[start : start + 1])
-    signal, scale = mixed.flatten().tolist()
+    signal, scale = _noised(scheduler, scheduler.timesteps[start : start + 1]).tolist()
     return signal, scale
+
+
+def _noised(scheduler: Scheduler, timestep: Tensor) -> Tensor:
+    """How much signal and how much noise `scheduler.add_noise` mixes, now and at `timestep` [1]: [2]."""
+    latents, noise = torch.eye(2, dtype=torch.float64).view(2, 1, 1, 1, 2)
+    mixed: Tensor = scheduler.add_noise(latents, noise, timestep)
+    return mixed.flatten()
 
 
 def _run(scheduler: Scheduler, start: int, inputs: Tensor, outputs: Tensor) -> _Trace:
@@ -140,8 +152,10 @@ def _run(scheduler: Scheduler, start: int, inputs: Tensor, outputs: Tensor) -> _
     arguments = step_arguments(scheduler, generator)
     one = torch.ones((1, 1, 1, 1), dtype=torch.float64)
     answers, noise, scales = torch.zeros_like(inputs), torch.zeros_like(inputs), torch.zeros(len(inputs))
+    noised = torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(len(inputs), 1)
     draws = []
-    for i, t in enumerate(scheduler.timesteps[start:]):
+    timesteps = scheduler.timesteps[start:]
+    for i, t in enumerate(timesteps):
         before = generator.get_state()
         scales[i] = scheduler.scale_model_input(one, t).item()
         x, out = inputs[i].view(1, 1, 1, -1), outputs[i].view(1, 1, 1, -1)
@@ -149,7 +163,9 @@ def _run(scheduler: Scheduler, start: int, inputs: Tensor, outputs: Tensor) -> _
         draws.append(not torch.equal(before, generator.get_state()))
         if draws[-1]:
             noise[i] = _draw_between(before, generator.get_state(), x.shape).flatten()
-    return _Trace(answers, noise, tuple(draws), scales)
+        if i + 1 < len(timesteps):
+            noised[i] = _noised(scheduler, timesteps[i + 1 : i + 2])
+    return _Trace(answers, noise, tuple(draws), scales, noised)
 
 
 def _draw_between(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:

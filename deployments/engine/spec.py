@@ -1,9 +1,19 @@
 """What the engine must know of a model before it loads it. Data about real models lives above, in `registry.py`."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNetSpec:
+    """Where a ControlNet comes from: a folder in diffusers' layout, or a repository on the hub at `revision`."""
+
+    source: str
+    revision: str | None = None
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +22,8 @@ class ModelSpec:
 
     `source` is a folder in diffusers' layout or a repository on the hub; `revision` pins the latter to a commit.
     `native_size` is the side in pixels that the model was trained for; 0 means: read it from the folder.
-    `aliases` are other names that callers may use for it.
+    `aliases` are other names that callers may use for it. `controlnets` are the ControlNets that it hosts, by the type
+    that callers name; a plain string is a source.
     """
 
     name: str
@@ -23,6 +34,7 @@ class ModelSpec:
     max_pixels: int = 1024 * 1024
     default_sampler: str = "pndm"
     licence: str = ""
+    controlnets: Mapping[str, ControlNetSpec | str] = field(default_factory=dict, hash=False)
 
     def answers_to(self, name: str) -> bool:
         return name == self.name or name in self.aliases

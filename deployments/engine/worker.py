@@ -6,17 +6,19 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from deployments.engine.engine import Counters, Engine
 from deployments.engine.errors import EngineStopped, InvalidParameter, ModelLoadError
 from deployments.engine.events import Event, Finished, ImageFailed, Progress, Refused
-from deployments.engine.models import load_model
-from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.inputs import Inputs
+from deployments.engine.models import LoadedModel, load_model
+from deployments.engine.params import ControlSettings, GenerationParams, effective_params
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 
@@ -203,18 +205,35 @@ class EngineWorker:
 
 
 def warm_up(engine: Engine) -> None:
-    """Makes a picture per model, alone and as a pair, and forgets that it did. Raises ModelLoadError if one fails."""
+    """Makes pictures with every model, alone and as a pair, and with each of its ControlNets, and forgets that it did.
+
+    Raises ModelLoadError if one fails.
+    """
     failed: list[str] = []
     emit, engine.emit = engine.emit, lambda event: failed.extend(_failure_of(event))
     for model in engine.models.values():
-        for images in (1, 2):
-            asked = GenerationParams(prompt="warm-up", num_inference_steps=2, num_images=images, seed=0)
-            engine.submit(Request(f"warm-up-{model.spec.name}-{images}", effective_params(asked, model.spec)))
+        for request in _first_requests(model):
+            engine.submit(request)
             engine.drain()
     engine.emit = emit
     engine.counters = Counters()
     if failed:
         raise ModelLoadError(f"the warm-up picture could not be made: {failed[0]}")
+
+
+def _first_requests(model: LoadedModel) -> Iterator[Request]:
+    grey = np.full((model.spec.native_size, model.spec.native_size, 3), 128, dtype=np.uint8)
+    inputs = Inputs(image=grey, mask=grey[:, :, 0]) if model.inpaints_only else Inputs()
+    name = f"warm-up-{model.spec.name}"
+    asked = GenerationParams(prompt="warm-up", num_inference_steps=2, seed=0)
+    for images in (1, 2):
+        params = effective_params(asked.model_copy(update={"num_images": images}), model.spec, inputs.task)
+        yield Request(f"{name}-{images}", params, inputs=inputs)
+    for net in model.controlnets:
+        params = effective_params(
+            asked.model_copy(update={"controls": (ControlSettings(type=net),)}), model.spec, inputs.task
+        )
+        yield Request(f"{name}-{net}", params, inputs=replace(inputs, hints=(grey,)))
 
 
 def _failure_of(event: Event) -> list[str]:

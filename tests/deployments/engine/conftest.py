@@ -7,7 +7,7 @@ import torch
 
 from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.spec import ModelSpec
-from tests.deployments.engine.tiny import save_tiny_checkpoint
+from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +32,35 @@ def tiny_model(tiny_checkpoint: Path) -> LoadedModel:
 def tiny_model_v(tiny_checkpoint_v: Path) -> LoadedModel:
     """`tiny_checkpoint_v`, loaded."""
     return load_model(ModelSpec("tiny-v", str(tiny_checkpoint_v)), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_9(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An inpainting checkpoint, of nine input channels."""
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny_9"), in_channels=9)
+
+
+@pytest.fixture(scope="session")
+def tiny_controlnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """ControlNet folders by type: two plain ones, and one that sees its hint as BGR and answers with averages."""
+    root = tmp_path_factory.mktemp("controlnets")
+    odd = {"controlnet_conditioning_channel_order": "bgr", "global_pool_conditions": True}
+    return {
+        "canny": str(save_tiny_controlnet(root / "canny", seed=11)),
+        "depth": str(save_tiny_controlnet(root / "depth", seed=12)),
+        "shuffle": str(save_tiny_controlnet(root / "shuffle", seed=13, **odd)),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_model_9(tiny_checkpoint_9: Path, tiny_controlnets: dict[str, str]) -> LoadedModel:
+    """`tiny_checkpoint_9`, loaded, with its ControlNets."""
+    spec = ModelSpec("tiny-9", str(tiny_checkpoint_9), controlnets=tiny_controlnets)
+    return load_model(spec, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_controlled(tiny_checkpoint: Path, tiny_controlnets: dict[str, str]) -> LoadedModel:
+    """`tiny_checkpoint`, loaded, with its ControlNets."""
+    spec = ModelSpec("tiny", str(tiny_checkpoint), controlnets=tiny_controlnets)
+    return load_model(spec, torch.device("cpu"), torch.float32)

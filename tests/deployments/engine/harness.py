@@ -9,15 +9,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
 from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.engine.engine import Engine
 from deployments.engine.events import Event, ImageDone
+from deployments.engine.inputs import Inputs, composite
 from deployments.engine.models import LoadedModel
 from deployments.engine.params import GenerationParams, effective_params
-from deployments.engine.row import Request
+from deployments.engine.row import NO_INPUTS, Request
 
 E = TypeVar("E")
 
@@ -45,10 +54,11 @@ def pixels_of(data: bytes) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.int16)
 
 
-def request_for(model: LoadedModel, name: str, **asked: Any) -> Request:
+def request_for(model: LoadedModel, name: str, inputs: Inputs = NO_INPUTS, **asked: Any) -> Request:
     previews = asked.pop("previews", 0)
     asked = {"prompt": f"a picture of {name}", "num_inference_steps": 8, "seed": 1} | asked
-    return Request(name, effective_params(GenerationParams.model_validate(asked), model.spec), previews)
+    params = effective_params(GenerationParams.model_validate(asked), model.spec, inputs.task)
+    return Request(name, params, previews, inputs)
 
 
 def run(model: LoadedModel, requests: Sequence[Request], **engine_options: Any) -> tuple[Tape, Engine]:
@@ -65,25 +75,73 @@ def run(model: LoadedModel, requests: Sequence[Request], **engine_options: Any) 
 
 
 def reference_image(folder: Path, model: LoadedModel, request: Request, index: int = 0) -> Pixels:
-    """What a diffusers user gets for image `index` of `request`: the same sampler, a CPU generator with its seed."""
-    params = request.params
+    """What a diffusers user gets for image `index` of `request`: the same sampler, a CPU generator with its seed.
+
+    For inpaint, the pixels outside the mask are the input's, as diffusers' users paste them.
+    """
+    params, inputs = request.params, request.inputs
     assert params.sampler is not None
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+    pipeline = _pipeline(folder, model, request)
     pipeline.scheduler = model.samplers.scheduler(params.sampler)
     pipeline.set_progress_bar_config(disable=True)
     # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
     pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
-    images = pipeline(
+    made = pipeline(
         params.prompt,
         negative_prompt=params.negative_prompt,
-        width=params.width,
-        height=params.height,
         guidance_scale=params.guidance_scale,
         num_inference_steps=params.num_inference_steps,
         clip_skip=params.clip_skip or None,
         generator=torch.Generator("cpu").manual_seed(request.seed_of(index)),
-    ).images
-    return np.asarray(images[0]).astype(np.int16)
+        **_picture_arguments(request),
+    ).images[0]
+    if inputs.image is not None and inputs.mask is not None:
+        made = Image.fromarray(composite(np.asarray(made), inputs.image, inputs.mask, params.mask_feather))
+    return np.asarray(made).astype(np.int16)
+
+
+def _pipeline(folder: Path, model: LoadedModel, request: Request) -> Any:
+    """The pipeline that a diffusers user would take for `request`, ControlNets included."""
+    controls = request.params.controls
+    kind: Any = {
+        ("text-to-image", False): StableDiffusionPipeline,
+        ("image-to-image", False): StableDiffusionImg2ImgPipeline,
+        ("inpaint", False): StableDiffusionInpaintPipeline,
+        ("text-to-image", True): StableDiffusionControlNetPipeline,
+        ("image-to-image", True): StableDiffusionControlNetImg2ImgPipeline,
+        ("inpaint", True): StableDiffusionControlNetInpaintPipeline,
+    }[request.inputs.task, bool(controls)]
+    nets = [ControlNetModel.from_pretrained(model.spec.controlnets[control.type]) for control in controls]
+    more: dict[str, Any] = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
+    return kind.from_pretrained(folder, safety_checker=None, requires_safety_checker=False, **more)
+
+
+def _picture_arguments(request: Request) -> dict[str, Any]:
+    params, inputs, task = request.params, request.inputs, request.inputs.task
+    arguments: dict[str, Any] = {}
+    if task != "image-to-image" or params.controls:
+        arguments |= {"width": params.width, "height": params.height}
+    if task != "text-to-image":
+        arguments |= {"image": Image.fromarray(_given(inputs.image)), "strength": params.strength}
+    if task == "inpaint":
+        arguments |= {"mask_image": Image.fromarray(_given(inputs.mask))}
+    if params.controls:
+        hints: list[Any] = [Image.fromarray(hint) for hint in inputs.hints]
+        alone = len(hints) == 1
+        scales = [control.scale for control in params.controls]
+        arguments |= {
+            "image" if task == "text-to-image" else "control_image": hints[0] if alone else hints,
+            "controlnet_conditioning_scale": scales[0] if alone else scales,
+            "control_guidance_start": [control.start for control in params.controls],
+            "control_guidance_end": [control.end for control in params.controls],
+            "guess_mode": params.guess_mode,
+        }
+    return arguments
+
+
+def _given(picture: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    assert picture is not None
+    return picture
 
 
 def difference(one: Pixels, other: Pixels) -> int:

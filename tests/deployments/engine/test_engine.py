@@ -22,6 +22,7 @@ from deployments.engine.events import (
     Progress,
     Refused,
 )
+from deployments.engine.inputs import Picture
 from deployments.engine.models import LoadedModel
 from deployments.engine.sampler_names import SAMPLERS
 from tests.deployments.engine.harness import Tape, difference, pixels_of, reference_image, request_for, run
@@ -173,10 +174,10 @@ def test_a_row_whose_encoding_raises_fails_alone(tiny_model: LoadedModel, monkey
 
     encode = decode.encode_image
 
-    def fails_for_webp(pixels: torch.Tensor, output_format: Any) -> bytes:
+    def fails_for_webp(picture: Picture, output_format: Any) -> bytes:
         if output_format == "webp":
             raise OSError("injected")
-        return encode(pixels, output_format)
+        return encode(picture, output_format)
 
     monkeypatch.setattr(decode, "encode_image", fails_for_webp)
     requests = [

@@ -6,10 +6,10 @@ amplify rounding: a comparison to 1/255 then means something.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -24,18 +24,24 @@ _WORDS: Final = ("a", "cat", "cup", "red", "blue", "the", "picture", "of", "on",
 
 
 def save_tiny_checkpoint(
-    folder: Path, *, prediction_type: PredictionType = "epsilon", seed: int = 0, sample_size: int = 8
+    folder: Path,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    seed: int = 0,
+    sample_size: int = 8,
+    in_channels: int = 4,
 ) -> Path:
     """Writes a whole Stable Diffusion checkpoint in diffusers' layout to `folder` and returns `folder`.
 
-    Native size is 8 * `sample_size` pixels. The same arguments give the same weights.
+    Native size is 8 * `sample_size` pixels; `in_channels` is 9 for an inpainting checkpoint. The same arguments give
+    the same weights.
     """
     tokenizer = tiny_tokenizer()
     pipeline = StableDiffusionPipeline(
         vae=tiny_vae(seed + 1),
         text_encoder=tiny_text_encoder(tokenizer, seed + 2),
         tokenizer=tokenizer,
-        unet=tiny_unet(seed + 3, sample_size=sample_size),
+        unet=tiny_unet(seed + 3, sample_size=sample_size, in_channels=in_channels),
         scheduler=tiny_scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
@@ -45,13 +51,13 @@ def save_tiny_checkpoint(
     return folder
 
 
-def tiny_unet(seed: int = 3, *, sample_size: int = 8) -> UNet2DConditionModel:
+def tiny_unet(seed: int = 3, *, sample_size: int = 8, in_channels: int = 4) -> UNet2DConditionModel:
     """Latents [B, 4, h, w], h and w even, with text [B, tokens, 32]; the lower of two levels sees the text."""
     unet: UNet2DConditionModel = _seeded(
         seed,
         lambda: UNet2DConditionModel(
             sample_size=sample_size,
-            in_channels=4,
+            in_channels=in_channels,
             out_channels=4,
             block_out_channels=(16, 32),
             layers_per_block=1,
@@ -68,6 +74,40 @@ def tiny_unet(seed: int = 3, *, sample_size: int = 8) -> UNet2DConditionModel:
             _scale(module, 3.0)
     _scale(unet.conv_out, 2.0)
     return unet
+
+
+def save_tiny_controlnet(folder: Path, *, seed: int, **config: Any) -> Path:
+    """Writes a ControlNet for `tiny_unet` to `folder` and returns `folder`; `config` entries are diffusers' own."""
+    tiny_controlnet(seed, **config).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def tiny_controlnet(seed: int, **config: Any) -> ControlNetModel:
+    """A ControlNet whose hint shows: at its birth all its outputs are zero."""
+    net: ControlNetModel = _seeded(
+        seed,
+        lambda: ControlNetModel(
+            in_channels=4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=4,
+            conditioning_embedding_out_channels=(8, 8, 8, 8),
+            **config,
+        ),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            nn.init.normal_(module.weight, std=0.1)
+        nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=1.0)
+    for module in net.controlnet_cond_embedding.modules():
+        # Eight layers at their initial scale forget the hint.
+        if isinstance(module, nn.Conv2d):
+            _scale(module, 2.0)
+    return net
 
 
 def tiny_vae(seed: int = 1) -> AutoencoderKL:

@@ -1,0 +1,18 @@
+"""Batch sizes that networks are called at: few, so that shapes repeat and a row's bits do not depend on a crowd."""
+
+from torch import Tensor, cat
+
+
+def padded_size(rows: int, sizes: tuple[int, ...]) -> int:
+    """The smallest of the ascending `sizes` that holds `rows`.
+
+    Fixed sizes bound the number of shapes that kernels are chosen and graphs captured for; at one size a row's
+    result does not depend on its neighbours.
+    """
+    return next(size for size in sizes if size >= rows)
+
+
+def pad(tensor: Tensor, rows: int) -> Tensor:
+    """`tensor` with zero rows added at the end; zeros are finite, and what comes of them is dropped."""
+    missing = rows - len(tensor)
+    return cat((tensor, tensor.new_zeros((missing, *tensor.shape[1:])))) if missing else tensor

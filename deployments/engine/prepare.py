@@ -1,0 +1,105 @@
+"""From an accepted request to rows in the tray: what is worked out once per request, and what is drawn per image."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from deployments.engine.controls import Control, ControlNet
+from deployments.engine.errors import InvalidParameter
+from deployments.engine.inputs import Inputs
+from deployments.engine.latents import Blend, draw_noise, initial_state
+from deployments.engine.models import LoadedModel
+from deployments.engine.ongoing import Given, Ongoing
+from deployments.engine.params import GenerationParams
+from deployments.engine.pictures import Posterior, latent_mask
+from deployments.engine.row import Bucket, Request, Row
+from deployments.engine.sampler_names import SAMPLERS
+
+
+def prepare(request: Request, model: LoadedModel) -> Ongoing:
+    """Everything that the request's images share. Raises InvalidParameter for what this model cannot do."""
+    started = time.perf_counter()
+    params = request.params
+    assert params.sampler is not None
+    if params.sampler in model.refused_samplers:
+        raise model.refused_samplers[params.sampler]
+    _check_inputs(request.inputs, request.bucket, model)
+    row = SAMPLERS[params.sampler]
+    start = 0 if params.strength is None else row.start(params.num_inference_steps, params.strength)
+    schedule = model.samplers.schedule(params.sampler, params.num_inference_steps, start)
+    prompt = model.prompts.encode(params.prompt, params.clip_skip, "prompt")
+    # diffusers leaves no layers out of the negative prompt, and diffusers' pictures are the law.
+    negative = model.prompts.encode(params.negative_prompt, 0, "negative_prompt") if request.unet_rows > 1 else None
+    given = Given(*_encoded(request, model), _controls(params, request.inputs, model))
+    return Ongoing(request, schedule, prompt, negative, given, started)
+
+
+def begin_row(ongoing: Ongoing, index: int, model: LoadedModel) -> Row:
+    """Image `index` before its first step. All draws come from its own generator, in the order of diffusers' pipelines:
+    the picture's latents, the noise, the masked picture's latents.
+    """
+    request, schedule, given = ongoing.request, ongoing.schedule, ongoing.given
+    generator = torch.Generator("cpu").manual_seed(request.seed_of(index))
+    picture = given.picture.draw(generator) if given.picture else None
+    bucket = request.bucket
+    noise = draw_noise(generator, model.channels, bucket.height // model.factor, bucket.width // model.factor)
+    masked = given.masked.draw(generator) if given.masked else None
+    if picture is None or _from_noise(request):
+        latents = noise * schedule.init_noise_sigma
+    else:
+        latents = schedule.noise_signal * picture + schedule.noise_scale * noise
+    state = initial_state(latents).to(model.device)
+    row = Row(request, index, schedule, generator, state, ongoing.prompt, ongoing.negative, given.controls)
+    if given.mask is not None and masked is not None:
+        if model.inpaints_only:
+            row.channels = torch.cat((given.mask, masked)).to(model.device)
+        elif picture is not None:
+            row.blend = Blend(picture.to(model.device), noise.to(model.device), given.mask.to(model.device))
+    return row
+
+
+def _from_noise(request: Request) -> bool:
+    """Whether the row begins without a trace of the picture; image-to-image always keeps one, even at strength 1."""
+    return request.inputs.task == "inpaint" and request.params.strength == 1.0
+
+
+def _encoded(request: Request, model: LoadedModel) -> tuple[Posterior | None, Posterior | None, Tensor | None]:
+    image, mask = request.inputs.image, request.inputs.mask
+    if image is None:
+        return None, None, None
+    # A 9-channel checkpoint that starts from noise never looks at the picture itself, nor draws from it.
+    needed = not (model.inpaints_only and _from_noise(request))
+    picture = model.pictures.posterior(image) if needed else None
+    if mask is None:
+        return picture, None, None
+    return picture, model.pictures.posterior(image, mask), latent_mask(mask, model.factor)
+
+
+def _controls(params: GenerationParams, inputs: Inputs, model: LoadedModel) -> tuple[Control, ...]:
+    if len(params.controls) != len(inputs.hints):
+        raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
+    return tuple(
+        Control(net, net.embed(hint), asked.scale, asked.start, asked.end, params.guess_mode)
+        for asked, hint in zip(params.controls, inputs.hints, strict=True)
+        if (net := _controlnet(asked.type, model))
+    )
+
+
+def _controlnet(name: str, model: LoadedModel) -> ControlNet:
+    net = model.controlnets.get(name)
+    if net is None:
+        known = ", ".join(model.controlnets) or "none"
+        raise InvalidParameter("controlnet_type", f"this model has no such ControlNet; it has: {known}")
+    return net
+
+
+def _check_inputs(inputs: Inputs, bucket: Bucket, model: LoadedModel) -> None:
+    if model.inpaints_only and inputs.task != "inpaint":
+        raise InvalidParameter("model_name", "this model only inpaints: it needs an image and a mask")
+    if inputs.mask is not None and inputs.image is None:
+        raise InvalidParameter("image", "a mask needs the image that it belongs to")
+    pictures = [("image", inputs.image), ("mask", inputs.mask), *(("control_image", hint) for hint in inputs.hints)]
+    for field, picture in pictures:
+        if picture is not None and picture.shape[:2] != (bucket.height, bucket.width):
+            raise InvalidParameter(field, f"must be {bucket.width} x {bucket.height} pixels, as the request is")
