@@ -1,14 +1,13 @@
 """One UNet call for many rows: packed guidance, one timestep per row, padded batch sizes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from deployments.engine.conditioning import repeat_to
 from deployments.engine.controls import Place, residuals
 from deployments.engine.latents import advance, blend, draw_noise, model_input
+from deployments.engine.models import LoadedModel
 from deployments.engine.padding import pad, padded_size
 from deployments.engine.row import Row
 
@@ -24,7 +23,7 @@ class StepResult:
 
 
 @torch.inference_mode()
-def denoise_step(unet: Any, rows: list[Row], sizes: tuple[int, ...]) -> StepResult:
+def denoise_step(model: LoadedModel, rows: list[Row], sizes: tuple[int, ...]) -> StepResult:
     """Moves every row, all of one bucket, forward by one evaluation."""
     states = torch.stack([row.state for row in rows])
     schedules, steps = [row.schedule for row in rows], [row.step for row in rows]
@@ -32,7 +31,7 @@ def denoise_step(unet: Any, rows: list[Row], sizes: tuple[int, ...]) -> StepResu
     guided = [i for i, row in enumerate(rows) if row.negative is not None]
     unet_rows = len(rows) + len(guided)
     padded = padded_size(unet_rows, sizes)
-    answers = _predict(unet, rows, guided, scaled, padded, sizes)
+    answers = _predict(model, rows, guided, scaled, padded, sizes)
     out = _guide(answers[: len(rows)], answers[len(rows) : unet_rows], rows, guided)
     coefficients = torch.stack([s.coefficients[i] for s, i in zip(schedules, steps, strict=True)]).to(states)
     states = blend(advance(states, out, _noise(rows, states), coefficients), schedules, steps, [r.blend for r in rows])
@@ -44,24 +43,21 @@ def denoise_step(unet: Any, rows: list[Row], sizes: tuple[int, ...]) -> StepResu
 
 
 def _predict(
-    unet: Any, rows: list[Row], guided: list[int], scaled: Tensor, padded: int, sizes: tuple[int, ...]
+    model: LoadedModel, rows: list[Row], guided: list[int], scaled: Tensor, padded: int, sizes: tuple[int, ...]
 ) -> Tensor:
     """The UNet's answers [padded, C, h, w] in fp32: first every row with its prompt, then the guided ones without."""
     order = [*range(len(rows)), *guided]
     timesteps = torch.stack([row.schedule.timesteps[row.step] for row in rows]).to(scaled.device)
-    embeddings = [row.prompt for row in rows]
-    embeddings += [negative for row in rows if (negative := row.negative) is not None]
-    tokens = max(len(embedding) for embedding in embeddings)
-    context = pad(torch.stack([repeat_to(embedding, tokens) for embedding in embeddings]), padded)
-    latents = pad(scaled[order], padded).to(context.dtype)
-    time = pad(timesteps[order], padded)
+    prompts = [row.prompt for row in rows] + [negative for row in rows if (negative := row.negative) is not None]
+    latents, time = pad(scaled[order], padded).to(model.dtype), pad(timesteps[order], padded)
     places = [
         Place(index, rows[owner].controls, rows[owner].step, len(rows[owner].schedule), prompted=index < len(rows))
         for index, owner in enumerate(order)
     ]
-    extra = residuals(places, latents, time, context, sizes)
     sample = _beside(latents, [rows[owner] for owner in order])
-    answer: Tensor = unet(sample, time, encoder_hidden_states=context, **extra, return_dict=False)[0]
+    with model.keys.given(prompts, max(map(len, prompts)), padded) as context:
+        extra = residuals(places, latents, time, context, sizes)
+        answer: Tensor = model.unet(sample, time, encoder_hidden_states=context, **extra, return_dict=False)[0]
     return answer.float()
 
 

@@ -183,7 +183,7 @@ class Engine:
         """One step of `rows`. When it raises, the halves are tried, so that only a row that fails alone fails."""
         started = time.perf_counter()
         try:
-            result = denoise_step(self.models[bucket.model].unet, rows, self._sizes)
+            result = denoise_step(self.models[bucket.model], rows, self._sizes)
         except Exception:
             log.exception("a step of %d row(s) failed", len(rows))
             self._denoise_halves(bucket, rows)

@@ -16,6 +16,7 @@ from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import EngineError, ModelLoadError
 from deployments.engine.pictures import PictureEncoder
+from deployments.engine.prompt_keys import PromptKeys
 from deployments.engine.samplers import DiffusionSchedulerFactory
 from deployments.engine.spec import ControlNetSpec, ModelSpec, with_native_size
 
@@ -41,6 +42,7 @@ class LoadedModel:
     dtype: torch.dtype
     attention: AttentionChoice
     pictures: PictureEncoder
+    keys: PromptKeys
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
 
     @property
@@ -100,6 +102,7 @@ def _load(spec: ModelSpec, where: dict[str, Any], device: torch.device, dtype: t
         dtype=dtype,
         attention=choose_attention(unet, device, dtype),
         pictures=PictureEncoder(vae, device, dtype),
+        keys=PromptKeys(unet),
         controlnets={name: _load_controlnet(spec, name, device, dtype) for name in spec.controlnets},
     )
 

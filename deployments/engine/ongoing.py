@@ -8,6 +8,7 @@ from torch import Tensor
 from deployments.engine.controls import Control
 from deployments.engine.events import Timings
 from deployments.engine.pictures import Posterior
+from deployments.engine.prompt_keys import Prompt
 from deployments.engine.row import Request
 from deployments.engine.samplers import Schedule
 
@@ -27,12 +28,12 @@ class Given:
 
 @dataclass(slots=True, eq=False)
 class Ongoing:
-    """`prompt` and `negative` are [tokens, dim]; times are `time.perf_counter` seconds."""
+    """Times are `time.perf_counter` seconds."""
 
     request: Request
     schedule: Schedule
-    prompt: Tensor = field(repr=False)
-    negative: Tensor | None = field(repr=False)
+    prompt: Prompt = field(repr=False)
+    negative: Prompt | None = field(repr=False)
     given: Given = field(repr=False)
     submitted: float
     encoded: float = field(default_factory=time.perf_counter)

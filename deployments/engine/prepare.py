@@ -28,9 +28,11 @@ def prepare(request: Request, model: LoadedModel) -> Ongoing:
     row = SAMPLERS[params.sampler]
     start = 0 if params.strength is None else row.start(params.num_inference_steps, params.strength)
     schedule = model.samplers.schedule(params.sampler, params.num_inference_steps, start)
-    prompt = model.prompts.encode(params.prompt, params.clip_skip, "prompt")
-    # diffusers leaves no layers out of the negative prompt, and diffusers' pictures are the law.
-    negative = model.prompts.encode(params.negative_prompt, 0, "negative_prompt") if request.unet_rows > 1 else None
+    prompt = model.keys.prompt(model.prompts.encode(params.prompt, params.clip_skip, "prompt"))
+    negative = None
+    if request.unet_rows > 1:
+        # diffusers leaves no layers out of the negative prompt, and diffusers' pictures are the law.
+        negative = model.keys.prompt(model.prompts.encode(params.negative_prompt, 0, "negative_prompt"))
     given = Given(*_encoded(request, model), _controls(params, request.inputs, model))
     return Ongoing(request, schedule, prompt, negative, given, started)
 

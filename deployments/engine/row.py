@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from deployments.engine.controls import Control
     from deployments.engine.latents import Blend
+    from deployments.engine.prompt_keys import Prompt
     from deployments.engine.samplers import Schedule
 
 
@@ -67,12 +68,11 @@ class Bucket:
 class Row:
     """One image being made.
 
-    `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs, the newest outputs, and
-    the newest answer of the sampler; its meaning is `latents.py`'s. `prompt` and `negative` are [tokens, dim];
-    `negative` is None for a row without classifier-free guidance. `step` counts finished evaluations. `noise` is
-    what the step in progress drew, kept so that a step which is tried again does not draw twice.
-    `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting checkpoint
-    sees beside the latents instead.
+    `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs, the newest outputs, and the newest answer of the
+    sampler; its meaning is `latents.py`'s. `negative` is None for a row without classifier-free guidance. `step` counts
+    finished evaluations. `noise` is what the step in progress drew, kept so that a step which is tried again does not
+    draw twice. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting
+    checkpoint sees beside the latents instead.
     """
 
     request: Request
@@ -80,8 +80,8 @@ class Row:
     schedule: Schedule
     generator: torch.Generator
     state: torch.Tensor = field(repr=False)
-    prompt: torch.Tensor = field(repr=False)
-    negative: torch.Tensor | None = field(repr=False)
+    prompt: Prompt = field(repr=False)
+    negative: Prompt | None = field(repr=False)
     controls: tuple[Control, ...] = ()
     blend: Blend | None = field(default=None, repr=False)
     channels: torch.Tensor | None = field(default=None, repr=False)

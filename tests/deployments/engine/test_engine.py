@@ -24,6 +24,7 @@ from deployments.engine.events import (
 )
 from deployments.engine.inputs import Picture
 from deployments.engine.models import LoadedModel
+from deployments.engine.prompt_keys import Prompt
 from deployments.engine.sampler_names import SAMPLERS
 from tests.deployments.engine.harness import Tape, difference, pixels_of, reference_image, request_for, run
 
@@ -161,7 +162,7 @@ def test_a_row_that_raises_in_a_step_fails_alone(tiny_model: LoadedModel) -> Non
             engine.submit(request_for(tiny_model, name, sampler="euler_a"))
         engine.step()
         poisoned = next(row for row in engine.running if row.request.id == "poison")
-        poisoned.prompt = poisoned.prompt[:, :-1]
+        poisoned.prompt = Prompt(poisoned.prompt.embedding, tuple(keys[:, :-1] for keys in poisoned.prompt.keys))
         engine.drain()
         assert isinstance(tape.of("poison", ImageFailed)[0].error, GenerationFailed)
         for name in ("a", "b", "c", "d"):
