@@ -9,6 +9,7 @@ from typing import Any
 from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
+from deployments.intake import generate
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class ModelReplica:
         """The request's events. Being cancelled, or closed early, frees its rows before the next step."""
         finished = False
         try:
-            async with aclosing(self._worker.generate(request)) as events:
+            async with aclosing(generate(self._worker, request)) as events:
                 async for event in events:
                     finished = isinstance(event, Finished | Refused)
                     yield event

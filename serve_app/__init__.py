@@ -1,9 +1,18 @@
 """Darkroom's front: `DiffusionService` in a plain Python process, and the HTTP application over it. No torch here."""
 
 from deployments.engine.errors import EngineError
-from deployments.engine.params import GenerationParams
+from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
+from serve_app.image_processor import ImageProcessor
 from serve_app.result import Result
 from serve_app.service import DiffusionService
 
-__all__ = ["DiffusionService", "EngineError", "GenerationParams", "ModelSpec", "Result"]
+__all__ = [
+    "ControlSettings",
+    "DiffusionService",
+    "EngineError",
+    "GenerationParams",
+    "ImageProcessor",
+    "ModelSpec",
+    "Result",
+]

@@ -27,7 +27,8 @@ def build_app(config: AppConfig) -> Application:
     handles = [
         model_deployment(deployment, hosted) for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
-    api = partial(api_over, max_body_bytes=config.ingress.max_body_bytes)
+    limits = config.ingress
+    api = partial(api_over, max_body_bytes=limits.max_body_bytes, max_upload_bytes=limits.max_upload_bytes)
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options()).bind(api, handles, specs)
     return ingress
 
@@ -38,9 +39,9 @@ def model_deployment(config: DeploymentConfig, specs: tuple[ModelSpec, ...]) -> 
     return bound
 
 
-def api_over(backend: HandleBackend, *, max_body_bytes: int) -> Any:
+def api_over(backend: HandleBackend, *, max_body_bytes: int, max_upload_bytes: int) -> Any:
     """The ASGI application over `backend`."""
     from serve_app.api.application import create_api
     from serve_app.service import DiffusionService
 
-    return create_api(DiffusionService(backend), max_body_bytes=max_body_bytes)
+    return create_api(DiffusionService(backend), max_body_bytes=max_body_bytes, max_upload_bytes=max_upload_bytes)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ModelSpec
+from deployments.engine.spec import ControlNetSpec, ModelSpec
 from deployments.registry import clashes, known_models
 from serve_app.config_errors import ConfigError, complaints, nearest
 
@@ -36,6 +36,18 @@ class _Strict(BaseModel):
         return data
 
 
+class ControlNetConfig(_Strict):
+    """Where one of a model's ControlNets comes from: a folder, or a hub repository at a pinned revision."""
+
+    source: str
+    revision: str | None = None
+    licence: str = ""
+
+    def spec(self) -> ControlNetSpec:
+        """As the engine takes it."""
+        return ControlNetSpec(self.source, self.revision, self.licence)
+
+
 class ModelConfig(_Strict):
     """A model that the registry does not know, or, by its registry name, what shall differ from its row."""
 
@@ -47,6 +59,7 @@ class ModelConfig(_Strict):
     max_pixels: int | None = Field(default=None, ge=64 * 64)
     default_sampler: str | None = None
     licence: str | None = None
+    controlnets: dict[Name, ControlNetConfig] | None = None
 
     @field_validator("default_sampler")
     @classmethod
@@ -55,7 +68,9 @@ class ModelConfig(_Strict):
 
     def spec(self) -> ModelSpec:
         """The registry's row with this entry's settings over it, or a row of its own."""
-        given = {key: value for key, value in self.model_dump().items() if value is not None}
+        given = {key: value for key, value in self.model_dump(exclude={"controlnets"}).items() if value is not None}
+        if self.controlnets is not None:
+            given["controlnets"] = {kind: net.spec() for kind, net in self.controlnets.items()}
         row = known_models().get(self.name)
         if row is not None:
             return replace(row, **given)
@@ -178,6 +193,7 @@ class IngressConfig(_Strict):
     num_cpus: Cpus = 0.1
     max_ongoing_requests: Count = 1000
     max_body_bytes: int = Field(default=2**20, ge=1024)
+    max_upload_bytes: int = Field(default=2**25, ge=1024)
     request_timeout_s: Seconds | None = None
     keep_alive_timeout_s: Count = 90
     graceful_shutdown_timeout_s: Seconds = 130.0

@@ -12,6 +12,7 @@ from deployments.engine.errors import EngineError, EngineStopped, ModelLoadError
 from deployments.engine.events import Event, Refused
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec, with_native_size
+from deployments.intake import generate
 from deployments.registry import check_source, clashes
 from serve_app.backend import BackendReport
 
@@ -54,7 +55,7 @@ class LocalBackend:
         except EngineError as error:
             yield Refused(request.id, error)
             return
-        async with aclosing(worker.generate(request)) as events:
+        async with aclosing(generate(worker, request)) as events:
             async for event in events:
                 yield event
 

@@ -1,32 +1,31 @@
 """The one service behind every surface: styles, models' defaults, seeds and statistics, in front of a backend."""
 
 import asyncio
+import io
 import logging
-import secrets
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from PIL import Image
 
-from deployments.engine.errors import EngineError, EngineStopped, UnknownModel
+from deployments.engine.errors import EngineError, EngineStopped
 from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
-from deployments.engine.params import GenerationParams, effective_params
-from deployments.engine.row import Request
+from deployments.engine.inputs import Fit, Uploads
+from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
+from deployments.images import to_rgb
 from deployments.registry import DEMO_MODELS
 from serve_app.backend import Backend, BackendReport
+from serve_app.image_processor import ImageProcessor
 from serve_app.local_backend import LocalBackend
+from serve_app.preparation import find_model, prepare
 from serve_app.result import Prepared, Result, decoded, result_of
 from serve_app.stats import Statistics
-from serve_app.styles import expand
 
 log = logging.getLogger(__name__)
-
-DRAWN_SEEDS = 2**32
 
 Status = Literal["healthy", "starting", "unhealthy"]
 
@@ -68,6 +67,7 @@ class DiffusionService:
             self._backend, self._start = local, local.start
         else:
             self._backend = backend
+        self.image_processor = ImageProcessor()
         self._statistics = Statistics()
         self._was_ready = False
 
@@ -84,21 +84,21 @@ class DiffusionService:
 
     def model(self, name: str | None) -> ModelSpec:
         """The model with that name or alias; the default one for None. Raises UnknownModel."""
-        if name is None:
-            return self.models[0]
-        for spec in self.models:
-            if spec.answers_to(name):
-                return spec
-        raise UnknownModel("model_name", f"there is no such model; {_hint(name, self.models)}")
+        return find_model(self.models, name)
 
-    def prepare(self, params: GenerationParams, *, previews: int = 0, request_id: str | None = None) -> Prepared:
-        """Everything that is decided before the backend: model, defaults, seed, style. Raises InvalidParameter.
+    def prepare(
+        self,
+        params: GenerationParams,
+        *,
+        uploads: Uploads | None = None,
+        previews: int = 0,
+        request_id: str | None = None,
+    ) -> Prepared:
+        """Everything that is decided before the backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
         `request_id` must not be that of a request still running; one is made where none is given.
         """
-        asked = effective_params(with_seed(params), self.model(params.model_name))
-        styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
-        return Prepared(Request(request_id or uuid.uuid4().hex, styled, previews), asked)
+        return prepare(self.models, params, uploads, previews, request_id or uuid.uuid4().hex)
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
         """The events of a prepared request. Closing the generator early cancels it."""
@@ -137,12 +137,50 @@ class DiffusionService:
         self, params: GenerationParams, model_name: str | None = None
     ) -> list[Image.Image]:
         """The images, in order. Raises the first error, if there is one: of the request, or of any image."""
-        if model_name is not None:
-            params = params.model_copy(update={"model_name": model_name})
-        result = await self.generate(params)
-        if result.failures:
-            raise result.failures[0].error
-        return await asyncio.to_thread(lambda: [decoded(image) for image in result.images])
+        return await self._pictures(params, model_name, None)
+
+    async def generate_image_to_image(
+        self, init_image: Image.Image, params: GenerationParams, model_name: str | None = None, *, fit: Fit = "cover"
+    ) -> list[Image.Image]:
+        """`init_image` changed as the prompt says, as far as `params.strength` goes. Raises as text-to-image does."""
+        return await self._pictures(
+            params, model_name, Uploads(image=await _file(init_image), fit=fit, image_field="init_image")
+        )
+
+    async def inpaint_image(
+        self,
+        image: Image.Image,
+        mask: Image.Image,
+        params: GenerationParams,
+        model_name: str | None = None,
+        *,
+        fit: Fit = "cover",
+    ) -> list[Image.Image]:
+        """`image` painted anew where `mask` is white. Raises as text-to-image does.
+
+        Outside the mask the result is the image, resized where that was needed, to the byte.
+        """
+        uploads = Uploads(image=await _file(image), mask=await _file(mask), fit=fit)
+        return await self._pictures(params, model_name, uploads)
+
+    async def generate_with_controlnet(
+        self,
+        control_image: Image.Image,
+        params: GenerationParams,
+        controlnet_type: str = "canny",
+        model_name: str | None = None,
+        *,
+        preprocess: bool = False,
+        fit: Fit = "cover",
+    ) -> list[Image.Image]:
+        """Images that follow `control_image`: a hint, or with `preprocess` a photo that a hint is made from.
+
+        `params.controls` says more than the type where it is given. Raises as text-to-image does.
+        """
+        controls = params.controls or (ControlSettings(type=controlnet_type),)
+        params = params.model_copy(update={"controls": controls})
+        uploads = Uploads(hints=(await _file(control_image),), preprocess=preprocess, fit=fit)
+        return await self._pictures(params, model_name, uploads)
 
     async def get_generation_stats(self) -> dict[str, Any]:
         """Counters since the start, and latencies of the last minutes. `unet_*` are summed over all engines.
@@ -181,6 +219,16 @@ class DiffusionService:
         """Frees the backend. Requests that still run are refused."""
         await self._backend.close()
 
+    async def _pictures(
+        self, params: GenerationParams, model_name: str | None, uploads: Uploads | None
+    ) -> list[Image.Image]:
+        if model_name is not None:
+            params = params.model_copy(update={"model_name": model_name})
+        result = await self.collect(self.prepare(params, uploads=uploads))
+        if result.failures:
+            raise result.failures[0].error
+        return await asyncio.to_thread(lambda: [decoded(image) for image in result.images])
+
     async def _report(self) -> BackendReport | None:
         """None where the models cannot be loaded, or the backend cannot say."""
         try:
@@ -190,17 +238,15 @@ class DiffusionService:
             return None
 
 
-def with_seed(params: GenerationParams) -> GenerationParams:
-    """`params` with a seed, drawn where none was given. Once per request: caching and replays depend on it."""
-    if params.seed is not None and params.seed >= 0:
-        return params
-    return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+async def _file(picture: Image.Image) -> bytes:
+    """`picture` as the file that a remote caller would send."""
 
+    def save() -> bytes:
+        buffer = io.BytesIO()
+        to_rgb(picture).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
 
-def _hint(name: str, models: Sequence[ModelSpec]) -> str:
-    known = [known for spec in models for known in (spec.name, *spec.aliases)]
-    near = get_close_matches(name[:200], known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}"
+    return await asyncio.to_thread(save)
 
 
 def _already_started() -> None:

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deployments.engine.compositing import composite
 from deployments.engine.errors import EngineError, GenerationFailed, NumericalFailure
-from deployments.engine.inputs import Picture, composite
+from deployments.engine.inputs import Picture
 from deployments.engine.models import LoadedModel
 from deployments.engine.params import OutputFormat
 from deployments.engine.row import Request, Row

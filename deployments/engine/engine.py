@@ -117,8 +117,12 @@ class Engine:
         try:
             position = self._accept(request)
         except EngineError as error:
-            self.counters.refused += 1
-            self.emit(Refused(request.id, error))
+            self._refuse(request, error)
+            return
+        except Exception:
+            # A device out of memory, a network that does not like a shape: this request's trouble, not the others'.
+            log.exception("a request could not be prepared")
+            self._refuse(request, GenerationFailed("the request could not be prepared"))
             return
         self.counters.requests += 1
         self.emit(Accepted(request.id, position))
@@ -155,6 +159,10 @@ class Engine:
         self._ongoing.clear()
         self.running.rows.clear()
         self._decoder.close()
+
+    def _refuse(self, request: Request, error: EngineError) -> None:
+        self.counters.refused += 1
+        self.emit(Refused(request.id, error))
 
     def _accept(self, request: Request) -> int:
         model = self.models.get(request.model)

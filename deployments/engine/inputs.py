@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +13,8 @@ Mask = NDArray[np.uint8]
 """[H, W]; from 128 on a pixel is painted anew, below it is kept."""
 
 Task = Literal["text-to-image", "image-to-image", "inpaint"]
+
+Fit = Literal["cover", "pad", "stretch"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,20 +35,25 @@ class Inputs:
         return "text-to-image" if self.image is None else "image-to-image"
 
 
-def repainted(mask: Mask) -> NDArray[np.bool_]:
-    """Which pixels [H, W] of a mask are painted anew; diffusers draws the line at the same grey."""
-    return np.asarray(mask.astype(np.float32) / 255 >= 0.5, dtype=np.bool_)
+@dataclass(frozen=True, slots=True, eq=False)
+class Uploads:
+    """The same as the caller sent it: files, not looked into yet. `deployments.intake` makes `Inputs` of it.
 
-
-def composite(made: Picture, image: Picture, mask: Mask, feather: int) -> Picture:
-    """`made` where the mask says so and `image` elsewhere, to the byte.
-
-    Over the first `feather` pixels inside the mask's edge the one turns into the other; none outside ever changes.
+    Where there is an image and no mask file, `mask_type` may name a mask. With `preprocess` a hint file is a photo
+    that its ControlNet's annotator still has to turn into a hint. `fit` is how pictures of other sizes become the
+    request's. `image_field` is what the caller calls the image, for errors.
     """
-    inside = repainted(mask)
-    if not feather:
-        return np.where(inside[:, :, None], made, image)
-    depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    share = np.minimum(depth / feather, 1.0)[:, :, None]
-    mixed = image + share * (made.astype(np.float32) - image)
-    return np.asarray(np.rint(mixed), dtype=np.uint8)
+
+    image: bytes | None = None
+    mask: bytes | None = None
+    mask_type: str | None = None
+    hints: tuple[bytes, ...] = ()
+    preprocess: bool = False
+    fit: Fit = "cover"
+    image_field: str = "image"
+
+    @property
+    def task(self) -> Task:
+        if self.mask is not None or self.mask_type is not None:
+            return "inpaint"
+        return "text-to-image" if self.image is None else "image-to-image"

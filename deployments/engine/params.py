@@ -14,12 +14,16 @@ from deployments.engine.sampler_names import resolve_sampler
 from deployments.engine.spec import ModelSpec
 
 MAX_SEED = 2**63 - 1
-SIZE_STEP = 8
+MIN_SIDE, MAX_SIDE, SIZE_STEP = 64, 2048, 8
 MAX_CONTROLS = 4
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
-Side = Annotated[int, Field(ge=64, le=2048, multiple_of=SIZE_STEP)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
+
+
+PICTURE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
+"""Parameters that mean something only where a request brings pictures."""
 
 
 class ControlSettings(BaseModel):
@@ -70,7 +74,8 @@ class GenerationParams(BaseModel):
     clip_skip: int = Field(default=0, ge=0, le=12)
     strength: float | None = Field(default=None, gt=0.0, le=1.0)
     mask_feather: int = Field(default=0, ge=0, le=256)
-    controls: tuple[ControlSettings, ...] = Field(default=(), max_length=MAX_CONTROLS)
+    # Not strict: JSON has lists and no tuples.
+    controls: tuple[ControlSettings, ...] = Field(default=(), max_length=MAX_CONTROLS, strict=False)
     guess_mode: bool = False
     output_format: OutputFormat = "png"
 

@@ -5,10 +5,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from deployments.engine.inputs import Mask, Picture, repainted
+from deployments.engine.compositing import repainted
+from deployments.engine.inputs import Mask, Picture
 from deployments.engine.latents import draw_noise
 
 
@@ -63,7 +65,8 @@ class PictureEncoder:
 
 def unit_pixels(picture: Picture) -> Tensor:
     """`picture` [H, W, 3] as [3, H, W] fp32 in 0..1."""
-    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    # Copied, because torch takes no array that must not be written to.
+    return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1) / 255
 
 
 def latent_mask(mask: Mask, factor: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from deployments.engine.inputs import Inputs
+from deployments.engine.inputs import Inputs, Uploads
 from deployments.engine.params import GenerationParams
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ class Request:
     """What a caller asked for, complete: `params` are effective ones and have a seed.
 
     `previews` is the number of cheap looks at each image that the caller wants on the way. `inputs` are the pictures
-    that it brings, at the request's own size.
+    that it brings, at the request's own size; `uploads` are the files that they will be made of, on a replica.
     """
 
     id: str
     params: GenerationParams
     previews: int = 0
     inputs: Inputs = NO_INPUTS
+    uploads: Uploads | None = None
 
     @property
     def model(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from deployments.engine.events import ImageDone, ImageFailed, Timings
+from deployments.engine.params import PICTURE_FIELDS, GenerationParams
 from serve_app.result import Result
 
 
@@ -63,13 +64,19 @@ def answer_of(result: Result) -> Answer:
         model=result.model,
         images=[image_answer(image) for image in result.images],
         effective_prompt=result.effective_prompt,
-        parameters=result.parameters.model_dump(),
+        parameters=_parameters(result.parameters),
         timings=timings_answer(result.timings),
         cached=result.cached,
     )
     if result.failures:
         answer["failures"] = [failure_answer(failure) for failure in result.failures]
     return answer
+
+
+def _parameters(params: GenerationParams) -> dict[str, Any]:
+    """All of them, but for those of pictures and ControlNets where there is none."""
+    unused = {name for name in PICTURE_FIELDS if getattr(params, name) == GenerationParams.model_fields[name].default}
+    return params.model_dump(exclude=unused)
 
 
 def image_answer(image: ImageDone) -> ImageAnswer:

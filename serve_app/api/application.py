@@ -11,9 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from deployments.engine.errors import EngineError
-from serve_app.api import ads, ops
+from serve_app.api import doors, listings, ops
 from serve_app.api.body import MAX_BODY_BYTES
 from serve_app.api.errors import Problem, http_problem, problem_of
+from serve_app.api.forms import MAX_UPLOAD_BYTES
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.validation import fault_of, invalid
 from serve_app.service import DiffusionService
@@ -26,8 +27,13 @@ DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising
 CLIENT_LEFT = 499
 
 
-def create_api(service: DiffusionService, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
-    """The application. A JSON body may have at most `max_body_bytes`. Whoever made `service` closes it."""
+def create_api(
+    service: DiffusionService, *, max_body_bytes: int = MAX_BODY_BYTES, max_upload_bytes: int = MAX_UPLOAD_BYTES
+) -> FastAPI:
+    """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
+
+    Whoever made `service` closes it.
+    """
     app = FastAPI(
         title="Darkroom",
         description=DESCRIPTION,
@@ -37,7 +43,9 @@ def create_api(service: DiffusionService, *, max_body_bytes: int = MAX_BODY_BYTE
     )
     app.state.service = service
     app.state.max_body_bytes = max_body_bytes
-    app.include_router(ads.router)
+    app.state.max_upload_bytes = max_upload_bytes
+    app.include_router(doors.router)
+    app.include_router(listings.router)
     app.include_router(ops.router)
     app.add_middleware(RequestIdMiddleware)
     app.add_exception_handler(EngineError, _engine_error)

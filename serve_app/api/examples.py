@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from deployments.engine.params import GenerationParams
+from deployments.engine.params import PICTURE_FIELDS, GenerationParams
+from deployments.masks import MASK_TYPES
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -20,6 +21,10 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "style_preset": "A name from `/ads/v2/diffusion/styles`, or free text that is appended to the prompt.",
         "sampler": "A name, diffusers class or A1111 label from `/ads/v2/diffusion/samplers`; else the model's own.",
         "clip_skip": "How many of the text encoder's last layers to leave out.",
+        "strength": "How far to leave the picture given, from 0 (not included) to 1.",
+        "mask_feather": "Pixels inside the mask's edge over which old and new mix.",
+        "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`.",
+        "guess_mode": "Lets ControlNets act on the prompted half only.",
         "output_format": "The files' format. An `Accept: image/...` header wins over it.",
     }
 )
@@ -48,9 +53,52 @@ _EXAMPLES: Mapping[str, Any] = MappingProxyType(
 )
 
 
+_PICTURE = {"type": "string", "format": "binary"}
+_FIT = {
+    "type": "string",
+    "enum": ["cover", "pad", "stretch"],
+    "default": "cover",
+    "description": "How pictures of another shape become the request's: cropped, filled up, or distorted.",
+}
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+
+# What a door's form holds besides parameters, and which of it must be there.
+_FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyType(
+    {
+        "image-to-image": ({"init_image": _PICTURE, "fit": _FIT}, ("init_image",)),
+        "inpaint": (
+            {
+                "image": _PICTURE,
+                "mask": _PICTURE | {"description": "White is painted anew, black is kept. Of the image's size."},
+                "mask_type": {"type": "string", "enum": list(MASK_TYPES), "description": "Instead of a mask."},
+                "fit": _FIT,
+            },
+            ("image",),
+        ),
+        "controlnet": (
+            {
+                "control_image": {"type": "array", "items": _PICTURE},
+                "controlnet_type": {"type": "array", "items": {"type": "string"}},
+                "controlnet_conditioning_scale": _NUMBERS,
+                "control_guidance_start": _NUMBERS,
+                "control_guidance_end": _NUMBERS,
+                "preprocess": {"type": "boolean", "description": "Make the hint from a photo."},
+                "init_image": _PICTURE,
+                "mask": _PICTURE,
+                "fit": _FIT,
+            },
+            ("control_image",),
+        ),
+    }
+)
+
+
 def params_schema() -> dict[str, Any]:
     """The JSON schema of `GenerationParams`, with a description of every field."""
     schema = GenerationParams.model_json_schema()
+    # Inlined: a reference would point into a document of its own.
+    definitions = schema.pop("$defs", {})
+    schema["properties"]["controls"]["items"] = definitions.get("ControlSettings", {})
     for name, description in _FIELDS.items():
         schema["properties"][name]["description"] = description
     return schema
@@ -58,9 +106,37 @@ def params_schema() -> dict[str, Any]:
 
 def request_body() -> dict[str, Any]:
     """OpenAPI's request body of text-to-image."""
+    schema = params_schema()
+    for name in PICTURE_FIELDS:
+        del schema["properties"][name]
     return {
         "required": True,
-        "content": {"application/json": {"schema": params_schema(), "examples": dict(_EXAMPLES)}},
+        "content": {"application/json": {"schema": schema, "examples": dict(_EXAMPLES)}},
+    }
+
+
+def form_body(door: str) -> dict[str, Any]:
+    """OpenAPI's request body of a door that takes pictures."""
+    parts, required = _FORMS[door]
+    whole = {"type": "string", "description": "All parameters at once, as a JSON object, instead of fields."}
+    properties = {**params_schema()["properties"], "params": whole, **parts}
+    if door != "controlnet":
+        for name in ("controls", "guess_mode"):
+            del properties[name]
+    if door != "inpaint":
+        del properties["mask_feather"]
+    schema = {"type": "object", "properties": properties, "required": list(required)}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def answers() -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's answers of every door."""
+    return {
+        200: success(),
+        404: failure("There is no such model."),
+        413: failure("The body is too large."),
+        422: failure("A field breaks a rule; `errors` lists all of them."),
+        503: failure("The queue is full, or the engine is not there. Retry-After says when to come back."),
     }
 
 

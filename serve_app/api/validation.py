@@ -26,6 +26,8 @@ _SYNONYMS: Mapping[str, str] = MappingProxyType(
         "sampler_name": "sampler",
         "format": "output_format",
         "response_format": "output_format",
+        "denoising_strength": "strength",
+        "mask_blur": "mask_feather",
     }
 )
 
@@ -38,10 +40,14 @@ _RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "float_type": ("wrong_type", "must be a number"),
         "string_type": ("wrong_type", "must be a string"),
         "finite_number": ("not_finite", "must be a finite number"),
+        "bool_type": ("wrong_type", "must be true or false"),
+        "tuple_type": ("wrong_type", "must be a list"),
+        "greater_than": ("too_small", "must be more than {gt}"),
         "greater_than_equal": ("too_small", "must be at least {ge}"),
         "less_than_equal": ("too_large", "must be at most {le}"),
         "multiple_of": ("not_a_multiple", "must be a multiple of {multiple_of}"),
         "string_too_long": ("too_long", "must have at most {max_length} characters"),
+        "too_long": ("too_long", "must have at most {max_length} entries"),
         "literal_error": ("not_allowed", "must be {expected}"),
     }
 )

@@ -14,7 +14,13 @@ from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
 
 TINY = ModelSpec(
-    "tiny", "nowhere", aliases=("maker/tiny",), native_size=64, max_pixels=1024 * 1024, default_sampler="ddim"
+    "tiny",
+    "nowhere",
+    aliases=("maker/tiny",),
+    native_size=64,
+    max_pixels=1024 * 1024,
+    default_sampler="ddim",
+    controlnets={"canny": "nowhere", "depth": "nowhere"},
 )
 OTHER = ModelSpec("other", "nowhere", native_size=128, default_sampler="euler_a", licence="MIT")
 TIMINGS = Timings(queued_ms=1, encode_ms=2, denoise_ms=30, decode_ms=4, total_ms=37)

@@ -21,9 +21,10 @@ from diffusers import (
 from numpy.typing import NDArray
 from PIL import Image
 
+from deployments.engine.compositing import composite
 from deployments.engine.engine import Engine
 from deployments.engine.events import Event, ImageDone
-from deployments.engine.inputs import Inputs, composite
+from deployments.engine.inputs import Inputs
 from deployments.engine.models import LoadedModel
 from deployments.engine.params import GenerationParams, effective_params
 from deployments.engine.row import NO_INPUTS, Request

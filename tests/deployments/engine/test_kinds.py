@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from deployments.engine.errors import GenerationFailed
 from deployments.engine.events import Refused
 from deployments.engine.inputs import Inputs, Mask, Picture
 from deployments.engine.models import LoadedModel
@@ -193,3 +194,16 @@ def test_an_inpainting_checkpoint_refuses_what_it_never_learnt(tiny_model_9: Loa
     for request in asked:
         (refused,) = tape.of(request.id, Refused)
         assert getattr(refused.error, "field", None) == "model_name"
+
+
+def test_a_picture_that_cannot_be_encoded_refuses_its_request_alone(
+    tiny_controlled: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(tiny_controlled.vae, "encode", fails)
+    asked = [request_for(tiny_controlled, "bad", Inputs(image=picture(123))), request_for(tiny_controlled, "good")]
+    tape, _ = run(tiny_controlled, asked)
+    assert isinstance(tape.of("bad", Refused)[0].error, GenerationFailed)
+    assert len(tape.images("good")) == 1

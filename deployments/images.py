@@ -1,0 +1,113 @@
+"""Picture files in: what may come, checked from the header before anything is decoded, and plain RGB out of it."""
+
+import io
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from deployments.engine.errors import InvalidParameter
+from deployments.engine.inputs import Fit
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP")
+MIN_SIDE: Final = 16
+MAX_SIDE: Final = 8192
+MAX_PIXELS: Final = 4096 * 4096
+
+# Sixteen bits a channel are scaled, not cut off; Pillow's own conversion would clip them to white.
+_DEEP: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself, read without decoding it. Width and height are those after EXIF rotation."""
+
+    format: str
+    width: int
+    height: int
+
+
+def read_header(data: bytes, field: str) -> Header:
+    """What `data` is. Raises InvalidParameter, naming `field`, for all that `decode` would not take."""
+    with _opened(data, field) as image:
+        width, height = image.size
+        # The base class's: a PNG's own `getexif` decodes the whole picture to look for Exif behind it.
+        if Image.Image.getexif(image).get(_ORIENTATION) in _ON_ITS_SIDE:
+            width, height = height, width
+        return Header(str(image.format), width, height)
+
+
+def decode(data: bytes, field: str) -> Image.Image:
+    """The picture in `data` as RGB, upright. What is transparent becomes white. Raises InvalidParameter."""
+    with _opened(data, field) as image:
+        try:
+            image.load()
+        except Exception as error:  # a decoder may raise anything on a broken file
+            raise InvalidParameter(field, "is broken or cut off: it cannot be decoded") from error
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as upright RGB [0, 255]: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _DEEP:
+        image = _shallow(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
+    """`image` at exactly `width` x `height` pixels, except for `fit`.
+
+    `cover` fills it and crops the middle, `pad` keeps everything and fills up with the border's colours, `stretch`
+    distorts, `fit` keeps everything and stays within, so that one side may be shorter.
+    """
+    if image.size == (width, height):
+        return image
+    size = (width, height)
+    if fit == "cover":
+        return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    if fit == "stretch":
+        return image.resize(size, Image.Resampling.LANCZOS)
+    inside = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+    return inside if fit == "fit" else _extended(inside, width, height)
+
+
+_ORIENTATION: Final = 0x0112
+_ON_ITS_SIDE: Final = (5, 6, 7, 8)
+
+
+def _opened(data: bytes, field: str) -> ImageFile.ImageFile:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidParameter(field, _TOO_LARGE) from None
+    except Exception as error:  # Pillow's parsers raise far more than UnidentifiedImageError on hostile files
+        raise InvalidParameter(field, "must be a PNG, JPEG or WebP picture") from error
+    width, height = image.size
+    # A phone's JPEG may carry a second picture for itself, its depth for example; that is no animation.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise InvalidParameter(field, "must be one picture, not an animation")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InvalidParameter(field, _TOO_LARGE)
+    if min(width, height) < MIN_SIDE:
+        raise InvalidParameter(field, f"must be at least {MIN_SIDE} x {MIN_SIDE} pixels")
+    return image
+
+
+_TOO_LARGE: Final = f"must have at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all"
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8), "L")
+
+
+def _extended(image: Image.Image, width: int, height: int) -> Image.Image:
+    """`image` in the middle of a larger canvas, its outermost pixels drawn out to the edges."""
+    left, top = (width - image.width) // 2, (height - image.height) // 2
+    sides = ((top, height - image.height - top), (left, width - image.width - left), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), sides, mode="edge"))

@@ -1,0 +1,67 @@
+"""On a replica: from the files that a request brings to the arrays that the engine takes. No torch."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from deployments.annotators.catalogue import annotate
+from deployments.engine.errors import EngineError, InvalidParameter
+from deployments.engine.events import Event, Refused
+from deployments.engine.inputs import Inputs, Mask, Picture, Uploads
+from deployments.engine.row import Request
+from deployments.images import decode, resize
+from deployments.masks import create_mask
+
+
+class Generator(Protocol):
+    """What takes a request whose pictures are ready: an `EngineWorker`."""
+
+    def generate(self, request: Request) -> AsyncGenerator[Event, None]: ...
+
+
+async def generate(worker: Generator, request: Request) -> AsyncGenerator[Event, None]:
+    """The request's events. Its files are decoded first, on a thread; what is wrong with them refuses the request."""
+    if request.uploads is not None:
+        try:
+            request = await asyncio.to_thread(take_in, request)
+        except EngineError as error:
+            yield Refused(request.id, error)
+            return
+    async with aclosing(worker.generate(request)) as events:
+        async for event in events:
+            yield event
+
+
+def take_in(request: Request) -> Request:
+    """`request` with `inputs` in place of its `uploads`, all of its own size. Raises InvalidParameter."""
+    uploads = request.uploads
+    if uploads is None:
+        return request
+    size = (request.bucket.width, request.bucket.height)
+    image, mask = None, None
+    if uploads.image is not None:
+        image = _picture(uploads.image, uploads.image_field, uploads, size)
+    if uploads.task == "inpaint":
+        mask = _mask(uploads, size)
+    hints = tuple(_picture(hint, "control_image", uploads, size) for hint in uploads.hints)
+    if uploads.preprocess:
+        types = [control.type for control in request.params.controls]
+        hints = tuple(annotate(hint, kind) for hint, kind in zip(hints, types, strict=True))
+    return replace(request, inputs=Inputs(image, mask, hints), uploads=None)
+
+
+def _picture(data: bytes, field: str, uploads: Uploads, size: tuple[int, int]) -> Picture:
+    return np.asarray(resize(decode(data, field), *size, uploads.fit), dtype=np.uint8)
+
+
+def _mask(uploads: Uploads, size: tuple[int, int]) -> Mask:
+    if uploads.mask is None:
+        return np.asarray(create_mask(*size, uploads.mask_type or "center"), dtype=np.uint8)
+    mask = np.asarray(resize(decode(uploads.mask, "mask").convert("L"), *size, uploads.fit), dtype=np.uint8)
+    if mask.max() < 128:
+        raise InvalidParameter("mask", "must have something to paint: white is painted anew, black is kept")
+    return mask

@@ -1,0 +1,150 @@
+"""The doors: text-to-image takes JSON, those that take pictures take forms. All answer alike."""
+
+from collections.abc import Sequence
+from typing import Annotated, Final, cast, get_args
+
+from fastapi import APIRouter, Query, Request, Response
+
+from deployments.engine.errors import InvalidParameter
+from deployments.engine.inputs import Fit, Uploads
+from deployments.engine.params import ControlSettings
+from serve_app.api import examples
+from serve_app.api.answers import Answer
+from serve_app.api.body import read_json_object
+from serve_app.api.delivery import deliver
+from serve_app.api.forms import Form, read_form
+from serve_app.api.ops import Service
+from serve_app.api.validation import read_params
+
+router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
+
+Previews = Annotated[int, Query(ge=0, le=8, description="Cheap looks at each image on the way; in a stream only.")]
+
+_FIT: Final = "fit"
+_CONTROL_FIELDS: Final = (
+    "controlnet_type",
+    "controlnet_conditioning_scale",
+    "control_guidance_start",
+    "control_guidance_end",
+)
+
+
+@router.post(
+    "/text-to-image",
+    response_model=Answer,
+    openapi_extra={"requestBody": examples.request_body()},
+    responses=examples.answers(),
+)
+async def text_to_image(request: Request, service: Service, previews: Previews = 0) -> Response:
+    """Makes images from a prompt.
+
+    The Accept header chooses the answer: `application/json`, one image's bytes (`image/png`, `image/webp`,
+    `image/jpeg`), or `text/event-stream` with `progress`, `preview`, `image`, `failed`, and a last `done` or `error`.
+    A client that leaves frees its place at once.
+    """
+    params = read_params(await read_json_object(request, request.app.state.max_body_bytes))
+    return await deliver(request, service, params, previews=previews)
+
+
+@router.post(
+    "/image-to-image",
+    response_model=Answer,
+    openapi_extra={"requestBody": examples.form_body("image-to-image")},
+    responses=examples.answers(),
+)
+async def image_to_image(request: Request, service: Service, previews: Previews = 0) -> Response:
+    """Changes `init_image` as the prompt says, as far as `strength` goes. Answers as text-to-image does.
+
+    Parameters come as fields of their own, or as one JSON part named `params`.
+    """
+    form = await read_form(request, request.app.state.max_upload_bytes, ("init_image",), (_FIT,))
+    uploads = Uploads(image=form.required("init_image"), fit=_fit(form), image_field="init_image")
+    return await deliver(request, service, form.params(), uploads=uploads, previews=previews)
+
+
+@router.post(
+    "/inpaint",
+    response_model=Answer,
+    openapi_extra={"requestBody": examples.form_body("inpaint")},
+    responses=examples.answers(),
+)
+async def inpaint(request: Request, service: Service, previews: Previews = 0) -> Response:
+    """Paints `image` anew where `mask` is white, or where `mask_type` says. Answers as text-to-image does.
+
+    What is outside the mask comes back as it was, to the byte.
+    """
+    form = await read_form(request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, "mask_type"))
+    mask, mask_type = form.file("mask"), form.option("mask_type")
+    if mask is not None and mask_type is not None:
+        raise InvalidParameter("mask_type", "cannot be there beside a mask")
+    if mask is None and mask_type is None:
+        raise InvalidParameter("mask", "is required, as a file, or else mask_type")
+    uploads = Uploads(image=form.required("image"), mask=mask, mask_type=mask_type, fit=_fit(form))
+    return await deliver(request, service, form.params(), uploads=uploads, previews=previews)
+
+
+@router.post(
+    "/controlnet",
+    response_model=Answer,
+    openapi_extra={"requestBody": examples.form_body("controlnet")},
+    responses=examples.answers(),
+)
+async def controlnet(request: Request, service: Service, previews: Previews = 0) -> Response:
+    """Makes images that follow `control_image`. Answers as text-to-image does.
+
+    With `preprocess` the control image is a photo, and the hint is made from it. Several control images go with as many
+    `controlnet_type`, in the same order. An `init_image`, and a `mask` to it, make it image-to-image or inpainting.
+    """
+    files, options = ("control_image", "init_image", "mask"), (_FIT, "preprocess", *_CONTROL_FIELDS)
+    form = await read_form(request, request.app.state.max_upload_bytes, files, options)
+    hints = form.files.get("control_image", ())
+    if not hints:
+        raise InvalidParameter("control_image", "is required, as a file")
+    uploads = Uploads(
+        image=form.file("init_image"),
+        mask=form.file("mask"),
+        hints=hints,
+        preprocess=form.truth("preprocess"),
+        fit=_fit(form),
+        image_field="init_image",
+    )
+    named = {"controls": _controls(form, len(hints))} if "controlnet_type" in form.options else {}
+    return await deliver(request, service, form.params(**named), uploads=uploads, previews=previews)
+
+
+def _controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
+    """One ControlNet per hint. What is given once holds for all of them."""
+    types = form.options["controlnet_type"]
+    if len(types) != hints:
+        raise InvalidParameter("controlnet_type", "must be there once for each control_image")
+    scales = _numbers(form, "controlnet_conditioning_scale", hints, 1.0, high=2.0)
+    starts = _numbers(form, "control_guidance_start", hints, 0.0)
+    ends = _numbers(form, "control_guidance_end", hints, 1.0)
+    if any(start >= end for start, end in zip(starts, ends, strict=True)):
+        raise InvalidParameter("control_guidance_start", "must be less than control_guidance_end")
+    return tuple(
+        ControlSettings(type=kind[:64], scale=scale, start=start, end=end)
+        for kind, scale, start, end in zip(types, scales, starts, ends, strict=True)
+    )
+
+
+def _numbers(form: Form, name: str, count: int, default: float, high: float = 1.0) -> Sequence[float]:
+    texts = form.options.get(name, ())
+    try:
+        numbers = [float(text) for text in texts] or [default]
+    except ValueError:
+        raise InvalidParameter(name, "must be a number") from None
+    if not all(0 <= number <= high for number in numbers):
+        raise InvalidParameter(name, f"must be between 0 and {high:g}")
+    if len(numbers) == 1:
+        return numbers * count
+    if len(numbers) != count:
+        raise InvalidParameter(name, "must be there once, or once for each control_image")
+    return numbers
+
+
+def _fit(form: Form) -> Fit:
+    said = form.option(_FIT) or "cover"
+    if said not in get_args(Fit):
+        raise InvalidParameter(_FIT, f"must be one of {', '.join(get_args(Fit))}")
+    return cast(Fit, said)

@@ -1,0 +1,87 @@
+"""Pictures before and after generation, for Python callers: load, resize, masks, hints, finishing touches."""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+from deployments.annotators.edges import HIGH, LOW, detect_edges
+from deployments.engine.errors import InvalidParameter
+from deployments.engine.inputs import Fit
+from deployments.images import decode, resize, to_rgb
+from deployments.masks import Box, create_mask
+
+Source = str | Path | bytes | Image.Image
+
+
+class ImageProcessor:
+    """Without state; all pictures it gives are new, RGB, and upright."""
+
+    def load(self, source: Source) -> Image.Image:
+        """A picture from a path, a file's bytes, base64 (a data URL too) or another picture.
+
+        EXIF rotation is applied, 16 bits are scaled to 8, transparency becomes white. A string that names a file is a
+        path. Raises InvalidParameter for what is no PNG, JPEG or WebP, and FileNotFoundError for a `Path` that is not
+        there.
+        """
+        if isinstance(source, Image.Image):
+            return to_rgb(source)
+        if isinstance(source, bytes):
+            return decode(source, "image")
+        if isinstance(source, Path) or _names_a_file(source):
+            return decode(Path(source).read_bytes(), "image")
+        return decode(_from_base64(source), "image")
+
+    def resize(self, image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
+        """`image` at `width` x `height`: `cover` crops the middle, `pad` fills up, `stretch` distorts; `fit` keeps the
+        shape and stays within.
+        """
+        return resize(to_rgb(image), width, height, fit)
+
+    def create_mask(self, image: Image.Image, mask_type: str = "center", box: Box | None = None) -> Image.Image:
+        """A mask of the image's size, white where it is painted anew.
+
+        `mask_type`: center, full, border, top, bottom, left, right, top_left, top_right, bottom_left, bottom_right,
+        ellipse. A `box` (left, top, right, bottom as shares in [0, 1]) wins over it. Raises InvalidParameter.
+        """
+        return create_mask(image.width, image.height, mask_type, box)
+
+    def apply_canny_edge_detection(
+        self, image: Image.Image, low_threshold: int = LOW, high_threshold: int = HIGH
+    ) -> Image.Image:
+        """The hint for a canny ControlNet: edges stronger than `high_threshold`, followed down to `low_threshold`."""
+        picture = np.asarray(to_rgb(image), dtype=np.uint8)
+        return Image.fromarray(detect_edges(picture, low_threshold, high_threshold))
+
+    def sharpen(self, image: Image.Image, amount: float = 0.5, radius: float = 1.0) -> Image.Image:
+        """An unsharp mask: `amount` 0 changes nothing, 1 doubles what a blur of `radius` pixels takes away."""
+        return to_rgb(image).filter(ImageFilter.UnsharpMask(radius=radius, percent=round(amount * 100), threshold=2))
+
+    def adjust_contrast(self, image: Image.Image, factor: float = 1.1) -> Image.Image:
+        """Contrast times `factor`, around the picture's mean: 0 is grey, 1 changes nothing."""
+        return ImageEnhance.Contrast(to_rgb(image)).enhance(factor)
+
+    def stretch_contrast(self, image: Image.Image, limit: float = 2.0) -> Image.Image:
+        """Local contrast evened out (CLAHE, Zuiderveld 1994) in lightness alone, so that colours stay."""
+        lab = cv2.cvtColor(np.asarray(to_rgb(image), dtype=np.uint8), cv2.COLOR_RGB2LAB)
+        lab[:, :, 0] = cv2.createCLAHE(clipLimit=limit, tileGridSize=(8, 8)).apply(lab[:, :, 0])
+        return Image.fromarray(np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8))
+
+
+def _names_a_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null byte: base64, then
+        return False
+
+
+def _from_base64(text: str) -> bytes:
+    payload = text.partition(",")[2] if text.startswith("data:image/") else text
+    try:
+        return base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidParameter("image", "is neither a file that is there nor base64") from None

@@ -1,0 +1,69 @@
+"""Everything about a request that is decided before the backend sees it: model, size, defaults, seed, style."""
+
+import secrets
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from deployments.engine.errors import InvalidParameter, UnknownModel
+from deployments.engine.inputs import Uploads
+from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.row import Request
+from deployments.engine.spec import ModelSpec
+from serve_app.result import Prepared
+from serve_app.styles import expand
+from serve_app.uploads import check_uploads, sized_like
+
+DRAWN_SEEDS = 2**32
+
+
+def prepare(
+    models: Sequence[ModelSpec], params: GenerationParams, uploads: Uploads | None, previews: int, request_id: str
+) -> Prepared:
+    """The request that one of `models` can run. Raises InvalidParameter."""
+    header = check_uploads(uploads) if uploads else None
+    spec = _model_for(models, params)
+    asked = sized_like(with_seed(params), header, spec)
+    asked = effective_params(asked, spec, uploads.task if uploads else "text-to-image")
+    _check_controls(asked, uploads, spec)
+    styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
+    return Prepared(Request(request_id, styled, previews, uploads=uploads), asked)
+
+
+def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
+    """The model with that name or alias; the first one for None. Raises UnknownModel."""
+    if name is None:
+        return models[0]
+    for spec in models:
+        if spec.answers_to(name):
+            return spec
+    raise UnknownModel("model_name", f"there is no such model; {_hint(name, models)}")
+
+
+def with_seed(params: GenerationParams) -> GenerationParams:
+    """`params` with a seed, drawn where none was given. Once per request: caching and replays depend on it."""
+    if params.seed is not None and params.seed >= 0:
+        return params
+    return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+
+
+def _hint(name: str, models: Sequence[ModelSpec]) -> str:
+    known = [known for spec in models for known in (spec.name, *spec.aliases)]
+    near = get_close_matches(name[:200], known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}"
+
+
+def _model_for(models: Sequence[ModelSpec], params: GenerationParams) -> ModelSpec:
+    """The model asked for; where none is, the first that has the ControlNets."""
+    types = {control.type for control in params.controls}
+    if params.model_name is None and types:
+        return next((spec for spec in models if types <= set(spec.controlnets)), models[0])
+    return find_model(models, params.model_name)
+
+
+def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:
+    for control in params.controls:
+        if control.type not in spec.controlnets:
+            known = ", ".join(spec.controlnets) or "none"
+            raise InvalidParameter("controlnet_type", f"model {spec.name} has no such ControlNet; it has: {known}")
+    if len(params.controls) != len(uploads.hints if uploads else ()):
+        raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")

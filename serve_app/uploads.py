@@ -1,0 +1,43 @@
+"""What can be said of uploaded pictures from their headers alone, before anything is decoded."""
+
+from math import sqrt
+
+from deployments.engine.errors import InvalidParameter
+from deployments.engine.inputs import Uploads
+from deployments.engine.params import MAX_SIDE, MIN_SIDE, SIZE_STEP, GenerationParams
+from deployments.engine.spec import ModelSpec
+from deployments.images import Header, read_header
+from deployments.masks import MASK_TYPES
+
+
+def check_uploads(uploads: Uploads) -> Header | None:
+    """The header of the picture that decides the size: the image, else the first hint. Raises InvalidParameter."""
+    image = read_header(uploads.image, uploads.image_field) if uploads.image is not None else None
+    if uploads.mask is not None:
+        mask = read_header(uploads.mask, "mask")
+        if image is None:
+            raise InvalidParameter(uploads.image_field, "is required beside a mask")
+        if (mask.width, mask.height) != (image.width, image.height):
+            raise InvalidParameter("mask", f"must have the image's size, {image.width} x {image.height} pixels")
+    elif uploads.mask_type is not None and uploads.mask_type not in MASK_TYPES:
+        raise InvalidParameter("mask_type", f"must be one of {', '.join(MASK_TYPES)}")
+    hints = [read_header(hint, "control_image") for hint in uploads.hints]
+    return image or next(iter(hints), None)
+
+
+def sized_like(params: GenerationParams, header: Header | None, spec: ModelSpec) -> GenerationParams:
+    """`params` with the size that was left open: the picture's shape, at the model's native area."""
+    if header is None or (params.width and params.height):
+        return params
+    ratio = header.width / header.height
+    if params.width:
+        size = (params.width, _side(params.width / ratio))
+    elif params.height:
+        size = (_side(params.height * ratio), params.height)
+    else:
+        size = (_side(spec.native_size * sqrt(ratio)), _side(spec.native_size / sqrt(ratio)))
+    return params.model_copy(update={"width": size[0], "height": size[1]})
+
+
+def _side(pixels: float) -> int:
+    return min(max(round(pixels / SIZE_STEP) * SIZE_STEP, MIN_SIDE), MAX_SIDE)
