@@ -11,12 +11,13 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
 
 LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 
-TEXT_TO_IMAGE = "/ads/v2/diffusion/text-to-image"
-HEALTH = "/ads/v2/diffusion/health"
+BASE = "/ads/v2/diffusion"
+HEALTH = f"{BASE}/health"
 
 # The server says something every 15 seconds in a stream; a JSON answer comes when all its images are made.
 CONNECT_SECONDS = 10.0
@@ -112,14 +113,17 @@ class DarkroomClient:
         """Closes the connections."""
         self._http.close()
 
-    def generate(self, params: GenerationParams | None = None, **fields: Any) -> list[ServedImage]:
+    def generate(
+        self, params: GenerationParams | None = None, *, uploads: Uploads | None = None, **fields: Any
+    ) -> list[ServedImage]:
         """The images, in order. Give `params`, or their fields as keywords.
 
-        Raises DarkroomError, also where only some of the images could be made.
+        With `uploads` they start from pictures: image-to-image, inpainting, ControlNet. Raises DarkroomError, also
+        where only some of the images could be made.
         """
-        body = _body(params, fields)
+        door, options = asking(_body(params, fields), uploads)
         with _reachable():
-            response = self._http.post(TEXT_TO_IMAGE, json=body, timeout=self._answer_timeout)
+            response = self._http.post(door, timeout=self._answer_timeout, **options)
         _check(response)
         answer = response.json()
         for failure in answer.get("failures", ()):
@@ -128,16 +132,21 @@ class DarkroomClient:
         return [ServedImage.from_json(image) for image in answer["images"]]
 
     def stream(
-        self, params: GenerationParams | None = None, *, previews: int = 0, **fields: Any
+        self,
+        params: GenerationParams | None = None,
+        *,
+        uploads: Uploads | None = None,
+        previews: int = 0,
+        **fields: Any,
     ) -> Iterator[ServerEvent]:
         """The request's events as they come; closing the iterator cancels the request. Raises DarkroomError."""
-        options: dict[str, Any] = {
-            "json": _body(params, fields),
+        door, options = asking(_body(params, fields), uploads)
+        options |= {
             "params": {"previews": previews},
             "headers": {"Accept": "text/event-stream"},
             "timeout": self._stream_timeout,
         }
-        with _reachable(), self._http.stream("POST", TEXT_TO_IMAGE, **options) as response:
+        with _reachable(), self._http.stream("POST", door, **options) as response:
             if response.is_error:
                 response.read()
             _check(response)
@@ -148,6 +157,19 @@ class DarkroomClient:
         with _reachable():
             health: dict[str, Any] = self._http.get(HEALTH, timeout=self._answer_timeout).json()
         return health
+
+
+def asking(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
+    """Which door takes this, and httpx' arguments for it: JSON for text, a form where pictures come along."""
+    if uploads is None:
+        return f"{BASE}/text-to-image", {"json": body}
+    door = "controlnet" if uploads.hints else uploads.task
+    image_name = "image" if door == "inpaint" else "init_image"
+    named = [(image_name, uploads.image), ("mask", uploads.mask), *(("control_image", hint) for hint in uploads.hints)]
+    said = {"mask_type": uploads.mask_type, "preprocess": uploads.preprocess or None, "fit": uploads.fit}
+    data = {"params": json.dumps(body | {name: value for name, value in said.items() if value is not None})}
+    files = [(name, (name, content)) for name, content in named if content is not None]
+    return f"{BASE}/{door}", {"data": data, "files": files}
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
@@ -183,7 +205,7 @@ def _body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, 
     if params is not None and fields:
         raise TypeError("give params or their fields, not both")
     # What was not set is left to the server, whose defaults depend on its models.
-    return fields if params is None else params.model_dump(exclude_unset=True)
+    return fields if params is None else params.model_dump(mode="json", exclude_unset=True)
 
 
 @contextmanager

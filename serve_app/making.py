@@ -1,4 +1,4 @@
-"""`darkroom generate`: one request, to a server or an engine in this process, shown as it goes, and kept as files."""
+"""One request, to a server or to an engine in this process, shown as it goes, and kept as files."""
 
 import asyncio
 import os
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from deployments.engine import events as engine_events
 from deployments.engine.errors import EngineError, InvalidParameter, UnknownModel
+from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams, OutputFormat
 from serve_app.client import DarkroomClient, DarkroomError, ServedImage, ServerEvent
 from serve_app.config import AppConfig
@@ -61,12 +62,12 @@ def output_format(output: Path) -> OutputFormat:
     return FORMATS[output.suffix.lower()]
 
 
-def from_server(url: str, params: GenerationParams) -> Life:
+def from_server(url: str, params: GenerationParams, uploads: Uploads | None = None) -> Life:
     """The request's life as the server at `url` streams it. Raises EngineError."""
     check_url(url)
     try:
         with DarkroomClient(url) as client:
-            for event in client.stream(params):
+            for event in client.stream(params, uploads=uploads):
                 yield from _from_server_event(event)
     except DarkroomError as error:
         raise _explained(error, url) from None
@@ -93,14 +94,14 @@ def local_service(config: AppConfig, model: str | None) -> DiffusionService:
     raise UnknownModel("model_name", f"there is no such model{nearest(model, known)}")
 
 
-def from_engine(service: DiffusionService, params: GenerationParams) -> Life:
+def from_engine(service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None) -> Life:
     """The request's life in an engine of this process. Raises EngineError. Closes `service`."""
     # Read by OpenMP when torch is imported: threads that wait by spinning take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         runner.run(stack.enter_async_context(service))
-        events = service.events(params)
+        events = service.events(params, uploads=uploads)
         stack.push_async_callback(events.aclose)
         try:
             while (event := runner.run(_next(events))) is not None:

@@ -9,6 +9,7 @@ from PIL import Image
 from deployments.engine.events import ImageDone, ImageFailed, Timings
 from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
+from deployments.images import to_rgb
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,10 @@ def decoded(image: ImageDone) -> Image.Image:
     picture = Image.open(io.BytesIO(image.data), formats=[image.format.upper()])
     picture.load()
     return picture
+
+
+def encoded(picture: Image.Image) -> bytes:
+    """`picture` as the file that a remote caller would send."""
+    buffer = io.BytesIO()
+    to_rgb(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

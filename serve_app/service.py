@@ -1,7 +1,6 @@
 """The one service behind every surface: styles, models' defaults, seeds and statistics, in front of a backend."""
 
 import asyncio
-import io
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -16,13 +15,12 @@ from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, R
 from deployments.engine.inputs import Fit, Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
-from deployments.images import to_rgb
 from deployments.registry import DEMO_MODELS
 from serve_app.backend import Backend, BackendReport
 from serve_app.image_processor import ImageProcessor
 from serve_app.local_backend import LocalBackend
 from serve_app.preparation import find_model, prepare
-from serve_app.result import Prepared, Result, decoded, result_of
+from serve_app.result import Prepared, Result, decoded, encoded, result_of
 from serve_app.stats import Statistics
 
 log = logging.getLogger(__name__)
@@ -105,10 +103,16 @@ class DiffusionService:
         return self._statistics.watch(self._backend.generate(prepared.request))
 
     async def events(
-        self, params: GenerationParams, *, previews: int = 0, request_id: str | None = None
+        self,
+        params: GenerationParams,
+        *,
+        uploads: Uploads | None = None,
+        previews: int = 0,
+        request_id: str | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The request's events (see `deployments.engine.events`). Closing the generator early cancels the request."""
-        async with aclosing(self.run(self.prepare(params, previews=previews, request_id=request_id))) as events:
+        prepared = self.prepare(params, uploads=uploads, previews=previews, request_id=request_id)
+        async with aclosing(self.run(prepared)) as events:
             async for event in events:
                 yield event
 
@@ -143,9 +147,8 @@ class DiffusionService:
         self, init_image: Image.Image, params: GenerationParams, model_name: str | None = None, *, fit: Fit = "cover"
     ) -> list[Image.Image]:
         """`init_image` changed as the prompt says, as far as `params.strength` goes. Raises as text-to-image does."""
-        return await self._pictures(
-            params, model_name, Uploads(image=await _file(init_image), fit=fit, image_field="init_image")
-        )
+        files = await asyncio.to_thread(lambda: Uploads(encoded(init_image), fit=fit, image_field="init_image"))
+        return await self._pictures(params, model_name, files)
 
     async def inpaint_image(
         self,
@@ -160,8 +163,8 @@ class DiffusionService:
 
         Outside the mask the result is the image, resized where that was needed, to the byte.
         """
-        uploads = Uploads(image=await _file(image), mask=await _file(mask), fit=fit)
-        return await self._pictures(params, model_name, uploads)
+        files = await asyncio.to_thread(lambda: Uploads(encoded(image), encoded(mask), fit=fit))
+        return await self._pictures(params, model_name, files)
 
     async def generate_with_controlnet(
         self,
@@ -179,8 +182,8 @@ class DiffusionService:
         """
         controls = params.controls or (ControlSettings(type=controlnet_type),)
         params = params.model_copy(update={"controls": controls})
-        uploads = Uploads(hints=(await _file(control_image),), preprocess=preprocess, fit=fit)
-        return await self._pictures(params, model_name, uploads)
+        hint = await asyncio.to_thread(encoded, control_image)
+        return await self._pictures(params, model_name, Uploads(hints=(hint,), preprocess=preprocess, fit=fit))
 
     async def get_generation_stats(self) -> dict[str, Any]:
         """Counters since the start, and latencies of the last minutes. `unet_*` are summed over all engines.
@@ -236,17 +239,6 @@ class DiffusionService:
         except EngineError as error:
             log.error("the backend cannot report: %s", error.message)
             return None
-
-
-async def _file(picture: Image.Image) -> bytes:
-    """`picture` as the file that a remote caller would send."""
-
-    def save() -> bytes:
-        buffer = io.BytesIO()
-        to_rgb(picture).save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
-
-    return await asyncio.to_thread(save)
 
 
 def _already_started() -> None:

@@ -35,7 +35,7 @@ class Inputs:
         return "text-to-image" if self.image is None else "image-to-image"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Uploads:
     """The same as the caller sent it: files, not looked into yet. `deployments.intake` makes `Inputs` of it.
 

@@ -14,10 +14,11 @@ from typer.testing import CliRunner, Result
 from deployments.engine.errors import EngineError, InvalidParameter
 from deployments.engine.params import GenerationParams
 from serve_app import making
-from serve_app.cli import EXIT_FAILED, EXIT_USAGE, app
+from serve_app.cli import app
 from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
+from serve_app.commands import EXIT_FAILED, EXIT_USAGE
 from serve_app.making import Failure, Picture, Step, output_format, watch
-from tests.deployments.engine.tiny import save_tiny_checkpoint
+from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
 
 
 def run(*arguments: str) -> Result:
@@ -67,7 +68,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     source = save_tiny_checkpoint(folder / "tiny")
     hosted = {"name": "tiny", "models": ["tiny"], "device": "cpu", "dtype": "float32", "threads": 1}
-    settings = {"models": [{"name": "tiny", "source": str(source)}], "deployments": [hosted]}
+    nets = {"canny": {"source": str(save_tiny_controlnet(folder / "canny", seed=5))}}
+    model = {"name": "tiny", "source": str(source), "controlnets": nets}
+    settings = {"models": [model], "deployments": [hosted]}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     return folder / "tiny.yaml"
 
@@ -82,6 +85,57 @@ def test_local_makes_the_pictures_in_this_process(config: Path, tmp_path: Path) 
     ]
     with Image.open(tmp_path / "cup-1.webp") as picture:
         assert (picture.format, picture.size) == ("WEBP", (64, 64))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    picture = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+    picture.save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("img2img", ("--strength", "0.5")),
+        ("inpaint", ("--mask-type", "top", "--feather", "4")),
+        ("inpaint", ("--mask", "photo.png")),
+        ("control", ("--preprocess", "--scale", "0.7")),
+    ],
+)
+def test_local_makes_pictures_from_pictures(
+    command: str, options: tuple[str, ...], config: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    here = ("--local", "--config", str(config), "--steps", "4", "--seed", "1")
+    result = run(command, "photo.png", "a cup", "-o", "made.png", *options, *here)
+    assert result.exit_code == 0, result.output
+    with Image.open("made.png") as made, Image.open(photo) as before:
+        assert made.size == before.size
+        assert made.tobytes() != before.tobytes()
+        if command == "inpaint" and "top" in options:
+            assert made.crop((0, 32, 64, 64)).tobytes() == before.crop((0, 32, 64, 64)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (("img2img", "gone.png"), "image"),
+        (("img2img", "photo.png", "--strength", "2"), "strength"),
+        (("inpaint", "photo.png", "--mask", "gone.png"), "mask"),
+        (("inpaint", "photo.png", "--mask-type", "middle"), "mask_type"),
+        (("control", "photo.png", "--scale", "3"), "scale"),
+        (("control", "photo.png", "--type", "pose"), "type"),
+    ],
+)
+def test_a_slip_with_pictures_names_its_option(
+    arguments: tuple[str, ...], field: str, config: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    command, picture, *options = arguments
+    result = run(command, picture, "a cup", "-o", "made.png", "--local", "--config", str(config), *options)
+    assert result.exit_code == EXIT_USAGE
+    assert one_line(result).startswith(f"darkroom: {field}: ")
 
 
 def test_local_knows_the_models_of_its_configuration_only(config: Path, tmp_path: Path) -> None:
@@ -104,7 +158,7 @@ Told = Step | Picture | Failure
 
 
 def told_by_a_server(monkeypatch: pytest.MonkeyPatch, *events: ServerEvent | Exception) -> list[Told]:
-    def stream(_self: DarkroomClient, _params: GenerationParams) -> Iterator[ServerEvent]:
+    def stream(_self: DarkroomClient, _params: GenerationParams, **_: object) -> Iterator[ServerEvent]:
         for event in events:
             if isinstance(event, Exception):
                 raise event
@@ -135,7 +189,7 @@ def test_a_servers_refusal_keeps_its_field(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_image_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     life: list[Told] = [Picture(1, 8, b"b"), Failure(0, "the numbers were not finite")]
-    monkeypatch.setattr(making, "from_server", lambda _url, _params: iter(life))
+    monkeypatch.setattr(making, "from_server", lambda _url, _params, _uploads: iter(life))
     result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--num-images", "2")
     assert result.exit_code == EXIT_FAILED
     assert "image 0: the numbers were not finite" in result.output

@@ -1,18 +1,32 @@
 """The client, against the real API without a socket."""
 
 import asyncio
+import io
 import socket
+from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from deployments.engine.errors import NumericalFailure, Overloaded
-from deployments.engine.params import GenerationParams
+from deployments.engine.inputs import Uploads
+from deployments.engine.params import ControlSettings, GenerationParams
 from serve_app.api.application import create_api
 from serve_app.client import DarkroomClient, DarkroomError
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, failing, http, refusing
 from tests.serve_app.servers import http_server
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE = picture()
 
 
 class Through(httpx.BaseTransport):
@@ -51,6 +65,32 @@ def test_what_was_not_set_is_left_to_the_server(darkroom: DarkroomClient, backen
 def test_a_stream_gives_events_up_to_done(darkroom: DarkroomClient) -> None:
     names = [event.name for event in darkroom.stream(prompt="a red cup", previews=1)]
     assert names == ["progress", "progress", "progress", "image", "done"]
+
+
+CANNY = ControlSettings(type="canny", scale=0.5)
+
+
+@pytest.mark.parametrize(
+    ("uploads", "more", "task"),
+    [
+        (Uploads(image=PICTURE), {"strength": 0.4}, "image-to-image"),
+        (Uploads(image=PICTURE, mask_type="border"), {"mask_feather": 3}, "inpaint"),
+        (Uploads(image=PICTURE, mask=PICTURE, fit="pad"), {}, "inpaint"),
+        (Uploads(hints=(PICTURE,), preprocess=True), {"controls": (CANNY,)}, "text-to-image"),
+        (Uploads(image=PICTURE, hints=(PICTURE,)), {"controls": (CANNY,), "strength": 0.5}, "image-to-image"),
+    ],
+)
+def test_pictures_go_along_as_they_are(
+    uploads: Uploads, more: dict[str, Any], task: str, darkroom: DarkroomClient, backend: FakeBackend
+) -> None:
+    params = GenerationParams(prompt="a red cup", **more)
+    assert len(darkroom.generate(params, uploads=uploads)) == 1
+    assert [event.name for event in darkroom.stream(params, uploads=uploads)][-1] == "done"
+    for request in backend.asked:
+        assert request.uploads is not None
+        assert replace(request.uploads, image_field="image") == uploads
+        assert request.uploads.task == task
+        assert {name: getattr(request.params, name) for name in more} == more
 
 
 def test_an_error_has_all_that_the_server_said(darkroom: DarkroomClient) -> None:
