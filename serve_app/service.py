@@ -51,7 +51,7 @@ class DiffusionService:
         *,
         models: Sequence[ModelSpec] | None = None,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         max_rows: int = 16,
         threads: int | None = None,
     ) -> None:

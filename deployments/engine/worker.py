@@ -241,9 +241,12 @@ def _failure_of(event: Event) -> list[str]:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Raises ModelLoadError for a CUDA device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelLoadError(f"device {name!r} is asked for, and torch sees no CUDA device here")
+    return name
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -72,6 +72,27 @@ async def test_the_same_request_gives_the_same_picture(client: httpx.AsyncClient
     assert first["images"][0]["data"] == second["images"][0]["data"]
 
 
+async def test_pictures_reach_a_replica_and_come_back_changed_where_they_should(client: httpx.AsyncClient) -> None:
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(buffer, "PNG")
+    files, fields = {"image": buffer.getvalue()}, {"prompt": "a cup", "mask_type": "left", "num_inference_steps": "4"}
+    answer = await client.post(f"{BASE}/inpaint", files=files, data=fields)
+    assert answer.status_code == 200, answer.text
+    made = picture(answer.json()["images"][0])
+    before = Image.open(io.BytesIO(buffer.getvalue()))
+    right, left = (32, 0, 64, 64), (0, 0, 32, 64)
+    assert made.crop(right).tobytes() == before.crop(right).tobytes()
+    assert made.crop(left).tobytes() != before.crop(left).tobytes()
+
+
+async def test_a_file_that_only_a_decoder_finds_broken_is_422(client: httpx.AsyncClient) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((200, 200), 90).convert("RGB").save(buffer, "PNG")
+    files = {"init_image": buffer.getvalue()[:2000]}
+    answer = await client.post(f"{BASE}/image-to-image", files=files, data={"prompt": "a cup"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "init_image")
+
+
 async def test_a_burst_of_different_requests_shares_unet_calls(client: httpx.AsyncClient) -> None:
     before = await stats(client)
     samplers = ("ddim", "euler", "dpmpp_2m", "euler_a")
