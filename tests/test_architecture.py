@@ -16,7 +16,18 @@ MODELS_SIDE = [path for path in SOURCES if path.is_relative_to(ROOT / "deploymen
 
 TORCH = {"torch", "torchvision", "diffusers", "transformers", "safetensors", "tokenizers", "xformers"}
 SERVING = {"ray", "fastapi", "starlette", "uvicorn", "httpx", "requests", "aiohttp"}
-TORCH_FREE_ENGINE = ("params", "errors", "events", "inputs", "row", "queue", "share", "spec", "prompts", "sampler_names")
+TORCH_FREE_ENGINE = (
+    "params",
+    "errors",
+    "events",
+    "inputs",
+    "row",
+    "queue",
+    "share",
+    "spec",
+    "sampler_names",
+    "prompts",
+)
 RAY_SIDE = {"app.py", "ingress.py", "local_cluster.py"}
 MAX_FILE_LINES = 320
 
