@@ -21,12 +21,26 @@ class ModelReplica:
     """One engine, and the models that it hosts. Ready, for Serve, means warmed up: the constructor does it all."""
 
     def __init__(
-        self, specs: Sequence[ModelSpec], *, device: str, dtype: str, max_rows: int, threads: int | None
+        self,
+        specs: Sequence[ModelSpec],
+        *,
+        device: str,
+        dtype: str,
+        max_rows: int,
+        threads: int | None,
+        model_memory_bytes: int | None = None,
     ) -> None:
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
         from deployments.engine.worker import EngineWorker
 
-        self._worker = EngineWorker.load(specs, device=device, dtype=dtype, max_rows=max_rows, threads=threads)
+        self._worker = EngineWorker.load(
+            specs,
+            device=device,
+            dtype=dtype,
+            max_rows=max_rows,
+            threads=threads,
+            model_memory_bytes=model_memory_bytes,
+        )
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events. Being cancelled, or closed early, frees its rows before the next step."""

@@ -127,6 +127,7 @@ class DeploymentConfig(_Strict):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_rows: int = Field(default=16, ge=2, le=512)
     threads: Count | None = None
+    model_memory_gib: float | None = Field(default=None, gt=0)
     num_cpus: Cpus = 1.0
     num_gpus: Cpus = 0.0
     memory_gib: float | None = Field(default=None, gt=0)
@@ -150,7 +151,13 @@ class DeploymentConfig(_Strict):
 
     def engine_options(self) -> dict[str, Any]:
         """The keyword arguments of `ModelReplica`, besides its models."""
-        return {"device": self.device, "dtype": self.dtype, "max_rows": self.max_rows, "threads": self.threads}
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "max_rows": self.max_rows,
+            "threads": self.threads,
+            "model_memory_bytes": None if self.model_memory_gib is None else int(self.model_memory_gib * 2**30),
+        }
 
     def serve_options(self) -> dict[str, Any]:
         """The keyword arguments of `serve.deployment`."""

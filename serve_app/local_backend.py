@@ -26,14 +26,21 @@ class LocalBackend:
     """A `Backend` over an `EngineWorker`. Works on any event loop, and on several one after another."""
 
     def __init__(
-        self, specs: Sequence[ModelSpec], *, device: str, dtype: str, max_rows: int = 16, threads: int | None = None
+        self,
+        specs: Sequence[ModelSpec],
+        *,
+        device: str,
+        dtype: str,
+        max_rows: int = 16,
+        threads: int | None = None,
+        model_memory_bytes: int | None = None,
     ) -> None:
         """Raises ModelLoadError where a model's folder does not say what it is."""
         if not specs or clashes(specs):
             raise ValueError(f"a name per model is needed, each used once: {', '.join(clashes(specs)) or 'no models'}")
         self._models = tuple(sized(spec) for spec in specs)
         self._device, self._dtype = device, dtype
-        self._max_rows, self._threads = max_rows, threads
+        self._max_rows, self._threads, self._model_memory = max_rows, threads, model_memory_bytes
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-models")
         self._loading: Future[EngineWorker] | None = None
         self._closed = False
@@ -95,7 +102,12 @@ class LocalBackend:
         log.info("loading %s", ", ".join(spec.name for spec in self._models))
         try:
             return EngineWorker.load(
-                self._models, device=self._device, dtype=self._dtype, max_rows=self._max_rows, threads=self._threads
+                self._models,
+                device=self._device,
+                dtype=self._dtype,
+                max_rows=self._max_rows,
+                threads=self._threads,
+                model_memory_bytes=self._model_memory,
             )
         except EngineError:
             raise

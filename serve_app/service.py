@@ -43,6 +43,7 @@ class DiffusionService:
 
     Without a backend the engine runs in this process: `models` (the demo models if none are given) are loaded at the
     first use. `device` is auto, cpu, cuda or cuda:0; `dtype` is auto, float32, float16 or bfloat16.
+    `model_memory_bytes` bounds the weights in memory: models that are not used leave it and come back when asked for.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class DiffusionService:
         dtype: str = "auto",
         max_rows: int = 16,
         threads: int | None = None,
+        model_memory_bytes: int | None = None,
     ) -> None:
         if backend is not None and models is not None:
             raise TypeError("give a backend or models, not both: a backend has its own models")
@@ -61,7 +63,14 @@ class DiffusionService:
         self._start: Callable[[], None] = _already_started
         if backend is None:
             chosen = DEMO_MODELS if models is None else models
-            local = LocalBackend(chosen, device=device, dtype=dtype, max_rows=max_rows, threads=threads)
+            local = LocalBackend(
+                chosen,
+                device=device,
+                dtype=dtype,
+                max_rows=max_rows,
+                threads=threads,
+                model_memory_bytes=model_memory_bytes,
+            )
             self._backend, self._start = local, local.start
         else:
             self._backend = backend

@@ -28,6 +28,11 @@ class ControlNet:
         network.register_to_config(controlnet_conditioning_channel_order="rgb")
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All that has weights."""
+        return self.network, self._embedder
+
+    @property
     def prompted_only(self) -> bool:
         """Whether it never runs on the half without the prompt; its config says so for nets such as shuffle."""
         return bool(self.network.config.global_pool_conditions)

@@ -112,6 +112,14 @@ class Engine:
         """Whether any request is unfinished."""
         return bool(self._ongoing)
 
+    def host(self, model: LoadedModel) -> None:
+        """Takes a model in."""
+        self.models[model.spec.name] = model
+
+    def forget(self, name: str) -> None:
+        """Lets go of a model that no request uses."""
+        self.models.pop(name, None)
+
     def submit(self, request: Request) -> None:
         """Takes a request in, or refuses it with a `Refused` event; nothing is denoised yet."""
         try:

@@ -1,20 +1,23 @@
 """A model's networks, loaded and ready, with the tables and caches that belong to them."""
 
 import logging
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from deployments.engine.attention import AttentionChoice, choose_attention
 from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import EngineError, ModelLoadError
+from deployments.engine.hub import locate
+from deployments.engine.parts import Parts, size_of
 from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompt_keys import PromptKeys
 from deployments.engine.samplers import DiffusionSchedulerFactory
@@ -23,6 +26,7 @@ from deployments.engine.spec import ControlNetSpec, ModelSpec, with_native_size
 log = logging.getLogger(__name__)
 
 _FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _CONTROLNET_FILES = "it needs config.json and weights as safetensors, in diffusers' layout"
 
 
@@ -44,6 +48,13 @@ class LoadedModel:
     pictures: PictureEncoder
     keys: PromptKeys
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
+    networks: tuple[nn.Module, ...] = ()
+    load_seconds: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all its networks' weights, those included that it shares with other models."""
+        return size_of(*self.networks)
 
     @property
     def inpaints_only(self) -> bool:
@@ -61,35 +72,37 @@ class LoadedModel:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
 
-def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, parts: Parts | None = None) -> LoadedModel:
     """Loads `spec` from a local folder, or from the hub at its pinned revision; safetensors only, no remote code.
 
-    Raises ModelLoadError, which says what is missing, or that a revision must be pinned.
+    What `parts` has loaded for other models already is shared. Raises ModelLoadError, which says what is missing, or
+    that a revision must be pinned.
     """
-    if not Path(spec.source).is_dir() and spec.revision is None:
-        raise ModelLoadError(f"model {spec.name!r}: {spec.source!r} is not a local folder and has no pinned revision")
-    where: dict[str, Any] = {} if Path(spec.source).is_dir() else {"revision": spec.revision}
+    title = f"model {spec.name!r}"
+    parts = parts or Parts(device, dtype)
+    folder = locate(title, spec.source, spec.revision, _PARTS, half=parts.half)
     try:
-        return _load(with_native_size(spec), where, device, dtype)
+        model = _load(with_native_size(replace(spec, source=str(folder))), folder, parts)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelLoadError(f"model {spec.name!r} could not be loaded from {spec.source!r}: {_FILES}") from error
+        raise ModelLoadError(f"{title} could not be loaded from {spec.source!r}: {_FILES}") from error
+    return replace(model, spec=replace(model.spec, source=spec.source))
 
 
-def _load(spec: ModelSpec, where: dict[str, Any], device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    weights = {"use_safetensors": True, "torch_dtype": dtype, **where}
-    unet = UNet2DConditionModel.from_pretrained(spec.source, subfolder="unet", **weights)
-    vae = AutoencoderKL.from_pretrained(spec.source, subfolder="vae", **weights)
-    text_encoder = CLIPTextModel.from_pretrained(
-        spec.source, subfolder="text_encoder", use_safetensors=True, dtype=dtype, **where
+def _load(spec: ModelSpec, folder: Path, parts: Parts) -> LoadedModel:
+    started = time.perf_counter()
+    device, dtype = parts.device, parts.dtype
+    unet, vae, text_encoder = (
+        parts.unet(folder / "unet"),
+        parts.vae(folder / "vae"),
+        parts.text_encoder(folder / "text_encoder"),
     )
-    tokenizer = CLIPTokenizer.from_pretrained(spec.source, subfolder="tokenizer", **where)
-    for network in (unet, vae, text_encoder):
-        network.to(device).eval().requires_grad_(False)
     if int(unet.config.in_channels) not in (vae.config.latent_channels, 2 * vae.config.latent_channels + 1):
         raise ModelLoadError(f"model {spec.name!r}: a UNet of {unet.config.in_channels} input channels is not known")
-    schedule_config: dict[str, Any] = DDIMScheduler.load_config(spec.source, subfolder="scheduler", **where)
+    schedule_config: dict[str, Any] = DDIMScheduler.load_config(folder, subfolder="scheduler")
     samplers = DiffusionSchedulerFactory(schedule_config)
-    return LoadedModel(
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    controlnets = {name: _controlnet(spec, name, parts) for name in spec.controlnets}
+    model = LoadedModel(
         spec=spec,
         unet=unet,
         vae=vae,
@@ -103,24 +116,23 @@ def _load(spec: ModelSpec, where: dict[str, Any], device: torch.device, dtype: t
         attention=choose_attention(unet, device, dtype),
         pictures=PictureEncoder(vae, device, dtype),
         keys=PromptKeys(unet),
-        controlnets={name: _load_controlnet(spec, name, device, dtype) for name in spec.controlnets},
+        controlnets=controlnets,
+        networks=(unet, vae, text_encoder, *(network for net in controlnets.values() for network in net.networks)),
     )
+    seconds = time.perf_counter() - started
+    log.info("model %s: %.0f MB loaded in %.1f s", spec.name, model.bytes / 1e6, seconds)
+    return replace(model, load_seconds=round(seconds, 3))
 
 
-def _load_controlnet(spec: ModelSpec, name: str, device: torch.device, dtype: torch.dtype) -> ControlNet:
+def _controlnet(spec: ModelSpec, name: str, parts: Parts) -> ControlNet:
     row = spec.controlnets[name]
     wanted = ControlNetSpec(row) if isinstance(row, str) else row
-    local = Path(wanted.source).is_dir()
     title = f"model {spec.name!r}: its ControlNet {name!r}"
-    if not local and wanted.revision is None:
-        raise ModelLoadError(f"{title}: {wanted.source!r} is not a local folder and has no pinned revision")
-    where: dict[str, Any] = {} if local else {"revision": wanted.revision}
+    folder = locate(title, wanted.source, wanted.revision, ("",), half=parts.half)
     try:
-        network = ControlNetModel.from_pretrained(wanted.source, use_safetensors=True, torch_dtype=dtype, **where)
+        return parts.controlnet(name, folder)
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(f"{title} could not be loaded from {wanted.source!r}: {_CONTROLNET_FILES}") from error
-    network.to(device).eval().requires_grad_(False)
-    return ControlNet(name, network)
 
 
 def _refused(spec: ModelSpec, samplers: DiffusionSchedulerFactory) -> Mapping[str, EngineError]:

@@ -6,25 +6,28 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
-from deployments.engine.engine import Counters, Engine
-from deployments.engine.errors import EngineStopped, InvalidParameter, ModelLoadError
-from deployments.engine.events import Event, Finished, ImageFailed, Progress, Refused
-from deployments.engine.inputs import Inputs
-from deployments.engine.models import LoadedModel, load_model
-from deployments.engine.params import ControlSettings, GenerationParams, effective_params
+from deployments.engine.engine import Engine
+from deployments.engine.errors import EngineError, EngineStopped, InvalidParameter
+from deployments.engine.events import Event, Finished, Progress, Refused
+from deployments.engine.model_manager import DiffusionModelManager
+from deployments.engine.parts import pick_device, pick_dtype
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
+from deployments.engine.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
 STALL_SECONDS = 120.0
+
+Inbox = queue.SimpleQueue[Callable[[Engine], object]]
+"""What the engine's thread shall do next, between two steps."""
 
 
 class Mailbox:
@@ -65,14 +68,24 @@ class Mailbox:
 class EngineWorker:
     """Runs an engine on a thread of its own. All methods may be called from any thread or loop."""
 
-    def __init__(self, build: Callable[[Callable[[Event], None]], Engine], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        build: Callable[[Callable[[Event], None]], Engine],
+        manager: DiffusionModelManager | None = None,
+        inbox: Inbox | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
         """`build` makes the engine from the function that takes its events. It runs on the engine's thread, so that
         device contexts and torch's thread count (`threads`) belong to the thread that uses them. Blocks until the
-        engine is warm; raises what `build` or the warm-up raised.
+        engine is warm; raises what `build` or the warm-up raised. `manager` brings models that have left memory back
+        when a request asks for them, and tells the engine through `inbox`; without one the engine's models are all
+        there are.
         """
         self._build = build
+        self._manager = manager
         self._threads = threads
-        self._inbox: queue.SimpleQueue[Callable[[Engine], object]] = queue.SimpleQueue()
+        self._inbox = queue.SimpleQueue() if inbox is None else inbox
         self._mailboxes: dict[str, Mailbox] = {}
         self._engine: Engine | None = None
         self._failure: BaseException | None = None
@@ -94,16 +107,35 @@ class EngineWorker:
         dtype: str = "auto",
         max_rows: int = 16,
         threads: int | None = None,
+        model_memory_bytes: int | None = None,
     ) -> "EngineWorker":
-        """Loads `specs` onto `device` (auto, cpu, cuda, cuda:0, ...) in `dtype` (auto, float32, float16, bfloat16)."""
-        where = torch.device(_device(device))
-        precision = _dtype(dtype, where)
+        """Loads `specs` onto `device` (auto, cpu, cuda, cuda:0, ...) in `dtype` (auto, float32, float16, bfloat16).
+
+        `model_memory_bytes` bounds the weights in memory (None: no bound); see `DiffusionModelManager`.
+        """
+        where = pick_device(device)
+        precision = pick_dtype(dtype, where)
+
+        inbox: Inbox = queue.SimpleQueue()
+        manager = DiffusionModelManager(
+            specs,
+            where,
+            precision,
+            budget_bytes=model_memory_bytes,
+            on_load=lambda model: inbox.put(lambda engine: engine.host(model)),
+            on_evict=lambda name: inbox.put(lambda engine: engine.forget(name)),
+        )
 
         def build(emit: Callable[[Event], None]) -> Engine:
-            models = [load_model(spec, where, precision) for spec in specs]
+            # The first model is the one that is asked for most; loaded last, it is the last to leave.
+            for spec in reversed(specs):
+                manager.acquire(spec.name)
+                manager.release(spec.name)
+            hosted = manager.loaded()
+            models = [hosted[spec.name] for spec in specs if spec.name in hosted]
             return Engine(models, emit, max_rows=max_rows, decode_batch=4 if where.type == "cuda" else 1)
 
-        return cls(build, threads=threads)
+        return cls(build, manager, inbox, threads=threads)
 
     @property
     def alive(self) -> bool:
@@ -119,13 +151,17 @@ class EngineWorker:
             yield Refused(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
         mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop())
-        self._tell(lambda engine: engine.submit(request))
         ended = False
         try:
-            while not ended:
-                event = await mailbox.get()
-                ended = isinstance(event, Finished | Refused)
-                yield event
+            async with self._model_of(request):
+                self._tell(lambda engine: engine.submit(request))
+                while not ended:
+                    event = await mailbox.get()
+                    ended = isinstance(event, Finished | Refused)
+                    yield event
+        except EngineError as error:
+            ended = True
+            yield Refused(request.id, error)
         finally:
             self._mailboxes.pop(request.id, None)
             if not ended:
@@ -155,6 +191,22 @@ class EngineWorker:
         self._stopping = True
         self._wake()
         self._thread.join(timeout=30)
+
+    @asynccontextmanager
+    async def _model_of(self, request: Request) -> AsyncIterator[None]:
+        """Holds the request's model in memory; loads it, off the engine's thread, if it has left."""
+        manager, name = self._manager, request.model
+        if manager is None:
+            yield
+            return
+        model = manager.acquire_loaded(name)
+        try:
+            if model is None:
+                model = await asyncio.to_thread(manager.acquire, name)
+            yield
+        finally:
+            if model is not None:
+                manager.release(name)
 
     def _tell(self, message: Callable[[Engine], object]) -> None:
         self._inbox.put(message)
@@ -202,58 +254,3 @@ class EngineWorker:
     def _say_goodbye(self) -> None:
         for request_id in list(self._mailboxes):
             self._emit(Refused(request_id, EngineStopped("the engine stopped before the request was finished")))
-
-
-def warm_up(engine: Engine) -> None:
-    """Makes pictures with every model, alone and as a pair, and with each of its ControlNets, and forgets that it did.
-
-    Raises ModelLoadError if one fails.
-    """
-    failed: list[str] = []
-    emit, engine.emit = engine.emit, lambda event: failed.extend(_failure_of(event))
-    for model in engine.models.values():
-        for request in _first_requests(model):
-            engine.submit(request)
-            engine.drain()
-    engine.emit = emit
-    engine.counters = Counters()
-    if failed:
-        raise ModelLoadError(f"the warm-up picture could not be made: {failed[0]}")
-
-
-def _first_requests(model: LoadedModel) -> Iterator[Request]:
-    grey = np.full((model.spec.native_size, model.spec.native_size, 3), 128, dtype=np.uint8)
-    inputs = Inputs(image=grey, mask=grey[:, :, 0]) if model.inpaints_only else Inputs()
-    name = f"warm-up-{model.spec.name}"
-    asked = GenerationParams(prompt="warm-up", num_inference_steps=2, seed=0)
-    for images in (1, 2):
-        params = effective_params(asked.model_copy(update={"num_images": images}), model.spec, inputs.task)
-        yield Request(f"{name}-{images}", params, inputs=inputs)
-    for net in model.controlnets:
-        params = effective_params(
-            asked.model_copy(update={"controls": (ControlSettings(type=net),)}), model.spec, inputs.task
-        )
-        yield Request(f"{name}-{net}", params, inputs=replace(inputs, hints=(grey,)))
-
-
-def _failure_of(event: Event) -> list[str]:
-    return [event.error.message] if isinstance(event, Refused | ImageFailed) else []
-
-
-def _device(name: str) -> str:
-    """Raises ModelLoadError for a CUDA device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelLoadError(f"device {name!r} is asked for, and torch sees no CUDA device here")
-    return name
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is fp16 on CUDA, where SD1.5 and SD2.1 were published in it, and fp32 elsewhere."""
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in known:
-        raise ValueError(f"dtype must be auto or one of {', '.join(known)}, got {name!r}")
-    return known[name]

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deployments.engine.errors import EngineStopped, InvalidParameter, ModelLoadError
+from deployments.engine.errors import EngineStopped, InvalidParameter, ModelLoadError, UnknownModel
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
 from deployments.engine.params import GenerationParams, effective_params
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec, with_native_size
 from deployments.engine.worker import EngineWorker, Mailbox
+from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 
 @pytest.fixture
@@ -26,6 +28,11 @@ def request_for(folder: Path, name: str, steps: int = 5, **asked: object) -> Req
     spec = with_native_size(ModelSpec("tiny", str(folder)))
     params = GenerationParams.model_validate({"prompt": name, "num_inference_steps": steps, "seed": 1} | asked)
     return Request(name, effective_params(params, spec))
+
+
+def asking(request: Request, model: str) -> Request:
+    params = request.params.model_copy(update={"model_name": model})
+    return replace(request, id=f"{model} {request.id}", params=params)
 
 
 async def events_of(worker: EngineWorker, request: Request) -> list[Event]:
@@ -127,3 +134,26 @@ async def test_unread_progress_is_replaced_and_nothing_else_is() -> None:
         mailbox.put(event)
     read = [await mailbox.get() for _ in range(4)]
     assert read == [Accepted("x", 0), Progress("x", 2, 9), failed, Progress("x", 3, 9)]
+
+
+async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    other = save_tiny_checkpoint(tmp_path / "other", seed=50)
+    specs = [ModelSpec("tiny", str(tiny_checkpoint)), ModelSpec("other", str(other))]
+    worker = await asyncio.to_thread(
+        EngineWorker.load, specs, device="cpu", max_rows=16, threads=1, model_memory_bytes=1
+    )
+    try:
+        for round_ in range(2):
+            requests = [request_for(tiny_checkpoint, f"{round_}/{i}") for i in range(4)]
+            requests += [asking(request, "other") for request in requests]
+            answers = await asyncio.gather(*(events_of(worker, request) for request in requests))
+            assert [sum(isinstance(event, ImageDone) for event in events) for events in answers] == [1] * 8
+            async with asyncio.timeout(5):
+                # Nobody uses them now, and nothing fits into one byte.
+                while worker.report()["loaded_models"]:
+                    await asyncio.sleep(0.01)
+        (refused,) = await events_of(worker, asking(requests[0], "gone"))
+        assert isinstance(refused, Refused)
+        assert isinstance(refused.error, UnknownModel)
+    finally:
+        await asyncio.to_thread(worker.stop)
