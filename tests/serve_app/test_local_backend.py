@@ -64,13 +64,14 @@ def spec(tmp_path: Path) -> ModelSpec:
 
 
 async def test_models_load_once_off_the_loop_at_the_first_use(worker: StubWorker, spec: ModelSpec) -> None:
-    async with DiffusionService(models=[spec], device="cpu", max_rows=4, threads=2) as service:
+    asked = {"device": "cpu", "dtype": "bfloat16", "max_rows": 4, "threads": 2, "model_memory_bytes": 2**20}
+    async with DiffusionService(models=[spec], **asked) as service:  # type: ignore[arg-type]
         assert not worker.loads
         results = await asyncio.gather(*(service.generate(CUP) for _ in range(5)))
     assert len(results) == 5
     ((specs, options, thread),) = worker.loads
     assert (list(specs), thread != threading.current_thread().name) == ([spec], True)
-    assert options == {"device": "cpu", "dtype": "float32", "max_rows": 4, "threads": 2}
+    assert options == asked
     assert worker.stopped
 
 
