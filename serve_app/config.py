@@ -249,7 +249,7 @@ class AppConfig(_Strict):
 
 
 def load_config(path_or_name: str | Path) -> AppConfig:
-    """The configuration in a YAML file, or the packaged one of that name (`demo`, `production`).
+    """The configuration in a YAML file, or the packaged one of that name (`demo`, `production`, `compact`).
 
     Raises ConfigError, which says where the file is wrong and what was probably meant.
     """

@@ -53,11 +53,15 @@ def _hint(name: str, models: Sequence[ModelSpec]) -> str:
 
 
 def _model_for(models: Sequence[ModelSpec], params: GenerationParams) -> ModelSpec:
-    """The model asked for; where none is, the first that has the ControlNets."""
+    """The model asked for. Where it lacks the ControlNets, a model of the same weights that has them; where none is
+    asked for, the first that has them.
+    """
+    named = find_model(models, params.model_name)
     types = {control.type for control in params.controls}
-    if params.model_name is None and types:
-        return next((spec for spec in models if types <= set(spec.controlnets)), models[0])
-    return find_model(models, params.model_name)
+    able = [spec for spec in models if types <= set(spec.controlnets)]
+    if named in able:
+        return named
+    return next((spec for spec in able if params.model_name is None or spec.source == named.source), named)
 
 
 def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ModelSpec
-from deployments.registry import DEMO_MODELS, MODELS, check_source, clashes, known_models
+from deployments.engine.spec import ControlNetSpec, ModelSpec
+from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, check_source, clashes, known_models
 
 EVERY = (*DEMO_MODELS, *MODELS)
 
@@ -53,3 +53,19 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_clashes_sees_aliases() -> None:
     one, two = ModelSpec("one", "a", aliases=("x",)), ModelSpec("x", "b", aliases=("y",))
     assert clashes([one, two]) == ["x"]
+
+
+def test_a_controlnet_without_a_commit_is_refused_too() -> None:
+    row = next(spec for spec in MODELS if spec.name == "controlnet-canny")
+    with pytest.raises(ModelLoadError, match=r"ControlNet 'canny': pin `controlnets: canny: revision`"):
+        check_source(dataclasses.replace(row, revision="0" * 40))
+    pinned = ControlNetSpec("maker/net", "0" * 40)
+    check_source(dataclasses.replace(row, revision="0" * 40, controlnets={"canny": pinned}))
+
+
+def test_the_guides_controlnets_are_there_alone_and_together() -> None:
+    rows = known_models()
+    for kind in GUIDE_CONTROLNETS:
+        assert list(rows[f"controlnet-{kind}"].controlnets) == [kind]
+        assert rows[f"controlnet-{kind}"].source == rows["sd15"].source
+        assert {kind} <= set(rows["sd15-controlled"].controlnets) & set(rows["sd21-controlled"].controlnets)

@@ -47,8 +47,9 @@ def test_demo_hosts_one_replica_under_the_names_of_the_guide() -> None:
     assert any(spec.answers_to("runwayml/stable-diffusion-v1-5") for spec in config.specs_of(deployment))
 
 
-def test_production_gives_every_replica_a_gpu() -> None:
-    for deployment in load_config("production").deployments:
+@pytest.mark.parametrize("name", ["compact", "production"])
+def test_production_gives_every_replica_a_gpu(name: str) -> None:
+    for deployment in load_config(name).deployments:
         assert deployment.serve_options()["ray_actor_options"]["num_gpus"] == 1
 
 
@@ -97,7 +98,7 @@ def test_an_item_that_is_wrong_is_reported_once(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="demo, production"):
+    with pytest.raises(ConfigError, match="compact, demo, production"):
         load_config("demonstration")
 
 

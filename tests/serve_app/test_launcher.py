@@ -177,7 +177,7 @@ def test_a_child_that_says_nothing_is_gone(tmp_path: Path, monkeypatch: pytest.M
         pass
 
 
-@pytest.mark.parametrize("name", ["demo", "production"])
+@pytest.mark.parametrize("name", ["compact", "demo", "production"])
 def test_an_order_survives_the_way_to_the_child(name: str, tmp_path: Path) -> None:
     config = load_config(name)
     sent = {"config": config.model_dump(mode="json", exclude_unset=True), "host": "h", "port": 1, "temp_dir": "t"}

@@ -6,11 +6,15 @@ import sys
 from contextlib import aclosing
 
 import pytest
+from PIL import Image
 
 from deployments.engine.errors import NumericalFailure, Overloaded, UnknownModel
 from deployments.engine.events import Accepted, Finished
-from deployments.engine.params import GenerationParams
+from deployments.engine.inputs import Uploads
+from deployments.engine.params import ControlSettings, GenerationParams
+from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
+from serve_app.result import encoded
 from serve_app.service import DiffusionService
 from serve_app.styles import STYLES
 from tests.serve_app.fakes import TIMINGS, FakeBackend, failing, refusing, slow
@@ -152,3 +156,19 @@ async def test_leaving_the_context_closes_the_backend(backend: FakeBackend) -> N
     async with DiffusionService(backend):
         assert not backend.closed
     assert backend.closed
+
+
+async def test_a_model_without_the_controlnet_stands_for_one_of_its_weights_that_has_it() -> None:
+    net = {"canny": "nowhere"}
+    plain = ModelSpec("plain", "weights", native_size=64)
+    other = ModelSpec("other", "more", native_size=64, controlnets=net)
+    controlled = ModelSpec("controlled", "weights", native_size=64, controlnets=net)
+    service = DiffusionService(FakeBackend(models=[plain, other, controlled]))
+    params = CUP.model_copy(update={"controls": (ControlSettings(type="canny"),)})
+    hint = Uploads(hints=(encoded(Image.new("RGB", (64, 64))),))
+
+    def chosen(name: str | None) -> str:
+        return service.prepare(params.model_copy(update={"model_name": name}), uploads=hint).request.model
+
+    asked = ("plain", "other", "controlled", None)
+    assert [chosen(name) for name in asked] == ["controlled", "other", "controlled", "other"]
