@@ -65,12 +65,21 @@ def export(pipeline: StableDiffusionPipeline, folder: Path = SHIPPED) -> None:
     pipeline.to(torch.float16)
     pipeline.save_pretrained(fresh, safe_serialization=True)
     _write_slow_vocabulary(pipeline.tokenizer, fresh / "tokenizer")
+    _forget_origins(fresh)
     if (folder / "README.md").exists():
         shutil.copy(folder / "README.md", fresh / "README.md")
     if folder.exists():
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _forget_origins(folder: Path) -> None:
+    """Takes out of the configs where a part was once loaded from: a path of the machine that trained it."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _write_slow_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:

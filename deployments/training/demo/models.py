@@ -69,7 +69,7 @@ def make_unet(channels: tuple[int, ...] = (32, 64, 128)) -> UNet2DConditionModel
 
 def make_scheduler() -> PNDMScheduler:
     """SD1.5's own scheduler config."""
-    return PNDMScheduler(
+    scheduler = PNDMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -79,6 +79,9 @@ def make_scheduler() -> PNDMScheduler:
         steps_offset=1,
         prediction_type="epsilon",
     )
+    # PNDM does not know it, yet SD1.5's file has it, and DDIM made from this file would clip latents without it.
+    scheduler.register_to_config(clip_sample=False)
+    return scheduler
 
 
 def signal_levels() -> torch.Tensor:

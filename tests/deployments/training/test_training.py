@@ -55,6 +55,7 @@ def test_a_run_goes_on_at_the_right_step(tmp_path: Path) -> None:
     for name, weight in pipeline.unet.state_dict().items():
         torch.testing.assert_close(weight, state["average"][name].half().float())
     assert json.loads((out / "model_index.json").read_text())["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert not any(str(tmp_path) in path.read_text() for path in out.rglob("*.json"))
     assert {"vocab.json", "merges.txt"} <= {path.name for path in (out / "tokenizer").iterdir()}
 
 
