@@ -5,7 +5,6 @@ model runs in it and the repository has it. Nothing that could hold code. The hu
 `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -20,13 +19,12 @@ from huggingface_hub.errors import (
 
 from deployments.engine.errors import ModelLoadError
 
-log = logging.getLogger(__name__)
-
 HALF: Final = "fp16"
 """The hub's name for half-precision files, as in `model.fp16.safetensors`."""
 
 _PLAIN: Final = (".json", ".txt")
 _WEIGHTS: Final = ".safetensors"
+_WEIGHTED: Final = ("unet", "vae", "text_encoder", "")
 
 
 def locate(title: str, source: str, revision: str | None, parts: Sequence[str], *, half: bool) -> Path:
@@ -65,34 +63,36 @@ def variant_of(folder: Path, *, half: bool) -> str | None:
 
 
 def _fetch(source: str, revision: str, parts: Sequence[str], half: bool) -> Path:
-    try:
-        files = HfApi().list_repo_files(source, revision=revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise
-    except Exception as error:  # which ones depends on the HTTP library under the client, which has changed twice
-        log.info("the hub does not answer (%s); looking for %s in the cache", type(error).__name__, source)
-        return _cached(source, revision, parts, half)
+    # A commit never changes: what is in the cache needs no hub, and a server starts without one.
+    cached = _cached(source, revision, parts, half)
+    if cached is not None:
+        return cached
+    files = HfApi().list_repo_files(source, revision=revision)
     wanted = list(_wanted(files, parts, half))
     return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
 
 
-def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path:
-    """The snapshot from the cache, where the client knows which files it should have; in either precision."""
+def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path | None:
+    """The snapshot in the cache, in either precision; None where it is not whole."""
     prefixes = [f"{part}/" if part else "" for part in parts]
     plain = [f"{prefix}*{kind}" for prefix in prefixes for kind in (*_PLAIN, _WEIGHTS)]
     halves = [pattern.replace(_WEIGHTS, f".{HALF}{_WEIGHTS}") for pattern in plain]
     others = ["*.non_ema.*"]
-    tries = [(halves, others)] * half + [(plain, [*others, f"*.{HALF}.*"])]
-    for allowed, ignored in tries:
+    for allowed, ignored in [(halves, others)] * half + [(plain, [*others, f"*.{HALF}.*"])]:
         try:
             found = snapshot_download(
                 source, revision=revision, allow_patterns=allowed, ignore_patterns=ignored, local_files_only=True
             )
-        except LocalEntryNotFoundError as error:
-            missing = error
-        else:
+        except LocalEntryNotFoundError:
+            continue
+        if all(_has(Path(found) / part, part in _WEIGHTED) for part in parts):
             return Path(found)
-    raise missing
+    return None
+
+
+def _has(folder: Path, weights: bool) -> bool:
+    """Whether `folder` has what it takes to load it; other programs may have cached a part of a repository only."""
+    return any(folder.glob("*.json")) and (not weights or any(folder.glob(f"*{_WEIGHTS}")))
 
 
 def _wanted(files: Iterable[str], parts: Sequence[str], half: bool) -> Iterator[str]:
