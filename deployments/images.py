@@ -32,8 +32,7 @@ def read_header(data: bytes, field: str) -> Header:
     """What `data` is. Raises InvalidParameter, naming `field`, for all that `decode` would not take."""
     with _opened(data, field) as image:
         width, height = image.size
-        # The base class's: a PNG's own `getexif` decodes the whole picture to look for Exif behind it.
-        if Image.Image.getexif(image).get(_ORIENTATION) in _ON_ITS_SIDE:
+        if _orientation(image) in _ON_ITS_SIDE:
             width, height = height, width
         return Header(str(image.format), width, height)
 
@@ -50,7 +49,8 @@ def decode(data: bytes, field: str) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any picture as upright RGB [0, 255]: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
-    image = ImageOps.exif_transpose(image)
+    turn = _UPRIGHT.get(_orientation(image))
+    image = image if turn is None else image.transpose(turn)
     if image.mode in _DEEP:
         image = _shallow(image)
     if image.has_transparency_data:
@@ -72,12 +72,36 @@ def resize(image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"
         return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     if fit == "stretch":
         return image.resize(size, Image.Resampling.LANCZOS)
-    inside = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+    scale = min(width / image.width, height / image.height)
+    shrunk = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    inside = image.resize(shrunk, Image.Resampling.LANCZOS)
     return inside if fit == "fit" else _extended(inside, width, height)
 
 
 _ORIENTATION: Final = 0x0112
 _ON_ITS_SIDE: Final = (5, 6, 7, 8)
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's figure, 1 to 8; 1, upright, where there is none or none that can be read.
+
+    Asked of the base class: a PNG's own `getexif` decodes the whole picture to look for EXIF behind it. Pillow's
+    `exif_transpose` would also write the EXIF anew, and fail on what real telephones put there.
+    """
+    try:
+        found = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # whatever a broken block makes Pillow's parser raise
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _opened(data: bytes, field: str) -> ImageFile.ImageFile:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from deployments.engine.decode import Decoded, Decoder
 from deployments.engine.denoise import StepResult, denoise_step
@@ -31,6 +32,8 @@ from deployments.engine.row import Bucket, Request, Row
 from deployments.engine.share import DeviceShare
 
 log = logging.getLogger(__name__)
+
+_NOT_FINITE = "the network's output for this image was not finite"
 
 
 @dataclass(slots=True)
@@ -183,7 +186,11 @@ class Engine:
 
     def _admit(self) -> None:
         for ticket in self.queue.take(lambda bucket: self.max_rows - self.running.unet_rows(bucket)):
-            self.running.add(self._row(ticket))
+            try:
+                self.running.add(self._row(ticket))
+            except Exception:
+                log.exception("an image could not be begun")
+                self._settle(ticket.request, ticket.index, GenerationFailed("the image could not be begun"), 0.0)
         for request_id, position in self.queue.positions():
             ongoing = self._ongoing[request_id]
             if ongoing.admitted is None and ongoing.moved_to(position):
@@ -210,7 +217,7 @@ class Engine:
     def _denoise_halves(self, bucket: Bucket, rows: list[Row]) -> None:
         if len(rows) == 1:
             self.running.drop(lambda row: row is rows[0])
-            self._settle(rows[0], GenerationFailed("the image could not be made"), 0.0)
+            self._settle(rows[0].request, rows[0].index, GenerationFailed("the image could not be made"), 0.0)
             return
         middle = len(rows) // 2
         self._denoise(bucket, rows[:middle])
@@ -226,10 +233,16 @@ class Engine:
     def _preview(self, rows: list[Row], result: StepResult) -> None:
         for row, scaled, out in zip(rows, result.scaled, result.out, strict=True):
             if row.previews_now():
-                model = self.models[row.request.model]
-                timestep = float(row.schedule.timesteps[row.step - 1])
-                clean = predicted_original(scaled, out, timestep, model.alphas_cumprod, model.prediction_type)
-                self._decoder.preview(row, model, clean)
+                try:
+                    self._look_at(row, scaled, out)
+                except Exception:
+                    log.exception("a preview is left out")
+
+    def _look_at(self, row: Row, scaled: Tensor, out: Tensor) -> None:
+        model = self.models[row.request.model]
+        timestep = float(row.schedule.timesteps[row.step - 1])
+        clean = predicted_original(scaled, out, timestep, model.alphas_cumprod, model.prediction_type)
+        self._decoder.preview(row, model, clean)
 
     def _retire(self, bucket: Bucket) -> None:
         """Reports progress, hands finished rows to the decoder and makes room for the next ones."""
@@ -244,7 +257,7 @@ class Engine:
             if bool(torch.isfinite(row.state[0]).all()):
                 self._decoder.finish(row, self.models[bucket.model])
             else:
-                self._settle(row, NumericalFailure("the network's output for this image was not finite"), 0.0)
+                self._settle(row.request, row.index, NumericalFailure(_NOT_FINITE), 0.0)
 
     def _take_decoded(self, decoded: Decoded) -> None:
         """Called on the decoder's threads."""
@@ -258,31 +271,31 @@ class Engine:
             if decoded.row.request.id not in self._ongoing:
                 continue
             if decoded.preview_step is None:
-                self._settle(decoded.row, decoded.result, decoded.milliseconds)
+                self._settle(decoded.row.request, decoded.row.index, decoded.result, decoded.milliseconds)
             elif isinstance(decoded.result, bytes):
                 row = decoded.row
                 self.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))
 
-    def _settle(self, row: Row, result: bytes | EngineError, decode_ms: float) -> None:
+    def _settle(self, request: Request, index: int, result: bytes | EngineError, decode_ms: float) -> None:
         """One image is done or failed; with the last one the request is finished."""
-        request, ongoing = row.request, self._ongoing[row.request.id]
+        ongoing = self._ongoing[request.id]
         if isinstance(result, EngineError):
             self.counters.failures += 1
-            self.emit(ImageFailed(request.id, row.index, result))
+            self.emit(ImageFailed(request.id, index, result))
         else:
             self.counters.images += 1
-            self.emit(_image_done(row, result))
+            self.emit(_image_done(request, index, result))
         if ongoing.settled(decode_ms):
             del self._ongoing[request.id]
             self.emit(Finished(request.id, ongoing.timings()))
 
 
-def _image_done(row: Row, data: bytes) -> ImageDone:
-    request, bucket = row.request, row.request.bucket
+def _image_done(request: Request, index: int, data: bytes) -> ImageDone:
+    bucket = request.bucket
     return ImageDone(
         request.id,
-        row.index,
-        request.seed_of(row.index),
+        index,
+        request.seed_of(index),
         request.params.output_format,
         bucket.width,
         bucket.height,

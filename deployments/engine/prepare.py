@@ -47,14 +47,17 @@ def begin_row(ongoing: Ongoing, index: int, model: LoadedModel) -> Row:
     bucket = request.bucket
     noise = draw_noise(generator, model.channels, bucket.height // model.factor, bucket.width // model.factor)
     masked = given.masked.draw(generator) if given.masked else None
+    if given.mask is not None and masked is None:
+        # diffusers encodes the masked picture even for a UNet that never sees it; all that shows of it is this draw.
+        draw_noise(generator, *noise.shape)
     if picture is None or _from_noise(request):
         latents = noise * schedule.init_noise_sigma
     else:
         latents = schedule.noise_signal * picture + schedule.noise_scale * noise
     state = initial_state(latents).to(model.device)
     row = Row(request, index, schedule, generator, state, ongoing.prompt, ongoing.negative, given.controls)
-    if given.mask is not None and masked is not None:
-        if model.inpaints_only:
+    if given.mask is not None:
+        if masked is not None:
             row.channels = torch.cat((given.mask, masked)).to(model.device)
         elif picture is not None:
             row.blend = Blend(picture.to(model.device), noise.to(model.device), given.mask.to(model.device))
@@ -75,7 +78,8 @@ def _encoded(request: Request, model: LoadedModel) -> tuple[Posterior | None, Po
     picture = model.pictures.posterior(image) if needed else None
     if mask is None:
         return picture, None, None
-    return picture, model.pictures.posterior(image, mask), latent_mask(mask, model.factor)
+    masked = model.pictures.posterior(image, mask) if model.inpaints_only else None
+    return picture, masked, latent_mask(mask, model.factor)
 
 
 def _controls(params: GenerationParams, inputs: Inputs, model: LoadedModel) -> tuple[Control, ...]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -151,19 +151,25 @@ class EngineWorker:
             yield Refused(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
         mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop())
-        ended = False
         try:
-            async with self._model_of(request):
-                self._tell(lambda engine: engine.submit(request))
-                while not ended:
-                    event = await mailbox.get()
-                    ended = isinstance(event, Finished | Refused)
+            async with self._model_of(request), aclosing(self._events(request, mailbox)) as events:
+                async for event in events:
                     yield event
         except EngineError as error:
-            ended = True
             yield Refused(request.id, error)
         finally:
             self._mailboxes.pop(request.id, None)
+
+    async def _events(self, request: Request, mailbox: Mailbox) -> AsyncGenerator[Event, None]:
+        ended = False
+        self._tell(lambda engine: engine.submit(request))
+        try:
+            while not ended:
+                event = await mailbox.get()
+                ended = isinstance(event, Finished | Refused)
+                yield event
+        finally:
+            # Before the model is released: the engine must have let go of it when it is told to forget it.
             if not ended:
                 self.abort(request.id)
 
@@ -199,14 +205,12 @@ class EngineWorker:
         if manager is None:
             yield
             return
-        model = manager.acquire_loaded(name)
+        if manager.acquire_loaded(name) is None:
+            await _loaded(manager, name)
         try:
-            if model is None:
-                model = await asyncio.to_thread(manager.acquire, name)
             yield
         finally:
-            if model is not None:
-                manager.release(name)
+            manager.release(name)
 
     def _tell(self, message: Callable[[Engine], object]) -> None:
         self._inbox.put(message)
@@ -254,3 +258,13 @@ class EngineWorker:
     def _say_goodbye(self) -> None:
         for request_id in list(self._mailboxes):
             self._emit(Refused(request_id, EngineStopped("the engine stopped before the request was finished")))
+
+
+async def _loaded(manager: DiffusionModelManager, name: str) -> None:
+    """Acquires the model on a thread. A caller that leaves meanwhile does not stop the thread, nor keep the model."""
+    loading = asyncio.ensure_future(asyncio.to_thread(manager.acquire, name))
+    try:
+        await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        loading.add_done_callback(lambda done: manager.release(name) if done.exception() is None else None)
+        raise

@@ -108,8 +108,18 @@ async def controlnet(request: Request, service: Service, previews: Previews = 0)
         fit=_fit(form),
         image_field="init_image",
     )
-    named = {"controls": _controls(form, len(hints))} if "controlnet_type" in form.options else {}
+    named = {"controls": _controls(form, len(hints))} if _names_controls(form) else {}
     return await deliver(request, service, form.params(**named), uploads=uploads, previews=previews)
+
+
+def _names_controls(form: Form) -> bool:
+    """Whether the ControlNets come as fields. Raises InvalidParameter where they come as `controls`, too."""
+    said = [name for name in _CONTROL_FIELDS if name in form.options]
+    if said and "controls" in form.parameters:
+        raise InvalidParameter(said[0], "cannot be there beside `controls`")
+    if said and "controlnet_type" not in said:
+        raise InvalidParameter("controlnet_type", f"is required with {said[0]}")
+    return bool(said)
 
 
 def _controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:

@@ -27,8 +27,9 @@ MAX_TEXT_BYTES: Final = 256 * 1024
 PARAMS: Final = "params"
 """The part that may hold all parameters at once, as a JSON object."""
 
-_WHOLE = re.compile(r"-?\d{1,30}")
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+# Each character can match in one way only, or a long text could keep the process busy for minutes.
+_WHOLE = re.compile(r"-?\d{1,30}", re.ASCII)
+_NUMBER = re.compile(r"-?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,3})?", re.ASCII)
 _TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -94,7 +95,7 @@ async def read_form(request: Request, max_bytes: int, files: Collection[str], op
     finally:
         await form.close()
     values = _parameters(texts)
-    chosen = {name: _texts_of(values.pop(name)) for name in options if name in values}
+    chosen = {name: _texts_of(name, values.pop(name)) for name in options if name in values}
     return Form({name: tuple(parts) for name, parts in found.items()}, chosen, values)
 
 
@@ -112,11 +113,19 @@ def _parameters(texts: Mapping[str, list[str]]) -> dict[str, Any]:
     return values
 
 
-def _texts_of(value: Any) -> tuple[str, ...]:
-    """An option's texts, whether it came as fields or as JSON."""
-    if isinstance(value, list):
-        return tuple(text for each in value for text in _texts_of(each))
-    return (value if isinstance(value, str) else json.dumps(value),)
+def _texts_of(name: str, value: Any) -> tuple[str, ...]:
+    """An option's texts, whether it came as fields or as JSON: one, or a flat list of them."""
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(each, list | dict) for each in values):
+        raise InvalidParameter(name, "must be a text, or a list of texts")
+    found = tuple(each if isinstance(each, str) else json.dumps(each) for each in values)
+    if not all(_encodable(text) for text in found):
+        raise InvalidParameter(name, "must be valid Unicode, without lone surrogates")
+    return found
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _check_content_type(request: Request) -> None:
@@ -124,8 +133,10 @@ def _check_content_type(request: Request) -> None:
         raise Problem(415, "unsupported_content_encoding", "send the body without Content-Encoding")
     content_type = Message()
     content_type["content-type"] = request.headers.get("content-type", "")
-    if content_type.get_content_type() != "multipart/form-data":
-        raise Problem(415, "unsupported_media_type", "send the body as Content-Type: multipart/form-data")
+    # The parser would decode names and texts as whatever codec the caller names.
+    charset = content_type.get_content_charset("utf-8")
+    if content_type.get_content_type() != "multipart/form-data" or charset not in ("utf-8", "us-ascii"):
+        raise Problem(415, "unsupported_media_type", "send the body as Content-Type: multipart/form-data, in UTF-8")
 
 
 async def _parse(request: Request, body: bytes) -> FormData:

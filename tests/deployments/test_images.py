@@ -129,3 +129,17 @@ def test_cover_crops_and_pad_keeps_and_fit_stays_within() -> None:
     assert resize(marked, 90, 90, "pad").getpixel((2, 45)) == red
     assert resize(marked, 90, 90, "pad").getpixel((2, 2)) == red
     assert resize(marked, 45, 90, "fit").size == (45, 15)
+
+
+@pytest.mark.parametrize("exif", [b"garbage!!garbage", b"", b"II"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_broken_exif_does_not_cost_the_picture(kind: str, exif: bytes) -> None:
+    data = file_of(gradient(), kind, exif=exif)
+    assert read_header(data, "image").width == 64
+    assert decode(data, "image").size == (64, 48)
+
+
+@pytest.mark.parametrize("size", [(8192, 16), (16, 8192)])
+@pytest.mark.parametrize("fit", ["cover", "pad", "stretch"])
+def test_a_ribbon_fits_in_every_way(fit: Any, size: tuple[int, int]) -> None:
+    assert resize(Image.new("RGB", size), 64, 64, fit).size == (64, 64)

@@ -109,7 +109,7 @@ def test_edges_control_and_pick_the_model_that_can(service: DiffusionService) ->
     ("kind", "model", "preprocess", "field"),
     [
         ("pose", None, False, "controlnet_type"),
-        ("canny", "plain", False, "controlnet_type"),
+        ("canny", "nine", False, "controlnet_type"),
         ("depth", None, True, "preprocess"),
     ],
 )

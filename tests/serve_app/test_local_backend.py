@@ -60,7 +60,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> StubWorker:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> ModelSpec:
-    return replace(TINY, source=str(tmp_path))
+    return replace(TINY, source=str(tmp_path), controlnets={})
 
 
 async def test_models_load_once_off_the_loop_at_the_first_use(worker: StubWorker, spec: ModelSpec) -> None:

@@ -6,10 +6,12 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from deployments.engine import engine as engine_module
 from deployments.engine.errors import GenerationFailed
-from deployments.engine.events import Refused
+from deployments.engine.events import ImageFailed, Refused
 from deployments.engine.inputs import Inputs, Mask, Picture
 from deployments.engine.models import LoadedModel
+from deployments.engine.prepare import begin_row
 from deployments.engine.row import Request
 from tests.deployments.engine.harness import Tape, difference, reference_image, request_for, run
 
@@ -207,3 +209,28 @@ def test_a_picture_that_cannot_be_encoded_refuses_its_request_alone(
     tape, _ = run(tiny_controlled, asked)
     assert isinstance(tape.of("bad", Refused)[0].error, GenerationFailed)
     assert len(tape.images("good")) == 1
+
+
+def test_an_image_that_cannot_be_begun_fails_alone(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = begin_row
+
+    def fails_for_bad(ongoing: Any, index: int, model: LoadedModel) -> Any:
+        if (ongoing.request.id, index) == ("bad", 1):
+            raise RuntimeError("injected")
+        return begin(ongoing, index, model)
+
+    monkeypatch.setattr(engine_module, "begin_row", fails_for_bad)
+    asked = [request_for(tiny_model, "bad", num_images=3), request_for(tiny_model, "good")]
+    tape, _ = run(tiny_model, asked)
+    (failed,) = tape.of("bad", ImageFailed)
+    assert (failed.index, type(failed.error)) == (1, GenerationFailed)
+    assert (len(tape.images("bad")), len(tape.images("good"))) == (2, 1)
+
+
+def test_a_preview_that_fails_costs_nothing_else(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(engine_module, "predicted_original", fails)
+    tape, _ = run(tiny_model, [request_for(tiny_model, "x", previews=2)])
+    assert len(tape.images("x")) == 1

@@ -157,3 +157,22 @@ async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoin
         assert isinstance(refused.error, UnknownModel)
     finally:
         await asyncio.to_thread(worker.stop)
+
+
+async def test_a_caller_that_leaves_while_its_model_loads_does_not_keep_it(tiny_checkpoint: Path) -> None:
+    worker = await asyncio.to_thread(
+        EngineWorker.load, [ModelSpec("tiny", str(tiny_checkpoint))], device="cpu", threads=1, model_memory_bytes=1
+    )
+    try:
+        call = asyncio.create_task(events_of(worker, request_for(tiny_checkpoint, "x")))
+        await asyncio.sleep(0.05)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        async with asyncio.timeout(20):
+            events = await events_of(worker, request_for(tiny_checkpoint, "y"))
+            assert any(isinstance(event, ImageDone) for event in events)
+            while worker.report()["loaded_models"]:
+                await asyncio.sleep(0.01)
+    finally:
+        await asyncio.to_thread(worker.stop)

@@ -1,5 +1,6 @@
 """The doors that take pictures: what reaches the backend, and what is refused before it does."""
 
+import asyncio
 import io
 import json
 from typing import Any, Final
@@ -247,3 +248,35 @@ async def test_the_documentation_has_the_forms(client: httpx.AsyncClient) -> Non
         schema = paths[f"{BASE}/{door}"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert file in schema["required"]
         assert {"prompt", "strength", "fit", file} <= set(schema["properties"])
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"controlnet_type": ["\ud800"]}, "controlnet_type"),
+        ({"controlnet_type": {"a": 1}}, "controlnet_type"),
+        ({"controlnet_type": "canny", "fit": [[[["cover"]]]]}, "fit"),
+        ({"controlnet_type": "canny", "fit": 3}, "fit"),
+        ({"controlnet_type": "canny", "controls": [{"type": "depth"}]}, "controlnet_type"),
+        ({"controls": [{"type": "depth"}], "controlnet_conditioning_scale": 9}, "controlnet_conditioning_scale"),
+        ({"controlnet_conditioning_scale": 1}, "controlnet_type"),
+    ],
+)
+async def test_odd_values_in_the_json_part_are_the_callers_fault(
+    params: dict[str, Any], field: str, client: httpx.AsyncClient
+) -> None:
+    answer = await ask(client, "controlnet", {"control_image": PICTURE}, {"params": json.dumps(CUP | params)})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, field)
+
+
+async def test_a_long_number_costs_no_time(client: httpx.AsyncClient) -> None:
+    fields = CUP | {"guidance_scale": "1" * 200_000 + "x", "strength": "٣"}
+    async with asyncio.timeout(5):
+        answer = await ask(client, "image-to-image", {"init_image": PICTURE}, fields)
+    assert {fault["pointer"] for fault in answer.json()["errors"]} == {"#/guidance_scale", "#/strength"}
+
+
+async def test_no_codec_of_the_callers_choice_reads_the_form(client: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    body = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\\ud800\r\n--x--\r\n'
+    assert (await client.post(f"{BASE}/inpaint", content=body, headers=headers)).status_code == 415
