@@ -22,6 +22,7 @@ TORCH_FREE_ENGINE = (
     "events",
     "inputs",
     "row",
+    "running",
     "queue",
     "share",
     "spec",

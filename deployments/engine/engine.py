@@ -4,8 +4,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from deployments.engine.ongoing import Ongoing
 from deployments.engine.prepare import begin_row, prepare
 from deployments.engine.queue import Queue, Ticket
 from deployments.engine.row import Bucket, Request, Row
+from deployments.engine.running import Running
 from deployments.engine.share import DeviceShare
 
 log = logging.getLogger(__name__)
@@ -49,32 +50,6 @@ class Counters:
     cancelled: int = 0
     refused: int = 0
     denoise_seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Running:
-    """Rows in the tray, by bucket."""
-
-    rows: dict[Bucket, list[Row]] = field(default_factory=dict)
-
-    def unet_rows(self, bucket: Bucket) -> int:
-        return sum(row.request.unet_rows for row in self.rows.get(bucket, ()))
-
-    def add(self, row: Row) -> None:
-        self.rows.setdefault(row.request.bucket, []).append(row)
-
-    def drop(self, leaves: Callable[[Row], bool]) -> list[Row]:
-        """Takes out the rows that `leaves` says, and returns them."""
-        gone = [row for row in self if leaves(row)]
-        kept = {bucket: [row for row in rows if not leaves(row)] for bucket, rows in self.rows.items()}
-        self.rows = {bucket: rows for bucket, rows in kept.items() if rows}
-        return gone
-
-    def __iter__(self) -> Iterator[Row]:
-        return (row for rows in self.rows.values() for row in rows)
-
-    def __len__(self) -> int:
-        return sum(len(rows) for rows in self.rows.values())
 
 
 class Engine:

@@ -19,19 +19,19 @@ _FAR_OUT: int = 10**_MAX_DIGITS
 
 async def read_json_object(request: Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """The body as a JSON object. Raises Problem: 400 unreadable, 408 too slow, 413 too large, 415 not JSON, 422."""
-    check_content_headers(request)
+    check_content_headers(request, "application/json")
     return parse_json_object(await read_body(request, max_bytes))
 
 
-def check_content_headers(request: Request) -> None:
-    """Raises Problem unless the headers promise plain UTF-8 JSON."""
+def check_content_headers(request: Request, media_type: str) -> None:
+    """Raises Problem unless the headers promise a plain body of that type, in UTF-8."""
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Problem(415, "unsupported_content_encoding", "send the body without Content-Encoding")
     content_type = Message()
     content_type["content-type"] = request.headers.get("content-type", "")
     charset = content_type.get_content_charset("utf-8")
-    if content_type.get_content_type() != "application/json" or charset not in ("utf-8", "us-ascii"):
-        raise Problem(415, "unsupported_media_type", "send the body as Content-Type: application/json, in UTF-8")
+    if content_type.get_content_type() != media_type or charset not in ("utf-8", "us-ascii"):
+        raise Problem(415, "unsupported_media_type", f"send the body as Content-Type: {media_type}, in UTF-8")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -89,13 +89,14 @@ def _whole_number(digits: str) -> int:
 
 def _check_unicode(parsed: dict[str, Any]) -> None:
     for name, value in parsed.items():
-        if not _encodable(name):
+        if not encodable(name):
             raise _fault("invalid_unicode", "a key must be valid Unicode, without lone surrogates", None)
-        if isinstance(value, str) and not _encodable(value):
+        if isinstance(value, str) and not encodable(value):
             raise _fault("invalid_unicode", "must be valid Unicode, without lone surrogates", name)
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str) -> bool:
+    """Whether `text` is valid Unicode, without lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

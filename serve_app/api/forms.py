@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from email.message import Message
 from typing import Any, Final
 
 from starlette.datastructures import FormData, UploadFile
@@ -15,7 +14,7 @@ from starlette.types import Message as AsgiMessage
 
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.params import GenerationParams
-from serve_app.api.body import parse_json_object, read_body
+from serve_app.api.body import check_content_headers, encodable, parse_json_object, read_body
 from serve_app.api.errors import Problem
 from serve_app.api.validation import read_params
 
@@ -79,7 +78,8 @@ async def read_form(request: Request, max_bytes: int, files: Collection[str], op
 
     Raises Problem: 400, 408, 413, 415, 422; or InvalidParameter.
     """
-    _check_content_type(request)
+    # The parser would decode names and texts with whatever codec the caller names, so that is checked, too.
+    check_content_headers(request, "multipart/form-data")
     body = await read_body(request, max_bytes)
     found: dict[str, list[bytes]] = {}
     texts: dict[str, list[str]] = {}
@@ -119,24 +119,9 @@ def _texts_of(name: str, value: Any) -> tuple[str, ...]:
     if any(isinstance(each, list | dict) for each in values):
         raise InvalidParameter(name, "must be a text, or a list of texts")
     found = tuple(each if isinstance(each, str) else json.dumps(each) for each in values)
-    if not all(_encodable(text) for text in found):
+    if not all(encodable(text) for text in found):
         raise InvalidParameter(name, "must be valid Unicode, without lone surrogates")
     return found
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _check_content_type(request: Request) -> None:
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise Problem(415, "unsupported_content_encoding", "send the body without Content-Encoding")
-    content_type = Message()
-    content_type["content-type"] = request.headers.get("content-type", "")
-    # The parser would decode names and texts as whatever codec the caller names.
-    charset = content_type.get_content_charset("utf-8")
-    if content_type.get_content_type() != "multipart/form-data" or charset not in ("utf-8", "us-ascii"):
-        raise Problem(415, "unsupported_media_type", "send the body as Content-Type: multipart/form-data, in UTF-8")
 
 
 async def _parse(request: Request, body: bytes) -> FormData:

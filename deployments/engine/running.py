@@ -1,0 +1,32 @@
+"""The rows that are being denoised. Knows rows and buckets, and nothing of torch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from deployments.engine.row import Bucket, Row
+
+
+@dataclass(slots=True)
+class Running:
+    """Rows in the tray, by bucket."""
+
+    rows: dict[Bucket, list[Row]] = field(default_factory=dict)
+
+    def unet_rows(self, bucket: Bucket) -> int:
+        return sum(row.request.unet_rows for row in self.rows.get(bucket, ()))
+
+    def add(self, row: Row) -> None:
+        self.rows.setdefault(row.request.bucket, []).append(row)
+
+    def drop(self, leaves: Callable[[Row], bool]) -> list[Row]:
+        """Takes out the rows that `leaves` says, and returns them."""
+        gone = [row for row in self if leaves(row)]
+        kept = {bucket: [row for row in rows if not leaves(row)] for bucket, rows in self.rows.items()}
+        self.rows = {bucket: rows for bucket, rows in kept.items() if rows}
+        return gone
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for rows in self.rows.values() for row in rows)
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.rows.values())
