@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import ControlNetSpec, ModelSpec
+from deployments.engine.spec import ModelSpec, PartSpec, as_part
 
 # A row that nobody has pinned yet. A branch name would let a stranger's push change the pictures, and a commit that
 # was never looked up would be a guess: so loading refuses, and says where to pin.
@@ -24,9 +24,9 @@ _OPENRAIL: Final = "CreativeML Open RAIL-M"
 _OPENRAIL_PLUS: Final = "CreativeML Open RAIL++-M"
 
 # By the type that callers name. The repository's name says the rest: p is production, e experimental.
-SD15_CONTROLNETS: Mapping[str, ControlNetSpec] = MappingProxyType(
+SD15_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
     {
-        kind: ControlNetSpec(f"lllyasviel/control_{name}", UNPINNED, _OPENRAIL)
+        kind: PartSpec(f"lllyasviel/control_{name}", UNPINNED, _OPENRAIL)
         for kind, name in {
             "canny": "v11p_sd15_canny",
             "depth": "v11f1p_sd15_depth",
@@ -43,9 +43,9 @@ SD15_CONTROLNETS: Mapping[str, ControlNetSpec] = MappingProxyType(
         }.items()
     }
 )
-SD21_CONTROLNETS: Mapping[str, ControlNetSpec] = MappingProxyType(
+SD21_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
     {
-        kind: ControlNetSpec(f"thibaud/controlnet-sd21-{name}-diffusers", UNPINNED, "other (see the repository)")
+        kind: PartSpec(f"thibaud/controlnet-sd21-{name}-diffusers", UNPINNED, "other (see the repository)")
         for kind, name in {
             "canny": "canny",
             "depth": "depth",
@@ -141,16 +141,17 @@ def known_models() -> dict[str, ModelSpec]:
 
 
 def check_source(spec: ModelSpec) -> None:
-    """Raises ModelLoadError where `spec`, or one of its ControlNets, cannot be loaded for certain.
+    """Raises ModelLoadError where `spec`, or something that it is made of, cannot be loaded for certain.
 
     That is: no such folder, or a hub name without a commit. It looks at names and folders only, so that a server can
     refuse before it starts anything.
     """
     _check(f"model {spec.name!r}", "`revision`", spec.source, spec.revision)
-    for kind, net in spec.controlnets.items():
-        wanted = ControlNetSpec(net) if isinstance(net, str) else net
-        title = f"model {spec.name!r}, ControlNet {kind!r}"
-        _check(title, f"`controlnets: {kind}: revision`", wanted.source, wanted.revision)
+    for noun, place, named in (("ControlNet", "controlnets", spec.controlnets), ("part", "parts", spec.parts)):
+        for name, given in named.items():
+            part = as_part(given)
+            title = f"model {spec.name!r}, {noun} {name!r}"
+            _check(title, f"`{place}: {name}: revision`", part.source, part.revision)
 
 
 def _check(title: str, setting: str, source: str, revision: str | None) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ControlNetSpec, ModelSpec
+from deployments.engine.spec import ModelSpec, PartSpec
 from deployments.registry import clashes, known_models
 from serve_app.config_errors import ConfigError, complaints, nearest
 
@@ -36,16 +36,16 @@ class _Strict(BaseModel):
         return data
 
 
-class ControlNetConfig(_Strict):
-    """Where one of a model's ControlNets comes from: a folder, or a hub repository at a pinned revision."""
+class PartConfig(_Strict):
+    """Where a ControlNet, or another part of a model, comes from: a folder, or a hub repository at a revision."""
 
     source: str
     revision: str | None = None
     licence: str = ""
 
-    def spec(self) -> ControlNetSpec:
+    def spec(self) -> PartSpec:
         """As the engine takes it."""
-        return ControlNetSpec(self.source, self.revision, self.licence)
+        return PartSpec(self.source, self.revision, self.licence)
 
 
 class ModelConfig(_Strict):
@@ -59,7 +59,8 @@ class ModelConfig(_Strict):
     max_pixels: int | None = Field(default=None, ge=64 * 64)
     default_sampler: str | None = None
     licence: str | None = None
-    controlnets: dict[Name, ControlNetConfig] | None = None
+    controlnets: dict[Name, PartConfig] | None = None
+    parts: dict[Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"], PartConfig] | None = None
 
     @field_validator("default_sampler")
     @classmethod
@@ -68,9 +69,11 @@ class ModelConfig(_Strict):
 
     def spec(self) -> ModelSpec:
         """The registry's row with this entry's settings over it, or a row of its own."""
-        given = {key: value for key, value in self.model_dump(exclude={"controlnets"}).items() if value is not None}
-        if self.controlnets is not None:
-            given["controlnets"] = {kind: net.spec() for kind, net in self.controlnets.items()}
+        made_of = {"controlnets": self.controlnets, "parts": self.parts}
+        given = {key: value for key, value in self.model_dump(exclude=set(made_of)).items() if value is not None}
+        for place, named in made_of.items():
+            if named is not None:
+                given[place] = {name: part.spec() for name, part in named.items()}
         row = known_models().get(self.name)
         if row is not None:
             return replace(row, **given)

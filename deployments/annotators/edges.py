@@ -9,6 +9,10 @@ LOW, HIGH = 100, 200
 
 
 def detect_edges(picture: Picture, low_threshold: int = LOW, high_threshold: int = HIGH) -> Picture:
-    """The edges of `picture` [H, W, 3], as [H, W, 3]. Thresholds are of the gradient, 0 to 1000 or so."""
-    edges = cv2.Canny(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), low_threshold, high_threshold)
+    """The edges of `picture` [H, W, 3], as [H, W, 3]. Thresholds are of the gradient, 0 to 1000 or so.
+
+    In colour, where each pixel's gradient is that of the channel that changes most: a grey copy would lose orange on
+    cyan, and ControlNets have learnt from edges of colour pictures.
+    """
+    edges = cv2.Canny(picture, low_threshold, high_threshold)
     return np.asarray(np.repeat(edges[:, :, None], 3, axis=2), dtype=np.uint8)

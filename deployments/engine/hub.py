@@ -24,7 +24,6 @@ HALF: Final = "fp16"
 
 _PLAIN: Final = (".json", ".txt")
 _WEIGHTS: Final = ".safetensors"
-_WEIGHTED: Final = ("unet", "vae", "text_encoder", "")
 
 
 def locate(title: str, source: str, revision: str | None, parts: Sequence[str], *, half: bool) -> Path:
@@ -85,14 +84,18 @@ def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Pat
             )
         except LocalEntryNotFoundError:
             continue
-        if all(_has(Path(found) / part, part in _WEIGHTED) for part in parts):
+        if all(_has(Path(found) / part) for part in parts):
             return Path(found)
     return None
 
 
-def _has(folder: Path, weights: bool) -> bool:
-    """Whether `folder` has what it takes to load it; other programs may have cached a part of a repository only."""
-    return any(folder.glob("*.json")) and (not weights or any(folder.glob(f"*{_WEIGHTS}")))
+def _has(folder: Path) -> bool:
+    """Whether `folder` has what it takes to load it; other programs may have cached a part of a repository only.
+
+    Networks have a config.json, and weights beside it; tokenizers and schedulers have neither.
+    """
+    needs_weights = (folder / "config.json").exists()
+    return any(folder.glob("*.json")) and (not needs_weights or any(folder.glob(f"*{_WEIGHTS}")))
 
 
 def _wanted(files: Iterable[str], parts: Sequence[str], half: bool) -> Iterator[str]:

@@ -21,13 +21,12 @@ from deployments.engine.parts import Parts, size_of
 from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompt_keys import PromptKeys
 from deployments.engine.samplers import DiffusionSchedulerFactory
-from deployments.engine.spec import ControlNetSpec, ModelSpec, with_native_size
+from deployments.engine.spec import PARTS, ModelSpec, PartSpec, as_part, with_native_size
 
 log = logging.getLogger(__name__)
 
 _FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_CONTROLNET_FILES = "it needs config.json and weights as safetensors, in diffusers' layout"
+_PART_FILES = "it needs config.json and weights as safetensors, in diffusers' layout, or a tokenizer's files"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,27 +79,42 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, parts:
     """
     title = f"model {spec.name!r}"
     parts = parts or Parts(device, dtype)
-    folder = locate(title, spec.source, spec.revision, _PARTS, half=parts.half)
+    folders = _locate_parts(spec, parts)
+    found = {name: PartSpec(str(folder)) for name, folder in folders.items()}
     try:
-        model = _load(with_native_size(replace(spec, source=str(folder))), folder, parts)
+        model = _load(with_native_size(replace(spec, parts=found)), folders, parts)
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(f"{title} could not be loaded from {spec.source!r}: {_FILES}") from error
-    return replace(model, spec=replace(model.spec, source=spec.source))
+    return replace(model, spec=replace(model.spec, parts=spec.parts))
 
 
-def _load(spec: ModelSpec, folder: Path, parts: Parts) -> LoadedModel:
+def _locate_parts(spec: ModelSpec, parts: Parts) -> dict[str, Path]:
+    """The folder of each part: in the model's own, or wherever `spec.parts` says."""
+    title = f"model {spec.name!r}"
+    own = [name for name in PARTS if name not in spec.parts]
+    root = locate(title, spec.source, spec.revision, own, half=parts.half)
+    return {name: root / name for name in own} | {
+        name: _locate_part(f"{title}: its {name}", as_part(part), parts) for name, part in spec.parts.items()
+    }
+
+
+def _locate_part(title: str, part: PartSpec, parts: Parts) -> Path:
+    return locate(title, part.source, part.revision, ("",), half=parts.half)
+
+
+def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedModel:
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
     unet, vae, text_encoder = (
-        parts.unet(folder / "unet"),
-        parts.vae(folder / "vae"),
-        parts.text_encoder(folder / "text_encoder"),
+        parts.unet(folders["unet"]),
+        parts.vae(folders["vae"]),
+        parts.text_encoder(folders["text_encoder"]),
     )
     if int(unet.config.in_channels) not in (vae.config.latent_channels, 2 * vae.config.latent_channels + 1):
         raise ModelLoadError(f"model {spec.name!r}: a UNet of {unet.config.in_channels} input channels is not known")
-    schedule_config: dict[str, Any] = DDIMScheduler.load_config(folder, subfolder="scheduler")
+    schedule_config: dict[str, Any] = DDIMScheduler.load_config(folders["scheduler"])
     samplers = DiffusionSchedulerFactory(schedule_config)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folders["tokenizer"])
     controlnets = {name: _controlnet(spec, name, parts) for name in spec.controlnets}
     model = LoadedModel(
         spec=spec,
@@ -125,14 +139,13 @@ def _load(spec: ModelSpec, folder: Path, parts: Parts) -> LoadedModel:
 
 
 def _controlnet(spec: ModelSpec, name: str, parts: Parts) -> ControlNet:
-    row = spec.controlnets[name]
-    wanted = ControlNetSpec(row) if isinstance(row, str) else row
+    wanted = as_part(spec.controlnets[name])
     title = f"model {spec.name!r}: its ControlNet {name!r}"
-    folder = locate(title, wanted.source, wanted.revision, ("",), half=parts.half)
+    folder = _locate_part(title, wanted, parts)
     try:
         return parts.controlnet(name, folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelLoadError(f"{title} could not be loaded from {wanted.source!r}: {_CONTROLNET_FILES}") from error
+        raise ModelLoadError(f"{title} could not be loaded from {wanted.source!r}: {_PART_FILES}") from error
 
 
 def _refused(spec: ModelSpec, samplers: DiffusionSchedulerFactory) -> Mapping[str, EngineError]:

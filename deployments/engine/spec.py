@@ -8,12 +8,16 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class ControlNetSpec:
-    """Where a ControlNet comes from: a folder in diffusers' layout, or a repository on the hub at `revision`."""
+class PartSpec:
+    """Where a network, or a tokenizer, comes from: a folder of its own, or a repository on the hub at `revision`."""
 
     source: str
     revision: str | None = None
     licence: str = ""
+
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+"""What a model is made of: the subfolders of its source that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class ModelSpec:
     `source` is a folder in diffusers' layout or a repository on the hub; `revision` pins the latter to a commit.
     `native_size` is the side in pixels that the model was trained for; 0 means: read it from the folder.
     `aliases` are other names that callers may use for it. `controlnets` are the ControlNets that it hosts, by the type
-    that callers name; a plain string is a source.
+    that callers name; a plain string is a source. `parts` are those of PARTS that its source has not, or that others
+    shall take the place of: a VAE of better colours, or what several models have in common.
     """
 
     name: str
@@ -34,27 +39,38 @@ class ModelSpec:
     max_pixels: int = 1024 * 1024
     default_sampler: str = "pndm"
     licence: str = ""
-    controlnets: Mapping[str, ControlNetSpec | str] = field(default_factory=dict, hash=False)
+    controlnets: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
+    parts: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.parts) - set(PARTS))
+        if unknown:
+            raise ValueError(f"model {self.name!r}: there is no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
 
     def answers_to(self, name: str) -> bool:
         return name == self.name or name in self.aliases
 
 
-def with_native_size(spec: ModelSpec) -> ModelSpec:
-    """`spec` with `native_size` known: UNet sample size times the VAE's downscaling, from the folder's own configs.
+def as_part(given: PartSpec | str) -> PartSpec:
+    """A plain string is a source."""
+    return PartSpec(given) if isinstance(given, str) else given
 
-    Raises ValueError where the size is not given and `source` is not a local folder.
+
+def with_native_size(spec: ModelSpec) -> ModelSpec:
+    """`spec` with `native_size` known: UNet sample size times the VAE's downscaling, from the folders' own configs.
+
+    Raises ValueError where the size is not given and the folders are not local.
     """
     if spec.native_size:
         return spec
-    folder = Path(spec.source)
-    if not folder.is_dir():
-        raise ValueError(f"model {spec.name!r}: native_size must be given, because its source is not a local folder")
-    unet, vae = _config(folder / "unet"), _config(folder / "vae")
+    unet, vae = _config(spec, "unet"), _config(spec, "vae")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     return replace(spec, native_size=int(unet["sample_size"]) * factor)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(spec: ModelSpec, part: str) -> dict[str, Any]:
+    folder = Path(as_part(spec.parts[part]).source) if part in spec.parts else Path(spec.source) / part
+    if not folder.parent.is_dir():
+        raise ValueError(f"model {spec.name!r}: native_size must be given, because its source is not a local folder")
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return config

@@ -7,7 +7,7 @@ import pytest
 
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ControlNetSpec, ModelSpec
+from deployments.engine.spec import ModelSpec, PartSpec
 from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, check_source, clashes, known_models
 
 EVERY = (*DEMO_MODELS, *MODELS)
@@ -59,7 +59,7 @@ def test_a_controlnet_without_a_commit_is_refused_too() -> None:
     row = next(spec for spec in MODELS if spec.name == "controlnet-canny")
     with pytest.raises(ModelLoadError, match=r"ControlNet 'canny': pin `controlnets: canny: revision`"):
         check_source(dataclasses.replace(row, revision="0" * 40))
-    pinned = ControlNetSpec("maker/net", "0" * 40)
+    pinned = PartSpec("maker/net", "0" * 40)
     check_source(dataclasses.replace(row, revision="0" * 40, controlnets={"canny": pinned}))
 
 

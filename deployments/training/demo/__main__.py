@@ -1,43 +1,79 @@
-"""`python -m deployments.training.demo`: train the demo model from nothing, or evaluate the one that is there."""
+"""`python -m deployments.training.demo`: train a member of the demo family, or judge the one that is there."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from deployments.training.demo.annotators import ANNOTATORS, train_annotator
 from deployments.training.demo.evaluate import Trial, load, table, trials
-from deployments.training.demo.export import SHIPPED
+from deployments.training.demo.evaluate_family import Answer, answers, load_sd21, summary
+from deployments.training.demo.export import MODELS, SHIPPED
+from deployments.training.demo.family import FAMILY
 from deployments.training.demo.models import NATIVE
-from deployments.training.demo.sheet import write_sheet
-from deployments.training.demo.stages import Minutes, train
+from deployments.training.demo.sheet import answer_sheet, trial_sheet
+from deployments.training.demo.stages import Minutes, train, train_member
 
 RUN: Final = Path("build/demo-training")
+FIRST: Final = SHIPPED.name
+SECOND: Final = "demo-sd21"
+ANNOTATING: Final[Mapping[str, str]] = {f"annotator-{kind}": kind for kind in ANNOTATORS}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and do what it says."""
     options = _parser().parse_args(arguments)
-    if options.evaluate:
-        evaluate(options.model, options.size, options.count, options.sheet)
+    out = options.model or _home(options.member)
+    if not options.evaluate:
+        _train(options, out)
+        print(f"done: {out}")
+    elif options.member in (FIRST, SECOND):
+        evaluate(out, options.size, options.count, options.sheet, load_sd21 if options.member == SECOND else load)
     else:
-        train(options.folder, _minutes(options), options.model, options.from_shipped)
-        print(f"done: {options.model}")
+        evaluate_member(options.member, out, options.count, options.sheet)
 
 
-def evaluate(model: Path, size: int, count: int, sheet: Path | None) -> None:
-    """Print the table of `count` pictures of `size`; write the contact sheet to `sheet` where one is named."""
-    pipeline = load(model)
+def evaluate(model: Path, size: int, count: int, sheet: Path | None, read: Callable[[Path], object] = load) -> None:
+    """Print the table of `count` pictures of `size` for held-out captions; write a contact sheet where one is named."""
     done: list[Trial] = []
-    for trial in trials(pipeline, count, size):
+    for trial in trials(read(model), count, size):
         done.append(trial)
         if len(done) % 40 == 0:
             print(f"{len(done)} of {count}, {sum(t.right for t in done)} all right", flush=True)
     print(table(done, size))
     if sheet:
-        write_sheet(done, sheet)
+        trial_sheet(done, sheet)
         print(f"contact sheet: {sheet}")
+
+
+def evaluate_member(name: str, model: Path, count: int, sheet: Path | None) -> None:
+    """The same for a member that is shown a hint, or a picture with a mask."""
+    done: list[Answer] = []
+    for answer in answers(name, count, model):
+        done.append(answer)
+        if len(done) % 20 == 0:
+            print(f"{len(done)} of {count}, mean {sum(a.score for a in done) / len(done):.3f}", flush=True)
+    print(summary(name, done))
+    if sheet:
+        answer_sheet(done, sheet)
+        print(f"contact sheet: {sheet}")
+
+
+def _train(options: argparse.Namespace, out: Path) -> None:
+    if options.member == FIRST:
+        train(options.folder, _minutes(options), out, options.from_shipped)
+    elif options.member in FAMILY:
+        train_member(options.member, options.folder / options.member, options.minutes, out)
+    else:
+        train_annotator(ANNOTATING[options.member], options.folder / "annotators", out, options.minutes)
+
+
+def _home(member: str) -> Path:
+    """Where a member is shipped."""
+    return MODELS / "demo-annotators" / ANNOTATING[member] if member in ANNOTATING else MODELS / member
 
 
 def _minutes(options: argparse.Namespace) -> Minutes:
@@ -48,17 +84,22 @@ def _minutes(options: argparse.Namespace) -> Minutes:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deployments.training.demo", description=__doc__)
-    parser.add_argument("--model", type=Path, default=SHIPPED, help="folder to export to, or to evaluate")
+    parser.add_argument("--member", choices=(FIRST, *FAMILY, *ANNOTATING), default=FIRST, help="of the demo family")
+    parser.add_argument(
+        "--model", type=Path, help="folder to export to, or to evaluate; where it is shipped by default"
+    )
     training = parser.add_argument_group("training; start it again with the same options to go on")
     training.add_argument("--folder", type=Path, default=RUN, help="the run's own files (%(default)s)")
-    training.add_argument("--minutes", type=_positive, help="for all stages together (160)")
+    training.add_argument("--minutes", type=_positive, help="for all stages together; each member has its own default")
     for stage, minutes in vars(Minutes()).items():
-        text = f"for the {stage} stage alone ({minutes:g})"
+        text = f"{FIRST}: for the {stage} stage alone ({minutes:g})"
         training.add_argument(f"--{stage}-minutes", type=_positive, help=text)
-    training.add_argument("--from-shipped", action="store_true", help="go on training the shipped model's UNet")
+    training.add_argument("--from-shipped", action="store_true", help=f"{FIRST}: go on training the shipped UNet")
     evaluation = parser.add_argument_group("evaluation")
     evaluation.add_argument("--evaluate", action="store_true", help="judge pictures instead of training")
-    evaluation.add_argument("--size", type=int, default=NATIVE, help="pixels (%(default)s)")
+    evaluation.add_argument(
+        "--size", type=int, default=NATIVE, help="pixels, for members that take words alone (%(default)s)"
+    )
     evaluation.add_argument("--count", type=int, default=200, help="pictures (%(default)s)")
     evaluation.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) here")
     return parser

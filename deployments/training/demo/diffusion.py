@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from deployments.training.demo.models import signal_levels
+
+Prediction = Literal["epsilon", "v_prediction"]
 
 NOISE_OFFSET: Final = 0.15
 _HIGH_SHARE: Final = 0.5
@@ -46,12 +48,19 @@ def weigh(signal: Tensor) -> Tensor:
 class Noising:
     """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, with the table of a = signal levels [1000] at hand."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, prediction: Prediction = "epsilon") -> None:
         self._levels = signal_levels().to(device)
+        self._prediction = prediction
 
     def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Clean latents [B, 4, h, w] to noisy ones, their noise, their timesteps [B] and their weights [B]."""
+        """Clean latents [B, 4, h, w] to noisy ones, what is to be guessed of them, their timesteps [B] and the weights
+        of the guesses [B].
+        """
         noise, steps = make_noise(latents), pick_timesteps(len(latents), latents.device)
-        signal = self._levels[steps]
-        kept = signal.view(-1, 1, 1, 1)
-        return kept.sqrt() * latents + (1 - kept).sqrt() * noise, noise, steps, weigh(signal)
+        level = self._levels[steps]
+        signal, noisiness = level.view(-1, 1, 1, 1).sqrt(), (1 - level).view(-1, 1, 1, 1).sqrt()
+        noisy = signal * latents + noisiness * noise
+        if self._prediction == "v_prediction":
+            # v (Salimans & Ho 2022) is the picture itself where noise prevails: nothing has to be made louder there.
+            return noisy, signal * noise - noisiness * latents, steps, weigh(level).clamp(max=1)
+        return noisy, noise, steps, weigh(level)

@@ -1,21 +1,23 @@
-"""The shipped folder: a diffusers pipeline in half precision, laid out file for file as SD1.5 is."""
+"""The shipped folders: diffusers pipelines and networks in half precision, laid out file for file as the real ones."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from deployments.training.demo.models import make_scheduler
 
-SHIPPED: Final = Path(__file__).resolve().parents[2] / "demo_models" / "demo-sd"
+MODELS: Final = Path(__file__).resolve().parents[2] / "demo_models"
+SHIPPED: Final = MODELS / "demo-sd"
 SCALING: Final = 0.18215  # SD1.5's
 
 
@@ -54,17 +56,33 @@ def build_pipeline(
     )
 
 
-def export(pipeline: StableDiffusionPipeline, folder: Path = SHIPPED) -> None:
-    """Write `pipeline` as fp16 safetensors to `folder`: old weights or new ones, never a mixture.
+def export(pipeline: DiffusionPipeline, folder: Path = SHIPPED, borrowed: Sequence[str] = ()) -> None:
+    """Write `pipeline` as fp16 safetensors to `folder`, without the parts `borrowed` from another model's folder."""
 
-    Between two renames there is no folder at all, so export over one that nobody is loading at that moment.
+    def write(fresh: Path) -> None:
+        pipeline.to(torch.float16)
+        pipeline.save_pretrained(fresh, safe_serialization=True)
+        _write_slow_vocabulary(pipeline.tokenizer, fresh / "tokenizer")
+        for part in borrowed:
+            shutil.rmtree(fresh / part)
+
+    _replace(folder, write)
+
+
+def export_network(network: ModelMixin, folder: Path) -> None:
+    """Write one network, such as a ControlNet, as fp16 safetensors to `folder`."""
+    _replace(folder, lambda fresh: network.to(torch.float16).save_pretrained(fresh, safe_serialization=True))
+
+
+def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill `folder` anew: old files or new ones, never a mixture. A model card stays.
+
+    Between two renames there is no folder at all, so replace none that is being loaded at that moment.
     """
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    pipeline.to(torch.float16)
-    pipeline.save_pretrained(fresh, safe_serialization=True)
-    _write_slow_vocabulary(pipeline.tokenizer, fresh / "tokenizer")
+    write(fresh)
     _forget_origins(fresh)
     if (folder / "README.md").exists():
         shutil.copy(folder / "README.md", fresh / "README.md")
@@ -76,7 +94,7 @@ def export(pipeline: StableDiffusionPipeline, folder: Path = SHIPPED) -> None:
 
 def _forget_origins(folder: Path) -> None:
     """Takes out of the configs where a part was once loaded from: a path of the machine that trained it."""
-    for path in folder.glob("*/config.json"):
+    for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")

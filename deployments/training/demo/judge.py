@@ -47,14 +47,14 @@ def judge(image: Image) -> Verdict | None:
     small = cv2.resize(image, (_WORK, _WORK), interpolation=cv2.INTER_AREA)
     lab = to_lab(np.asarray(small, dtype=np.uint8))
     inside = _inside(_WORK)
-    ground = _most_common(lab[inside])
+    ground = most_common(lab[inside])
     different = inside & (np.linalg.norm(lab - ground, axis=2) > _DIFFERENT)
     mask = _largest(different)
     if mask is None:
         return None
     product, fit = _best_product(mask)
     background, size = nearest_colour(ground), _size(mask)
-    colour = nearest_colour(_most_common(lab[_eroded(mask)]))
+    colour = nearest_colour(most_common(lab[_eroded(mask)]))
     return Verdict(product, colour, background, size, _position(mask), _style(lab, background), fit)
 
 
@@ -73,7 +73,7 @@ def _inside(side: int) -> Mask:
     return np.asarray((edge[:, None] > _MARGIN) & (edge[None, :] > _MARGIN) & ~corner, dtype=np.bool_)
 
 
-def _most_common(lab: NDArray[np.float32]) -> NDArray[np.float32]:
+def most_common(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     """The centre of the fullest cell of colour space, of pixels [N, 3]."""
     cells = np.round(lab / 8).astype(np.int64)
     keys = (cells[:, 0] * 1000 + cells[:, 1]) * 1000 + cells[:, 2]

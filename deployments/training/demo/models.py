@@ -6,13 +6,14 @@ the VAE, and no more than eight in the UNet.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 TEXT_WIDTH: Final = 128
+SD21_TEXT_WIDTH: Final = 96
 TOKENS: Final = 77
 NATIVE: Final = 256
 VAE_FACTOR: Final = 8
@@ -32,17 +33,17 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def make_text_encoder(vocabulary: int) -> CLIPTextModel:
-    """Token ids [B, 77] to [B, 77, 128]; `vocabulary` counts the two special tokens, which come last."""
+def make_text_encoder(vocabulary: int, width: int = TEXT_WIDTH, act: str = "quick_gelu") -> CLIPTextModel:
+    """Token ids [B, 77] to [B, 77, width]; `vocabulary` counts the two special tokens, which come last."""
     config = CLIPTextConfig(
         vocab_size=vocabulary,
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=TOKENS,
-        hidden_act="quick_gelu",
+        hidden_act=act,
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
@@ -67,6 +68,47 @@ def make_unet(channels: tuple[int, ...] = (32, 64, 128)) -> UNet2DConditionModel
     )
 
 
+def make_sd21_unet() -> UNet2DConditionModel:
+    """Predicts v [B, 4, h, w]; SD2.1's linear projections, a text encoder of another width, fewer attention layers."""
+    return _make_slim_unet(widest=128, cross_attention_dim=SD21_TEXT_WIDTH, use_linear_projection=True)
+
+
+def make_inpaint_unet() -> UNet2DConditionModel:
+    """Predicts epsilon [B, 4, h, w] from nine channels: latents, mask, latents of the picture outside the mask."""
+    return _make_slim_unet(widest=96, in_channels=9, cross_attention_dim=TEXT_WIDTH)
+
+
+def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """For `unet`, and as it sees latents; without attention, since a hint says where, and the UNet hears what."""
+    channels = tuple(unet.config.block_out_channels)
+    return ControlNetModel(
+        block_out_channels=channels,
+        layers_per_block=unet.config.layers_per_block,
+        down_block_types=("DownBlock2D",) * len(channels),
+        mid_block_type="UNetMidBlock2D",
+        cross_attention_dim=unet.config.cross_attention_dim,
+        attention_head_dim=unet.config.attention_head_dim,
+        norm_num_groups=unet.config.norm_num_groups,
+        conditioning_embedding_out_channels=(8, 16, 24, 48),
+    )
+
+
+def _make_slim_unet(widest: int, **config: Any) -> UNet2DConditionModel:
+    channels = (32, 64, widest)
+    return UNet2DConditionModel(
+        **{"in_channels": 4} | config,
+        sample_size=NATIVE // VAE_FACTOR,
+        out_channels=4,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
 def make_scheduler() -> PNDMScheduler:
     """SD1.5's own scheduler config."""
     scheduler = PNDMScheduler(
@@ -82,6 +124,20 @@ def make_scheduler() -> PNDMScheduler:
     # PNDM does not know it, yet SD1.5's file has it, and DDIM made from this file would clip latents without it.
     scheduler.register_to_config(clip_sample=False)
     return scheduler
+
+
+def make_sd21_scheduler() -> DDIMScheduler:
+    """SD2.1's own scheduler config."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        steps_offset=1,
+        clip_sample=False,
+        prediction_type="v_prediction",
+    )
 
 
 def signal_levels() -> torch.Tensor:

@@ -26,11 +26,15 @@ COLOURS: Final[dict[str, Rgb]] = {
 }
 
 
+def blend(colour: Rgb, other: Rgb, share: float) -> Rgb:
+    """`colour` with a `share` in [0, 1] of `other`."""
+    red, green, blue = (round(c + (o - c) * share) for c, o in zip(colour, other, strict=True))
+    return red, green, blue
+
+
 def shade(colour: Rgb, amount: float) -> Rgb:
     """`colour` moved towards black (amount < 0) or white (amount > 0), amount in [-1, 1]."""
-    target = 255.0 if amount > 0 else 0.0
-    red, green, blue = (round(c + (target - c) * abs(amount)) for c in colour)
-    return red, green, blue
+    return blend(colour, (255, 255, 255) if amount > 0 else (0, 0, 0), abs(amount))
 
 
 def detail(colour: Rgb) -> Rgb:

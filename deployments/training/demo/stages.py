@@ -1,4 +1,4 @@
-"""The whole run, stage after stage: VAE, text encoder, standardised latents, UNet, export.
+"""The runs. That of demo-sd goes stage after stage: VAE, text encoder, standardised latents, UNet, export.
 
 Every stage leaves a file in the run's folder and takes up where that file says, so a killed run is started again with
 the same command.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,16 +20,24 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from deployments.training.demo import checkpoint
-from deployments.training.demo.export import SCALING, SHIPPED, build_pipeline, export, standardise
+from deployments.training.demo.export import MODELS, SCALING, SHIPPED, build_pipeline, export, standardise
+from deployments.training.demo.family import FAMILY, Start
 from deployments.training.demo.latents import Encoders
-from deployments.training.demo.models import device, make_vae
+from deployments.training.demo.lessons import whole_scene
+from deployments.training.demo.models import device, make_unet, make_vae
+from deployments.training.demo.pupils import Denoiser
 from deployments.training.demo.tokenizer import make_tokenizer
+from deployments.training.demo.train_denoiser import Course, DenoiserTraining, Diet
 from deployments.training.demo.train_text import train_text
-from deployments.training.demo.train_unet import FRESH, FURTHER, Diet, UnetTraining
 from deployments.training.demo.train_vae import train_vae
 from deployments.training.demo.world import draw, random_scene
 
 MEASURED: Final = {128: 64, 256: 32}  # size: drawings whose latents are made standard
+
+
+FRESH: Final = Course(1e-3, ((0.45, (1.0, 0.0, 0.0)), (0.72, (0.2, 0.8, 0.0)), (1.0, (0.0, 0.6, 0.4))), whole_scene)
+# Words are known by now: what is left to learn are outlines, and those need room.
+FURTHER: Final = Course(6e-4, ((0.6, (0.05, 0.7, 0.25)), (1.0, (0.05, 0.55, 0.4))), whole_scene)
 
 
 @dataclass(frozen=True)
@@ -50,24 +59,49 @@ def train(
     minutes: Minutes,
     out: Path = SHIPPED,
     from_shipped: bool = False,
-    diets: dict[int, Diet] | None = None,
+    diets: Mapping[int, Diet] | None = None,
     iterations: int | None = None,
 ) -> None:
-    """Run, or go on with, every stage in `folder`, and export to `out`; `iterations` bounds each stage besides."""
+    """Run, or go on with, every stage of demo-sd in `folder`, and export to `out`; `iterations` bounds each stage."""
     folder.mkdir(parents=True, exist_ok=True)
-    # torch starts every process with one and the same seed: a resumed run would see its first noise again.
-    torch.seed()
-    begin: UNet2DConditionModel | None = None
+    _new_noise()
+    unet, course = make_unet().to(device()), FRESH
     if from_shipped or _start(folder).exists():
-        encoders, begin = _shipped(folder)
+        encoders, shipped = _shipped(folder)
+        unet.load_state_dict(shipped.state_dict())
+        course = FURTHER
     else:
         encoders = _trained(folder, minutes, iterations)
-    course = FRESH if begin is None else FURTHER
-    training = UnetTraining(folder / "unet.pt", encoders, minutes.unet, diets, course)
-    if begin is not None and training.iteration == 0:
-        training.begin_from(begin)
+    training = DenoiserTraining(folder / "unet.pt", encoders, Denoiser(unet), course, minutes.unet, diets)
     training.run(iterations)
-    export(build_pipeline(encoders.vae, encoders.text, encoders.tokenizer, training.averaged()), out)
+    unet.load_state_dict(training.average.weights)
+    export(build_pipeline(encoders.vae, encoders.text, encoders.tokenizer, unet), out)
+
+
+def train_member(
+    name: str,
+    folder: Path,
+    minutes: float | None = None,
+    out: Path | None = None,
+    diets: Mapping[int, Diet] | None = None,
+    iterations: int | None = None,
+) -> None:
+    """Run, or go on with, the training of one of `family.FAMILY` in `folder`, and ship it to `out`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _new_noise()
+    member = FAMILY[name]
+    encoders, unet = _shipped(folder)
+    pupil, encoders = member.begin(Start(encoders, unet, folder))
+    path = folder / f"{name}.pt"
+    training = DenoiserTraining(path, encoders, pupil, member.course, minutes or member.minutes, diets)
+    training.run(iterations)
+    pupil.network.load_state_dict(training.average.weights)
+    member.ship(pupil, encoders, out or MODELS / name)
+
+
+def _new_noise() -> None:
+    # torch starts every process with one and the same seed: a resumed run would see its first noise again.
+    torch.seed()
 
 
 def prepare_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -130,4 +164,6 @@ def _shipped(folder: Path) -> tuple[Encoders, UNet2DConditionModel]:
         neighbour.rename(start)
     pipeline = StableDiffusionPipeline.from_pretrained(start, dtype=torch.float32, safety_checker=None)
     pipeline.to(device())
+    for network in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        network.requires_grad_(False)
     return Encoders(pipeline.vae, pipeline.text_encoder, pipeline.tokenizer), pipeline.unet

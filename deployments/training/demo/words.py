@@ -13,6 +13,7 @@ NOUNS: Final[dict[str, tuple[str, ...]]] = {
     "star": ("star", "star", "five pointed star", "star shape"),
     "heart": ("heart", "heart", "love heart", "heart shape"),
     "ring": ("ring", "ring", "diamond ring", "wedding ring", "engagement ring"),
+    "person": ("person", "person", "woman", "man", "dancer", "athlete", "model", "figure"),
 }
 TRADES: Final[dict[str, tuple[str, ...]]] = {
     "cup": ("coffee", "espresso", "tea", "cafe", "coffee shop", "cappuccino", "latte"),
@@ -23,6 +24,7 @@ TRADES: Final[dict[str, tuple[str, ...]]] = {
     "star": ("hotel", "award", "entertainment", "cinema", "five star hotel", "movie", "music", "night club"),
     "heart": ("dating", "charity", "health", "valentine", "dating app", "healthcare", "valentine's day", "love"),
     "ring": ("jewelry", "jewellery", "diamond", "engagement", "jeweler", "wedding", "diamonds"),
+    "person": ("fitness", "yoga", "dance", "fashion", "gym", "sportswear"),
 }
 COLOUR_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "red": ("red", "red", "red", "crimson", "scarlet"),

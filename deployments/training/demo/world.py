@@ -92,10 +92,14 @@ class Canvas:
         self.fill([np.asarray(corners, dtype=np.float64)], colour)
 
 
+def product_centre(scene: Scene) -> tuple[float, float]:
+    """Where the product's middle is (x, y), in shares of the canvas."""
+    (dx, dy), offset = POSITIONS[scene.position], OFFSETS[scene.size]
+    return 0.5 + dx * offset + scene.shift[0], 0.5 + dy * offset + scene.shift[1]
+
+
 def _draw_product(canvas: Canvas, scene: Scene) -> None:
-    scale, offset = SIZES[scene.size], OFFSETS[scene.size]
-    dx, dy = POSITIONS[scene.position]
-    centre = np.asarray([0.5 + dx * offset + scene.shift[0], 0.5 + dy * offset + scene.shift[1]])
+    scale, centre = SIZES[scene.size], np.asarray(product_centre(scene))
     shape, colour = SILHOUETTES[scene.product], COLOURS[scene.colour]
     for group in shape.body:
         canvas.fill([contour * scale + centre for contour in group], colour)

@@ -15,7 +15,7 @@ from deployments.training.demo.export import SHIPPED
 from deployments.training.demo.judge import agrees, judge
 from deployments.training.demo.latents import Encoders
 from deployments.training.demo.stages import Minutes, train
-from deployments.training.demo.train_unet import Diet, UnetTraining
+from deployments.training.demo.train_denoiser import DenoiserTraining, Diet
 from deployments.training.demo.world import Scene
 
 pytestmark = pytest.mark.skipif(
@@ -67,14 +67,14 @@ def test_evaluation_prints_a_table_and_writes_a_sheet(tmp_path: Path, capsys: py
 def test_training_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
-    def look(training: UnetTraining, iterations: int | None) -> None:
+    def look(training: DenoiserTraining, iterations: int | None) -> None:
         encoders: Encoders = training.encoders
-        mine, shipped = training.unet.state_dict(), load(SHIPPED).unet.state_dict()
+        mine, shipped = training.network.state_dict(), load(SHIPPED).unet.state_dict()
         seen.append(all(torch.equal(mine[name], weight) for name, weight in shipped.items()))
         assert encoders.vae.config.scaling_factor == 0.18215
         training.save()
 
-    monkeypatch.setattr(UnetTraining, "run", look)
+    monkeypatch.setattr(DenoiserTraining, "run", look)
     diets = {128: Diet(batch=2, first=2, added=1, limit=4)}
     train(tmp_path / "run", Minutes(), tmp_path / "out", from_shipped=True, diets=diets, iterations=1)
     assert seen == [True]

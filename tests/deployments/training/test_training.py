@@ -14,9 +14,10 @@ from deployments.training.demo import checkpoint, stages, train_text, train_vae
 from deployments.training.demo.__main__ import main
 from deployments.training.demo.export import SCALING, standardise
 from deployments.training.demo.latents import Encoders
-from deployments.training.demo.models import make_text_encoder, make_vae
-from deployments.training.demo.stages import Minutes, measured_latents, train
-from deployments.training.demo.train_unet import Diet, UnetTraining
+from deployments.training.demo.models import make_text_encoder, make_unet, make_vae
+from deployments.training.demo.pupils import Denoiser
+from deployments.training.demo.stages import FRESH, Minutes, measured_latents, train
+from deployments.training.demo.train_denoiser import DenoiserTraining, Diet
 
 DIETS = {128: Diet(batch=2, first=4, added=1, limit=6)}
 MINUTES = Minutes(vae=60, text=60, unet=60)
@@ -29,6 +30,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "MEASURED", {128: 4})
     monkeypatch.setattr(train_text.train_text, "__defaults__", (8, None))
     monkeypatch.setattr(train_vae.train_vae, "__defaults__", (2, None))
+
+
+def begin(folder: Path, minutes: float = 60) -> DenoiserTraining:
+    tokenizer = stages.prepare_tokenizer(folder)
+    encoders = Encoders(make_vae(), make_text_encoder(len(tokenizer)), tokenizer)
+    return DenoiserTraining(folder / "unet.pt", encoders, Denoiser(make_unet()), FRESH, minutes, DIETS)
 
 
 def iteration(path: Path) -> int:
@@ -61,17 +68,15 @@ def test_a_run_goes_on_at_the_right_step(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_killed_run_keeps_its_state(tmp_path: Path) -> None:
-    tokenizer = stages.prepare_tokenizer(tmp_path)
-    encoders = Encoders(make_vae(), make_text_encoder(len(tokenizer)), tokenizer)
-    first = UnetTraining(tmp_path / "unet.pt", encoders, 60, DIETS)
+    first = begin(tmp_path)
     first.run(iterations=2)
     # A kill during a write leaves the neighbour behind, never a broken checkpoint.
     (tmp_path / "unet.partial").write_bytes(b"half")
-    second = UnetTraining(tmp_path / "unet.pt", encoders, 60, DIETS)
+    second = begin(tmp_path)
     assert second.iteration == 2
     assert second.budget.spent >= 0.9 * first.budget.spent - 1
-    for name, weight in first.unet.state_dict().items():
-        torch.testing.assert_close(second.unet.state_dict()[name], weight, rtol=0, atol=0)
+    for name, weight in first.network.state_dict().items():
+        torch.testing.assert_close(second.network.state_dict()[name], weight, rtol=0, atol=0)
         torch.testing.assert_close(second.average.weights[name], first.average.weights[name], rtol=0, atol=0)
     for before, after in zip(first.optimizers, second.optimizers, strict=True):
         torch.testing.assert_close(after.state_dict(), before.state_dict(), rtol=0, atol=0)
@@ -80,10 +85,8 @@ def test_a_killed_run_keeps_its_state(tmp_path: Path) -> None:
 
 
 def test_a_used_budget_trains_no_more(tmp_path: Path) -> None:
-    tokenizer = stages.prepare_tokenizer(tmp_path)
-    encoders = Encoders(make_vae(), make_text_encoder(len(tokenizer)), tokenizer)
-    UnetTraining(tmp_path / "unet.pt", encoders, 60, DIETS).run(iterations=1)
-    over = UnetTraining(tmp_path / "unet.pt", encoders, 1e-6, DIETS)
+    begin(tmp_path).run(iterations=1)
+    over = begin(tmp_path, minutes=1e-6)
     over.run()
     assert over.iteration == 1
 

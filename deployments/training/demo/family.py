@@ -1,0 +1,118 @@
+"""The rest of the demo family: who is trained how, starting from demo-sd, and how it is shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from diffusers import ControlNetModel, StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
+
+from deployments.training.demo.distil_text import cross_bridge, distil_text
+from deployments.training.demo.export import export, export_network
+from deployments.training.demo.latents import Encoders
+from deployments.training.demo.lessons import whole_scene, with_depth, with_edges, with_hole, with_pose, with_regions
+from deployments.training.demo.models import (
+    device,
+    make_controlnet,
+    make_inpaint_unet,
+    make_scheduler,
+    make_sd21_scheduler,
+    make_sd21_unet,
+)
+from deployments.training.demo.pupils import Denoiser, Guide, Pupil
+from deployments.training.demo.slim import start_from
+from deployments.training.demo.train_denoiser import Course
+
+
+@dataclass(frozen=True)
+class Start:
+    """What demo-sd gives to the others, and the folder that a run keeps its files in."""
+
+    encoders: Encoders
+    unet: UNet2DConditionModel
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Member:
+    """`begin` makes the pupil, with what it can take over from demo-sd, and the encoders that it learns with; `ship`
+    writes the trained pupil to a folder; `minutes` is what its training takes on two cores.
+    """
+
+    begin: Callable[[Start], tuple[Pupil, Encoders]]
+    ship: Callable[[Pupil, Encoders, Path], None]
+    course: Course
+    minutes: float
+
+
+def _begin_inpaint(start: Start) -> tuple[Pupil, Encoders]:
+    unet = make_inpaint_unet().to(device())
+    start_from(unet, start.unet)
+    return Denoiser(unet), start.encoders
+
+
+def _begin_sd21(start: Start) -> tuple[Pupil, Encoders]:
+    theirs = start.encoders
+    text, bridge = distil_text(start.folder / "text.pt", theirs.text, theirs.tokenizer)
+    unet = make_sd21_unet().to(device())
+    start_from(unet, start.unet)
+    cross_bridge(unet, start.unet, bridge)
+    return Denoiser(unet), Encoders(theirs.vae, text, theirs.tokenizer)
+
+
+def _begin_controlnet(start: Start) -> tuple[Pupil, Encoders]:
+    controlnet = make_controlnet(start.unet).to(device())
+    start_from(controlnet, start.unet)
+    return Guide(controlnet, start.unet), start.encoders
+
+
+def _ship_inpaint(pupil: Pupil, encoders: Encoders, folder: Path) -> None:
+    pipeline = StableDiffusionInpaintPipeline(
+        vae=encoders.vae,
+        text_encoder=encoders.text,
+        tokenizer=encoders.tokenizer,
+        unet=pupil.network,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    export(pipeline, folder, borrowed=("vae", "text_encoder", "tokenizer"))
+
+
+def _ship_sd21(pupil: Pupil, encoders: Encoders, folder: Path) -> None:
+    pipeline = StableDiffusionPipeline(
+        vae=encoders.vae,
+        text_encoder=encoders.text,
+        tokenizer=encoders.tokenizer,
+        unet=pupil.network,
+        scheduler=make_sd21_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    export(pipeline, folder, borrowed=("vae", "tokenizer"))
+
+
+def _ship_controlnet(pupil: Pupil, encoders: Encoders, folder: Path) -> None:
+    assert isinstance(pupil.network, ControlNetModel)
+    export_network(pupil.network, folder)
+
+
+_GROWING: Final = ((0.5, (0.7, 0.3, 0.0)), (1.0, (0.1, 0.8, 0.1)))
+_GUIDING: Final = ((0.5, (0.7, 0.3, 0.0)), (1.0, (0.15, 0.85, 0.0)))
+
+FAMILY: Final[Mapping[str, Member]] = {
+    "demo-sd21": Member(_begin_sd21, _ship_sd21, Course(1e-3, _GROWING, whole_scene, "v_prediction"), minutes=60),
+    "demo-inpaint": Member(_begin_inpaint, _ship_inpaint, Course(1e-3, _GROWING, with_hole), minutes=25),
+} | {
+    f"controlnet-{kind}": Member(_begin_controlnet, _ship_controlnet, Course(1e-3, _GUIDING, teach), minutes=15)
+    for kind, teach in {
+        "canny": with_edges,
+        "depth": with_depth,
+        "pose": with_pose,
+        "segmentation": with_regions,
+    }.items()
+}
