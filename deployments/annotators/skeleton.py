@@ -58,14 +58,15 @@ _RADIUS_PER_PIXEL: Final = 4 / 512
 
 
 def draw_skeleton(people: Sequence[Person], width: int, height: int, threshold: float = THRESHOLD) -> Picture:
-    """`people` on black, [height, width, 3]. Joints with a score below `threshold`, and their limbs, are left out.
+    """`people` on black, [height, width, 3].
 
-    Limbs are ellipses at 0.6 of their colour, joints full circles over them. Both are 4 pixels to each side of their
-    middle where the picture's shorter side is 512, and in proportion elsewhere.
+    Joints with a score below `threshold` or outside the picture, where OpenPose never finds any, are left out with
+    their limbs. Limbs are ellipses at 0.6 of their colour, joints full circles over them. Both reach 4 pixels to each
+    side of their middle where the picture's shorter side is 512, and in proportion elsewhere.
     """
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
     radius = max(1, round(min(width, height) * _RADIUS_PER_PIXEL))
-    seen = [[_point(joint) if joint[2] >= threshold else None for joint in person] for person in people]
+    seen = [[_point(joint, width, height, threshold) for joint in person] for person in people]
     for points in seen:
         for (start, end), colour in zip(LIMBS, COLOURS, strict=False):
             first, second = points[start], points[end]
@@ -78,8 +79,9 @@ def draw_skeleton(people: Sequence[Person], width: int, height: int, threshold: 
     return canvas
 
 
-def _point(joint: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    return float(joint[0]), float(joint[1])
+def _point(joint: NDArray[np.floating[Any]], width: int, height: int, threshold: float) -> tuple[float, float] | None:
+    x, y, score = (float(value) for value in joint)
+    return (x, y) if score >= threshold and 0 <= x < width and 0 <= y < height else None
 
 
 def _draw_limb(canvas: Picture, start: tuple[float, float], end: tuple[float, float], colour: Rgb, radius: int) -> None:

@@ -83,9 +83,11 @@ def test_lines_keep_their_share_of_the_picture() -> None:
     assert shares[1] == pytest.approx(shares[0], rel=0.15)
 
 
-def test_what_lies_outside_the_picture_is_cut_off() -> None:
+def test_a_joint_outside_the_picture_is_left_out_with_its_limbs() -> None:
     person = standing()
-    person[:, :2] -= 250
-    picture = draw_skeleton([person], 128, 256)
-    assert picture.shape == (256, 128, 3)
-    assert picture.any()
+    person[JOINTS.index("left wrist"), :2] = (1e12, 290)
+    person[JOINTS.index("nose"), 1] = -3
+    person[JOINTS.index("left elbow"), :2] = np.nan
+    unsure = standing()
+    unsure[[JOINTS.index(joint) for joint in ("left wrist", "nose", "left elbow")], 2] = 0
+    assert (draw_skeleton([person], SIZE, SIZE) == draw_skeleton([unsure], SIZE, SIZE)).all()
