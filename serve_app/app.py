@@ -14,7 +14,6 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.annotators.catalogue import NO_NETWORKS
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
@@ -37,9 +36,7 @@ def build_app(config: AppConfig) -> Application:
     return ingress
 
 
-def model_deployment(
-    config: DeploymentConfig, specs: tuple[ModelSpec, ...], annotators: AnnotatorSpecs = NO_NETWORKS
-) -> Application:
+def model_deployment(config: DeploymentConfig, specs: tuple[ModelSpec, ...], annotators: AnnotatorSpecs) -> Application:
     """One deployment of `ModelReplica`, hosting `specs`, with `annotators` for their hints."""
     options = config.engine_options() | {"annotators": dict(annotators)}
     bound: Application = serve.deployment(ModelReplica, **config.serve_options()).bind(specs, **options)

@@ -1,7 +1,7 @@
 """Which annotator makes the hints of which ControlNet type. Without torch until one of them needs it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from threading import Lock
 from types import MappingProxyType
 from typing import Final
@@ -26,8 +26,8 @@ class Annotators:
     """
 
     def __init__(self, specs: AnnotatorSpecs = NO_NETWORKS, device: str = "auto") -> None:
-        networks = {kind: _LoadedAtFirstUse(spec, device) for kind, spec in specs.items()}
-        self._by_type: Mapping[str, Annotator] = {"canny": detect_edges} | networks
+        self._by_type: dict[str, Annotator] = {"canny": detect_edges}
+        self._by_type |= {kind: _LoadedAtFirstUse(spec, device) for kind, spec in specs.items()}
 
     def of(self, controlnet_type: str) -> Annotator:
         """The annotator for that type. Raises InvalidParameter where there is none.

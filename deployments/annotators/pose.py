@@ -1,6 +1,6 @@
 """The hint of a pose ControlNet: people are found, then their keypoints (ViTPose, Xu et al. 2022), then drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +16,9 @@ from deployments.engine.inputs import Picture
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels, as COCO has it."""
+
+Detector = Callable[[Picture], Sequence[Box]]
+"""Where the people of a picture [H, W, 3] are."""
 
 KEYPOINTS: Final = (
     "nose",
@@ -49,9 +52,7 @@ _SHOULDERS: Final = [KEYPOINTS.index("left shoulder"), KEYPOINTS.index("right sh
 class PoseAnnotator:
     """Finds people and draws their skeletons. Not thread-safe."""
 
-    def __init__(
-        self, network: Network, detector: "PersonDetector | None" = None, threshold: float = THRESHOLD
-    ) -> None:
+    def __init__(self, network: Network, detector: Detector | None = None, threshold: float = THRESHOLD) -> None:
         """Without a `detector` a picture is one person from edge to edge."""
         self._network = network
         self._detector = detector
@@ -63,7 +64,7 @@ class PoseAnnotator:
         network = load_network(_TITLE, spec.weights, VitPoseForPoseEstimation, device)
         if network.model.config.num_labels != len(KEYPOINTS):
             raise ModelLoadError(f"{_TITLE}: {spec.weights.source!r} does not find COCO's {len(KEYPOINTS)} keypoints")
-        detector = None
+        detector: Detector | None = None
         if spec.detector is not None:
             detector = PersonDetector(
                 load_network(f"{_TITLE}: its detector", spec.detector, AutoModelForObjectDetection, device)
