@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from deployments.annotators.catalogue import annotate
+from deployments.annotators.catalogue import Annotators
 from deployments.engine.errors import EngineError, InvalidParameter
 from deployments.engine.events import Event, Refused
 from deployments.engine.inputs import Inputs, Mask, Picture, Uploads
@@ -23,11 +23,11 @@ class Generator(Protocol):
     def generate(self, request: Request) -> AsyncGenerator[Event, None]: ...
 
 
-async def generate(worker: Generator, request: Request) -> AsyncGenerator[Event, None]:
+async def generate(worker: Generator, request: Request, annotators: Annotators) -> AsyncGenerator[Event, None]:
     """The request's events. Its files are decoded first, on a thread; what is wrong with them refuses the request."""
     if request.uploads is not None:
         try:
-            request = await asyncio.to_thread(take_in, request)
+            request = await asyncio.to_thread(take_in, request, annotators)
         except EngineError as error:
             yield Refused(request.id, error)
             return
@@ -36,11 +36,16 @@ async def generate(worker: Generator, request: Request) -> AsyncGenerator[Event,
             yield event
 
 
-def take_in(request: Request) -> Request:
-    """`request` with `inputs` in place of its `uploads`, all of its own size. Raises InvalidParameter."""
+def take_in(request: Request, annotators: Annotators) -> Request:
+    """`request` with `inputs` in place of its `uploads`, all of its own size.
+
+    Raises InvalidParameter, and ModelLoadError where an annotator's network cannot be loaded.
+    """
     uploads = request.uploads
     if uploads is None:
         return request
+    # Before anything is decoded: what nobody can make a hint of costs nothing.
+    makers = [annotators.of(control.type) for control in request.params.controls] if uploads.preprocess else []
     size = (request.bucket.width, request.bucket.height)
     image, mask = None, None
     if uploads.image is not None:
@@ -48,9 +53,8 @@ def take_in(request: Request) -> Request:
     if uploads.task == "inpaint":
         mask = _mask(uploads, size)
     hints = tuple(_picture(hint, "control_image", uploads, size) for hint in uploads.hints)
-    if uploads.preprocess:
-        types = [control.type for control in request.params.controls]
-        hints = tuple(annotate(hint, kind) for hint, kind in zip(hints, types, strict=True))
+    if makers:
+        hints = tuple(make(hint) for make, hint in zip(makers, hints, strict=True))
     return replace(request, inputs=Inputs(image, mask, hints), uploads=None)
 
 

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from deployments.annotators.catalogue import NO_NETWORKS, Annotators
+from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
@@ -18,7 +20,10 @@ _ROWS_PER_IMAGE = 2
 
 
 class ModelReplica:
-    """One engine, and the models that it hosts. Ready, for Serve, means warmed up: the constructor does it all."""
+    """One engine, the models that it hosts, and the annotators that make hints for them.
+
+    Ready, for Serve, means warmed up: the constructor does it all, but annotators load when they are first asked for.
+    """
 
     def __init__(
         self,
@@ -29,10 +34,12 @@ class ModelReplica:
         max_rows: int,
         threads: int | None,
         model_memory_bytes: int | None = None,
+        annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
         from deployments.engine.worker import EngineWorker
 
+        self._annotators = Annotators(annotators, device)
         self._worker = EngineWorker.load(
             specs,
             device=device,
@@ -46,7 +53,7 @@ class ModelReplica:
         """The request's events. Being cancelled, or closed early, frees its rows before the next step."""
         finished = False
         try:
-            async with aclosing(generate(self._worker, request)) as events:
+            async with aclosing(generate(self._worker, request, self._annotators)) as events:
                 async for event in events:
                     finished = isinstance(event, Finished | Refused)
                     yield event

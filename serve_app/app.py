@@ -14,6 +14,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
 from serve_app.config import AppConfig, DeploymentConfig
@@ -24,8 +25,10 @@ from serve_app.local_backend import sized
 def build_app(config: AppConfig) -> Application:
     """The application that `config` describes, for `serve.run`, `serve run` and RayService manifests."""
     specs = [tuple(sized(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
+    annotators = config.annotators.specs()
     handles = [
-        model_deployment(deployment, hosted) for deployment, hosted in zip(config.deployments, specs, strict=True)
+        model_deployment(deployment, hosted, annotators)
+        for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
     limits = config.ingress
     api = partial(api_over, max_body_bytes=limits.max_body_bytes, max_upload_bytes=limits.max_upload_bytes)
@@ -33,9 +36,10 @@ def build_app(config: AppConfig) -> Application:
     return ingress
 
 
-def model_deployment(config: DeploymentConfig, specs: tuple[ModelSpec, ...]) -> Application:
-    """One deployment of `ModelReplica`, hosting `specs`."""
-    bound: Application = serve.deployment(ModelReplica, **config.serve_options()).bind(specs, **config.engine_options())
+def model_deployment(config: DeploymentConfig, specs: tuple[ModelSpec, ...], annotators: AnnotatorSpecs) -> Application:
+    """One deployment of `ModelReplica`, hosting `specs`, with `annotators` for their hints."""
+    options = config.engine_options() | {"annotators": dict(annotators)}
+    bound: Application = serve.deployment(ModelReplica, **config.serve_options()).bind(specs, **options)
     return bound
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from deployments.annotators.models import check_annotator
 from deployments.engine.errors import ModelLoadError
 from deployments.registry import check_source
 from serve_app import commands, launcher
@@ -40,13 +41,15 @@ for _command in (commands.generate, commands.img2img, commands.inpaint, commands
 
 
 def _settings(config: str) -> AppConfig:
-    """The configuration, with models whose files can be expected to be there."""
+    """The configuration, with models and annotators whose files can be expected to be there."""
     try:
         settings = load_config(config)
         for deployment in settings.deployments:
             for spec in settings.specs_of(deployment):
                 check_source(spec)
                 sized(spec)
+        for kind, annotator in settings.annotators.specs().items():
+            check_annotator(kind, annotator)
     except (ConfigError, ModelLoadError) as error:
         raise failed(str(error), EXIT_USAGE) from None
     return settings

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.sampler_names import resolve_sampler
 from deployments.engine.spec import ModelSpec, PartSpec
 from deployments.registry import clashes, known_models
+from serve_app.annotator_config import AnnotatorsConfig
 from serve_app.config_errors import ConfigError, complaints, nearest
+from serve_app.strict import Strict
 
 _PACKAGED = Path(__file__).parent / "configs"
 
@@ -21,22 +23,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Cpus = Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:
-        """Before pydantic's own refusal, to name the key that was probably meant."""
-        for key in data if isinstance(data, dict) else ():
-            if key not in cls.model_fields:
-                raise PydanticCustomError(
-                    "unknown_key", "{text}", {"text": f"unknown key {key!r}{nearest(key, cls.model_fields)}"}
-                )
-        return data
-
-
-class PartConfig(_Strict):
+class PartConfig(Strict):
     """Where a ControlNet, or another part of a model, comes from: a folder, or a hub repository at a revision."""
 
     source: str
@@ -48,7 +35,7 @@ class PartConfig(_Strict):
         return PartSpec(self.source, self.revision, self.licence)
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """A model that the registry does not know, or, by its registry name, what shall differ from its row."""
 
     name: Name
@@ -87,7 +74,7 @@ class ModelConfig(_Strict):
         return self
 
 
-class AutoscalingConfig(_Strict):
+class AutoscalingConfig(Strict):
     """Bounds and delays of a deployment that grows with its work (`deployments.autoscaling.WorkPolicy`)."""
 
     min_replicas: int = Field(default=1, ge=0)
@@ -121,7 +108,7 @@ class AutoscalingConfig(_Strict):
         }
 
 
-class DeploymentConfig(_Strict):
+class DeploymentConfig(Strict):
     """One Ray Serve deployment of `ModelReplica`: which models it hosts, on what, and how many of it there are."""
 
     name: Name
@@ -196,7 +183,7 @@ class DeploymentConfig(_Strict):
         }
 
 
-class IngressConfig(_Strict):
+class IngressConfig(Strict):
     """The HTTP deployment. `request_timeout_s` is the proxy's; clients may lower or lift it by a header of Ray's."""
 
     replicas: Count = 1
@@ -221,11 +208,12 @@ class IngressConfig(_Strict):
         }
 
 
-class AppConfig(_Strict):
+class AppConfig(Strict):
     """The whole of it. `models` adds to the registry or overrides its rows; the first model hosted is the default."""
 
     models: tuple[ModelConfig, ...] = ()
     deployments: tuple[DeploymentConfig, ...] = Field(min_length=1)
+    annotators: AnnotatorsConfig = AnnotatorsConfig()
     ingress: IngressConfig = IngressConfig()
 
     @model_validator(mode="after")

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from deployments.annotators.catalogue import Annotators
 from deployments.annotators.edges import HIGH, LOW, detect_edges
+from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.inputs import Fit
 from deployments.images import decode, resize, to_rgb
@@ -19,7 +21,14 @@ Source = str | Path | bytes | Image.Image
 
 
 class ImageProcessor:
-    """Without state; all pictures it gives are new, RGB, and upright."""
+    """All pictures it gives are new, RGB, and upright.
+
+    Depth, pose and segmentation are estimated by networks, which are loaded into this process at their first use:
+    those of `annotators`, or the demo family's, which know the demo models' world and no photographs.
+    """
+
+    def __init__(self, annotators: Annotators | None = None) -> None:
+        self._annotators = Annotators(DEMO_ANNOTATORS) if annotators is None else annotators
 
     def load(self, source: Source) -> Image.Image:
         """A picture from a path, a file's bytes, base64 (a data URL too) or another picture.
@@ -56,6 +65,26 @@ class ImageProcessor:
         """The hint for a canny ControlNet: edges stronger than `high_threshold`, followed down to `low_threshold`."""
         picture = np.asarray(to_rgb(image), dtype=np.uint8)
         return Image.fromarray(detect_edges(picture, low_threshold, high_threshold))
+
+    def apply_depth_estimation(self, image: Image.Image) -> Image.Image:
+        """The hint for a depth ControlNet, of the image's size: grey, near is bright.
+
+        This and the next two raise InvalidParameter where there is no annotator for the type or the image is smaller
+        than 64 pixels, and ModelLoadError where its network cannot be loaded.
+        """
+        return self._annotated(image, "depth")
+
+    def apply_pose_estimation(self, image: Image.Image) -> Image.Image:
+        """The hint for a pose ControlNet, of the image's size: people as OpenPose's skeletons on black."""
+        return self._annotated(image, "pose")
+
+    def apply_segmentation(self, image: Image.Image) -> Image.Image:
+        """The hint for a segmentation ControlNet, of the image's size: what is where, in ADE20K's colours."""
+        return self._annotated(image, "segmentation")
+
+    def _annotated(self, image: Image.Image, controlnet_type: str) -> Image.Image:
+        picture = np.asarray(to_rgb(image), dtype=np.uint8)
+        return Image.fromarray(self._annotators.of(controlnet_type)(picture))
 
     def sharpen(self, image: Image.Image, amount: float = 0.5, radius: float = 1.0) -> Image.Image:
         """An unsharp mask: `amount` 0 changes nothing, 1 doubles what a blur of `radius` pixels takes away."""

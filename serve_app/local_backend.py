@@ -8,6 +8,8 @@ from contextlib import aclosing
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from deployments.annotators.catalogue import NO_NETWORKS, Annotators
+from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.errors import EngineError, EngineStopped, ModelLoadError
 from deployments.engine.events import Event, Refused
 from deployments.engine.row import Request
@@ -34,11 +36,13 @@ class LocalBackend:
         max_rows: int = 16,
         threads: int | None = None,
         model_memory_bytes: int | None = None,
+        annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
-        """Raises ModelLoadError where a model's folder does not say what it is."""
+        """`annotators` make hints from photos. Raises ModelLoadError where a model's folder does not say what it is."""
         if not specs or clashes(specs):
             raise ValueError(f"a name per model is needed, each used once: {', '.join(clashes(specs)) or 'no models'}")
         self._models = tuple(sized(spec) for spec in specs)
+        self.annotators = Annotators(annotators, device)
         self._device, self._dtype = device, dtype
         self._max_rows, self._threads, self._model_memory = max_rows, threads, model_memory_bytes
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-models")
@@ -62,7 +66,7 @@ class LocalBackend:
         except EngineError as error:
             yield Refused(request.id, error)
             return
-        async with aclosing(generate(worker, request)) as events:
+        async with aclosing(generate(worker, request, self.annotators)) as events:
             async for event in events:
                 yield event
 

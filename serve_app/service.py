@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from deployments.annotators.catalogue import NO_NETWORKS
+from deployments.annotators.models import DEMO_ANNOTATORS
+from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.errors import EngineError, EngineStopped
 from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
 from deployments.engine.inputs import Fit, Uploads
@@ -44,6 +47,8 @@ class DiffusionService:
     Without a backend the engine runs in this process: `models` (the demo models if none are given) are loaded at the
     first use. `device` is auto, cpu, cuda or cuda:0; `dtype` is auto, float32, float16 or bfloat16.
     `model_memory_bytes` bounds the weights in memory: models that are not used leave it and come back when asked for.
+    `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
+    neither they nor models are given, else those given.
     """
 
     def __init__(
@@ -56,9 +61,10 @@ class DiffusionService:
         max_rows: int = 16,
         threads: int | None = None,
         model_memory_bytes: int | None = None,
+        annotators: AnnotatorSpecs | None = None,
     ) -> None:
-        if backend is not None and models is not None:
-            raise TypeError("give a backend or models, not both: a backend has its own models")
+        if backend is not None and (models is not None or annotators is not None):
+            raise TypeError("give a backend or models and annotators, not both: a backend has its own")
         self._backend: Backend
         self._start: Callable[[], None] = _already_started
         if backend is None:
@@ -70,11 +76,13 @@ class DiffusionService:
                 max_rows=max_rows,
                 threads=threads,
                 model_memory_bytes=model_memory_bytes,
+                annotators=DEMO_ANNOTATORS if models is None and annotators is None else annotators or NO_NETWORKS,
             )
             self._backend, self._start = local, local.start
+            self.image_processor = ImageProcessor(local.annotators)
         else:
             self._backend = backend
-        self.image_processor = ImageProcessor()
+            self.image_processor = ImageProcessor()
         self._statistics = Statistics()
         self._was_ready = False
 

@@ -1,23 +1,85 @@
-"""Which annotator makes the hints of which ControlNet type."""
+"""Which annotator makes the hints of which ControlNet type. Without torch until one of them needs it."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
+from threading import Lock
 from types import MappingProxyType
+from typing import Final
 
 from deployments.annotators.edges import detect_edges
-from deployments.engine.errors import InvalidParameter
+from deployments.annotators.spec import AnnotatorSpec, AnnotatorSpecs, DepthSpec, PoseSpec, SegmentationSpec
+from deployments.engine.errors import InvalidParameter, ModelLoadError
 from deployments.engine.inputs import Picture
 
+log = logging.getLogger(__name__)
+
 Annotator = Callable[[Picture], Picture]
+"""From a picture [H, W, 3] to a hint of the same size."""
 
-ANNOTATORS: Mapping[str, Annotator] = MappingProxyType({"canny": detect_edges})
+NO_NETWORKS: Final[AnnotatorSpecs] = MappingProxyType({})
 
 
-def annotate(picture: Picture, controlnet_type: str) -> Picture:
-    """The hint for a ControlNet of that type. Raises InvalidParameter where no annotator makes one."""
-    annotator = ANNOTATORS.get(controlnet_type)
-    if annotator is None:
-        known = ", ".join(ANNOTATORS)
-        raise InvalidParameter(
-            "preprocess", f"there is no annotator for this type, send a finished hint; known: {known}"
-        )
-    return annotator(picture)
+class Annotators:
+    """The annotators of one process: canny, and one per entry of `specs`.
+
+    Networks are loaded onto `device` (auto, cpu, cuda, ...) at their first use, once. Safe on any thread.
+    """
+
+    def __init__(self, specs: AnnotatorSpecs = NO_NETWORKS, device: str = "auto") -> None:
+        self._by_type: dict[str, Annotator] = {"canny": detect_edges}
+        self._by_type |= {kind: _LoadedAtFirstUse(spec, device) for kind, spec in specs.items()}
+
+    def of(self, controlnet_type: str) -> Annotator:
+        """The annotator for that type. Raises InvalidParameter where there is none.
+
+        Calling it raises ModelLoadError where its network cannot be loaded.
+        """
+        annotator = self._by_type.get(controlnet_type)
+        if annotator is None:
+            raise InvalidParameter(
+                "preprocess",
+                f"this server has no annotator for this type, send a finished hint; it has: {', '.join(self._by_type)}",
+            )
+        return annotator
+
+
+class _LoadedAtFirstUse:
+    """An annotator that takes no memory before it is asked. One picture at a time: two at once would not be faster."""
+
+    def __init__(self, spec: AnnotatorSpec, device: str) -> None:
+        self._spec = spec
+        self._device = device
+        self._annotator: Annotator | None = None
+        self._lock = Lock()
+
+    def __call__(self, picture: Picture) -> Picture:
+        with self._lock:
+            if self._annotator is None:
+                self._annotator = self._load()
+            return self._annotator(picture)
+
+    def _load(self) -> Annotator:
+        try:
+            return load(self._spec, self._device)
+        except ModelLoadError as error:
+            # Callers over HTTP are told no more than that it failed.
+            log.error("%s", error.message)
+            raise
+
+
+def load(spec: AnnotatorSpec, device: str) -> Annotator:
+    """The annotator that `spec` describes, ready. Raises ModelLoadError."""
+    # Imported here: these need torch, which the HTTP side does without.
+    from deployments.annotators.depth import DepthAnnotator
+    from deployments.annotators.pose import PoseAnnotator
+    from deployments.annotators.segmentation import SegmentationAnnotator
+    from deployments.engine.parts import pick_device
+
+    where = pick_device(device)
+    match spec:
+        case DepthSpec():
+            return DepthAnnotator.load(spec, where)
+        case PoseSpec():
+            return PoseAnnotator.load(spec, where)
+        case SegmentationSpec():
+            return SegmentationAnnotator.load(spec, where)

@@ -1,15 +1,21 @@
 """The builder: what is configured is what is deployed. Serve's local testing mode stands in for a cluster."""
 
 import inspect
+import io
 from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from ray import serve
 
-from deployments.engine.errors import Overloaded
+from deployments.annotators.spec import AnnotatorSpecs, DepthSpec, Weights
+from deployments.engine.errors import EngineError, InvalidParameter, ModelLoadError, Overloaded
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, Refused, Timings
-from deployments.engine.params import GenerationParams
+from deployments.engine.inputs import Uploads
+from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from deployments.engine.worker import EngineWorker
@@ -41,7 +47,11 @@ class EchoWorker:
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> HandleBackend:
     monkeypatch.setattr(EngineWorker, "load", lambda *_args, **_options: EchoWorker())
-    app = model_deployment(load_config("demo").deployments[0], (SPEC,))
+    return over_handle({})
+
+
+def over_handle(annotators: AnnotatorSpecs) -> HandleBackend:
+    app = model_deployment(load_config("demo").deployments[0], (SPEC,), annotators)
     handle = serve.run(app, _local_testing_mode=True)
     return HandleBackend([Route(handle, (SPEC,))])
 
@@ -62,6 +72,27 @@ async def test_refusals_cross_a_handle_as_they_are(backend: HandleBackend) -> No
     assert isinstance(event, Refused)
     assert isinstance(event.error, Overloaded)
     assert event.error.message == "the queue is full"
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("depth", ModelLoadError), ("pose", InvalidParameter)])
+async def test_replicas_get_the_annotators_that_are_configured(
+    kind: str, expected: type[EngineError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Told apart by how they refuse: depth has an annotator, whose files are not there; pose has none."""
+    photo = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(photo, "PNG")
+    asked = request("a cup")
+    controls = (ControlSettings(type=kind),)
+    asked = replace(
+        asked,
+        params=asked.params.model_copy(update={"controls": controls}),
+        uploads=Uploads(hints=(photo.getvalue(),), preprocess=True),
+    )
+    monkeypatch.setattr(EngineWorker, "load", lambda *_args, **_options: EchoWorker())
+    annotators = {"depth": DepthSpec(Weights(str(tmp_path / "nowhere")))}
+    (event,) = [event async for event in over_handle(annotators).generate(asked)]
+    assert isinstance(event, Refused)
+    assert type(event.error) is expected
 
 
 def test_serve_can_read_what_the_builder_takes() -> None:

@@ -1,5 +1,6 @@
 """Configuration: what is packaged loads, and what is wrong is named together with what was probably meant."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from deployments.annotators.models import ANNOTATORS
+from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, Weights
 from deployments.model_deployment import ModelReplica
 from serve_app.config import AppConfig, load_config, packaged_configs
 from serve_app.config_errors import ConfigError
@@ -84,6 +87,22 @@ def test_ingress_outlives_the_models_drain() -> None:
             "`replicas` and `autoscaling` exclude each other",
         ),
         ("models: [{name: mine}]\ndeployments: [{name: a, models: [mine]}]", "models[0]: a model that the registry"),
+        (
+            "annotators: {depths: {}}\ndeployments: [{name: a, models: [demo-sd]}]",
+            "annotators: unknown key 'depths'; did you mean 'depth'?",
+        ),
+        (
+            "annotators: {depth: {model: dpt-larg}}\ndeployments: [{name: a, models: [demo-sd]}]",
+            "annotators.depth: there is no such annotator as 'dpt-larg'; did you mean 'dpt-large'?",
+        ),
+        (
+            "annotators: {pose: {model: dpt-large}}\ndeployments: [{name: a, models: [demo-sd]}]",
+            "annotators.pose: there is no such annotator as 'dpt-large'",
+        ),
+        (
+            "annotators: {pose: {source: a, detector: {revision: b}}}\ndeployments: [{name: a, models: [demo-sd]}]",
+            "annotators.pose: it needs a `source`",
+        ),
         ("deployments: []", "deployments: Tuple should have at least 1 item"),
         ("- 1", "Input should be a valid dictionary"),
         ("a: [", "not valid YAML"),
@@ -109,6 +128,33 @@ def test_a_models_entry_overrides_its_registry_row() -> None:
     (spec,) = config.specs_of(config.deployments[0])
     assert spec.revision == "0" * 40
     assert spec.native_size == 512
+
+
+def annotators(settings: dict[str, Any]) -> dict[str, AnnotatorSpec]:
+    return AppConfig.model_validate({"annotators": settings, "deployments": [DEPLOYMENT]}).annotators.specs()
+
+
+def test_there_are_no_annotators_but_those_that_are_configured() -> None:
+    assert annotators({}) == {}
+    assert list(annotators({"depth": {"model": "dpt-large"}})) == ["depth"]
+
+
+def test_an_annotators_entry_overrides_its_row() -> None:
+    pinned = annotators({"pose": {"model": "vitpose-base", "revision": "a" * 40, "detector": {"revision": "b" * 40}}})
+    row = ANNOTATORS["vitpose-base"]
+    assert isinstance(row, PoseSpec)
+    assert row.detector
+    assert pinned["pose"] == replace(
+        row, weights=replace(row.weights, revision="a" * 40), detector=replace(row.detector, revision="b" * 40)
+    )
+    turned = annotators({"depth": {"model": "dpt-large", "near_is_large": False}})["depth"]
+    assert isinstance(turned, DepthSpec)
+    assert not turned.near_is_large
+
+
+def test_an_annotator_of_ones_own_needs_no_row() -> None:
+    own = annotators({"depth": {"source": "here"}, "pose": {"source": "there", "threshold": 0.5}})
+    assert own == {"depth": DepthSpec(Weights("here")), "pose": PoseSpec(Weights("there"), threshold=0.5)}
 
 
 def test_nothing_can_be_changed_after_reading() -> None:

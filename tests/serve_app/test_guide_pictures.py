@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from deployments.annotators.spec import DepthSpec, Weights
 from deployments.engine.errors import InvalidParameter
 from serve_app import DiffusionService, GenerationParams, ImageProcessor, ModelSpec
 
@@ -29,10 +30,13 @@ def photo(width: int = 96, height: int = 64) -> Image.Image:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionService]:
     # Imported here: it needs torch, which the rest of this folder does without.
+    from tests.deployments.annotators.tiny import save_tiny_depth
     from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
 
     folder = tmp_path_factory.mktemp("tiny")
-    nets = {name: str(save_tiny_controlnet(folder / name, seed=i)) for i, name in enumerate(("canny", "depth"))}
+    names = ("canny", "depth", "scribble")
+    nets = {name: str(save_tiny_controlnet(folder / name, seed=i)) for i, name in enumerate(names)}
+    depth = DepthSpec(Weights(str(save_tiny_depth(folder / "annotator"))), near_is_large=False)
     plain = ModelSpec("plain", str(save_tiny_checkpoint(folder / "plain")))
     mine = ModelSpec(name="mine", source=str(folder / "plain"), aliases=(GUIDES_NAME,), controlnets=nets)
     nine = ModelSpec(
@@ -40,7 +44,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionServi
         str(save_tiny_checkpoint(folder / "nine", in_channels=9)),
         aliases=("runwayml/stable-diffusion-inpainting",),
     )
-    service = DiffusionService(models=[plain, mine, nine], device="cpu", dtype="float32", threads=1)
+    service = DiffusionService(
+        models=[plain, mine, nine], device="cpu", dtype="float32", threads=1, annotators={"depth": depth}
+    )
     yield service
     asyncio.run(service.close())
 
@@ -105,12 +111,23 @@ def test_edges_control_and_pick_the_model_that_can(service: DiffusionService) ->
     assert one.tobytes() != other.tobytes()
 
 
+def test_depth_controls_as_a_hint_and_from_a_photo(service: DiffusionService) -> None:
+    small = service.image_processor.resize(photo(), 64, 64)
+    depth_image = service.image_processor.apply_depth_estimation(small)
+    prompt = params("Create advertisement with proper depth and perspective", width=64, height=64)
+    (one,) = asyncio.run(service.generate_with_controlnet(depth_image, prompt, controlnet_type="depth"))
+    (same,) = asyncio.run(service.generate_with_controlnet(small, prompt, controlnet_type="depth", preprocess=True))
+    (other,) = asyncio.run(service.generate_with_controlnet(small, prompt, controlnet_type="depth"))
+    assert one.tobytes() == same.tobytes()
+    assert one.tobytes() != other.tobytes()
+
+
 @pytest.mark.parametrize(
     ("kind", "model", "preprocess", "field"),
     [
         ("pose", None, False, "controlnet_type"),
         ("canny", "nine", False, "controlnet_type"),
-        ("depth", None, True, "preprocess"),
+        ("scribble", None, True, "preprocess"),
     ],
 )
 def test_a_control_that_cannot_be_is_refused(

@@ -1,0 +1,83 @@
+"""What annotators of every kind need: a network of transformers' with the preparation that belongs to it."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from deployments.annotators.spec import Weights
+from deployments.engine.errors import InvalidParameter, ModelLoadError
+from deployments.engine.hub import locate
+from deployments.engine.inputs import Picture
+from deployments.engine.parts import size_of
+
+log = logging.getLogger(__name__)
+
+MIN_SIDE: Final = 64
+
+WORKING_PIXELS: Final = 768 * 768
+"""Networks that answer per pixel were trained on less: beyond it their memory grows, and their answers no better."""
+
+_FILES: Final = "it needs config.json, preprocessor_config.json and weights as safetensors, in transformers' layout"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """A network of transformers' in fp32 on `device`, and its own image processor.
+
+    In fp32 everywhere: one call per request is cheap, and hints then hardly differ between devices.
+    """
+
+    model: Any
+    processor: Any
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, picture: Picture, options: dict[str, Any] | None = None, **inputs: torch.Tensor) -> Any:
+        """The model's answer to `picture` [H, W, 3]; `options` are the processor's, `inputs` the model's.
+
+        Raises InvalidParameter for a picture that is too small to see anything in.
+        """
+        if min(picture.shape[:2]) < MIN_SIDE:
+            raise InvalidParameter("image", f"must be at least {MIN_SIDE} x {MIN_SIDE} pixels to make a hint from")
+        prepared = self.processor(Image.fromarray(picture), return_tensors="pt", **(options or {}))
+        return self.model(**prepared.to(self.device), **inputs)
+
+
+def load_network(title: str, weights: Weights, kind: Any, device: torch.device) -> Network:
+    """Loads `weights` as `kind`, a class of transformers'; safetensors only, no remote code.
+
+    Raises ModelLoadError, which begins with `title` and says what is missing.
+    """
+    folder = locate(title, weights.source, weights.revision, ("",), half=False)
+    started = time.perf_counter()
+    try:
+        # Always Pillow's way: where torchvision is installed, transformers would prepare pictures a little otherwise.
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        model, found = kind.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises all sorts on files that are broken or of another kind
+        raise ModelLoadError(f"{title} could not be loaded from {weights.source!r}: {_FILES}") from error
+    if found["missing_keys"]:
+        # transformers would fill them with random numbers and only warn.
+        raise ModelLoadError(f"{title}: {weights.source!r} lacks weights that this kind of network needs")
+    model = model.to(device).eval().requires_grad_(False)
+    log.info("%s: %.0f MB loaded in %.1f s", title, size_of(model) / 1e6, time.perf_counter() - started)
+    return Network(model, processor, device)
+
+
+def at_most(picture: Picture, pixels: int) -> Picture:
+    """`picture` [H, W, 3], or a smaller copy of about `pixels` pixels where it has more."""
+    height, width = picture.shape[:2]
+    scale = (pixels / (height * width)) ** 0.5
+    if scale >= 1:
+        return picture
+    size = max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -1,0 +1,59 @@
+"""What must be known of an annotator's networks before they are loaded. Rows of them are in `models.py`. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deployments.annotators.skeleton import THRESHOLD
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where a network comes from: a folder in transformers' layout, or a repository on the hub at `revision`."""
+
+    source: str
+    revision: str | None = None
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DepthSpec:
+    """A network of `AutoModelForDepthEstimation`.
+
+    `near_is_large` says which way its answers go: inverse depth (Depth Anything, DPT) is large where things are near,
+    metric depth (GLPN) is small there.
+    """
+
+    weights: Weights
+    near_is_large: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PoseSpec:
+    """A `VitPoseForPoseEstimation` of COCO's 17 keypoints.
+
+    `detector` is a network of `AutoModelForObjectDetection` with a label `person`; without one the whole picture is
+    taken for one person. Keypoints with a score below `threshold` are not drawn.
+    """
+
+    weights: Weights
+    detector: Weights | None = None
+    threshold: float = THRESHOLD
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationSpec:
+    """A network of `AutoModelForSemanticSegmentation` with ADE20K's 150 labels."""
+
+    weights: Weights
+
+
+AnnotatorSpec = DepthSpec | PoseSpec | SegmentationSpec
+
+AnnotatorSpecs = Mapping[str, AnnotatorSpec]
+"""By the ControlNet type whose hints it makes."""
+
+
+def sources(spec: AnnotatorSpec) -> Mapping[str, Weights]:
+    """All networks of `spec`, by their place in the configuration; "" is the annotator's own."""
+    detector = {"detector": spec.detector} if isinstance(spec, PoseSpec) and spec.detector is not None else {}
+    return {"": spec.weights} | detector

@@ -1,0 +1,81 @@
+"""Networks come from folders or pinned repositories, whole, as safetensors, or not at all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSemanticSegmentation, SegformerModel
+
+from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
+from deployments.annotators.spec import Weights
+from deployments.engine.errors import InvalidParameter, ModelLoadError
+from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.tiny import save_tiny_pose, save_tiny_segmenter
+
+
+def load(folder: Path, revision: str | None = None) -> Network:
+    weights = Weights(str(folder), revision)
+    return load_network("annotator 'segmentation'", weights, AutoModelForSemanticSegmentation, torch.device("cpu"))
+
+
+def test_a_folder_loads_in_full_precision_and_learns_no_more(tmp_path: Path) -> None:
+    network = load(save_tiny_segmenter(tmp_path)).model
+    assert not network.training
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+    assert not any(weight.requires_grad for weight in network.parameters())
+
+
+def test_a_repository_without_a_commit_is_not_fetched() -> None:
+    with pytest.raises(ModelLoadError, match=r"annotator 'segmentation': .*no pinned revision"):
+        load(Path("maker/network"))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_a_folder_that_is_not_whole_says_what_it_needs(missing: str, tmp_path: Path) -> None:
+    (save_tiny_segmenter(tmp_path) / missing).unlink()
+    with pytest.raises(ModelLoadError, match=r"config.json, preprocessor_config.json and weights as safetensors"):
+        load(tmp_path)
+
+
+def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
+    weights = save_tiny_segmenter(tmp_path) / "model.safetensors"
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ModelLoadError, match="safetensors"):
+        load(tmp_path)
+
+
+def test_broken_weights_are_said_to_be(tmp_path: Path) -> None:
+    weights = save_tiny_segmenter(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelLoadError):
+        load(tmp_path)
+
+
+def test_a_network_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError):
+        load(save_tiny_pose(tmp_path))
+
+
+def test_weights_that_lack_a_part_are_not_filled_up_with_chance(tmp_path: Path) -> None:
+    """A backbone without its head loads, says transformers, and answers noise."""
+    whole = load(save_tiny_segmenter(tmp_path / "whole")).model
+    SegformerModel(whole.config).save_pretrained(tmp_path / "backbone")
+    processor = tmp_path / "whole" / "preprocessor_config.json"
+    (tmp_path / "backbone" / processor.name).write_bytes(processor.read_bytes())
+    with pytest.raises(ModelLoadError, match="lacks weights"):
+        load(tmp_path / "backbone")
+
+
+def test_a_picture_with_nothing_to_see_in_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidParameter, match="64 x 64") as refused:
+        load(save_tiny_segmenter(tmp_path))(patches(63, 200))
+    assert refused.value.field == "image"
+
+
+def test_only_large_pictures_shrink_and_keep_their_shape() -> None:
+    small = patches(500, 400)
+    assert at_most(small, WORKING_PIXELS) is small
+    height, width = at_most(patches(3000, 1000), WORKING_PIXELS).shape[:2]
+    assert width * height == pytest.approx(WORKING_PIXELS, rel=0.01)
+    assert width / height == pytest.approx(3, rel=0.01)
