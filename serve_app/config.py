@@ -46,6 +46,7 @@ class ModelConfig(Strict):
     max_pixels: int | None = Field(default=None, ge=64 * 64)
     default_sampler: str | None = None
     licence: str | None = None
+    inpaints_only: bool | None = None
     controlnets: dict[Name, PartConfig] | None = None
     parts: dict[Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"], PartConfig] | None = None
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from deployments.engine.errors import InvalidParameter, UnknownModel
-from deployments.engine.inputs import Uploads
+from deployments.engine.inputs import Task, Uploads
 from deployments.engine.params import GenerationParams, effective_params
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
@@ -21,9 +21,10 @@ def prepare(
 ) -> Prepared:
     """The request that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads) if uploads else None
-    spec = _model_for(models, params)
+    task: Task = uploads.task if uploads else "text-to-image"
+    spec = _model_for(models, params, task)
     asked = sized_like(with_seed(params), header, spec)
-    asked = effective_params(asked, spec, uploads.task if uploads else "text-to-image")
+    asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
     styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
     return Prepared(Request(request_id, styled, previews, uploads=uploads), asked)
@@ -52,16 +53,18 @@ def _hint(name: str, models: Sequence[ModelSpec]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}"
 
 
-def _model_for(models: Sequence[ModelSpec], params: GenerationParams) -> ModelSpec:
+def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task) -> ModelSpec:
     """The model asked for. Where it lacks the ControlNets, a model of the same weights that has them; where none is
-    asked for, the first that has them.
+    asked for, the first that is made for the task and has them.
     """
-    named = find_model(models, params.model_name)
     types = {control.type for control in params.controls}
     able = [spec for spec in models if types <= set(spec.controlnets)]
-    if named in able:
-        return named
-    return next((spec for spec in able if params.model_name is None or spec.source == named.source), named)
+    if params.model_name is None:
+        made_for_it = [spec for spec in able if spec.inpaints_only == (task == "inpaint")]
+        return next(iter((*made_for_it, *able)), models[0])
+    named = find_model(models, params.model_name)
+    same_weights = [spec for spec in able if spec.source == named.source]
+    return named if named in able else next(iter(same_weights), named)
 
 
 def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:

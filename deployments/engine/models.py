@@ -112,6 +112,8 @@ def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedM
     )
     if int(unet.config.in_channels) not in (vae.config.latent_channels, 2 * vae.config.latent_channels + 1):
         raise ModelLoadError(f"model {spec.name!r}: a UNet of {unet.config.in_channels} input channels is not known")
+    if spec.inpaints_only and unet.config.in_channels == vae.config.latent_channels:
+        raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
     schedule_config: dict[str, Any] = DDIMScheduler.load_config(folders["scheduler"])
     samplers = DiffusionSchedulerFactory(schedule_config)
     tokenizer = CLIPTokenizer.from_pretrained(folders["tokenizer"])

@@ -28,7 +28,9 @@ class ModelSpec:
     `native_size` is the side in pixels that the model was trained for; 0 means: read it from the folder.
     `aliases` are other names that callers may use for it. `controlnets` are the ControlNets that it hosts, by the type
     that callers name; a plain string is a source. `parts` are those of PARTS that its source has not, or that others
-    shall take the place of: a VAE of better colours, or what several models have in common.
+    shall take the place of: a VAE of better colours, or what several models have in common. `inpaints_only` is for
+    checkpoints whose UNet sees a mask and a picture, too: callers who name no model get one for inpainting, and for
+    nothing else.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelSpec:
     max_pixels: int = 1024 * 1024
     default_sampler: str = "pndm"
     licence: str = ""
+    inpaints_only: bool = False
     controlnets: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
     parts: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
 
