@@ -15,7 +15,7 @@ class DepthAnnotator:
     """Estimates depth from one picture. Not thread-safe."""
 
     def __init__(self, network: Network, *, near_is_large: bool) -> None:
-        self._network = network
+        self.network = network
         self._near_is_large = near_is_large
 
     @classmethod
@@ -29,9 +29,9 @@ class DepthAnnotator:
 
         Raises NumericalFailure.
         """
-        answer = self._network(at_most(picture, WORKING_PIXELS))
+        answer = self.network(at_most(picture, WORKING_PIXELS))
         height, width = picture.shape[:2]
-        (found,) = self._network.processor.post_process_depth_estimation(answer, target_sizes=[(height, width)])
+        (found,) = self.network.processor.post_process_depth_estimation(answer, target_sizes=[(height, width)])
         values = found["predicted_depth"].cpu().numpy()
         grey = stretched(values if self._near_is_large else -values)
         return np.repeat(grey[:, :, None], 3, axis=2)

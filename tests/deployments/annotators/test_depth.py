@@ -54,6 +54,17 @@ def test_a_hint_is_grey_of_the_pictures_size_and_uses_the_whole_range(width: int
     assert (hint.min(), hint.max()) == (0, 255)
 
 
+def test_a_large_picture_takes_no_more_memory_than_a_networks_own_size(tmp_path: Path) -> None:
+    annotator = DepthAnnotator.load(DepthSpec(Weights(str(save_tiny_depth(tmp_path))), near_is_large=False), CPU)
+    seen: list[int] = []
+    annotator.network.model.register_forward_pre_hook(
+        lambda _module, _args, inputs: seen.append(inputs["pixel_values"][0, 0].numel()), with_kwargs=True
+    )
+    annotator(patches(1000, 900))
+    (pixels,) = seen
+    assert pixels <= WORKING_PIXELS
+
+
 def test_what_is_equally_near_everywhere_has_no_relief() -> None:
     assert not stretched(np.full((4, 4), 2.5, dtype=np.float32)).any()
 

@@ -72,7 +72,7 @@ def save_tiny_pose(folder: Path, *, seed: int = 0, keypoints: int = 17, experts:
 
 
 def save_tiny_detector(folder: Path, *, seen: str, seed: int = 0) -> Path:
-    """YOLOS of the labels cat and person, which takes the left half of whatever it looks at for twenty of `seen`."""
+    """YOLOS of the labels cat and person, which takes the right half of whatever it looks at for twenty of `seen`."""
     labels = ["cat", "person"]
     config = YolosConfig(
         **_TRANSFORMER,
@@ -85,7 +85,7 @@ def save_tiny_detector(folder: Path, *, seen: str, seed: int = 0) -> Path:
     )
     network: Any = _seeded(seed, lambda: YolosForObjectDetection(config))
     network.class_labels_classifier.layers[-1].bias.data[labels.index(seen)] = 20.0
-    middle_and_size = torch.tensor([0.25, 0.5, 0.5, 0.999])
+    middle_and_size = torch.tensor([0.75, 0.5, 0.5, 0.999])
     nn.init.zeros_(network.bbox_predictor.layers[-1].weight)
     network.bbox_predictor.layers[-1].bias.data = middle_and_size.logit()
     size = {"shortest_edge": 64, "longest_edge": 96}
