@@ -171,22 +171,25 @@ def check_source(spec: ModelSpec) -> None:
     That is: no such folder, or a hub name without a commit. It looks at names and folders only, so that a server can
     refuse before it starts anything.
     """
-    _check(f"model {spec.name!r}", "`revision`", spec.source, spec.revision)
+    title = f"model {spec.name!r}"
+    check_part(title, "`revision` under `models:`", PartSpec(spec.source, spec.revision))
     for noun, place, named in (("ControlNet", "controlnets", spec.controlnets), ("part", "parts", spec.parts)):
         for name, given in named.items():
-            part = as_part(given)
-            title = f"model {spec.name!r}, {noun} {name!r}"
-            _check(title, f"`{place}: {name}: revision`", part.source, part.revision)
+            setting = f"`{place}: {name}: revision` under `models:`"
+            check_part(f"{title}, {noun} {name!r}", setting, as_part(given))
 
 
-def _check(title: str, setting: str, source: str, revision: str | None) -> None:
-    if Path(source).is_dir() or revision is not UNPINNED:
+def check_part(title: str, setting: str, part: PartSpec) -> None:
+    """Raises ModelLoadError, which begins with `title` and names the `setting` to pin, where `part` cannot be loaded
+    for certain.
+    """
+    if Path(part.source).is_dir() or part.revision is not UNPINNED:
         return
-    if Path(source).is_absolute() or source.startswith("."):
-        raise ModelLoadError(f"{title}: there is no folder {source!r}")
+    if Path(part.source).is_absolute() or part.source.startswith("."):
+        raise ModelLoadError(f"{title}: there is no folder {part.source!r}")
     raise ModelLoadError(
-        f"{title}: pin {setting} to a commit of {source!r} (under `models:` in the configuration), or set `source` to "
-        "a local folder"
+        f"{title}: pin {setting} to a commit of {part.source!r} in the configuration, or set `source` there to a local "
+        "folder"
     )
 
 

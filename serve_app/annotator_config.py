@@ -7,7 +7,8 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.annotators.models import ANNOTATORS
-from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec, Weights
+from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
+from deployments.engine.spec import PartSpec
 from serve_app.config_errors import nearest
 from serve_app.strict import Strict
 
@@ -21,7 +22,7 @@ class WeightsConfig(Strict):
     revision: str | None = None
     licence: str | None = None
 
-    def weights(self, row: Weights | None) -> Weights:
+    def weights(self, row: PartSpec | None) -> PartSpec:
         """What a row says, with this entry's settings over it, or a network of its own."""
         settings = {"source": self.source, "revision": self.revision, "licence": self.licence}
         given = {key: value for key, value in settings.items() if value is not None}
@@ -29,7 +30,7 @@ class WeightsConfig(Strict):
             return replace(row, **given)
         if self.source is None:
             raise PydanticCustomError("no_source", "it needs a `source`, or a `model` that is known")
-        return Weights(**given)
+        return PartSpec(**given)
 
 
 class _AnnotatorConfig(WeightsConfig):

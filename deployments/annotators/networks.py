@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from deployments.annotators.spec import Weights
 from deployments.engine.errors import InvalidParameter, ModelLoadError
 from deployments.engine.hub import locate
 from deployments.engine.inputs import Picture
 from deployments.engine.parts import size_of
+from deployments.engine.spec import PartSpec
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Network:
         return self.model(**prepared.to(self.device), **inputs)
 
 
-def load_network(title: str, weights: Weights, kind: Any, device: torch.device) -> Network:
+def load_network(title: str, weights: PartSpec, kind: Any, device: torch.device) -> Network:
     """Loads `weights` as `kind`, a class of transformers'; safetensors only, no remote code.
 
     Raises ModelLoadError, which begins with `title` and says what is missing.

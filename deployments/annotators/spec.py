@@ -4,15 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deployments.annotators.skeleton import THRESHOLD
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Where a network comes from: a folder in transformers' layout, or a repository on the hub at `revision`."""
-
-    source: str
-    revision: str | None = None
-    licence: str = ""
+from deployments.engine.spec import PartSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +15,7 @@ class DepthSpec:
     metric depth (GLPN) is small there.
     """
 
-    weights: Weights
+    weights: PartSpec
     near_is_large: bool = True
 
 
@@ -35,8 +27,8 @@ class PoseSpec:
     taken for one person. Keypoints with a score below `threshold` are not drawn.
     """
 
-    weights: Weights
-    detector: Weights | None = None
+    weights: PartSpec
+    detector: PartSpec | None = None
     threshold: float = THRESHOLD
 
 
@@ -44,7 +36,7 @@ class PoseSpec:
 class SegmentationSpec:
     """A network of `AutoModelForSemanticSegmentation` with ADE20K's 150 labels."""
 
-    weights: Weights
+    weights: PartSpec
 
 
 AnnotatorSpec = DepthSpec | PoseSpec | SegmentationSpec
@@ -53,7 +45,7 @@ AnnotatorSpecs = Mapping[str, AnnotatorSpec]
 """By the ControlNet type whose hints it makes."""
 
 
-def sources(spec: AnnotatorSpec) -> Mapping[str, Weights]:
+def sources(spec: AnnotatorSpec) -> Mapping[str, PartSpec]:
     """All networks of `spec`, by their place in the configuration; "" is the annotator's own."""
     detector = {"detector": spec.detector} if isinstance(spec, PoseSpec) and spec.detector is not None else {}
     return {"": spec.weights} | detector

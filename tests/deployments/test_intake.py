@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from deployments.annotators.catalogue import Annotators
-from deployments.annotators.spec import DepthSpec, Weights
+from deployments.annotators.spec import DepthSpec
 from deployments.engine.errors import EngineError, InvalidParameter, ModelLoadError
 from deployments.engine.events import Accepted, Event, Refused
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.row import Request
+from deployments.engine.spec import PartSpec
 from deployments.intake import generate, take_in
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_depth
@@ -33,7 +34,7 @@ def request(*types: str, hint: bytes, preprocess: bool = True) -> Request:
 
 @pytest.fixture
 def annotators(tmp_path: Path) -> Annotators:
-    return Annotators({"depth": DepthSpec(Weights(str(save_tiny_depth(tmp_path))))}, "cpu")
+    return Annotators({"depth": DepthSpec(PartSpec(str(save_tiny_depth(tmp_path))))}, "cpu")
 
 
 def test_each_control_gets_the_hint_of_its_own_type(annotators: Annotators) -> None:
@@ -70,7 +71,7 @@ async def test_a_network_that_cannot_be_loaded_refuses_the_request(tmp_path: Pat
         (event,) = [event async for event in generate(Engine(), request("depth", hint=png()), annotators)]
         return event.error if isinstance(event, Refused) else None
 
-    nowhere = Annotators({"depth": DepthSpec(Weights(str(tmp_path / "nowhere")))}, "cpu")
+    nowhere = Annotators({"depth": DepthSpec(PartSpec(str(tmp_path / "nowhere")))}, "cpu")
     assert isinstance(await outcome(nowhere), ModelLoadError)
-    somewhere = Annotators({"depth": DepthSpec(Weights(str(save_tiny_depth(tmp_path / "depth"))))}, "cpu")
+    somewhere = Annotators({"depth": DepthSpec(PartSpec(str(save_tiny_depth(tmp_path / "depth"))))}, "cpu")
     assert await outcome(somewhere) is None

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from ray import serve
 
-from deployments.annotators.spec import AnnotatorSpecs, DepthSpec, Weights
+from deployments.annotators.spec import AnnotatorSpecs, DepthSpec
 from deployments.engine.errors import EngineError, InvalidParameter, ModelLoadError, Overloaded
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, Refused, Timings
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
+from deployments.engine.spec import ModelSpec, PartSpec
 from deployments.engine.worker import EngineWorker
 from serve_app.app import build_app, model_deployment
 from serve_app.config import AppConfig, load_config, packaged_configs
@@ -89,7 +89,7 @@ async def test_replicas_get_the_annotators_that_are_configured(
         uploads=Uploads(hints=(photo.getvalue(),), preprocess=True),
     )
     monkeypatch.setattr(EngineWorker, "load", lambda *_args, **_options: EchoWorker())
-    annotators = {"depth": DepthSpec(Weights(str(tmp_path / "nowhere")))}
+    annotators = {"depth": DepthSpec(PartSpec(str(tmp_path / "nowhere")))}
     (event,) = [event async for event in over_handle(annotators).generate(asked)]
     assert isinstance(event, Refused)
     assert type(event.error) is expected

@@ -10,7 +10,8 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from deployments.annotators.models import ANNOTATORS
-from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, Weights
+from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec
+from deployments.engine.spec import PartSpec
 from deployments.model_deployment import ModelReplica
 from serve_app.config import AppConfig, load_config, packaged_configs
 from serve_app.config_errors import ConfigError
@@ -154,7 +155,7 @@ def test_an_annotators_entry_overrides_its_row() -> None:
 
 def test_an_annotator_of_ones_own_needs_no_row() -> None:
     own = annotators({"depth": {"source": "here"}, "pose": {"source": "there", "threshold": 0.5}})
-    assert own == {"depth": DepthSpec(Weights("here")), "pose": PoseSpec(Weights("there"), threshold=0.5)}
+    assert own == {"depth": DepthSpec(PartSpec("here")), "pose": PoseSpec(PartSpec("there"), threshold=0.5)}
 
 
 def test_nothing_can_be_changed_after_reading() -> None:

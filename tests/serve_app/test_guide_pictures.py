@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from deployments.annotators.spec import DepthSpec, Weights
+from deployments.annotators.spec import DepthSpec
 from deployments.engine.errors import InvalidParameter
+from deployments.engine.spec import PartSpec
 from serve_app import DiffusionService, GenerationParams, ImageProcessor, ModelSpec
 
 GUIDES_NAME = "runwayml/stable-diffusion-v1-5"
@@ -36,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionServi
     folder = tmp_path_factory.mktemp("tiny")
     names = ("canny", "depth", "scribble")
     nets = {name: str(save_tiny_controlnet(folder / name, seed=i)) for i, name in enumerate(names)}
-    depth = DepthSpec(Weights(str(save_tiny_depth(folder / "annotator"))), near_is_large=False)
+    depth = DepthSpec(PartSpec(str(save_tiny_depth(folder / "annotator"))), near_is_large=False)
     plain = ModelSpec("plain", str(save_tiny_checkpoint(folder / "plain")))
     mine = ModelSpec(name="mine", source=str(folder / "plain"), aliases=(GUIDES_NAME,), controlnets=nets)
     nine = ModelSpec(

@@ -11,10 +11,10 @@ from deployments.annotators import catalogue
 from deployments.annotators.catalogue import Annotator, Annotators
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.palette import ADE20K
-from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec, Weights
+from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.inputs import Picture
-from deployments.engine.spec import ModelSpec
+from deployments.engine.spec import ModelSpec, PartSpec
 from serve_app import DiffusionService, ImageProcessor
 from tests.serve_app.fakes import FakeBackend
 
@@ -30,9 +30,9 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> ImageProcessor:
 
     folder = tmp_path_factory.mktemp("annotators")
     specs: dict[str, AnnotatorSpec] = {
-        "depth": DepthSpec(Weights(str(save_tiny_depth(folder / "depth"))), near_is_large=False),
-        "pose": PoseSpec(Weights(str(save_tiny_pose(folder / "pose"))), threshold=1e-6),
-        "segmentation": SegmentationSpec(Weights(str(save_tiny_segmenter(folder / "segmentation")))),
+        "depth": DepthSpec(PartSpec(str(save_tiny_depth(folder / "depth"))), near_is_large=False),
+        "pose": PoseSpec(PartSpec(str(save_tiny_pose(folder / "pose"))), threshold=1e-6),
+        "segmentation": SegmentationSpec(PartSpec(str(save_tiny_segmenter(folder / "segmentation")))),
     }
     return ImageProcessor(Annotators(specs, "cpu"))
 

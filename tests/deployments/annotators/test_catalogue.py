@@ -11,8 +11,9 @@ import pytest
 from deployments.annotators import catalogue
 from deployments.annotators.catalogue import Annotator, Annotators
 from deployments.annotators.edges import detect_edges
-from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec, Weights
+from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.errors import InvalidParameter, ModelLoadError
+from deployments.engine.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_pose, save_tiny_segmenter
 
@@ -20,9 +21,9 @@ from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_pose, s
 @pytest.fixture
 def specs(tmp_path: Path) -> dict[str, AnnotatorSpec]:
     return {
-        "depth": DepthSpec(Weights(str(save_tiny_depth(tmp_path / "depth"))), near_is_large=False),
-        "pose": PoseSpec(Weights(str(save_tiny_pose(tmp_path / "pose")))),
-        "segmentation": SegmentationSpec(Weights(str(save_tiny_segmenter(tmp_path / "segmentation")))),
+        "depth": DepthSpec(PartSpec(str(save_tiny_depth(tmp_path / "depth"))), near_is_large=False),
+        "pose": PoseSpec(PartSpec(str(save_tiny_pose(tmp_path / "pose")))),
+        "segmentation": SegmentationSpec(PartSpec(str(save_tiny_segmenter(tmp_path / "segmentation")))),
     }
 
 
@@ -83,7 +84,7 @@ def test_a_type_without_an_annotator_is_refused_with_those_there_are(specs: dict
 
 
 def test_a_network_that_was_not_there_is_looked_for_again(tmp_path: Path) -> None:
-    annotators = Annotators({"depth": DepthSpec(Weights(str(tmp_path / "depth")))}, "cpu")
+    annotators = Annotators({"depth": DepthSpec(PartSpec(str(tmp_path / "depth")))}, "cpu")
     with pytest.raises(ModelLoadError, match="annotator 'depth'"):
         annotators.of("depth")(patches())
     save_tiny_depth(tmp_path / "depth")

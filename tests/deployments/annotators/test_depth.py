@@ -10,9 +10,10 @@ from transformers import AutoModelForDepthEstimation, DPTImageProcessorPil, GLPN
 
 from deployments.annotators.depth import DepthAnnotator, stretched
 from deployments.annotators.networks import WORKING_PIXELS
-from deployments.annotators.spec import DepthSpec, Weights
+from deployments.annotators.spec import DepthSpec
 from deployments.engine.errors import NumericalFailure
 from deployments.engine.inputs import Picture
+from deployments.engine.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_inverse_depth
 
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def hint_of(folder: Path, picture: Picture, *, near_is_large: bool) -> Picture:
-    return DepthAnnotator.load(DepthSpec(Weights(str(folder)), near_is_large), CPU)(picture)
+    return DepthAnnotator.load(DepthSpec(PartSpec(str(folder)), near_is_large), CPU)(picture)
 
 
 def test_the_least_metric_depth_is_the_brightest(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_hint_is_grey_of_the_pictures_size_and_uses_the_whole_range(width: int
 
 
 def test_a_large_picture_takes_no_more_memory_than_a_networks_own_size(tmp_path: Path) -> None:
-    annotator = DepthAnnotator.load(DepthSpec(Weights(str(save_tiny_depth(tmp_path))), near_is_large=False), CPU)
+    annotator = DepthAnnotator.load(DepthSpec(PartSpec(str(save_tiny_depth(tmp_path))), near_is_large=False), CPU)
     seen: list[int] = []
     annotator.network.model.register_forward_pre_hook(
         lambda _module, _args, inputs: seen.append(inputs["pixel_values"][0, 0].numel()), with_kwargs=True

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from deployments.annotators.models import ANNOTATORS, DEMO_ANNOTATORS, check_annotator
-from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, Weights, sources
+from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, sources
 from deployments.engine.errors import ModelLoadError
+from deployments.engine.spec import PartSpec
 
 HUB = {name: spec for name, spec in ANNOTATORS.items() if not name.startswith("demo-")}
-PINNED = Weights("maker/network", "0" * 40)
+PINNED = PartSpec("maker/network", "0" * 40)
 
 
 @pytest.mark.parametrize("spec", ANNOTATORS.values(), ids=list(ANNOTATORS))
@@ -27,14 +28,14 @@ def test_a_hub_network_without_a_commit_is_refused_and_the_message_says_what_to_
 
 def test_a_detector_needs_a_commit_of_its_own() -> None:
     with pytest.raises(ModelLoadError, match="`annotators: pose: detector: revision`"):
-        check_annotator("pose", PoseSpec(PINNED, detector=Weights("maker/detector")))
+        check_annotator("pose", PoseSpec(PINNED, detector=PartSpec("maker/detector")))
     check_annotator("pose", PoseSpec(PINNED, detector=PINNED))
 
 
 def test_a_folder_is_taken_where_it_is_there(tmp_path: Path) -> None:
-    check_annotator("depth", DepthSpec(Weights(str(tmp_path))))
+    check_annotator("depth", DepthSpec(PartSpec(str(tmp_path))))
     with pytest.raises(ModelLoadError, match="no folder"):
-        check_annotator("depth", DepthSpec(Weights(str(tmp_path / "nowhere"))))
+        check_annotator("depth", DepthSpec(PartSpec(str(tmp_path / "nowhere"))))
 
 
 def test_the_demo_family_has_one_for_each_type_of_the_guide() -> None:

@@ -10,15 +10,15 @@ import torch
 from transformers import AutoModelForSemanticSegmentation, SegformerModel
 
 from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
-from deployments.annotators.spec import Weights
 from deployments.engine.errors import InvalidParameter, ModelLoadError
+from deployments.engine.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_pose, save_tiny_segmenter
 from tests.deployments.engine.test_hub import COMMIT, REPOSITORY, serving
 
 
 def load(folder: Path, revision: str | None = None) -> Network:
-    weights = Weights(str(folder), revision)
+    weights = PartSpec(str(folder), revision)
     return load_network("annotator 'segmentation'", weights, AutoModelForSemanticSegmentation, torch.device("cpu"))
 
 
@@ -38,10 +38,10 @@ FETCH = """
 import sys, torch
 from transformers import AutoModelForSemanticSegmentation
 from deployments.annotators.networks import load_network
-from deployments.annotators.spec import Weights
+from deployments.engine.spec import PartSpec
 from deployments.engine.errors import ModelLoadError
 
-weights = Weights(sys.argv[1], sys.argv[2])
+weights = PartSpec(sys.argv[1], sys.argv[2])
 try:
     load_network("annotator 'segmentation'", weights, AutoModelForSemanticSegmentation, torch.device("cpu"))
     print("loaded")

@@ -12,8 +12,9 @@ from transformers import AutoModelForObjectDetection, VitPoseForPoseEstimation
 from deployments.annotators.networks import Network, load_network
 from deployments.annotators.pose import KEYPOINTS, MOST_PEOPLE, PersonDetector, PoseAnnotator, to_openpose
 from deployments.annotators.skeleton import COLOURS, JOINTS
-from deployments.annotators.spec import PoseSpec, Weights
+from deployments.annotators.spec import PoseSpec
 from deployments.engine.errors import ModelLoadError
+from deployments.engine.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_detector, save_tiny_pose
 
@@ -41,7 +42,7 @@ def in_picture(i: int) -> tuple[float, float]:
 
 
 def pose_network(folder: Path) -> Network:
-    return load_network("it", Weights(str(save_tiny_pose(folder))), VitPoseForPoseEstimation, CPU)
+    return load_network("it", PartSpec(str(save_tiny_pose(folder))), VitPoseForPoseEstimation, CPU)
 
 
 def person(**scores: float) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -91,10 +92,10 @@ def test_a_person_is_looked_at_inside_its_box(tmp_path: Path) -> None:
 
 
 def test_a_detector_tells_how_many_people_there_are(tmp_path: Path) -> None:
-    pose = Weights(str(save_tiny_pose(tmp_path / "pose")))
+    pose = PartSpec(str(save_tiny_pose(tmp_path / "pose")))
     seen = {
         thing: PoseAnnotator.load(
-            PoseSpec(pose, Weights(str(save_tiny_detector(tmp_path / thing, seen=thing))), threshold=1e-6), CPU
+            PoseSpec(pose, PartSpec(str(save_tiny_detector(tmp_path / thing, seen=thing))), threshold=1e-6), CPU
         )(patches())
         for thing in ("person", "cat")
     }
@@ -103,7 +104,7 @@ def test_a_detector_tells_how_many_people_there_are(tmp_path: Path) -> None:
 
 
 def test_boxes_lie_where_the_detector_says_and_are_not_endless(tmp_path: Path) -> None:
-    weights = Weights(str(save_tiny_detector(tmp_path, seen="person")))
+    weights = PartSpec(str(save_tiny_detector(tmp_path, seen="person")))
     boxes = PersonDetector(load_network("it", weights, AutoModelForObjectDetection, CPU))(patches(96, 64))
     assert len(boxes) == MOST_PEOPLE
     for box in boxes:
@@ -111,17 +112,17 @@ def test_boxes_lie_where_the_detector_says_and_are_not_endless(tmp_path: Path) -
 
 
 def test_vitpose_plus_is_told_which_of_its_experts_to_ask(tmp_path: Path) -> None:
-    spec = PoseSpec(Weights(str(save_tiny_pose(tmp_path, experts=3))), threshold=1e-6)
+    spec = PoseSpec(PartSpec(str(save_tiny_pose(tmp_path, experts=3))), threshold=1e-6)
     assert PoseAnnotator.load(spec, CPU)(patches()).any()
 
 
 def test_networks_that_find_something_else_are_refused(tmp_path: Path) -> None:
-    hands = Weights(str(save_tiny_pose(tmp_path / "hands", keypoints=21)))
+    hands = PartSpec(str(save_tiny_pose(tmp_path / "hands", keypoints=21)))
     with pytest.raises(ModelLoadError, match="COCO's 17 keypoints"):
         PoseAnnotator.load(PoseSpec(hands), CPU)
-    body = Weights(str(save_tiny_pose(tmp_path / "body")))
+    body = PartSpec(str(save_tiny_pose(tmp_path / "body")))
     detector = save_tiny_detector(tmp_path / "detector", seen="cat")
     config = (detector / "config.json").read_text().replace('"person"', '"dog"')
     (detector / "config.json").write_text(config)
     with pytest.raises(ModelLoadError, match="no label `person`"):
-        PoseAnnotator.load(PoseSpec(body, Weights(str(detector))), CPU)
+        PoseAnnotator.load(PoseSpec(body, PartSpec(str(detector))), CPU)

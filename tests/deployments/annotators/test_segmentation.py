@@ -8,9 +8,10 @@ import torch
 
 from deployments.annotators.palette import ADE20K
 from deployments.annotators.segmentation import SegmentationAnnotator
-from deployments.annotators.spec import SegmentationSpec, Weights
+from deployments.annotators.spec import SegmentationSpec
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.inputs import Picture
+from deployments.engine.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_segmenter
 
@@ -20,7 +21,7 @@ def colours(hint: Picture) -> set[tuple[int, ...]]:
 
 
 def load(folder: Path) -> SegmentationAnnotator:
-    return SegmentationAnnotator.load(SegmentationSpec(Weights(str(folder))), torch.device("cpu"))
+    return SegmentationAnnotator.load(SegmentationSpec(PartSpec(str(folder))), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 68), (1000, 900)])
