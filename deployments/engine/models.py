@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
@@ -114,8 +113,7 @@ def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedM
         raise ModelLoadError(f"model {spec.name!r}: a UNet of {unet.config.in_channels} input channels is not known")
     if spec.inpaints_only and unet.config.in_channels == vae.config.latent_channels:
         raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
-    schedule_config: dict[str, Any] = DDIMScheduler.load_config(folders["scheduler"])
-    samplers = DiffusionSchedulerFactory(schedule_config)
+    samplers = parts.samplers(folders["scheduler"])
     tokenizer = CLIPTokenizer.from_pretrained(folders["tokenizer"])
     controlnets = {name: _controlnet(spec, name, parts) for name in spec.controlnets}
     model = LoadedModel(
@@ -152,7 +150,7 @@ def _controlnet(spec: ModelSpec, name: str, parts: Parts) -> ControlNet:
 
 def _refused(spec: ModelSpec, samplers: DiffusionSchedulerFactory) -> Mapping[str, EngineError]:
     """The samplers whose tables do not reproduce diffusers with this model's scheduler config."""
-    refused = samplers.check()
+    refused = samplers.refused
     for name, error in refused.items():
         log.warning("model %s: sampler %s is refused: %s", spec.name, name, error.message)
     return refused

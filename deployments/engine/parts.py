@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.hub import variant_of
+from deployments.engine.samplers import DiffusionSchedulerFactory
 
 T = TypeVar("T")
 
@@ -44,6 +45,12 @@ class Parts:
     def text_encoder(self, folder: Path) -> CLIPTextModel:
         """The text encoder in `folder`, shared."""
         return self._once(CLIPTextModel, folder, lambda: self._ready(CLIPTextModel, folder))
+
+    def samplers(self, folder: Path) -> DiffusionSchedulerFactory:
+        """The factory for the scheduler config in `folder`, shared, with the schedules and checks that it has made."""
+        return self._once(
+            DiffusionSchedulerFactory, folder, lambda: DiffusionSchedulerFactory(DDIMScheduler.load_config(folder))
+        )
 
     def controlnet(self, name: str, folder: Path) -> ControlNet:
         """The ControlNet in `folder`, shared by models that call it by the same name."""

@@ -5,7 +5,7 @@ The rows are in `sampler_names.py`, without torch; how a table is made is in `sc
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -123,6 +123,11 @@ class DiffusionSchedulerFactory:
         SamplerNotLinear where the model's config makes a table impossible.
         """
         return self._compiled(resolve_sampler(sampler), num_inference_steps, start)
+
+    @cached_property
+    def refused(self) -> Mapping[str, SamplerNotLinear]:
+        """Of all samplers, those that `check` refuses, and why; looked into once."""
+        return MappingProxyType(self.check())
 
     def check(self, samplers: Iterable[str] = SAMPLERS) -> dict[str, SamplerNotLinear]:
         """Compares tables with diffusers, by the images of a made-up model: canonical name -> why it is refused.

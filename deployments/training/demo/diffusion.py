@@ -12,7 +12,7 @@ from deployments.training.demo.models import signal_levels
 Prediction = Literal["epsilon", "v_prediction"]
 
 NOISE_OFFSET: Final = 0.15
-_HIGH_SHARE: Final = 0.5
+HIGH_SHARE: Final = 0.5
 _GAMMA: Final = 5.0
 _MOST: Final = 4.0
 
@@ -28,11 +28,11 @@ def make_noise(latents: Tensor) -> Tensor:
     return torch.randn_like(latents) + NOISE_OFFSET * offset
 
 
-def pick_timesteps(count: int, device: torch.device) -> Tensor:
-    """Timesteps [B] in 0..999; half of them from where layout, colours and outlines are decided."""
+def pick_timesteps(count: int, device: torch.device, high_share: float = HIGH_SHARE) -> Tensor:
+    """Timesteps [B] in 0..999; at least `high_share` of them from where layout, colours and outlines are decided."""
     anywhere = torch.randint(0, 1000, (count,), device=device)
     high = torch.randint(400, 1000, (count,), device=device)
-    return torch.where(torch.rand(count, device=device) < _HIGH_SHARE, high, anywhere)
+    return torch.where(torch.rand(count, device=device) < high_share, high, anywhere)
 
 
 def weigh(signal: Tensor) -> Tensor:
@@ -48,15 +48,18 @@ def weigh(signal: Tensor) -> Tensor:
 class Noising:
     """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, with the table of a = signal levels [1000] at hand."""
 
-    def __init__(self, device: torch.device, prediction: Prediction = "epsilon") -> None:
+    def __init__(
+        self, device: torch.device, prediction: Prediction = "epsilon", high_share: float = HIGH_SHARE
+    ) -> None:
         self._levels = signal_levels().to(device)
         self._prediction = prediction
+        self._high_share = high_share
 
     def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Clean latents [B, 4, h, w] to noisy ones, what is to be guessed of them, their timesteps [B] and the weights
         of the guesses [B].
         """
-        noise, steps = make_noise(latents), pick_timesteps(len(latents), latents.device)
+        noise, steps = make_noise(latents), pick_timesteps(len(latents), latents.device, self._high_share)
         level = self._levels[steps]
         signal, noisiness = level.view(-1, 1, 1, 1).sqrt(), (1 - level).view(-1, 1, 1, 1).sqrt()
         noisy = signal * latents + noisiness * noise

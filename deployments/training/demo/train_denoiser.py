@@ -15,7 +15,7 @@ from torch import nn
 from deployments.training.demo import checkpoint
 from deployments.training.demo.average import Average
 from deployments.training.demo.budget import Budget, cosine
-from deployments.training.demo.diffusion import Noising, Prediction
+from deployments.training.demo.diffusion import HIGH_SHARE, Noising, Prediction
 from deployments.training.demo.latents import Encoders, Pool
 from deployments.training.demo.lessons import Teach
 from deployments.training.demo.models import device
@@ -42,12 +42,15 @@ DIETS: Final[Mapping[int, Diet]] = {
 
 @dataclass(frozen=True)
 class Course:
-    """How a run goes: its peak learning rate, and (until this share of the budget, chances of the sizes), in rows."""
+    """How a run goes: its peak learning rate, (until this share of the budget, chances of the sizes) in rows, and the
+    share of timesteps that is taken from the noisier part.
+    """
 
     peak: float
     mix: tuple[tuple[float, tuple[float, float, float]], ...]
     teach: Teach
     prediction: Prediction = "epsilon"
+    high_share: float = HIGH_SHARE
 
 
 class DenoiserTraining:
@@ -67,7 +70,7 @@ class DenoiserTraining:
         self.network = pupil.network
         self.optimizers = optimizers(self.network, course.peak)
         self.average = Average(self.network)
-        self.noising = Noising(device(), course.prediction)
+        self.noising = Noising(device(), course.prediction, course.high_share)
         self.pools: dict[int, Pool] = {}
         self.iteration, spent = 0, 0.0
         state = checkpoint.load(path)

@@ -1,7 +1,9 @@
 """Models share what is equal, stay within their budget, and are never taken from under a request."""
 
 import gc
+import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from deployments.engine.errors import ModelLoadError, UnknownModel
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.parts import size_of
-from deployments.engine.spec import ModelSpec
+from deployments.engine.spec import ModelSpec, PartSpec
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -94,3 +96,34 @@ def test_what_is_not_there_is_said(specs: list[ModelSpec], tmp_path: Path) -> No
         manager_of(specs).acquire("d")
     with pytest.raises(ModelLoadError, match="no pinned revision"):
         manager_of([ModelSpec("gone", str(tmp_path / "gone"), native_size=64)]).acquire("gone")
+
+
+def test_a_model_may_take_parts_from_elsewhere(specs: list[ModelSpec], tmp_path: Path) -> None:
+    a, _, c = specs
+    bare = tmp_path / "bare"
+    for part in ("unet", "scheduler"):
+        shutil.copytree(Path(c.source) / part, bare / part)
+    borrowed = {part: str(Path(a.source) / part) for part in ("vae", "text_encoder")}
+    tokenizer = PartSpec(str(Path(a.source) / "tokenizer"))
+    manager = manager_of([a, ModelSpec("bare", str(bare), parts={**borrowed, "tokenizer": tokenizer})])
+    whole, made_up = manager.acquire("a"), manager.acquire("bare")
+    assert made_up.vae is whole.vae
+    assert made_up.unet is not whole.unet
+    assert made_up.spec.native_size == whole.spec.native_size
+
+
+def test_a_part_that_no_model_has_is_refused(specs: list[ModelSpec]) -> None:
+    with pytest.raises(ValueError, match="no part 'vea'; parts are unet, vae"):
+        replace(specs[0], parts={"vea": "anywhere"})
+
+
+def test_a_model_said_to_inpaint_only_must_be_able_to(specs: list[ModelSpec]) -> None:
+    a, b, _ = (replace(spec, inpaints_only=True) for spec in specs)
+    assert manager_of([b]).acquire("b").inpaints_only
+    with pytest.raises(ModelLoadError, match="no channels for a mask"):
+        manager_of([a]).acquire("a")
+
+
+def test_models_of_one_scheduler_config_share_their_schedules(specs: list[ModelSpec]) -> None:
+    manager = manager_of(specs)
+    assert manager.acquire("a").samplers is manager.acquire("c").samplers
