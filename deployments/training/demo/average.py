@@ -18,4 +18,7 @@ class Average:
         """Take in the weights after iteration number `iteration`, counted from 1."""
         keep = min(self.longest, (1 + iteration) / (20 + iteration))
         for name, weight in model.state_dict().items():
-            self.weights[name].lerp_(weight, 1 - keep)
+            if weight.is_floating_point():
+                self.weights[name].lerp_(weight, 1 - keep)
+            else:  # a batch norm's counter
+                self.weights[name].copy_(weight)

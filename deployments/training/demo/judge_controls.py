@@ -19,8 +19,8 @@ from deployments.training.demo.tableau import FLOOR, WALL
 from deployments.training.demo.world import Image
 
 TOLERANCE: Final = 2  # pixels that an edge may be off, at 256
-_BLUR: Final = 1.5
-_LOW, _HIGH = 25, 50  # of the gradient: soft pictures have faint edges
+_BLUR: Final = 2.0
+_LOW, _HIGH = 30, 60  # of the gradient: soft pictures have faint edges
 _DIFFERENT: Final = 14.0  # L*a*b* distance
 _LEVELS: Final = 10
 
@@ -28,8 +28,14 @@ _LEVELS: Final = 10
 def edge_f1(image: Image, hint: Image) -> float:
     """F1 of the picture's edges [H, W, 3] against the hint's [H, W, 3]: the share of either that has the other within
     TOLERANCE pixels, as their harmonic mean.
+
+    The picture's are read at half its size, where the grain of a small VAE averages out and is not taken for edges: so
+    read, true pictures that went through that VAE reach 0.93.
     """
-    seen = cv2.Canny(cv2.GaussianBlur(image, (0, 0), _BLUR), _LOW, _HIGH) > 0
+    height, width = image.shape[:2]
+    half = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    edges = cv2.Canny(cv2.GaussianBlur(half, (0, 0), _BLUR), _LOW, _HIGH)
+    seen = cv2.resize(edges, (width, height), interpolation=cv2.INTER_NEAREST) > 0
     wanted = hint[:, :, 0] > 127
     if not seen.any() or not wanted.any():
         return float(seen.any() == wanted.any())
