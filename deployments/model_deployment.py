@@ -9,7 +9,7 @@ from typing import Any
 from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
-from deployments.intake import generate
+from deployments.intake import Intake
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class ModelReplica:
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
         from deployments.engine.worker import EngineWorker
 
+        # The request was copied on its way here, files included.
+        self._intake = Intake(owns_files=True)
         self._worker = EngineWorker.load(
             specs,
             device=device,
@@ -46,7 +48,7 @@ class ModelReplica:
         """The request's events. Being cancelled, or closed early, frees its rows before the next step."""
         finished = False
         try:
-            async with aclosing(generate(self._worker, request)) as events:
+            async with aclosing(self._intake.generate(self._worker, request)) as events:
                 async for event in events:
                     finished = isinstance(event, Finished | Refused)
                     yield event
@@ -93,3 +95,4 @@ class ModelReplica:
         worker = self.__dict__.pop("_worker", None)
         if worker is not None:
             worker.stop()
+            self._intake.close()

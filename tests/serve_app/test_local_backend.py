@@ -39,6 +39,9 @@ class StubWorker:
             raise self.failure
         return self
 
+    def check_room(self) -> None:
+        """There is always room."""
+
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         for event in success(request):
             assert not isinstance(event, Exception | float)
