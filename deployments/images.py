@@ -9,6 +9,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.inputs import Fit
+from deployments.pieces import scattered
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 MIN_SIDE: Final = 16
@@ -105,6 +106,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _opened(data: bytes, field: str) -> ImageFile.ImageFile:
+    if scattered(data):
+        raise InvalidParameter(field, "has too many chunks or segments; save the picture anew")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -16,24 +17,49 @@ from deployments.engine.row import Request
 from deployments.images import decode, resize
 from deployments.masks import create_mask
 
+# Each may hold several copies of a picture of 16 million pixels while it works.
+_THREADS = 2
+
 
 class Generator(Protocol):
     """What takes a request whose pictures are ready: an `EngineWorker`."""
 
+    def check_room(self) -> None: ...
+
     def generate(self, request: Request) -> AsyncGenerator[Event, None]: ...
 
 
-async def generate(worker: Generator, request: Request, annotators: Annotators) -> AsyncGenerator[Event, None]:
-    """The request's events. Its files are decoded first, on a thread; what is wrong with them refuses the request."""
-    if request.uploads is not None:
-        try:
-            request = await asyncio.to_thread(take_in, request, annotators)
-        except EngineError as error:
-            yield Refused(request.id, error)
-            return
-    async with aclosing(worker.generate(request)) as events:
-        async for event in events:
-            yield event
+class Intake:
+    """Decodes what comes with requests, on two threads of its own: a burst of large pictures takes no more memory."""
+
+    def __init__(self, annotators: Annotators, *, owns_files: bool = False) -> None:
+        """With `owns_files` files are dropped when they have been decoded, since nobody else will want them."""
+        self._annotators = annotators
+        self._owns_files = owns_files
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-upload")
+
+    async def generate(self, worker: Generator, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events. What is wrong with its files refuses it; so does, before that, a full queue."""
+        if request.uploads is not None:
+            try:
+                worker.check_room()
+                request = await self._taken_in(request)
+            except EngineError as error:
+                yield Refused(request.id, error)
+                return
+        async with aclosing(worker.generate(request)) as events:
+            async for event in events:
+                yield event
+
+    def close(self) -> None:
+        """Ends the threads, when they have done what they were given."""
+        self._threads.shutdown(wait=False)
+
+    async def _taken_in(self, request: Request) -> Request:
+        taken = await asyncio.get_running_loop().run_in_executor(self._threads, take_in, request, self._annotators)
+        if self._owns_files and request.uploads is not None:
+            request.uploads.drop()
+        return taken
 
 
 def take_in(request: Request, annotators: Annotators) -> Request:

@@ -11,7 +11,7 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
-from deployments.intake import generate
+from deployments.intake import Intake
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class ModelReplica:
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
         from deployments.engine.worker import EngineWorker
 
-        self._annotators = Annotators(annotators, device)
+        # The request was copied on its way here, files included.
+        self._intake = Intake(Annotators(annotators, device), owns_files=True)
         self._worker = EngineWorker.load(
             specs,
             device=device,
@@ -53,7 +54,7 @@ class ModelReplica:
         """The request's events. Being cancelled, or closed early, frees its rows before the next step."""
         finished = False
         try:
-            async with aclosing(generate(self._worker, request, self._annotators)) as events:
+            async with aclosing(self._intake.generate(self._worker, request)) as events:
                 async for event in events:
                     finished = isinstance(event, Finished | Refused)
                     yield event
@@ -100,3 +101,4 @@ class ModelReplica:
         worker = self.__dict__.pop("_worker", None)
         if worker is not None:
             worker.stop()
+            self._intake.close()

@@ -14,7 +14,7 @@ from deployments.engine.errors import EngineError, EngineStopped, ModelLoadError
 from deployments.engine.events import Event, Refused
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec, with_native_size
-from deployments.intake import generate
+from deployments.intake import Intake
 from deployments.registry import check_source, clashes
 from serve_app.backend import BackendReport
 
@@ -45,6 +45,7 @@ class LocalBackend:
         self.annotators = Annotators(annotators, device)
         self._device, self._dtype = device, dtype
         self._max_rows, self._threads, self._model_memory = max_rows, threads, model_memory_bytes
+        self._intake = Intake(self.annotators)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-models")
         self._loading: Future[EngineWorker] | None = None
         self._closed = False
@@ -66,7 +67,7 @@ class LocalBackend:
         except EngineError as error:
             yield Refused(request.id, error)
             return
-        async with aclosing(generate(worker, request, self.annotators)) as events:
+        async with aclosing(self._intake.generate(worker, request)) as events:
             async for event in events:
                 yield event
 
@@ -83,6 +84,7 @@ class LocalBackend:
             self._closed = True
         if self._loading is not None:
             await asyncio.to_thread(self._stop, self._loading)
+        self._intake.close()
         self._loader.shutdown(wait=False)
 
     async def _worker(self) -> "EngineWorker":

@@ -4,12 +4,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from deployments.engine.counters import Counters
 from deployments.engine.decode import Decoded, Decoder
 from deployments.engine.denoise import StepResult, denoise_step
 from deployments.engine.errors import EngineError, GenerationFailed, NumericalFailure, UnknownModel
@@ -26,8 +27,9 @@ from deployments.engine.events import (
 from deployments.engine.latents import predicted_original
 from deployments.engine.models import LoadedModel
 from deployments.engine.ongoing import Ongoing
-from deployments.engine.prepare import begin_row, prepare
-from deployments.engine.queue import Queue, Ticket
+from deployments.engine.padding import powers_of_two
+from deployments.engine.prepare import begin_row, check, prepare
+from deployments.engine.queue import Arrival, Queue, Ticket
 from deployments.engine.row import Bucket, Request, Row
 from deployments.engine.running import Running
 from deployments.engine.share import DeviceShare
@@ -36,20 +38,8 @@ log = logging.getLogger(__name__)
 
 _NOT_FINITE = "the network's output for this image was not finite"
 
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine has done since it started. `unet_rows` counts real rows, `padded_rows` what was computed."""
-
-    unet_calls: int = 0
-    unet_rows: int = 0
-    padded_rows: int = 0
-    images: int = 0
-    requests: int = 0
-    failures: int = 0
-    cancelled: int = 0
-    refused: int = 0
-    denoise_seconds: float = 0.0
+# How long an idle engine may gather rows for a first, full call; far below what the worker takes for a standstill.
+_GATHER_SECONDS = 10.0
 
 
 class Engine:
@@ -78,7 +68,7 @@ class Engine:
         self.running = Running()
         self.wake = threading.Event()
         self.max_rows = max_rows
-        self._sizes = padded_sizes or _powers_of_two(max_rows)
+        self._sizes = padded_sizes or powers_of_two(max_rows)
         self.emit = emit
         self._ongoing: dict[str, Ongoing] = {}
         self._share = DeviceShare()
@@ -88,7 +78,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self._ongoing)
+        return bool(self._ongoing) or len(self.queue) > 0
 
     def host(self, model: LoadedModel) -> None:
         """Takes a model in."""
@@ -99,25 +89,19 @@ class Engine:
         self.models.pop(name, None)
 
     def submit(self, request: Request) -> None:
-        """Takes a request in, or refuses it with a `Refused` event; nothing is denoised yet."""
-        try:
-            position = self._accept(request)
-        except EngineError as error:
-            self._refuse(request, error)
-            return
-        except Exception:
-            # A device out of memory, a network that does not like a shape: this request's trouble, not the others'.
-            log.exception("a request could not be prepared")
-            self._refuse(request, GenerationFailed("the request could not be prepared"))
-            return
-        self.counters.requests += 1
-        self.emit(Accepted(request.id, position))
+        """Lets a request in, or refuses it with a `Refused` event. Nothing is encoded yet, so a refusal costs nothing.
+
+        `Accepted` comes with one of the next steps; or `Refused` even then, where it cannot be prepared.
+        """
+        with self._refusing(request):
+            check(request, self._model_of(request))
+            self.queue.arrive(request)
 
     def cancel(self, request_id: str) -> bool:
         """Forgets a request: its rows are gone before the next step. False if it is not here (any more)."""
-        if self._ongoing.pop(request_id, None) is None:
+        waited = self.queue.remove(request_id)
+        if self._ongoing.pop(request_id, None) is None and not waited:
             return False
-        self.queue.remove(request_id)
         self.running.drop(lambda row: row.request.id == request_id)
         self.counters.cancelled += 1
         return True
@@ -125,6 +109,7 @@ class Engine:
     def step(self) -> bool:
         """Admits what fits, denoises one bucket by one step, retires what is done. False when nothing was running."""
         self._collect()
+        self._prepare()
         self._admit()
         bucket = self._share.next_of(self.running.rows)
         if bucket is None:
@@ -146,18 +131,43 @@ class Engine:
         self.running.rows.clear()
         self._decoder.close()
 
+    @contextmanager
+    def _refusing(self, request: Request) -> Iterator[None]:
+        """Whatever is raised inside refuses `request`, and ends there."""
+        try:
+            yield
+        except EngineError as error:
+            self._refuse(request, error)
+        except Exception:
+            # A device out of memory, a network that does not like a shape: this request's trouble, not the others'.
+            log.exception("a request could not be prepared")
+            self._refuse(request, GenerationFailed("the request could not be prepared"))
+
     def _refuse(self, request: Request, error: EngineError) -> None:
         self.counters.refused += 1
         self.emit(Refused(request.id, error))
 
-    def _accept(self, request: Request) -> int:
+    def _model_of(self, request: Request) -> LoadedModel:
         model = self.models.get(request.model)
         if model is None:
             raise UnknownModel("model_name", "this engine does not serve that model")
-        ongoing = prepare(request, model)
-        position = self.queue.add(request)
-        self._ongoing[request.id] = ongoing
-        return position
+        return model
+
+    def _prepare(self) -> None:
+        """Encodes what has arrived: one request a step while rows run, since they wait for it; else a call's worth."""
+        enough_at = time.perf_counter() + _GATHER_SECONDS
+        while (arrival := self.queue.next_arrival()) is not None:
+            with self._refusing(arrival.request):
+                self._accept(arrival)
+            full = self.queue.unet_rows >= self.max_rows
+            if len(self.running) or full or time.perf_counter() > enough_at:
+                return
+
+    def _accept(self, arrival: Arrival) -> None:
+        request = arrival.request
+        self._ongoing[request.id] = prepare(request, self._model_of(request), arrival.at)
+        self.counters.requests += 1
+        self.emit(Accepted(request.id, self.queue.add(request)))
 
     def _admit(self) -> None:
         for ticket in self.queue.take(lambda bucket: self.max_rows - self.running.unet_rows(bucket)):
@@ -276,10 +286,3 @@ def _image_done(request: Request, index: int, data: bytes) -> ImageDone:
         bucket.height,
         data,
     )
-
-
-def _powers_of_two(limit: int) -> tuple[int, ...]:
-    sizes = [1]
-    while sizes[-1] < limit:
-        sizes.append(min(sizes[-1] * 2, limit))
-    return tuple(sizes)

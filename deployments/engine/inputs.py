@@ -35,7 +35,7 @@ class Inputs:
         return "text-to-image" if self.image is None else "image-to-image"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Uploads:
     """The same as the caller sent it: files, not looked into yet. `deployments.intake` makes `Inputs` of it.
 
@@ -51,6 +51,10 @@ class Uploads:
     preprocess: bool = False
     fit: Fit = "cover"
     image_field: str = "image"
+
+    def drop(self) -> None:
+        """Lets go of the files: for an owner that has decoded them, while others still hold on to the request."""
+        self.image, self.mask, self.hints = None, None, ()
 
     @property
     def task(self) -> Task:

@@ -28,14 +28,15 @@ class Given:
 
 @dataclass(slots=True, eq=False)
 class Ongoing:
-    """Times are `time.perf_counter` seconds."""
+    """Times are `time.perf_counter` seconds: when it `arrived`, when its preparation had `begun`, and so on."""
 
     request: Request
     schedule: Schedule
     prompt: Prompt = field(repr=False)
     negative: Prompt | None = field(repr=False)
     given: Given = field(repr=False)
-    submitted: float
+    arrived: float
+    begun: float
     encoded: float = field(default_factory=time.perf_counter)
     admitted: float | None = None
     last_denoised: float | None = None
@@ -68,11 +69,11 @@ class Ongoing:
         admitted = self.admitted or now
         denoised = self.last_denoised or now
         return Timings(
-            queued_ms=_ms(admitted - self.encoded),
-            encode_ms=_ms(self.encoded - self.submitted),
+            queued_ms=_ms(self.begun - self.arrived + admitted - self.encoded),
+            encode_ms=_ms(self.encoded - self.begun),
             denoise_ms=_ms(denoised - admitted),
             decode_ms=round(self.decode_ms, 2),
-            total_ms=_ms(now - self.submitted),
+            total_ms=_ms(now - self.arrived),
         )
 
 

@@ -3,6 +3,14 @@
 from torch import Tensor, cat
 
 
+def powers_of_two(limit: int) -> tuple[int, ...]:
+    """1, 2, 4, ... up to `limit`, which is the last in any case."""
+    sizes = [1]
+    while sizes[-1] < limit:
+        sizes.append(min(sizes[-1] * 2, limit))
+    return tuple(sizes)
+
+
 def padded_size(rows: int, sizes: tuple[int, ...]) -> int:
     """The smallest of the ascending `sizes` that holds `rows`.
 

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from deployments.engine.controls import Control, ControlNet
+from deployments.engine.controls import Control
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.inputs import Inputs
 from deployments.engine.latents import Blend, draw_noise, initial_state
@@ -17,24 +17,35 @@ from deployments.engine.row import Bucket, Request, Row
 from deployments.engine.sampler_names import SAMPLERS
 
 
-def prepare(request: Request, model: LoadedModel) -> Ongoing:
-    """Everything that the request's images share. Raises InvalidParameter for what this model cannot do."""
-    started = time.perf_counter()
+def check(request: Request, model: LoadedModel) -> None:
+    """Raises EngineError for what this model cannot do, as far as that can be seen without encoding anything."""
     params = request.params
     assert params.sampler is not None
     if params.sampler in model.refused_samplers:
         raise model.refused_samplers[params.sampler]
+    _start(params)
     _check_inputs(request.inputs, request.bucket, model)
-    row = SAMPLERS[params.sampler]
-    start = 0 if params.strength is None else row.start(params.num_inference_steps, params.strength)
-    schedule = model.samplers.schedule(params.sampler, params.num_inference_steps, start)
+    if len(params.controls) != len(request.inputs.hints):
+        raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
+    for asked in params.controls:
+        if asked.type not in model.controlnets:
+            known = ", ".join(model.controlnets) or "none"
+            raise InvalidParameter("controlnet_type", f"this model has no such ControlNet; it has: {known}")
+
+
+def prepare(request: Request, model: LoadedModel, arrived: float) -> Ongoing:
+    """Everything that the images of a request that was checked share. Raises InvalidParameter for its prompts."""
+    begun = time.perf_counter()
+    params = request.params
+    assert params.sampler is not None
+    schedule = model.samplers.schedule(params.sampler, params.num_inference_steps, _start(params))
     prompt = model.keys.prompt(model.prompts.encode(params.prompt, params.clip_skip, "prompt"))
     negative = None
     if request.unet_rows > 1:
         # diffusers leaves no layers out of the negative prompt, and diffusers' pictures are the law.
         negative = model.keys.prompt(model.prompts.encode(params.negative_prompt, 0, "negative_prompt"))
     given = Given(*_encoded(request, model), _controls(params, request.inputs, model))
-    return Ongoing(request, schedule, prompt, negative, given, started)
+    return Ongoing(request, schedule, prompt, negative, given, arrived, begun)
 
 
 def begin_row(ongoing: Ongoing, index: int, model: LoadedModel) -> Row:
@@ -83,21 +94,18 @@ def _encoded(request: Request, model: LoadedModel) -> tuple[Posterior | None, Po
 
 
 def _controls(params: GenerationParams, inputs: Inputs, model: LoadedModel) -> tuple[Control, ...]:
-    if len(params.controls) != len(inputs.hints):
-        raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
+    nets = [model.controlnets[asked.type] for asked in params.controls]
     return tuple(
         Control(net, net.embed(hint), asked.scale, asked.start, asked.end, params.guess_mode)
-        for asked, hint in zip(params.controls, inputs.hints, strict=True)
-        if (net := _controlnet(asked.type, model))
+        for net, asked, hint in zip(nets, params.controls, inputs.hints, strict=True)
     )
 
 
-def _controlnet(name: str, model: LoadedModel) -> ControlNet:
-    net = model.controlnets.get(name)
-    if net is None:
-        known = ", ".join(model.controlnets) or "none"
-        raise InvalidParameter("controlnet_type", f"this model has no such ControlNet; it has: {known}")
-    return net
+def _start(params: GenerationParams) -> int:
+    """The first step of the schedule that is run. Raises InvalidParameter where the strength leaves none."""
+    assert params.sampler is not None
+    sampler = SAMPLERS[params.sampler]
+    return 0 if params.strength is None else sampler.start(params.num_inference_steps, params.strength)
 
 
 def _check_inputs(inputs: Inputs, bucket: Bucket, model: LoadedModel) -> None:

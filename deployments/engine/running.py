@@ -29,4 +29,5 @@ class Running:
         return (row for rows in self.rows.values() for row in rows)
 
     def __len__(self) -> int:
-        return sum(len(rows) for rows in self.rows.values())
+        # Asked from other threads, too: the list is made in one go.
+        return sum(len(rows) for rows in list(self.rows.values()))

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from deployments.engine.engine import Counters, Engine
+from deployments.engine.counters import Counters
+from deployments.engine.engine import Engine
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.events import Event, ImageFailed, Refused
 from deployments.engine.inputs import Inputs

@@ -5,8 +5,8 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineError, EngineStopped, InvalidParameter
-from deployments.engine.events import Event, Finished, Progress, Refused
+from deployments.engine.events import Event, Finished, Refused
+from deployments.engine.mailbox import Mailbox
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.parts import pick_device, pick_dtype
 from deployments.engine.row import Request
@@ -26,43 +27,11 @@ log = logging.getLogger(__name__)
 
 STALL_SECONDS = 120.0
 
+# One model loads at a time; what is asked for meanwhile queues up.
+_LOADERS = 2
+
 Inbox = queue.SimpleQueue[Callable[[Engine], object]]
 """What the engine's thread shall do next, between two steps."""
-
-
-class Mailbox:
-    """Events of one request on their way from the engine's thread to one asyncio reader.
-
-    A `Progress` that has not been read is replaced by the next one, so a slow reader costs no memory.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: deque[Event] = deque()
-        self._lock = threading.Lock()
-        self._ready = asyncio.Event()
-
-    def put(self, event: Event) -> None:
-        """Called on any thread; never blocks for long. Silent once the reader's loop is gone."""
-        with self._lock:
-            unread = self._events[-1] if self._events else None
-            if isinstance(event, Progress) and isinstance(unread, Progress):
-                self._events[-1] = event
-                return
-            self._events.append(event)
-        try:
-            self._loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:
-            log.debug("an event came after its reader's loop had closed")
-
-    async def get(self) -> Event:
-        """The oldest unread event."""
-        while True:
-            with self._lock:
-                if self._events:
-                    return self._events.popleft()
-                self._ready.clear()
-            await self._ready.wait()
 
 
 class EngineWorker:
@@ -92,6 +61,8 @@ class EngineWorker:
         self._stopping = False
         self._beat = time.monotonic()
         self._started = threading.Event()
+        # Of their own: callers of a model that has left memory wait here, and nobody else's work shall wait with them.
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load-model")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -141,6 +112,11 @@ class EngineWorker:
     def alive(self) -> bool:
         """Whether the engine's loop makes progress: its thread runs and finished a turn in the last two minutes."""
         return self._thread.is_alive() and not self._stopping and time.monotonic() - self._beat < STALL_SECONDS
+
+    def check_room(self) -> None:
+        """Raises Overloaded when the engine would refuse one more request for that alone."""
+        if self._engine is not None:
+            self._engine.queue.check_room()
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events until it is finished. Closing the generator frees its rows before the next step."""
@@ -196,6 +172,7 @@ class EngineWorker:
         """Ends the thread; requests that were not finished are told so."""
         self._stopping = True
         self._wake()
+        self._loaders.shutdown(wait=False)
         self._thread.join(timeout=30)
 
     @asynccontextmanager
@@ -206,11 +183,20 @@ class EngineWorker:
             yield
             return
         if manager.acquire_loaded(name) is None:
-            await _loaded(manager, name)
+            await self._loaded(manager, name)
         try:
             yield
         finally:
             manager.release(name)
+
+    async def _loaded(self, manager: DiffusionModelManager, name: str) -> None:
+        """Acquires the model on a thread. A caller that leaves meanwhile does not stop it, nor keep the model."""
+        loading = asyncio.get_running_loop().run_in_executor(self._loaders, manager.acquire, name)
+        try:
+            await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(lambda done: manager.release(name) if done.exception() is None else None)
+            raise
 
     def _tell(self, message: Callable[[Engine], object]) -> None:
         self._inbox.put(message)
@@ -258,13 +244,3 @@ class EngineWorker:
     def _say_goodbye(self) -> None:
         for request_id in list(self._mailboxes):
             self._emit(Refused(request_id, EngineStopped("the engine stopped before the request was finished")))
-
-
-async def _loaded(manager: DiffusionModelManager, name: str) -> None:
-    """Acquires the model on a thread. A caller that leaves meanwhile does not stop the thread, nor keep the model."""
-    loading = asyncio.ensure_future(asyncio.to_thread(manager.acquire, name))
-    try:
-        await asyncio.shield(loading)
-    except asyncio.CancelledError:
-        loading.add_done_callback(lambda done: manager.release(name) if done.exception() is None else None)
-        raise

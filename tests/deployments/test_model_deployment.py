@@ -1,12 +1,16 @@
 """The deployment class as a plain object: no Ray, and a worker that only writes down what it is told."""
 
 import asyncio
+import io
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from deployments.engine.events import Accepted, Event, Finished, Progress, Refused, Timings
+from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
@@ -26,6 +30,9 @@ class FakeWorker:
         self.alive = True
         self.stopped = False
         self.closed = 0
+
+    def check_room(self) -> None:
+        """There is always room."""
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         try:
@@ -88,6 +95,15 @@ async def test_a_stream_closed_early_frees_its_rows(replica: ModelReplica, worke
     await events.aclose()
     assert worker.aborted == ["r1"]
     assert worker.closed == 1
+
+
+async def test_a_replica_keeps_no_files(replica: ModelReplica, worker: FakeWorker) -> None:
+    worker.events = [Accepted("r1", 0), Finished("r1", Timings())]
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    asked = replace(REQUEST, uploads=Uploads(image=buffer.getvalue()))
+    assert [event async for event in replica.generate(asked)] == worker.events
+    assert asked.uploads == Uploads()
 
 
 async def test_a_loop_that_hangs_is_not_healthy(replica: ModelReplica, worker: FakeWorker) -> None:

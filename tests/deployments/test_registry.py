@@ -7,7 +7,7 @@ import pytest
 
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ModelSpec, PartSpec
+from deployments.engine.spec import ModelSpec, PartSpec, as_part
 from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, check_source, clashes, known_models
 
 EVERY = (*DEMO_MODELS, *MODELS)
@@ -21,8 +21,8 @@ def test_no_two_real_models_answer_to_one_name() -> None:
     assert clashes(MODELS) == []
 
 
-def test_the_demo_model_answers_to_the_names_of_the_guide() -> None:
-    for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", "sd15", "sd21"):
+def test_the_demo_family_answers_to_the_names_of_the_guide() -> None:
+    for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", "sd15", "sd21", "sd15-inpaint"):
         assert any(spec.answers_to(name) for spec in DEMO_MODELS)
 
 
@@ -69,3 +69,13 @@ def test_the_guides_controlnets_are_there_alone_and_together() -> None:
         assert list(rows[f"controlnet-{kind}"].controlnets) == [kind]
         assert rows[f"controlnet-{kind}"].source == rows["sd15"].source
         assert {kind} <= set(rows["sd15-controlled"].controlnets) & set(rows["sd21-controlled"].controlnets)
+
+
+def test_what_the_demo_family_shares_is_stored_once() -> None:
+    first, second, inpainting = DEMO_MODELS
+    assert set(second.parts) == {"vae", "tokenizer"}
+    assert set(inpainting.parts) == {"vae", "text_encoder", "tokenizer"}
+    for spec in (second, inpainting):
+        for part, given in spec.parts.items():
+            assert Path(as_part(given).source) == Path(first.source) / part
+            assert not (Path(spec.source) / part).exists()

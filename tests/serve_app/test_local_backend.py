@@ -39,6 +39,9 @@ class StubWorker:
             raise self.failure
         return self
 
+    def check_room(self) -> None:
+        """There is always room."""
+
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         for event in success(request):
             assert not isinstance(event, Exception | float)
@@ -162,5 +165,10 @@ def test_two_models_cannot_answer_to_one_name(spec: ModelSpec) -> None:
 
 def test_the_demo_models_answer_to_the_guides_names() -> None:
     service = DiffusionService()
-    for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", None):
-        assert service.model(name).name == "demo-sd"
+    for name, member in (
+        ("runwayml/stable-diffusion-v1-5", "demo-sd"),
+        ("stabilityai/stable-diffusion-2-1", "demo-sd21"),
+        ("runwayml/stable-diffusion-inpainting", "demo-inpaint"),
+        (None, "demo-sd"),
+    ):
+        assert service.model(name).name == member

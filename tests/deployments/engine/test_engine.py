@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.engine import engine as engine_module
 from deployments.engine.engine import Engine
 from deployments.engine.errors import GenerationFailed, InvalidParameter, NumericalFailure, Overloaded, UnknownModel
 from deployments.engine.events import (
@@ -22,7 +24,7 @@ from deployments.engine.events import (
     Progress,
     Refused,
 )
-from deployments.engine.inputs import Picture
+from deployments.engine.inputs import Inputs, Picture
 from deployments.engine.models import LoadedModel
 from deployments.engine.prompt_keys import Prompt
 from deployments.engine.sampler_names import SAMPLERS
@@ -129,6 +131,7 @@ def test_a_waiting_request_can_be_cancelled(tiny_model: LoadedModel) -> None:
     with driven(tiny_model, max_rows=2) as (engine, tape):
         engine.submit(request_for(tiny_model, "first"))
         engine.submit(request_for(tiny_model, "second"))
+        engine.step()
         engine.step()
         engine.cancel("second")
         engine.drain()
@@ -268,6 +271,59 @@ def test_a_full_queue_refuses_and_forgets_nothing(tiny_model: LoadedModel) -> No
     assert engine.counters.images == 3
 
 
+def test_a_full_queue_and_a_wrong_request_are_refused_before_anything_is_encoded(tiny_controlled: LoadedModel) -> None:
+    hinted = Inputs(image=np.zeros((64, 64, 3), np.uint8), hints=(np.zeros((64, 64, 3), np.uint8),))
+    asked = {"controls": ({"type": "canny"},)}
+    with driven(tiny_controlled, queue_limit=1) as (engine, tape), encodings(tiny_controlled) as encoded:
+        engine.submit(request_for(tiny_controlled, "first", hinted, **asked))
+        engine.submit(request_for(tiny_controlled, "late", hinted, **asked))
+        engine.submit(request_for(tiny_controlled, "wrong", hinted))
+        assert isinstance(tape.of("late", Refused)[0].error, Overloaded)
+        assert isinstance(tape.of("wrong", Refused)[0].error, InvalidParameter)
+        assert not encoded
+        engine.drain()
+        assert {"CLIPTextModel", "Encoder", "ControlNetConditioningEmbedding"} == set(encoded)
+        assert len(tape.images("first")) == 1
+
+
+def test_a_hint_is_embedded_once_for_all_images_and_steps(tiny_controlled: LoadedModel) -> None:
+    hinted = Inputs(hints=(np.zeros((64, 64, 3), np.uint8),))
+    with encodings(tiny_controlled) as encoded:
+        run(tiny_controlled, [request_for(tiny_controlled, "x", hinted, controls=({"type": "canny"},), num_images=3)])
+    assert encoded.count("ControlNetConditioningEmbedding") == 1
+
+
+def test_a_burst_is_prepared_one_request_a_step_while_rows_run(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = watched(monkeypatch, "prepare", "denoise_step")
+    with driven(tiny_model) as (engine, tape):
+        engine.submit(request_for(tiny_model, "early", num_inference_steps=20))
+        engine.step()
+        for i in range(6):
+            engine.submit(request_for(tiny_model, f"late {i}", num_inference_steps=4))
+        engine.drain()
+        assert done[:14] == ["prepare", "denoise_step"] * 7
+        assert all(len(tape.images(name)) == 1 for name in tape.events)
+
+
+def test_an_idle_engine_prepares_a_full_call_and_no_more(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = watched(monkeypatch, "prepare", "denoise_step")
+    run(tiny_model, [request_for(tiny_model, f"r{i}") for i in range(4)], max_rows=4)
+    assert done[:5] == ["prepare", "prepare", "denoise_step", "prepare", "denoise_step"]
+
+
+def test_a_request_that_leaves_before_it_is_prepared_costs_nothing(tiny_model: LoadedModel) -> None:
+    with driven(tiny_model) as (engine, tape), encodings(tiny_model) as encoded:
+        engine.submit(request_for(tiny_model, "leaves", prompt="gone before it was read"))
+        assert engine.cancel("leaves")
+        engine.drain()
+        assert not encoded
+        assert not tape.events
+
+
 def test_events_tell_a_request_s_whole_life_in_order(tiny_model: LoadedModel) -> None:
     tape, _ = run(tiny_model, [request_for(tiny_model, "x", sampler="ddim", num_inference_steps=3)])
     kinds: list[type[Event]] = [type(event) for event in tape.events["x"]]
@@ -284,6 +340,42 @@ def test_two_sizes_share_the_device(tiny_model: LoadedModel) -> None:
             engine.step()
         assert tape.of("small", Progress)[-1].step >= 4
         assert tape.of("large", Progress)[-1].step >= 2
+
+
+@contextmanager
+def encodings(model: LoadedModel) -> Iterator[list[str]]:
+    """The classes of the networks that see prompts and pictures, once for each time that one of them runs."""
+    ran: list[str] = []
+    parts = [
+        net for net in model.networks if type(net).__name__ in ("CLIPTextModel", "ControlNetConditioningEmbedding")
+    ]
+    hooks = [
+        part.register_forward_hook(lambda part, *_: ran.append(type(part).__name__))
+        for part in (*parts, model.vae.encoder)
+    ]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    """Which of the engine's functions ran, in order."""
+    ran: list[str] = []
+
+    def watch(name: str) -> None:
+        function = getattr(engine_module, name)
+
+        def noted(*arguments: Any) -> Any:
+            ran.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(engine_module, name, noted)
+
+    for name in names:
+        watch(name)
+    return ran
 
 
 class driven:

@@ -60,14 +60,30 @@ def test_sizes_do_not_wait_for_each_other() -> None:
 
 def test_a_full_queue_refuses() -> None:
     queue = Queue(limit=1)
-    queue.add(asked("a"))
+    queue.arrive(asked("a"))
     with pytest.raises(Overloaded, match="1 requests"):
-        queue.add(asked("b"))
+        queue.arrive(asked("b"))
+
+
+def test_what_has_arrived_counts_and_waits_for_its_preparation() -> None:
+    queue = Queue(limit=2)
+    queue.arrive(asked("a", images=3))
+    assert (len(queue), queue.images, queue.unet_rows) == (1, 3, 0)
+    assert taken(queue, room=9) == []
+    queue.arrive(asked("b"))
+    with pytest.raises(Overloaded):
+        queue.check_room()
+    first = queue.next_arrival()
+    assert first is not None
+    assert queue.add(first.request) == 0
+    assert (len(queue), queue.images, queue.unet_rows) == (2, 4, 6)
+    assert queue.remove("b")
+    assert queue.next_arrival() is None
 
 
 def test_removing_what_is_not_there_is_no_error() -> None:
     queue = Queue(limit=1)
-    queue.remove("nobody")
+    assert not queue.remove("nobody")
     assert taken(queue, room=9) == []
 
 
