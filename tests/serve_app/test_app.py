@@ -31,6 +31,9 @@ class EchoWorker:
 
     alive = True
 
+    def check_room(self) -> None:
+        pass
+
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         if request.params.prompt == "too much":
             yield Refused(request.id, Overloaded("the queue is full"))

@@ -78,4 +78,5 @@ def _lost(teacher: CLIPTextModel, pupil: CLIPTextModel, bridge: nn.Module, ids: 
     with torch.no_grad():
         wanted = teacher(input_ids=ids).last_hidden_state
     said = bridge(pupil(input_ids=ids).last_hidden_state)
-    return (said - wanted).square().mean() / wanted.var(dim=0).mean()
+    lost: Tensor = (said - wanted).square().mean() / wanted.var(dim=0).mean()
+    return lost

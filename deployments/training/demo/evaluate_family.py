@@ -150,8 +150,8 @@ def _inpainting(rng: random.Random) -> Case:
     other = replace(scene, product=rng.choice([name for name in SILHOUETTES if name != scene.product]))
     empty = rng.random() < 0.5
     shown = draw(replace(other, colour=scene.background) if empty else other, NATIVE)
-    boxes = np.asarray([around(rng, scene), around(rng, other)])
-    left, top, right, bottom = (*boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0))
+    both = list(zip(around(rng, scene), around(rng, other), strict=True))
+    left, top, right, bottom = (pick(pair) for pick, pair in zip((min, min, max, max), both, strict=True))
 
     def score(image: Image) -> float:
         verdict = judge(image)
