@@ -53,15 +53,17 @@ def _hint(name: str, models: Sequence[ModelSpec]) -> str:
 
 
 def _model_for(models: Sequence[ModelSpec], params: GenerationParams) -> ModelSpec:
-    """The model asked for. Where it lacks the ControlNets, a model of the same weights that has them; where none is
-    asked for, the first that has them.
+    """The model asked for. Where it lacks the ControlNets, a model of the same source and revision that has them; where
+    none is asked for, the first that has them.
     """
     named = find_model(models, params.model_name)
     types = {control.type for control in params.controls}
     able = [spec for spec in models if types <= set(spec.controlnets)]
     if named in able:
         return named
-    return next((spec for spec in able if params.model_name is None or spec.source == named.source), named)
+    if params.model_name is not None:
+        able = [spec for spec in able if (spec.source, spec.revision) == (named.source, named.revision)]
+    return next(iter(able), named)
 
 
 def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:
