@@ -8,6 +8,7 @@ This module must not use `from __future__ import annotations`: Serve reads `buil
 arguments are an `AppConfig`, and a string there makes it pass a bare dict without a word.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -30,8 +31,7 @@ def build_app(config: AppConfig) -> Application:
         model_deployment(deployment, hosted, annotators)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
-    limits = config.ingress
-    api = partial(api_over, max_body_bytes=limits.max_body_bytes, max_upload_bytes=limits.max_upload_bytes)
+    api = partial(api_over, config.ingress.api_options())
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options()).bind(api, handles, specs)
     return ingress
 
@@ -43,9 +43,9 @@ def model_deployment(config: DeploymentConfig, specs: tuple[ModelSpec, ...], ann
     return bound
 
 
-def api_over(backend: HandleBackend, *, max_body_bytes: int, max_upload_bytes: int) -> Any:
+def api_over(options: Mapping[str, Any], backend: HandleBackend) -> Any:
     """The ASGI application over `backend`."""
     from serve_app.api.application import create_api
     from serve_app.service import DiffusionService
 
-    return create_api(DiffusionService(backend), max_body_bytes=max_body_bytes, max_upload_bytes=max_upload_bytes)
+    return create_api(DiffusionService(backend), **options)

@@ -160,9 +160,14 @@ class DarkroomClient:
 
 
 def asking(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
-    """Which door takes this, and httpx' arguments for it: JSON for text, a form where pictures come along."""
+    """Which door takes this, and httpx' arguments for it: JSON for text, a form where pictures come along.
+
+    Raises ValueError for uploads without a file.
+    """
     if uploads is None:
         return f"{BASE}/text-to-image", {"json": body}
+    if uploads.image is None and uploads.mask is None and not uploads.hints:
+        raise ValueError("the uploads hold no file: give them an image or hints, or leave them out")
     door = "controlnet" if uploads.hints else uploads.task
     image_name = "image" if door == "inpaint" else "init_image"
     named = [(image_name, uploads.image), ("mask", uploads.mask), *(("control_image", hint) for hint in uploads.hints)]

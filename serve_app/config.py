@@ -192,10 +192,25 @@ class IngressConfig(Strict):
     max_ongoing_requests: Count = 1000
     max_body_bytes: int = Field(default=2**20, ge=1024)
     max_upload_bytes: int = Field(default=2**25, ge=1024)
+    max_uploads_in_flight_bytes: int = Field(default=2**28, ge=1024)
     request_timeout_s: Seconds | None = None
     keep_alive_timeout_s: Count = 90
     graceful_shutdown_timeout_s: Seconds = 130.0
     graceful_shutdown_wait_loop_s: Seconds = 0.5
+
+    @model_validator(mode="after")
+    def _one_upload_fits(self) -> "IngressConfig":
+        if self.max_uploads_in_flight_bytes < self.max_upload_bytes:
+            raise PydanticCustomError("bounds", "max_uploads_in_flight_bytes must be at least max_upload_bytes")
+        return self
+
+    def api_options(self) -> dict[str, Any]:
+        """The keyword arguments of `create_api`."""
+        return {
+            "max_body_bytes": self.max_body_bytes,
+            "max_upload_bytes": self.max_upload_bytes,
+            "max_uploads_in_flight_bytes": self.max_uploads_in_flight_bytes,
+        }
 
     def serve_options(self) -> dict[str, Any]:
         """The keyword arguments of `serve.deployment`."""

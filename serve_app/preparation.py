@@ -54,8 +54,8 @@ def _hint(name: str, models: Sequence[ModelSpec]) -> str:
 
 
 def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task) -> ModelSpec:
-    """The model asked for. Where it lacks the ControlNets, a model of the same weights that has them; where none is
-    asked for, the first that is made for the task and has them.
+    """The model asked for. Where it lacks the ControlNets, a model of the same source and revision that has them; where
+    none is asked for, the first that is made for the task and has them.
     """
     types = {control.type for control in params.controls}
     able = [spec for spec in models if types <= set(spec.controlnets)]
@@ -63,7 +63,7 @@ def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task
         made_for_it = [spec for spec in able if spec.inpaints_only == (task == "inpaint")]
         return next(iter((*made_for_it, *able)), models[0])
     named = find_model(models, params.model_name)
-    same_weights = [spec for spec in able if spec.source == named.source]
+    same_weights = [spec for spec in able if (spec.source, spec.revision) == (named.source, named.revision)]
     return named if named in able else next(iter(same_weights), named)
 
 

@@ -17,7 +17,7 @@ class Prepared:
     """A request ready for the backend, beside what the caller asked for.
 
     `asked` has every default filled in and a seed; `request.params` differs from it by the prompt, which has the style
-    in it. Asking for `asked` again gives the same images.
+    in it. A request of `asked` and the same uploads gives the same images.
     """
 
     request: Request
@@ -28,7 +28,7 @@ class Prepared:
 class Result:
     """The images of one request. `failures` are those that could not be made, though others could.
 
-    `parameters` are complete: the same parameters again give the same images. `effective_prompt` has the style in it.
+    `parameters` are complete: with the same uploads they give the same images. `effective_prompt` has the style in it.
     """
 
     id: str

@@ -101,7 +101,7 @@ class DiffusionService:
         """The model with that name or alias; the default one for None. Raises UnknownModel."""
         return find_model(self.models, name)
 
-    def prepare(
+    async def prepare(
         self,
         params: GenerationParams,
         *,
@@ -113,7 +113,9 @@ class DiffusionService:
 
         `request_id` must not be that of a request still running; one is made where none is given.
         """
-        return prepare(self.models, params, uploads, previews, request_id or uuid.uuid4().hex)
+        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex)
+        # A hostile file's headers take a while to read, and everybody else would wait.
+        return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
         """The events of a prepared request. Closing the generator early cancels it."""
@@ -128,14 +130,14 @@ class DiffusionService:
         request_id: str | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The request's events (see `deployments.engine.events`). Closing the generator early cancels the request."""
-        prepared = self.prepare(params, uploads=uploads, previews=previews, request_id=request_id)
+        prepared = await self.prepare(params, uploads=uploads, previews=previews, request_id=request_id)
         async with aclosing(self.run(prepared)) as events:
             async for event in events:
                 yield event
 
     async def generate(self, params: GenerationParams, *, request_id: str | None = None) -> Result:
         """All images of a request. Raises what refused it, or the first failure where not one image could be made."""
-        return await self.collect(self.prepare(params, request_id=request_id))
+        return await self.collect(await self.prepare(params, request_id=request_id))
 
     async def collect(self, prepared: Prepared) -> Result:
         """As `generate`, for a prepared request."""
@@ -244,7 +246,7 @@ class DiffusionService:
     ) -> list[Image.Image]:
         if model_name is not None:
             params = params.model_copy(update={"model_name": model_name})
-        result = await self.collect(self.prepare(params, uploads=uploads))
+        result = await self.collect(await self.prepare(params, uploads=uploads))
         if result.failures:
             raise result.failures[0].error
         return await asyncio.to_thread(lambda: [decoded(image) for image in result.images])

@@ -13,10 +13,10 @@ from deployments.masks import MASK_TYPES
 def check_uploads(uploads: Uploads) -> Header | None:
     """The header of the picture that decides the size: the image, else the first hint. Raises InvalidParameter."""
     image = read_header(uploads.image, uploads.image_field) if uploads.image is not None else None
-    if uploads.mask is not None:
+    if uploads.task == "inpaint" and image is None:
+        raise InvalidParameter(uploads.image_field, "is required beside a mask")
+    if image is not None and uploads.mask is not None:
         mask = read_header(uploads.mask, "mask")
-        if image is None:
-            raise InvalidParameter(uploads.image_field, "is required beside a mask")
         if (mask.width, mask.height) != (image.width, image.height):
             raise InvalidParameter("mask", f"must have the image's size, {image.width} x {image.height} pixels")
     elif uploads.mask_type is not None and uploads.mask_type not in MASK_TYPES:

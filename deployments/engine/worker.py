@@ -5,6 +5,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -15,8 +16,7 @@ import torch
 
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineError, EngineStopped, InvalidParameter
-from deployments.engine.events import Event, Finished, Refused
-from deployments.engine.mailbox import Mailbox
+from deployments.engine.events import Event, Finished, Progress, Refused
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.parts import pick_device, pick_dtype
 from deployments.engine.row import Request
@@ -32,6 +32,41 @@ _LOADERS = 2
 
 Inbox = queue.SimpleQueue[Callable[[Engine], object]]
 """What the engine's thread shall do next, between two steps."""
+
+
+class Mailbox:
+    """Events of one request on their way from the engine's thread to one asyncio reader.
+
+    A `Progress` that has not been read is replaced by the next one, so a slow reader costs no memory.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: deque[Event] = deque()
+        self._lock = threading.Lock()
+        self._ready = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Called on any thread; never blocks for long. Silent once the reader's loop is gone."""
+        with self._lock:
+            unread = self._events[-1] if self._events else None
+            if isinstance(event, Progress) and isinstance(unread, Progress):
+                self._events[-1] = event
+                return
+            self._events.append(event)
+        try:
+            self._loop.call_soon_threadsafe(self._ready.set)
+        except RuntimeError:
+            log.debug("an event came after its reader's loop had closed")
+
+    async def get(self) -> Event:
+        """The oldest unread event."""
+        while True:
+            with self._lock:
+                if self._events:
+                    return self._events.popleft()
+                self._ready.clear()
+            await self._ready.wait()
 
 
 class EngineWorker:

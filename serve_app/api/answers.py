@@ -42,7 +42,8 @@ class TimingsAnswer(TypedDict):
 
 
 class Answer(TypedDict):
-    """The images, which model made them, and complete `parameters`: asked again, they give the same images.
+    """The images, which model made them, and complete `parameters`: with the same pictures, if the request brought any,
+    they give the same images.
 
     `effective_prompt` is the prompt with the style in it. `failures` is there when some images could not be made.
     """

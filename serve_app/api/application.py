@@ -16,6 +16,7 @@ from serve_app.api.body import MAX_BODY_BYTES
 from serve_app.api.errors import Problem, http_problem, problem_of
 from serve_app.api.forms import MAX_UPLOAD_BYTES
 from serve_app.api.request_id import RequestIdMiddleware
+from serve_app.api.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.validation import fault_of, invalid
 from serve_app.service import DiffusionService
 
@@ -28,10 +29,15 @@ CLIENT_LEFT = 499
 
 
 def create_api(
-    service: DiffusionService, *, max_body_bytes: int = MAX_BODY_BYTES, max_upload_bytes: int = MAX_UPLOAD_BYTES
+    service: DiffusionService,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_upload_bytes: int = MAX_UPLOAD_BYTES,
+    max_uploads_in_flight_bytes: int = MAX_UPLOADS_IN_FLIGHT_BYTES,
 ) -> FastAPI:
     """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
 
+    All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
     Whoever made `service` closes it.
     """
     app = FastAPI(
@@ -47,6 +53,7 @@ def create_api(
     app.include_router(doors.router)
     app.include_router(listings.router)
     app.include_router(ops.router)
+    app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
     app.add_middleware(RequestIdMiddleware)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(Problem, _problem)
@@ -77,7 +84,8 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 async def _invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = tuple(fault_of(detail, "?{}") for detail in error.errors())
+    # FastAPI puts where it looked, "query", before the name.
+    faults = tuple(fault_of({**detail, "loc": detail["loc"][1:]}, "?{}") for detail in error.errors())
     return invalid(faults).response(request.state.request_id)
 
 

@@ -5,12 +5,16 @@ import json
 from email.message import Message
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from serve_app.api.errors import Fault, Problem, pointer_to
 
 MAX_BODY_BYTES = 1024 * 1024
+
+# How long a body may take: a start, and the rest at half a megabit a second.
 READ_SECONDS = 30.0
+SLOWEST_BYTES_PER_SECOND = 64 * 1024
 
 # Longer whole numbers are out of every field's range, and quadratic to convert.
 _MAX_DIGITS = 30
@@ -36,19 +40,27 @@ def check_content_headers(request: Request, media_type: str) -> None:
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """At most `max_bytes`; a longer body is not read to its end, and one that is announced is not read at all."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced[:20]) > max_bytes:
+    announced = announced_bytes(request.headers)
+    if announced is not None and announced > max_bytes:
         raise _too_large(max_bytes)
+    expected = max_bytes if announced is None else announced
     body = bytearray()
     try:
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(READ_SECONDS + expected / SLOWEST_BYTES_PER_SECOND):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)
     except TimeoutError:
-        raise Problem(408, "request_timeout", "the body took too long to arrive", headers=_CLOSE) from None
+        raise Problem(408, "request_timeout", "the body took too long to arrive", headers=CLOSE) from None
     return bytes(body)
+
+
+def announced_bytes(headers: Headers) -> int | None:
+    """The body's length as its headers have it; None where they do not say."""
+    length = headers.get("content-length", "")
+    # Cut off, because what comes after is too long in any case, and the number would take long to read.
+    return int(length[:20]) if length.isascii() and length.isdecimal() else None
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
@@ -109,8 +121,8 @@ def _fault(code: str, message: str, field: str | None) -> Problem:
 
 
 # The rest of the body is still on its way; reading on only to keep the connection would be the attack's success.
-_CLOSE = {"Connection": "close"}
+CLOSE = {"Connection": "close"}
 
 
 def _too_large(max_bytes: int) -> Problem:
-    return Problem(413, "body_too_large", f"the body may have at most {max_bytes} bytes", headers=_CLOSE)
+    return Problem(413, "body_too_large", f"the body may have at most {max_bytes} bytes", headers=CLOSE)

@@ -29,11 +29,11 @@ async def deliver(
     """The images of `params` as JSON, as one image's bytes or as a stream. A client that leaves frees its place."""
     media_type = wanted(request, _offers(params))
     if media_type == EVENTS:
-        prepared = service.prepare(params, uploads=uploads, previews=previews)
+        prepared = await service.prepare(params, uploads=uploads, previews=previews)
         return await open_stream(request, service.run(prepared), Story(prepared, request.state.request_id))
     if media_type != JSON:
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
-    prepared = service.prepare(params, uploads=uploads)
+    prepared = await service.prepare(params, uploads=uploads)
     result = await while_client_stays(request.receive, service.collect(prepared))
     if media_type == JSON:
         return JSONResponse(answer_of(result), headers=_headers(result))

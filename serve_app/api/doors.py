@@ -21,6 +21,7 @@ router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 Previews = Annotated[int, Query(ge=0, le=8, description="Cheap looks at each image on the way; in a stream only.")]
 
 _FIT: Final = "fit"
+_MASK_TYPE: Final = "mask_type"
 _CONTROL_FIELDS: Final = (
     "controlnet_type",
     "controlnet_conditioning_scale",
@@ -73,10 +74,8 @@ async def inpaint(request: Request, service: Service, previews: Previews = 0) ->
 
     What is outside the mask comes back as it was, to the byte.
     """
-    form = await read_form(request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, "mask_type"))
-    mask, mask_type = form.file("mask"), form.option("mask_type")
-    if mask is not None and mask_type is not None:
-        raise InvalidParameter("mask_type", "cannot be there beside a mask")
+    form = await read_form(request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE))
+    mask, mask_type = _mask(form)
     if mask is None and mask_type is None:
         raise InvalidParameter("mask", "is required, as a file, or else mask_type")
     uploads = Uploads(image=form.required("image"), mask=mask, mask_type=mask_type, fit=_fit(form))
@@ -93,16 +92,19 @@ async def controlnet(request: Request, service: Service, previews: Previews = 0)
     """Makes images that follow `control_image`. Answers as text-to-image does.
 
     With `preprocess` the control image is a photo, and the hint is made from it. Several control images go with as many
-    `controlnet_type`, in the same order. An `init_image`, and a `mask` to it, make it image-to-image or inpainting.
+    `controlnet_type`, in the same order. An `init_image` makes it image-to-image; a `mask` to it, or a `mask_type`,
+    inpainting.
     """
-    files, options = ("control_image", "init_image", "mask"), (_FIT, "preprocess", *_CONTROL_FIELDS)
+    files, options = ("control_image", "init_image", "mask"), (_FIT, _MASK_TYPE, "preprocess", *_CONTROL_FIELDS)
     form = await read_form(request, request.app.state.max_upload_bytes, files, options)
     hints = form.files.get("control_image", ())
     if not hints:
         raise InvalidParameter("control_image", "is required, as a file")
+    mask, mask_type = _mask(form)
     uploads = Uploads(
         image=form.file("init_image"),
-        mask=form.file("mask"),
+        mask=mask,
+        mask_type=mask_type,
         hints=hints,
         preprocess=form.truth("preprocess"),
         fit=_fit(form),
@@ -151,6 +153,14 @@ def _numbers(form: Form, name: str, count: int, default: float, high: float = 1.
     if len(numbers) != count:
         raise InvalidParameter(name, "must be there once, or once for each control_image")
     return numbers
+
+
+def _mask(form: Form) -> tuple[bytes | None, str | None]:
+    """The mask's file or the type of one. Raises InvalidParameter where both are there."""
+    mask, mask_type = form.file("mask"), form.option(_MASK_TYPE)
+    if mask is not None and mask_type is not None:
+        raise InvalidParameter(_MASK_TYPE, "cannot be there beside a mask")
+    return mask, mask_type
 
 
 def _fit(form: Form) -> Fit:

@@ -118,7 +118,7 @@ def internal_error() -> Problem:
 
 
 def pointer_to(field: str | None) -> str:
-    """The JSON pointer to a top-level field of the body, or to the body itself."""
+    """The JSON pointer to a field of the body, given as its path, or to the body itself."""
     return f"#/{field}" if field else "#"
 
 

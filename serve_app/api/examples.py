@@ -60,6 +60,7 @@ _FIT = {
     "default": "cover",
     "description": "How pictures of another shape become the request's: cropped, filled up, or distorted.",
 }
+_MASK_TYPE = {"type": "string", "enum": list(MASK_TYPES), "description": "Instead of a mask."}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
 # What a door's form holds besides parameters, and which of it must be there.
@@ -70,7 +71,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
             {
                 "image": _PICTURE,
                 "mask": _PICTURE | {"description": "White is painted anew, black is kept. Of the image's size."},
-                "mask_type": {"type": "string", "enum": list(MASK_TYPES), "description": "Instead of a mask."},
+                "mask_type": _MASK_TYPE,
                 "fit": _FIT,
             },
             ("image",),
@@ -85,6 +86,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
                 "preprocess": {"type": "boolean", "description": "Make the hint from a photo."},
                 "init_image": _PICTURE,
                 "mask": _PICTURE,
+                "mask_type": _MASK_TYPE,
                 "fit": _FIT,
             },
             ("control_image",),
@@ -123,7 +125,7 @@ def form_body(door: str) -> dict[str, Any]:
     if door != "controlnet":
         for name in ("controls", "guess_mode"):
             del properties[name]
-    if door != "inpaint":
+    if door == "image-to-image":
         del properties["mask_feather"]
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

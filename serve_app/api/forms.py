@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from starlette.datastructures import FormData, UploadFile
@@ -15,7 +16,7 @@ from starlette.types import Message as AsgiMessage
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.params import GenerationParams
 from serve_app.api.body import check_content_headers, encodable, parse_json_object, read_body
-from serve_app.api.errors import Problem
+from serve_app.api.errors import Fault, Problem, pointer_to
 from serve_app.api.validation import read_params
 
 MAX_UPLOAD_BYTES: Final = 32 * 1024 * 1024
@@ -30,6 +31,16 @@ PARAMS: Final = "params"
 _WHOLE = re.compile(r"-?\d{1,30}", re.ASCII)
 _NUMBER = re.compile(r"-?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,3})?", re.ASCII)
 _TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
+
+
+def _kinds(schema: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(part.get("type", "") for part in schema.get("anyOf", [schema]))
+
+
+_KINDS: Final = MappingProxyType(
+    {name: _kinds(schema) for name, schema in GenerationParams.model_json_schema()["properties"].items()}
+)
+"""JSON's types that each parameter takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +98,26 @@ async def read_form(request: Request, max_bytes: int, files: Collection[str], op
     try:
         for name, part in form.multi_items():
             if name not in files:
-                texts.setdefault(name, []).append(await _text(name, part))
+                texts.setdefault(name, []).append(await _text(name, part, files, options))
             elif isinstance(part, UploadFile):
                 found.setdefault(name, []).append(await part.read())
             else:
                 raise InvalidParameter(name, "must be a file")
     finally:
         await form.close()
-    values = _parameters(texts)
+    values = _parameters(texts, options)
     chosen = {name: _texts_of(name, values.pop(name)) for name in options if name in values}
     return Form({name: tuple(parts) for name, parts in found.items()}, chosen, values)
 
 
-def _parameters(texts: Mapping[str, list[str]]) -> dict[str, Any]:
+def _parameters(texts: Mapping[str, list[str]], options: Collection[str]) -> dict[str, Any]:
     """The values of all fields, those of the `params` part among them; a text that is there often is a list."""
     whole = texts.get(PARAMS, ["{}"])
     if len(whole) > 1:
         raise InvalidParameter(PARAMS, "must be there once")
     values = parse_json_object(whole[0].encode())
     for name, said in texts.items():
-        if name in values:
+        if name in values and (name in options or name in _KINDS):
             raise InvalidParameter(name, "is there twice, as a field and in `params`")
         if name != PARAMS:
             values[name] = _typed(name, said[0]) if len(said) == 1 else said
@@ -126,6 +137,9 @@ def _texts_of(name: str, value: Any) -> tuple[str, ...]:
 
 async def _parse(request: Request, body: bytes) -> FormData:
     """The parts of a body that has been read already, and found to be no longer than it may be."""
+    if not body.rstrip(b"\r\n").endswith(b"--"):
+        # The parser would drop the last part without a word.
+        raise Problem(400, "invalid_form", "the form is cut off: its last boundary is missing")
 
     async def once() -> AsgiMessage:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -138,12 +152,16 @@ async def _parse(request: Request, body: bytes) -> FormData:
         raise Problem(400, "invalid_form", message) from error
 
 
-async def _text(name: str, part: UploadFile | str) -> str:
+async def _text(name: str, part: UploadFile | str, files: Collection[str], options: Collection[str]) -> str:
     """A field's text; clients may send even a JSON part as a file."""
     if isinstance(part, str):
         return part
-    if name != PARAMS:
+    if name in options or name in _KINDS:
         raise InvalidParameter(name, "must be a plain field, not a file")
+    if name != PARAMS:
+        # The name is the caller's own, and not told.
+        message = f"a file has a name that is not known here; files are {', '.join(files)}"
+        raise Problem(422, "unknown_file", message, faults=(Fault(pointer_to(None), "unknown_file", message),))
     try:
         return (await part.read()).decode()
     except UnicodeDecodeError:
@@ -152,7 +170,7 @@ async def _text(name: str, part: UploadFile | str) -> str:
 
 def _typed(name: str, text: str) -> Any:
     """What a text means as that parameter; left as it is where it is none, for the parameters' own rules to refuse."""
-    kinds = _kinds(name)
+    kinds = _KINDS.get(name, frozenset())
     if not text and "null" in kinds:
         return None
     if "boolean" in kinds:
@@ -162,8 +180,3 @@ def _typed(name: str, text: str) -> Any:
     if "number" in kinds and _NUMBER.fullmatch(text):
         return float(text)
     return text
-
-
-def _kinds(name: str) -> set[str]:
-    schema = GenerationParams.model_json_schema()["properties"].get(name, {})
-    return {part.get("type", "") for part in schema.get("anyOf", [schema])}

@@ -1,14 +1,14 @@
 """Reading parameters: which field breaks which rule, in words of our own, and what was probably meant."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
-from deployments.engine.params import GenerationParams
+from deployments.engine.params import ControlSettings, GenerationParams
 from serve_app.api.errors import Fault, Problem, pointer_to
 
 # What other servers call our fields.
@@ -41,6 +41,7 @@ _RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "string_type": ("wrong_type", "must be a string"),
         "finite_number": ("not_finite", "must be a finite number"),
         "bool_type": ("wrong_type", "must be true or false"),
+        "model_type": ("wrong_type", "must be an object"),
         "tuple_type": ("wrong_type", "must be a list"),
         "greater_than": ("too_small", "must be more than {gt}"),
         "greater_than_equal": ("too_small", "must be at least {ge}"),
@@ -74,23 +75,28 @@ def invalid(faults: tuple[Fault, ...]) -> Problem:
 
 def fault_of(detail: Mapping[str, Any], place: str = "#/{}") -> Fault:
     """One of pydantic's errors in our words. Says nothing of the input, but the nearest value that is allowed."""
-    name = str(detail["loc"][-1])
+    path = [str(part) for part in detail["loc"]]
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_field(name)
+        return _unknown_field(path)
+    where = place.format("/".join(path))
     if kind == "value_error":
-        # Ours: the text of a ValueError that one of GenerationParams' own validators raised.
-        return Fault(place.format(name), "invalid_value", str(context["error"]))
+        # Ours: the text of a ValueError that one of the models' own validators raised.
+        return Fault(where, "invalid_value", str(context["error"]))
     code, words = _RULES.get(kind, ("invalid_value", "is not valid"))
-    return Fault(place.format(name), code, words.format_map(context) + _nearest_multiple(detail))
+    return Fault(where, code, words.format_map(context) + _nearest_multiple(detail))
 
 
-def _unknown_field(name: str) -> Fault:
-    known = list(GenerationParams.model_fields)
-    near = _SYNONYMS.get(name.lower()) or next(iter(get_close_matches(name[:64], known, n=1)), None)
+def _unknown_field(path: Sequence[str]) -> Fault:
+    """A field's name is the caller's own; it is told only where it is harmless."""
+    *above, name = path
+    known = list(ControlSettings.model_fields if above else GenerationParams.model_fields)
+    synonym = None if above else _SYNONYMS.get(name.lower())
+    near = synonym or next(iter(get_close_matches(name[:64], known, n=1)), None)
     hint = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
-    pointer = pointer_to(name) if _HARMLESS_NAME.fullmatch(name) else "#"
-    return Fault(pointer, "unknown_field", f"is not a field; {hint}" if pointer != "#" else f"unknown field; {hint}")
+    if _HARMLESS_NAME.fullmatch(name):
+        return Fault(pointer_to("/".join(path)), "unknown_field", f"is not a field; {hint}")
+    return Fault(pointer_to("/".join(above)), "unknown_field", f"unknown field; {hint}")
 
 
 def _nearest_multiple(detail: Mapping[str, Any]) -> str:

@@ -93,6 +93,24 @@ def test_pictures_go_along_as_they_are(
         assert {name: getattr(request.params, name) for name in more} == more
 
 
+def test_a_controlnet_can_inpaint_by_a_masks_name(darkroom: DarkroomClient, backend: FakeBackend) -> None:
+    uploads = Uploads(image=PICTURE, mask_type="center", hints=(PICTURE,))
+    assert len(darkroom.generate(prompt="a red cup", controls=[CANNY.model_dump()], uploads=uploads)) == 1
+    assert backend.asked[0].uploads is not None
+    assert backend.asked[0].uploads.task == "inpaint"
+
+
+@pytest.mark.parametrize("uploads", [Uploads(), Uploads(mask_type="center"), Uploads(preprocess=True)])
+def test_uploads_without_a_file_are_refused_before_anything_is_sent(
+    uploads: Uploads, darkroom: DarkroomClient, backend: FakeBackend
+) -> None:
+    with pytest.raises(ValueError, match="no file"):
+        darkroom.generate(prompt="a red cup", uploads=uploads)
+    with pytest.raises(ValueError, match="no file"):
+        list(darkroom.stream(prompt="a red cup", uploads=uploads))
+    assert not backend.asked
+
+
 def test_an_error_has_all_that_the_server_said(darkroom: DarkroomClient) -> None:
     with pytest.raises(DarkroomError, match="must be a multiple of 8") as caught:
         darkroom.generate(prompt="a red cup", width=511)

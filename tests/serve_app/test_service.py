@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 from contextlib import aclosing
 
 import pytest
@@ -13,7 +14,9 @@ from deployments.engine.events import Accepted, Finished
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
+from serve_app import preparation
 from serve_app.backend import BackendReport
+from serve_app.preparation import with_seed
 from serve_app.result import encoded
 from serve_app.service import DiffusionService
 from serve_app.styles import STYLES
@@ -63,7 +66,8 @@ async def test_a_known_style_is_expanded_and_a_request_keeps_what_was_asked(
 
 @pytest.mark.parametrize(("style", "prompt"), [("in pastel chalk", "a red cup, in pastel chalk"), ("  ", "a red cup")])
 async def test_free_text_is_appended_and_blank_text_is_none(service: DiffusionService, style: str, prompt: str) -> None:
-    assert service.prepare(CUP.model_copy(update={"style_preset": style})).request.params.prompt == prompt
+    prepared = await service.prepare(CUP.model_copy(update={"style_preset": style}))
+    assert prepared.request.params.prompt == prompt
 
 
 @pytest.mark.parametrize("seed", [None, -1])
@@ -158,17 +162,34 @@ async def test_leaving_the_context_closes_the_backend(backend: FakeBackend) -> N
     assert backend.closed
 
 
-async def test_a_model_without_the_controlnet_stands_for_one_of_its_weights_that_has_it() -> None:
+async def test_a_model_without_the_controlnet_stands_for_one_of_its_weights_and_revision_that_has_it() -> None:
     net = {"canny": "nowhere"}
     plain = ModelSpec("plain", "weights", native_size=64)
+    older = ModelSpec("older", "weights", revision="of old", native_size=64, controlnets=net)
     other = ModelSpec("other", "more", native_size=64, controlnets=net)
     controlled = ModelSpec("controlled", "weights", native_size=64, controlnets=net)
-    service = DiffusionService(FakeBackend(models=[plain, other, controlled]))
+    service = DiffusionService(FakeBackend(models=[plain, older, other, controlled]))
     params = CUP.model_copy(update={"controls": (ControlSettings(type="canny"),)})
     hint = Uploads(hints=(encoded(Image.new("RGB", (64, 64))),))
 
-    def chosen(name: str | None) -> str:
-        return service.prepare(params.model_copy(update={"model_name": name}), uploads=hint).request.model
+    async def chosen(name: str | None) -> str:
+        prepared = await service.prepare(params.model_copy(update={"model_name": name}), uploads=hint)
+        return prepared.request.model
 
     asked = ("plain", "other", "controlled", None)
-    assert [chosen(name) for name in asked] == ["controlled", "other", "controlled", "other"]
+    assert [await chosen(name) for name in asked] == ["controlled", "other", "controlled", "older"]
+
+
+async def test_headers_are_read_off_the_loop_and_text_is_prepared_on_it(
+    service: DiffusionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def noted(params: GenerationParams) -> GenerationParams:
+        threads.append(threading.current_thread())
+        return with_seed(params)
+
+    monkeypatch.setattr(preparation, "with_seed", noted)
+    await service.prepare(CUP)
+    await service.prepare(CUP, uploads=Uploads(image=encoded(Image.new("RGB", (64, 64)))))
+    assert [thread is threading.current_thread() for thread in threads] == [True, False]

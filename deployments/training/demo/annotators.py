@@ -37,7 +37,10 @@ from deployments.training.demo.captions import sample
 from deployments.training.demo.figure import JOINTS
 from deployments.training.demo.hints import CLASSES
 from deployments.training.demo.models import NATIVE, device
+from deployments.training.demo.muon import optimizers as make_optimizers
 from deployments.training.demo.tableau import (
+    FLOOR,
+    WALL,
     Tableau,
     draw_tableau,
     nearness,
@@ -52,7 +55,7 @@ from deployments.training.demo.world import Image, draw
 FAR: Final = 10  # metres, say: where the wall stands
 NEAR: Final = 1
 MINUTES: Final = 4.0
-_PEAK: Final = 3e-3
+_PEAK: Final = 1e-2
 _BATCH: Final = 8
 _POOL: Final = 600
 _DEPTH: Final = 128  # side of what the depth network sees; its decoder works at full size
@@ -96,31 +99,37 @@ def train_annotator(
     annotator, path = ANNOTATORS[kind], folder / f"{kind}.pt"
     network, processor = annotator.make()
     network.to(device()).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_PEAK, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizers = make_optimizers(network, _PEAK)
     average, state = Average(network), checkpoint.load(path) or {"iteration": 0, "spent": 0.0}
     if "model" in state:
         network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         average.weights = state["average"]
     budget, iteration = Budget(minutes or MINUTES, state["spent"]), int(state["iteration"])
     rng, last = random.Random(f"{kind}/{iteration}"), iteration + iterations if iterations else None
     pool = [_study(annotator, rng) for _ in range(_POOL if not iterations else _BATCH)]
     while budget.left and iteration != last:
         pool[rng.randrange(len(pool))] = _study(annotator, rng)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(budget.progress, _PEAK)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = cosine(budget.progress, _PEAK)
         loss = annotator.lost(network, processor, rng.sample(pool, _BATCH))
-        optimizer.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         iteration += 1
         average.update(network, iteration)
         if iteration % 50 == 0:
             print(f"{kind} {iteration} {budget.spent:.0f}s loss {loss.item():.4f}", flush=True)
-    model, inner = network.state_dict(), optimizer.state_dict()
     checkpoint.save(
-        path, model=model, average=average.weights, optimizer=inner, iteration=iteration, spent=budget.spent
+        path,
+        model=network.state_dict(),
+        average=average.weights,
+        optimizers=[optimizer.state_dict() for optimizer in optimizers],
+        iteration=iteration,
+        spent=budget.spent,
     )
     network.load_state_dict(average.weights)
     _write(network, processor, out)
@@ -178,7 +187,10 @@ def _lost_segmentation(network: nn.Module, processor: Any, studies: list[Study])
     wanted = np.zeros(names.shape, dtype=np.int64)
     for name, label in CLASSES.items():
         wanted[names == name] = label
-    return functional.cross_entropy(logits, torch.from_numpy(wanted).to(seen.device))
+    lost = functional.cross_entropy(logits, torch.from_numpy(wanted).to(seen.device), reduction="none")
+    # Things are few among walls and floors, and what they are is the hard part.
+    thing = torch.from_numpy(~np.isin(names, (WALL, FLOOR))).to(seen.device)
+    return lost.mean() + lost[thing].mean()
 
 
 def _make_pose() -> tuple[nn.Module, Any]:

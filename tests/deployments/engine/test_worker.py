@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from deployments.engine.errors import EngineStopped, InvalidParameter, ModelLoadError, UnknownModel
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, Progress, Refused
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
 from deployments.engine.params import GenerationParams, effective_params
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec, with_native_size
-from deployments.engine.worker import EngineWorker
+from deployments.engine.worker import EngineWorker, Mailbox
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 
@@ -125,6 +125,15 @@ def test_a_missing_checkpoint_is_said_at_start(tmp_path: Path) -> None:
 def test_a_hub_model_without_a_revision_is_refused() -> None:
     with pytest.raises(ModelLoadError, match="revision"):
         EngineWorker.load([ModelSpec("hub", "someone/something", native_size=512)], device="cpu")
+
+
+async def test_unread_progress_is_replaced_and_nothing_else_is() -> None:
+    mailbox = Mailbox(asyncio.get_running_loop())
+    failed = ImageFailed("x", 0, EngineStopped("gone"))
+    for event in (Accepted("x", 0), Progress("x", 1, 9), Progress("x", 2, 9), failed, Progress("x", 3, 9)):
+        mailbox.put(event)
+    read = [await mailbox.get() for _ in range(4)]
+    assert read == [Accepted("x", 0), Progress("x", 2, 9), failed, Progress("x", 3, 9)]
 
 
 async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoint: Path, tmp_path: Path) -> None:

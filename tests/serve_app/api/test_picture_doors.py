@@ -136,6 +136,33 @@ async def test_a_size_left_open_follows_the_picture_at_the_models_area(
     assert (params.width, params.height) == size
 
 
+async def test_a_controlnet_inpaints_by_a_masks_name(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    files = {"control_image": PICTURE, "init_image": PICTURE}
+    answer = await ask(client, "controlnet", files, CANNY | {"mask_type": "center", "mask_feather": "4"})
+    assert answer.status_code == 200, answer.text
+    assert (uploads_of(backend).task, uploads_of(backend).mask_type) == ("inpaint", "center")
+
+
+@pytest.mark.parametrize(
+    ("controls", "param"),
+    [
+        ([{"type": "canny", "scale": 9}], "controls/0/scale"),
+        ([{"type": "canny"}, {"type": 3}], "controls/1/type"),
+        ([{"type": "canny", "start": 0.9, "end": 0.1}], "controls/0"),
+        (["canny"], "controls/0"),
+        ([{"type": "canny", "scal": 1}], "controls/0/scal"),
+        ([{"type": "canny", "SECRET<script>": 1}], "controls/0"),
+        ([{"type": "canny"}] * 5, "controls"),
+    ],
+)
+async def test_a_fault_inside_controls_says_where(controls: Any, param: str, client: httpx.AsyncClient) -> None:
+    whole = {"params": json.dumps(CUP | {"controls": controls})}
+    answer = await ask(client, "controlnet", {"control_image": PICTURE}, whole)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
+    assert answer.json()["errors"][0]["pointer"] == f"#/{param}"
+    assert "SECRET" not in answer.text
+
+
 async def test_pictures_can_be_streamed_and_had_as_bytes(client: httpx.AsyncClient) -> None:
     stream = await client.post(f"{BASE}/image-to-image", files={"init_image": PICTURE}, data=CUP, headers=EVENTS)
     assert [line for line in stream.text.splitlines() if line.startswith("event:")][-1] == "event: done"
@@ -168,6 +195,9 @@ async def test_pictures_can_be_streamed_and_had_as_bytes(client: httpx.AsyncClie
         ("inpaint", {"image": PICTURE, "mask": file_of(32, 32)}, CUP, "mask"),
         ("inpaint", {"image": PICTURE, "mask": PICTURE}, CUP | {"mask_type": "full"}, "mask_type"),
         ("inpaint", {"image": PICTURE}, CUP | {"mask_type": "middle"}, "mask_type"),
+        ("controlnet", {"control_image": PICTURE}, CANNY | {"mask_type": "center"}, "init_image"),
+        ("controlnet", {"control_image": PICTURE, "mask": PICTURE}, CANNY | {"mask_type": "center"}, "mask_type"),
+        ("controlnet", {"control_image": PICTURE, "init_image": PICTURE}, CANNY | {"mask_type": "mid"}, "mask_type"),
         ("controlnet", {}, CUP | {"controlnet_type": "canny"}, "control_image"),
         ("controlnet", {"control_image": PICTURE}, CUP, "control_image"),
         ("controlnet", {"control_image": PICTURE}, CUP | {"controlnet_type": "sketch"}, "controlnet_type"),
