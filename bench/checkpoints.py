@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -170,3 +170,11 @@ _INDEX = """{
   "requires_safety_checker": false
 }
 """
+
+
+def write_controlnet(unet: Path, folder: Path) -> None:
+    """A ControlNet for the UNet in the folder `unet`, whose outputs, zero in a fresh one, are random."""
+    net = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(unet))
+    for output in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(output.weight, std=0.02, generator=torch.Generator().manual_seed(0))
+    net.save_pretrained(folder, safe_serialization=True)

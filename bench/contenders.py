@@ -1,4 +1,4 @@
-"""Three ways to serve the same requests: the engine, diffusers' pipeline one by one, and the pipeline in like batches.
+"""Three ways to serve the same requests: the engine, diffusers' pipelines one by one, and they in like batches.
 
 All requests are there at the start; a request's latency is the time until its picture is there. The engine delivers an
 encoded PNG, the pipelines stop at the PIL image: what that costs is to the engine's disadvantage.
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.pipelines import Pipelines
 from bench.timing import synchronize
 from bench.workload import like
 from deployments.engine.engine import Engine
@@ -84,12 +83,11 @@ def serve_with_engine(model: LoadedModel, requests: Sequence[Request], **options
 
 
 class Pipeline:
-    """diffusers' own pipeline on its own copy of the weights, with the samplers as a user of diffusers makes them."""
+    """diffusers' own pipelines on their own copy of the weights, with samplers as a user of diffusers makes them."""
 
     def __init__(self, folder: Path, model: LoadedModel) -> None:
-        self.diffusers = StableDiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, requires_safety_checker=False, dtype=model.dtype
-        ).to(model.device)
+        self._pipelines = Pipelines(folder, model.device, model.dtype, model.spec.controlnets)
+        self.diffusers = self._pipelines.text
         self.diffusers.set_progress_bar_config(disable=True)
         self._model = model
 
@@ -98,7 +96,7 @@ class Pipeline:
         return self.serve(requests, [[index] for index in range(len(requests))])
 
     def in_like_batches(self, requests: Sequence[Request]) -> Outcome:
-        """One call per group of requests with the same steps, sampler and guidance; the oldest group first."""
+        """One call per group of requests that differ in prompts, pictures and seeds alone; the oldest group first."""
         return self.serve(requests, like(requests))
 
     def serve(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> Outcome:
@@ -106,31 +104,19 @@ class Pipeline:
         schedulers = [self._model.samplers.scheduler(str(requests[group[0]].params.sampler)) for group in groups]
         latencies = [0.0] * len(requests)
         pictures: dict[int, Image.Image] = {}
-        unet_calls = unet_rows = 0
+        rows: list[int] = []
+        counter = self.diffusers.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
         synchronize(self._model.device)
         started = time.perf_counter()
-        for group, self.diffusers.scheduler in zip(groups, schedulers, strict=True):
-            pictures |= zip(group, self._call([requests[index] for index in group]), strict=True)
+        for group, scheduler in zip(groups, schedulers, strict=True):
+            made = self._pipelines.make([requests[index] for index in group], scheduler)
+            pictures |= zip(group, made, strict=True)
             for index in group:
                 latencies[index] = time.perf_counter() - started
-            unet_calls += len(self.diffusers.scheduler.timesteps)
-            unet_rows += len(self.diffusers.scheduler.timesteps) * sum(requests[index].unet_rows for index in group)
         seconds = time.perf_counter() - started
+        counter.remove()
         in_order = tuple(_pixels(pictures[index]) for index in range(len(requests)))
-        return Outcome(seconds, tuple(latencies), in_order, unet_calls, unet_rows, unet_rows)
-
-    def _call(self, requests: Sequence[Request]) -> list[Image.Image]:
-        shared = requests[0].params
-        images: list[Image.Image] = self.diffusers(
-            [request.params.prompt for request in requests],
-            negative_prompt=[request.params.negative_prompt for request in requests],
-            width=shared.width,
-            height=shared.height,
-            guidance_scale=shared.guidance_scale,
-            num_inference_steps=shared.num_inference_steps,
-            generator=[torch.Generator("cpu").manual_seed(request.seed_of(0)) for request in requests],
-        ).images
-        return images
+        return Outcome(seconds, tuple(latencies), in_order, len(rows), sum(rows), sum(rows))
 
 
 def largest_difference(ours: Outcome, theirs: Outcome) -> int:

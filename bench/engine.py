@@ -3,12 +3,14 @@
 Why: requests of strangers are not alike, so whole-request batching finds little to batch. The engine lets any row
 share a UNet call with any other. This bench sends 16 mixed requests (steps 10 to 40, four samplers, guidance 1 and 7.5)
 to the engine, to the pipeline called one by one, and to the pipeline called in batches of like requests; it checks that
-the pictures are the same, so that the ratio is about the same work.
+the pictures are the same, so that the ratio is about the same work. With `--workload mixed` it is 20 requests of every
+kind, for diffusers' four pipelines: text-to-image, image-to-image, inpainting on a 4-channel model, canny ControlNet.
 
 Prints a card (hardware, versions, commit), a line per run, a table, the forecast beside the measurement; the last line
 is one JSON document with everything. It exits with 1 when the pictures differ: then the ratio means nothing.
 
     python -m bench.engine
+    python -m bench.engine --workload mixed
     python -m bench.engine --model path/to/checkpoint --repeats 5 --threads 2
     python -m bench.engine --requests 4 --steps 3,5 --repeats 1        # a quick look
     python -m bench.engine --size sd15                                 # SD1.5's own size, needs CUDA; see sd15.py
@@ -17,9 +19,11 @@ is one JSON document with everything. It exits with 1 when the pictures differ: 
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -27,15 +31,18 @@ import torch
 import transformers
 
 from bench.card import card, print_card
+from bench.checkpoints import write_controlnet
 from bench.contenders import Outcome, Pipeline, largest_difference, serve_with_engine
 from bench.forecast import forecast
 from bench.timing import percentile
-from bench.workload import GUIDANCE, SAMPLERS, STEPS, like, mixed
+from bench.workload import GUIDANCE, SAMPLERS, STEPS, like, mixed, of_all_kinds
 from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 
-DEMO = Path(__file__).parents[1] / "deployments" / "demo_models" / "demo-sd"
+FAMILY = Path(__file__).parents[1] / "deployments" / "demo_models"
+DEMO = FAMILY / "demo-sd"
+WORKLOADS: Mapping[str, tuple[Callable[..., list[Request]], int]] = {"text": (mixed, 16), "mixed": (of_all_kinds, 20)}
 TARGET = 1.8
 
 ENGINE, ONE_BY_ONE, LIKE_BATCHES = "engine", "one_by_one", "like_batches"
@@ -63,14 +70,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cpu")
     facts = card(device)
     print_card(facts)
-    model = load_model(ModelSpec("bench", str(options.model)), device, torch.float32)
-    work = [_requests(model, options, repeat) for repeat in range(options.repeats + 1)]
-    print(_describe(work[0]))
-    runs = compare(_contenders(options, model), work)
+    with TemporaryDirectory() as folder:
+        model = load_model(_spec(options, Path(folder)), device, torch.float32)
+        work = [_requests(model, options, repeat) for repeat in range(options.repeats + 1)]
+        print(_describe(work[0]))
+        runs = compare(_contenders(options, model), work)
     loads = {"load_after": round(os.getloadavg()[0], 2)}
     report = facts | loads | summary(runs, work[1:], options.max_rows)
     print_table(report)
     return report
+
+
+def _spec(options: argparse.Namespace, folder: Path) -> ModelSpec:
+    """The model to measure. Where it has no trained ControlNet, one with random weights is made: it is as fast."""
+    if options.workload == "text":
+        return ModelSpec("bench", str(options.model))
+    trained = FAMILY / "controlnet-canny"
+    if options.model == DEMO and trained.is_dir():
+        return ModelSpec("bench", str(options.model), controlnets={"canny": str(trained)})
+    print("ControlNet: random weights, made from this model's UNet")
+    write_controlnet(options.model / "unet", folder)
+    return ModelSpec("bench", str(options.model), controlnets={"canny": str(folder)})
 
 
 def compare(contenders: Contenders, work: Sequence[Sequence[Request]]) -> dict[str, list[Outcome]]:
@@ -173,6 +193,7 @@ def _workload(requests: Sequence[Request], max_rows: int) -> dict[str, Any]:
     params = [request.params for request in requests]
     return {
         "requests": len(requests),
+        "kinds": dict(sorted(Counter(_kind(request) for request in requests).items())),
         "steps": sorted({one.num_inference_steps for one in params}),
         "samplers": sorted({str(one.sampler) for one in params}),
         "guidance": sorted({one.guidance_scale for one in params}),
@@ -182,19 +203,25 @@ def _workload(requests: Sequence[Request], max_rows: int) -> dict[str, Any]:
     }
 
 
+def _kind(request: Request) -> str:
+    return "controlnet" if request.params.controls else request.inputs.task
+
+
 def _describe(requests: Sequence[Request]) -> str:
     steps = [request.params.num_inference_steps for request in requests]
     guided = sum(request.params.guidance_scale > 1 for request in requests)
     return (
         f"{'workload':9} {len(requests)} requests at once, {min(steps)} to {max(steps)} steps, {', '.join(SAMPLERS)}, "
         f"{guided} of them guided, {len(like(requests))} groups of like requests\n"
+        f"{'kinds':9} {', '.join(f'{n} {kind}' for kind, n in Counter(map(_kind, requests)).items())}\n"
     )
 
 
 def _requests(model: LoadedModel, options: argparse.Namespace, repeat: int) -> list[Request]:
-    return mixed(
+    make, count = WORKLOADS[options.workload]
+    return make(
         model.spec,
-        options.requests,
+        options.requests or count,
         repeat,
         steps=options.steps,
         guidance=options.guidance,
@@ -218,7 +245,8 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=("demo", "sd15"), default="demo", help="which network to measure")
     parser.add_argument("--model", type=Path, default=DEMO, help="demo: a folder in diffusers' layout")
     parser.add_argument("--pixels", type=int, default=None, help="demo: picture side; the model's own by default")
-    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--workload", choices=tuple(WORKLOADS), default="text", help="demo: which requests")
+    parser.add_argument("--requests", type=int, default=None, help="how many; 16 of text, 20 of every kind")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=_numbers(int), default=STEPS, help="demo: step counts that are dealt")
     parser.add_argument("--guidance", type=_numbers(float), default=GUIDANCE, help="demo: scales that are dealt")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.checkpoints import TINY, write_checkpoint
+from bench.checkpoints import TINY, write_checkpoint, write_controlnet
 from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.spec import ModelSpec
 
@@ -20,3 +20,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def model(folder: Path) -> LoadedModel:
     return load_model(ModelSpec("tiny", str(folder)), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="package")
+def controlled(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """The same checkpoint, with a canny ControlNet."""
+    net = tmp_path_factory.mktemp("controlnet")
+    write_controlnet(folder / "unet", net)
+    spec = ModelSpec("controlled", str(folder), controlnets={"canny": str(net)})
+    return load_model(spec, torch.device("cpu"), torch.float32)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.contenders import Pipeline, largest_difference, serve_with_engine
-from bench.workload import mixed
+from bench.workload import mixed, of_all_kinds
 from deployments.engine.errors import EngineError
 from deployments.engine.models import LoadedModel
 
@@ -18,6 +18,17 @@ def pipeline(folder: Path, model: LoadedModel) -> Pipeline:
 def test_all_contenders_make_the_same_pictures(model: LoadedModel, pipeline: Pipeline) -> None:
     requests = mixed(model.spec, 16, steps=(2,))
     ours = serve_with_engine(model, requests)
+    alone, merged = pipeline.one_by_one(requests), pipeline.in_like_batches(requests)
+    assert largest_difference(ours, alone) <= 1
+    assert largest_difference(ours, merged) <= 1
+    assert ours.unet_rows == alone.unet_rows == merged.unet_rows
+    assert ours.unet_calls < merged.unet_calls < alone.unet_calls
+
+
+def test_all_contenders_make_the_same_pictures_of_every_kind(folder: Path, controlled: LoadedModel) -> None:
+    requests = of_all_kinds(controlled.spec, 20, steps=(3,))
+    pipeline = Pipeline(folder, controlled)
+    ours = serve_with_engine(controlled, requests)
     alone, merged = pipeline.one_by_one(requests), pipeline.in_like_batches(requests)
     assert largest_difference(ours, alone) <= 1
     assert largest_difference(ours, merged) <= 1

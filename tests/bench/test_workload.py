@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from bench.workload import GUIDANCE, SAMPLERS, STEPS, like, mixed, request
+from bench.workload import GUIDANCE, SAMPLERS, STEPS, like, mixed, of_all_kinds, request
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 
@@ -50,3 +50,17 @@ def test_like_requests_are_merged_oldest_first_and_others_are_not() -> None:
 def test_whole_request_servers_get_their_fair_share_of_like_requests() -> None:
     """16 independent draws from 4 x 4 x 2 kinds fall into 12.7 groups on average."""
     assert len(like(mixed(SPEC, 16))) == 13
+
+
+def test_two_in_five_are_text_and_one_each_of_the_other_kinds() -> None:
+    spec = ModelSpec("any", "nowhere", native_size=64, controlnets={"canny": "nowhere"})
+    requests = of_all_kinds(spec)
+    kinds = Counter((one.inputs.task, bool(one.params.controls)) for one in requests)
+    assert kinds == {
+        ("text-to-image", False): 8,
+        ("image-to-image", False): 4,
+        ("inpaint", False): 4,
+        ("text-to-image", True): 4,
+    }
+    assert [one.params for one in requests] == [one.params for one in of_all_kinds(spec)]
+    assert len(like(requests)) >= 16
