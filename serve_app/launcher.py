@@ -6,10 +6,8 @@ its tree is left after that is killed: on Linux orphans are handed to this proce
 """
 
 import contextlib
-import ctypes
 import errno
 import json
-import os
 import queue
 import shutil
 import signal
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from serve_app.config import AppConfig
+from serve_app.processes import adopt_orphans, sweep
 
 EXIT_FAILED = 1
 EXIT_PORT_IN_USE = 2
@@ -35,7 +34,6 @@ SWEEP_S = 3.0
 
 # The length of Ray's socket paths below its folder; the system's limit for one is 107 bytes.
 _SOCKET_PATH_ROOM = 70
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 class LaunchError(Exception):
@@ -200,58 +198,6 @@ def stop_signals(news: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def adopt_orphans() -> None:
-    """On Linux, makes this process the parent of its descendants' orphans, so that `descendants` misses none."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def sweep(within_s: float) -> None:
-    """Kills this process' descendants until there are none, or `within_s` seconds are over."""
-    deadline = time.monotonic() + within_s
-    while (alive := descendants(os.getpid())) and time.monotonic() < deadline:
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-        _reap()
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below `pid`, the dead but not yet reaped ones left out."""
-    children: dict[int, list[int]] = {}
-    for child, parent, state in _process_table():
-        if not state.startswith("Z"):
-            children.setdefault(parent, []).append(child)
-    found, rest = [], list(children.get(pid, ()))
-    while rest:
-        found.append(rest.pop())
-        rest.extend(children.get(found[-1], ()))
-    return found
-
-
-def _process_table() -> Iterator[tuple[int, int, str]]:
-    """Process, parent, state."""
-    if sys.platform != "linux":
-        listing = subprocess.run(["ps", "-axo", "pid=,ppid=,state="], capture_output=True, text=True, check=True)
-        for line in listing.stdout.splitlines():
-            pid, parent, state = line.split()
-            yield int(pid), int(parent), state
-        return
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # The name, in parentheses, may hold anything, parentheses included.
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                yield int(entry.name), int(parent), state
-
-
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 def _shown(host: str) -> str:

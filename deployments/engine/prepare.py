@@ -23,7 +23,6 @@ def check(request: Request, model: LoadedModel) -> None:
     assert params.sampler is not None
     if params.sampler in model.refused_samplers:
         raise model.refused_samplers[params.sampler]
-    _start(params)
     _check_inputs(request.inputs, request.bucket, model)
     if len(params.controls) != len(request.inputs.hints):
         raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
@@ -34,7 +33,10 @@ def check(request: Request, model: LoadedModel) -> None:
 
 
 def prepare(request: Request, model: LoadedModel, arrived: float) -> Ongoing:
-    """Everything that the images of a request that was checked share. Raises InvalidParameter for its prompts."""
+    """Everything that the images of a request share, which has been checked.
+
+    `arrived` is in `time.perf_counter` seconds. Raises InvalidParameter for steps, strength and prompts.
+    """
     begun = time.perf_counter()
     params = request.params
     assert params.sampler is not None
@@ -102,7 +104,7 @@ def _controls(params: GenerationParams, inputs: Inputs, model: LoadedModel) -> t
 
 
 def _start(params: GenerationParams) -> int:
-    """The first step of the schedule that is run. Raises InvalidParameter where the strength leaves none."""
+    """The index of the first evaluation that is run."""
     assert params.sampler is not None
     sampler = SAMPLERS[params.sampler]
     return 0 if params.strength is None else sampler.start(params.num_inference_steps, params.strength)

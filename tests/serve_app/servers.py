@@ -19,7 +19,7 @@ import yaml
 from fastapi import FastAPI
 
 from serve_app.config import AppConfig
-from serve_app.launcher import descendants
+from serve_app.processes import descendants
 
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 120.0

@@ -6,7 +6,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from serve_app.launcher import (
     EXIT_PORT_IN_USE,
     LaunchError,
     Server,
-    descendants,
     held_port,
     make_temp_dir,
     refuse_port_in_use,
@@ -27,8 +25,6 @@ from serve_app.launcher import (
 )
 from serve_app.local_cluster import Order, reachable
 from tests.serve_app.servers import free_port
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_port_in_use_is_refused_in_one_line() -> None:
@@ -102,32 +98,6 @@ def test_signals_become_news_and_handlers_are_put_back() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert news.get(timeout=1)[0] == "stop"
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_descendants_are_found_to_the_last_generation() -> None:
-    code = "import subprocess, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        grandchild = int(child.stdout.readline())
-        try:
-            assert {child.pid, grandchild} <= set(descendants(os.getpid()))
-        finally:
-            os.kill(grandchild, signal.SIGKILL)
-            child.kill()
-
-
-def test_an_orphan_in_a_session_of_its_own_is_killed() -> None:
-    """What a daemon does to hide: fork twice, and leave the session."""
-    script = """
-import subprocess, sys
-from serve_app.launcher import adopt_orphans, sweep
-adopt_orphans()
-code = "import subprocess as s; print(s.Popen(['sleep', '60'], start_new_session=True, stdout=s.DEVNULL).pid)"
-print(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout, flush=True)
-sweep(3.0)
-"""
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert not Path(f"/proc/{int(found.stdout)}").exists()
 
 
 def a_server(tmp_path: Path) -> Server:

@@ -90,6 +90,18 @@ def test_each_kind_in_a_crowd_of_others_is_the_picture_of_diffusers(
     assert difference(tape.images(kind)[0], reference_image(tiny_checkpoint, tiny_controlled, wanted)) <= 1
 
 
+@pytest.mark.parametrize("sampler", ["heun", "kdpm2", "kdpm2_a"])
+def test_samplers_of_two_evaluations_a_step_start_where_diffusers_does(
+    sampler: str, tiny_controlled: LoadedModel, tiny_checkpoint: Path
+) -> None:
+    kinds = [kind for kind in KINDS if "image" in kind or "inpaint" in kind]
+    asked = requests_of(tiny_controlled, kinds, sampler)
+    tape, _ = run(tiny_controlled, asked)
+    for request in asked:
+        reference = reference_image(tiny_checkpoint, tiny_controlled, request)
+        assert difference(tape.images(request.id)[0], reference) <= 1, request.id
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_inpainting_checkpoint_gives_the_pictures_of_diffusers(
     sampler: str, tiny_model_9: LoadedModel, tiny_checkpoint_9: Path
