@@ -76,5 +76,6 @@ def _group_seconds(group: Sequence[Request]) -> float:
 
 def _evaluations(request: Request) -> int:
     sampler, steps = SAMPLERS[str(request.params.sampler)], request.params.num_inference_steps
-    skipped = 0 if request.inputs.image is None else sampler.start(steps, request.params.strength)
+    strength = None if request.inputs.image is None else request.params.strength
+    skipped = 0 if strength is None else sampler.start(steps, strength)
     return sampler.evaluations(steps) - skipped
