@@ -11,7 +11,7 @@ from PIL import Image as Pictures
 
 from deployments.training.demo.__main__ import evaluate
 from deployments.training.demo.evaluate import COUNTED, load, paint
-from deployments.training.demo.export import SHIPPED
+from deployments.training.demo.export import MODELS, SHIPPED
 from deployments.training.demo.judge import agrees, judge
 from deployments.training.demo.latents import Encoders
 from deployments.training.demo.stages import Minutes, train
@@ -79,3 +79,12 @@ def test_training_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     train(tmp_path / "run", Minutes(), tmp_path / "out", from_shipped=True, diets=diets, iterations=1)
     assert seen == [True]
     assert (tmp_path / "run" / "start" / "model_index.json").exists()
+
+
+def test_the_whole_family_is_small_and_every_member_has_a_card() -> None:
+    files = [path for path in MODELS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 30 * MEGABYTE
+    assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors", ".md"}
+    for weights in (path for path in files if path.suffix == ".safetensors"):
+        cards = [folder / "README.md" for folder in weights.parents if (folder / "README.md").exists()]
+        assert "license: apache-2.0" in cards[0].read_text(encoding="utf-8")
