@@ -93,13 +93,13 @@ def _pictures(requests: Sequence[Request]) -> dict[str, Any]:
         masks = [Image.fromarray(request.inputs.mask) for request in requests if request.inputs.mask is not None]
         arguments |= {"mask_image": masks}
     if params.controls:
-        hints = [
-            [Image.fromarray(hint) for hint in net] for net in zip(*(r.inputs.hints for r in requests), strict=True)
-        ]
-        alone = len(hints) == 1
+        hints = [[Image.fromarray(hint) for hint in request.inputs.hints] for request in requests]
+        alone = len(params.controls) == 1
+        # One request: a hint per net. Several: a hint per request, or for several nets a list of them per request.
+        shown = hints[0] if len(requests) == 1 else [net for net, *_ in hints] if alone else hints
         scales = [control.scale for control in params.controls]
         arguments |= {
-            "image" if task == "text-to-image" else "control_image": hints[0] if alone else hints,
+            "image" if task == "text-to-image" else "control_image": shown,
             "controlnet_conditioning_scale": scales[0] if alone else scales,
             "control_guidance_start": [control.start for control in params.controls],
             "control_guidance_end": [control.end for control in params.controls],
