@@ -41,6 +41,7 @@ from deployments.training.demo.muon import optimizers as make_optimizers
 from deployments.training.demo.tableau import (
     FLOOR,
     WALL,
+    Person,
     Tableau,
     draw_tableau,
     nearness,
@@ -216,18 +217,18 @@ def _lost_pose(network: nn.Module, processor: Any, studies: list[Study]) -> Tens
     boxes = [[[0.0, 0.0, float(NATIVE), float(NATIVE)]] for _ in studies]
     seen = processor(images=[s.picture for s in studies], boxes=boxes, return_tensors="pt").pixel_values.to(device())
     guessed: Tensor = network(seen).heatmaps
-    wanted = torch.stack([_spots(study.tableau, guessed.shape[-1], guessed.shape[-2]) for study in studies])
+    people = [study.tableau.person for study in studies]
+    wanted = torch.stack([joint_spots(one, guessed.shape[-1], guessed.shape[-2]) for one in people if one is not None])
     return (guessed - wanted.to(seen.device)).square().sum(dim=(2, 3)).mean()
 
 
-def _spots(tableau: Tableau, width: int, height: int) -> Tensor:
-    """Heat maps [17, height, width] of a square picture within the processor's window, which is 1.25 times as high
-    as needed to hold it, and of the map's own shape.
+def joint_spots(person: Person, width: int, height: int) -> Tensor:
+    """Heat maps [17, height, width] of a person on a square picture, within the processor's window: of the map's own
+    shape, and 1.25 times as large as needed to hold the picture.
     """
-    assert tableau.person is not None
     window = 1.25 * height / width  # its height in pictures
     scale = height / window
-    at = (tableau.person.joints - 0.5) * scale + np.asarray([(width - 1) / 2, (height - 1) / 2])
+    at = (person.joints - 0.5) * scale + np.asarray([(width - 1) / 2, (height - 1) / 2])
     places = dict(zip(JOINTS, at, strict=True))
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
     spots = torch.zeros(len(COCO), height, width)
