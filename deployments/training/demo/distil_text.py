@@ -20,7 +20,7 @@ from deployments.training.demo.captions import sample
 from deployments.training.demo.models import SD21_TEXT_WIDTH, TEXT_WIDTH, TOKENS, device, make_text_encoder
 from deployments.training.demo.train_text import tokenize
 
-MINUTES: Final = 6.0
+MINUTES: Final = 4.0
 BATCH: Final = 96
 _PEAK: Final = 2e-3
 _SHORT: Final = 40  # tokens; most captions end before
