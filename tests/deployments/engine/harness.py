@@ -8,20 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from diffusers import (
-    ControlNetModel,
-    StableDiffusionControlNetImg2ImgPipeline,
-    StableDiffusionControlNetInpaintPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-)
+from diffusers import ControlNetModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.engine.compositing import composite
+from bench.pipelines import arguments, as_answered, pipeline_class
 from deployments.engine.engine import Engine
 from deployments.engine.events import Event, ImageDone
 from deployments.engine.inputs import Inputs
@@ -80,69 +71,21 @@ def reference_image(folder: Path, model: LoadedModel, request: Request, index: i
 
     For inpaint, the pixels outside the mask are the input's, as diffusers' users paste them.
     """
-    params, inputs = request.params, request.inputs
-    assert params.sampler is not None
+    assert request.params.sampler is not None
     pipeline = _pipeline(folder, model, request)
-    pipeline.scheduler = model.samplers.scheduler(params.sampler)
+    pipeline.scheduler = model.samplers.scheduler(request.params.sampler)
     pipeline.set_progress_bar_config(disable=True)
     # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
     pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
-    made = pipeline(
-        params.prompt,
-        negative_prompt=params.negative_prompt,
-        guidance_scale=params.guidance_scale,
-        num_inference_steps=params.num_inference_steps,
-        clip_skip=params.clip_skip or None,
-        generator=torch.Generator("cpu").manual_seed(request.seed_of(index)),
-        **_picture_arguments(request),
-    ).images[0]
-    if inputs.image is not None and inputs.mask is not None:
-        made = Image.fromarray(composite(np.asarray(made), inputs.image, inputs.mask, params.mask_feather))
-    return np.asarray(made).astype(np.int16)
+    made = pipeline(**arguments([request], index)).images[0]
+    return as_answered(made, request).astype(np.int16)
 
 
 def _pipeline(folder: Path, model: LoadedModel, request: Request) -> Any:
-    """The pipeline that a diffusers user would take for `request`, ControlNets included."""
     controls = request.params.controls
-    kind: Any = {
-        ("text-to-image", False): StableDiffusionPipeline,
-        ("image-to-image", False): StableDiffusionImg2ImgPipeline,
-        ("inpaint", False): StableDiffusionInpaintPipeline,
-        ("text-to-image", True): StableDiffusionControlNetPipeline,
-        ("image-to-image", True): StableDiffusionControlNetImg2ImgPipeline,
-        ("inpaint", True): StableDiffusionControlNetInpaintPipeline,
-    }[request.inputs.task, bool(controls)]
     nets = [ControlNetModel.from_pretrained(model.spec.controlnets[control.type]) for control in controls]
     more: dict[str, Any] = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
-    return kind.from_pretrained(folder, safety_checker=None, requires_safety_checker=False, **more)
-
-
-def _picture_arguments(request: Request) -> dict[str, Any]:
-    params, inputs, task = request.params, request.inputs, request.inputs.task
-    arguments: dict[str, Any] = {}
-    if task != "image-to-image" or params.controls:
-        arguments |= {"width": params.width, "height": params.height}
-    if task != "text-to-image":
-        arguments |= {"image": Image.fromarray(_given(inputs.image)), "strength": params.strength}
-    if task == "inpaint":
-        arguments |= {"mask_image": Image.fromarray(_given(inputs.mask))}
-    if params.controls:
-        hints: list[Any] = [Image.fromarray(hint) for hint in inputs.hints]
-        alone = len(hints) == 1
-        scales = [control.scale for control in params.controls]
-        arguments |= {
-            "image" if task == "text-to-image" else "control_image": hints[0] if alone else hints,
-            "controlnet_conditioning_scale": scales[0] if alone else scales,
-            "control_guidance_start": [control.start for control in params.controls],
-            "control_guidance_end": [control.end for control in params.controls],
-            "guess_mode": params.guess_mode,
-        }
-    return arguments
-
-
-def _given(picture: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    assert picture is not None
-    return picture
+    return pipeline_class(request).from_pretrained(folder, safety_checker=None, requires_safety_checker=False, **more)
 
 
 def difference(one: Pixels, other: Pixels) -> int:
