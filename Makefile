@@ -46,6 +46,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.engine --workload mixed
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -11,8 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 
@@ -82,6 +83,8 @@ SD15 = Architecture(
     vae_gflop=2514.5,
 )
 
+_SD15_HINT_CHANNELS = (16, 32, 96, 256)
+
 # For rehearsals: the same classes, quick on any CPU.
 TINY = Architecture(
     name="tiny",
@@ -129,6 +132,20 @@ def write_checkpoint(architecture: Architecture, folder: Path, device: torch.dev
     make_tokenizer(architecture.text_encoder["vocab_size"]).save_pretrained(folder / "tokenizer")
     _scheduler().save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(_INDEX)
+
+
+def write_controlnet(checkpoint: Path, folder: Path, dtype: torch.dtype) -> None:
+    """A ControlNet for the UNet of `checkpoint`: a copy of its encoder, as at the start of training, but with random
+    outputs (seeded) instead of silent ones. The hint's layers are as wide beside it as SD1.5's are beside its own.
+    """
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
+    scale = unet.config.block_out_channels[0] / SD15.unet["block_out_channels"][0]
+    hint = tuple(max(1, round(channels * scale)) for channels in _SD15_HINT_CHANNELS)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=hint)
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+        nn.init.normal_(layer.weight, std=0.02)
+    net.to(dtype).save_pretrained(folder)
 
 
 def make_tokenizer(vocabulary: int) -> CLIPTokenizer:
