@@ -120,7 +120,9 @@ def _controlnet(options: argparse.Namespace, scratch: Path) -> Path | None:
 
 
 def _named(controlnet: Path | None) -> str | None:
-    return controlnet and (controlnet.name if controlnet == DEMO_CONTROLNET else RANDOM)
+    if controlnet is None:
+        return None
+    return controlnet.name if controlnet == DEMO_CONTROLNET else RANDOM
 
 
 def _quiet() -> None:
