@@ -20,7 +20,7 @@ help:
 	@echo "make serve    install what is missing, then serve on http://$(HOST):$(PORT)   (HOST, PORT, CONFIG)"
 	@echo "make test     install what is missing, then run every test"
 	@echo "make lint     ruff and mypy --strict"
-	@echo "make bench    the engine against diffusers' own pipelines"
+	@echo "make bench    the engine against diffusers' own pipelines, both workloads"
 	@echo "make install  only install, into $(VENV)"
 
 install: $(STAMP)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 
@@ -82,6 +83,8 @@ SD15 = Architecture(
     vae_gflop=2514.5,
 )
 
+_SD15_HINT_CHANNELS = (16, 32, 96, 256)
+
 # For rehearsals: the same classes, quick on any CPU.
 TINY = Architecture(
     name="tiny",
@@ -131,6 +134,20 @@ def write_checkpoint(architecture: Architecture, folder: Path, device: torch.dev
     (folder / "model_index.json").write_text(_INDEX)
 
 
+def write_controlnet(checkpoint: Path, folder: Path, dtype: torch.dtype) -> None:
+    """A ControlNet for the UNet of `checkpoint`: a copy of its encoder, as at the start of training, but with random
+    outputs (seeded) instead of silent ones. The hint's layers are as wide beside it as SD1.5's are beside its own.
+    """
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
+    scale = unet.config.block_out_channels[0] / SD15.unet["block_out_channels"][0]
+    hint = tuple(max(1, round(channels * scale)) for channels in _SD15_HINT_CHANNELS)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=hint)
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+        nn.init.normal_(layer.weight, std=0.02)
+    net.to(dtype).save_pretrained(folder)
+
+
 def make_tokenizer(vocabulary: int) -> CLIPTokenizer:
     """CLIP's tokenizer with one token per byte, no merges, and placeholders up to the size of the vocabulary."""
     symbols = sorted(ByteLevel.alphabet())
@@ -170,11 +187,3 @@ _INDEX = """{
   "requires_safety_checker": false
 }
 """
-
-
-def write_controlnet(unet: Path, folder: Path) -> None:
-    """A ControlNet for the UNet in the folder `unet`, whose outputs, zero in a fresh one, are random."""
-    net = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(unet))
-    for output in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        torch.nn.init.normal_(output.weight, std=0.02, generator=torch.Generator().manual_seed(0))
-    net.save_pretrained(folder, safe_serialization=True)

@@ -1,7 +1,8 @@
-"""Three ways to serve the same requests: the engine, diffusers' pipelines one by one, and they in like batches.
+"""Three ways to serve the same requests: the engine, diffusers' pipelines one by one, and the same in like batches.
 
 All requests are there at the start; a request's latency is the time until its picture is there. The engine delivers an
-encoded PNG, the pipelines stop at the PIL image: what that costs is to the engine's disadvantage.
+encoded PNG, outside an inpaint mask the caller's own pixels; the pipelines stop at the PIL image: what that costs is to
+the engine's disadvantage.
 """
 
 import io
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffusers import ControlNetModel, StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.pipelines import Pipelines
+from bench.pipelines import arguments, as_answered, pipeline_class
 from bench.timing import synchronize
 from bench.workload import like
 from deployments.engine.engine import Engine
@@ -23,6 +25,7 @@ from deployments.engine.errors import EngineError
 from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
 from deployments.engine.models import LoadedModel
 from deployments.engine.row import Request
+from deployments.engine.spec import as_part
 
 Pixels = NDArray[np.int16]
 
@@ -82,13 +85,33 @@ def serve_with_engine(model: LoadedModel, requests: Sequence[Request], **options
     )
 
 
-class Pipeline:
-    """diffusers' own pipelines on their own copy of the weights, with samplers as a user of diffusers makes them."""
+@dataclass(frozen=True)
+class _Call:
+    """One call of one pipeline, made ready. It can be made once, because it uses up its generators."""
+
+    pipeline: Any
+    scheduler: Any
+    arguments: dict[str, Any]
+
+    def __call__(self) -> list[Image.Image]:
+        self.pipeline.scheduler = self.scheduler
+        images: list[Image.Image] = self.pipeline(**self.arguments).images
+        return images
+
+
+class Pipelines:
+    """diffusers' own pipelines around one copy of the weights, with the samplers as a user of diffusers makes them.
+
+    `diffusers` is the one for text-to-image; the others are made of its networks when they are first asked for.
+    """
 
     def __init__(self, folder: Path, model: LoadedModel) -> None:
-        self._pipelines = Pipelines(folder, model.device, model.dtype, model.spec.controlnets)
-        self.diffusers = self._pipelines.text
+        self.diffusers = StableDiffusionPipeline.from_pretrained(
+            folder, safety_checker=None, requires_safety_checker=False, dtype=model.dtype
+        ).to(model.device)
         self.diffusers.set_progress_bar_config(disable=True)
+        self._nets = {name: _controlnet(as_part(part).source, model) for name, part in model.spec.controlnets.items()}
+        self._made: dict[tuple[Any, tuple[str, ...]], Any] = {(StableDiffusionPipeline, ()): self.diffusers}
         self._model = model
 
     def one_by_one(self, requests: Sequence[Request]) -> Outcome:
@@ -96,32 +119,49 @@ class Pipeline:
         return self.serve(requests, [[index] for index in range(len(requests))])
 
     def in_like_batches(self, requests: Sequence[Request]) -> Outcome:
-        """One call per group of requests that differ in prompts, pictures and seeds alone; the oldest group first."""
+        """One call per group of like requests; the oldest group first."""
         return self.serve(requests, like(requests))
 
     def serve(self, requests: Sequence[Request], groups: Sequence[Sequence[int]]) -> Outcome:
         """One call per group of indices."""
-        schedulers = [self._model.samplers.scheduler(str(requests[group[0]].params.sampler)) for group in groups]
+        calls = [self._call([requests[index] for index in group]) for group in groups]
         latencies = [0.0] * len(requests)
         pictures: dict[int, Image.Image] = {}
-        rows: list[int] = []
-        counter = self.diffusers.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+        unet_calls = unet_rows = 0
         synchronize(self._model.device)
         started = time.perf_counter()
-        for group, scheduler in zip(groups, schedulers, strict=True):
-            made = self._pipelines.make([requests[index] for index in group], scheduler)
-            pictures |= zip(group, made, strict=True)
+        for group, call in zip(groups, calls, strict=True):
+            pictures |= zip(group, call(), strict=True)
             for index in group:
                 latencies[index] = time.perf_counter() - started
+            unet_calls += call.pipeline.num_timesteps
+            unet_rows += call.pipeline.num_timesteps * sum(requests[index].unet_rows for index in group)
         seconds = time.perf_counter() - started
-        counter.remove()
-        in_order = tuple(_pixels(pictures[index]) for index in range(len(requests)))
-        return Outcome(seconds, tuple(latencies), in_order, len(rows), sum(rows), sum(rows))
+        in_order = tuple(as_answered(pictures[index], one).astype(np.int16) for index, one in enumerate(requests))
+        return Outcome(seconds, tuple(latencies), in_order, unet_calls, unet_rows, unet_rows)
+
+    def _call(self, requests: Sequence[Request]) -> _Call:
+        scheduler = self._model.samplers.scheduler(str(requests[0].params.sampler))
+        return _Call(self._pipeline(requests[0]), scheduler, arguments(requests))
+
+    def _pipeline(self, request: Request) -> Any:
+        kind, names = pipeline_class(request), tuple(control.type for control in request.params.controls)
+        if (kind, names) not in self._made:
+            nets = [self._nets[name] for name in names]
+            controlnet = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
+            made = kind(**self.diffusers.components, **controlnet, requires_safety_checker=False)
+            made.set_progress_bar_config(disable=True)
+            self._made[kind, names] = made
+        return self._made[kind, names]
 
 
 def largest_difference(ours: Outcome, theirs: Outcome) -> int:
     """Of any colour value in any picture, in steps of 1/255."""
     return max(int(np.abs(one - other).max()) for one, other in zip(ours.pictures, theirs.pictures, strict=True))
+
+
+def _controlnet(folder: str, model: LoadedModel) -> Any:
+    return ControlNetModel.from_pretrained(folder, torch_dtype=model.dtype).to(model.device)
 
 
 def _pixels(image: Image.Image) -> Pixels:

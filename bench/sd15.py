@@ -3,7 +3,8 @@
 `python -m bench.engine --size sd15` builds SD1.5's architecture with random weights in fp16 and measures, part by part:
 the matmul ceiling, the UNet and the engine's whole tick at 2 to 32 rows, the VAE, attention backends, whether
 neighbours show in a row's bits, and images per second at 20 and 50 steps: the engine's, and diffusers' pipeline's,
-eager and compiled, at batch 1 and 8. The forecasts were written down before the first measurement.
+eager and compiled, at batch 1 and 8; and those of both with requests of every kind at once. The forecasts were written
+down before the first measurement.
 
 Each part has a limit in time and fails alone; its result is printed as soon as it is there. The last line is one JSON
 document: a part that failed, or that the budget had no time for, is null there, and `reasons` says why. Without a CUDA
@@ -11,6 +12,7 @@ device it says so and exits with 0.
 
     python -m bench.engine --size sd15                                    # everything that fits in nine minutes
     python -m bench.engine --size sd15 --parts gemm,ticks,engine          # only these
+    python -m bench.engine --size sd15 --workload mixed                   # only the part with requests of every kind
     python -m bench.engine --size sd15 --budget 1800                      # more time for compiling
 """
 
@@ -29,7 +31,7 @@ import torch
 from bench.card import card, print_card
 from bench.checkpoints import SD15, TINY, Architecture, write_checkpoint
 from bench.sd15_meters import Subject
-from bench.sd15_parts import PARTS, Part
+from bench.sd15_parts import MIXED, PARTS, Part
 from bench.timing import time_boxed
 from deployments.engine.models import load_model
 from deployments.engine.spec import ModelSpec
@@ -63,7 +65,8 @@ def main(options: argparse.Namespace) -> int:
     stage = rehearsal() if options.rehearse else on_cuda()
     facts = card(stage.device)
     print_card(facts)
-    chosen = {name: PARTS[name] for name in options.parts or PARTS}
+    everything = (MIXED,) if options.workload == "mixed" else PARTS
+    chosen = {name: PARTS[name] for name in options.parts or everything}
     with tempfile.TemporaryDirectory() as folder:
         document = {"bench": "sd15", "architecture": stage.architecture.name} | facts
         document |= run_parts(partial(build, stage, Path(folder)), chosen, options.budget)

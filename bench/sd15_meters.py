@@ -5,7 +5,8 @@ Milliseconds are medians from idle device to idle device.
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.checkpoints import Architecture
-from bench.contenders import Outcome, Pipeline, serve_with_engine
+from bench.checkpoints import Architecture, write_controlnet
+from bench.contenders import Outcome, Pipelines, serve_with_engine
 from bench.timing import median_ms
-from bench.workload import request
+from bench.workload import CONTROL, request
 from deployments.engine.attention import sample_inputs
 from deployments.engine.engine import Engine
 from deployments.engine.events import Event
-from deployments.engine.models import LoadedModel
+from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.row import Request
 
 # A model of one H200 from before the first measurement, all of it exact fp16 with CUDA graphs and fused kernels.
@@ -46,14 +47,22 @@ class Subject:
     gemm_size: int
     compiled: Callable[[Any], Any]
     ceiling: float | None = None
-    _pipeline: Pipeline | None = field(default=None, repr=False)
+    _pipelines: Pipelines | None = field(default=None, repr=False)
     _compiled_unet: Any = field(default=None, repr=False)
 
     @property
-    def pipeline(self) -> Pipeline:
-        if self._pipeline is None:
-            self._pipeline = Pipeline(self.folder, self.model)
-        return self._pipeline
+    def pipelines(self) -> Pipelines:
+        if self._pipelines is None:
+            self._pipelines = Pipelines(self.folder, self.model)
+        return self._pipelines
+
+    @cached_property
+    def controlled(self) -> LoadedModel:
+        """The same checkpoint with a ControlNet of random weights beside it."""
+        folder = self.folder / "controlnet"
+        write_controlnet(self.folder, folder, self.model.dtype)
+        spec = replace(self.model.spec, controlnets={CONTROL: str(folder)})
+        return load_model(spec, self.model.device, self.model.dtype)
 
     @property
     def compiled_unet(self) -> Any:
@@ -157,8 +166,8 @@ def pipeline_speed(subject: Subject, batch: int, steps: int) -> dict[str, Any]:
     count = min(subject.images, 4 * batch)
     requests = subject.requests(count, steps)
     groups = [list(range(start, min(start + batch, count))) for start in range(0, count, batch)]
-    subject.pipeline.serve(subject.requests(batch, 2), [list(range(batch))])
-    return speed_figures(subject.pipeline.serve(requests, groups), steps)
+    subject.pipelines.serve(subject.requests(batch, 2), [list(range(batch))])
+    return speed_figures(subject.pipelines.serve(requests, groups), steps)
 
 
 def speed_figures(outcome: Outcome, steps: int) -> dict[str, Any]:

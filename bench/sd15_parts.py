@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import pad
 
+from bench.contenders import Pipelines, largest_difference, serve_with_engine
 from bench.sd15_meters import (
     ENGINE_ROWS,
     FORECAST_CEILING_TFLOPS,
@@ -28,6 +29,7 @@ from bench.sd15_meters import (
     with_other_neighbours,
 )
 from bench.timing import median_ms
+from bench.workload import mixed
 from deployments.engine.attention import sample_inputs
 
 
@@ -141,6 +143,22 @@ def engine(subject: Subject) -> dict[str, Any]:
     return {f"{steps} steps": engine_speed(subject, subject.model, steps) for steps in subject.steps}
 
 
+def mixed_kinds(subject: Subject) -> dict[str, Any]:
+    """The engine and the pipelines one by one with requests of every kind. Half precision rounds too much for a limit
+    on the difference of their pictures: it is only told.
+    """
+    model = subject.controlled
+    pipelines = Pipelines(subject.folder, model)
+    for repeat in range(2):  # the first one warms up
+        requests = mixed(model.spec, subject.images, repeat, steps=subject.steps if repeat else subject.steps[:1])
+        ours = serve_with_engine(model, requests, max_rows=ENGINE_ROWS, decode_batch=4)
+        theirs = pipelines.one_by_one(requests)
+    return {
+        name: {"images_per_second": rounded(len(requests) / outcome.seconds), "unet_calls": outcome.unet_calls}
+        for name, outcome in (("engine", ours), ("one_by_one", theirs))
+    } | {"ratio": rounded(theirs.seconds / ours.seconds), "largest_difference": largest_difference(ours, theirs)}
+
+
 def engine_compiled(subject: Subject) -> dict[str, Any]:
     """The same with the UNet compiled for one padded size."""
     model = replace(subject.model, unet=subject.compiled_unet)
@@ -166,7 +184,7 @@ def diffusers_compiled_8(subject: Subject) -> dict[str, Any]:
 
 
 def _compiled_pipeline_speed(subject: Subject, batch: int) -> dict[str, Any]:
-    pipeline = subject.pipeline.diffusers
+    pipeline = subject.pipelines.diffusers
     plain = pipeline.unet
     try:
         pipeline.unet = subject.compiled(plain.to(memory_format=torch.channels_last))
@@ -174,6 +192,8 @@ def _compiled_pipeline_speed(subject: Subject, batch: int) -> dict[str, Any]:
     finally:
         pipeline.unet = plain.to(memory_format=torch.contiguous_format)
 
+
+MIXED = "mixed"
 
 # In the order of what they tell per minute; compiling comes last, because it may use up the budget.
 PARTS: dict[str, Part] = {
@@ -185,6 +205,7 @@ PARTS: dict[str, Part] = {
     "ticks_channels_last": Part(ticks_channels_last, 60),
     "attention": Part(attention, 90),
     "invariance": Part(invariance, 60),
+    MIXED: Part(mixed_kinds, 180),
     "diffusers_compiled_1": Part(diffusers_compiled_1, 240),
     "engine_compiled": Part(engine_compiled, 240),
     "diffusers_compiled_8": Part(diffusers_compiled_8, 240),

@@ -1,41 +1,53 @@
-"""Sixteen requests as strangers send them: other step counts, samplers, guidance, seeds and prompts; or twenty of every
-kind: text-to-image, image-to-image, inpainting and ControlNet.
+"""What strangers send, all at once: other step counts, samplers, guidance, seeds and prompts; other kinds, too.
 
 Every value comes from a deck that is dealt evenly and shuffled with a fixed seed, so the work is the same everywhere
-and every time. The seeds of the decks are chosen so that 16 requests fall into 13 groups of like ones, the number that
-independent draws give on average, so that whole-request batching has its fair share to batch. Each repeat draws new
-prompts and seeds: nobody is served what a repeat before has made.
+and every time. The seeds of the decks are chosen so that the requests fall into as many groups of like ones as
+independent draws give on average (13 of 16 in `text`, 19 of 20 in `mixed`), so that whole-request batching has its fair
+share to batch; and so that 20 mixed requests of each kind have 25 steps on average and are guided by half. Each repeat
+draws new prompts, seeds and pictures: nobody is served what a repeat before has made.
 """
 
 import random
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 
 from deployments.annotators.edges import detect_edges
 from deployments.engine.inputs import Inputs
-from deployments.engine.params import ControlSettings, GenerationParams, effective_params
-from deployments.engine.row import Request
+from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.row import NO_INPUTS, Request
 from deployments.engine.spec import ModelSpec
 from deployments.masks import create_mask
-from deployments.training.demo.world import draw, random_scene
+from deployments.training.demo.world import Scene, draw, random_scene
 
 T = TypeVar("T")
+
+Kind = Literal["text-to-image", "image-to-image", "inpaint", "controlnet"]
 
 SAMPLERS = ("ddim", "euler_a", "dpmpp_2m", "unipc")
 STEPS = (10, 20, 30, 40)
 GUIDANCE = (7.5, 1.0)
-KINDS = ("text-to-image", "image-to-image", "text-to-image", "inpaint", "controlnet")
-STRENGTHS = (0.5, 0.8)
-MASKS = ("center", "left", "ellipse")
+
+KINDS: Final[tuple[Kind, ...]] = ("text-to-image", "image-to-image", "inpaint", "controlnet", "text-to-image")
+"""Two parts in five are text-to-image, one is each of the others."""
+
+WEIGHTS: Final[Mapping[Kind, tuple[float, ...]]] = MappingProxyType(
+    {"image-to-image": (0.5, 0.8), "inpaint": (0.75, 1.0), "controlnet": (0.6, 1.0)}
+)
+"""How far a picture is left (its strength), and how strongly a ControlNet acts (its scale)."""
+
+MASKS: Final = ("center", "left", "ellipse", "border")
+CONTROL: Final = "canny"
 
 _COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _PRODUCTS = ("cup", "bottle", "shoe", "box", "phone", "star", "heart", "ring")
 _PLACES = ("", " on the left", " on the right", " in the centre")
 
 
-def mixed(
+def text(
     spec: ModelSpec,
     count: int = 16,
     repeat: int = 0,
@@ -45,24 +57,16 @@ def mixed(
     size: int | None = None,
 ) -> list[Request]:
     """`count` text-to-image requests of one image each; equal arguments give equal requests."""
-    decks = zip(_dealt(steps, count, 19), _dealt(SAMPLERS, count, 20), _dealt(guidance, count, 21), strict=True)
     chance = random.Random(1000 + repeat)
     return [
         request(
-            spec,
-            f"request-{repeat}-{index}",
-            prompt=_prompt(chance),
-            seed=10_000 * (repeat + 1) + index,
-            steps=step_count,
-            sampler=sampler,
-            guidance=scale,
-            size=size,
+            spec, f"request-{repeat}-{index}", prompt=_prompt(chance), seed=_seed(repeat, index), size=size, **dealt
         )
-        for index, (step_count, sampler, scale) in enumerate(decks)
+        for index, dealt in enumerate(_settings(count, steps, guidance))
     ]
 
 
-def of_all_kinds(
+def mixed(
     spec: ModelSpec,
     count: int = 20,
     repeat: int = 0,
@@ -71,35 +75,53 @@ def of_all_kinds(
     guidance: Sequence[float] = GUIDANCE,
     size: int | None = None,
 ) -> list[Request]:
-    """As `mixed`, two in five of them text-to-image, and one each image-to-image, inpainting and canny ControlNet."""
-    side = size or spec.native_size
-    kinds = _dealt(KINDS, count, 22)
-    plain = mixed(spec, count, repeat, steps=steps, guidance=guidance, size=side)
-    chance = random.Random(2000 + repeat)
-    return [_of_kind(spec, one, kind, side, chance) for one, kind in zip(plain, kinds, strict=True)]
+    """`count` requests of one image each, of all KINDS. What they bring is drawn from the demo world: the picture is
+    the advertisement that the prompt asks for, in other colours; a hint is such a picture's edges.
+    """
+    chance = random.Random(1000 + repeat)
+    kinds = _dealt(KINDS, count, 7319)
+    weights = {kind: iter(_dealt(values, kinds.count(kind), 23)) for kind, values in WEIGHTS.items()}
+    masks = iter(_dealt(MASKS, kinds.count("inpaint"), 24))
+    requests: list[Request] = []
+    for index, (kind, dealt) in enumerate(zip(kinds, _settings(count, steps, guidance), strict=True)):
+        scene = random_scene(chance)
+        given = _recoloured(scene, chance)
+        requests.append(
+            request(
+                spec,
+                _name(repeat, index),
+                prompt=f"a {scene.colour} {scene.product} on a {scene.background} background",
+                seed=_seed(repeat, index),
+                size=size,
+                inputs=_inputs(kind, given, size or spec.native_size, masks),
+                **_weight(kind, weights),
+                **dealt,
+            )
+        )
+    return requests
 
 
-def _of_kind(spec: ModelSpec, one: Request, kind: str, side: int, chance: random.Random) -> Request:
-    picture = draw(random_scene(chance), side)
-    more: dict[str, object] = {}
-    match kind:
-        case "image-to-image":
-            inputs, more = Inputs(image=picture), {"strength": chance.choice(STRENGTHS)}
-        case "inpaint":
-            mask = np.asarray(create_mask(side, side, chance.choice(MASKS)), dtype=np.uint8)
-            inputs, more = Inputs(image=picture, mask=mask), {"strength": 1.0}
-        case "controlnet":
-            inputs, more = Inputs(hints=(detect_edges(picture),)), {"controls": (ControlSettings(type="canny"),)}
-        case _:
-            return one
-    asked = one.params.model_copy(update=more)
-    return Request(one.id, effective_params(asked, spec, inputs.task), inputs=inputs)
+Workload = Callable[..., list[Request]]
+
+WORKLOADS: Final[Mapping[str, Workload]] = MappingProxyType({"text": text, "mixed": mixed})
 
 
 def request(
-    spec: ModelSpec, name: str, *, prompt: str, seed: int, steps: int, sampler: str, guidance: float, size: int | None
+    spec: ModelSpec,
+    name: str,
+    *,
+    prompt: str,
+    seed: int,
+    steps: int,
+    sampler: str,
+    guidance: float,
+    size: int | None,
+    inputs: Inputs = NO_INPUTS,
+    **more: Any,
 ) -> Request:
-    """One request for one image, complete. `size` is the side in pixels, None the model's own."""
+    """One request for one image, complete. `size` is the side in pixels, None the model's own; `more` are further
+    fields of its parameters.
+    """
     asked = GenerationParams(
         prompt=prompt,
         seed=seed,
@@ -108,21 +130,31 @@ def request(
         guidance_scale=guidance,
         width=size,
         height=size,
+        **more,
     )
-    return Request(name, effective_params(asked, spec))
+    return Request(name, effective_params(asked, spec, inputs.task), inputs=inputs)
+
+
+def kind_of(one: Request) -> Kind:
+    return "controlnet" if one.params.controls else one.inputs.task
 
 
 def like(requests: Sequence[Request]) -> list[list[int]]:
-    """Indices of requests that a whole-request server may merge, oldest first: those of one kind with the same steps,
-    sampler, guidance and strength.
+    """Indices of requests that a whole-request server may merge: same kind, steps, sampler, guidance, strength (or
+    ControlNets) and size, oldest first.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, one in enumerate(requests):
         params = one.params
-        shape = (params.width, params.height, one.inputs.task, params.controls, params.strength)
-        key = (params.num_inference_steps, params.sampler, params.guidance_scale, *shape)
+        schedule = (params.num_inference_steps, params.sampler, params.guidance_scale)
+        key = (one.inputs.task, *schedule, params.strength, params.controls, params.width, params.height)
         groups.setdefault(key, []).append(index)
     return list(groups.values())
+
+
+def _settings(count: int, steps: Sequence[int], guidance: Sequence[float]) -> Iterator[dict[str, Any]]:
+    decks = zip(_dealt(steps, count, 19), _dealt(SAMPLERS, count, 20), _dealt(guidance, count, 21), strict=True)
+    return ({"steps": step_count, "sampler": sampler, "guidance": scale} for step_count, sampler, scale in decks)
 
 
 def _dealt(values: Sequence[T], count: int, seed: int) -> list[T]:
@@ -131,7 +163,40 @@ def _dealt(values: Sequence[T], count: int, seed: int) -> list[T]:
     return deck
 
 
+def _name(repeat: int, index: int) -> str:
+    return f"request-{repeat}-{index}"
+
+
+def _seed(repeat: int, index: int) -> int:
+    return 10_000 * (repeat + 1) + index
+
+
 def _prompt(chance: random.Random) -> str:
     product, place = chance.choice(_PRODUCTS), chance.choice(_PLACES)
     colour, background = chance.sample(_COLOURS, 2)
     return f"a {colour} {product}{place} on a {background} background"
+
+
+def _recoloured(scene: Scene, chance: random.Random) -> Scene:
+    other = random_scene(chance)
+    return replace(scene, colour=other.colour, background=other.background)
+
+
+def _inputs(kind: Kind, scene: Scene, side: int, masks: Iterator[str]) -> Inputs:
+    match kind:
+        case "text-to-image":
+            return NO_INPUTS
+        case "image-to-image":
+            return Inputs(image=draw(scene, side))
+        case "inpaint":
+            mask = np.asarray(create_mask(side, side, next(masks)), dtype=np.uint8)
+            return Inputs(image=draw(scene, side), mask=mask)
+        case "controlnet":
+            return Inputs(hints=(detect_edges(draw(scene, side)),))
+
+
+def _weight(kind: Kind, weights: Mapping[Kind, Iterator[float]]) -> dict[str, Any]:
+    if kind == "text-to-image":
+        return {}
+    weight = next(weights[kind])
+    return {"controls": ({"type": CONTROL, "scale": weight},)} if kind == "controlnet" else {"strength": weight}

@@ -1,4 +1,4 @@
-"""One tiny checkpoint, made by the benches' own writer."""
+"""One tiny checkpoint and a ControlNet for it, made by the benches' own writers."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.checkpoints import TINY, write_checkpoint, write_controlnet
+from bench.workload import CONTROL
 from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.spec import ModelSpec
 
@@ -24,8 +25,8 @@ def model(folder: Path) -> LoadedModel:
 
 @pytest.fixture(scope="package")
 def controlled(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """The same checkpoint, with a canny ControlNet."""
+    """The same checkpoint with a ControlNet beside it."""
     net = tmp_path_factory.mktemp("controlnet")
-    write_controlnet(folder / "unet", net)
-    spec = ModelSpec("controlled", str(folder), controlnets={"canny": str(net)})
+    write_controlnet(folder, net, torch.float32)
+    spec = ModelSpec("tiny", str(folder), controlnets={CONTROL: str(net)})
     return load_model(spec, torch.device("cpu"), torch.float32)

@@ -9,8 +9,9 @@ import pytest
 
 import bench.engine
 from bench.contenders import Outcome
-from bench.engine import ENGINE, LIKE_BATCHES, ONE_BY_ONE, compare, main, summary
-from bench.workload import mixed
+from bench.engine import RANDOM, compare, main
+from bench.report import ENGINE, LIKE_BATCHES, ONE_BY_ONE, summary
+from bench.workload import WORKLOADS, text
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 
@@ -26,16 +27,22 @@ def last_json(text: str) -> dict[str, Any]:
     return document
 
 
-def test_the_last_line_is_one_json_document_with_everything(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model", str(folder), "--requests", "4", "--steps", "2,3", "--repeats", "1", "--threads", "1"]) == 0
-    text = capsys.readouterr().out
-    document = last_json(text)
+@pytest.mark.parametrize("workload", list(WORKLOADS))
+def test_the_last_line_is_one_json_document_with_everything(
+    workload: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--requests", "4", "--steps", "2,3", "--repeats", "1", "--threads", "1"]
+    assert main(["--model", str(folder), "--workload", workload, *quick]) == 0
+    printed = capsys.readouterr().out
+    document = last_json(printed)
     assert {"hardware", "versions", "commit", "workload", "forecast", "ratio", "target"} <= document.keys()
     assert set(document["contenders"]) == {ENGINE, ONE_BY_ONE, LIKE_BATCHES}
     assert document["same_pictures"]
     assert document["ratio"] > 0
     assert document["contenders"][ENGINE]["unet_calls"] == document["forecast"]["unet_calls"]
-    assert str(folder) not in text
+    assert document["workload"]["name"] == workload
+    assert document["controlnet"] == (RANDOM if workload == "mixed" else None)
+    assert str(folder) not in printed
 
 
 def test_other_pictures_end_the_bench_with_an_error(
@@ -61,7 +68,7 @@ def test_the_warm_up_is_not_counted_and_contenders_take_turns() -> None:
 
         return serve
 
-    runs = compare({"a": contender("a"), "b": contender("b")}, [mixed(SPEC, count) for count in (1, 2, 3)])
+    runs = compare({"a": contender("a"), "b": contender("b")}, [text(SPEC, count) for count in (1, 2, 3)])
     assert [run.seconds for run in runs["a"]] == [2.0, 3.0]
     assert order == [("a", 1), ("b", 1), ("b", 2), ("a", 2), ("a", 3), ("b", 3)]
 
@@ -72,7 +79,7 @@ def test_ratios_are_medians_of_ratios_within_a_repeat() -> None:
         ONE_BY_ONE: [outcome(2), outcome(20), outcome(5)],
         LIKE_BATCHES: [outcome(1), outcome(10), outcome(2)],
     }
-    report = summary(runs, [mixed(SPEC, 2)] * 3, 16)
+    report = summary(runs, [text(SPEC, 2)] * 3, 16, "text")
     assert (report["ratio"], report["ratio_like_batches"]) == (2.0, 1.0)
     assert report["contenders"][ENGINE]["images_per_second"] == 1.0
     assert report["contenders"][ENGINE]["padded_share"] == 0.2
@@ -84,5 +91,5 @@ def test_a_visible_difference_in_any_repeat_is_found() -> None:
         ONE_BY_ONE: [outcome(2), outcome(2, grey=2)],
         LIKE_BATCHES: [outcome(1), outcome(1)],
     }
-    report = summary(runs, [mixed(SPEC, 2)] * 2, 16)
+    report = summary(runs, [text(SPEC, 2)] * 2, 16, "text")
     assert (report["largest_difference"], report["same_pictures"]) == (2, False)

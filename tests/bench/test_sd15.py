@@ -15,7 +15,7 @@ from bench.checkpoints import SD15
 from bench.engine import main
 from bench.sd15 import run_parts
 from bench.sd15_meters import Subject
-from bench.sd15_parts import PARTS, Part
+from bench.sd15_parts import MIXED, PARTS, Part
 
 
 @dataclass
@@ -46,6 +46,11 @@ def test_without_cuda_it_says_so_and_exits_with_zero(
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size", "sd15", "--rehearse", "--parts", "gem", "--threads", "1"]) == 2
     assert "no such part: gem" in capsys.readouterr().out
+
+
+def test_the_mixed_workload_is_one_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--size", "sd15", "--rehearse", "--workload", "mixed", "--threads", "1"]) == 0
+    assert list(last_json(capsys.readouterr().out)["parts"]) == [MIXED]
 
 
 @pytest.mark.parametrize("name", list(PARTS))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
+from diffusers import ControlNetModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.pipelines import Pipelines
+from bench.pipelines import arguments, as_answered, pipeline_class
 from deployments.engine.engine import Engine
 from deployments.engine.events import Event, ImageDone
 from deployments.engine.inputs import Inputs
@@ -72,9 +72,20 @@ def reference_image(folder: Path, model: LoadedModel, request: Request, index: i
     For inpaint, the pixels outside the mask are the input's, as diffusers' users paste them.
     """
     assert request.params.sampler is not None
-    pipelines = Pipelines(folder, model.device, torch.float32, model.spec.controlnets)
-    (made,) = pipelines.make([request], model.samplers.scheduler(request.params.sampler), index)
-    return np.asarray(made).astype(np.int16)
+    pipeline = _pipeline(folder, model, request)
+    pipeline.scheduler = model.samplers.scheduler(request.params.sampler)
+    pipeline.set_progress_bar_config(disable=True)
+    # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
+    pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
+    made = pipeline(**arguments([request], index)).images[0]
+    return as_answered(made, request).astype(np.int16)
+
+
+def _pipeline(folder: Path, model: LoadedModel, request: Request) -> Any:
+    controls = request.params.controls
+    nets = [ControlNetModel.from_pretrained(model.spec.controlnets[control.type]) for control in controls]
+    more: dict[str, Any] = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
+    return pipeline_class(request).from_pretrained(folder, safety_checker=None, requires_safety_checker=False, **more)
 
 
 def difference(one: Pixels, other: Pixels) -> int:
