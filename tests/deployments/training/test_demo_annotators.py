@@ -24,7 +24,9 @@ from deployments.training.demo.tableau import draw_tableau, random_depths, rando
 
 def spec_of(kind: str, folder: Path) -> AnnotatorSpec:
     part = PartSpec(str(folder))
-    return {"depth": DepthSpec(part, near_is_large=False), "pose": PoseSpec(part)}.get(kind, SegmentationSpec(part))
+    if kind == "depth":
+        return DepthSpec(part, near_is_large=False)
+    return PoseSpec(part) if kind == "pose" else SegmentationSpec(part)
 
 
 @pytest.mark.parametrize("kind", ANNOTATORS)
