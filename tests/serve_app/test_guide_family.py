@@ -78,7 +78,8 @@ async def test_a_style_preset_is_a_look(service: DiffusionService) -> None:
 
 
 async def test_each_model_name_of_the_guide_is_a_member_of_the_family(service: DiffusionService) -> None:
-    calls = [service.generate(params("a red cup on a blue background", model_name=name)) for name in (SD15, SD21)]
+    prompt = "a red cup on a blue background"
+    calls = [service.generate(params(prompt, guidance_scale=5, model_name=name)) for name in (SD15, SD21)]
     results = await asyncio.gather(*calls)
     assert [result.model for result in results] == ["demo-sd", "demo-sd21"]
     for result in results:
