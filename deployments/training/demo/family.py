@@ -120,11 +120,11 @@ def _guided(teach: Teach) -> Member:
     # Measured over 70 seconds each: at a quarter of this rate nothing of the hint is heard yet. It is heard where noise
     # is high, since later the latents themselves say what is where.
     course = Course(4e-3, _GUIDING, teach, high_share=0.85)
-    return Member(_begin_controlnet, _ship_controlnet, course, minutes=9)
+    return Member(_begin_controlnet, _ship_controlnet, course, minutes=16)
 
 
 FAMILY: Final[Mapping[str, Member]] = {
-    "demo-sd21": Member(_begin_sd21, _ship_sd21, Course(1e-3, _GROWING, whole_scene, "v_prediction"), minutes=40),
+    "demo-sd21": Member(_begin_sd21, _ship_sd21, Course(1e-3, _GROWING, whole_scene, "v_prediction"), minutes=18),
     "demo-inpaint": Member(_begin_inpaint, _ship_inpaint, Course(1e-3, _GROWING, with_hole), minutes=22),
     "controlnet-canny": _guided(with_edges),
     "controlnet-depth": _guided(with_depth),
