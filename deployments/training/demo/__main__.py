@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from deployments.training.demo.annotators import ANNOTATORS, train_annotator
-from deployments.training.demo.evaluate import Trial, load, table, trials
-from deployments.training.demo.evaluate_family import Answer, answers, load_sd21, summary
+from deployments.training.demo.evaluate import load, table, trials
+from deployments.training.demo.evaluate_family import answers, load_sd21, summary
 from deployments.training.demo.export import MODELS, SHIPPED
 from deployments.training.demo.family import FAMILY
 from deployments.training.demo.models import NATIVE
 from deployments.training.demo.sheet import answer_sheet, trial_sheet
 from deployments.training.demo.stages import Minutes, train, train_member
+
+Case = TypeVar("Case")
 
 RUN: Final = Path("build/demo-training")
 FIRST: Final = SHIPPED.name
@@ -38,28 +40,28 @@ def main(arguments: list[str] | None = None) -> None:
 
 def evaluate(model: Path, size: int, count: int, sheet: Path | None, read: Callable[[Path], object] = load) -> None:
     """Print the table of `count` pictures of `size` for held-out captions; write a contact sheet where one is named."""
-    done: list[Trial] = []
-    for trial in trials(read(model), count, size):
-        done.append(trial)
-        if len(done) % 40 == 0:
-            print(f"{len(done)} of {count}, {sum(t.right for t in done)} all right", flush=True)
+    done = _collected(trials(read(model), count, size), count, lambda trial: trial.right)
     print(table(done, size))
     if sheet:
         trial_sheet(done, sheet)
-        print(f"contact sheet: {sheet}")
 
 
 def evaluate_member(name: str, model: Path, count: int, sheet: Path | None) -> None:
     """The same for a member that is shown a hint, or a picture with a mask."""
-    done: list[Answer] = []
-    for answer in answers(name, count, model):
-        done.append(answer)
-        if len(done) % 20 == 0:
-            print(f"{len(done)} of {count}, mean {sum(a.score for a in done) / len(done):.3f}", flush=True)
+    done = _collected(answers(name, count, model), count, lambda answer: answer.score)
     print(summary(name, done))
     if sheet:
         answer_sheet(done, sheet)
-        print(f"contact sheet: {sheet}")
+
+
+def _collected(cases: Iterable[Case], count: int, score: Callable[[Case], float]) -> list[Case]:
+    """All of them; minutes pass between the first and the last, so it says how it goes."""
+    done: list[Case] = []
+    for case in cases:
+        done.append(case)
+        if len(done) % 20 == 0:
+            print(f"{len(done)} of {count}, mean {sum(map(score, done)) / len(done):.3f}", flush=True)
+    return done
 
 
 def _train(options: argparse.Namespace, out: Path) -> None:

@@ -30,14 +30,12 @@ from transformers import (
 )
 
 from deployments.annotators.palette import ADE20K
-from deployments.training.demo import checkpoint
-from deployments.training.demo.average import Average
-from deployments.training.demo.budget import Budget, cosine
 from deployments.training.demo.captions import sample
 from deployments.training.demo.figure import JOINTS
 from deployments.training.demo.hints import CLASSES
 from deployments.training.demo.models import NATIVE, device
-from deployments.training.demo.muon import optimizers as make_optimizers
+from deployments.training.demo.muon import optimizers
+from deployments.training.demo.run import Run
 from deployments.training.demo.tableau import (
     FLOOR,
     WALL,
@@ -93,46 +91,22 @@ class Annotator:
 
 
 def train_annotator(
-    kind: str, folder: Path, out: Path, minutes: float = MINUTES, iterations: int | None = None
+    kind: str, folder: Path, out: Path, minutes: float | None = None, iterations: int | None = None
 ) -> None:
     """Train, or go on training, one of ANNOTATORS in `folder`; write it, as transformers does, to `out`."""
     folder.mkdir(parents=True, exist_ok=True)
-    annotator, path = ANNOTATORS[kind], folder / f"{kind}.pt"
+    annotator = ANNOTATORS[kind]
     network, processor = annotator.make()
     network.to(device()).train()
-    optimizers = make_optimizers(network, _PEAK)
-    average, state = Average(network), checkpoint.load(path) or {"iteration": 0, "spent": 0.0}
-    if "model" in state:
-        network.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        average.weights = state["average"]
-    budget, iteration = Budget(minutes or MINUTES, state["spent"]), int(state["iteration"])
-    rng, last = random.Random(f"{kind}/{iteration}"), iteration + iterations if iterations else None
+    both = optimizers(network, _PEAK)
+    run = Run(folder / f"{kind}.pt", {"model": network}, both, _PEAK, minutes or MINUTES, averaged=network)
+    rng = random.Random(f"{kind}/{run.iteration}")
     pool = [_study(annotator, rng) for _ in range(_POOL if not iterations else _BATCH)]
-    while budget.left and iteration != last:
+    for _ in run.going(iterations):
         pool[rng.randrange(len(pool))] = _study(annotator, rng)
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = cosine(budget.progress, _PEAK)
-        loss = annotator.lost(network, processor, rng.sample(pool, _BATCH))
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        iteration += 1
-        average.update(network, iteration)
-        if iteration % 50 == 0:
-            print(f"{kind} {iteration} {budget.spent:.0f}s loss {loss.item():.4f}", flush=True)
-    checkpoint.save(
-        path,
-        model=network.state_dict(),
-        average=average.weights,
-        optimizers=[optimizer.state_dict() for optimizer in optimizers],
-        iteration=iteration,
-        spent=budget.spent,
-    )
-    network.load_state_dict(average.weights)
+        run.tell(50, loss=run.descend(annotator.lost(network, processor, rng.sample(pool, _BATCH))))
+    assert run.average is not None
+    network.load_state_dict(run.average.weights)
     _write(network, processor, out)
 
 

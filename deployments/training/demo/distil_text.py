@@ -14,10 +14,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from deployments.training.demo import checkpoint
-from deployments.training.demo.budget import Budget, cosine
 from deployments.training.demo.captions import sample
 from deployments.training.demo.models import SD21_TEXT_WIDTH, TEXT_WIDTH, TOKENS, device, make_text_encoder
+from deployments.training.demo.run import Run
 from deployments.training.demo.train_text import tokenize
 
 MINUTES: Final = 4.0
@@ -33,34 +32,12 @@ def distil_text(
     pupil = make_text_encoder(len(tokenizer), SD21_TEXT_WIDTH, "gelu").to(device())
     bridge = nn.Linear(SD21_TEXT_WIDTH, TEXT_WIDTH, bias=False).to(device())
     optimizer = torch.optim.AdamW([*pupil.parameters(), *bridge.parameters()], lr=_PEAK, betas=(0.9, 0.98))
-    state = checkpoint.load(path) or {"iteration": 0, "spent": 0.0}
-    if "pupil" in state:
-        pupil.load_state_dict(state["pupil"])
-        bridge.load_state_dict(state["bridge"])
-        optimizer.load_state_dict(state["optimizer"])
-    budget, iteration = Budget(MINUTES, state["spent"]), int(state["iteration"])
-    rng, last = random.Random(f"text/{iteration}"), iteration + iterations if iterations else None
-    while budget.left and iteration != last:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(budget.progress, _PEAK)
+    run = Run(path, {"pupil": pupil, "bridge": bridge}, [optimizer], _PEAK, MINUTES)
+    rng = random.Random(f"text/{run.iteration}")
+    for _ in run.going(iterations):
         texts = [sample(rng)[1].text for _ in range(BATCH)]
         ids = tokenize(tokenizer, texts, TOKENS if rng.random() < 0.2 else _SHORT).to(device())
-        loss = _lost(teacher, pupil, bridge, ids)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-        optimizer.step()
-        iteration += 1
-        if iteration % 50 == 0:
-            print(f"text {iteration} {budget.spent:.0f}s lost {loss.item():.4f}", flush=True)
-    checkpoint.save(
-        path,
-        pupil=pupil.state_dict(),
-        bridge=bridge.state_dict(),
-        optimizer=optimizer.state_dict(),
-        iteration=iteration,
-        spent=budget.spent,
-    )
+        run.tell(50, lost=run.descend(_lost(teacher, pupil, bridge, ids)))
     return pupil.eval(), bridge.weight.detach()
 
 

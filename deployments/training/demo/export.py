@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin, StableDiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
-from deployments.training.demo.models import make_scheduler
+from deployments.training.demo.latents import Encoders
 
 MODELS: Final = Path(__file__).resolve().parents[2] / "demo_models"
 SHIPPED: Final = MODELS / "demo-sd"
@@ -41,15 +41,18 @@ def standardise(vae: AutoencoderKL, latents: Tensor) -> AutoencoderKL:
 
 
 def build_pipeline(
-    vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> StableDiffusionPipeline:
-    """The four networks as diffusers' own pipeline, without a safety checker: this world holds nothing to check."""
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
+    encoders: Encoders,
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    kind: type[DiffusionPipeline] = StableDiffusionPipeline,
+) -> DiffusionPipeline:
+    """The networks as diffusers' own pipeline, without a safety checker: this world holds nothing to check."""
+    return kind(
+        vae=encoders.vae,
+        text_encoder=encoders.text,
+        tokenizer=encoders.tokenizer,
         unet=unet,
-        scheduler=make_scheduler(),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from diffusers import ControlNetModel, StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from torch import nn
 
 from deployments.training.demo.distil_text import cross_bridge, distil_text
-from deployments.training.demo.export import export, export_network
+from deployments.training.demo.export import build_pipeline, export, export_network
 from deployments.training.demo.latents import Encoders
 from deployments.training.demo.lessons import (
     Teach,
@@ -80,30 +80,12 @@ def _begin_controlnet(start: Start) -> tuple[Pupil, Encoders]:
 
 
 def _ship_inpaint(pupil: Pupil, encoders: Encoders, folder: Path) -> None:
-    pipeline = StableDiffusionInpaintPipeline(
-        vae=encoders.vae,
-        text_encoder=encoders.text,
-        tokenizer=encoders.tokenizer,
-        unet=pupil.network,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = build_pipeline(encoders, pupil.network, make_scheduler(), StableDiffusionInpaintPipeline)
     export(pipeline, folder, borrowed=("vae", "text_encoder", "tokenizer"))
 
 
 def _ship_sd21(pupil: Pupil, encoders: Encoders, folder: Path) -> None:
-    pipeline = StableDiffusionPipeline(
-        vae=encoders.vae,
-        text_encoder=encoders.text,
-        tokenizer=encoders.tokenizer,
-        unet=pupil.network,
-        scheduler=make_sd21_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = build_pipeline(encoders, pupil.network, make_sd21_scheduler())
     export(pipeline, folder, borrowed=("vae", "tokenizer"))
 
 

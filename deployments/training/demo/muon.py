@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised (Jordan et al. 2024), so that rare directions are learnt as fast as
     common ones; scaled by 0.2 sqrt(larger side), AdamW's usual size (Liu et al. 2025).
 
-    PartSpec [out, in, kh, kw] of a convolution count as a matrix [out, in * kh * kw].
+    Weights [out, in, kh, kw] of a convolution count as a matrix [out, in * kh * kw].
     """
 
     def __init__(self, weights: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):

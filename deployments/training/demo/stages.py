@@ -24,7 +24,7 @@ from deployments.training.demo.export import MODELS, SCALING, SHIPPED, build_pip
 from deployments.training.demo.family import FAMILY, Start
 from deployments.training.demo.latents import Encoders
 from deployments.training.demo.lessons import whole_scene
-from deployments.training.demo.models import device, make_unet, make_vae
+from deployments.training.demo.models import device, make_scheduler, make_unet, make_vae
 from deployments.training.demo.pupils import Denoiser
 from deployments.training.demo.tokenizer import make_tokenizer
 from deployments.training.demo.train_denoiser import Course, DenoiserTraining, Diet
@@ -73,9 +73,8 @@ def train(
     else:
         encoders = _trained(folder, minutes, iterations)
     training = DenoiserTraining(folder / "unet.pt", encoders, Denoiser(unet), course, minutes.unet, diets)
-    training.run(iterations)
-    unet.load_state_dict(training.average.weights)
-    export(build_pipeline(encoders.vae, encoders.text, encoders.tokenizer, unet), out)
+    unet.load_state_dict(training.train(iterations))
+    export(build_pipeline(encoders, unet, make_scheduler()), out)
 
 
 def train_member(
@@ -94,8 +93,7 @@ def train_member(
     pupil, encoders = member.begin(Start(encoders, unet, folder))
     path = folder / f"{name}.pt"
     training = DenoiserTraining(path, encoders, pupil, member.course, minutes or member.minutes, diets)
-    training.run(iterations)
-    pupil.network.load_state_dict(training.average.weights)
+    pupil.network.load_state_dict(training.train(iterations))
     member.ship(pupil, encoders, out or MODELS / name)
 
 

@@ -5,22 +5,20 @@ sixteen times cheaper than at twice the native one; the larger sizes only have t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from torch import nn
+from torch import Tensor
 
-from deployments.training.demo import checkpoint
-from deployments.training.demo.average import Average
-from deployments.training.demo.budget import Budget, cosine
 from deployments.training.demo.diffusion import HIGH_SHARE, Noising, Prediction
 from deployments.training.demo.latents import Encoders, Pool
 from deployments.training.demo.lessons import Teach
 from deployments.training.demo.models import device
 from deployments.training.demo.muon import optimizers
 from deployments.training.demo.pupils import Pupil
+from deployments.training.demo.run import Run
 
 
 @dataclass(frozen=True)
@@ -67,76 +65,39 @@ class DenoiserTraining:
     ) -> None:
         self.path, self.encoders, self.pupil, self.course = path, encoders, pupil, course
         self.diets = diets or DIETS
-        self.network = pupil.network
-        self.optimizers = optimizers(self.network, course.peak)
-        self.average = Average(self.network)
         self.noising = Noising(device(), course.prediction, course.high_share)
         self.pools: dict[int, Pool] = {}
-        self.iteration, spent = 0, 0.0
-        state = checkpoint.load(path)
-        if state:
-            self._restore(state)
-            self.iteration, spent = int(state["iteration"]), float(state["spent"])
-        self.rng = random.Random(self.iteration)
-        self.budget = Budget(minutes, spent)
+        both = optimizers(pupil.network, course.peak)
+        self.run = Run(path, {"model": pupil.network}, both, course.peak, minutes, averaged=pupil.network)
+        self.rng = random.Random(self.run.iteration)
 
-    def run(self, iterations: int | None = None, each: Callable[[DenoiserTraining], None] | None = None) -> None:
-        """Train until the budget is used, or for so many iterations; `each` is called after every save."""
-        last = self.iteration + iterations if iterations else None
-        while self.budget.left and self.iteration != last:
+    def train(self, iterations: int | None = None) -> dict[str, Tensor]:
+        """Train until the budget is used, or for so many iterations; the averaged weights."""
+        for _ in self.run.going(iterations):
             size = self._pick_size()
-            loss = self._step(size)
-            if self.iteration % 20 == 0:
-                spent = f"{self.budget.spent:.0f}s"
-                print(f"{self.path.stem} {self.iteration} {spent} size {size} loss {loss:.4f}", flush=True)
-            if self.iteration % 100 == 0:
-                self.save()
-                if each:
-                    each(self)
-        self.save()
-
-    def save(self) -> None:
-        """Write the checkpoint."""
-        checkpoint.save(
-            self.path,
-            model=self.network.state_dict(),
-            average=self.average.weights,
-            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-            iteration=self.iteration,
-            spent=self.budget.spent,
-        )
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.average.weights = {name: w.to(device()) for name, w in state["average"].items()}
+            self.run.tell(20, size=size, loss=self.run.descend(self._lost(size)))
+            if self.run.iteration % 100 == 0:
+                self.run.save()
+        assert self.run.average is not None
+        return self.run.average.weights
 
     def _pick_size(self) -> int:
-        chances = next(chances for until, chances in self.course.mix if self.budget.progress <= until)
+        chances = next(chances for until, chances in self.course.mix if self.run.budget.progress <= until)
         wanted = self.rng.choices(list(DIETS), chances)[0]
         return wanted if wanted in self.diets else min(self.diets)
 
     def _pool(self, size: int) -> Pool:
         diet = self.diets[size]
         if size not in self.pools:
-            self.pools[size] = Pool(self.encoders, self.course.teach, size, diet.first, diet.limit, seed=self.iteration)
+            seed = self.run.iteration
+            self.pools[size] = Pool(self.encoders, self.course.teach, size, diet.first, diet.limit, seed)
         else:
             self.pools[size].grow(diet.added)
         return self.pools[size]
 
-    def _step(self, size: int) -> float:
+    def _lost(self, size: int) -> Tensor:
         batch = self._pool(size).batch(self.diets[size].batch)
         noisy, wanted, steps, weights = self.noising(batch.latents)
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = cosine(self.budget.progress, self.course.peak)
         guess = self.pupil(noisy, steps, batch)
-        loss = ((guess - wanted).square().mean(dim=(1, 2, 3)) * weights).mean()
-        self.network.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.iteration += 1
-        self.average.update(self.network, self.iteration)
-        return float(loss.item())
+        loss: Tensor = ((guess - wanted).square().mean(dim=(1, 2, 3)) * weights).mean()
+        return loss

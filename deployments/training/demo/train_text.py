@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from deployments.training.demo import checkpoint
-from deployments.training.demo.budget import Budget, cosine
 from deployments.training.demo.captions import ATTRIBUTES, Caption, sample
 from deployments.training.demo.models import TEXT_WIDTH, TOKENS, device, make_text_encoder
 from deployments.training.demo.palette import COLOURS
+from deployments.training.demo.run import Run
 from deployments.training.demo.silhouettes import SILHOUETTES
 from deployments.training.demo.world import POSITIONS, SIZES, STYLES, Scene
 
@@ -51,40 +50,21 @@ def train_text(
     folder: Path, tokenizer: CLIPTokenizer, minutes: float, batch: int = 192, iterations: int | None = None
 ) -> CLIPTextModel:
     """Train, or go on training, the text encoder for `minutes` in all; its state lives in `folder`/text.pt."""
-    path, target = folder / "text.pt", device()
-    encoder, heads = make_text_encoder(len(tokenizer)).to(target), Heads().to(target)
+    encoder, heads = make_text_encoder(len(tokenizer)).to(device()), Heads().to(device())
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_PEAK, weight_decay=0.01, betas=(0.9, 0.98))
-    state = checkpoint.load(path) or {"iteration": 0, "spent": 0.0}
-    if "model" in state:
-        encoder.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
-        optimizer.load_state_dict(state["optimizer"])
-    budget, iteration = Budget(minutes, state["spent"]), int(state["iteration"])
-    rng = random.Random(iteration)
-    last = iteration + iterations if iterations else None
-    while budget.left and iteration != last:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(budget.progress, _PEAK)
-        loss, right = _step(encoder, heads, optimizer, tokenizer, rng, batch)
-        iteration += 1
-        if iteration % 25 == 0:
-            print(f"text {iteration} {budget.spent:.0f}s loss {loss:.4f} right {right:.3f}", flush=True)
-    model, inner = encoder.state_dict(), optimizer.state_dict()
-    checkpoint.save(
-        path, model=model, heads=heads.state_dict(), optimizer=inner, iteration=iteration, spent=budget.spent
-    )
+    run = Run(folder / "text.pt", {"model": encoder, "heads": heads}, [optimizer], _PEAK, minutes)
+    rng = random.Random(run.iteration)
+    for _ in run.going(iterations):
+        loss, right = _lost(encoder, heads, tokenizer, rng, batch)
+        run.tell(25, loss=run.descend(loss), right=right)
     return encoder
 
 
-def _step(
-    encoder: CLIPTextModel,
-    heads: Heads,
-    optimizer: torch.optim.Optimizer,
-    tokenizer: CLIPTokenizer,
-    rng: random.Random,
-    batch: int,
-) -> tuple[float, float]:
+def _lost(
+    encoder: CLIPTextModel, heads: Heads, tokenizer: CLIPTokenizer, rng: random.Random, batch: int
+) -> tuple[Tensor, float]:
+    """The loss over `batch` captions, and the share of which every attribute is read right."""
     pairs = [sample(rng) for _ in range(batch)]
     length = TOKENS if rng.random() < 0.2 else _SHORT
     ids = tokenize(tokenizer, [caption.text for _, caption in pairs], length).to(encoder.device)
@@ -93,12 +73,8 @@ def _step(
     logits = heads(_read(hidden, ids, tokenizer.eos_token_id))
     answers = wanted.to(ids.device).repeat_interleave(2, dim=0)
     loss = sum((functional.cross_entropy(x, y) for x, y in zip(logits, answers.T, strict=True)), torch.zeros(()))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-    optimizer.step()
     right = torch.stack([x.argmax(1) == y for x, y in zip(logits, answers.T, strict=True)]).all(0)
-    return loss.item(), right.float().mean().item()
+    return loss, right.float().mean().item()
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str], length: int = TOKENS) -> Tensor:

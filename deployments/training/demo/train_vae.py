@@ -10,11 +10,10 @@ from typing import Final
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
-from deployments.training.demo import checkpoint
-from deployments.training.demo.budget import Budget, cosine
 from deployments.training.demo.models import device, make_vae
+from deployments.training.demo.run import Run
 from deployments.training.demo.vae_start import start
 from deployments.training.demo.world import Image, draw, random_scene
 
@@ -29,45 +28,25 @@ _SAVE_EVERY: Final = 100
 
 def train_vae(folder: Path, minutes: float, batch: int = 16, iterations: int | None = None) -> AutoencoderKL:
     """Train, or go on training, the VAE for `minutes` in all; its state lives in `folder`/vae.pt."""
-    path, target = folder / "vae.pt", device()
-    vae = start(make_vae()).to(target)
+    vae = start(make_vae()).to(device())
     optimizer = torch.optim.AdamW(vae.parameters(), lr=_PEAK, weight_decay=1e-4, betas=(0.9, 0.99))
-    state = checkpoint.load(path) or {"iteration": 0, "spent": 0.0}
-    if "model" in state:
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    budget, iteration = Budget(minutes, state["spent"]), int(state["iteration"])
-    pictures = _pictures(seed=iteration)
-    last = iteration + iterations if iterations else None
-    while budget.left and iteration != last:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(budget.progress, _PEAK)
-        crop = CROPS[0] if budget.progress < _SMALL_UNTIL else CROPS[1]
+    run = Run(folder / "vae.pt", {"model": vae}, [optimizer], _PEAK, minutes)
+    pictures = _pictures(seed=run.iteration)
+    for _ in run.going(iterations):
+        crop = CROPS[0] if run.budget.progress < _SMALL_UNTIL else CROPS[1]
         images = torch.stack([_crop(next(pictures), crop) for _ in range(batch)])
-        loss = _step(vae, optimizer, images.to(target))
-        iteration += 1
-        if iteration % 25 == 0:
-            print(f"vae {iteration} {budget.spent:.0f}s loss {loss:.4f}", flush=True)
-        if iteration % _SAVE_EVERY == 0:
-            _save(path, vae, optimizer, iteration, budget)
-    _save(path, vae, optimizer, iteration, budget)
+        loss = run.descend(_lost(vae, images.to(device())))
+        run.tell(25, loss=loss)
+        if run.iteration % _SAVE_EVERY == 0:
+            run.save()
     return vae
 
 
-def _save(path: Path, vae: AutoencoderKL, optimizer: torch.optim.Optimizer, iteration: int, budget: Budget) -> None:
-    model, state = vae.state_dict(), optimizer.state_dict()
-    checkpoint.save(path, model=model, optimizer=state, iteration=iteration, spent=budget.spent)
-
-
-def _step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, images: Tensor) -> float:
+def _lost(vae: AutoencoderKL, images: Tensor) -> Tensor:
     posterior = vae.encode(images).latent_dist
     out = vae.decode(posterior.sample()).sample
-    loss = _reconstruction(out, images) + _KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-    optimizer.step()
-    return float(loss.item())
+    divergence: Tensor = posterior.kl().mean() / posterior.mean[0].numel()
+    return _reconstruction(out, images) + _KL_WEIGHT * divergence
 
 
 def _reconstruction(out: Tensor, images: Tensor) -> Tensor:

@@ -67,14 +67,15 @@ def test_evaluation_prints_a_table_and_writes_a_sheet(tmp_path: Path, capsys: py
 def test_training_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
-    def look(training: DenoiserTraining, iterations: int | None) -> None:
+    def look(training: DenoiserTraining, iterations: int | None) -> dict[str, torch.Tensor]:
         encoders: Encoders = training.encoders
-        mine, shipped = training.network.state_dict(), load(SHIPPED).unet.state_dict()
+        mine, shipped = training.pupil.network.state_dict(), load(SHIPPED).unet.state_dict()
         seen.append(all(torch.equal(mine[name], weight) for name, weight in shipped.items()))
         assert encoders.vae.config.scaling_factor == 0.18215
-        training.save()
+        training.run.save()
+        return mine
 
-    monkeypatch.setattr(DenoiserTraining, "run", look)
+    monkeypatch.setattr(DenoiserTraining, "train", look)
     diets = {128: Diet(batch=2, first=2, added=1, limit=4)}
     train(tmp_path / "run", Minutes(), tmp_path / "out", from_shipped=True, diets=diets, iterations=1)
     assert seen == [True]

@@ -69,26 +69,28 @@ def test_a_run_goes_on_at_the_right_step(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_a_killed_run_keeps_its_state(tmp_path: Path) -> None:
     first = begin(tmp_path)
-    first.run(iterations=2)
+    first.train(iterations=2)
     # A kill during a write leaves the neighbour behind, never a broken checkpoint.
     (tmp_path / "unet.partial").write_bytes(b"half")
     second = begin(tmp_path)
-    assert second.iteration == 2
-    assert second.budget.spent >= 0.9 * first.budget.spent - 1
-    for name, weight in first.network.state_dict().items():
-        torch.testing.assert_close(second.network.state_dict()[name], weight, rtol=0, atol=0)
-        torch.testing.assert_close(second.average.weights[name], first.average.weights[name], rtol=0, atol=0)
-    for before, after in zip(first.optimizers, second.optimizers, strict=True):
+    assert second.run.iteration == 2
+    assert second.run.budget.spent >= 0.9 * first.run.budget.spent - 1
+    assert first.run.average is not None
+    assert second.run.average is not None
+    for name, weight in first.pupil.network.state_dict().items():
+        torch.testing.assert_close(second.pupil.network.state_dict()[name], weight, rtol=0, atol=0)
+        torch.testing.assert_close(second.run.average.weights[name], first.run.average.weights[name], rtol=0, atol=0)
+    for before, after in zip(first.run.optimizers, second.run.optimizers, strict=True):
         torch.testing.assert_close(after.state_dict(), before.state_dict(), rtol=0, atol=0)
-    second.run(iterations=1)
+    second.train(iterations=1)
     assert iteration(tmp_path / "unet.pt") == 3
 
 
 def test_a_used_budget_trains_no_more(tmp_path: Path) -> None:
-    begin(tmp_path).run(iterations=1)
+    begin(tmp_path).train(iterations=1)
     over = begin(tmp_path, minutes=1e-6)
-    over.run()
-    assert over.iteration == 1
+    over.train()
+    assert over.run.iteration == 1
 
 
 def test_standardising_changes_latents_and_not_pictures() -> None:
