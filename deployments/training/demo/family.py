@@ -98,17 +98,17 @@ _GROWING: Final = ((0.5, (0.7, 0.3, 0.0)), (1.0, (0.1, 0.8, 0.1)))
 _GUIDING: Final = ((0.5, (0.8, 0.2, 0.0)), (1.0, (0.2, 0.8, 0.0)))
 
 
-def _guided(teach: Teach) -> Member:
+def _guided(teach: Teach, minutes: float = 16) -> Member:
     # Measured over 70 seconds each: at a quarter of this rate nothing of the hint is heard yet. It is heard where noise
     # is high, since later the latents themselves say what is where.
     course = Course(4e-3, _GUIDING, teach, high_share=0.85)
-    return Member(_begin_controlnet, _ship_controlnet, course, minutes=16)
+    return Member(_begin_controlnet, _ship_controlnet, course, minutes)
 
 
 FAMILY: Final[Mapping[str, Member]] = {
-    "demo-sd21": Member(_begin_sd21, _ship_sd21, Course(1e-3, _GROWING, whole_scene, "v_prediction"), minutes=18),
+    "demo-sd21": Member(_begin_sd21, _ship_sd21, Course(1e-3, _GROWING, whole_scene, "v_prediction"), minutes=60),
     "demo-inpaint": Member(_begin_inpaint, _ship_inpaint, Course(1e-3, _GROWING, with_hole), minutes=22),
-    "controlnet-canny": _guided(with_edges),
+    "controlnet-canny": _guided(with_edges, minutes=50),
     "controlnet-depth": _guided(with_depth),
     "controlnet-pose": _guided(with_pose),
     "controlnet-segmentation": _guided(with_regions),
