@@ -81,6 +81,11 @@ class Place:
     steps: int
     prompted: bool
 
+    @property
+    def acting(self) -> int:
+        """How many ControlNets run on it."""
+        return sum(control.acts(self.step, self.steps, self.prompted) for control in self.controls)
+
 
 _User = tuple[Place, Control]
 

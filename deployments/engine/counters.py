@@ -1,11 +1,19 @@
 """What an engine has done, in numbers."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True)
 class Counters:
-    """What the engine has done since it started. `unet_rows` counts real rows, `padded_rows` what was computed."""
+    """What has been done for one model since the engine started.
+
+    `unet_rows` counts real rows, `padded_rows` what was computed; `batch_sizes` the calls by their real rows.
+    `row_steps` are evaluations of images, `wasted_steps` those of images that nobody got. `refused` are requests that
+    were not taken, `expired` those whose deadline passed; `paused` images made way, `retries` images were tried again
+    from their start or decoded again in fp32, `splits` batches were halved, `out_of_memory` times.
+    """
 
     unet_calls: int = 0
     unet_rows: int = 0
@@ -15,4 +23,35 @@ class Counters:
     failures: int = 0
     cancelled: int = 0
     refused: int = 0
+    expired: int = 0
+    paused: int = 0
+    retries: int = 0
+    splits: int = 0
+    out_of_memory: int = 0
+    row_steps: int = 0
+    wasted_steps: int = 0
     denoise_seconds: float = 0.0
+    batch_sizes: Counter[int] = field(default_factory=Counter)
+
+    def stepped(self, rows: int, unet_rows: int, padded_rows: int, seconds: float) -> None:
+        """One UNet call moved `rows` images by an evaluation."""
+        self.unet_calls += 1
+        self.row_steps += rows
+        self.unet_rows += unet_rows
+        self.padded_rows += padded_rows
+        self.denoise_seconds += seconds
+        self.batch_sizes[unet_rows] += 1
+
+    def numbers(self) -> dict[str, float]:
+        """All but the batch sizes, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "batch_sizes"}
+
+
+def total(counters: Iterable[Counters]) -> Counters:
+    """All of them together."""
+    out = Counters()
+    for each in counters:
+        for name, value in each.numbers().items():
+            setattr(out, name, getattr(out, name) + value)
+        out.batch_sizes.update(each.batch_sizes)
+    return out

@@ -14,12 +14,16 @@ from deployments.engine.row import Row
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step did: `scaled` and `out` [B, C, h, w] are the model's inputs and guided answers, for previews."""
+    """What one step did: `scaled` and `out` [B, C, h, w] are the model's inputs and guided answers, for previews.
+
+    `control_rows` are those that ControlNets ran on, each net's counted for itself.
+    """
 
     scaled: Tensor
     out: Tensor
     unet_rows: int
     padded_rows: int
+    control_rows: int
 
 
 @torch.inference_mode()
@@ -31,7 +35,12 @@ def denoise_step(model: LoadedModel, rows: list[Row], sizes: tuple[int, ...]) ->
     guided = [i for i, row in enumerate(rows) if row.negative is not None]
     unet_rows = len(rows) + len(guided)
     padded = padded_size(unet_rows, sizes)
-    answers = _predict(model, rows, guided, scaled, padded, sizes)
+    order = [*range(len(rows)), *guided]
+    places = [
+        Place(index, rows[owner].controls, rows[owner].step, len(rows[owner].schedule), prompted=index < len(rows))
+        for index, owner in enumerate(order)
+    ]
+    answers = _predict(model, rows, order, places, scaled, padded, sizes)
     out = _guide(answers[: len(rows)], answers[len(rows) : unet_rows], rows, guided)
     coefficients = torch.stack([s.coefficients[i] for s, i in zip(schedules, steps, strict=True)]).to(states)
     states = blend(advance(states, out, _noise(rows, states), coefficients), schedules, steps, [r.blend for r in rows])
@@ -39,21 +48,26 @@ def denoise_step(model: LoadedModel, rows: list[Row], sizes: tuple[int, ...]) ->
         row.state = state
         row.step += 1
         row.noise = None
-    return StepResult(scaled, out, unet_rows, padded)
+    control_rows = sum(place.acting for place in places)
+    return StepResult(scaled, out, unet_rows, padded, control_rows)
 
 
 def _predict(
-    model: LoadedModel, rows: list[Row], guided: list[int], scaled: Tensor, padded: int, sizes: tuple[int, ...]
+    model: LoadedModel,
+    rows: list[Row],
+    order: list[int],
+    places: list[Place],
+    scaled: Tensor,
+    padded: int,
+    sizes: tuple[int, ...],
 ) -> Tensor:
-    """The UNet's answers [padded, C, h, w] in fp32: first every row with its prompt, then the guided ones without."""
-    order = [*range(len(rows)), *guided]
+    """The UNet's answers [padded, C, h, w] in fp32: first every row with its prompt, then the guided ones without.
+
+    `order` says whose row each place of the call is.
+    """
     timesteps = torch.stack([row.schedule.timesteps[row.step] for row in rows]).to(scaled.device)
     prompts = [row.prompt for row in rows] + [negative for row in rows if (negative := row.negative) is not None]
     latents, time = pad(scaled[order], padded).to(model.dtype), pad(timesteps[order], padded)
-    places = [
-        Place(index, rows[owner].controls, rows[owner].step, len(rows[owner].schedule), prompted=index < len(rows))
-        for index, owner in enumerate(order)
-    ]
     sample = _beside(latents, [rows[owner] for owner in order])
     with model.keys.given(prompts, max(map(len, prompts)), padded) as context:
         extra = residuals(places, latents, time, context, sizes)

@@ -8,35 +8,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
-from deployments.engine.counters import Counters
+from deployments.engine.admission import Admission
 from deployments.engine.decode import Decoded, Decoder
-from deployments.engine.denoise import StepResult, denoise_step
-from deployments.engine.errors import EngineError, GenerationFailed, NumericalFailure, UnknownModel
-from deployments.engine.events import (
-    Accepted,
-    Event,
-    Finished,
-    ImageDone,
-    ImageFailed,
-    Preview,
-    Progress,
-    Refused,
+from deployments.engine.device_errors import DeviceLost, is_out_of_memory, raise_if_sticky
+from deployments.engine.device_memory import CpuMemory, DeviceMemory
+from deployments.engine.errors import (
+    DeadlineExceeded,
+    EngineError,
+    GenerationFailed,
+    NumericalFailure,
+    Overloaded,
+    UnknownModel,
 )
-from deployments.engine.latents import predicted_original
+from deployments.engine.events import Event, Preview, Refused
+from deployments.engine.ledger import Ledger
 from deployments.engine.models import LoadedModel
-from deployments.engine.ongoing import Ongoing
 from deployments.engine.padding import powers_of_two
 from deployments.engine.prepare import begin_row, check, prepare
-from deployments.engine.queue import Arrival, Queue, Ticket
-from deployments.engine.row import Bucket, Request, Row
+from deployments.engine.previews import previews
+from deployments.engine.queue import Arrival
+from deployments.engine.row import Bucket, Request, Row, Ticket
 from deployments.engine.running import Running
 from deployments.engine.share import DeviceShare
+from deployments.engine.stepper import Moved, Stepper
 
 log = logging.getLogger(__name__)
-
-_NOT_FINITE = "the network's output for this image was not finite"
 
 # How long an idle engine may gather rows for a first, full call; far below what the worker takes for a standstill.
 _GATHER_SECONDS = 10.0
@@ -48,6 +45,7 @@ class Engine:
     `emit` receives every event, on the engine's thread. `wake` is set when a picture has been decoded, so that an idle
     driver knows when to call `step` again. `max_rows` bounds the UNet rows of one call (a power of two is well used);
     `padded_sizes` are the batch sizes that calls are padded to, by default the powers of two up to `max_rows`.
+    `memory` says what there is; by default nobody counts.
     """
 
     def __init__(
@@ -59,34 +57,36 @@ class Engine:
         padded_sizes: tuple[int, ...] | None = None,
         queue_limit: int = 256,
         decode_batch: int = 1,
+        memory: DeviceMemory | None = None,
     ) -> None:
         if max_rows < 2:
             raise ValueError("max_rows must be at least 2: a guided image takes two rows of a UNet call")
         self.models = {model.spec.name: model for model in models}
-        self.counters = Counters()
-        self.queue = Queue(queue_limit)
+        self.ledger = Ledger(emit, lambda name: name in self.models)
         self.running = Running()
         self.wake = threading.Event()
-        self.max_rows = max_rows
-        self._sizes = padded_sizes or powers_of_two(max_rows)
-        self.emit = emit
-        self._ongoing: dict[str, Ongoing] = {}
+        self.sizes = padded_sizes or powers_of_two(max_rows)
+        self.admission = Admission(queue_limit, self.sizes, memory or CpuMemory(), decode_batch)
+        self.admission.hosts(models)
+        self._stepper = Stepper(self.admission, self.sizes)
         self._share = DeviceShare()
         self._decoded: queue.SimpleQueue[Decoded] = queue.SimpleQueue()
-        self._decoder = Decoder(self._take_decoded, decode_batch)
+        self._decoder = Decoder(self._take_decoded, self.admission.plan, self.admission.device, decode_batch)
 
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self._ongoing) or len(self.queue) > 0
+        return bool(self.ledger.ongoing) or len(self.admission.queue) > 0
 
     def host(self, model: LoadedModel) -> None:
         """Takes a model in."""
         self.models[model.spec.name] = model
+        self.admission.hosts(self.models.values())
 
     def forget(self, name: str) -> None:
         """Lets go of a model that no request uses."""
         self.models.pop(name, None)
+        self.admission.hosts(self.models.values())
 
     def submit(self, request: Request) -> None:
         """Lets a request in, or refuses it with a `Refused` event. Nothing is encoded yet, so a refusal costs nothing.
@@ -95,20 +95,20 @@ class Engine:
         """
         with self._refusing(request):
             check(request, self._model_of(request))
-            self.queue.arrive(request)
+            self.admission.arrive(request, self.running)
+            self.ledger.arrived(request)
 
     def cancel(self, request_id: str) -> bool:
         """Forgets a request: its rows are gone before the next step. False if it is not here (any more)."""
-        waited = self.queue.remove(request_id)
-        if self._ongoing.pop(request_id, None) is None and not waited:
-            return False
-        self.running.drop(lambda row: row.request.id == request_id)
-        self.counters.cancelled += 1
-        return True
+        request = self._let_go(request_id)
+        if request is not None:
+            self.ledger.tally(request).cancelled += 1
+        return request is not None
 
     def step(self) -> bool:
         """Admits what fits, denoises one bucket by one step, retires what is done. False when nothing was running."""
         self._collect()
+        self._expire()
         self._prepare()
         self._admit()
         bucket = self._share.next_of(self.running.rows)
@@ -127,7 +127,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine's threads. Unfinished requests get no further event."""
-        self._ongoing.clear()
+        self.ledger.ongoing.clear()
         self.running.rows.clear()
         self._decoder.close()
 
@@ -137,15 +137,17 @@ class Engine:
         try:
             yield
         except EngineError as error:
-            self._refuse(request, error)
-        except Exception:
-            # A device out of memory, a network that does not like a shape: this request's trouble, not the others'.
+            self.ledger.refuse(request, error)
+        except Exception as error:
+            raise_if_sticky(error)
+            # A network that does not like a shape: this request's trouble, not the others'.
             log.exception("a request could not be prepared")
-            self._refuse(request, GenerationFailed("the request could not be prepared"))
-
-    def _refuse(self, request: Request, error: EngineError) -> None:
-        self.counters.refused += 1
-        self.emit(Refused(request.id, error))
+            if is_out_of_memory(error):
+                self.ledger.tally(request).out_of_memory += 1
+                self.admission.device.release()
+                self.ledger.refuse(request, Overloaded("there is no memory to prepare this request now"))
+            else:
+                self.ledger.refuse(request, GenerationFailed("the request could not be prepared"))
 
     def _model_of(self, request: Request) -> LoadedModel:
         model = self.models.get(request.model)
@@ -153,96 +155,99 @@ class Engine:
             raise UnknownModel("model_name", "this engine does not serve that model")
         return model
 
+    def _let_go(self, request_id: str) -> Request | None:
+        """Forgets all that there is of a request, which is returned."""
+        waited, paused = self.admission.remove(request_id)
+        begun = self.ledger.close(request_id)
+        for row in (*paused, *self.running.drop(lambda row: row.request.id == request_id)):
+            self.ledger.tally(row.request).wasted_steps += row.step
+        return begun or waited
+
+    def _expire(self) -> None:
+        for request in self.ledger.overdue():
+            self._let_go(request.id)
+            self.ledger.tally(request).expired += 1
+            self.ledger.emit(Refused(request.id, DeadlineExceeded("the deadline passed before it was finished")))
+
     def _prepare(self) -> None:
         """Encodes what has arrived: one request a step while rows run, since they wait for it; else a call's worth."""
         enough_at = time.perf_counter() + _GATHER_SECONDS
-        while (arrival := self.queue.next_arrival()) is not None:
+        while (arrival := self.admission.queue.next_arrival()) is not None:
             with self._refusing(arrival.request):
                 self._accept(arrival)
-            full = self.queue.unet_rows >= self.max_rows
+            full = self.admission.queue.unet_rows >= self.sizes[-1]
             if len(self.running) or full or time.perf_counter() > enough_at:
                 return
 
     def _accept(self, arrival: Arrival) -> None:
         request = arrival.request
-        self._ongoing[request.id] = prepare(request, self._model_of(request), arrival.at)
-        self.counters.requests += 1
-        self.emit(Accepted(request.id, self.queue.add(request)))
+        ongoing = prepare(request, self._model_of(request), arrival.at)
+        self.admission.queue.add(arrival)
+        waiting = [waiting.id for waiting, _ in self.admission.queue.order()]
+        self.ledger.accepted(ongoing, waiting.index(request.id), self.admission.estimates(self.running)[request.id])
 
     def _admit(self) -> None:
-        for ticket in self.queue.take(lambda bucket: self.max_rows - self.running.unet_rows(bucket)):
+        self._begin()
+        if self.admission.make_way(self.running):
+            self._begin()
+        if estimates := self.admission.foretell(self.running):
+            for position, (request, _) in enumerate(self.admission.queue.order()):
+                self.ledger.moved(request.id, position, estimates[request.id])
+
+    def _begin(self) -> None:
+        for ticket in self.admission.begin(self.running):
             try:
                 self.running.add(self._row(ticket))
-            except Exception:
+            except Exception as error:
+                raise_if_sticky(error)
                 log.exception("an image could not be begun")
-                self._settle(ticket.request, ticket.index, GenerationFailed("the image could not be begun"), 0.0)
-        for request_id, position in self.queue.positions():
-            ongoing = self._ongoing[request_id]
-            if ongoing.admitted is None and ongoing.moved_to(position):
-                self.emit(Progress(request_id, 0, len(ongoing.schedule), position + 1))
+                self.ledger.settle(ticket.request, ticket.index, GenerationFailed("the image could not be begun"))
 
     def _row(self, ticket: Ticket) -> Row:
-        request, model = ticket.request, self.models[ticket.request.model]
-        ongoing = self._ongoing[request.id]
+        paused = self.admission.resumed(ticket)
+        if paused is not None:
+            return paused
+        ongoing = self.ledger.ongoing[ticket.request.id]
         ongoing.rows_admitted()
-        return begin_row(ongoing, ticket.index, model)
+        row = begin_row(ongoing, ticket.index, self.models[ticket.request.model])
+        row.rank = ticket.rank
+        return row
 
     def _denoise(self, bucket: Bucket, rows: list[Row]) -> None:
-        """One step of `rows`. When it raises, the halves are tried, so that only a row that fails alone fails."""
-        started = time.perf_counter()
-        try:
-            result = denoise_step(self.models[bucket.model], rows, self._sizes)
-        except Exception:
-            log.exception("a step of %d row(s) failed", len(rows))
-            self._denoise_halves(bucket, rows)
-            return
-        self._account(bucket, len(rows), result, time.perf_counter() - started)
-        self._preview(rows, result)
-
-    def _denoise_halves(self, bucket: Bucket, rows: list[Row]) -> None:
-        if len(rows) == 1:
-            self.running.drop(lambda row: row is rows[0])
-            self._settle(rows[0].request, rows[0].index, GenerationFailed("the image could not be made"), 0.0)
-            return
-        middle = len(rows) // 2
-        self._denoise(bucket, rows[:middle])
-        self._denoise(bucket, rows[middle:])
-
-    def _account(self, bucket: Bucket, rows: int, result: StepResult, seconds: float) -> None:
-        self._share.charge(bucket, seconds, rows)
-        self.counters.unet_calls += 1
-        self.counters.unet_rows += result.unet_rows
-        self.counters.padded_rows += result.padded_rows
-        self.counters.denoise_seconds += seconds
-
-    def _preview(self, rows: list[Row], result: StepResult) -> None:
-        for row, scaled, out in zip(rows, result.scaled, result.out, strict=True):
-            if row.previews_now():
-                try:
-                    self._look_at(row, scaled, out)
-                except Exception:
-                    log.exception("a preview is left out")
-
-    def _look_at(self, row: Row, scaled: Tensor, out: Tensor) -> None:
-        model = self.models[row.request.model]
-        timestep = float(row.schedule.timesteps[row.step - 1])
-        clean = predicted_original(scaled, out, timestep, model.alphas_cumprod, model.prediction_type)
-        self._decoder.preview(row, model, clean)
+        model, tally = self.models[bucket.model], self.ledger.tally(rows[0].request)
+        for done in self._stepper.step(model, bucket, rows, tally):
+            if isinstance(done, Moved):
+                self._share.charge(bucket, done.seconds, [row.request.params.priority for row in done.rows])
+                for row, clean in previews(model, done.rows, done.result):
+                    self._decoder.preview(row, model, clean)
+            else:
+                stuck = done.row
+                self.running.drop(lambda row: row is stuck)  # noqa: B023 - used at once
+                tally.wasted_steps += stuck.step
+                self.ledger.settle(stuck.request, stuck.index, done.error)
 
     def _retire(self, bucket: Bucket) -> None:
         """Reports progress, hands finished rows to the decoder and makes room for the next ones."""
-        rows = self.running.rows.get(bucket, [])
-        slowest: dict[str, Row] = {}
-        for row in rows:
-            slowest[row.request.id] = min(slowest.get(row.request.id, row), row, key=lambda r: r.step)
-        for request_id, row in slowest.items():
-            self.emit(Progress(request_id, row.step, len(row.schedule)))
+        self.ledger.stepped(self.running.of(bucket), self.admission.seconds_left)
         for row in self.running.drop(lambda row: row.done):
-            self._ongoing[row.request.id].denoised()
+            self.ledger.ongoing[row.request.id].denoised()
             if bool(torch.isfinite(row.state[0]).all()):
                 self._decoder.finish(row, self.models[bucket.model])
             else:
-                self._settle(row.request, row.index, NumericalFailure(_NOT_FINITE), 0.0)
+                self._start_again(row)
+
+    def _start_again(self, row: Row) -> None:
+        """An image that is not finite gets one second chance, from its noise on: not every cause comes twice."""
+        tally = self.ledger.tally(row.request)
+        tally.wasted_steps += row.step
+        if row.restarted:
+            error = NumericalFailure("the network's output for this image was not finite")
+            self.ledger.settle(row.request, row.index, error)
+            return
+        tally.retries += 1
+        anew = begin_row(self.ledger.ongoing[row.request.id], row.index, self.models[row.request.model])
+        anew.rank, anew.restarted = row.rank, True
+        self.running.add(anew)
 
     def _take_decoded(self, decoded: Decoded) -> None:
         """Called on the decoder's threads."""
@@ -253,36 +258,14 @@ class Engine:
         """Passes on what the decoder has ready; pictures of requests that have left are dropped."""
         while not self._decoded.empty():
             decoded = self._decoded.get()
-            if decoded.row.request.id not in self._ongoing:
+            if isinstance(decoded.result, DeviceLost):
+                raise decoded.result
+            row = decoded.row
+            if row.request.id not in self.ledger.ongoing:
                 continue
             if decoded.preview_step is None:
-                self._settle(decoded.row.request, decoded.row.index, decoded.result, decoded.milliseconds)
+                self.ledger.tally(row.request).retries += decoded.retried
+                self.admission.costs.decoded(row.request.bucket, decoded.milliseconds / 1000 / decoded.pictures)
+                self.ledger.settle(row.request, row.index, decoded.result, decoded.milliseconds)
             elif isinstance(decoded.result, bytes):
-                row = decoded.row
-                self.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))
-
-    def _settle(self, request: Request, index: int, result: bytes | EngineError, decode_ms: float) -> None:
-        """One image is done or failed; with the last one the request is finished."""
-        ongoing = self._ongoing[request.id]
-        if isinstance(result, EngineError):
-            self.counters.failures += 1
-            self.emit(ImageFailed(request.id, index, result))
-        else:
-            self.counters.images += 1
-            self.emit(_image_done(request, index, result))
-        if ongoing.settled(decode_ms):
-            del self._ongoing[request.id]
-            self.emit(Finished(request.id, ongoing.timings()))
-
-
-def _image_done(request: Request, index: int, data: bytes) -> ImageDone:
-    bucket = request.bucket
-    return ImageDone(
-        request.id,
-        index,
-        request.seed_of(index),
-        request.params.output_format,
-        bucket.width,
-        bucket.height,
-        data,
-    )
+                self.ledger.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))

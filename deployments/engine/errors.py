@@ -4,10 +4,12 @@
     ├── InvalidParameter     the caller's fault: names the field and the rule
     │   └── UnknownModel     no such model is configured
     ├── Overloaded           the queue is full; come back later
+    ├── DeadlineExceeded     it cannot be ready when the caller wants it
     ├── EngineStopped        the engine ended before the request did; safe to repeat elsewhere
     ├── ModelLoadError       files missing, broken or out of reach; said at start-up
     └── GenerationFailed     the caller did nothing wrong and repeating will not help
-        └── NumericalFailure the network answered NaN or infinity
+        ├── NumericalFailure the network answered NaN or infinity, or the picture is black
+        └── DoesNotFit       not even alone does it fit into the device's memory
 
 Every class has a stable `code` for machines and says whether the same request may be `retryable`.
 Messages are written for callers: they never hold a prompt, a path or another library's text.
@@ -46,10 +48,23 @@ class UnknownModel(InvalidParameter):
 
 
 class Overloaded(EngineError):
-    """The queue is full."""
+    """The queue is full. `retry_after` is when it may have a place again, in seconds, where that can be foreseen."""
 
     code = "overloaded"
     retryable = True
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type["Overloaded"], tuple[str, float | None]]:
+        return type(self), (self.message, self.retry_after)
+
+
+class DeadlineExceeded(EngineError):
+    """The request cannot be finished within its `deadline_ms`, or was not."""
+
+    code = "deadline_exceeded"
 
 
 class EngineStopped(EngineError):
@@ -66,9 +81,15 @@ class GenerationFailed(EngineError):
 
 
 class NumericalFailure(GenerationFailed):
-    """The network's output for this row was not finite."""
+    """The network's output for this row was not finite, or nothing but black, twice."""
 
     code = "numerical_failure"
+
+
+class DoesNotFit(GenerationFailed):
+    """One image of this size takes more memory than there is."""
+
+    code = "does_not_fit"
 
 
 class ModelLoadError(EngineError):

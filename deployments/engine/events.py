@@ -22,10 +22,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The request is in the queue with `position` requests before it."""
+    """The request is in the queue with `position` requests before it.
+
+    Its first step and its last image are likely so many seconds from now, if nothing else comes.
+    """
 
     request_id: str
     position: int
+    seconds_to_start: float = 0.0
+    seconds_to_finish: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,16 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`step` of `steps` UNet evaluations done by the slowest image; `position` in the queue, 0 once it runs."""
+    """`step` of `steps` UNet evaluations done by the slowest image; `position` in the queue, 0 once it runs.
+
+    `seconds_left` to the last image, where that can be foreseen.
+    """
 
     request_id: str
     step: int
     steps: int
     position: int = 0
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

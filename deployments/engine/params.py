@@ -18,12 +18,16 @@ MIN_SIDE, MAX_SIDE, SIZE_STEP = 64, 2048, 8
 MAX_CONTROLS = 4
 
 OutputFormat = Literal["png", "webp", "jpeg"]
+Priority = Literal["low", "normal", "high"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
 
 
 PICTURE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
 """Parameters that mean something only where a request brings pictures."""
+
+SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms"))
+"""How a request is served; what its images look like does not depend on them."""
 
 
 class ControlSettings(BaseModel):
@@ -56,6 +60,8 @@ class GenerationParams(BaseModel):
     `strength` is how far image-to-image and inpaint leave the picture given: 1 is all the way. `mask_feather` (pixels)
     softens the inside of the mask's edge. `controls` are the ControlNets, each with its hint; with `guess_mode` they
     act on the prompted half only, and the early maps less (Zhang et al. 2023).
+    `priority` decides who waits for whom. A request whose images cannot be ready `deadline_ms` after it has come is
+    refused, at once where that can be foreseen, and dropped then where it could not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -78,6 +84,8 @@ class GenerationParams(BaseModel):
     controls: tuple[ControlSettings, ...] = Field(default=(), max_length=MAX_CONTROLS, strict=False)
     guess_mode: bool = False
     output_format: OutputFormat = "png"
+    priority: Priority = "normal"
+    deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
 
     @field_validator("prompt")
     @classmethod

@@ -26,6 +26,7 @@ class Request:
 
     `previews` is the number of cheap looks at each image that the caller wants on the way. `inputs` are the pictures
     that it brings, at the request's own size; `uploads` are the files that they will be made of, on a replica.
+    `tenant` is who shares the device with others, each a fair part.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Request:
     previews: int = 0
     inputs: Inputs = NO_INPUTS
     uploads: Uploads | None = None
+    tenant: str = ""
 
     @property
     def model(self) -> str:
@@ -57,6 +59,15 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Ticket:
+    """Image `index` of `request` waits for a place, or has one that it got at `rank` (see `queue.py`)."""
+
+    request: Request
+    index: int
+    rank: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """Rows that can share a UNet call: one model, one size (pixels)."""
 
@@ -72,8 +83,9 @@ class Row:
     `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs, the newest outputs, and the newest answer of the
     sampler; its meaning is `latents.py`'s. `negative` is None for a row without classifier-free guidance. `step` counts
     finished evaluations. `noise` is what the step in progress drew, kept so that a step which is tried again does not
-    draw twice. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting
-    checkpoint sees beside the latents instead.
+    draw twice. `rank` is the queue's, kept for the case that it has to make way; `restarted` says that it was not
+    finite once and has begun anew. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is
+    what an inpainting checkpoint sees beside the latents instead.
     """
 
     request: Request
@@ -87,11 +99,26 @@ class Row:
     blend: Blend | None = field(default=None, repr=False)
     channels: torch.Tensor | None = field(default=None, repr=False)
     step: int = 0
+    rank: float = 0.0
+    restarted: bool = False
     noise: torch.Tensor | None = field(default=None, repr=False)
 
     @property
     def done(self) -> bool:
         return self.step >= len(self.schedule)
+
+    @property
+    def ticket(self) -> Ticket:
+        """Its place in the queue's eyes."""
+        return Ticket(self.request, self.index, self.rank)
+
+    @property
+    def bytes(self) -> int:
+        """What is held for it between steps, besides its prompts, which others may share."""
+        held = [self.state, self.channels, *(control.hint for control in self.controls)]
+        if self.blend is not None:
+            held += [self.blend.image, self.blend.noise, self.blend.mask]
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def previews_now(self) -> bool:
         """Whether a preview is due after the step just finished: the request's number of them, evenly spread."""

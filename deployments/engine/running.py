@@ -12,8 +12,11 @@ class Running:
 
     rows: dict[Bucket, list[Row]] = field(default_factory=dict)
 
+    def of(self, bucket: Bucket) -> list[Row]:
+        return self.rows.get(bucket, [])
+
     def unet_rows(self, bucket: Bucket) -> int:
-        return sum(row.request.unet_rows for row in self.rows.get(bucket, ()))
+        return sum(row.request.unet_rows for row in self.of(bucket))
 
     def add(self, row: Row) -> None:
         self.rows.setdefault(row.request.bucket, []).append(row)

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from deployments.engine.device_memory import memory_of
 from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineError, EngineStopped, InvalidParameter
 from deployments.engine.events import Event, Finished, Progress, Refused
@@ -114,10 +114,12 @@ class EngineWorker:
         max_rows: int = 16,
         threads: int | None = None,
         model_memory_bytes: int | None = None,
+        device_memory_bytes: int | None = None,
     ) -> "EngineWorker":
         """Loads `specs` onto `device` (auto, cpu, cuda, cuda:0, ...) in `dtype` (auto, float32, float16, bfloat16).
 
         `model_memory_bytes` bounds the weights in memory (None: no bound); see `DiffusionModelManager`.
+        `device_memory_bytes` is all that weights and work may take together (None: on CUDA what is free at the start).
         """
         where = pick_device(device)
         precision = pick_dtype(dtype, where)
@@ -139,7 +141,9 @@ class EngineWorker:
                 manager.release(spec.name)
             hosted = manager.loaded()
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
-            return Engine(models, emit, max_rows=max_rows, decode_batch=4 if where.type == "cuda" else 1)
+            memory = memory_of(where, device_memory_bytes)
+            pictures = 4 if where.type == "cuda" else 1
+            return Engine(models, emit, max_rows=max_rows, decode_batch=pictures, memory=memory)
 
         return cls(build, manager, inbox, threads=threads)
 
@@ -151,7 +155,7 @@ class EngineWorker:
     def check_room(self) -> None:
         """Raises Overloaded when the engine would refuse one more request for that alone."""
         if self._engine is not None:
-            self._engine.queue.check_room()
+            self._engine.admission.queue.check_room()
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events until it is finished. Closing the generator frees its rows before the next step."""
@@ -194,11 +198,11 @@ class EngineWorker:
         engine = self._engine
         if engine is None:
             return {"ready": False, "device": "", "loaded_models": [], "counters": {}}
-        counters: dict[str, float] = asdict(engine.counters)
+        counters = engine.ledger.total.numbers()
         counters |= {
-            "waiting": engine.queue.images,
+            "waiting": engine.admission.queue.images,
             "running": len(engine.running),
-            "capacity": engine.max_rows,
+            "capacity": engine.sizes[-1],
         }
         device = next((model.device.type for model in engine.models.values()), "")
         return {"ready": self.alive, "device": device, "loaded_models": list(engine.models), "counters": counters}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deployments.engine import engine as engine_module
+from deployments.engine import previews as previews_module
 from deployments.engine.errors import GenerationFailed
 from deployments.engine.events import ImageFailed, Refused
 from deployments.engine.inputs import Inputs, Mask, Picture
@@ -77,7 +78,7 @@ def crowd(request: pytest.FixtureRequest, tiny_controlled: LoadedModel) -> tuple
     asked = requests_of(tiny_controlled, list(KINDS), request.param)
     asked += [request_for(tiny_controlled, f"text {i}", sampler=request.param, guidance_scale=i) for i in (0, 3)]
     tape, engine = run(tiny_controlled, asked, max_rows=32)
-    assert engine.counters.unet_calls < 12  # 8 steps: one call for all of them, in every step
+    assert engine.ledger.total.unet_calls < 12  # 8 steps: one call for all of them, in every step
     return asked, tape
 
 
@@ -199,7 +200,7 @@ def test_what_cannot_be_done_is_refused_with_its_field(
     tape, engine = run(tiny_controlled, [request_for(tiny_controlled, "x", inputs, **asked)])
     (refused,) = tape.of("x", Refused)
     assert getattr(refused.error, "field", None) == field
-    assert engine.counters.unet_calls == 0
+    assert engine.ledger.total.unet_calls == 0
 
 
 def test_an_inpainting_checkpoint_refuses_what_it_never_learnt(tiny_model_9: LoadedModel) -> None:
@@ -243,6 +244,6 @@ def test_a_preview_that_fails_costs_nothing_else(tiny_model: LoadedModel, monkey
     def fails(*_: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(engine_module, "predicted_original", fails)
+    monkeypatch.setattr(previews_module, "predicted_original", fails)
     tape, _ = run(tiny_model, [request_for(tiny_model, "x", previews=2)])
     assert len(tape.images("x")) == 1

@@ -14,7 +14,7 @@ def seconds_used(share: DeviceShare, turns: int, rows: int = 1) -> Counter[Bucke
     for _ in range(turns):
         bucket = share.next_of((SMALL, LARGE))
         assert bucket is not None
-        share.charge(bucket, COST[bucket], rows)
+        share.charge(bucket, COST[bucket], ["normal"] * rows)
         used[bucket] += int(COST[bucket])
     return used
 
@@ -31,7 +31,7 @@ def test_time_is_shared_by_cost_and_not_by_count() -> None:
 def test_a_newcomer_neither_waits_nor_takes_over() -> None:
     share = DeviceShare()
     for _ in range(50):
-        share.charge(share.next_of((SMALL,)) or SMALL, 1.0, 1)
+        share.charge(share.next_of((SMALL,)) or SMALL, 1.0, ["normal"])
     used = seconds_used(share, turns=50)
     assert abs(used[SMALL] - used[LARGE]) <= 4
 
@@ -42,6 +42,16 @@ def test_a_bucket_with_more_rows_gets_more_time() -> None:
     for _ in range(200):
         bucket = share.next_of((SMALL, LARGE))
         assert bucket is not None
-        share.charge(bucket, 1.0, rows[bucket])
+        share.charge(bucket, 1.0, ["normal"] * rows[bucket])
         used[bucket] += 1
     assert 2.8 <= used[SMALL] / used[LARGE] <= 3.2
+
+
+def test_a_bucket_with_higher_priorities_gets_more_time() -> None:
+    share, used = DeviceShare(), Counter[Bucket]()
+    for _ in range(200):
+        bucket = share.next_of((SMALL, LARGE))
+        assert bucket is not None
+        share.charge(bucket, 1.0, ["high" if bucket == SMALL else "normal"])
+        used[bucket] += 1
+    assert 1.8 <= used[SMALL] / used[LARGE] <= 2.2

@@ -1,0 +1,171 @@
+"""Who may begin: the queue's order, what memory holds, and the knee beyond which more rows help nobody."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import perf_counter
+
+from deployments.engine.device_memory import DeviceMemory
+from deployments.engine.errors import DeadlineExceeded, DoesNotFit, Overloaded
+from deployments.engine.forecast import Estimate, Work, forecast
+from deployments.engine.memory import MemoryPlan
+from deployments.engine.models import LoadedModel
+from deployments.engine.parts import size_of
+from deployments.engine.queue import Queue
+from deployments.engine.row import Bucket, Request, Row, Ticket
+from deployments.engine.running import Running
+from deployments.engine.sampler_names import SAMPLERS
+from deployments.engine.step_costs import StepCosts
+
+FORECAST_EVERY_S = 0.25
+
+
+class Admission:
+    """`pictures` is how many a VAE call decodes; `sizes` are what UNet calls are padded to, the last the largest."""
+
+    def __init__(
+        self,
+        queue_limit: int,
+        sizes: Sequence[int],
+        device: DeviceMemory,
+        pictures: int,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self.queue = Queue(queue_limit, clock)
+        self.costs = StepCosts(sizes)
+        self.device = device
+        self.plan = MemoryPlan(device.budget, sizes, clock)
+        self._clock = clock
+        self._pictures = pictures
+        self._weights = 0
+        self._paused: dict[tuple[str, int], Row] = {}
+        self._foretold: Mapping[str, Estimate] = {}
+        self._foretold_at = float("-inf")
+
+    def hosts(self, models: Iterable[LoadedModel]) -> None:
+        """These are the models in memory now."""
+        self._weights = size_of(*(network for model in models for network in model.networks))
+
+    def arrive(self, request: Request, running: Running) -> None:
+        """Lets a request into the queue. Raises Overloaded, DoesNotFit, and DeadlineExceeded where that is foreseen."""
+        if self._rows_that_fit(request, 0, self.device.held(self._weights)) < request.unet_rows:
+            raise DoesNotFit("an image of this size does not fit into the memory that there is")
+        try:
+            self.queue.arrive(request, self.cost(request))
+        except Overloaded as error:
+            raise Overloaded(error.message, retry_after=self._next_place(running)) from None
+        limit = request.params.deadline_ms
+        if limit is not None:
+            finish = self.estimates(running)[request.id].finish
+            if finish * 1000 > limit:
+                self.queue.remove(request.id)
+                raise DeadlineExceeded(f"it would take about {finish * 1000:.0f} ms from now, and may take {limit} ms")
+
+    def cost(self, request: Request) -> float:
+        """The device's seconds for a request, in calls that are as full as it pays."""
+        rows = evaluations(request) * request.unet_rows * request.params.num_images
+        return rows * self.costs.row_seconds(request.bucket)
+
+    def capacity(self, bucket: Bucket) -> int:
+        """The UNet rows of `bucket` that run at once when nothing else does."""
+        fitting = self.plan.rows(bucket, self.device.held(self._weights), pictures=self._pictures)
+        return min(fitting, self.costs.knee(bucket))
+
+    def begin(self, running: Running) -> Iterable[Ticket]:
+        """The images that begin now. Each must be added to `running`, or given up, before the next is asked for."""
+        yield from self.queue.take(self._room(running))
+
+    def make_way(self, running: Running) -> bool:
+        """Pauses low images where a high one waits for their places. True if there are any."""
+        room = self._room(running)
+        for bucket, rows in list(running.rows.items()):
+            victims = self.queue.victims(bucket, [row.ticket for row in rows], room)
+            for ticket in victims:
+                self._pause(ticket, running)
+            if victims:
+                return True
+        return False
+
+    def _pause(self, ticket: Ticket, running: Running) -> None:
+        key = (ticket.request.id, ticket.index)
+        (self._paused[key],) = running.drop(lambda row: (row.request.id, row.index) == key)
+        self.queue.give_back(ticket)
+
+    def resumed(self, ticket: Ticket) -> Row | None:
+        """The row of an image that had to make way, as it was then; None for one that begins."""
+        return self._paused.pop((ticket.request.id, ticket.index), None)
+
+    def remove(self, request_id: str) -> tuple[Request | None, list[Row]]:
+        """Forgets what waits of a request: the request if there was anything, and its images that had made way."""
+        gone = [row for key, row in self._paused.items() if key[0] == request_id]
+        self._paused = {key: row for key, row in self._paused.items() if key[0] != request_id}
+        return self.queue.remove(request_id), gone
+
+    def foretell(self, running: Running) -> Mapping[str, Estimate]:
+        """A new forecast, now and then; else nothing."""
+        if self._clock() - self._foretold_at < FORECAST_EVERY_S:
+            return {}
+        self._foretold_at = self._clock()
+        self._foretold = self.estimates(running)
+        return self._foretold
+
+    def seconds_left(self, request_id: str) -> float | None:
+        """To the end of a request, by the latest forecast."""
+        estimate = self._foretold.get(request_id)
+        if estimate is None:
+            return None
+        return max(0.0, round(estimate.finish - (self._clock() - self._foretold_at), 3))
+
+    def estimates(self, running: Running) -> Mapping[str, Estimate]:
+        """Seconds to begin and to finish, by request, if nothing else arrives; in the order of beginning."""
+        now = [_work(row.request, len(row.schedule) - row.step) for row in running]
+        paused = {key[0]: len(row.schedule) - row.step for key, row in self._paused.items()}
+        waiting = [
+            _work(request, paused.get(request.id, evaluations(request)), images)
+            for request, images in self.queue.order()
+        ]
+        return forecast(now, waiting, self.capacity, self.costs)
+
+    def _next_place(self, running: Running) -> float:
+        """Seconds until the queue has a place again: until the next request that waits has begun altogether."""
+        starts = sorted(estimate.start for estimate in self.estimates(running).values() if estimate.start > 0)
+        return starts[0] if starts else 1.0
+
+    def _room(self, running: Running) -> Callable[[Request], int]:
+        """The UNet rows that are free for a request, asked in the order of the queue.
+
+        One that finds no memory though nothing of its bucket runs has the first claim on what becomes free: later ones
+        in other buckets would take it away for ever.
+        """
+        claimed = False
+
+        def room(request: Request) -> int:
+            nonlocal claimed
+            rows = running.unet_rows(request.bucket)
+            controls = sum(row.request.unet_rows * len(row.controls) for row in running.of(request.bucket))
+            fitting = self._rows_that_fit(request, controls, self.device.held(self._held(running)))
+            if claimed or (not rows and fitting < request.unet_rows):
+                claimed = True
+                return 0
+            return min(fitting, max(self.costs.knee(request.bucket), request.unet_rows)) - rows
+
+        return room
+
+    def _held(self, running: Running) -> int:
+        rows: list[Row] = [*running, *self._paused.values()]
+        return self._weights + sum(row.bytes for row in rows)
+
+    def _rows_that_fit(self, request: Request, control_rows: int, held: int) -> int:
+        control_rows += request.unet_rows * len(request.params.controls)
+        return self.plan.rows(request.bucket, held, control_rows, self._pictures)
+
+
+def evaluations(request: Request) -> int:
+    """UNet evaluations of one image of a request."""
+    params = request.params
+    assert params.sampler is not None
+    sampler = SAMPLERS[params.sampler]
+    skipped = 0 if params.strength is None else sampler.start(params.num_inference_steps, params.strength)
+    return max(1, sampler.evaluations(params.num_inference_steps) - skipped)
+
+
+def _work(request: Request, steps: int, images: int = 1) -> Work:
+    return Work(request.id, request.bucket, steps, request.unet_rows, len(request.params.controls), images)

@@ -1,0 +1,122 @@
+"""What a device really has and uses: CUDA's allocator counts; on a CPU the bytes of live tensors are counted here."""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Meter:
+    """`peak`: the most bytes that lived at once of those that a piece of work made."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+
+
+class DeviceMemory(Protocol):
+    """Where tensors live."""
+
+    @property
+    def budget(self) -> int | None:
+        """All the bytes that this process may use for weights and work; None where nobody counts them."""
+
+    @property
+    def always_metered(self) -> bool:
+        """Whether metering is free, so that every call can be."""
+
+    def held(self, counted: int) -> int:
+        """The bytes in use between calls; `counted` is what the engine itself can name."""
+
+    def metered(self) -> AbstractContextManager[Meter]:
+        """Measures what is done inside it."""
+
+    def release(self) -> None:
+        """Gives back what is cached and not used."""
+
+
+class CudaMemory:
+    """A GPU that this process has to itself, or the part of it that is free when the process starts."""
+
+    always_metered = True
+
+    def __init__(self, device: torch.device, budget: int | None = None) -> None:
+        self._device = device
+        free, _ = torch.cuda.mem_get_info(device)
+        self.budget: int | None = budget or free + torch.cuda.memory_reserved(device)
+
+    def held(self, counted: int) -> int:
+        return max(counted, torch.cuda.memory_allocated(self._device))
+
+    @contextmanager
+    def metered(self) -> Iterator[Meter]:
+        meter = Meter()
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        yield meter
+        meter.peak = max(0, torch.cuda.max_memory_allocated(self._device) - before)
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()
+
+
+class CpuMemory:
+    """A part of the machine's memory, by configuration. Metering costs some microseconds per operation."""
+
+    always_metered = False
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+
+    def held(self, counted: int) -> int:
+        return counted
+
+    @contextmanager
+    def metered(self) -> Iterator[Meter]:
+        meter = Meter()
+        with _LiveTensors() as live:
+            yield meter
+        meter.peak = live.peak
+
+    def release(self) -> None:
+        """The allocator keeps nothing."""
+
+
+def memory_of(device: torch.device, budget: int | None = None) -> CudaMemory | CpuMemory:
+    """The memory of `device`; `budget` bounds what this process may use of it (bytes)."""
+    return CudaMemory(device, budget) if device.type == "cuda" else CpuMemory(budget)
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Follows every storage that this thread makes, from its making to its end. A kernel's own scratch is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, int] = {}
+        self._bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
+                self._made(leaf.untyped_storage())
+        self.peak = max(self.peak, self._bytes)
+        return out
+
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._live:
+            self._live[key] = storage.nbytes()
+            self._bytes += storage.nbytes()
+            weakref.finalize(storage, self._ended, key)
+
+    def _ended(self, key: int) -> None:
+        self._bytes -= self._live.pop(key)

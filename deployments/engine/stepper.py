@@ -1,0 +1,99 @@
+"""One step of one bucket, come what may: a batch that fails is split, so that only a row that fails alone fails."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from deployments.engine.admission import Admission
+from deployments.engine.counters import Counters
+from deployments.engine.denoise import StepResult, denoise_step
+from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky
+from deployments.engine.device_memory import Meter
+from deployments.engine.errors import DoesNotFit, EngineError, GenerationFailed
+from deployments.engine.models import LoadedModel
+from deployments.engine.padding import padded_size
+from deployments.engine.row import Bucket, Row
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """`rows` are one evaluation further."""
+
+    rows: list[Row]
+    result: StepResult
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """`row` cannot go on."""
+
+    row: Row
+    error: EngineError
+
+
+class Stepper:
+    """Steps rows, measures what that takes, and tells the plan."""
+
+    def __init__(self, admission: Admission, sizes: tuple[int, ...]) -> None:
+        self._plan, self._costs, self._device = admission.plan, admission.costs, admission.device
+        self._sizes = sizes
+
+    def step(self, model: LoadedModel, bucket: Bucket, rows: list[Row], counters: Counters) -> Iterator[Moved | Stuck]:
+        """Moves every row by one evaluation, in halves where all at once fail. Raises DeviceLost."""
+        unet_rows = sum(row.request.unet_rows for row in rows)
+        padded = padded_size(unet_rows, self._sizes)
+        started = time.perf_counter()
+        meter = None
+        try:
+            with self._metered(bucket, padded, rows) as meter:
+                result = denoise_step(model, rows, self._sizes)
+        except Exception as error:
+            raise_if_sticky(error)
+            log.exception("a step of %d row(s) failed", len(rows))
+            failure: EngineError = GenerationFailed("the image could not be made")
+            if is_out_of_memory(error):
+                counters.out_of_memory += 1
+                self._plan.ran_out(bucket, padded)
+                failure = DoesNotFit("an image of this size does not fit into the memory that there is")
+        else:
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            seconds = time.perf_counter() - started
+            if meter is None or self._device.always_metered:
+                self._costs.denoised(bucket, result.padded_rows, result.control_rows, seconds)
+            if meter is not None:
+                self._learn(bucket, result, meter)
+            counters.stepped(len(rows), result.unet_rows, result.padded_rows, seconds)
+            yield Moved(rows, result, seconds)
+            return
+        # Out of the handler: a traceback would keep the failed call's tensors alive.
+        self._device.release()
+        if len(rows) == 1:
+            yield Stuck(rows[0], failure)
+            return
+        counters.splits += 1
+        middle = len(rows) // 2
+        yield from self.step(model, bucket, rows[:middle], counters)
+        yield from self.step(model, bucket, rows[middle:], counters)
+
+    def _metered(self, bucket: Bucket, padded: int, rows: list[Row]) -> AbstractContextManager[Meter | None]:
+        """Metering, where it costs nothing or tells something new."""
+        controlled = any(row.controls for row in rows)
+        known = self._plan.knows("denoise", bucket, padded)
+        if self._device.always_metered or not known or (controlled and not self._plan.knows("control", bucket, 1)):
+            return self._device.metered()
+        return nullcontext()
+
+    def _learn(self, bucket: Bucket, result: StepResult, meter: Meter) -> None:
+        if not result.control_rows:
+            self._plan.took("denoise", bucket, result.padded_rows, meter.peak)
+        elif self._plan.knows("denoise", bucket, result.padded_rows):
+            more = max(0, meter.peak - self._plan.predicted("denoise", bucket, result.padded_rows))
+            self._plan.took("control", bucket, 1, more // result.control_rows)

@@ -1,0 +1,89 @@
+"""The forecast against a tray that is played through step by step. No torch here."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.engine.forecast import Work, forecast
+from deployments.engine.row import Bucket
+from deployments.engine.share import DeviceShare
+from deployments.engine.step_costs import StepCosts
+
+SIZES = (1, 2, 4, 8)
+SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)
+
+
+def costs() -> StepCosts:
+    made = StepCosts(SIZES)
+    for size in SIZES:
+        made.denoised(SMALL, size, 0, 0.1 + 0.05 * size)
+        made.denoised(LARGE, size, 0, 0.2 + 0.2 * size)
+    return made
+
+
+def test_a_request_alone_takes_its_steps() -> None:
+    estimate = forecast([], [Work("a", SMALL, 10, 2)], lambda _: 8, costs())["a"]
+    assert estimate.start == 0
+    assert estimate.finish == pytest.approx(10 * 0.2)
+
+
+def test_decoding_comes_on_top_one_after_the_other() -> None:
+    measured = costs()
+    measured.decoded(SMALL, 0.5)
+    estimate = forecast([], [Work("a", SMALL, 10, 2, images=3)], lambda _: 8, measured)["a"]
+    assert estimate.finish == pytest.approx(10 * 0.5 + 3 * 0.5)
+
+
+def test_what_finds_no_room_starts_when_the_first_row_is_done() -> None:
+    running = [Work("a", SMALL, 5, 2), Work("b", SMALL, 9, 2)]
+    estimates = forecast(running, [Work("c", SMALL, 4, 2)], lambda _: 4, costs())
+    assert estimates["c"].start == pytest.approx(5 * 0.3)
+    assert estimates["c"].finish == pytest.approx(9 * 0.3)
+
+
+def test_buckets_share_the_device() -> None:
+    estimates = forecast([Work("a", SMALL, 10, 2), Work("b", LARGE, 10, 2)], [], lambda _: 8, costs())
+    assert estimates["b"].finish == pytest.approx(10 * 0.2 + 10 * 0.6)
+
+
+def test_what_is_larger_than_the_room_still_runs_alone() -> None:
+    assert forecast([], [Work("a", SMALL, 3, 2)], lambda _: 1, costs())["a"].finish > 0
+
+
+def played(works: list[Work], room: int, measured: StepCosts) -> dict[str, float]:
+    """When each of `works` ends, by the engine's own rules."""
+    waiting = {bucket: deque(work for work in works if work.bucket == bucket) for bucket in (SMALL, LARGE)}
+    rows: dict[Bucket, list[Work]] = {}
+    share, now, ends = DeviceShare(), 0.0, {}
+    while any(waiting.values()) or rows:
+        for bucket, line in waiting.items():
+            while line and sum(work.unet_rows for work in rows.get(bucket, ())) + line[0].unet_rows <= room:
+                rows.setdefault(bucket, []).append(line.popleft())
+        chosen = share.next_of(rows)
+        assert chosen is not None
+        seconds = measured.call_seconds(chosen, sum(work.unet_rows for work in rows[chosen]))
+        share.charge(chosen, seconds, ["normal"] * len(rows[chosen]))
+        now += seconds
+        for work in rows[chosen]:
+            work.steps -= 1
+            if work.steps == 0:
+                ends[work.request_id] = now
+        rows = {each: left for each, works in rows.items() if (left := [work for work in works if work.steps])}
+    return ends
+
+
+@settings(max_examples=60)
+@given(
+    works=st.lists(
+        st.tuples(st.sampled_from((SMALL, LARGE)), st.integers(8, 40), st.integers(1, 2)), min_size=1, max_size=20
+    )
+)
+def test_the_forecast_is_what_happens(works: list[tuple[Bucket, int, int]]) -> None:
+    def made() -> list[Work]:
+        return [Work(str(i), bucket, steps, rows) for i, (bucket, steps, rows) in enumerate(works)]
+
+    foretold = forecast([], made(), lambda _: 8, costs())
+    for name, end in played(made(), 8, costs()).items():
+        assert foretold[name].finish == pytest.approx(end, rel=0.2, abs=1.5)
