@@ -43,6 +43,7 @@ Sampler = Annotated[str | None, typer.Option()]
 Style = Annotated[str | None, typer.Option(help="A preset's name, or free text.")]
 Images = Annotated[int | None, typer.Option(help="Image i uses seed + i and is saved as NAME-i.")]
 Model = Annotated[str | None, typer.Option()]
+Priority = Annotated[str | None, typer.Option(help="low, normal or high.")]
 Strength = Annotated[float | None, typer.Option(help="How far to leave the picture: more than 0, to 1.")]
 HERE = "http://127.0.0.1:8000"
 
@@ -64,6 +65,7 @@ def generate(
     style: Style = None,
     num_images: Images = None,
     model: Model = None,
+    priority: Priority = None,
 ) -> None:
     """Make a picture. Exit codes: 1 it could not be made, 2 a parameter is wrong, 130 Ctrl-C."""
     _make(context, lambda: (None, ()))
@@ -88,6 +90,7 @@ def img2img(
     style: Style = None,
     num_images: Images = None,
     model: Model = None,
+    priority: Priority = None,
 ) -> None:
     """Change a picture as the prompt says. Exit codes as `generate`."""
     _make(context, lambda: (Uploads(image=_read(image, "image"), image_field="image"), ()))
@@ -115,6 +118,7 @@ def inpaint(
     style: Style = None,
     num_images: Images = None,
     model: Model = None,
+    priority: Priority = None,
 ) -> None:
     """Paint a part of a picture anew, and leave the rest to the byte. Exit codes as `generate`."""
 
@@ -147,6 +151,7 @@ def control(
     style: Style = None,
     num_images: Images = None,
     model: Model = None,
+    priority: Priority = None,
 ) -> None:
     """Make a picture that follows another's edges, depth, ... Exit codes as `generate`."""
     settings = {"type": type, "scale": scale}

@@ -17,7 +17,12 @@ DRAWN_SEEDS = 2**32
 
 
 def prepare(
-    models: Sequence[ModelSpec], params: GenerationParams, uploads: Uploads | None, previews: int, request_id: str
+    models: Sequence[ModelSpec],
+    params: GenerationParams,
+    uploads: Uploads | None,
+    previews: int,
+    request_id: str,
+    tenant: str,
 ) -> Prepared:
     """The request that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads) if uploads else None
@@ -27,7 +32,7 @@ def prepare(
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
     styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
-    return Prepared(Request(request_id, styled, previews, uploads=uploads), asked)
+    return Prepared(Request(request_id, styled, previews, uploads=uploads, tenant=tenant), asked)
 
 
 def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:

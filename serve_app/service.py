@@ -108,12 +108,14 @@ class DiffusionService:
         uploads: Uploads | None = None,
         previews: int = 0,
         request_id: str | None = None,
+        tenant: str = "",
     ) -> Prepared:
         """Everything that is decided before the backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
-        `request_id` must not be that of a request still running; one is made where none is given.
+        `request_id` must not be that of a request still running; one is made where none is given. Tenants share the
+        engines fairly, however many requests each has.
         """
-        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex)
+        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant)
         # A hostile file's headers take a while to read, and everybody else would wait.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 

@@ -78,6 +78,15 @@ class Engine:
         """Whether any request is unfinished."""
         return bool(self.ledger.ongoing) or len(self.admission.queue) > 0
 
+    @property
+    def capacity(self) -> int:
+        """The UNet rows that run at once, of the first model's native size."""
+        model = next(iter(self.models.values()), None)
+        if model is None:
+            return self.sizes[-1]
+        size = model.spec.native_size
+        return self.admission.capacity(Bucket(model.spec.name, size, size))
+
     def host(self, model: LoadedModel) -> None:
         """Takes a model in."""
         self.models[model.spec.name] = model

@@ -202,7 +202,7 @@ class EngineWorker:
         counters |= {
             "waiting": engine.admission.queue.images,
             "running": len(engine.running),
-            "capacity": engine.sizes[-1],
+            "capacity": engine.capacity,
         }
         device = next((model.device.type for model in engine.models.values()), "")
         return {"ready": self.alive, "device": device, "loaded_models": list(engine.models), "counters": counters}

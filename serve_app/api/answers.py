@@ -7,7 +7,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from deployments.engine.events import ImageDone, ImageFailed, Timings
-from deployments.engine.params import PICTURE_FIELDS, GenerationParams
+from deployments.engine.params import PICTURE_FIELDS, SERVICE_FIELDS, GenerationParams
 from serve_app.result import Result
 
 
@@ -75,9 +75,9 @@ def answer_of(result: Result) -> Answer:
 
 
 def _parameters(params: GenerationParams) -> dict[str, Any]:
-    """All of them, but for those of pictures and ControlNets where there is none."""
+    """All that decide the pixels, but for those of pictures and ControlNets where there is none."""
     unused = {name for name in PICTURE_FIELDS if getattr(params, name) == GenerationParams.model_fields[name].default}
-    return params.model_dump(exclude=unused)
+    return params.model_dump(exclude=unused | SERVICE_FIELDS)
 
 
 def image_answer(image: ImageDone) -> ImageAnswer:

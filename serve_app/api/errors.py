@@ -13,6 +13,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from deployments.engine.errors import (
+    DeadlineExceeded,
+    DoesNotFit,
     EngineError,
     EngineStopped,
     GenerationFailed,
@@ -96,6 +98,9 @@ RULES: Mapping[type[EngineError], Rule] = MappingProxyType(
         UnknownModel: Rule(404),
         Overloaded: Rule(503, retry_after=2),
         EngineStopped: Rule(503, retry_after=5),
+        DeadlineExceeded: Rule(504),
+        # It is the size that was asked for that this server cannot do; a smaller one may fit.
+        DoesNotFit: Rule(422),
         ModelLoadError: Rule(503, message="the model could not be loaded; the server's log says why"),
         GenerationFailed: Rule(500),
         EngineError: Rule(500),

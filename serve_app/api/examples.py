@@ -26,6 +26,8 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`.",
         "guess_mode": "Lets ControlNets act on the prompted half only.",
         "output_format": "The files' format. An `Accept: image/...` header wins over it.",
+        "priority": "Who waits for whom; nothing waits for ever. A `high` image may take a running `low` one's place.",
+        "deadline_ms": "Refused at once where it cannot be ready in time, and dropped once the time has passed.",
     }
 )
 

@@ -26,10 +26,17 @@ class Story:
     def tell(self, event: Event) -> Told:
         """The stream's event for an engine's. `Accepted` is the first progress; the last one is `done` or `error`."""
         match event:
-            case Accepted(position=position):
-                return "progress", {"step": 0, "steps": self._steps(), "position": position}
-            case Progress(step=step, steps=steps, position=position):
-                return "progress", {"step": step, "steps": steps, "position": position}
+            case Accepted():
+                return "progress", {
+                    "step": 0,
+                    "steps": self._steps(),
+                    "position": event.position,
+                    "seconds_to_start": event.seconds_to_start,
+                    "seconds_left": event.seconds_to_finish,
+                }
+            case Progress(step=step, steps=steps, position=position, seconds_left=left):
+                told = {"step": step, "steps": steps, "position": position}
+                return "progress", told if left is None else told | {"seconds_left": left}
             case Preview(index=index, step=step, data=data):
                 return "preview", {"index": index, "step": step, "data": base64.b64encode(data).decode()}
             case ImageDone():
