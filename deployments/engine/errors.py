@@ -5,6 +5,8 @@
     │   └── UnknownModel     no such model is configured
     ├── Overloaded           the queue is full; come back later
     ├── EngineStopped        the engine ended before the request did; safe to repeat elsewhere
+    │   └── EngineLost       it was lost with the request on board, which may be why
+    ├── Quarantined          the same request has just taken several engines down; not now
     ├── ModelLoadError       files missing, broken or out of reach; said at start-up
     └── GenerationFailed     the caller did nothing wrong and repeating will not help
         └── NumericalFailure the network answered NaN or infinity
@@ -46,10 +48,17 @@ class UnknownModel(InvalidParameter):
 
 
 class Overloaded(EngineError):
-    """The queue is full."""
+    """The queue is full. `retry_after` is when it may have a place again, in seconds, where that can be foreseen."""
 
     code = "overloaded"
     retryable = True
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type["Overloaded"], tuple[str, float | None]]:
+        return type(self), (self.message, self.retry_after)
 
 
 class EngineStopped(EngineError):
@@ -57,6 +66,16 @@ class EngineStopped(EngineError):
 
     code = "engine_stopped"
     retryable = True
+
+
+class EngineLost(EngineStopped):
+    """The engine was lost while it had the request: its process died, or its loop broke. The request may be why."""
+
+
+class Quarantined(EngineError):
+    """Every engine that ran this very request was lost with it, a short while ago."""
+
+    code = "quarantined"
 
 
 class GenerationFailed(EngineError):
