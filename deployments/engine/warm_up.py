@@ -1,6 +1,6 @@
 """An engine's first pictures, which nobody sees: kernels are chosen and memory is touched before a caller waits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,17 +15,17 @@ from deployments.engine.params import ControlSettings, GenerationParams, effecti
 from deployments.engine.row import Request
 
 
-def warm_up(engine: Engine) -> None:
+def warm_up(engine: Engine, drain: Callable[[Engine], None] = Engine.drain) -> None:
     """Makes pictures with every model, alone and as a pair, and with each of its ControlNets, and forgets that it did.
 
-    Raises ModelLoadError if one fails.
+    `drain` steps the engine until nothing is left to do. Raises ModelLoadError if one fails.
     """
     failed: list[str] = []
     emit, engine.emit = engine.emit, lambda event: failed.extend(_failure_of(event))
     for model in engine.models.values():
         for request in _first_requests(model):
             engine.submit(request)
-            engine.drain()
+            drain(engine)
     engine.emit = emit
     engine.counters = Counters()
     if failed:
