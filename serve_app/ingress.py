@@ -1,10 +1,6 @@
 """The HTTP deployment, and the backend that asks model replicas through Ray Serve handles.
 
-Three request headers act in Ray's own proxy, before any code of ours, and it has no switch for them:
-`x-request-timeout-seconds` (replaces `ingress.request_timeout_s` for that request; 0 lifts it),
-`x-request-disconnect-disabled: ?1` (a caller that leaves is not noticed, so its rows run to their end), and
-`serve_multiplexed_model_id` (without effect here). None of them reaches more than the caller's own request, which is
-bounded by its steps; where that matters, strip them at the load balancer.
+Between clients and it stands Ray's own proxy, with `proxy_headers.py` around it.
 """
 
 import asyncio
