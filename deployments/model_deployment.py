@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -14,6 +15,8 @@ from deployments.engine.spec import ModelSpec
 from deployments.intake import Intake
 
 log = logging.getLogger(__name__)
+
+EXIT_DEVICE_LOST = 70
 
 # A guided image takes two rows of a UNet call, and nearly every image is guided.
 _ROWS_PER_IMAGE = 2
@@ -48,6 +51,7 @@ class ModelReplica:
             max_rows=max_rows,
             threads=threads,
             model_memory_bytes=model_memory_bytes,
+            on_device_lost=end_process,
         )
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -102,3 +106,12 @@ class ModelReplica:
         if worker is not None:
             worker.stop()
             self._intake.close()
+
+
+def end_process() -> None:
+    """Ends this process at once: no other way leads to a device that works, and Serve starts another process for it.
+
+    Nothing is cleaned up, for that would ask the device. The callers' requests are repeated by the ingress.
+    """
+    logging.shutdown()
+    os._exit(EXIT_DEVICE_LOST)

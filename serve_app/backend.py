@@ -1,6 +1,6 @@
 """The seam between the HTTP side and whatever makes the pictures: an engine in this process, or Ray Serve replicas."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,13 +14,15 @@ class BackendReport:
     """What a backend says of itself.
 
     `ready` is true while at least one warmed-up engine makes progress; `counters` are summed over all engines
-    (`unet_calls`, `unet_rows`, `images`, `failures`, `waiting`, `running`, ...).
+    (`unet_calls`, `unet_rows`, `images`, `failures`, `waiting`, `running`, ...). `own` are the backend's, in this
+    process: `replays`, `quarantined`, `quarantine_refusals` (see `replays.py`), where it has replicas to lose.
     """
 
     ready: bool
     device: str
     loaded_models: tuple[str, ...]
     counters: dict[str, float] = field(default_factory=dict)
+    own: Mapping[str, int] = field(default_factory=dict)
 
 
 class Backend(Protocol):

@@ -1,77 +1,55 @@
 """The HTTP deployment, and the backend that asks model replicas through Ray Serve handles.
 
-Three request headers act in Ray's own proxy, before any code of ours, and it has no switch for them:
-`x-request-timeout-seconds` (replaces `ingress.request_timeout_s` for that request; 0 lifts it),
-`x-request-disconnect-disabled: ?1` (a caller that leaves is not noticed, so its rows run to their end), and
-`serve_multiplexed_model_id` (without effect here). None of them reaches more than the caller's own request, which is
-bounded by its steps; where that matters, strip them at the load balancer.
+Between clients and it stands Ray's own proxy, with `proxy_headers.py` around it.
 """
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.exceptions import ActorUnavailableError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.errors import EngineError, EngineStopped, Overloaded
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Refused
+from deployments.engine.errors import EngineError, EngineLost, EngineStopped, Overloaded
+from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
+from serve_app.replays import Replays
 
 log = logging.getLogger(__name__)
 
 REPORT_TIMEOUT_S = 2.0
 REPORT_AGE_S = 1.0
 
-# The replica, or the way to it, is gone: the request may be repeated elsewhere.
-LOST = (RayActorError, WorkerCrashedError, ReplicaUnavailableError)
+# The way to the replica is gone for now, which is no sign that it died of the request.
+OUT_OF_REACH = (ActorUnavailableError, ReplicaUnavailableError)
+LOST = (RayActorError, WorkerCrashedError)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A model deployment: its handle, and the models behind it."""
+    """A model deployment: its handle, the models behind it, and what has become of its replicas' requests."""
 
     handle: DeploymentHandle
     specs: tuple[ModelSpec, ...]
-
-
-@dataclass(slots=True)
-class Delivered:
-    """What the caller has seen of a request, so that a replay does not show it twice."""
-
-    accepted: bool = False
-    images: set[int] = field(default_factory=set)
-
-    def is_news(self, event: Event) -> bool:
-        """Whether `event` tells the caller anything; remembers that it did."""
-        match event:
-            case Accepted():
-                news, self.accepted = not self.accepted, True
-                return news
-            case ImageDone() | ImageFailed():
-                news = event.index not in self.images
-                self.images.add(event.index)
-                return news
-            case Preview():
-                return event.index not in self.images
-            case _:
-                return True
+    replays: Replays = field(default_factory=Replays)
 
 
 class HandleBackend:
     """A `Backend` whose engines are Ray Serve replicas."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
+        self._all = tuple(routes)
         self._routes = {spec.name: route for route in routes for spec in route.specs}
-        self._handles = [route.handle for route in routes]
         self._models = tuple(spec for route in routes for spec in route.specs)
         # asyncio keeps weak references only: without these a cancellation could be collected before it was sent.
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -84,38 +62,26 @@ class HandleBackend:
         return self._models
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events. A replica that dies on the way is replaced by another, once.
-
-        A request is a pure function of its parameters and its seed, so the second replica makes the same images;
-        those that were delivered already are not shown again.
-        """
-        delivered = Delivered()
-        for attempt in (1, 2):
-            asked = request if attempt == 1 else replace(request, id=f"{request.id}.replay")
-            async with aclosing(self._attempt(asked)) as events:
-                async for event in events:
-                    if attempt == 1 and is_loss(event):
-                        log.warning("request %s: its replica was lost; it is repeated on another", request.id)
-                        break
-                    if delivered.is_news(event):
-                        yield replace(event, request_id=request.id)
-                else:
-                    return
+        """The request's events. When its replica is lost, another repeats it (see `replays.py`)."""
+        route = self._routes[request.model]
+        async with aclosing(route.replays.run(request, partial(self._attempt, route.handle))) as events:
+            async for event in events:
+                yield event
 
     async def report(self) -> BackendReport:
         """The engines' reports, added up; at most a second old, and never slower than `REPORT_TIMEOUT_S`."""
         if self._report is None or (self._report.done() and time.monotonic() - self._report_made > REPORT_AGE_S):
             self._report_made = time.monotonic()
             self._report = asyncio.create_task(self._ask_all())
-        return await asyncio.shield(self._report)
+        report = await asyncio.shield(self._report)
+        return replace(report, own=sum((route.replays.counts for route in self._all), Counter[str]()))
 
     async def close(self) -> None:
         """Sends the cancellations that are still on their way. Handles need no closing."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _attempt(self, request: Request) -> AsyncGenerator[Event, None]:
+    async def _attempt(self, handle: DeploymentHandle, request: Request) -> AsyncGenerator[Event, None]:
         """The events of one replica's attempt; what goes wrong between here and there becomes a `Refused`."""
-        handle = self._routes[request.model].handle
         stream = handle.options(stream=True).generate.remote(request)
         ended = False
         try:
@@ -150,7 +116,7 @@ class HandleBackend:
         task.add_done_callback(self._tasks.discard)
 
     async def _ask_all(self) -> BackendReport:
-        answers = await asyncio.gather(*(reports_of(handle) for handle in self._handles))
+        answers = await asyncio.gather(*(reports_of(route.handle) for route in self._all))
         return merged([report for reports in answers for report in reports])
 
 
@@ -179,11 +145,6 @@ def merged(reports: Sequence[Mapping[str, Any]]) -> BackendReport:
     )
 
 
-def is_loss(event: Event) -> bool:
-    """Whether `event` says that the engine is gone, rather than that it does not want the request."""
-    return isinstance(event, Refused) and isinstance(event.error, EngineStopped)
-
-
 def as_engine_error(error: Exception) -> EngineError | None:
     """What a failure of Ray's means to the caller; None for what nobody expected. Never carries Ray's text."""
     if isinstance(error, EngineError):
@@ -191,11 +152,13 @@ def as_engine_error(error: Exception) -> EngineError | None:
         cause = getattr(error, "cause", error)
         return cause if isinstance(cause, EngineError) else None
     if isinstance(error, BackPressureError):
-        return Overloaded("too many requests are waiting for this model")
+        return Overloaded("too many requests are waiting for this model", error.retry_after_s)
     if isinstance(error, DeploymentUnavailableError):
         return EngineStopped("the model's deployment is not running")
+    if isinstance(error, OUT_OF_REACH):
+        return EngineStopped("the replica is out of reach")
     if isinstance(error, LOST):
-        return EngineStopped("the replica was lost before the request was finished")
+        return EngineLost("the replica was lost before the request was finished")
     if isinstance(error, TimeoutError):
         return EngineStopped("the replica did not answer in time")
     return None

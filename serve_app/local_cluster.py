@@ -19,6 +19,7 @@ import httpx
 from pydantic import BaseModel
 
 from serve_app.config import AppConfig
+from serve_app.ray_environment import NODE_ENVIRONMENT
 
 HEALTH_PATH = "/ads/v2/diffusion/health"
 APP_NAME = "darkroom"
@@ -92,12 +93,11 @@ def prepare_environment() -> None:
     """Settings that Ray reads while it is imported or started; its processes inherit them."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(
+        NODE_ENVIRONMENT,
         RAY_USAGE_STATS_ENABLED="0",
-        RAY_SERVE_ENABLE_HA_PROXY="0",
         # A Ray cluster runs code for whoever reaches its ports; with a token of its own only its own processes can.
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
-        OMP_WAIT_POLICY="passive",
     )
 
 
@@ -106,6 +106,9 @@ def stop() -> None:
     import ray
     from ray import serve
 
+    # First the application alone: `shutdown` begins by killing the proxies, and with them the connections of everybody
+    # whose picture is still being made.
+    serve.delete(APP_NAME)
     serve.shutdown()
     ray.shutdown(wait_for_processes=True)
 
@@ -158,10 +161,8 @@ def _statuses() -> str:
 
 def _cpus(config: AppConfig) -> float:
     """Enough for everything that is configured, or Serve would wait without end on a small machine."""
-    needed = config.ingress.replicas * config.ingress.num_cpus
-    for deployment in config.deployments:
-        count = deployment.autoscaling.max_replicas if deployment.autoscaling else deployment.replicas
-        needed += count * deployment.num_cpus
+    needed = 2 * config.ingress.replicas * config.ingress.num_cpus
+    needed += sum(deployment.most_replicas * deployment.num_cpus for deployment in config.deployments)
     return max(float(os.cpu_count() or 1), float(int(needed) + 1))
 
 

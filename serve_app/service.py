@@ -209,10 +209,13 @@ class DiffusionService:
     async def get_generation_stats(self) -> dict[str, Any]:
         """Counters since the start, and latencies of the last minutes. `unet_*` are summed over all engines.
 
+        `replays` counts requests repeated because their replica was lost, `quarantined` those that replicas died of.
+
         There is no result cache yet: its figures are zeros.
         """
         report = await self._report()
         engine = report.counters if report else {}
+        own = report.own if report else {}
         calls, rows = int(engine.get("unet_calls", 0)), int(engine.get("unet_rows", 0))
         return {
             "cache_hit_rate": 0.0,
@@ -223,6 +226,7 @@ class DiffusionService:
             "mean_rows_per_call": round(rows / calls, 3) if calls else 0.0,
             "images_waiting": int(engine.get("waiting", 0)),
             "images_running": int(engine.get("running", 0)),
+            **{name: int(own.get(name, 0)) for name in ("replays", "quarantined", "quarantine_refusals")},
             **self._statistics.snapshot(),
         }
 

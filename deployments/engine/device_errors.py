@@ -1,51 +1,85 @@
-"""Which of torch's errors mean that the device is full, and which that it is gone for this process."""
+"""What a device's error means: that it was full, that it is lost to this process, or neither.
 
+CUDA keeps some errors ("sticky"): from then on every call answers with the same one, for all work, until the process
+ends. Only what is certain counts as such here. cuBLAS' and cuDNN's EXECUTION_FAILED, say, can be the shadow of a lost
+context or one call's own trouble; where the context is lost, the very next call says so in plain words.
+"""
+
+import re
+from collections.abc import Iterator
 from typing import Final
 
 import torch
 
-_NO_MEMORY: Final = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
+_FULL: Final = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
+    # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, cudaErrorMemoryAllocation, ...
+    r"|CU[A-Z]+_STATUS_(\w+_)?ALLOC(ATION)?_FAILED|cudaErrorMemoryAllocation",
+    re.IGNORECASE,
+)
+# Whole phrases: torch closes every CUDA error, of whatever kind, with advice about "device-side assertions".
+_LOST: Final = re.compile(
+    r"illegal memory access|illegal instruction|misaligned address|invalid program counter|hardware stack error"
+    r"|operation not supported on global/shared address space|device-side assert triggered|unspecified launch failure"
+    r"|the launch timed out and was terminated|uncorrectable ECC error|uncorrectable NVLink error"
+    r"|driver shutting down|context is destroyed|device unavailable|GPU is lost|fallen off the bus|DEVICE_LOST",
+    re.IGNORECASE,
 )
 
-_GONE: Final = (
-    "illegal memory access",
-    "device-side assert",
-    "illegal instruction",
-    "misaligned address",
-    "unspecified launch failure",
-    "uncorrectable ECC error",
-    "uncorrectable NVLink error",
-    "hardware stack error",
-    "CUDA driver shutting down",
-    "device lost",
-    "GPU has fallen off the bus",
-)
+# cudaErrorMemoryAllocation, as `torch.AcceleratorError.error_code`.
+_FULL_CODE: Final = 2
+# cudaErrorCudartUnloading; DevicesUnavailable; ECCUncorrectable; NvlinkUncorrectable; IllegalAddress; LaunchTimeout;
+# ContextIsDestroyed; Assert; HardwareStackError; IllegalInstruction; MisalignedAddress; InvalidAddressSpace; InvalidPc;
+# LaunchFailure.
+_LOST_CODES: Final = frozenset((4, 46, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719))
 
 
-class DeviceLost(Exception):
-    """The device's context is broken: nothing works on it any more, and only a new process gets another one."""
+class DeviceLost(BaseException):
+    """The device's context is gone for this process, and with it all that it held; only a new process gets another.
+
+    No `Exception`, for the reason that KeyboardInterrupt is none: it is about the process. Every `except Exception`
+    of the engine is there to keep one row's trouble from its neighbours, and none of them may swallow this.
+    """
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, had no memory left; smaller work may still fit."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    """Whether the device, or the machine, had no memory left: less at once may still fit."""
+    return any(_is_full(each) for each in _chain(error))
 
 
 def is_sticky(error: BaseException) -> bool:
-    """Whether every further call would fail, too. Once such an error is there, CUDA answers all calls with it."""
-    return isinstance(error, DeviceLost) or (
-        isinstance(error, RuntimeError) and not is_out_of_memory(error) and any(text in str(error) for text in _GONE)
-    )
+    """Whether every further call on the device is going to fail."""
+    return any(_is_lost(each) for each in _chain(error))
 
 
 def raise_if_sticky(error: BaseException) -> None:
     """Raises DeviceLost for such an error."""
     if is_sticky(error):
         raise DeviceLost("the device cannot be used any more") from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and its causes: compilers wrap what a device has said."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # Two allocators say it as a bare RuntimeError, in words only.
+    return isinstance(error, RuntimeError) and (_code(error) == _FULL_CODE or bool(_FULL.search(str(error))))
+
+
+def _is_lost(error: BaseException) -> bool:
+    if isinstance(error, DeviceLost):
+        return True
+    if not isinstance(error, RuntimeError) or _is_full(error):
+        return False
+    return _code(error) in _LOST_CODES or bool(_LOST.search(str(error)))
+
+
+def _code(error: RuntimeError) -> int | None:
+    """CUDA's own number, which torch gives where the error comes from CUDA's runtime itself."""
+    return getattr(error, "error_code", None) if isinstance(error, torch.AcceleratorError) else None

@@ -6,6 +6,8 @@
     ├── Overloaded           the queue is full; come back later
     ├── DeadlineExceeded     it cannot be ready when the caller wants it
     ├── EngineStopped        the engine ended before the request did; safe to repeat elsewhere
+    │   └── EngineLost       it was lost with the request on board, which may be why
+    ├── Quarantined          the same request has just taken several engines down; not now
     ├── ModelLoadError       files missing, broken or out of reach; said at start-up
     └── GenerationFailed     the caller did nothing wrong and repeating will not help
         ├── NumericalFailure the network answered NaN or infinity, or the picture is black
@@ -72,6 +74,16 @@ class EngineStopped(EngineError):
 
     code = "engine_stopped"
     retryable = True
+
+
+class EngineLost(EngineStopped):
+    """The engine was lost while it had the request: its process died, or its loop broke. The request may be why."""
+
+
+class Quarantined(EngineError):
+    """Every engine that ran this very request was lost with it, a short while ago."""
+
+    code = "quarantined"
 
 
 class GenerationFailed(EngineError):

@@ -1,7 +1,7 @@
 """An engine's first pictures, which nobody sees: kernels are chosen, memory and time measured, before anyone waits."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,18 +27,18 @@ LONG_S: Final = 3.0
 _ROWS_PER_IMAGE: Final = 2
 
 
-def warm_up(engine: Engine) -> None:
+def warm_up(engine: Engine, drain: Callable[[Engine], None] = Engine.drain) -> None:
     """Makes pictures with every model, alone and as a pair, and with each of its ControlNets; measures how the UNet's
     throughput grows with its rows; and forgets that it did.
 
-    Raises ModelLoadError if a picture fails.
+    `drain` steps the engine until nothing is left to do. Raises ModelLoadError if a picture fails.
     """
     failed: list[str] = []
     emit, engine.ledger.emit = engine.ledger.emit, lambda event: failed.extend(_failure_of(event))
     for model in engine.models.values():
         for request in _first_requests(model):
             engine.submit(request)
-            engine.drain()
+            drain(engine)
         if not failed:
             _find_knee(engine, model)
     engine.ledger.emit = emit

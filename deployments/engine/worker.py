@@ -4,8 +4,6 @@ import asyncio
 import logging
 import queue
 import threading
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -13,10 +11,13 @@ from typing import Any
 
 import torch
 
+from deployments.engine.device_errors import DeviceLost
 from deployments.engine.device_memory import memory_of
 from deployments.engine.engine import Engine
-from deployments.engine.errors import EngineError, EngineStopped, InvalidParameter
-from deployments.engine.events import Event, Finished, Progress, Refused
+from deployments.engine.errors import EngineError, EngineLost, EngineStopped, InvalidParameter, ModelLoadError
+from deployments.engine.events import Event, Finished, Refused
+from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.mailbox import Mailbox
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.parts import pick_device, pick_dtype
 from deployments.engine.row import Request
@@ -25,48 +26,11 @@ from deployments.engine.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
-STALL_SECONDS = 120.0
-
 # One model loads at a time; what is asked for meanwhile queues up.
 _LOADERS = 2
 
 Inbox = queue.SimpleQueue[Callable[[Engine], object]]
 """What the engine's thread shall do next, between two steps."""
-
-
-class Mailbox:
-    """Events of one request on their way from the engine's thread to one asyncio reader.
-
-    A `Progress` that has not been read is replaced by the next one, so a slow reader costs no memory.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: deque[Event] = deque()
-        self._lock = threading.Lock()
-        self._ready = asyncio.Event()
-
-    def put(self, event: Event) -> None:
-        """Called on any thread; never blocks for long. Silent once the reader's loop is gone."""
-        with self._lock:
-            unread = self._events[-1] if self._events else None
-            if isinstance(event, Progress) and isinstance(unread, Progress):
-                self._events[-1] = event
-                return
-            self._events.append(event)
-        try:
-            self._loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:
-            log.debug("an event came after its reader's loop had closed")
-
-    async def get(self) -> Event:
-        """The oldest unread event."""
-        while True:
-            with self._lock:
-                if self._events:
-                    return self._events.popleft()
-                self._ready.clear()
-            await self._ready.wait()
 
 
 class EngineWorker:
@@ -79,12 +43,14 @@ class EngineWorker:
         inbox: Inbox | None = None,
         *,
         threads: int | None = None,
+        on_device_lost: Callable[[], object] = lambda: None,
+        heart: Heartbeat | None = None,
     ) -> None:
         """`build` makes the engine from the function that takes its events. It runs on the engine's thread, so that
         device contexts and torch's thread count (`threads`) belong to the thread that uses them. Blocks until the
         engine is warm; raises what `build` or the warm-up raised. `manager` brings models that have left memory back
         when a request asks for them, and tells the engine through `inbox`; without one the engine's models are all
-        there are.
+        there are. `on_device_lost` is called on the engine's thread when the device is of no more use to this process.
         """
         self._build = build
         self._manager = manager
@@ -94,13 +60,16 @@ class EngineWorker:
         self._engine: Engine | None = None
         self._failure: BaseException | None = None
         self._stopping = False
-        self._beat = time.monotonic()
+        self._heart = heart or Heartbeat()
+        self._on_device_lost = on_device_lost
         self._started = threading.Event()
         # Of their own: callers of a model that has left memory wait here, and nobody else's work shall wait with them.
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load-model")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         self._started.wait()
+        if isinstance(self._failure, DeviceLost):
+            raise ModelLoadError("the device failed while the models were loaded") from self._failure
         if self._failure is not None:
             raise self._failure
 
@@ -115,6 +84,7 @@ class EngineWorker:
         threads: int | None = None,
         model_memory_bytes: int | None = None,
         device_memory_bytes: int | None = None,
+        on_device_lost: Callable[[], object] = lambda: None,
     ) -> "EngineWorker":
         """Loads `specs` onto `device` (auto, cpu, cuda, cuda:0, ...) in `dtype` (auto, float32, float16, bfloat16).
 
@@ -145,12 +115,12 @@ class EngineWorker:
             pictures = 4 if where.type == "cuda" else 1
             return Engine(models, emit, max_rows=max_rows, decode_batch=pictures, memory=memory)
 
-        return cls(build, manager, inbox, threads=threads)
+        return cls(build, manager, inbox, threads=threads, on_device_lost=on_device_lost)
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's loop makes progress: its thread runs and finished a turn in the last two minutes."""
-        return self._thread.is_alive() and not self._stopping and time.monotonic() - self._beat < STALL_SECONDS
+        """Whether the engine's loop makes progress: its thread runs, and no turn takes far longer than any before."""
+        return self._thread.is_alive() and not self._stopping and not self._heart.stalled
 
     def check_room(self) -> None:
         """Raises Overloaded when the engine would refuse one more request for that alone."""
@@ -255,31 +225,48 @@ class EngineWorker:
             if self._threads is not None:
                 torch.set_num_threads(self._threads)
             engine = self._build(self._emit)
-            warm_up(engine)
+            warm_up(engine, self._drain)
             self._engine = engine
         except BaseException as error:
             self._failure = error
+            if isinstance(error, DeviceLost):
+                self._on_device_lost()
             return
         finally:
             self._started.set()
+        said: EngineStopped = EngineLost("the engine broke down before the request was finished")
         try:
             self._loop(engine)
+            said = EngineStopped("the engine stopped before the request was finished")
+        except DeviceLost:
+            log.critical("the device is lost to this process", exc_info=True)
+            self._on_device_lost()
         except Exception:
             log.exception("the engine's loop ended")
         finally:
             self._stopping = True
-            self._say_goodbye()
+            for request_id in list(self._mailboxes):
+                self._emit(Refused(request_id, said))
             engine.close()
 
     def _loop(self, engine: Engine) -> None:
         while not self._stopping:
             engine.wake.clear()
-            self._beat = time.monotonic()
             while not self._inbox.empty():
                 self._inbox.get()(engine)
-            if not engine.step():
+            if not self._turn(engine):
                 engine.wake.wait(timeout=1.0)
 
-    def _say_goodbye(self) -> None:
-        for request_id in list(self._mailboxes):
-            self._emit(Refused(request_id, EngineStopped("the engine stopped before the request was finished")))
+    def _drain(self, engine: Engine) -> None:
+        """As `Engine.drain`, with an eye on how long turns take: warm-up is where that is learnt first."""
+        while engine.busy:
+            engine.wake.clear()
+            if not self._turn(engine) and engine.busy:
+                engine.wake.wait(timeout=1.0)
+
+    def _turn(self, engine: Engine) -> bool:
+        self._heart.begin()
+        worked = engine.step()
+        if worked:
+            self._heart.end()
+        return worked

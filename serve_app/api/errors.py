@@ -4,6 +4,7 @@ The body is problem+json (RFC 9457) with an `error` object as OpenAI's clients e
 sent, a path, or the text of another library.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
@@ -21,10 +22,14 @@ from deployments.engine.errors import (
     InvalidParameter,
     ModelLoadError,
     Overloaded,
+    Quarantined,
     UnknownModel,
 )
 
 MEDIA_TYPE = "application/problem+json"
+
+# An estimate of more than this is not worth much: the queue will have changed, or the replicas' number.
+MAX_RETRY_AFTER = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,10 @@ class Problem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a class of errors is told. `message` replaces the error's own where that one is for operators only."""
+    """How a class of errors is told. `message` replaces the error's own where that one is for operators only.
+
+    `retry_after` (seconds) is for an error that does not know it better.
+    """
 
     status: int
     retry_after: int | None = None
@@ -101,6 +109,9 @@ RULES: Mapping[type[EngineError], Rule] = MappingProxyType(
         DeadlineExceeded: Rule(504),
         # It is the size that was asked for that this server cannot do; a smaller one may fit.
         DoesNotFit: Rule(422),
+        # The request's own content is refused, so 4xx; not 409 or 429, which clients repeat unasked, nor 403, for which
+        # they look for other credentials.
+        Quarantined: Rule(422),
         ModelLoadError: Rule(503, message="the model could not be loaded; the server's log says why"),
         GenerationFailed: Rule(500),
         EngineError: Rule(500),
@@ -114,7 +125,15 @@ def problem_of(error: EngineError) -> Problem:
     message = rule.message or error.message
     field = error.field if isinstance(error, InvalidParameter) else None
     faults = (Fault(pointer_to(field), error.code, message),) if field else ()
-    return Problem(rule.status, error.code, message, param=field, faults=faults, retry_after=rule.retry_after)
+    retry_after = rule.retry_after
+    if isinstance(error, Overloaded) and error.retry_after is not None:
+        retry_after = whole_seconds(error.retry_after)
+    return Problem(rule.status, error.code, message, param=field, faults=faults, retry_after=retry_after)
+
+
+def whole_seconds(estimate: float) -> int:
+    """An estimate as `Retry-After` says it: rounded up, and within bounds that make sense to wait."""
+    return math.ceil(min(MAX_RETRY_AFTER, max(1, estimate)))
 
 
 def internal_error() -> Problem:

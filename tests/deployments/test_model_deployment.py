@@ -2,8 +2,11 @@
 
 import asyncio
 import io
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,8 @@ from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from deployments.engine.worker import EngineWorker
-from deployments.model_deployment import ModelReplica
+from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
+from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64))
 OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_rows": 16, "threads": 1}
@@ -126,3 +130,30 @@ def test_user_config_takes_only_what_can_change_live(replica: ModelReplica) -> N
 def test_the_engine_is_stopped_with_the_replica(replica: ModelReplica, worker: FakeWorker) -> None:
     replica.__del__()
     assert worker.stopped
+
+
+LOSES_ITS_DEVICE = """
+import asyncio, sys
+from deployments.engine.device_errors import DeviceLost
+from deployments.engine.spec import ModelSpec
+from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
+from tests.deployments.engine.tiny import save_tiny_checkpoint
+
+def breaks(_):
+    raise DeviceLost("injected")
+
+async def serves():
+    replica = ModelReplica([ModelSpec("tiny", sys.argv[1])], device="cpu", dtype="float32", max_rows=2, threads=1)
+    replica._worker._tell(breaks)
+    await asyncio.sleep(60)
+
+asyncio.run(serves())
+"""
+
+
+def test_a_replica_that_has_lost_its_device_ends_its_process(tmp_path: Path) -> None:
+    """Whatever else runs in it; Serve starts another process, which gets a device that works."""
+    command = [sys.executable, "-c", LOSES_ITS_DEVICE, str(save_tiny_checkpoint(tmp_path / "tiny"))]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == EXIT_DEVICE_LOST, ended.stderr
+    assert "the device is lost" in ended.stderr

@@ -2,13 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.engine.errors import EngineStopped, InvalidParameter, Overloaded
+from deployments.engine.errors import (
+    EngineLost,
+    EngineStopped,
+    GenerationFailed,
+    InvalidParameter,
+    Overloaded,
+    Quarantined,
+)
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
 from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
@@ -84,33 +93,29 @@ def finished(request_id: str) -> Finished:
     return Finished(request_id, Timings())
 
 
-async def test_a_replica_that_dies_is_replaced_and_nothing_is_shown_twice() -> None:
+async def test_a_replica_that_dies_is_replaced_by_another() -> None:
     def attempts(request_id: str) -> Script:
         if request_id == "r1":
             return [Accepted("r1", 0), image("r1", 0), ActorDiedError()]
         images = [image(request_id, 0), image(request_id, 1)]
         return [Accepted(request_id, 0), Progress(request_id, 1, 2), *images, finished(request_id)]
 
-    handle = FakeHandle(attempts)
-    events = [event async for event in backend_of(handle).generate(REQUEST)]
+    backend = backend_of(FakeHandle(attempts))
+    events = [event async for event in backend.generate(REQUEST)]
     assert events == [Accepted("r1", 0), image("r1", 0), Progress("r1", 1, 2), image("r1", 1), finished("r1")]
+    assert (await backend.report()).own == {"replays": 1}
 
 
-async def test_a_replay_has_an_id_of_its_own() -> None:
-    """Or the abort that follows the first attempt would end the second."""
-    handle = FakeHandle(lambda request_id: [ActorDiedError()] if request_id == "r1" else [finished(request_id)])
-    async for _ in backend_of(handle).generate(REQUEST):
-        pass
-    assert len(set(handle.asked)) == 2
-
-
-async def test_there_is_one_replay_and_no_more() -> None:
+async def test_a_request_that_no_replica_survives_is_quarantined_in_its_deployment() -> None:
     handle = FakeHandle(lambda request_id: [Accepted(request_id, 0), ActorDiedError()])
-    events = [event async for event in backend_of(handle).generate(REQUEST)]
-    assert len(handle.asked) == 2
-    assert isinstance(events[-1], Refused)
-    assert isinstance(events[-1].error, EngineStopped)
-    assert events[-1].request_id == "r1"
+    backend = backend_of(handle)
+    kinds = []
+    for name in ("r1", "r2"):
+        *_, last = [event async for event in backend.generate(replace(REQUEST, id=name))]
+        assert isinstance(last, Refused)
+        kinds.append(type(last.error))
+    assert kinds == [GenerationFailed, Quarantined]
+    assert len(handle.asked) == 3
 
 
 async def test_an_engine_that_stops_is_a_loss_too() -> None:
@@ -128,10 +133,11 @@ async def test_a_refusal_is_passed_on_and_not_repeated() -> None:
 
 
 async def test_back_pressure_is_overload() -> None:
-    handle = FakeHandle(lambda _: [BackPressureError(8, 8)])
+    handle = FakeHandle(lambda _: [BackPressureError(8, 8, retry_after_s=3.0)])
     (event,) = [event async for event in backend_of(handle).generate(REQUEST)]
     assert isinstance(event, Refused)
     assert isinstance(event.error, Overloaded)
+    assert event.error.retry_after == 3.0
 
 
 async def test_leaving_early_cancels_the_stream_and_aborts_everywhere() -> None:
@@ -178,6 +184,14 @@ async def test_what_nobody_expected_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         async for _ in backend_of(handle).generate(REQUEST):
             pass
+
+
+def test_only_a_death_says_something_against_the_request() -> None:
+    for error in (ActorDiedError(), WorkerCrashedError()):
+        assert isinstance(as_engine_error(error), EngineLost)
+    out_of_reach = ActorUnavailableError("the network is down", None)
+    for other in (out_of_reach, DeploymentUnavailableError(DeploymentID("tiny")), TimeoutError()):
+        assert type(as_engine_error(other)) is EngineStopped
 
 
 def test_no_text_of_rays_reaches_the_caller() -> None:

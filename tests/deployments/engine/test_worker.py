@@ -1,18 +1,25 @@
 """The engine's thread and its asyncio door, on tiny real networks."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from deployments.engine.errors import EngineStopped, InvalidParameter, ModelLoadError, UnknownModel
+from deployments.engine.device_errors import DeviceLost
+from deployments.engine.engine import Engine
+from deployments.engine.errors import EngineLost, EngineStopped, InvalidParameter, ModelLoadError, UnknownModel
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.mailbox import Mailbox
+from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.params import GenerationParams, effective_params
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec, with_native_size
-from deployments.engine.worker import EngineWorker, Mailbox
+from deployments.engine.worker import EngineWorker
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 
@@ -114,7 +121,84 @@ async def test_a_loop_that_dies_is_not_ready_and_says_so(worker: EngineWorker, t
     worker._tell(dies)
     last = [event async for event in stream][-1]
     assert isinstance(last, Refused)
+    assert isinstance(last.error, EngineLost)
     assert not worker.report()["ready"]
+
+
+async def test_a_lost_device_ends_the_loop_and_is_told_to_whoever_can_end_the_process(tiny_checkpoint: Path) -> None:
+    told = threading.Event()
+    spec = ModelSpec("tiny", str(tiny_checkpoint))
+    worker = await asyncio.to_thread(
+        EngineWorker.load, [spec], device="cpu", max_rows=16, threads=1, on_device_lost=told.set
+    )
+    stream = worker.generate(request_for(tiny_checkpoint, "x", steps=150))
+    assert isinstance(await anext(stream), Accepted)
+
+    def breaks(engine: Engine) -> None:
+        def step() -> bool:
+            raise DeviceLost("injected")
+
+        engine.step = step  # type: ignore[method-assign]
+
+    worker._tell(breaks)
+    last = [event async for event in stream][-1]
+    assert isinstance(last, Refused)
+    assert isinstance(last.error, EngineLost)
+    assert await asyncio.to_thread(told.wait, 5)
+    assert not worker.alive
+    await asyncio.to_thread(worker.stop)
+
+
+def test_a_device_that_is_lost_at_the_start_is_told_as_well() -> None:
+    told: list[str] = []
+
+    def build(_: object) -> Engine:
+        raise DeviceLost("injected")
+
+    with pytest.raises(ModelLoadError):
+        EngineWorker(build, on_device_lost=lambda: told.append("lost"))
+    assert told == ["lost"]
+
+
+async def test_a_step_that_hangs_is_noticed_and_one_that_is_slow_as_ever_is_not(tiny_checkpoint: Path) -> None:
+    now = 0.0
+    spec = with_native_size(ModelSpec("tiny", str(tiny_checkpoint)))
+
+    def slowly(emit: Callable[[Event], None]) -> Engine:
+        """Each turn takes ten seconds by the worker's clock."""
+        model = DiffusionModelManager([spec], torch.device("cpu"), torch.float32).acquire("tiny")
+        engine = Engine([model], emit)
+        step = engine.step
+
+        def slow_step() -> bool:
+            nonlocal now
+            now += 10.0
+            return step()
+
+        engine.step = slow_step  # type: ignore[method-assign]
+        return engine
+
+    worker = await asyncio.to_thread(EngineWorker, slowly, heart=Heartbeat(lambda: now))
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hangs(_: Engine) -> None:
+        hanging.set()
+        assert go_on.wait(30)
+
+    try:
+        worker._tell(hangs)
+        assert await asyncio.to_thread(hanging.wait, 5)
+        lived = []
+        for more in (180.0, 30.0):
+            now += more
+            lived.append(worker.alive)
+        assert lived == [True, False]
+        (refused,) = await events_of(worker, request_for(tiny_checkpoint, "x"))
+        assert isinstance(refused, Refused)
+        assert isinstance(refused.error, EngineStopped)
+    finally:
+        go_on.set()
+        await asyncio.to_thread(worker.stop)
 
 
 def test_a_missing_checkpoint_is_said_at_start(tmp_path: Path) -> None:

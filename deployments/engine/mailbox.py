@@ -1,0 +1,45 @@
+"""How one request's events get from the engine's thread to whoever reads them on an event loop."""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+
+from deployments.engine.events import Event, Progress
+
+log = logging.getLogger(__name__)
+
+
+class Mailbox:
+    """Events of one request on their way from the engine's thread to one asyncio reader.
+
+    A `Progress` that has not been read is replaced by the next one, so a slow reader costs no memory.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: deque[Event] = deque()
+        self._lock = threading.Lock()
+        self._ready = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Called on any thread; never blocks for long. Silent once the reader's loop is gone."""
+        with self._lock:
+            unread = self._events[-1] if self._events else None
+            if isinstance(event, Progress) and isinstance(unread, Progress):
+                self._events[-1] = event
+                return
+            self._events.append(event)
+        try:
+            self._loop.call_soon_threadsafe(self._ready.set)
+        except RuntimeError:
+            log.debug("an event came after its reader's loop had closed")
+
+    async def get(self) -> Event:
+        """The oldest unread event."""
+        while True:
+            with self._lock:
+                if self._events:
+                    return self._events.popleft()
+                self._ready.clear()
+            await self._ready.wait()
