@@ -37,6 +37,7 @@ class ModelReplica:
         max_rows: int,
         threads: int | None,
         model_memory_bytes: int | None = None,
+        device_memory_bytes: int | None = None,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
@@ -51,6 +52,7 @@ class ModelReplica:
             max_rows=max_rows,
             threads=threads,
             model_memory_bytes=model_memory_bytes,
+            device_memory_bytes=device_memory_bytes,
             on_device_lost=end_process,
         )
 

@@ -69,6 +69,7 @@ class DeploymentConfig(Strict):
     max_rows: int = Field(default=16, ge=2, le=512)
     threads: Count | None = None
     model_memory_gib: float | None = Field(default=None, gt=0)
+    device_memory_gib: float | None = Field(default=None, gt=0)
     num_cpus: Cpus = 1.0
     num_gpus: Cpus = 0.0
     memory_gib: float | None = Field(default=None, gt=0)
@@ -98,7 +99,8 @@ class DeploymentConfig(Strict):
             "dtype": self.dtype,
             "max_rows": self.max_rows,
             "threads": self.threads,
-            "model_memory_bytes": None if self.model_memory_gib is None else int(self.model_memory_gib * 2**30),
+            "model_memory_bytes": _bytes(self.model_memory_gib),
+            "device_memory_bytes": _bytes(self.device_memory_gib),
         }
 
     def serve_options(self) -> dict[str, Any]:
@@ -184,3 +186,7 @@ class IngressConfig(Strict):
             # It needs no GPU, so there is room for the new ones beside the old.
             "max_surge_percent": 100,
         }
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)

@@ -1,6 +1,7 @@
 """Who may begin: the queue's order, what memory holds, and the knee beyond which more rows help nobody."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import exp
 from time import perf_counter
 
 from deployments.engine.device_memory import DeviceMemory
@@ -16,6 +17,9 @@ from deployments.engine.sampler_names import SAMPLERS
 from deployments.engine.step_costs import StepCosts
 
 FORECAST_EVERY_S = 0.25
+
+USUAL_S = 3.0
+"""How long ago counts for what is usual: the time constant of a mean that forgets exponentially."""
 
 
 class Admission:
@@ -37,6 +41,8 @@ class Admission:
         self._pictures = pictures
         self._weights = 0
         self._paused: dict[tuple[str, int], Row] = {}
+        self._usual: dict[Bucket, float] = {}
+        self._turn = 1.0
         self._foretold: Mapping[str, Estimate] = {}
         self._foretold_at = float("-inf")
 
@@ -99,6 +105,17 @@ class Admission:
         self._paused = {key: row for key, row in self._paused.items() if key[0] != request_id}
         return self.queue.remove(request_id), gone
 
+    def stepped(self, bucket: Bucket, unet_rows: int, seconds: float) -> None:
+        """A call of so many rows took so long."""
+        before = self._usual.get(bucket, float(unet_rows))
+        self._usual[bucket] = unet_rows + (before - unet_rows) * exp(-seconds / USUAL_S)
+
+    def turned(self, seconds: float, called: float) -> None:
+        """A turn of the engine's loop took so long, the UNet calls in it so long: the rest is encoding, say."""
+        if called:
+            factor = max(1.0, seconds / called)
+            self._turn = factor + (self._turn - factor) * exp(-seconds / USUAL_S)
+
     def foretell(self, running: Running) -> Mapping[str, Estimate]:
         """A new forecast, now and then; else nothing."""
         if self._clock() - self._foretold_at < FORECAST_EVERY_S:
@@ -115,14 +132,16 @@ class Admission:
         return max(0.0, round(estimate.finish - (self._clock() - self._foretold_at), 3))
 
     def estimates(self, running: Running) -> Mapping[str, Estimate]:
-        """Seconds to begin and to finish, by request, if nothing else arrives; in the order of beginning."""
+        """Seconds to begin and to finish, by request, in the order of beginning."""
+        if not len(running):
+            self._usual.clear()
         now = [_work(row.request, len(row.schedule) - row.step) for row in running]
         paused = {key[0]: len(row.schedule) - row.step for key, row in self._paused.items()}
         waiting = [
             _work(request, paused.get(request.id, evaluations(request)), images)
             for request, images in self.queue.order()
         ]
-        return forecast(now, waiting, self.capacity, self.costs)
+        return forecast(now, waiting, self.capacity, self.costs, self._usual, self._turn)
 
     def _next_place(self, running: Running) -> float:
         """Seconds until the queue has a place again: until the next request that waits has begun altogether."""

@@ -116,6 +116,7 @@ class Engine:
 
     def step(self) -> bool:
         """Admits what fits, denoises one bucket by one step, retires what is done. False when nothing was running."""
+        begun = time.perf_counter()
         self._collect()
         self._expire()
         self._prepare()
@@ -123,8 +124,9 @@ class Engine:
         bucket = self._share.next_of(self.running.rows)
         if bucket is None:
             return False
-        self._denoise(bucket, self.running.rows[bucket])
+        called = self._denoise(bucket, self.running.rows[bucket])
         self._retire(bucket)
+        self.admission.turned(time.perf_counter() - begun, called)
         return True
 
     def drain(self) -> None:
@@ -222,10 +224,14 @@ class Engine:
         row.rank = ticket.rank
         return row
 
-    def _denoise(self, bucket: Bucket, rows: list[Row]) -> None:
+    def _denoise(self, bucket: Bucket, rows: list[Row]) -> float:
+        """The seconds that UNet calls took."""
+        called = 0.0
         model, tally = self.models[bucket.model], self.ledger.tally(rows[0].request)
         for done in self._stepper.step(model, bucket, rows, tally):
             if isinstance(done, Moved):
+                called += done.seconds
+                self.admission.stepped(bucket, done.result.unet_rows, done.seconds)
                 self._share.charge(bucket, done.seconds, [row.request.params.priority for row in done.rows])
                 for row, clean in previews(model, done.rows, done.result):
                     self._decoder.preview(row, model, clean)
@@ -234,6 +240,7 @@ class Engine:
                 self.running.drop(lambda row: row is stuck)  # noqa: B023 - used at once
                 tally.wasted_steps += stuck.step
                 self.ledger.settle(stuck.request, stuck.index, done.error)
+        return called
 
     def _retire(self, bucket: Bucket) -> None:
         """Reports progress, hands finished rows to the decoder and makes room for the next ones."""

@@ -1,12 +1,13 @@
-"""When requests will begin and be finished, if nothing else arrives. Knows rows and costs, and nothing of torch.
+"""When requests will begin and be finished, if things go on as they do. Knows rows and costs, and nothing of torch.
 
 The tray is played forward as a fluid: each bucket gets its share of the device, its rows move on at one pace, and when
 one is done the next that waits takes its place. An event is a row's end, so the work grows with the number of rows.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.row import Bucket
@@ -14,6 +15,9 @@ from deployments.engine.step_costs import StepCosts
 
 _DONE: Final = 1e-6
 """Steps that rounding leaves over."""
+
+
+NOTHING_USUAL: Final[Mapping[Bucket, float]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -42,6 +46,7 @@ class _Tray:
 
     bucket: Bucket
     room: int
+    usual: float
     rows: list[Work] = field(default_factory=list)
     waiting: deque[Work] = field(default_factory=deque)
 
@@ -55,17 +60,26 @@ class _Tray:
 
     def pace(self, costs: StepCosts) -> float:
         """Steps per second with the device to itself."""
-        used = sum(work.unet_rows for work in self.rows)
+        used = max(sum(work.unet_rows for work in self.rows), round(self.usual))
         return 1 / costs.call_seconds(self.bucket, used, sum(work.unet_rows * work.controls for work in self.rows))
 
 
 def forecast(
-    running: Sequence[Work], waiting: Sequence[Work], room: Callable[[Bucket], int], costs: StepCosts
+    running: Sequence[Work],
+    waiting: Sequence[Work],
+    room: Callable[[Bucket], int],
+    costs: StepCosts,
+    usual: Mapping[Bucket, float] = NOTHING_USUAL,
+    turn: float = 1.0,
 ) -> dict[str, Estimate]:
-    """Estimates by request. `waiting` is in the order of beginning; at most `room(bucket)` UNet rows run at once."""
+    """Estimates by request. `waiting` is in the order of beginning; at most `room(bucket)` UNet rows run at once.
+
+    `usual` are the UNet rows per call of late: where as many more requests come as did, calls stay as large. `turn` is
+    how much longer the engine's turns are than the calls in them.
+    """
     trays: dict[Bucket, _Tray] = {}
     for work in (*running, *waiting):
-        trays.setdefault(work.bucket, _Tray(work.bucket, room(work.bucket)))
+        trays.setdefault(work.bucket, _Tray(work.bucket, room(work.bucket), usual.get(work.bucket, 0.0)))
     for work in running:
         trays[work.bucket].rows.extend(_single(work))
     for work in waiting:
@@ -77,7 +91,7 @@ def forecast(
         for tray in busy:
             for work in tray.admit():
                 starts.setdefault(work.request_id, now)
-        now += _until_next_end(busy, costs)
+        now += _until_next_end(busy, costs) * turn
         for tray in busy:
             for work in tray.rows:
                 if work.steps <= 0:
