@@ -16,7 +16,7 @@ from serve_app.api.request_id import request_id_of
 RAYS_OWN = frozenset(
     (
         "x_request_timeout_seconds",  # replaces `ingress.request_timeout_s`; 0 lifts it
-        "x_request_disconnect_disabled",  # ?1: a caller that leaves is not noticed, and its rows run to their end
+        "x_request_disconnect_disabled",  # ?1: the proxy does not look whether the caller leaves
         "serve_multiplexed_model_id",  # prefers a replica
         "x_session_id",  # prefers a replica
     )

@@ -49,6 +49,10 @@ class Launched:
         """The processes that it has started."""
         return descendants(self.process.pid)
 
+    def replicas(self) -> list[int]:
+        """The processes that host an engine. Ray writes a deployment's name into the title of its processes."""
+        return [pid for pid in self.tree() if b"ServeReplica:darkroom:tiny" in command_of(pid)]
+
     def stop(self, number: int = signal.SIGTERM, *, group: bool = False) -> float:
         """Sends a signal, to the whole process group as a terminal does if `group`. Seconds to the last one's end."""
         tree, started = self.tree(), time.monotonic()
@@ -73,6 +77,13 @@ def alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+def command_of(pid: int) -> bytes:
+    """Its command line; nothing of a process that has just ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 @contextlib.contextmanager
@@ -124,6 +135,7 @@ def tiny_config(checkpoint: Path, **deployment: Any) -> AppConfig:
     """One CPU replica of the checkpoint at `checkpoint`, as model `tiny` (also `a/tiny-model`), quick to end."""
     hosted = {"name": "tiny", "models": ["tiny"], "device": "cpu", "dtype": "float32", "threads": 1, "num_cpus": 0.1}
     patience = {"graceful_shutdown_timeout_s": 3, "graceful_shutdown_wait_loop_s": 0.2, "health_check_period_s": 1}
+    patience["health_check_timeout_s"] = 3
     return AppConfig.model_validate(
         {
             "models": [{"name": "tiny", "source": str(checkpoint), "aliases": ["a/tiny-model"]}],

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -56,6 +57,19 @@ def test_make_serve_ends_with_a_signal_to_make(config: Path) -> None:
         assert f"port {port} on 127.0.0.1 is in use" in second.stderr
         assert httpx.get(server.url + HEALTH_PATH, trust_env=False).status_code == 200
         assert server.stop(signal.SIGTERM) < ENDS_WITHIN_S
+
+
+def test_sigterm_lets_pictures_that_are_being_made_finish(config: Path) -> None:
+    with launched(config) as server, ThreadPoolExecutor() as callers:
+        assert "ready" in server.first_line()
+        request = {"prompt": "a cup", "num_inference_steps": 150, "width": 192, "height": 192}
+        url = f"{server.url}/ads/v2/diffusion/text-to-image"
+        asked = [callers.submit(httpx.post, url, json=request, trust_env=False, timeout=60) for _ in range(2)]
+        while not httpx.get(f"{server.url}/ads/v2/diffusion/stats", trust_env=False).json()["images_running"]:
+            assert not any(call.done() for call in asked)
+            time.sleep(0.1)
+        assert server.stop(signal.SIGTERM) < ENDS_WITHIN_S
+        assert [call.result().status_code for call in asked] == [200, 200]
 
 
 @pytest.mark.parametrize("after_s", [1.5, 5.0])

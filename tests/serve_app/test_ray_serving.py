@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -141,25 +140,50 @@ async def test_many_callers_that_leave_at_once_free_all_rows(client: httpx.Async
     assert after["images"] - before["images"] < 24
 
 
-def replica_pids(server: Launched) -> list[int]:
-    """The processes that host an engine. Ray writes a deployment's name into the title of its processes."""
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.tree()}
-    return [pid for pid, title in titles.items() if b"ServeReplica:darkroom:tiny" in title]
+async def test_no_header_of_a_client_steers_ray(client: httpx.AsyncClient) -> None:
+    """Its proxy would end this request after 20 ms, and give it to a replica that hosts a model of that name."""
+    request = PROMPT | {"num_inference_steps": 100, "width": 128, "height": 128}
+    headers = {"x-request-timeout-seconds": "0.02", "serve_multiplexed_model_id": "tiny", "X-Request-Id": "mine-1"}
+    answer = await client.post(f"{BASE}/text-to-image", json=request, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]
+    refused = await client.post(f"{BASE}/text-to-image", json={}, headers={"x-request-id": "not good"})
+    (made,) = refused.headers.get_list("x-request-id")
+    assert made == refused.json()["request_id"]
 
 
-async def test_a_replica_killed_on_the_way_does_not_lose_the_picture(
-    server: Launched, client: httpx.AsyncClient
+async def test_a_caller_that_leaves_is_noticed_whatever_it_says(client: httpx.AsyncClient) -> None:
+    before = await stats(client)
+    headers = {"x-request-disconnect-disabled": "?1"}
+    with pytest.raises(httpx.ReadTimeout):
+        await client.post(f"{BASE}/text-to-image", json=LONG, headers=headers, timeout=1.0)
+    freed = await until(lambda now: now["images_running"] == 0 and now["images_waiting"] == 0, client, within_s=10)
+    assert freed["cancelled"] == before["cancelled"] + 1
+
+
+# Long enough to be met on its way.
+MARKED = PROMPT | {"num_inference_steps": 150, "width": 256, "height": 256}
+
+
+@pytest.mark.parametrize(("signal_number", "seed", "within_s"), [(signal.SIGKILL, 3, 30.0), (signal.SIGSTOP, 5, 60.0)])
+async def test_a_replica_killed_or_stopped_on_the_way_does_not_lose_the_picture(
+    server: Launched, client: httpx.AsyncClient, signal_number: int, seed: int, within_s: float
 ) -> None:
-    request = PROMPT | {"num_inference_steps": 150, "width": 256, "height": 256, "seed": 3}
+    """One that is stopped answers nobody and ends nothing: Serve has to find that out, and to kill it."""
+    request = MARKED | {"seed": seed}
     expected = (await client.post(f"{BASE}/text-to-image", json=request)).json()
+    before = await stats(client)
     asked = asyncio.create_task(client.post(f"{BASE}/text-to-image", json=request))
     await until(lambda now: now["images_running"] > 0, client, within_s=10)
-    (victim,) = replica_pids(server)
-    os.kill(victim, signal.SIGKILL)
+    (victim,) = server.replicas()
+    os.kill(victim, signal_number)
+    lost_at = time.monotonic()
     answer = await asked
     assert answer.status_code == 200, answer.text
     assert answer.json()["images"][0]["data"] == expected["images"][0]["data"]
-    assert replica_pids(server) != [victim]
+    assert time.monotonic() - lost_at < within_s
+    assert victim not in server.replicas()
+    assert (await stats(client))["replays"] == before["replays"] + 1
 
 
 async def test_health_is_good_again_after_a_replica_died(client: httpx.AsyncClient) -> None:
