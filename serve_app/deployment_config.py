@@ -61,8 +61,8 @@ class DeploymentConfig(Strict):
     `max_surge_percent` of the replicas, rounded up, may run beside them while a new version takes over: an old one
     stops only when a new one has loaded. At 0 the old one stops first, and a version that cannot load leaves a gap.
 
-    `model_memory_gib` bounds the weights in memory. `device_memory_gib` is all that weights and images in the making may
-    take together; without it, on CUDA, what is free when the replica starts, and on a CPU whatever they take.
+    `model_memory_gib` bounds the weights in memory. `device_memory_gib` is all that weights and images in the making
+    may take together; without it, on CUDA, what is free when the replica starts, and on a CPU whatever they take.
     """
 
     name: Name
