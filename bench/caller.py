@@ -81,7 +81,8 @@ class Caller:
                 content = (await response.aread()).decode()
         except httpx.TransportError:
             raise Broken from None
-        name = response.headers.get("x-request-id", "")
+        # Ray's proxy and the application set it both, and they must agree.
+        name = ", ".join(dict.fromkeys(response.headers.get_list("x-request-id")))
         if response.is_error:
             return [self._error(name, _problem(response.status_code, content), "retry-after" in response.headers)]
         if call.door == "stream":

@@ -69,9 +69,12 @@ def _card(rows: Sequence[Mapping[str, Any]]) -> str:
 def _zeros(rows: Sequence[Mapping[str, Any]]) -> str:
     """How much the zeros say, all rows together."""
     sent = sum(row["sent"] for row in rows)
-    lost, swapped = (sum(row[name] for row in rows) for name in ("lost", "swapped"))
-    bound = f"0 of {sent} bounds a rate at {rule_of_three(sent):.2%} (rule of three)"
-    return f"All rows together: {sent} requests, {lost} lost, {swapped} swapped; {bound}."
+    found = [(name, sum(row[name] for row in rows)) for name in ("lost", "swapped", "failed_needlessly")]
+    said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found)
+    zeros = (
+        f"; none of {sent} bounds a rate at {rule_of_three(sent):.2%}" if min(count for _, count in found) == 0 else ""
+    )
+    return f"All rows together: {sent} requests, {said}{zeros}."
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:

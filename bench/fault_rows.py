@@ -7,9 +7,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from bench.goldens import LONG, NAMES, POISON
 from bench.load import Call, leaving, steady
@@ -70,7 +70,6 @@ class Row:
     expected: Expected
     strike: Strike
     plan: Plan = lambda calls, _: calls
-    settings: Mapping[str, Any] = field(default_factory=dict)
     counts_survive: bool = True
 
 
@@ -123,8 +122,12 @@ async def fail_constructors(scene: Scene) -> None:
 
 
 async def redeploy(scene: Scene) -> None:
+    """The same configuration once more, which Serve takes for new code: every process is replaced."""
+    old = {*scene.server.replicas(), *scene.server.ingresses()}
     scene.mark()
-    await scene.server.tell("redeploy", changes={"max_rows": 8})
+    await scene.server.tell("redeploy", changes={})
+    if old & {*scene.server.replicas(), *scene.server.ingresses()}:
+        raise RuntimeError("the redeployment has left processes as they were")
 
 
 async def nothing(scene: Scene) -> None:

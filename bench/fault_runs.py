@@ -1,6 +1,10 @@
-"""One row of the fault bench: a server of its own, the load, the fault, and what came of it as plain data."""
+"""One row of the fault bench: the load, the fault, and what came of it as plain data.
+
+Rows share a server as long as it comes to rest after them: what survives one fault after the other has hidden none.
+"""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -52,16 +56,40 @@ def config_of(**changes: Any) -> AppConfig:
     return AppConfig.model_validate({"models": models, "deployments": [deployment | changes], "ingress": ingress})
 
 
-def run_row(name: str, goldens: Goldens, requests: int, logs: Path) -> dict[str, Any]:
+class Servers:
+    """One server at a time, kept as long as it is well."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._stack = contextlib.ExitStack()
+        self._server: Served | None = None
+        self._replicas = 0
+        self._started = 0
+
+    def __enter__(self) -> "Servers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def ready(self, replicas: int) -> Served:
+        """A server at rest with so many replicas: the one there is, or a new one."""
+        kept = self._server is not None and replicas == self._replicas
+        if self._server is None or not kept or not asyncio.run(self._server.at_rest(replicas)):
+            self._stack.close()
+            self._started += 1
+            log = self._logs / f"server-{self._started}.log"
+            self._server = self._stack.enter_context(served(config_of(replicas=replicas), log))
+            self._replicas = replicas
+        return self._server
+
+
+def run_row(name: str, servers: Servers, goldens: Goldens, requests: int) -> dict[str, Any]:
     """Runs the row `name` with about so many requests."""
-    log = logs / f"{name}.log"
     if name == OVERLOAD:
         # One replica: the other core is left to HTTP and the clients, which would take it from an engine.
-        with served(config_of(replicas=1), log) as server:
-            return asyncio.run(_overloaded(server, goldens))
-    row = BY_NAME[name]
-    with served(config_of(**row.settings), log) as server:
-        return asyncio.run(_struck(server, row, goldens, requests))
+        return asyncio.run(_overloaded(servers.ready(replicas=1), goldens))
+    return asyncio.run(_struck(servers.ready(replicas=2), BY_NAME[name], goldens, requests))
 
 
 async def _struck(server: Served, row: Row, goldens: Goldens, requests: int) -> dict[str, Any]:

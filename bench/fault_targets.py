@@ -21,4 +21,4 @@ def misses(row: Mapping[str, Any]) -> list[str]:
 
 def zeros(row: Mapping[str, Any]) -> str:
     """How much the row's zeros say."""
-    return f"0 of {row['sent']} bounds a rate at {row['zero_bounds']:.2%}"
+    return f"none of {row['sent']} bounds a rate at {row['zero_bounds']:.2%}"

@@ -27,7 +27,7 @@ import torch
 from bench import fault_report
 from bench.card import card, print_card
 from bench.fault_rows import BY_NAME, NAMES_OF_ROWS, OVERLOAD_EXPECTED, OVERLOAD_FAULT
-from bench.fault_runs import run_row
+from bench.fault_runs import Servers, run_row
 from bench.fault_targets import misses, zeros
 from bench.goldens import Goldens, make_goldens
 from deployments.registry import known_models
@@ -47,10 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {} if options.fresh else _known(options.results, facts["commit"], options.requests)
     goldens = demo_goldens()
     print(f"{'goldens':9} at least {goldens.nearest}/255 apart\n")
-    for name in options.only:
-        if name not in known:
-            known[name] = _run(name, goldens, options, facts)
-        _print_row(known[name])
+    with Servers(options.results) as servers:
+        for name in options.only:
+            if name not in known:
+                _announce(name)
+                row = run_row(name, servers, goldens, options.requests)
+                known[name] = _kept(row | {"card": facts, "asked": options.requests}, options.results)
+            _print_row(known[name])
     rows = [known[name] for name in options.only]
     print("\n" + fault_report.section(rows) + "\n")
     if options.write:
@@ -64,16 +67,18 @@ def demo_goldens() -> Goldens:
     return make_goldens(sized(replace(known_models()["demo-sd"], controlnets={})))
 
 
-def _run(name: str, goldens: Goldens, options: argparse.Namespace, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """One row, kept as JSON as soon as it is there."""
-    fault, expected = (
-        (BY_NAME[name].fault, BY_NAME[name].expected) if name in BY_NAME else (OVERLOAD_FAULT, OVERLOAD_EXPECTED)
-    )
+def _announce(name: str) -> None:
+    """The expectation, before anything is measured."""
+    known = BY_NAME.get(name)
+    fault, expected = (known.fault, known.expected) if known else (OVERLOAD_FAULT, OVERLOAD_EXPECTED)
     print(f"{name:14} {fault}: first success within {expected.first_success_s:g} s is expected,")
     print(f"{'':14} p99 back after {expected.p99_back_s:g} s: {expected.because}", flush=True)
-    row = run_row(name, goldens, options.requests, options.results) | {"card": facts, "asked": options.requests}
-    options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / f"{name}.json").write_text(json.dumps(row, indent=1))
+
+
+def _kept(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`row`, written down as soon as it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{row['row']}.json").write_text(json.dumps(row, indent=1))
     return row
 
 

@@ -52,7 +52,7 @@ NAMES: Final = tuple(PICTURES)
 
 def body(name: str) -> dict[str, Any]:
     """The JSON that asks for the picture `name`."""
-    return {**(PICTURES | SPECIAL)[name], "width": SIZE, "height": SIZE}
+    return {**{**PICTURES, **SPECIAL}[name], "width": SIZE, "height": SIZE}
 
 
 class Goldens:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +19,19 @@ import httpx
 
 from serve_app.client import BASE
 from serve_app.config import AppConfig
+from serve_app.local_cluster import HEALTH_PATH
 from serve_app.processes import descendants
 
-STARTS_WITHIN_S = 180.0
 ENDS_WITHIN_S = 20.0
 SETTLES_WITHIN_S = 60.0
+RESTS_WITHIN_S = 60.0
 
 # Reports of the engines are kept for a second.
 REPORT_AGE_S = 1.1
 
 
 class ServerFailed(Exception):
-    """The server did not come up, or died on the way. Its log says why."""
+    """The server did not come up, died on the way, or could not do what it was told. Its log says why."""
 
 
 class Served:
@@ -38,13 +40,27 @@ class Served:
     def __init__(self, process: "subprocess.Popen[str]", port: int, deployment: str) -> None:
         self._process = process
         self._deployment = deployment
-        self._line = asyncio.Lock()
+        self._line = threading.Lock()
         self.url = f"http://127.0.0.1:{port}"
 
     async def tell(self, do: str, **details: Any) -> Any:
-        """Has the server obey a command; see `faulty_server.py`."""
-        async with self._line:
-            return await asyncio.to_thread(self._exchange, {"do": do, **details})
+        """Has the server obey a command; see `faulty_server.py`. Raises ServerFailed."""
+        return await asyncio.to_thread(self._exchange, {"do": do, **details})
+
+    async def at_rest(self, replicas: int) -> bool:
+        """Whether, within a while, so many replicas do nothing, and the server calls itself healthy."""
+        deadline = time.monotonic() + RESTS_WITHIN_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(ServerFailed, httpx.HTTPError):
+                states = await self.tell("state")
+                busy = any(state["running"] or state["waiting"] for state in states)
+                if len(states) == replicas and not busy and (await asyncio.to_thread(self._healthy)):
+                    return True
+            await asyncio.sleep(1.0)
+        return False
+
+    def _healthy(self) -> bool:
+        return httpx.get(self.url + HEALTH_PATH, trust_env=False, timeout=10).status_code == httpx.codes.OK
 
     async def statistics(self, http: httpx.AsyncClient) -> dict[str, Any]:
         """The server's statistics when it has come to rest."""
@@ -73,11 +89,17 @@ class Served:
     def _exchange(self, command: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        if not (line := self._process.stdout.readline()):
-            raise ServerFailed("the server's process ended")
-        return json.loads(line)
+        with self._line:
+            try:
+                self._process.stdin.write(json.dumps(command) + "\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+        answer = json.loads(line or '{"failed": "its process ended"}')
+        if "failed" in answer:
+            raise ServerFailed(f"{command['do']}: {answer['failed']}")
+        return answer["done"]
 
 
 @contextlib.contextmanager
