@@ -15,8 +15,9 @@ from bench.goldens import LONG, NAMES, POISON
 from bench.load import Call, leaving, steady
 from bench.served import Served
 
-RATE = 4.0
-"""Requests a second: about a third of what two replicas on two cores can make, so that one alone can carry it."""
+RATE = 3.0
+"""Requests a second: about a quarter of what two replicas on two cores can make, so that one alone can carry it even
+while another starts beside it."""
 
 FAULT_AFTER = 0.25
 """The share of the requests that show what is usual."""

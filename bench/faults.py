@@ -113,7 +113,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.faults", description="What becomes of requests in faults.")
     parser.add_argument("--only", type=_names, default=NAMES_OF_ROWS, help=f"some of {','.join(NAMES_OF_ROWS)}")
-    parser.add_argument("--requests", type=int, default=120, help="requests a row (overload takes what it takes)")
+    parser.add_argument("--requests", type=int, default=150, help="requests a row (overload takes what it takes)")
     parser.add_argument("--fresh", action="store_true", help="run also what was run at this commit before")
     parser.add_argument("--write", action="store_true", help="put all results into docs/reliability.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results and logs are kept")

@@ -1,8 +1,8 @@
 """The process of a server under test: `darkroom serve`'s own cluster, with replicas that can be told to break.
 
 The first line on standard input is an `Order`; then every line is a command, and each is answered with one JSON line on
-standard output, `done` or `failed`. It ends when its standard input is closed. Everything else that it and Ray have to say goes to standard
-error.
+standard output, `done` or `failed`. It ends when its standard input is closed. Everything else that it and Ray have to
+say goes to standard error.
 """
 
 import json

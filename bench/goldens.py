@@ -74,6 +74,10 @@ class Goldens:
         made = pixels(file)
         return next((name for name, golden in self._pictures.items() if difference(made, golden) < NEAR), None)
 
+    def renamed(self, names: Mapping[str, str]) -> "Goldens":
+        """The same pictures under other names."""
+        return Goldens({names[name]: picture for name, picture in self._pictures.items()})
+
     def _distances(self) -> list[tuple[str, int]]:
         named = list(self._pictures.items())
         pairs = [(one, other) for index, one in enumerate(named) for other in named[index + 1 :]]

@@ -10,8 +10,8 @@ from bench.timing import percentile
 BACK_FACTOR = 1.5
 BACK_MARGIN_S = 0.1
 
-# So few requests after a moment say nothing about a percentile.
-ENOUGH = 10
+# So many requests in a row must be quick for it to be back: some ten seconds, longer than a lull between two stalls.
+IN_A_ROW = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Recovery:
     """Seconds and milliseconds around a fault; None where there was nothing to measure, or it did not come to that.
 
     `first_success_s`: until a request that was due after the fault was answered with its picture. `p99_back_s`: until
-    the moment from which on no more than one request in a hundred took longer than p99 before, with a margin.
+    the last slow one was answered before `IN_A_ROW` requests of which none took longer than p99 before, and a margin.
     """
 
     p99_before_ms: float | None
@@ -46,17 +46,14 @@ def recovery(history: History, fault_at: float) -> Recovery:
 
 
 def _p99_back(after: Sequence[tuple[float, float, float]], usual: float, fault_at: float) -> float | None:
-    """`after` holds when each was due, how long it took, and when it ended; the earliest moment that will do."""
-    slow = max(usual * BACK_FACTOR, usual + BACK_MARGIN_S)
-
-    def good(rest: Sequence[tuple[float, float, float]]) -> bool:
-        return sum(seconds > slow for _, seconds, _ in rest) * 100 <= len(rest)
-
-    first_good = next((index for index in range(len(after)) if good(after[index:])), None)
-    if first_good is None or len(after) - first_good < ENOUGH:
+    """`after` holds when each was due, how long it took, and when it ended."""
+    limit = max(usual * BACK_FACTOR, usual + BACK_MARGIN_S)
+    slow = [seconds > limit for _, seconds, _ in after]
+    starts = range(len(after) - IN_A_ROW + 1)
+    back = next((start for start in starts if not any(slow[start : start + IN_A_ROW])), None)
+    if back is None:
         return None
-    # It is back when the last slow one before has been answered, or at once where there was none.
-    return max((end - fault_at for _, _, end in after[:first_good]), default=0.0)
+    return max((end - fault_at for _, _, end in after[:back]), default=0.0)
 
 
 def took(sent: Sent, end: Answer) -> float:
