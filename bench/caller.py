@@ -34,7 +34,10 @@ class Received:
 
 
 class Caller:
-    """All clients of one load. `clock` gives seconds since its start."""
+    """All clients of one load. `clock` gives seconds since its start.
+
+    `lags` are the seconds by which calls were asked after they were due: the load's own slowness, part of every time.
+    """
 
     def __init__(self, http: httpx.AsyncClient, clock: Callable[[], float]) -> None:
         self._http = http
@@ -42,9 +45,11 @@ class Caller:
         self._sent: list[Sent] = []
         self._received: list[Received] = []
         self._broken: list[str] = []
+        self.lags: list[float] = []
 
     async def ask(self, call: Call) -> None:
         """Sees `call` to its end, or to its client's leaving."""
+        self.lags.append(self._clock() - call.at)
         self._sent.append(Sent(call.id, call.wanted, call.at, call.must_fail))
         try:
             async with asyncio.timeout(PATIENCE_S if call.stays is None else call.stays):

@@ -9,6 +9,9 @@ from bench.history import rule_of_three
 
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
+# Clients that are later than this have measured themselves, too.
+LAG_MS = 25.0
+
 HEADS = (
     "fault",
     "sent",
@@ -92,6 +95,8 @@ def _notes(row: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"{row['refused_in_time']} of {row['refused']} refusals within 50 ms, p99 {row['refusal_p99_ms']} ms"
         )
+    if row["client_lag_p99_ms"] > LAG_MS:
+        notes.append(f"the clients themselves were {row['client_lag_p99_ms']} ms late (p99): the machine was too busy")
     if row["broken_connections"]:
         notes.append(f"{row['broken_connections']} connections broke, and their clients asked once more")
     if row["cancelled"]:

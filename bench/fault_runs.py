@@ -106,6 +106,7 @@ async def _struck(server: Served, row: Row, goldens: Goldens, requests: int) -> 
     history = caller.history(goldens)
     others = [counts_of(before, after)] if row.counts_survive else []
     facts = {"row": row.name, "fault": row.fault, "expected": asdict(row.expected), "fault_at_s": scene.struck}
+    facts["client_lag_p99_ms"] = _lag(caller)
     return facts | figures(history, recovery(history, scene.struck), others)
 
 
@@ -132,6 +133,7 @@ async def _overloaded(server: Served, goldens: Goldens) -> dict[str, Any]:
     full = begun + OVERLOAD_FILLS_S
     goodput = _goodput(history, full, full + OVERLOAD_S)
     facts = {"row": OVERLOAD, "fault": OVERLOAD_FAULT, "expected": asdict(OVERLOAD_EXPECTED), "fault_at_s": begun}
+    facts["client_lag_p99_ms"] = _lag(caller)
     facts |= {"peak_per_s": round(peak, 3), "goodput_per_s": round(goodput, 3), "goodput_share": goodput / peak}
     return facts | figures(history, recovery(history, begun), [counts_of(before, after)])
 
@@ -169,6 +171,10 @@ def figures(history: History, felt: Recovery, others: Sequence[Counts]) -> dict[
         "refusal_p99_ms": round(percentile(refusals, 99) * 1000, 1) if refusals else None,
         "zero_bounds": rule_of_three(len(history.sent)),
     } | asdict(felt)
+
+
+def _lag(caller: Caller) -> float:
+    return round(percentile(caller.lags, 99) * 1000, 1)
 
 
 def _goodput(history: History, start: float, end: float) -> float:

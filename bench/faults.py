@@ -95,7 +95,7 @@ def _known(folder: Path, commit: str | None, requests: int | None) -> dict[str, 
 def _print_row(row: Mapping[str, Any]) -> None:
     figures = ("sent", "succeeded", "refused", "failed", "cancelled", "lost", "swapped", "broken_connections")
     print(f"{row['row']:14} " + ", ".join(f"{row[name]} {name.replace('_', ' ')}" for name in figures))
-    timed = ("p99_before_ms", "p99_during_ms", "first_success_s", "p99_back_s")
+    timed = ("p99_before_ms", "p99_during_ms", "first_success_s", "p99_back_s", "client_lag_p99_ms")
     print(f"{'':14} " + ", ".join(f"{name} {row[name]}" for name in timed))
     print(f"{'':14} {zeros(row)}")
     for miss in misses(row):

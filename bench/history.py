@@ -79,6 +79,7 @@ class Verdict:
     swapped: tuple[str, ...]
     late: tuple[str, ...]
     failed: tuple[str, ...]
+    spared: tuple[str, ...]
     unexplained: tuple[str, ...]
     miscounted: tuple[str, ...]
 
@@ -91,6 +92,7 @@ class Verdict:
             "with another's picture": self.swapped,
             "answered too late": self.late,
             "failed though they need not": self.failed,
+            "must fail for good and did not": self.spared,
             "refused without saying when to come back": self.unexplained,
         }
         broken = [f"{len(ids)} {law}: {', '.join(ids[:5])}" for law, ids in laws.items() if ids]
@@ -114,6 +116,7 @@ def check(history: History, others: Sequence[Counts] = (), *, patience_s: float)
         swapped=_named(a for a in known if a.outcome == "succeeded" and a.shows != asked[a.id].wanted),
         late=_named(a for a in known if a.at - asked[a.id].at > patience_s),
         failed=_named(a for a in known if a.outcome == "failed" and not asked[a.id].must_fail),
+        spared=_named(a for a in known if a.outcome != "failed" and asked[a.id].must_fail),
         unexplained=_named(a for a in known if a.outcome == "refused" and not a.retry_after),
         miscounted=tuple(line for other in others for line in _differences(counts, other, _slack(history))),
     )

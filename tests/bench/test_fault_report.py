@@ -19,7 +19,13 @@ def row(**changes: Any) -> dict[str, Any]:
     """A row of eighty good requests, by way of the bench's own figures."""
     sent = [Sent(f"r{i}", "cup", i / 10) for i in range(80)]
     history = History(sent, [Answer(one.id, "succeeded", one.at + 0.1, "cup") for one in sent])
-    facts = {"row": "a-fault", "fault": "a fault", "expected": asdict(ROWS[0].expected), "card": CARD}
+    facts = {
+        "row": "a-fault",
+        "fault": "a fault",
+        "expected": asdict(ROWS[0].expected),
+        "card": CARD,
+        "client_lag_p99_ms": 1.0,
+    }
     return facts | figures(history, recovery(history, 2.0), []) | changes
 
 

@@ -88,6 +88,12 @@ def test_a_failure_that_need_not_be_is_found() -> None:
     assert broken_laws(check(changed(0, outcome="failed"), patience_s=PATIENCE)) == {"failed": ("a",)}
 
 
+def test_what_must_fail_is_not_to_be_asked_again() -> None:
+    """A refusal would invite its caller to try once more, and kill once more."""
+    history = changed(3, outcome="refused", retry_after=True)
+    assert broken_laws(check(history, patience_s=PATIENCE)) == {"spared": ("d",)}
+
+
 def test_a_refusal_must_say_when_to_come_back() -> None:
     assert broken_laws(check(changed(2, retry_after=False), patience_s=PATIENCE)) == {"unexplained": ("c",)}
 
@@ -107,7 +113,7 @@ def test_a_server_that_counted_the_same_is_believed() -> None:
 @pytest.mark.parametrize("by", [-1, 1])
 def test_a_miscount_of_one_is_found_in_every_figure(what: str, by: int) -> None:
     ours = counted(plain())
-    theirs = replace(ours, source="the server's statistics", **{what: getattr(ours, what) + by})  # type: ignore[arg-type]
+    theirs = replace(ours, source="the server's statistics", **{what: getattr(ours, what) + by})
     found = check(plain(), [theirs], patience_s=PATIENCE).miscounted
     assert any(line.startswith(f"{what}: ") for line in found)
 
