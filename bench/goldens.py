@@ -27,6 +27,7 @@ SIZE: Final = 128
 NEAR: Final = 2
 FAR: Final = 32
 
+SLOW_STEPS: Final = 16
 LONG: Final = "long"
 POISON: Final = "poison"
 
@@ -41,6 +42,12 @@ PICTURES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What load asks for: several samplers, step counts and guidances, each a tenth of a second or so."""
 
+SLOW: Final[Mapping[str, Mapping[str, Any]]] = {
+    f"slow-{name}": {**asked, "seed": asked["seed"] + 100, "num_inference_steps": SLOW_STEPS}
+    for name, asked in PICTURES.items()
+}
+"""The same, but slower to make: an engine is overloaded with fewer requests than the way to it can carry."""
+
 SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
     LONG: {"prompt": "a pink box", "seed": 7, "num_inference_steps": 30},
     POISON: {"prompt": f"{POISON}: a brown ring", "seed": 8, "num_inference_steps": 10},
@@ -48,11 +55,14 @@ SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
 """One that takes seconds, so that a fault can strike in its midst; and one that kills replicas that are told to die."""
 
 NAMES: Final = tuple(PICTURES)
+SLOW_NAMES: Final = tuple(SLOW)
+
+ALL: Final[Mapping[str, Mapping[str, Any]]] = {**PICTURES, **SLOW, **SPECIAL}
 
 
 def body(name: str) -> dict[str, Any]:
     """The JSON that asks for the picture `name`."""
-    return {**{**PICTURES, **SPECIAL}[name], "width": SIZE, "height": SIZE}
+    return {**ALL[name], "width": SIZE, "height": SIZE}
 
 
 class Goldens:
@@ -94,7 +104,7 @@ def difference(left: Pixels, right: Pixels) -> int:
     return int(np.abs(left - right).max()) if left.shape == right.shape else 255
 
 
-def make_goldens(spec: ModelSpec, names: Sequence[str] = (*PICTURES, *SPECIAL)) -> Goldens:
+def make_goldens(spec: ModelSpec, names: Sequence[str] = tuple(ALL)) -> Goldens:
     """Made one by one, each alone, on one thread of this machine's CPU."""
     worker = EngineWorker.load([spec], device="cpu", dtype="float32", threads=1)
     try:

@@ -8,7 +8,7 @@ import pytest
 
 from bench import fault_report
 from bench.fault_rows import NAMES_OF_ROWS, ROWS, load_of
-from bench.fault_runs import figures
+from bench.fault_runs import figures, overload_calls, overload_felt
 from bench.fault_targets import misses
 from bench.faults import PAGE, main
 from bench.history import Answer, History, Sent
@@ -71,6 +71,27 @@ def test_every_load_goes_on_before_and_after_its_fault(one: Any) -> None:
     assert sum(call.at < fault_at for call in calls) > 10
     assert sum(call.at > fault_at for call in calls) > 50
     assert len({call.id for call in calls}) == len(calls)
+
+
+def test_an_overload_is_over_when_what_comes_after_it_is_quick() -> None:
+    """The flood lasts 35 seconds, and what it left in the queue 20 more."""
+    at_peak = [(second / 10, 2.0) for second in range(100)]
+    flood = [(20 + second, 30.0) for second in range(35)]
+    trickle = [(56 + second, max(1.0, 75.0 - (56 + second))) for second in range(60)]
+    sent = [Sent(str(at), "cup", at) for at, _ in at_peak + flood + trickle]
+    answers = [Answer(str(at), "succeeded", at + seconds, "cup") for at, seconds in at_peak + flood + trickle]
+    felt = overload_felt(History(sent, answers), 20.0)
+    assert felt.p99_during_ms == 30_000.0
+    assert felt.p99_back_s is not None
+    assert 19.0 <= felt.p99_back_s <= 21.0
+
+
+def test_the_flood_is_five_times_the_peak_and_the_trickle_a_fifth() -> None:
+    calls = overload_calls(10.0, begun=20.0)
+    flood = [call for call in calls if call.at < 55.0]
+    assert len(flood) / 35.0 == pytest.approx(50.0, rel=0.1)
+    assert len(calls) - len(flood) == 180
+    assert min(call.at for call in calls) > 20.0
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from bench.fault_runs import Servers, run_row
 from bench.fault_targets import misses
 from bench.faults import demo_goldens
-from bench.goldens import PICTURES, SPECIAL, Goldens, body
+from bench.goldens import ALL, Goldens, body
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(290)]
 
@@ -42,7 +42,7 @@ def test_nothing_is_lost_swapped_or_failed(name: str, servers: Servers, goldens:
 
 def test_a_swap_would_be_seen(servers: Servers, goldens: Goldens) -> None:
     """The same run, judged by golden pictures whose names have gone round: every picture is somebody else's."""
-    names = [*PICTURES, *SPECIAL]
+    names = [*ALL]
     assert len({str(body(name)) for name in names}) == len(names)
     row = run("nan", servers, goldens.renamed(dict(zip(names, [*names[1:], names[0]], strict=True))))
     assert row["swapped"] == row["succeeded"] > REQUESTS / 2
