@@ -25,6 +25,9 @@ FAULT_AFTER = 0.25
 BURST = 24
 """Long pictures at once: more than two replicas of eight images have room for."""
 
+BURST_S = 20.0
+"""By then one of them is full, or the burst has passed without."""
+
 
 class Scene:
     """A server under load, for those who break it. `struck` is when it broke, in seconds of the load's clock."""
@@ -89,8 +92,9 @@ async def kill_idle(scene: Scene) -> None:
 async def kill_in_mid_batch(scene: Scene) -> None:
     """Waits until a replica makes eight images at once, and then until it is some steps into them."""
     states: list[Mapping[str, int]] = []
-    while not (full := [state["pid"] for state in states if state["running"] >= 8]):
-        states = await scene.server.tell("state")
+    async with asyncio.timeout(BURST_S):
+        while not (full := [state["pid"] for state in states if state["running"] >= 8]):
+            states = await scene.server.tell("state")
     await asyncio.sleep(0.3)
     scene.signal(full[:1], signal.SIGKILL)
 
