@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY := passive
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install serve test lint bench clean
+.PHONY: help install serve test lint bench faults clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test     install what is missing, then run every test"
 	@echo "make lint     ruff and mypy --strict"
 	@echo "make bench    the engine against diffusers' own pipelines, both workloads"
+	@echo "make faults   what becomes of requests when things break (docs/reliability.md), up to 20 minutes"
 	@echo "make install  only install, into $(VENV)"
 
 install: $(STAMP)
@@ -47,6 +48,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.engine --workload mixed
+
+faults: $(STAMP)
+	$(BIN)/python -m bench.faults
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

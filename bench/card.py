@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "diffusers", "transformers", "xformers", "numpy")
+_PACKAGES = ("torch", "diffusers", "transformers", "xformers", "numpy", "ray")
 
 
 def card(device: torch.device) -> dict[str, Any]:

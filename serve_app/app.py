@@ -26,10 +26,15 @@ from serve_app.local_backend import sized
 
 def build_app(config: AppConfig) -> Application:
     """The application that `config` describes, for `serve.run`, `serve run` and RayService manifests."""
+    return application(config)
+
+
+def application(config: AppConfig, replica: type[ModelReplica] = ModelReplica) -> Application:
+    """As `build_app`, of replicas of one's own. Apart from it because Serve's builders may take one argument only."""
     specs = [tuple(sized(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
     annotators = config.annotators.specs()
     handles = [
-        model_deployment(deployment, hosted, annotators)
+        model_deployment(deployment, hosted, annotators, replica)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
     api = partial(api_over, config.ingress.api_options())
@@ -37,10 +42,15 @@ def build_app(config: AppConfig) -> Application:
     return ingress
 
 
-def model_deployment(config: DeploymentConfig, specs: tuple[ModelSpec, ...], annotators: AnnotatorSpecs) -> Application:
-    """One deployment of `ModelReplica`, hosting `specs`, with `annotators` for their hints."""
+def model_deployment(
+    config: DeploymentConfig,
+    specs: tuple[ModelSpec, ...],
+    annotators: AnnotatorSpecs,
+    replica: type[ModelReplica] = ModelReplica,
+) -> Application:
+    """One deployment of `replica`, hosting `specs`, with `annotators` for their hints."""
     options = config.engine_options() | {"annotators": dict(annotators)}
-    bound: Application = serve.deployment(ModelReplica, **config.serve_options()).bind(specs, **options)
+    bound: Application = serve.deployment(replica, **config.serve_options()).bind(specs, **options)
     return bound
 
 

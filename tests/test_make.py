@@ -61,6 +61,7 @@ def test_a_missing_python_is_told_in_one_line(debian: Path) -> None:
         ("serve", "darkroom serve --config demo --host 127.0.0.1 --port 8000"),
         ("bench", "python -m bench.engine"),
         ("bench", "python -m bench.engine --workload mixed"),
+        ("faults", "python -m bench.faults"),
         ("lint", "mypy"),
         ("test", 'pytest -m "not ray"'),
     ],
