@@ -18,7 +18,8 @@ from ray.serve import Application
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
-from serve_app.config import AppConfig, DeploymentConfig
+from serve_app.config import AppConfig
+from serve_app.deployment_config import DeploymentConfig
 from serve_app.ingress import HandleBackend, Ingress
 from serve_app.local_backend import sized
 
