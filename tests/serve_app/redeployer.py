@@ -58,7 +58,7 @@ def main() -> None:
     os.dup2(2, 1)
     order = Order.model_validate_json(sys.stdin.readline())
     # Whatever happens, nothing stays behind.
-    threading.Timer(600, lambda: (sweep(5), os._exit(1))).start()
+    threading.Timer(600, _give_up).start()
     try:
         start(order)
         print("ready", file=answers, flush=True)
@@ -68,6 +68,11 @@ def main() -> None:
     finally:
         sweep(5)
         os._exit(0)
+
+
+def _give_up() -> None:
+    sweep(5)
+    os._exit(1)
 
 
 def _deployed(config: AppConfig) -> str:

@@ -65,6 +65,25 @@ def test_ingress_outlives_the_models_drain() -> None:
         assert config.ingress.graceful_shutdown_timeout_s > longest
 
 
+@pytest.mark.parametrize("name", packaged_configs())
+def test_a_replica_that_hangs_is_replaced_within_half_a_minute(name: str) -> None:
+    """Serve asks once a period, and gives up after three answers that did not come in time."""
+    config = load_config(name)
+    every = [*(deployment.serve_options() for deployment in config.deployments), config.ingress.serve_options()]
+    for options in every:
+        assert options["health_check_period_s"] + 3 * options["health_check_timeout_s"] < 30
+
+
+def test_a_new_version_loads_before_the_old_one_stops() -> None:
+    assert AppConfig.model_validate({"deployments": [DEPLOYMENT]}).deployments[0].serve_options()["max_surge_percent"]
+
+
+@pytest.mark.parametrize(("replicas", "surge", "most"), [(1, 25, 2), (4, 25, 5), (5, 25, 7), (3, 0, 3), (2, 100, 4)])
+def test_the_most_replicas_are_those_of_an_update(replicas: int, surge: int, most: int) -> None:
+    hosted = DEPLOYMENT | {"replicas": replicas, "max_surge_percent": surge}
+    assert AppConfig.model_validate({"deployments": [hosted]}).deployments[0].most_replicas == most
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -1,6 +1,7 @@
 """The layer around Ray's proxy: what it takes away, and that one request id comes back."""
 
 import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -76,3 +77,11 @@ async def test_without_a_good_one_there_is_one_all_the_same(sent: list[str]) -> 
 def test_ray_reads_every_variable_that_we_set() -> None:
     for name in NODE_ENVIRONMENT:
         assert name == "OMP_WAIT_POLICY" or hasattr(constants, name), name
+
+
+def test_operators_are_told_of_every_variable_and_every_header() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+    for name, value in NODE_ENVIRONMENT.items():
+        assert f"| `{name}` | `{value}` |" in page
+    for name in RAYS_OWN:
+        assert name in page.replace("-", "_")
