@@ -84,12 +84,11 @@ class Stepper:
         yield from self.step(model, bucket, rows[middle:], counters)
 
     def _metered(self, bucket: Bucket, padded: int, rows: list[Row]) -> AbstractContextManager[Meter | None]:
-        """Metering, where it costs nothing or tells something new."""
-        controlled = any(row.controls for row in rows)
+        """Metering, where it is free or tells something new: the UNet's bytes first, then what nets add to them."""
         known = self._plan.knows("denoise", bucket, padded)
-        if self._device.always_metered or not known or (controlled and not self._plan.knows("control", bucket, 1)):
-            return self._device.metered()
-        return nullcontext()
+        controlled = any(c.acts(row.step, len(row.schedule), prompted=True) for row in rows for c in row.controls)
+        news = known and not self._plan.knows("control", bucket, 1) if controlled else not known
+        return self._device.metered() if news or self._device.always_metered else nullcontext()
 
     def _learn(self, bucket: Bucket, result: StepResult, meter: Meter) -> None:
         if not result.control_rows:

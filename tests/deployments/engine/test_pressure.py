@@ -8,14 +8,16 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from deployments.engine.device_errors import DeviceLost
-from deployments.engine.device_memory import CpuMemory
+from deployments.engine.device_memory import CpuMemory, Meter
 from deployments.engine.engine import Engine
 from deployments.engine.errors import DeadlineExceeded, DoesNotFit, NumericalFailure, Overloaded
 from deployments.engine.events import Accepted, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.inputs import Inputs
 from deployments.engine.models import LoadedModel
 from deployments.engine.warm_up import warm_up
 from tests.deployments.engine.harness import Tape, difference, request_for, run
@@ -214,6 +216,7 @@ def test_a_high_row_takes_a_low_ones_place_and_both_get_their_pictures(tiny_mode
         assert not tape.of("low", Finished)
         engine.drain()
         assert engine.ledger.total.row_steps == 16
+        assert engine.ledger.total.paused == 1
     for request in (low, high):
         alone, _ = run(tiny_model, [request], max_rows=2, padded_sizes=(2,))
         assert difference(tape.images(request.id)[0], alone.images(request.id)[0]) == 0
@@ -325,3 +328,38 @@ def test_the_estimates_are_right_within_a_quarter_at_the_median(tiny_model: Load
     assert len(start) > 20
     assert median(finish) <= 0.25
     assert median(start) <= 0.25
+
+
+class CountingMemory(CpuMemory):
+    """Counts how often it meters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metered_calls = 0
+
+    @contextmanager
+    def metered(self) -> Iterator[Meter]:
+        self.metered_calls += 1
+        with super().metered() as meter:
+            yield meter
+
+
+def test_steps_are_metered_only_while_there_is_something_to_learn(tiny_controlled: LoadedModel) -> None:
+    memory = CountingMemory()
+    hint = Inputs(hints=(np.full((64, 64, 3), 90, dtype=np.uint8),))
+    always = request_for(
+        tiny_controlled, "controlled", hint, controls=({"type": "canny"},), num_inference_steps=20, sampler="ddim"
+    )
+    with driven(tiny_controlled, max_rows=8, memory=memory) as (engine, tape):
+        # Never a step without the net, so the UNet's own bytes at this size stay unknown.
+        engine.submit(always)
+        engine.drain()
+        assert memory.metered_calls == 1  # the picture's decoding
+        for name in ("bare", "bare again"):
+            engine.submit(request_for(tiny_controlled, name, num_inference_steps=5, sampler="ddim"))
+            engine.drain()
+        assert memory.metered_calls == 2
+        engine.submit(replace(always, id="controlled again"))
+        engine.drain()
+    assert memory.metered_calls == 3
+    assert all(tape.of(name, Finished) for name in ("controlled", "bare", "bare again", "controlled again"))
