@@ -79,8 +79,8 @@ class FaultyReplica(ModelReplica):
 
     async def state(self) -> dict[str, int]:
         """The process, and how many images it makes and holds back."""
-        counters = self._worker.report()["counters"]
-        return {"pid": os.getpid(), "running": int(counters["running"]), "waiting": int(counters["waiting"])}
+        load = self._worker.load_now()
+        return {"pid": os.getpid(), "running": load.running, "waiting": load.images_waiting}
 
 
 def faulty_replica(folder: Path) -> type[FaultyReplica]:

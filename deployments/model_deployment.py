@@ -10,9 +10,12 @@ from typing import Any
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.events import Event, Finished, Refused
+from deployments.engine.report import EngineReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from deployments.intake import Intake
+from deployments.metrics import engine_samples
+from deployments.ray_metrics import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class ModelReplica:
 
         # The request was copied on its way here, files included.
         self._intake = Intake(Annotators(annotators, device), owns_files=True)
-        self._worker = EngineWorker.load(
+        self._worker = worker = EngineWorker.load(
             specs,
             device=device,
             dtype=dtype,
@@ -55,6 +58,7 @@ class ModelReplica:
             device_memory_bytes=device_memory_bytes,
             on_device_lost=end_process,
         )
+        self._publisher = Publisher(lambda: engine_samples(worker.report()))
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events. Being cancelled, or closed early, frees its rows before the next step."""
@@ -76,8 +80,8 @@ class ModelReplica:
         """Cancels a request, if it is here. Sent to all replicas by a caller that does not know which has it."""
         self._worker.abort(request_id)
 
-    async def report(self) -> dict[str, Any]:
-        """The engine's `ready`, `device`, `loaded_models` and `counters`."""
+    async def report(self) -> EngineReport:
+        """What the engine says of itself."""
         return self._worker.report()
 
     async def check_health(self) -> None:
@@ -87,11 +91,11 @@ class ModelReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Images waiting and running, and how many run at once: what `autoscaling.WorkPolicy` divides."""
-        counters = self._worker.report()["counters"]
+        load = self._worker.load_now()
         return {
-            "waiting": float(counters["waiting"]),
-            "running": float(counters["running"]),
-            "capacity": counters["capacity"] / _ROWS_PER_IMAGE,
+            "waiting": float(load.images_waiting),
+            "running": float(load.running),
+            "capacity": load.capacity / _ROWS_PER_IMAGE,
         }
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -106,6 +110,7 @@ class ModelReplica:
         # Serve calls it once, after the drain; an interpreter that ends calls it too, also after a failed constructor.
         worker = self.__dict__.pop("_worker", None)
         if worker is not None:
+            self._publisher.stop()
             worker.stop()
             self._intake.close()
 

@@ -18,6 +18,7 @@ from ray.serve import Application
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
+from deployments.ray_metrics import Publisher
 from serve_app.config import AppConfig
 from serve_app.deployment_config import DeploymentConfig
 from serve_app.ingress import HandleBackend, Ingress
@@ -59,4 +60,6 @@ def api_over(options: Mapping[str, Any], backend: HandleBackend) -> Any:
     from serve_app.api.application import create_api
     from serve_app.service import DiffusionService
 
-    return create_api(DiffusionService(backend), **options)
+    service = DiffusionService(backend)
+    Publisher(service.samples)
+    return create_api(service, **options)

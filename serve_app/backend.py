@@ -1,28 +1,35 @@
 """The seam between the HTTP side and whatever makes the pictures: an engine in this process, or Ray Serve replicas."""
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.engine.events import Event
+from deployments.engine.report import EngineReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class BackendReport:
-    """What a backend says of itself.
+    """What the engines behind a backend say of themselves; those that do not answer in time are not among them."""
 
-    `ready` is true while at least one warmed-up engine makes progress; `counters` are summed over all engines
-    (`unet_calls`, `unet_rows`, `images`, `failures`, `waiting`, `running`, ...). `own` are the backend's, in this
-    process: `replays`, `quarantined`, `quarantine_refusals` (see `replays.py`), where it has replicas to lose.
-    """
+    engines: tuple[EngineReport, ...] = ()
 
-    ready: bool
-    device: str
-    loaded_models: tuple[str, ...]
-    counters: dict[str, float] = field(default_factory=dict)
-    own: Mapping[str, int] = field(default_factory=dict)
+    @property
+    def ready(self) -> bool:
+        """Whether at least one warmed-up engine makes progress."""
+        return any(engine.ready for engine in self.engines)
+
+    @property
+    def device(self) -> str:
+        """The kinds of device, in the order of their coming."""
+        return ", ".join(dict.fromkeys(engine.device for engine in self.engines if engine.device))
+
+    @property
+    def loaded_models(self) -> tuple[str, ...]:
+        """The models that at least one engine has in memory, in the order of their coming."""
+        return tuple(dict.fromkeys(name for engine in self.engines for name in engine.loaded_models))
 
 
 class Backend(Protocol):
@@ -31,6 +38,10 @@ class Backend(Protocol):
     @property
     def models(self) -> tuple[ModelSpec, ...]:
         """The models that can be asked for; the first is the default. Native sizes are known."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What this process has done about lost replicas: `replays`, `quarantined`, `quarantine_refusals`."""
 
     def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events (see `deployments.engine.events`). Closing the generator early cancels the request."""

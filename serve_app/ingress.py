@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.errors import EngineError, EngineLost, EngineStopped, Overloaded
 from deployments.engine.events import Event, Finished, Refused
+from deployments.engine.report import EngineReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
@@ -61,6 +62,11 @@ class HandleBackend:
         """The models of all deployments, in the configuration's order."""
         return self._models
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What has become of requests whose replicas were lost."""
+        return sum((route.replays.counts for route in self._all), Counter[str]())
+
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events. When its replica is lost, another repeats it (see `replays.py`)."""
         route = self._routes[request.model]
@@ -69,12 +75,11 @@ class HandleBackend:
                 yield event
 
     async def report(self) -> BackendReport:
-        """The engines' reports, added up; at most a second old, and never slower than `REPORT_TIMEOUT_S`."""
+        """The engines' reports, at most a second old, and never slower than `REPORT_TIMEOUT_S`."""
         if self._report is None or (self._report.done() and time.monotonic() - self._report_made > REPORT_AGE_S):
             self._report_made = time.monotonic()
             self._report = asyncio.create_task(self._ask_all())
-        report = await asyncio.shield(self._report)
-        return replace(report, own=sum((route.replays.counts for route in self._all), Counter[str]()))
+        return await asyncio.shield(self._report)
 
     async def close(self) -> None:
         """Sends the cancellations that are still on their way. Handles need no closing."""
@@ -117,10 +122,10 @@ class HandleBackend:
 
     async def _ask_all(self) -> BackendReport:
         answers = await asyncio.gather(*(reports_of(route.handle) for route in self._all))
-        return merged([report for reports in answers for report in reports])
+        return BackendReport(tuple(report for reports in answers for report in reports))
 
 
-async def reports_of(handle: DeploymentHandle) -> list[Mapping[str, Any]]:
+async def reports_of(handle: DeploymentHandle) -> list[EngineReport]:
     """What each replica behind `handle` says of itself; those that do not answer in time are left out."""
     try:
         async with asyncio.timeout(REPORT_TIMEOUT_S):
@@ -128,21 +133,7 @@ async def reports_of(handle: DeploymentHandle) -> list[Mapping[str, Any]]:
     except Exception as error:
         log.warning("a deployment did not report: %s", type(error).__name__)
         return []
-    return [answer for answer in answers if isinstance(answer, Mapping)]
-
-
-def merged(reports: Sequence[Mapping[str, Any]]) -> BackendReport:
-    """One report of many: counters are summed, models and devices listed once, in the order of their coming."""
-    counters: dict[str, float] = {}
-    for report in reports:
-        for name, value in report["counters"].items():
-            counters[name] = counters.get(name, 0) + value
-    return BackendReport(
-        ready=any(report["ready"] for report in reports),
-        device=", ".join(dict.fromkeys(report["device"] for report in reports)),
-        loaded_models=tuple(dict.fromkeys(name for report in reports for name in report["loaded_models"])),
-        counters=counters,
-    )
+    return [answer for answer in answers if isinstance(answer, EngineReport)]
 
 
 def as_engine_error(error: Exception) -> EngineError | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from threading import Lock
@@ -56,6 +56,11 @@ class LocalBackend:
         """The models, with their native sizes; the first is the default."""
         return self._models
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Nothing: there are no replicas to lose."""
+        return {}
+
     def start(self) -> None:
         """Begins to load the models, unless that was begun before. Does not wait."""
         self._begin()
@@ -74,9 +79,8 @@ class LocalBackend:
     async def report(self) -> BackendReport:
         """The engine's state; not ready before `start` or a first request has loaded it. Raises ModelLoadError."""
         if self._closed or self._loading is None or not self._loading.done():
-            return BackendReport(ready=False, device="", loaded_models=())
-        said = self._loading.result().report()
-        return BackendReport(said["ready"], said["device"], tuple(said["loaded_models"]), dict(said["counters"]))
+            return BackendReport()
+        return BackendReport((self._loading.result().report(),))
 
     async def close(self) -> None:
         """Ends the engine's thread; requests that still run are told so."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,8 +18,10 @@ from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, R
 from deployments.engine.inputs import Fit, Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
+from deployments.metrics import COUNTS, Sample
 from deployments.registry import DEMO_MODELS
 from serve_app.backend import Backend, BackendReport
+from serve_app.figures import engine_figures
 from serve_app.image_processor import ImageProcessor
 from serve_app.local_backend import LocalBackend
 from serve_app.preparation import find_model, prepare
@@ -121,7 +123,7 @@ class DiffusionService:
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
         """The events of a prepared request. Closing the generator early cancels it."""
-        return self._statistics.watch(self._backend.generate(prepared.request))
+        return self._statistics.watch(prepared.request.model, self._backend.generate(prepared.request))
 
     async def events(
         self,
@@ -207,28 +209,26 @@ class DiffusionService:
         return await self._pictures(params, model_name, Uploads(hints=(hint,), preprocess=preprocess, fit=fit))
 
     async def get_generation_stats(self) -> dict[str, Any]:
-        """Counters since the start, and latencies of the last minutes. `unet_*` are summed over all engines.
-
-        `replays` counts requests repeated because their replica was lost, `quarantined` those that replicas died of.
+        """What this service has counted since it began, and what its engines say: see docs/statistics.md.
 
         There is no result cache yet: its figures are zeros.
         """
-        report = await self._report()
-        engine = report.counters if report else {}
-        own = report.own if report else {}
-        calls, rows = int(engine.get("unet_calls", 0)), int(engine.get("unet_rows", 0))
+        report = await self._report() or BackendReport()
+        counts = self._backend.counts
         return {
             "cache_hit_rate": 0.0,
             "total_cache_entries": 0,
-            "loaded_models": len(report.loaded_models) if report else 0,
-            "unet_calls": calls,
-            "unet_rows": rows,
-            "mean_rows_per_call": round(rows / calls, 3) if calls else 0.0,
-            "images_waiting": int(engine.get("waiting", 0)),
-            "images_running": int(engine.get("running", 0)),
-            **{name: int(own.get(name, 0)) for name in ("replays", "quarantined", "quarantine_refusals")},
+            "loaded_models": len(report.loaded_models),
             **self._statistics.snapshot(),
+            **{name: counts.get(name, 0) for name in COUNTS},
+            **engine_figures(report.engines),
         }
+
+    def samples(self) -> Iterator[Sample]:
+        """What this service has counted, for Prometheus. May be called from any thread."""
+        yield from self._statistics.samples()
+        for name, metric in COUNTS.items():
+            yield Sample(metric, (), self._backend.counts.get(name, 0))
 
     async def health(self) -> Health:
         """Whether images can be made now."""

@@ -1,42 +1,22 @@
-"""What this process has served: counters since it started, and latencies of the last minutes."""
+"""What this process has served: requests by model and end since it started, and how long they took."""
 
-import math
 import time
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, Literal
 
 from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
-
-WINDOW_SECONDS = 300.0
-WINDOW_SIZE = 10_000
+from deployments.engine.latencies import Durations, Recorder, together
+from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
+from serve_app.figures import windows_ms
 
 Clock = Callable[[], float]
 Outcome = Literal["finished", "refused", "cancelled", "broken"]
 
 
-class Latencies:
-    """Milliseconds that requests took, of those that finished within the last `WINDOW_SECONDS`."""
-
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
-        self._samples: deque[tuple[float, float]] = deque(maxlen=WINDOW_SIZE)
-
-    def add(self, milliseconds: float) -> None:
-        """A request took so long, and finished now."""
-        self._samples.append((self._clock(), milliseconds))
-
-    def snapshot(self) -> dict[str, float]:
-        """Count and percentiles; the percentiles of no samples are 0."""
-        oldest = self._clock() - WINDOW_SECONDS
-        ordered = sorted(milliseconds for when, milliseconds in self._samples if when >= oldest)
-        percentiles = {f"p{percent}": percentile(ordered, percent) for percent in (50, 95, 99)}
-        return {"count": len(ordered), **percentiles, "window_seconds": WINDOW_SECONDS}
-
-
 class Statistics:
-    """Watches the requests of one service. Used on one event loop.
+    """Watches the requests of one service. Used on one event loop; may be looked at from any thread.
 
     Every request ends as exactly one of `finished`, `refused`, `cancelled` (the caller left) or `broken` (an error
     that nobody expected, or no end at all), or is `active`. `images` and `failures` count images.
@@ -46,55 +26,69 @@ class Statistics:
         self._clock = clock
         self._requests = 0
         self._images: Counter[type[Event]] = Counter()
-        self._outcomes: Counter[Outcome] = Counter()
-        self._latencies = Latencies(clock)
+        self._ends: Counter[tuple[str, Outcome, str]] = Counter()
+        self._took: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
 
-    async def watch(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """Hands `events` on and counts them. Closing this closes them."""
+    async def watch(self, model: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        """Hands `events` of a request to `model` on and counts them. Closing this closes them."""
         begun = self._clock()
         self._requests += 1
-        outcome: Outcome = "cancelled"
+        end: tuple[Outcome, str] = ("cancelled", "")
         try:
             async with aclosing(events):
                 async for event in events:
-                    outcome = self._outcome(event, outcome)
+                    end = self._end(event, end)
                     yield event
-            if outcome == "cancelled":
+            if end[0] == "cancelled":
                 # Nobody left: the backend just ended, without a last word.
-                outcome = "broken"
+                end = ("broken", "internal_error")
         except Exception:
-            outcome = "broken"
+            end = ("broken", "internal_error")
             raise
         finally:
-            self._outcomes[outcome] += 1
-            if outcome == "finished":
-                self._latencies.add((self._clock() - begun) * 1000)
+            self._ends[model, *end] += 1
+            if end[0] == "finished":
+                self._took[model].add(self._clock() - begun)
 
     def snapshot(self) -> dict[str, Any]:
         """The counters and the latencies, as plain data."""
+        ends: Counter[str] = Counter()
+        refusals: Counter[str] = Counter()
+        for (_, outcome, code), number in list(self._ends.items()):
+            ends[outcome] += number
+            if outcome == "refused":
+                refusals[code] += number
         return {
             "requests": self._requests,
-            "active": self._requests - self._outcomes.total(),
-            "finished": self._outcomes["finished"],
-            "refused": self._outcomes["refused"],
-            "cancelled": self._outcomes["cancelled"],
-            "broken": self._outcomes["broken"],
+            "active": self._requests - ends.total(),
+            "finished": ends["finished"],
+            "refused": ends["refused"],
+            "cancelled": ends["cancelled"],
+            "broken": ends["broken"],
+            "refusals": dict(refusals),
             "images": self._images[ImageDone],
             "failures": self._images[ImageFailed],
-            "latency_ms": self._latencies.snapshot(),
+            "latency_ms": windows_ms(together(self._durations().values())),
         }
 
-    def _outcome(self, event: Event, before: Outcome) -> Outcome:
+    def samples(self) -> Iterator[Sample]:
+        """The same for Prometheus, by model."""
+        ends = list(self._ends.items())
+        for labels, number in ends:
+            yield Sample(REQUESTS, labels, number)
+        yield Sample(INFLIGHT, (), self._requests - sum(number for _, number in ends))
+        for model, durations in self._durations().items():
+            yield Sample(DURATION, (model,), durations.ever.values())
+
+    def _durations(self) -> dict[str, Durations]:
+        return {model: recorder.durations() for model, recorder in list(self._took.items())}
+
+    def _end(self, event: Event, before: tuple[Outcome, str]) -> tuple[Outcome, str]:
         match event:
             case ImageDone() | ImageFailed():
                 self._images[type(event)] += 1
             case Finished():
-                return "finished"
-            case Refused():
-                return "refused"
+                return "finished", ""
+            case Refused(error=error):
+                return "refused", error.code
         return before
-
-
-def percentile(ordered: Sequence[float], percent: int) -> float:
-    """The nearest-rank percentile of sorted numbers; 0 of none."""
-    return round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 1) if ordered else 0.0

@@ -79,16 +79,16 @@ class Admission:
         """The images that begin now. Each must be added to `running`, or given up, before the next is asked for."""
         yield from self.queue.take(self._room(running))
 
-    def make_way(self, running: Running) -> bool:
-        """Pauses low images where a high one waits for their places. True if there are any."""
+    def make_way(self, running: Running) -> list[Ticket]:
+        """Pauses low images where a high one waits for their places; those that it paused."""
         room = self._room(running)
         for bucket, rows in list(running.rows.items()):
             victims = self.queue.victims(bucket, [row.ticket for row in rows], room)
             for ticket in victims:
                 self._pause(ticket, running)
             if victims:
-                return True
-        return False
+                return victims
+        return []
 
     def _pause(self, ticket: Ticket, running: Running) -> None:
         key = (ticket.request.id, ticket.index)
@@ -143,6 +143,13 @@ class Admission:
         ]
         return forecast(now, waiting, self.capacity, self.costs, self._usual, self._turn)
 
+    def memory_used(self, running: Running) -> tuple[int | None, int, int]:
+        """The budget; the bytes in use between calls; and those that are planned for at the most, calls included."""
+        held = self.device.held(self._held(running))
+        buckets = [bucket for bucket, rows in list(running.rows.items()) if rows]
+        call = max((self.plan.call(b, running.unet_rows(b), pictures=self._pictures) for b in buckets), default=0)
+        return self.plan.budget, held, held + call
+
     def _next_place(self, running: Running) -> float:
         """Seconds until the queue has a place again: until the next request that waits has begun altogether."""
         starts = sorted(estimate.start for estimate in self.estimates(running).values() if estimate.start > 0)
@@ -169,7 +176,7 @@ class Admission:
         return room
 
     def _held(self, running: Running) -> int:
-        rows: list[Row] = [*running, *self._paused.values()]
+        rows: list[Row] = [*list(running), *list(self._paused.values())]
         return self._weights + sum(row.bytes for row in rows)
 
     def _rows_that_fit(self, request: Request, control_rows: int, held: int) -> int:

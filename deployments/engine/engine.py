@@ -199,7 +199,9 @@ class Engine:
 
     def _admit(self) -> None:
         self._begin()
-        if self.admission.make_way(self.running):
+        if paused := self.admission.make_way(self.running):
+            for ticket in paused:
+                self.ledger.tally(ticket.request).paused += 1
             self._begin()
         if estimates := self.admission.foretell(self.running):
             for position, (request, _) in enumerate(self.admission.queue.order()):

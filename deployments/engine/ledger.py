@@ -1,12 +1,14 @@
 """What is known, counted and told of requests that have been let in and are not finished."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from deployments.engine.counters import Counters, total
 from deployments.engine.errors import EngineError
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
 from deployments.engine.forecast import Estimate
+from deployments.engine.latencies import PhaseRecorder
 from deployments.engine.ongoing import Ongoing
 from deployments.engine.row import Request, Row
 
@@ -18,6 +20,7 @@ class Ledger:
         self.emit = emit
         self.ongoing: dict[str, Ongoing] = {}
         self.tallies: dict[str, Counters] = {}
+        self.phases: dict[str, PhaseRecorder] = defaultdict(PhaseRecorder)
         self._knows = knows
         self._deadlines: dict[str, tuple[Request, float]] = {}
 
@@ -28,7 +31,12 @@ class Ledger:
 
     def tally(self, request: Request) -> Counters:
         """What has been done for the request's model."""
-        return self.tallies.setdefault(request.model if self._knows(request.model) else "", Counters())
+        return self.tallies.setdefault(self._account(request), Counters())
+
+    def start_anew(self) -> None:
+        """Forgets what has been counted and taken down."""
+        self.tallies.clear()
+        self.phases.clear()
 
     def arrived(self, request: Request) -> None:
         """A request waits to be prepared; its deadline counts from now."""
@@ -85,7 +93,12 @@ class Ledger:
             self.emit(_image_done(request, index, result))
         if ongoing.settled(decode_ms):
             self.close(request.id)
-            self.emit(Finished(request.id, ongoing.timings()))
+            timings = ongoing.timings()
+            self.phases[self._account(request)].finished(timings)
+            self.emit(Finished(request.id, timings))
+
+    def _account(self, request: Request) -> str:
+        return request.model if self._knows(request.model) else ""
 
 
 def _image_done(request: Request, index: int, data: bytes) -> ImageDone:

@@ -93,21 +93,13 @@ class MemoryPlan:
         ]
         return max(fitting, default=0)
 
-    def figures(self) -> list[dict[str, str | int]]:
-        """Plan and reality: for every measured call its bytes, and what the fit says."""
-        return [
-            {
-                "kind": kind,
-                "model": bucket.model,
-                "width": bucket.width,
-                "height": bucket.height,
-                "rows": rows,
-                "measured_bytes": peak,
-                "planned_bytes": _fitted(peaks).bytes(rows),
-            }
+    def figures(self) -> dict[tuple[Kind, Bucket, int], tuple[int, int]]:
+        """Reality and plan: for every measured call its bytes, and what the fit says."""
+        return {
+            (kind, bucket, rows): (peak, _fitted(peaks).bytes(rows))
             for (kind, bucket), peaks in list(self._peaks.items())
             for rows, peak in sorted(peaks.items())
-        ]
+        }
 
     def _ran_out(self, bucket: Bucket, size: int) -> bool:
         """Whether a call so large, or smaller, found no memory lately."""

@@ -70,10 +70,8 @@ class Queue:
 
     @property
     def images(self) -> int:
-        """Images that wait, those included that had to make way."""
-        # Asked from other threads, too: each list is made in one go, and the rest works on that.
-        fresh = [*list(self._arrived.values()), *list(self._waiting.values())]
-        return sum(len(arrival.images) for arrival in fresh) + len(self._returned)
+        """Images that wait, of every priority."""
+        return sum(self.waiting_by_priority().values())
 
     @property
     def unet_rows(self) -> int:
@@ -82,10 +80,13 @@ class Queue:
         return waiting + sum(ticket.request.unet_rows for ticket in self._returned)
 
     def waiting_by_priority(self) -> dict[Priority, int]:
-        """Images that wait for their first place, by priority."""
+        """Images that wait, those included that had to make way, by priority."""
         counts = dict.fromkeys(PATIENCE, 0)
+        # Asked from other threads, too: each list is made in one go.
         for arrival in [*list(self._arrived.values()), *list(self._waiting.values())]:
             counts[arrival.request.params.priority] += len(arrival.images)
+        for ticket in self._returned:
+            counts[ticket.request.params.priority] += 1
         return counts
 
     def check_room(self, tenant: str = "") -> None:

@@ -29,7 +29,8 @@ class Running:
         return gone
 
     def __iter__(self) -> Iterator[Row]:
-        return (row for rows in self.rows.values() for row in rows)
+        # Asked from other threads, too: each list is made in one go.
+        return (row for rows in list(self.rows.values()) for row in list(rows))
 
     def __len__(self) -> int:
         # Asked from other threads, too: the list is made in one go.

@@ -42,7 +42,7 @@ def warm_up(engine: Engine, drain: Callable[[Engine], None] = Engine.drain) -> N
         if not failed:
             _find_knee(engine, model)
     engine.ledger.emit = emit
-    engine.ledger.tallies.clear()
+    engine.ledger.start_anew()
     if failed:
         raise ModelLoadError(f"the warm-up picture could not be made: {failed[0]}")
 

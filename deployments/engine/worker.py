@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
 
 import torch
 
@@ -20,6 +19,8 @@ from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.mailbox import Mailbox
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.parts import pick_device, pick_dtype
+from deployments.engine.report import EngineReport, Load
+from deployments.engine.reporting import load_of, report_of
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from deployments.engine.warm_up import warm_up
@@ -162,20 +163,13 @@ class EngineWorker:
         """Cancels a request; its rows are gone before the next step. Unknown ids are no error."""
         self._tell(lambda engine: engine.cancel(request_id))
 
-    def report(self) -> dict[str, Any]:
-        """`ready`, `device`, `loaded_models` and `counters` (see `Counters`; also images `waiting` and `running`,
-        and `capacity` in UNet rows per call)."""
-        engine = self._engine
-        if engine is None:
-            return {"ready": False, "device": "", "loaded_models": [], "counters": {}}
-        counters = engine.ledger.total.numbers()
-        counters |= {
-            "waiting": engine.admission.queue.images,
-            "running": len(engine.running),
-            "capacity": engine.capacity,
-        }
-        device = next((model.device.type for model in engine.models.values()), "")
-        return {"ready": self.alive, "device": device, "loaded_models": list(engine.models), "counters": counters}
+    def report(self) -> EngineReport:
+        """What the engine says of itself."""
+        return EngineReport() if self._engine is None else report_of(self._engine, self.alive)
+
+    def load_now(self) -> Load:
+        """What there is to do for the engine, now."""
+        return Load() if self._engine is None else load_of(self._engine)
 
     def stop(self) -> None:
         """Ends the thread; requests that were not finished are told so."""

@@ -15,6 +15,7 @@ from PIL import Image
 from deployments.engine.events import Accepted, Event, Finished, Progress, Refused, Timings
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
+from deployments.engine.report import EngineReport, Load
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from deployments.engine.worker import EngineWorker
@@ -50,8 +51,11 @@ class FakeWorker:
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
 
-    def report(self) -> dict[str, Any]:
-        return {"ready": True, "counters": {"waiting": 3, "running": 5, "capacity": 16}}
+    def load_now(self) -> Load:
+        return Load({"low": 2, "normal": 1}, running=5, capacity=16)
+
+    def report(self) -> EngineReport:
+        return EngineReport(True, load=self.load_now())
 
     def stop(self) -> None:
         self.stopped = True

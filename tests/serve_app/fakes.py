@@ -8,7 +8,9 @@ import httpx
 from fastapi import FastAPI
 from PIL import Image
 
+from deployments.engine.counters import Counters
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused, Timings
+from deployments.engine.report import EngineReport, ModelReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
@@ -43,7 +45,9 @@ class FakeBackend:
         self.cancelled: list[str] = []
         self.running = 0
         self.most_running = 0
-        self.now = BackendReport(True, "cpu", ("tiny", "other"), {"unet_calls": 4, "unet_rows": 10})
+        done = ModelReport(Counters(unet_calls=4, unet_rows=10))
+        self.now = BackendReport((EngineReport(True, "cpu", ("tiny", "other"), {"tiny": done}),))
+        self.counts = {"replays": 1}
         self.closed = False
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:

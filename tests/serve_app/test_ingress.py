@@ -20,10 +20,11 @@ from deployments.engine.errors import (
 )
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
 from deployments.engine.params import GenerationParams
+from deployments.engine.report import EngineReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
-from serve_app.ingress import HandleBackend, Route, as_engine_error, merged
+from serve_app.ingress import HandleBackend, Route, as_engine_error
 
 SPEC = ModelSpec("tiny", "nowhere", native_size=64)
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, num_images=2, model_name="tiny", width=64, height=64))
@@ -103,7 +104,7 @@ async def test_a_replica_that_dies_is_replaced_by_another() -> None:
     backend = backend_of(FakeHandle(attempts))
     events = [event async for event in backend.generate(REQUEST)]
     assert events == [Accepted("r1", 0), image("r1", 0), Progress("r1", 1, 2), image("r1", 1), finished("r1")]
-    assert (await backend.report()).own == {"replays": 1}
+    assert backend.counts == {"replays": 1}
 
 
 async def test_a_request_that_no_replica_survives_is_quarantined_in_its_deployment() -> None:
@@ -201,17 +202,16 @@ def test_no_text_of_rays_reaches_the_caller() -> None:
         assert str(error) not in translated.message
 
 
-REPORT = {"ready": True, "device": "cpu", "loaded_models": ["tiny"], "counters": {"images": 2, "waiting": 1}}
+REPORT = EngineReport(True, "cpu", ("tiny",))
 
 
-def test_reports_are_added_up() -> None:
-    other = {"ready": False, "device": "cuda", "loaded_models": ["tiny", "other"], "counters": {"images": 3}}
-    both = BackendReport(True, "cpu, cuda", ("tiny", "other"), {"images": 5, "waiting": 1})
-    assert merged([REPORT, other]) == both
+def test_one_ready_engine_makes_a_backend_ready() -> None:
+    both = BackendReport((EngineReport(False, "cuda", ("tiny", "other")), REPORT))
+    assert (both.ready, both.device, both.loaded_models) == (True, "cuda, cpu", ("tiny", "other"))
 
 
 def test_without_a_report_nothing_is_ready() -> None:
-    assert not merged([]).ready
+    assert not BackendReport().ready
 
 
 async def test_callers_at_the_same_time_share_one_report() -> None:
@@ -219,4 +219,4 @@ async def test_callers_at_the_same_time_share_one_report() -> None:
     backend = backend_of(handle)
     answers = await asyncio.gather(*(backend.report() for _ in range(5)))
     assert handle.broadcasts == [("report",)]
-    assert answers[0].counters["images"] == 2
+    assert [answer.engines for answer in answers] == 5 * [(REPORT,)]

@@ -15,6 +15,7 @@ import pytest
 from deployments.engine.errors import EngineStopped, ModelLoadError
 from deployments.engine.events import Event
 from deployments.engine.params import GenerationParams
+from deployments.engine.report import EngineReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from serve_app.local_backend import LocalBackend
@@ -47,8 +48,8 @@ class StubWorker:
             assert not isinstance(event, Exception | float)
             yield event
 
-    def report(self) -> dict[str, Any]:
-        return {"ready": True, "device": "cpu", "loaded_models": ["tiny"], "counters": {"unet_calls": 1}}
+    def report(self) -> EngineReport:
+        return EngineReport(True, "cpu", ("tiny",))
 
     def stop(self) -> None:
         self.stopped = True

@@ -145,11 +145,13 @@ async def test_statistics_have_the_guides_keys_and_add_up(service: DiffusionServ
     assert (stats["unet_calls"], stats["unet_rows"], stats["mean_rows_per_call"]) == (4, 10, 2.5)
     assert (stats["images"], stats["failures"], stats["requests"], stats["active"]) == (3, 1, 5, 0)
     assert (stats["finished"], stats["refused"], stats["cancelled"], stats["broken"]) == (2, 1, 1, 1)
-    assert stats["latency_ms"]["count"] == 2
+    assert stats["refusals"] == {"overloaded": 1}
+    assert (stats["replays"], stats["quarantined"]) == (1, 0)
+    assert [stats["latency_ms"][window]["count"] for window in ("1m", "5m", "60m")] == [2, 2, 2]
 
 
 async def test_health_is_starting_then_healthy_then_unhealthy(service: DiffusionService, backend: FakeBackend) -> None:
-    ready, not_ready = backend.now, BackendReport(False, "", ())
+    ready, not_ready = backend.now, BackendReport()
     seen = []
     for backend.now in (not_ready, ready, not_ready):
         seen.append((await service.health()).status)

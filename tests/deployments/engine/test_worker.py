@@ -1,6 +1,7 @@
 """The engine's thread and its asyncio door, on tiny real networks."""
 
 import asyncio
+import pickle
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
@@ -14,9 +15,11 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import EngineLost, EngineStopped, InvalidParameter, ModelLoadError, UnknownModel
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
 from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.latencies import PHASES
 from deployments.engine.mailbox import Mailbox
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.report import Load
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec, with_native_size
 from deployments.engine.worker import EngineWorker
@@ -42,15 +45,20 @@ def asking(request: Request, model: str) -> Request:
     return replace(request, id=f"{model} {request.id}", params=params)
 
 
+def is_idle(worker: EngineWorker) -> bool:
+    load = worker.load_now()
+    return (load.images_waiting, load.running) == (0, 0)
+
+
 async def events_of(worker: EngineWorker, request: Request) -> list[Event]:
     return [event async for event in worker.generate(request)]
 
 
 async def test_a_worker_is_warm_and_has_counted_nothing(worker: EngineWorker) -> None:
     report = worker.report()
-    assert report["ready"]
-    assert report["loaded_models"] == ["tiny"]
-    assert report["counters"]["images"] == report["counters"]["unet_calls"] == 0
+    assert report.ready
+    assert report.loaded_models == ("tiny",)
+    assert not report.models
 
 
 async def test_concurrent_requests_share_calls(worker: EngineWorker, tiny_checkpoint: Path) -> None:
@@ -60,7 +68,23 @@ async def test_concurrent_requests_share_calls(worker: EngineWorker, tiny_checkp
         assert isinstance(events[0], Accepted)
         assert isinstance(events[-1], Finished)
         assert sum(isinstance(event, ImageDone) for event in events) == 1
-    assert worker.report()["counters"]["unet_calls"] <= 3 * 21
+    assert worker.report().models["tiny"].counters.unet_calls <= 3 * 21
+
+
+async def test_a_report_says_what_was_done_and_how_long_it_took(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    await asyncio.gather(*(events_of(worker, request_for(tiny_checkpoint, f"r{i}", num_images=i)) for i in (1, 2)))
+    report = worker.report()
+    made = report.models["tiny"]
+    assert (made.counters.requests, made.counters.images) == (2, 3)
+    assert made.counters.batch_sizes.total() == made.counters.unet_calls
+    assert {phase: each.windows["1m"].count for phase, each in made.durations.items()} == dict.fromkeys(PHASES, 2)
+    assert made.durations["total"].ever.percentile(50) >= made.durations["denoise"].ever.percentile(50) > 0
+    assert report.load == Load({"low": 0, "normal": 0, "high": 0}, 0, report.load.capacity)
+    assert report.memory.held_bytes > 0
+    assert report.knees["tiny"] >= 2
+    timed = {call.rows: call for call in report.calls if call.kind == "denoise"}
+    assert all(call.seconds and call.measured_bytes and call.planned_bytes for call in timed.values())
+    assert len(pickle.dumps(report)) < 20_000
 
 
 async def test_closing_the_generator_frees_the_rows(worker: EngineWorker, tiny_checkpoint: Path) -> None:
@@ -70,9 +94,8 @@ async def test_closing_the_generator_frees_the_rows(worker: EngineWorker, tiny_c
             break
     await stream.aclose()
     await asyncio.sleep(0.3)
-    counters = worker.report()["counters"]
-    assert counters["running"] == counters["waiting"] == 0
-    assert counters["cancelled"] == 1
+    assert is_idle(worker)
+    assert worker.report().models["tiny"].counters.cancelled == 1
 
 
 async def test_a_thousand_callers_that_leave_leave_nothing_behind(worker: EngineWorker, tiny_checkpoint: Path) -> None:
@@ -86,8 +109,7 @@ async def test_a_thousand_callers_that_leave_leave_nothing_behind(worker: Engine
     for start in range(0, 1000, 100):
         await asyncio.gather(*(comes_and_goes(i) for i in range(start, start + 100)))
     assert len(await events_of(worker, request_for(tiny_checkpoint, "last"))) > 2
-    counters = worker.report()["counters"]
-    assert counters["running"] == counters["waiting"] == 0
+    assert is_idle(worker)
 
 
 async def test_an_id_that_runs_already_is_refused(worker: EngineWorker, tiny_checkpoint: Path) -> None:
@@ -122,7 +144,7 @@ async def test_a_loop_that_dies_is_not_ready_and_says_so(worker: EngineWorker, t
     last = [event async for event in stream][-1]
     assert isinstance(last, Refused)
     assert isinstance(last.error, EngineLost)
-    assert not worker.report()["ready"]
+    assert not worker.report().ready
 
 
 async def test_a_lost_device_ends_the_loop_and_is_told_to_whoever_can_end_the_process(tiny_checkpoint: Path) -> None:
@@ -234,7 +256,7 @@ async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoin
             assert [sum(isinstance(event, ImageDone) for event in events) for events in answers] == [1] * 8
             async with asyncio.timeout(5):
                 # Nobody uses them now, and nothing fits into one byte.
-                while worker.report()["loaded_models"]:
+                while worker.report().loaded_models:
                     await asyncio.sleep(0.01)
         (refused,) = await events_of(worker, asking(requests[0], "gone"))
         assert isinstance(refused, Refused)
@@ -256,7 +278,7 @@ async def test_a_caller_that_leaves_while_its_model_loads_does_not_keep_it(tiny_
         async with asyncio.timeout(20):
             events = await events_of(worker, request_for(tiny_checkpoint, "y"))
             assert any(isinstance(event, ImageDone) for event in events)
-            while worker.report()["loaded_models"]:
+            while worker.report().loaded_models:
                 await asyncio.sleep(0.01)
     finally:
         await asyncio.to_thread(worker.stop)

@@ -27,7 +27,7 @@ async def test_health_has_the_guides_keys(client: httpx.AsyncClient) -> None:
 
 
 async def test_not_ready_is_503_but_alive(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    backend.now = BackendReport(False, "", ())
+    backend.now = BackendReport()
     for path in (f"{BASE}/health", "/readyz"):
         response = await client.get(path)
         assert (response.status_code, response.json()["status"]) == (503, "starting")

@@ -1,0 +1,148 @@
+"""How long things took: histograms over sliding windows, which add up across processes. Knows nothing of torch.
+
+Buckets are 5 % wide, so a percentile is within 2.6 % of the sample that it stands for, however many samples there are
+(as in HdrHistogram and DDSketch: Masson, Rim and Lee, 2019). Every power of two seconds is the upper bound of a bucket:
+coarser histograms with such bounds count exactly the same.
+"""
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from deployments.engine.events import Timings
+
+PER_DOUBLING: Final = 14
+"""Buckets between a second and two, two and four, and so on."""
+
+SHORTEST_S: Final = 2.0**-14
+"""Shorter times, 0 included, count as this."""
+
+SLOT_S: Final = 10
+
+Window = Literal["1m", "5m", "60m"]
+WINDOWS: Final[Mapping[Window, int]] = {"1m": 60, "5m": 300, "60m": 3600}
+"""How far back each window looks, in seconds; what is older by up to `SLOT_S` may not be in it any more."""
+
+Phase = Literal["queue", "encode", "denoise", "decode", "inference", "total"]
+"""`inference` is all but the queue."""
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Durations by bucket: number i holds those above 2^((i-1)/14) and up to 2^(i/14) seconds."""
+
+    buckets: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def count(self) -> int:
+        return self.buckets.total()
+
+    def add(self, seconds: float) -> None:
+        """One more took so long."""
+        self.buckets[_bucket(seconds)] += 1
+
+    def percentile(self, percent: float) -> float:
+        """Seconds, by nearest rank; 0 of none."""
+        rank, seen = math.ceil(self.count * percent / 100), 0
+        for bucket in sorted(self.buckets):
+            seen += self.buckets[bucket]
+            if seen >= rank:
+                return _middle(bucket)
+        return 0.0
+
+    def values(self) -> dict[float, int]:
+        """How many took about so many seconds: the middle of each bucket."""
+        return {_middle(bucket): count for bucket, count in sorted(self.buckets.items())}
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """Of one thing: since the start, and in each window."""
+
+    ever: Histogram = field(default_factory=Histogram)
+    windows: Mapping[Window, Histogram] = field(default_factory=lambda: {window: Histogram() for window in WINDOWS})
+
+
+class Recorder:
+    """Takes durations down as they end."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ever = Histogram()
+        self._slots: deque[tuple[int, Histogram]] = deque(maxlen=max(WINDOWS.values()) // SLOT_S)
+
+    def add(self, seconds: float) -> None:
+        """Something ended now, and took so long."""
+        slot = int(self._clock() // SLOT_S)
+        if not self._slots or self._slots[-1][0] != slot:
+            self._slots.append((slot, Histogram()))
+        self._slots[-1][1].add(seconds)
+        self._ever.add(seconds)
+
+    def durations(self) -> Durations:
+        """All that is known now, as a copy. May be asked for from another thread."""
+        now = int(self._clock() // SLOT_S)
+        slots = [(now - slot, dict(histogram.buckets)) for slot, histogram in list(self._slots)]
+        windows = {
+            window: Histogram(_sum(buckets for age, buckets in slots if age < seconds // SLOT_S))
+            for window, seconds in WINDOWS.items()
+        }
+        return Durations(Histogram(Counter(dict(self._ever.buckets))), windows)
+
+
+class PhaseRecorder:
+    """As `Recorder`, for every phase of requests."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._phases: dict[Phase, Recorder] = {phase: Recorder(clock) for phase in PHASES}
+
+    def finished(self, timings: Timings) -> None:
+        """A request is finished."""
+        for phase, milliseconds in _of(timings).items():
+            self._phases[phase].add(milliseconds / 1000)
+
+    def durations(self) -> dict[Phase, Durations]:
+        """By phase."""
+        return {phase: recorder.durations() for phase, recorder in self._phases.items()}
+
+
+def together(parts: Iterable[Durations]) -> Durations:
+    """The durations of many, as if one had taken them all down."""
+    every = list(parts)
+    return Durations(
+        Histogram(_sum(part.ever.buckets for part in every)),
+        {window: Histogram(_sum(part.windows[window].buckets for part in every)) for window in WINDOWS},
+    )
+
+
+def _of(timings: Timings) -> dict[Phase, float]:
+    return {
+        "queue": timings.queued_ms,
+        "encode": timings.encode_ms,
+        "denoise": timings.denoise_ms,
+        "decode": timings.decode_ms,
+        "inference": max(0.0, timings.total_ms - timings.queued_ms),
+        "total": timings.total_ms,
+    }
+
+
+PHASES: Final[tuple[Phase, ...]] = tuple(_of(Timings()))
+
+
+def _bucket(seconds: float) -> int:
+    # Rounded first, so that a power of two is not pushed out of its bucket by the logarithm's last bit.
+    return math.ceil(round(math.log2(max(seconds, SHORTEST_S)) * PER_DOUBLING, 9))
+
+
+def _middle(bucket: int) -> float:
+    return float(2 ** ((bucket - 0.5) / PER_DOUBLING))
+
+
+def _sum(parts: Iterable[Mapping[int, int]]) -> Counter[int]:
+    out: Counter[int] = Counter()
+    for part in parts:
+        out.update(part)
+    return out

@@ -1,0 +1,69 @@
+"""What an engine says of itself: plain data without torch, because it crosses process boundaries."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from deployments.engine.counters import Counters
+from deployments.engine.latencies import Durations, Phase
+from deployments.engine.params import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """What has been done for one model, and how long its finished requests took."""
+
+    counters: Counters = field(default_factory=Counters)
+    durations: Mapping[Phase, Durations] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Images `waiting`, by priority, and `running`; `capacity` is in UNet rows of one call."""
+
+    waiting: Mapping[Priority, int] = field(default_factory=dict)
+    running: int = 0
+    capacity: int = 0
+
+    @property
+    def images_waiting(self) -> int:
+        return sum(self.waiting.values())
+
+
+@dataclass(frozen=True, slots=True)
+class CallReport:
+    """A kind of call that was measured: seconds it takes (UNet calls only), bytes it took, bytes that were planned."""
+
+    kind: str
+    model: str
+    width: int
+    height: int
+    rows: int
+    seconds: float | None = None
+    measured_bytes: int | None = None
+    planned_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """`budget_bytes` is None where nobody counts; `held_bytes` are in use between calls, `planned_bytes` at most."""
+
+    budget_bytes: int | None = None
+    held_bytes: int = 0
+    planned_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """One engine, now. `models` are all that it has worked for; "" stands for requests that named no model of it.
+
+    `knees` are the UNet rows beyond which more only add latency, by model.
+    """
+
+    ready: bool = False
+    device: str = ""
+    loaded_models: tuple[str, ...] = ()
+    models: Mapping[str, ModelReport] = field(default_factory=dict)
+    load: Load = field(default_factory=Load)
+    memory: MemoryReport = field(default_factory=MemoryReport)
+    knees: Mapping[str, int] = field(default_factory=dict)
+    calls: tuple[CallReport, ...] = ()

@@ -1,0 +1,82 @@
+"""Hands samples to Ray, whose agents export them on each node's metrics port with the replica's name.
+
+Counters and histograms are told by their growth since the last time, so nothing is counted in two places.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from ray.serve import metrics
+
+from deployments.metrics import Metric, Sample
+
+log = logging.getLogger(__name__)
+
+PERIOD_S: Final = 1.0
+
+Samples = Callable[[], Iterable[Sample]]
+
+
+class RayMetrics:
+    """To be made in a replica's process, once Serve has told it which replica it is."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Any] = {}
+        self._told: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def publish(self, samples: Iterable[Sample]) -> None:
+        """Tells Ray what has changed."""
+        for sample in samples:
+            key = (sample.metric.name, sample.values)
+            before = self._told.get(key)
+            if sample.now != before or sample.metric.kind == "gauge":
+                self._tell(sample, before)
+                self._told[key] = sample.now
+
+    def _tell(self, sample: Sample, before: Any) -> None:
+        metric = self._metrics.get(sample.metric.name) or self._made(sample.metric)
+        if isinstance(sample.now, Mapping):
+            for value, times in sample.now.items():
+                for _ in range(times - (before or {}).get(value, 0)):
+                    metric.observe(value, tags=sample.labels)
+        elif sample.metric.kind == "gauge":
+            metric.set(float(sample.now), tags=sample.labels)
+        elif sample.now > (before or 0):
+            metric.inc(float(sample.now - (before or 0)), tags=sample.labels)
+
+    def _made(self, metric: Metric) -> Any:
+        asked: dict[str, Any] = {"description": metric.description, "tag_keys": metric.labels}
+        match metric.kind:
+            case "counter":
+                made = metrics.Counter(metric.name, **asked)
+            case "gauge":
+                made = metrics.Gauge(metric.name, **asked)
+            case "histogram":
+                made = metrics.Histogram(metric.name, boundaries=list(metric.bounds), **asked)
+        self._metrics[metric.name] = made
+        return made
+
+
+class Publisher:
+    """Publishes `samples` every `PERIOD_S` seconds, on a thread of its own, until it is stopped."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread. What happened since its last look is not exported."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        to = RayMetrics()
+        while not self._stopped.wait(PERIOD_S):
+            try:
+                to.publish(self._samples())
+            except Exception:
+                # Statistics must never take a replica down, nor stay silent about it.
+                log.exception("metrics could not be published")
