@@ -6,8 +6,8 @@ Rows share a server as long as it comes to rest after them: what survives one fa
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from bench.fault_rows import BY_NAME, OVERLOAD, OVERLOAD_EXPECTED, OVERLOAD_FAUL
 from bench.fault_targets import REFUSED_WITHIN_MS
 from bench.goldens import NAMES, SLOW_NAMES, Goldens
 from bench.history import Counts, History, check, rule_of_three
-from bench.history import served as counts_of
+from bench.history import served as statistics_counts
 from bench.load import Call, Clock, drive, saturate, steady
+from bench.prometheus import Exported, exported_counts
 from bench.recovery import Recovery, recovery, within
 from bench.served import Served, served
 from bench.timing import percentile
@@ -96,15 +97,15 @@ async def _struck(server: Served, row: Row, goldens: Goldens, requests: int) -> 
     calls, fault_at = load_of(row, requests)
     async with client_of(server) as http:
         await warm(http)
-        before = await server.statistics(http)
+        before = await look_at(server, http)
         clock = clock_from_now()
         caller, scene = Caller(http, clock), Scene(server, clock)
         async with asyncio.TaskGroup() as group:
             group.create_task(drive(calls, caller.ask, clock))
             group.create_task(_strike_at(fault_at, row, scene))
-        after = await server.statistics(http)
+        after = await look_at(server, http)
     history = caller.history(goldens)
-    others = [counts_of(before, after)] if row.counts_survive else []
+    others = counts_of(before, after) if row.counts_survive else []
     facts = {"row": row.name, "fault": row.fault, "expected": asdict(row.expected), "fault_at_s": scene.struck}
     facts["client_lag_p99_ms"] = _lag(caller)
     return facts | figures(history, recovery(history, scene.struck), others)
@@ -121,21 +122,21 @@ async def _overloaded(server: Served, goldens: Goldens) -> dict[str, Any]:
     """
     async with client_of(server) as http:
         await warm(http)
-        before = await server.statistics(http)
+        before = await look_at(server, http)
         clock = clock_from_now()
         caller = Caller(http, clock)
         await saturate(PEAK_CALLERS, PEAK_S, SLOW_NAMES, caller.ask, clock)
         peak = _goodput(caller.history(goldens), PEAK_S / 4, PEAK_S)
         begun = clock()
         await drive(overload_calls(peak, begun), caller.ask, clock)
-        after = await server.statistics(http)
+        after = await look_at(server, http)
     history = caller.history(goldens)
     full = begun + OVERLOAD_FILLS_S
     goodput = _goodput(history, full, full + OVERLOAD_S)
     facts = {"row": OVERLOAD, "fault": OVERLOAD_FAULT, "expected": asdict(OVERLOAD_EXPECTED), "fault_at_s": begun}
     facts["client_lag_p99_ms"] = _lag(caller)
     facts |= {"peak_per_s": round(peak, 3), "goodput_per_s": round(goodput, 3), "goodput_share": goodput / peak}
-    return facts | figures(history, overload_felt(history, begun), [counts_of(before, after)])
+    return facts | figures(history, overload_felt(history, begun), counts_of(before, after))
 
 
 def overload_felt(history: History, begun: float) -> Recovery:
@@ -153,6 +154,27 @@ def overload_calls(peak: float, begun: float) -> list[Call]:
     flood = steady("flood", OVERLOADED * peak, int(OVERLOADED * peak * (end - begun)), SLOW_NAMES, seed=3, start=begun)
     trickle = steady("trickle", peak / 5, int(peak / 5 * TRICKLE_S), SLOW_NAMES, seed=4, start=end)
     return [*(call for call in flood if call.at < end), *trickle]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What those have counted who count at the server, since it has been there."""
+
+    statistics: Mapping[str, Any]
+    exported: Exported
+
+
+async def look_at(server: Served, http: httpx.AsyncClient) -> Look:
+    """When nothing is on its way any more."""
+    return Look(await server.statistics(http), await server.exported())
+
+
+def counts_of(before: Look, after: Look) -> list[Counts]:
+    """What was counted between two looks."""
+    return [
+        statistics_counts(before.statistics, after.statistics),
+        exported_counts(before.exported, after.exported),
+    ]
 
 
 def figures(history: History, felt: Recovery, others: Sequence[Counts]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from bench.prometheus import REPORT_INTERVAL_ENV, Exported, at_rest
 from serve_app.client import BASE
 from serve_app.config import AppConfig
 from serve_app.local_cluster import HEALTH_PATH
@@ -42,6 +43,7 @@ class Served:
         self._deployment = deployment
         self._line = threading.Lock()
         self.url = f"http://127.0.0.1:{port}"
+        self.pid = process.pid
 
     async def tell(self, do: str, **details: Any) -> Any:
         """Has the server obey a command; see `faulty_server.py`. Raises ServerFailed."""
@@ -73,6 +75,10 @@ class Served:
                     return said
             if time.monotonic() > deadline:
                 raise ServerFailed("the server tells no statistics")
+
+    async def exported(self) -> Exported:
+        """What Prometheus would see, when that does not change any more."""
+        return await asyncio.to_thread(at_rest, self.pid)
 
     def replicas(self) -> list[int]:
         """The processes that host an engine."""
@@ -128,6 +134,7 @@ def _started(log: Path) -> "subprocess.Popen[str]":
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env=os.environ | REPORT_INTERVAL_ENV,
             start_new_session=True,
         )
 

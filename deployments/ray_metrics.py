@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from ray.serve import metrics
-
 from deployments.metrics import Metric, Sample
 
 log = logging.getLogger(__name__)
@@ -23,6 +21,10 @@ class RayMetrics:
     """To be made in a replica's process, once Serve has told it which replica it is."""
 
     def __init__(self) -> None:
+        # Not before: Ray reads its settings while it is imported, and whoever starts a cluster makes them later.
+        from ray.serve import metrics
+
+        self._ray = metrics
         self._metrics: dict[str, Any] = {}
         self._told: dict[tuple[str, tuple[str, ...]], Any] = {}
 
@@ -50,11 +52,11 @@ class RayMetrics:
         asked: dict[str, Any] = {"description": metric.description, "tag_keys": metric.labels}
         match metric.kind:
             case "counter":
-                made = metrics.Counter(metric.name, **asked)
+                made = self._ray.Counter(metric.name, **asked)
             case "gauge":
-                made = metrics.Gauge(metric.name, **asked)
+                made = self._ray.Gauge(metric.name, **asked)
             case "histogram":
-                made = metrics.Histogram(metric.name, boundaries=list(metric.bounds), **asked)
+                made = self._ray.Histogram(metric.name, boundaries=list(metric.bounds), **asked)
         self._metrics[metric.name] = made
         return made
 

@@ -4,7 +4,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
 from deployments.engine.latencies import Durations, Recorder, together
@@ -13,13 +13,17 @@ from serve_app.figures import windows_ms
 
 Clock = Callable[[], float]
 Outcome = Literal["finished", "refused", "cancelled", "broken"]
+End = tuple[Outcome, str]
+
+_BROKEN: Final[End] = ("broken", "internal_error")
 
 
 class Statistics:
     """Watches the requests of one service. Used on one event loop; may be looked at from any thread.
 
     Every request ends as exactly one of `finished`, `refused`, `cancelled` (the caller left) or `broken` (an error
-    that nobody expected, or no end at all), or is `active`. `images` and `failures` count images.
+    that nobody expected, or no end at all), or is `active`. `images` and `failures` count images. Beside its end, the
+    code of the error is kept that refused it, or that the first of its images failed with.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -33,7 +37,7 @@ class Statistics:
         """Hands `events` of a request to `model` on and counts them. Closing this closes them."""
         begun = self._clock()
         self._requests += 1
-        end: tuple[Outcome, str] = ("cancelled", "")
+        end: End = ("cancelled", "")
         try:
             async with aclosing(events):
                 async for event in events:
@@ -41,9 +45,9 @@ class Statistics:
                     yield event
             if end[0] == "cancelled":
                 # Nobody left: the backend just ended, without a last word.
-                end = ("broken", "internal_error")
+                end = _BROKEN
         except Exception:
-            end = ("broken", "internal_error")
+            end = _BROKEN
             raise
         finally:
             self._ends[model, *end] += 1
@@ -83,12 +87,15 @@ class Statistics:
     def _durations(self) -> dict[str, Durations]:
         return {model: recorder.durations() for model, recorder in list(self._took.items())}
 
-    def _end(self, event: Event, before: tuple[Outcome, str]) -> tuple[Outcome, str]:
+    def _end(self, event: Event, before: End) -> End:
         match event:
-            case ImageDone() | ImageFailed():
-                self._images[type(event)] += 1
+            case ImageDone():
+                self._images[ImageDone] += 1
+            case ImageFailed(error=error):
+                self._images[ImageFailed] += 1
+                return before[0], before[1] or error.code
             case Finished():
-                return "finished", ""
+                return "finished", before[1]
             case Refused(error=error):
                 return "refused", error.code
         return before

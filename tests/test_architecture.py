@@ -129,8 +129,9 @@ def test_the_process_that_speaks_http_has_no_torch_in_it(modules: str) -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_the_command_line_says_no_to_a_port_without_loading_ray() -> None:
-    """Refusing, and `--help`, should not cost the seconds that importing Ray takes."""
-    code = "import sys, serve_app.cli; print('ray' in sys.modules)"
+@pytest.mark.parametrize("module", ["serve_app.cli", "serve_app.local_cluster", "deployments.model_deployment"])
+def test_ray_is_not_imported_before_its_settings_are_made(module: str) -> None:
+    """It reads them while it is imported. And refusing, and `--help`, should not cost the seconds that this takes."""
+    code = f"import sys, {module}; print('ray' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "False"

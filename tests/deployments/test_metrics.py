@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deployments import metrics, ray_metrics
+from deployments import metrics
 from deployments.engine.counters import Counters
 from deployments.engine.latencies import PhaseRecorder
 from deployments.engine.report import EngineReport, Load, MemoryReport, ModelReport
@@ -45,7 +45,7 @@ class FakeMetrics:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeMetrics:
     fake = FakeMetrics()
-    monkeypatch.setattr(ray_metrics, "metrics", fake)
+    monkeypatch.setattr("ray.serve.metrics", fake)
     return fake
 
 

@@ -4,15 +4,17 @@ import asyncio
 import base64
 import io
 import os
+import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from bench.prometheus import Exported, settled, total
 from serve_app.local_cluster import HEALTH_PATH
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 from tests.serve_app.servers import Launched, ray_server, tiny_config
@@ -159,6 +161,62 @@ async def test_a_caller_that_leaves_is_noticed_whatever_it_says(client: httpx.As
         await client.post(f"{BASE}/text-to-image", json=LONG, headers=headers, timeout=1.0)
     freed = await until(lambda now: now["images_running"] == 0 and now["images_waiting"] == 0, client, within_s=10)
     assert freed["cancelled"] == before["cancelled"] + 1
+
+
+def of_prometheus(stats: dict[str, Any]) -> dict[str, float]:
+    """What Prometheus has to say where the statistics say this."""
+    tiny = stats["models"]["tiny"]
+    memory = stats["engines"][0]["memory"]
+    return {
+        **{f'requests{{outcome="{outcome}"}}': stats[outcome] for outcome in ("finished", "refused", "cancelled")},
+        'images{status="done"}': tiny["images"],
+        'images{status="failed"}': tiny["failures"],
+        'engine_requests{outcome="accepted"}': tiny["requests"],
+        'engine_requests{outcome="cancelled"}': tiny["cancelled"],
+        "steps": tiny["row_steps"],
+        "wasted_steps": tiny["wasted_steps"],
+        "unet_calls": tiny["unet_calls"],
+        'unet_rows{padding="no"}': tiny["unet_rows"],
+        'unet_rows{padding="yes"}': tiny["padded_rows"] - tiny["unet_rows"],
+        'oom{action="split"}': tiny["splits"],
+        "batch_size_count": sum(tiny["batch_sizes"].values()),
+        "queue_wait_seconds_count": tiny["durations_ms"]["queue"]["60m"]["count"],
+        'inference_seconds_count{stage="denoise"}': tiny["durations_ms"]["denoise"]["60m"]["count"],
+        "request_duration_seconds_count": stats["latency_ms"]["60m"]["count"],
+        "queue_depth": stats["images_waiting"],
+        "running_images": stats["images_running"],
+        "capacity_rows": stats["engines"][0]["capacity"],
+        'device_memory_bytes{kind="held"}': memory["held_bytes"],
+        "loaded_models": stats["loaded_models"],
+    }
+
+
+def told(samples: Exported, asked: Iterable[str]) -> dict[str, float]:
+    """The same of what is exported. Nothing is exported of a counter that has never counted."""
+    out = {}
+    for name in asked:
+        metric, _, labels = name.partition("{")
+        kind = "" if metric.endswith("_count") or metric in GAUGES else "_total"
+        out[name] = total(samples, f"diffusion_{metric}{kind}", **dict(re.findall(r'(\w+)="(\w+)"', labels)))
+    return out
+
+
+GAUGES = ("queue_depth", "running_images", "capacity_rows", "device_memory_bytes", "loaded_models")
+
+
+async def test_prometheus_and_the_statistics_say_the_same(server: Launched, client: httpx.AsyncClient) -> None:
+    await asyncio.gather(
+        *(client.post(f"{BASE}/text-to-image", json=PROMPT | {"seed": seed, "num_images": 2}) for seed in range(5))
+    )
+    refused = await client.post(f"{BASE}/text-to-image", json=PROMPT | {"deadline_ms": 1, "num_inference_steps": 150})
+    assert refused.status_code == 504
+    expected = of_prometheus(await stats(client))
+    assert all(expected[name] > 0 for name in ('requests{outcome="refused"}', 'images{status="done"}', "wasted_steps"))
+    exported = await asyncio.to_thread(settled, server.process.pid, lambda now: told(now, expected) == expected)
+    assert told(exported, expected) == expected
+    # Coarser buckets, the same samples.
+    within_8_s = total(exported, "diffusion_queue_wait_seconds_bucket", le="8.0")
+    assert 0 < within_8_s <= expected["queue_wait_seconds_count"]
 
 
 # Long enough to be met on its way.
