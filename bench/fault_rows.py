@@ -231,7 +231,7 @@ ROWS: Final[tuple[Row, ...]] = (
 OVERLOAD: Final = "overload"
 OVERLOAD_FAULT: Final = "5 times the load that it can carry"
 OVERLOAD_EXPECTED: Final = Expected(
-    2, 45, 40_000, "the engine's queue of 256 fills, the rest is refused at once; what is queued takes its time"
+    2, 25, 25_000, "the engine's queue of 128 fills to three quarters; the rest is refused at once"
 )
 
 BY_NAME: Final[Mapping[str, Row]] = MappingProxyType({row.name: row for row in ROWS})

@@ -45,8 +45,6 @@ def config_of(**changes: Any) -> AppConfig:
         "num_cpus": 0.1,
         "max_rows": 16,
         "replicas": 2,
-        # Above the engine's own bound, so that it is the engine that refuses.
-        "max_ongoing_requests": 1000,
         "graceful_shutdown_timeout_s": 30,
         "graceful_shutdown_wait_loop_s": 0.2,
         "health_check_period_s": 1,

@@ -8,7 +8,6 @@ This module must not use `from __future__ import annotations`: Serve reads `buil
 arguments are an `AppConfig`, and a string there makes it pass a bare dict without a word.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -38,8 +37,9 @@ def application(config: AppConfig, replica: type[ModelReplica] = ModelReplica) -
         model_deployment(deployment, hosted, annotators, replica)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
-    api = partial(api_over, config.ingress.api_options())
-    ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options()).bind(api, handles, specs)
+    ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options()).bind(
+        partial(api_over, config), handles, specs
+    )
     return ingress
 
 
@@ -55,11 +55,11 @@ def model_deployment(
     return bound
 
 
-def api_over(options: Mapping[str, Any], backend: HandleBackend) -> Any:
-    """The ASGI application over `backend`."""
+def api_over(config: AppConfig, backend: HandleBackend) -> Any:
+    """The ASGI application over `backend`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.service import DiffusionService
 
     service = DiffusionService(backend)
     Publisher(service.samples)
-    return create_api(service, **options)
+    return create_api(service, **config.ingress.api_options())

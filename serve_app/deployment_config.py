@@ -21,6 +21,10 @@ HEALTH_CHECK_PERIOD_S = 5.0
 HEALTH_CHECK_TIMEOUT_S = 8.0
 
 
+# Requests that neither wait nor run: being decoded, compressed, refused.
+_PASSING = 64
+
+
 class AutoscalingConfig(Strict):
     """Bounds and delays of a deployment that grows with its work (`deployments.autoscaling.WorkPolicy`)."""
 
@@ -61,6 +65,9 @@ class DeploymentConfig(Strict):
     `max_surge_percent` of the replicas, rounded up, may run beside them while a new version takes over: an old one
     stops only when a new one has loaded. At 0 the old one stops first, and a version that cannot load leaves a gap.
 
+    `queue_limit` bounds the requests that wait in each replica; those beyond it are refused with the time to come back.
+    A queue is as long as its callers are patient: seconds times images a second.
+
     `model_memory_gib` bounds the weights in memory. `device_memory_gib` is all that weights and images in the making
     may take together; without it, on CUDA, what is free when the replica starts, and on a CPU whatever they take.
     """
@@ -78,7 +85,7 @@ class DeploymentConfig(Strict):
     memory_gib: float | None = Field(default=None, gt=0)
     replicas: Count = 1
     autoscaling: AutoscalingConfig | None = None
-    max_ongoing_requests: Count = 64
+    queue_limit: Count = 128
     graceful_shutdown_timeout_s: Seconds = 120.0
     graceful_shutdown_wait_loop_s: Seconds = 0.5
     health_check_period_s: Seconds = HEALTH_CHECK_PERIOD_S
@@ -101,6 +108,7 @@ class DeploymentConfig(Strict):
             "device": self.device,
             "dtype": self.dtype,
             "max_rows": self.max_rows,
+            "queue_limit": self.queue_limit,
             "threads": self.threads,
             "model_memory_bytes": _bytes(self.model_memory_gib),
             "device_memory_bytes": _bytes(self.device_memory_gib),
@@ -112,7 +120,7 @@ class DeploymentConfig(Strict):
         return {
             "name": self.name,
             "ray_actor_options": self._actor_options(),
-            "max_ongoing_requests": self.max_ongoing_requests,
+            "max_ongoing_requests": self._most_ongoing,
             "graceful_shutdown_timeout_s": self.graceful_shutdown_timeout_s,
             "graceful_shutdown_wait_loop_s": self.graceful_shutdown_wait_loop_s,
             "health_check_period_s": self.health_check_period_s,
@@ -131,6 +139,12 @@ class DeploymentConfig(Strict):
         """How many there may be at once, while a new version takes over."""
         count = self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
         return count + math.ceil(count * self.max_surge_percent / 100)
+
+    @property
+    def _most_ongoing(self) -> int:
+        """More than the engine takes: it is the engine that refuses, at once and with an estimate, where Ray would let
+        callers wait in line behind each other, whatever their priorities and deadlines."""
+        return self.queue_limit + self.max_rows + _PASSING
 
     def _actor_options(self) -> dict[str, Any]:
         # Ray derives OMP_NUM_THREADS from num_cpus, a scheduling figure, and a spinning OpenMP pool beside busy

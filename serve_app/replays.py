@@ -25,6 +25,7 @@ from typing import Final
 
 from deployments.engine.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
 from deployments.engine.events import Accepted, Event, ImageDone, ImageFailed, Preview, Refused
+from deployments.engine.params import SERVICE_FIELDS
 from deployments.engine.row import Request
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ Attempt = Callable[[Request], AsyncGenerator[Event, None]]
 """One replica's try. A `Refused` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun."""
 
 # What is computed does not depend on these. The seed above all: a caller that gave none gets another with each try.
-_NOT_THE_WORK: Final = {"seed", "priority", "deadline_ms"}
+_NOT_THE_WORK: Final = {"seed", *SERVICE_FIELDS}
 
 
 class Replays:
@@ -48,13 +49,16 @@ class Replays:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.counts: Counter[str] = Counter()
+        self._clock = clock
         self._quarantine = Quarantine(clock)
         self._isolation = asyncio.Lock()
 
     async def run(self, request: Request, attempt: Attempt) -> AsyncGenerator[Event, None]:
         """The request's events, from as many attempts as it takes; nothing is told twice. Closing this ends it all."""
         delivered = Delivered()
-        for asked, isolation, is_last in self._attempts(request):
+        arrived = self._clock()
+        turns: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]
+        for number, isolation in enumerate(turns):
             async with isolation:
                 # Each time: the like of it may have been convicted while this one waited.
                 if await self._quarantine.holds(request):
@@ -63,6 +67,7 @@ class Replays:
                         request.id, Quarantined("this request has just taken several engines down; change it")
                     )
                     return
+                asked = self._again(request, number, arrived) if number else request
                 async with aclosing(attempt(asked)) as events:
                     async for event in events:
                         if loss := loss_of(event):
@@ -72,20 +77,19 @@ class Replays:
                     else:
                         return
                 # Before the next one has its turn: it may be the like of this one.
-                if is_last:
+                if isolation is self._isolation:
                     yield Refused(request.id, await self._verdict(request, loss))
 
-    def _attempts(self, request: Request) -> Iterator[tuple[Request, AbstractAsyncContextManager[object], bool]]:
-        """The request as each attempt asks it, under an id of its own so that the abort of one cannot end the next;
-        what must be held meanwhile; and whether it is the last."""
-        yield request, nullcontext(), False
-        yield self._again(request, 1), nullcontext(), False
-        yield self._again(request, 2), self._isolation, True
-
-    def _again(self, request: Request, number: int) -> Request:
+    def _again(self, request: Request, number: int, arrived: float) -> Request:
+        """The request under an id of its own, so that the abort of one attempt cannot end the next, and with what is
+        left of its deadline."""
         log.warning("request %s: its replica was lost; it is repeated (%d)", request.id, number)
         self.counts["replays"] += 1
-        return replace(request, id=f"{request.id}.replay-{number}")
+        params = request.params
+        if params.deadline_ms is not None:
+            left = params.deadline_ms - round((self._clock() - arrived) * 1000)
+            params = params.model_copy(update={"deadline_ms": max(1, left)})
+        return replace(request, id=f"{request.id}.replay-{number}", params=params)
 
     async def _verdict(self, request: Request, loss: EngineStopped) -> EngineStopped | GenerationFailed:
         """What to say when the last attempt, too, has lost its replica."""

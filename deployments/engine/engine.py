@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 
@@ -35,6 +36,8 @@ from deployments.engine.stepper import Moved, Stepper
 
 log = logging.getLogger(__name__)
 
+QUEUE_LIMIT: Final = 128
+
 # How long an idle engine may gather rows for a first, full call; far below what the worker takes for a standstill.
 _GATHER_SECONDS = 10.0
 
@@ -43,9 +46,9 @@ class Engine:
     """Makes images for many requests at once, one UNet call at a time.
 
     `emit` receives every event, on the engine's thread. `wake` is set when a picture has been decoded, so that an idle
-    driver knows when to call `step` again. `max_rows` bounds the UNet rows of one call (a power of two is well used);
-    `padded_sizes` are the batch sizes that calls are padded to, by default the powers of two up to `max_rows`.
-    `memory` says what there is; by default nobody counts.
+    driver knows when to call `step` again. `max_rows` bounds the UNet rows of one call (a power of two is well used),
+    `queue_limit` the requests that wait; `padded_sizes` are the batch sizes that calls are padded to, by default the
+    powers of two up to `max_rows`. `memory` says what there is; by default nobody counts.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Engine:
         *,
         max_rows: int = 16,
         padded_sizes: tuple[int, ...] | None = None,
-        queue_limit: int = 256,
+        queue_limit: int = QUEUE_LIMIT,
         decode_batch: int = 1,
         memory: DeviceMemory | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.device_errors import DeviceLost
 from deployments.engine.device_memory import memory_of
-from deployments.engine.engine import Engine
+from deployments.engine.engine import QUEUE_LIMIT, Engine
 from deployments.engine.errors import EngineError, EngineLost, EngineStopped, InvalidParameter, ModelLoadError
 from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.heartbeat import Heartbeat
@@ -82,6 +82,7 @@ class EngineWorker:
         device: str = "auto",
         dtype: str = "auto",
         max_rows: int = 16,
+        queue_limit: int = QUEUE_LIMIT,
         threads: int | None = None,
         model_memory_bytes: int | None = None,
         device_memory_bytes: int | None = None,
@@ -114,7 +115,9 @@ class EngineWorker:
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
             memory = memory_of(where, device_memory_bytes)
             pictures = 4 if where.type == "cuda" else 1
-            return Engine(models, emit, max_rows=max_rows, decode_batch=pictures, memory=memory)
+            return Engine(
+                models, emit, max_rows=max_rows, queue_limit=queue_limit, decode_batch=pictures, memory=memory
+            )
 
         return cls(build, manager, inbox, threads=threads, on_device_lost=on_device_lost)
 

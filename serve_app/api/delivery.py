@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
 from serve_app.api.answers import answer_of, server_timing
+from serve_app.api.caller import caller_of
 from serve_app.api.departure import while_client_stays
 from serve_app.api.negotiate import EVENTS, JSON, wanted
 from serve_app.api.sse import open_stream
@@ -27,13 +28,13 @@ async def deliver(
     previews: int = 0,
 ) -> Response:
     """The images of `params` as JSON, as one image's bytes or as a stream. A client that leaves frees its place."""
-    media_type = wanted(request, _offers(params))
+    media_type, tenant = wanted(request, _offers(params)), caller_of(request).tenant
     if media_type == EVENTS:
-        prepared = await service.prepare(params, uploads=uploads, previews=previews)
+        prepared = await service.prepare(params, uploads=uploads, previews=previews, tenant=tenant)
         return await open_stream(request, service.run(prepared), Story(prepared, request.state.request_id))
     if media_type != JSON:
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
-    prepared = await service.prepare(params, uploads=uploads)
+    prepared = await service.prepare(params, uploads=uploads, tenant=tenant)
     result = await while_client_stays(request.receive, service.collect(prepared))
     if media_type == JSON:
         return JSONResponse(answer_of(result), headers=_headers(result))

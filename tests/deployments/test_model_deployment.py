@@ -23,7 +23,7 @@ from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64))
-OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_rows": 16, "threads": 1}
+OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_rows": 16, "queue_limit": 8, "threads": 1}
 
 
 class FakeWorker:
@@ -147,7 +147,8 @@ def breaks(_):
     raise DeviceLost("injected")
 
 async def serves():
-    replica = ModelReplica([ModelSpec("tiny", sys.argv[1])], device="cpu", dtype="float32", max_rows=2, threads=1)
+    options = {"device": "cpu", "dtype": "float32", "max_rows": 2, "queue_limit": 8, "threads": 1}
+    replica = ModelReplica([ModelSpec("tiny", sys.argv[1])], **options)
     replica._worker._tell(breaks)
     await asyncio.sleep(60)
 

@@ -271,3 +271,18 @@ def test_a_fingerprint_knows_decoded_pictures() -> None:
 def test_no_byte_of_a_file_counts_as_the_next_files() -> None:
     pairs = [(b"ab", b"c"), (b"a", b"bc"), (b"abc", b""), (b"abc", None), (None, b"abc"), (b"", b"abc")]
     assert len({fingerprint(replace(request(), uploads=Uploads(*pair))) for pair in pairs}) == len(pairs)
+
+
+async def test_a_replay_has_what_is_left_of_the_deadline() -> None:
+    now, deadlines = 0.0, []
+
+    async def attempt(asked: Request) -> AsyncGenerator[Event, None]:
+        nonlocal now
+        deadlines.append(asked.params.deadline_ms)
+        now += 0.6
+        yield Refused(asked.id, LOST)
+
+    async for _ in Replays(lambda: now).run(request(deadline_ms=1000), attempt):
+        pass
+    # Too late is said by the engine, which counts it.
+    assert deadlines == [1000, 400, 1]
