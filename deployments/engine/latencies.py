@@ -20,11 +20,12 @@ PER_DOUBLING: Final = 14
 SHORTEST_S: Final = 2.0**-14
 """Shorter times, 0 included, count as this."""
 
-SLOT_S: Final = 10
-
 Window = Literal["1m", "5m", "60m"]
 WINDOWS: Final[Mapping[Window, int]] = {"1m": 60, "5m": 300, "60m": 3600}
-"""How far back each window looks, in seconds; what is older by up to `SLOT_S` may not be in it any more."""
+"""How far back each window looks, in seconds."""
+
+SLOTS: Final = 30
+"""A window forgets in so many pieces: what is nearly as old as its length may be gone already."""
 
 Phase = Literal["queue", "encode", "denoise", "decode", "inference", "total"]
 """`inference` is all but the queue."""
@@ -72,25 +73,40 @@ class Recorder:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ever = Histogram()
-        self._slots: deque[tuple[int, Histogram]] = deque(maxlen=max(WINDOWS.values()) // SLOT_S)
+        self._windows = {window: _Sliding(seconds / SLOTS) for window, seconds in WINDOWS.items()}
 
     def add(self, seconds: float) -> None:
         """Something ended now, and took so long."""
-        slot = int(self._clock() // SLOT_S)
-        if not self._slots or self._slots[-1][0] != slot:
-            self._slots.append((slot, Histogram()))
-        self._slots[-1][1].add(seconds)
+        now = self._clock()
+        for window in self._windows.values():
+            window.at(now).add(seconds)
         self._ever.add(seconds)
 
     def durations(self) -> Durations:
         """All that is known now, as a copy. May be asked for from another thread."""
-        now = int(self._clock() // SLOT_S)
-        slots = [(now - slot, dict(histogram.buckets)) for slot, histogram in list(self._slots)]
-        windows = {
-            window: Histogram(_sum(buckets for age, buckets in slots if age < seconds // SLOT_S))
-            for window, seconds in WINDOWS.items()
-        }
+        now = self._clock()
+        windows = {name: window.sum(now) for name, window in self._windows.items()}
         return Durations(Histogram(Counter(dict(self._ever.buckets))), windows)
+
+
+class _Sliding:
+    """The last `SLOTS` slots of so many seconds each."""
+
+    def __init__(self, slot_s: float) -> None:
+        self._slot_s = slot_s
+        self._slots: deque[tuple[int, Histogram]] = deque(maxlen=SLOTS)
+
+    def at(self, now: float) -> Histogram:
+        """Where to put what ends now."""
+        slot = int(now // self._slot_s)
+        if not self._slots or self._slots[-1][0] != slot:
+            self._slots.append((slot, Histogram()))
+        return self._slots[-1][1]
+
+    def sum(self, now: float) -> Histogram:
+        """Of all slots that are not too old, as a copy."""
+        oldest = int(now // self._slot_s) - SLOTS
+        return Histogram(_sum(dict(each.buckets) for slot, each in list(self._slots) if slot > oldest))
 
 
 class PhaseRecorder:
