@@ -24,7 +24,7 @@ _THREADS = 2
 class Generator(Protocol):
     """What takes a request whose pictures are ready: an `EngineWorker`."""
 
-    def check_room(self) -> None: ...
+    def check_room(self, request: Request) -> None: ...
 
     def generate(self, request: Request) -> AsyncGenerator[Event, None]: ...
 
@@ -42,7 +42,7 @@ class Intake:
         """The request's events. What is wrong with its files refuses it; so does, before that, a full queue."""
         if request.uploads is not None:
             try:
-                worker.check_room()
+                worker.check_room(request)
                 request = await self._taken_in(request)
             except EngineError as error:
                 yield Refused(request.id, error)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
@@ -34,8 +34,10 @@ class LocalBackend:
         device: str,
         dtype: str,
         max_rows: int = 16,
+        queue_limit: int = 128,
         threads: int | None = None,
         model_memory_bytes: int | None = None,
+        device_memory_bytes: int | None = None,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
         """`annotators` make hints from photos. Raises ModelLoadError where a model's folder does not say what it is."""
@@ -43,8 +45,15 @@ class LocalBackend:
             raise ValueError(f"a name per model is needed, each used once: {', '.join(clashes(specs)) or 'no models'}")
         self._models = tuple(sized(spec) for spec in specs)
         self.annotators = Annotators(annotators, device)
-        self._device, self._dtype = device, dtype
-        self._max_rows, self._threads, self._model_memory = max_rows, threads, model_memory_bytes
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "max_rows": max_rows,
+            "queue_limit": queue_limit,
+            "threads": threads,
+            "model_memory_bytes": model_memory_bytes,
+            "device_memory_bytes": device_memory_bytes,
+        }
         self._intake = Intake(self.annotators)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-models")
         self._loading: Future[EngineWorker] | None = None
@@ -111,20 +120,15 @@ class LocalBackend:
             check_source(spec)
         log.info("loading %s", ", ".join(spec.name for spec in self._models))
         try:
-            return EngineWorker.load(
-                self._models,
-                device=self._device,
-                dtype=self._dtype,
-                max_rows=self._max_rows,
-                threads=self._threads,
-                model_memory_bytes=self._model_memory,
-            )
+            return EngineWorker.load(self._models, **self._options)
         except EngineError:
             raise
         except Exception as error:
             # A device that is not there, or memory that ends. Told as an EngineError, because health asks this too.
             log.exception("the models could not be loaded")
-            raise ModelLoadError(f"the models could not be loaded on {self._device!r} as {self._dtype!r}") from error
+            raise ModelLoadError(
+                "the models could not be loaded on {device!r} as {dtype!r}".format(**self._options)
+            ) from error
 
     @staticmethod
     def _stop(loading: "Future[EngineWorker]") -> None:

@@ -5,7 +5,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from PIL import Image
@@ -48,7 +48,8 @@ class DiffusionService:
 
     Without a backend the engine runs in this process: `models` (the demo models if none are given) are loaded at the
     first use. `device` is auto, cpu, cuda or cuda:0; `dtype` is auto, float32, float16 or bfloat16.
-    `model_memory_bytes` bounds the weights in memory: models that are not used leave it and come back when asked for.
+    `queue_limit` bounds the requests that wait: those beyond it are refused. `model_memory_bytes` bounds the weights in
+    memory: models that are not used leave it and come back when asked for; `device_memory_bytes` weights and work.
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given.
     """
@@ -61,8 +62,10 @@ class DiffusionService:
         device: str = "auto",
         dtype: str = "auto",
         max_rows: int = 16,
+        queue_limit: int = 128,
         threads: int | None = None,
         model_memory_bytes: int | None = None,
+        device_memory_bytes: int | None = None,
         annotators: AnnotatorSpecs | None = None,
     ) -> None:
         if backend is not None and (models is not None or annotators is not None):
@@ -76,8 +79,10 @@ class DiffusionService:
                 device=device,
                 dtype=dtype,
                 max_rows=max_rows,
+                queue_limit=queue_limit,
                 threads=threads,
                 model_memory_bytes=model_memory_bytes,
+                device_memory_bytes=device_memory_bytes,
                 annotators=DEMO_ANNOTATORS if models is None and annotators is None else annotators or NO_NETWORKS,
             )
             self._backend, self._start = local, local.start
@@ -147,7 +152,8 @@ class DiffusionService:
         """As `generate`, for a prepared request."""
         images: list[ImageDone] = []
         failures: list[ImageFailed] = []
-        async with aclosing(self.run(prepared)) as events:
+        unwatched = replace(prepared, request=replace(prepared.request, progress=False))
+        async with aclosing(self.run(unwatched)) as events:
             async for event in events:
                 match event:
                     case ImageDone():

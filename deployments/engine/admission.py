@@ -54,16 +54,21 @@ class Admission:
         """Lets a request into the queue. Raises Overloaded, DoesNotFit, and DeadlineExceeded where that is foreseen."""
         if self._rows_that_fit(request, 0, self.device.held(self._weights)) < request.unet_rows:
             raise DoesNotFit("an image of this size does not fit into the memory that there is")
-        try:
-            self.queue.arrive(request, self.cost(request))
-        except Overloaded as error:
-            raise Overloaded(error.message, retry_after=self._next_place(running)) from None
+        self.check_room(request.tenant)
+        self.queue.arrive(request, self.cost(request))
         limit = request.params.deadline_ms
         if limit is not None:
             finish = self.estimates(running)[request.id].finish
             if finish * 1000 > limit:
                 self.queue.remove(request.id)
                 raise DeadlineExceeded(f"it would take about {finish * 1000:.0f} ms from now, and may take {limit} ms")
+
+    def check_room(self, tenant: str) -> None:
+        """Raises Overloaded, with the time until there is a place, where the queue has none. From any thread."""
+        try:
+            self.queue.check_room(tenant)
+        except Overloaded as error:
+            raise Overloaded(error.message, retry_after=_next_place(self._foretold.values())) from None
 
     def cost(self, request: Request) -> float:
         """The device's seconds for a request, in calls that are as full as it pays."""
@@ -150,11 +155,6 @@ class Admission:
         call = max((self.plan.call(b, running.unet_rows(b), pictures=self._pictures) for b in buckets), default=0)
         return self.plan.budget, held, held + call
 
-    def _next_place(self, running: Running) -> float:
-        """Seconds until the queue has a place again: until the next request that waits has begun altogether."""
-        starts = sorted(estimate.start for estimate in self.estimates(running).values() if estimate.start > 0)
-        return starts[0] if starts else 1.0
-
     def _room(self, running: Running) -> Callable[[Request], int]:
         """The UNet rows that are free for a request, asked in the order of the queue.
 
@@ -191,6 +191,11 @@ def evaluations(request: Request) -> int:
     sampler = SAMPLERS[params.sampler]
     skipped = 0 if params.strength is None else sampler.start(params.num_inference_steps, params.strength)
     return max(1, sampler.evaluations(params.num_inference_steps) - skipped)
+
+
+def _next_place(foretold: Iterable[Estimate]) -> float:
+    """Seconds until the queue has a place again: until the next request that waits has begun."""
+    return min((estimate.start for estimate in foretold if estimate.start > 0), default=1.0)
 
 
 def _work(request: Request, steps: int, images: int = 1) -> Work:

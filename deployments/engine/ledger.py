@@ -53,8 +53,12 @@ class Ledger:
     def refuse(self, request: Request, error: EngineError) -> None:
         """Nothing comes of a request."""
         self.close(request.id)
-        self.tally(request).refused += 1
+        self.turned_away(request)
         self.emit(Refused(request.id, error))
+
+    def turned_away(self, request: Request) -> None:
+        """A request was refused."""
+        self.tally(request).refused += 1
 
     def close(self, request_id: str) -> Request | None:
         """Forgets a request, and returns it if it was accepted."""

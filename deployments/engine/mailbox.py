@@ -16,14 +16,18 @@ class Mailbox:
     A `Progress` that has not been read is replaced by the next one, so a slow reader costs no memory.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, progress: bool = True) -> None:
+        """Without `progress`, no `Progress` is passed on."""
         self._loop = loop
+        self._progress = progress
         self._events: deque[Event] = deque()
         self._lock = threading.Lock()
         self._ready = asyncio.Event()
 
     def put(self, event: Event) -> None:
         """Called on any thread; never blocks for long. Silent once the reader's loop is gone."""
+        if isinstance(event, Progress) and not self._progress:
+            return
         with self._lock:
             unread = self._events[-1] if self._events else None
             if isinstance(event, Progress) and isinstance(unread, Progress):

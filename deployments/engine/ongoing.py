@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from deployments.engine.pictures import Posterior
 from deployments.engine.prompt_keys import Prompt
 from deployments.engine.row import Request
 from deployments.engine.samplers import Schedule
+
+NEWS_EVERY_S: Final = 1.0
+"""A queue of hundreds that moves several times a second would have more to tell than to make."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +45,7 @@ class Ongoing:
     admitted: float | None = None
     last_denoised: float | None = None
     position: int = -1
+    told: float = float("-inf")
     images_settled: int = 0
     decode_ms: float = 0.0
 
@@ -50,9 +55,12 @@ class Ongoing:
             self.admitted = time.perf_counter()
 
     def moved_to(self, position: int) -> bool:
-        """The request's place in the queue is `position`. True if that is news."""
-        moved, self.position = position != self.position, position
-        return moved
+        """The request's place in the queue is `position`. True if that is news, and the last news is not too new."""
+        now = time.perf_counter()
+        if position == self.position or now - self.told < NEWS_EVERY_S:
+            return False
+        self.position, self.told = position, now
+        return True
 
     def denoised(self) -> None:
         """A row of the request had its last step."""

@@ -26,7 +26,8 @@ class Request:
 
     `previews` is the number of cheap looks at each image that the caller wants on the way. `inputs` are the pictures
     that it brings, at the request's own size; `uploads` are the files that they will be made of, on a replica.
-    `tenant` is who shares the device with others, each a fair part.
+    `tenant` is who shares the device with others, each a fair part. Where nobody looks at it, `progress` is False:
+    hundreds of events a second on their way from a replica cost more than some pictures.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Request:
     inputs: Inputs = NO_INPUTS
     uploads: Uploads | None = None
     tenant: str = ""
+    progress: bool = True
 
     @property
     def model(self) -> str:

@@ -13,7 +13,14 @@ import torch
 from deployments.engine.device_errors import DeviceLost
 from deployments.engine.device_memory import memory_of
 from deployments.engine.engine import QUEUE_LIMIT, Engine
-from deployments.engine.errors import EngineError, EngineLost, EngineStopped, InvalidParameter, ModelLoadError
+from deployments.engine.errors import (
+    EngineError,
+    EngineLost,
+    EngineStopped,
+    InvalidParameter,
+    ModelLoadError,
+    Overloaded,
+)
 from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.mailbox import Mailbox
@@ -126,10 +133,18 @@ class EngineWorker:
         """Whether the engine's loop makes progress: its thread runs, and no turn takes far longer than any before."""
         return self._thread.is_alive() and not self._stopping and not self._heart.stalled
 
-    def check_room(self) -> None:
-        """Raises Overloaded when the engine would refuse one more request for that alone."""
-        if self._engine is not None:
-            self._engine.admission.queue.check_room()
+    def check_room(self, request: Request) -> None:
+        """Raises Overloaded when the engine would refuse `request` for that alone.
+
+        The engine asks once more; but it can answer only between two steps, and who comes in vain shall know at once.
+        """
+        if self._engine is None:
+            return
+        try:
+            self._engine.admission.check_room(request.tenant)
+        except Overloaded:
+            self._tell(lambda engine: engine.ledger.turned_away(request))
+            raise
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events until it is finished. Closing the generator frees its rows before the next step."""
@@ -139,8 +154,9 @@ class EngineWorker:
         if request.id in self._mailboxes:
             yield Refused(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
-        mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop())
+        mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress)
         try:
+            self.check_room(request)
             async with self._model_of(request), aclosing(self._events(request, mailbox)) as events:
                 async for event in events:
                     yield event

@@ -34,7 +34,7 @@ class Engine:
         self.full = full
         self.asked: list[Request] = []
 
-    def check_room(self) -> None:
+    def check_room(self, request: Request) -> None:
         if self.full:
             raise Overloaded("full")
 

@@ -36,7 +36,7 @@ class FakeWorker:
         self.stopped = False
         self.closed = 0
 
-    def check_room(self) -> None:
+    def check_room(self, request: Request) -> None:
         """There is always room."""
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:

@@ -16,6 +16,7 @@ from deployments.engine.errors import EngineError, InvalidParameter, ModelLoadEr
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, Refused, Timings
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
+from deployments.engine.report import EngineReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec, PartSpec
 from deployments.engine.worker import EngineWorker
@@ -31,7 +32,7 @@ class EchoWorker:
 
     alive = True
 
-    def check_room(self) -> None:
+    def check_room(self, request: Request) -> None:
         pass
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -43,6 +44,9 @@ class EchoWorker:
         yield Finished(request.id, Timings())
 
     def abort(self, request_id: str) -> None: ...
+
+    def report(self) -> EngineReport:
+        return EngineReport(True)
 
     def stop(self) -> None: ...
 

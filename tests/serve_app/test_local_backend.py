@@ -40,7 +40,7 @@ class StubWorker:
             raise self.failure
         return self
 
-    def check_room(self) -> None:
+    def check_room(self, request: Request) -> None:
         """There is always room."""
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -68,7 +68,8 @@ def spec(tmp_path: Path) -> ModelSpec:
 
 
 async def test_models_load_once_off_the_loop_at_the_first_use(worker: StubWorker, spec: ModelSpec) -> None:
-    asked = {"device": "cpu", "dtype": "bfloat16", "max_rows": 4, "threads": 2, "model_memory_bytes": 2**20}
+    asked = {"device": "cpu", "dtype": "bfloat16", "max_rows": 4, "queue_limit": 9, "threads": 2}
+    asked |= {"model_memory_bytes": 2**20, "device_memory_bytes": 2**30}
     async with DiffusionService(models=[spec], **asked) as service:  # type: ignore[arg-type]
         assert not worker.loads
         results = await asyncio.gather(*(service.generate(CUP) for _ in range(5)))

@@ -130,6 +130,15 @@ async def test_a_cancelled_call_cancels_its_request(service: DiffusionService, b
     assert len(backend.cancelled) == 1
 
 
+async def test_progress_is_asked_for_only_where_someone_looks_at_it(
+    service: DiffusionService, backend: FakeBackend
+) -> None:
+    await service.generate(CUP)
+    async for _ in service.events(CUP):
+        pass
+    assert [asked.progress for asked in backend.asked] == [False, True]
+
+
 async def test_statistics_have_the_guides_keys_and_add_up(service: DiffusionService, backend: FakeBackend) -> None:
     await service.generate(CUP.model_copy(update={"num_images": 3}))
     for script in (refusing(Overloaded("full")), failing(NumericalFailure("nan"), 0), lambda _: [RuntimeError("bug")]):

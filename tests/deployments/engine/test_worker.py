@@ -3,6 +3,7 @@
 import asyncio
 import pickle
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,14 @@ import torch
 
 from deployments.engine.device_errors import DeviceLost
 from deployments.engine.engine import Engine
-from deployments.engine.errors import EngineLost, EngineStopped, InvalidParameter, ModelLoadError, UnknownModel
+from deployments.engine.errors import (
+    EngineLost,
+    EngineStopped,
+    InvalidParameter,
+    ModelLoadError,
+    Overloaded,
+    UnknownModel,
+)
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.latencies import PHASES
@@ -110,6 +118,40 @@ async def test_a_thousand_callers_that_leave_leave_nothing_behind(worker: Engine
         await asyncio.gather(*(comes_and_goes(i) for i in range(start, start + 100)))
     assert len(await events_of(worker, request_for(tiny_checkpoint, "last"))) > 2
     assert is_idle(worker)
+
+
+async def test_a_full_queue_refuses_at_once_though_a_step_takes_long(tiny_checkpoint: Path) -> None:
+    spec = ModelSpec("tiny", str(tiny_checkpoint))
+    worker = await asyncio.to_thread(EngineWorker.load, [spec], device="cpu", max_rows=2, queue_limit=1, threads=1)
+    try:
+        running = worker.generate(request_for(tiny_checkpoint, "runs", steps=50))
+        waiting = worker.generate(request_for(tiny_checkpoint, "waits"))
+        async for event in running:
+            if isinstance(event, Progress) and event.step:
+                break
+        assert isinstance(await anext(waiting), Accepted)
+        held = threading.Event()
+        worker._tell(lambda _: held.wait(10))
+        began = time.monotonic()
+        (refused,) = await events_of(worker, request_for(tiny_checkpoint, "in vain"))
+        assert time.monotonic() - began < 0.05
+        held.set()
+        assert isinstance(refused, Refused)
+        assert isinstance(refused.error, Overloaded)
+        assert refused.error.retry_after
+        async with asyncio.timeout(5):
+            while worker.report().models["tiny"].counters.refused != 1:
+                await asyncio.sleep(0.01)
+        await running.aclose()
+        await waiting.aclose()
+    finally:
+        held.set()
+        await asyncio.to_thread(worker.stop)
+
+
+async def test_nobody_is_told_of_progress_that_nobody_looks_at(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    unwatched = replace(request_for(tiny_checkpoint, "x", steps=20), progress=False)
+    assert [type(event) for event in await events_of(worker, unwatched)] == [Accepted, ImageDone, Finished]
 
 
 async def test_an_id_that_runs_already_is_refused(worker: EngineWorker, tiny_checkpoint: Path) -> None:
