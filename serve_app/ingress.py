@@ -25,6 +25,7 @@ from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
 from serve_app.replays import Replays
+from serve_app.shedding import Shedding
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,13 @@ LOST = (RayActorError, WorkerCrashedError)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A model deployment: its handle, the models behind it, and what has become of its replicas' requests."""
+    """A model deployment: its handle, the models behind it, what has become of its replicas' requests, and whether it
+    has just been full."""
 
     handle: DeploymentHandle
     specs: tuple[ModelSpec, ...]
     replays: Replays = field(default_factory=Replays)
+    shedding: Shedding = field(default_factory=Shedding)
 
 
 class HandleBackend:
@@ -70,8 +73,14 @@ class HandleBackend:
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events. When its replica is lost, another repeats it (see `replays.py`)."""
         route = self._routes[request.model]
+        try:
+            route.shedding.check(request.tenant)
+        except Overloaded as error:
+            yield Refused(request.id, error)
+            return
         async with aclosing(route.replays.run(request, partial(self._attempt, route.handle))) as events:
             async for event in events:
+                route.shedding.saw(request.tenant, event)
                 yield event
 
     async def report(self) -> BackendReport:

@@ -78,8 +78,8 @@ def forecast(
     how much longer the engine's turns are than the calls in them.
     """
     trays: dict[Bucket, _Tray] = {}
-    for work in (*running, *waiting):
-        trays.setdefault(work.bucket, _Tray(work.bucket, room(work.bucket), usual.get(work.bucket, 0.0)))
+    for bucket in {work.bucket: None for work in (*running, *waiting)}:
+        trays[bucket] = _Tray(bucket, room(bucket), usual.get(bucket, 0.0))
     for work in running:
         trays[work.bucket].rows.extend(_single(work))
     for work in waiting:

@@ -187,6 +187,16 @@ async def test_what_nobody_expected_is_raised() -> None:
             pass
 
 
+async def test_who_comes_in_vain_to_a_full_deployment_does_not_go_there() -> None:
+    handle = FakeHandle(lambda request_id: [Refused(request_id, Overloaded("full", 3.0))])
+    backend = backend_of(handle)
+    for _ in range(5):
+        (refused,) = [event async for event in backend.generate(REQUEST)]
+        assert isinstance(refused, Refused)
+        assert isinstance(refused.error, Overloaded)
+    assert len(handle.asked) == 1
+
+
 def test_only_a_death_says_something_against_the_request() -> None:
     for error in (ActorDiedError(), WorkerCrashedError()):
         assert isinstance(as_engine_error(error), EngineLost)

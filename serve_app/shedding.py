@@ -1,0 +1,42 @@
+"""Who would come in vain to a full deployment is refused here, without the way there.
+
+Under a flood most requests are refused, and each way to a replica and back costs milliseconds of the machine that the
+engine then lacks. A refusal is therefore believed for a moment: short against what it takes until a place is free, so
+that none stays free for want of asking.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from deployments.engine.errors import Overloaded
+from deployments.engine.events import Event, Refused
+
+BELIEVED_S: Final = 0.25
+
+REMEMBERED: Final = 10_000
+"""Tenants; a flood of names must not become one of memory."""
+
+
+class Shedding:
+    """Of one deployment: what its engines said last to tenants for whom there was no room. Used on one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._full: dict[str, tuple[float, Overloaded]] = {}
+
+    def saw(self, tenant: str, event: Event) -> None:
+        """An engine has answered."""
+        if isinstance(event, Refused) and isinstance(event.error, Overloaded) and len(self._full) < REMEMBERED:
+            believed = min(BELIEVED_S, event.error.retry_after or BELIEVED_S)
+            self._full[tenant] = (self._clock() + believed, event.error)
+
+    def check(self, tenant: str) -> None:
+        """Raises Overloaded where an engine has just said so to this tenant."""
+        if not self._full:
+            return
+        now = self._clock()
+        self._full = {name: said for name, said in self._full.items() if said[0] > now}
+        if tenant in self._full:
+            _, error = self._full[tenant]
+            raise Overloaded(error.message, error.retry_after)
