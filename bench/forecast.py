@@ -90,9 +90,9 @@ def forecast(requests: Sequence[Request], max_rows: int, costs: Costs) -> Foreca
 
 def simulate(requests: Sequence[Request], max_rows: int) -> list[Call]:
     """The UNet calls of an engine that prepares a call's worth at first and one request a step from then on, and
-    admits in order, as soon as the next one fits.
+    admits as soon as the next one fits. What takes less of the device goes first, as in the engine's queue.
     """
-    arrived, waiting = deque(requests), deque[Request]()
+    arrived, waiting = deque(sorted(requests, key=_row_evaluations)), deque[Request]()
     running: list[tuple[Request, int]] = []
     calls: list[Call] = []
     while arrived or waiting or running:
@@ -132,6 +132,10 @@ def _group_ms(group: Sequence[Request], costs: Costs) -> float:
         step += costs.control(rows) + rows * costs.hint
     encodes = sum((request.inputs.image is not None) + (request.inputs.mask is not None) for request in group)
     return _evaluations(group[0]) * step + encodes * costs.encode + len(group) * costs.decode
+
+
+def _row_evaluations(request: Request) -> int:
+    return _evaluations(request) * request.unet_rows * request.params.num_images
 
 
 def _evaluations(request: Request) -> int:
