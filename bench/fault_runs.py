@@ -118,6 +118,11 @@ async def _overloaded(server: Served, goldens: Goldens) -> dict[str, Any]:
     """First the peak, with callers who wait for their answers; then five times as many as that who do not, at first
     until the queue is full; then a trickle, which shows when everything is as it was.
     """
+    with server.apart():
+        return await _flooded(server, goldens)
+
+
+async def _flooded(server: Served, goldens: Goldens) -> dict[str, Any]:
     async with client_of(server) as http:
         await warm(http)
         before = await look_at(server, http)

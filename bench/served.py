@@ -84,6 +84,19 @@ class Served:
         """The processes that host an engine."""
         return self._titled(f"ServeReplica:darkroom:{self._deployment}")
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Gives the engines' processes one core and all others the rest, as an engine on a GPU has its own device."""
+        cores = sorted(os.sched_getaffinity(0))
+        engines = set(self.replicas())
+        for pid in (os.getpid(), self.pid, *descendants(self.pid)):
+            _bind(pid, cores[:1] if pid in engines else cores[1:] or cores)
+        try:
+            yield
+        finally:
+            for pid in (os.getpid(), self.pid, *descendants(self.pid)):
+                _bind(pid, cores)
+
     def ingresses(self) -> list[int]:
         """The processes that speak HTTP behind Ray's proxy."""
         return self._titled("ServeReplica:darkroom:ingress")
@@ -163,6 +176,13 @@ def _end(process: "subprocess.Popen[str]") -> None:
     process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+def _bind(pid: int, cores: list[int]) -> None:
+    """All threads of a process; those to come do as the one that starts them."""
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), cores)
 
 
 def _title(pid: int) -> str:
