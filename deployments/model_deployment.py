@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -21,7 +20,6 @@ from deployments.ray_metrics import Publisher
 log = logging.getLogger(__name__)
 
 EXIT_DEVICE_LOST = 70
-SWITCH_INTERVAL_S = 0.0002
 
 # A guided image takes two rows of a UNet call, and nearly every image is guided.
 _ROWS_PER_IMAGE = 2
@@ -46,10 +44,6 @@ class ModelReplica:
         device_memory_bytes: int | None = None,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
-        # The engine's thread lets go of the interpreter in every torch call, and gets it back from a busy event loop
-        # only after this long. Python's own 5 ms, in hundreds of calls a step, cost a third of the throughput when many
-        # callers were being refused.
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
         from deployments.engine.worker import EngineWorker
 
