@@ -43,9 +43,9 @@ def decode(data: bytes, field: str) -> Image.Image:
     with _opened(data, field) as image:
         try:
             image.load()
-        except Exception as error:  # a decoder may raise anything on a broken file
+            return to_rgb(image)
+        except Exception as error:  # a decoder may raise anything on a broken file, and leave a picture that is none
             raise InvalidParameter(field, "is broken or cut off: it cannot be decoded") from error
-        return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

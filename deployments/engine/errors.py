@@ -5,6 +5,7 @@
     │   └── UnknownModel     no such model is configured
     ├── Overloaded           the queue is full; come back later
     ├── DeadlineExceeded     it cannot be ready when the caller wants it
+    ├── Cancelled            its caller has ended it by its id
     ├── EngineStopped        the engine ended before the request did; safe to repeat elsewhere
     │   └── EngineLost       it was lost with the request on board, which may be why
     ├── Quarantined          the same request has just taken several engines down; not now
@@ -67,6 +68,19 @@ class DeadlineExceeded(EngineError):
     """The request cannot be finished within its `deadline_ms`, or was not."""
 
     code = "deadline_exceeded"
+
+
+class Cancelled(EngineError):
+    """Somebody who may has ended the request by its id, or by that of its batch; `name` is what was said."""
+
+    code = "cancelled"
+
+    def __init__(self, message: str = "the request was cancelled", name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+    def __reduce__(self) -> tuple[type["Cancelled"], tuple[str, str]]:
+        return type(self), (self.message, self.name)
 
 
 class EngineStopped(EngineError):

@@ -5,8 +5,11 @@ A request's stream is: one `Accepted` or `Refused`; any number of `Progress` and
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from deployments.engine.errors import EngineError
+
+Source = Literal["made", "cache", "shared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +27,16 @@ class Timings:
 class Accepted:
     """The request is in the queue with `position` requests before it.
 
-    Its first step and its last image are likely so many seconds from now, if nothing else comes.
+    Its first step and its last image are likely so many seconds from now, if nothing else comes. Its images are `made`
+    for it; or, which only a cache before the engines says, they come from the `cache` or are being made for somebody
+    else and `shared`.
     """
 
     request_id: str
     position: int
     seconds_to_start: float = 0.0
     seconds_to_finish: float = 0.0
+    source: Source = "made"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.inputs import Task
@@ -19,6 +20,7 @@ MAX_CONTROLS = 4
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 Priority = Literal["low", "normal", "high"]
+CacheUse = Literal["default", "reuse", "refresh", "off"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
 
@@ -26,7 +28,7 @@ Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
 PICTURE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
 """Parameters that mean something only where a request brings pictures."""
 
-SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms"))
+SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
 """How a request is served; what its images look like does not depend on them."""
 
 
@@ -61,7 +63,9 @@ class GenerationParams(BaseModel):
     softens the inside of the mask's edge. `controls` are the ControlNets, each with its hint; with `guess_mode` they
     act on the prompted half only, and the early maps less (Zhang et al. 2023).
     `priority` decides who waits for whom. A request whose images cannot be ready `deadline_ms` after it has come is
-    refused, at once where that can be foreseen, and dropped then where it could not.
+    refused, at once where that can be foreseen, and dropped then where it could not. A request without a seed is made
+    anew each time, unless `cache` says `reuse`: then an earlier result of any seed will do. `refresh` makes and keeps a
+    new result, `off` has nothing to do with the cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -86,6 +90,7 @@ class GenerationParams(BaseModel):
     output_format: OutputFormat = "png"
     priority: Priority = "normal"
     deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
+    cache: CacheUse = "default"
 
     @field_validator("prompt")
     @classmethod
@@ -100,6 +105,14 @@ class GenerationParams(BaseModel):
         if text is not None and any("\ud800" <= char <= "\udfff" for char in text):
             raise ValueError("must be valid Unicode, without lone surrogates")
         return text
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _controls_are_few(cls, controls: Any) -> Any:
+        """Before each is looked at: pydantic would find a fault with every one of a hundred thousand."""
+        if isinstance(controls, list | tuple) and len(controls) > MAX_CONTROLS:
+            raise PydanticCustomError("too_long", "too many controls", {"max_length": MAX_CONTROLS})
+        return controls
 
     @field_validator("sampler")
     @classmethod

@@ -27,7 +27,8 @@ class Request:
     `previews` is the number of cheap looks at each image that the caller wants on the way. `inputs` are the pictures
     that it brings, at the request's own size; `uploads` are the files that they will be made of, on a replica.
     `tenant` is who shares the device with others, each a fair part. Where nobody looks at it, `progress` is False:
-    hundreds of events a second on their way from a replica cost more than some pictures.
+    hundreds of events a second on their way from a replica cost more than some pictures. No two running requests have
+    the same `id`, so callers do not choose it; `name` is what the caller calls it, and may be that of several.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Request:
     uploads: Uploads | None = None
     tenant: str = ""
     progress: bool = True
+    name: str = ""
 
     @property
     def model(self) -> str:
@@ -58,6 +60,20 @@ class Request:
         """The seed of image `index`."""
         assert self.params.seed is not None
         return self.params.seed + index
+
+    def answers_to(self, name: str, tenant: str) -> bool:
+        """Whether it is that tenant's request of this name, or part of what has it."""
+        return self.tenant == tenant and is_part_of(self.name, name)
+
+
+def part_of(name: str, index: int) -> str:
+    """The name of a part of something. Callers' own names have no colon."""
+    return f"{name}:{index}"
+
+
+def is_part_of(name: str, whole: str) -> bool:
+    """Whether `name` is `whole`, or that of a part of it."""
+    return name == whole or name.startswith(f"{whole}:")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from deployments.engine.device_errors import DeviceLost
 from deployments.engine.device_memory import memory_of
 from deployments.engine.engine import QUEUE_LIMIT, Engine
 from deployments.engine.errors import (
+    Cancelled,
     EngineError,
     EngineLost,
     EngineStopped,
@@ -65,6 +66,7 @@ class EngineWorker:
         self._threads = threads
         self._inbox = queue.SimpleQueue() if inbox is None else inbox
         self._mailboxes: dict[str, Mailbox] = {}
+        self._requests: dict[str, Request] = {}
         self._engine: Engine | None = None
         self._failure: BaseException | None = None
         self._stopping = False
@@ -155,6 +157,7 @@ class EngineWorker:
             yield Refused(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
         mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress)
+        self._requests[request.id] = request
         try:
             self.check_room(request)
             async with self._model_of(request), aclosing(self._events(request, mailbox)) as events:
@@ -164,23 +167,33 @@ class EngineWorker:
             yield Refused(request.id, error)
         finally:
             self._mailboxes.pop(request.id, None)
+            self._requests.pop(request.id, None)
 
     async def _events(self, request: Request, mailbox: Mailbox) -> AsyncGenerator[Event, None]:
-        ended = False
+        finished = refused = False
         self._tell(lambda engine: engine.submit(request))
         try:
-            while not ended:
+            while not finished and not refused:
                 event = await mailbox.get()
-                ended = isinstance(event, Finished | Refused)
+                finished, refused = isinstance(event, Finished), isinstance(event, Refused)
                 yield event
         finally:
             # Before the model is released: the engine must have let go of it when it is told to forget it.
-            if not ended:
+            # A refusal may be `cancel`'s, said before the engine had the request at all.
+            if not finished:
                 self.abort(request.id)
 
     def abort(self, request_id: str) -> None:
         """Cancels a request; its rows are gone before the next step. Unknown ids are no error."""
         self._tell(lambda engine: engine.cancel(request_id))
+
+    def cancel(self, name: str, tenant: str) -> bool:
+        """Ends the tenant's requests of this name, and tells their callers. False where there is none."""
+        found = [request.id for request in list(self._requests.values()) if request.answers_to(name, tenant)]
+        for request_id in found:
+            self._emit(Refused(request_id, Cancelled(name=name)))
+            self.abort(request_id)
+        return bool(found)
 
     def report(self) -> EngineReport:
         """What the engine says of itself."""

@@ -14,6 +14,7 @@ import torch
 from deployments.engine.device_errors import DeviceLost
 from deployments.engine.engine import Engine
 from deployments.engine.errors import (
+    Cancelled,
     EngineLost,
     EngineStopped,
     InvalidParameter,
@@ -87,7 +88,8 @@ async def test_a_report_says_what_was_done_and_how_long_it_took(worker: EngineWo
     assert made.counters.batch_sizes.total() == made.counters.unet_calls
     assert {phase: each.windows["1m"].count for phase, each in made.durations.items()} == dict.fromkeys(PHASES, 2)
     assert made.durations["total"].ever.percentile(50) >= made.durations["denoise"].ever.percentile(50) > 0
-    assert report.load == Load({"low": 0, "normal": 0, "high": 0}, 0, report.load.capacity)
+    assert report.load == Load({"low": 0, "normal": 0, "high": 0}, 0, report.load.capacity, report.load.worked)
+    assert report.load.worked > 0
     assert report.memory.held_bytes > 0
     assert report.knees["tiny"] >= 2
     timed = {call.rows: call for call in report.calls if call.kind == "denoise"}
@@ -161,6 +163,45 @@ async def test_an_id_that_runs_already_is_refused(worker: EngineWorker, tiny_che
     assert isinstance(refused, Refused)
     assert isinstance(refused.error, InvalidParameter)
     await first.aclose()
+
+
+async def test_a_cancelled_request_is_told_so_and_frees_its_rows(worker: EngineWorker, tiny_checkpoint: Path) -> None:
+    named = replace(request_for(tiny_checkpoint, "x", steps=150, num_images=4), name="batch:1", tenant="me")
+    stream = worker.generate(named)
+    assert isinstance(await anext(stream), Accepted)
+    assert not worker.cancel("batch", "somebody else")
+    assert not worker.cancel("batch:", "me")
+    assert worker.cancel("batch", "me")
+    last = [event async for event in stream][-1]
+    assert isinstance(last, Refused)
+    assert isinstance(last.error, Cancelled)
+    assert not worker.cancel("batch", "me")
+    async with asyncio.timeout(5):
+        while not is_idle(worker):
+            await asyncio.sleep(0.01)
+    assert worker.report().models["tiny"].counters.cancelled == 1
+
+
+async def test_a_request_cancelled_before_the_engine_has_it_never_runs(tiny_checkpoint: Path) -> None:
+    worker = await asyncio.to_thread(
+        EngineWorker.load, [ModelSpec("tiny", str(tiny_checkpoint))], device="cpu", threads=1, model_memory_bytes=1
+    )
+    try:
+        async with asyncio.timeout(10):
+            # Nothing fits into one byte: the model has to come back first.
+            while worker.report().loaded_models:
+                await asyncio.sleep(0.01)
+        call = asyncio.create_task(events_of(worker, replace(request_for(tiny_checkpoint, "x", steps=150), name="x")))
+        await asyncio.sleep(0)
+        assert worker.cancel("x", "")
+        (refused,) = await call
+        assert isinstance(refused, Refused)
+        assert isinstance(refused.error, Cancelled)
+        async with asyncio.timeout(5):
+            while not sum(model.counters.cancelled for model in worker.report().models.values()):
+                await asyncio.sleep(0.01)
+    finally:
+        await asyncio.to_thread(worker.stop)
 
 
 async def test_stopping_tells_those_who_wait(worker: EngineWorker, tiny_checkpoint: Path) -> None:
