@@ -1,4 +1,8 @@
-"""How many replicas the work needs: waiting and running images over what a replica takes at once.
+"""How many replicas the work needs: what is being done and what waits, in devices that are always full.
+
+Work is counted in seconds of a device whose UNet calls are as full as it pays. That does not depend on how many
+replicas share it. Images that run do, and requests that are under way, too: on many replicas each is alone and soon
+done, on few it shares calls and stays; a policy that counts them swings between too many and too few (docs/scaling.md).
 
 Ray pickles this module by value into its controller and calls the policy about ten times a second: standard library
 only, no I/O. Serve applies the delays; the band here keeps a load that hovers at a boundary from flapping.
@@ -21,42 +25,39 @@ class ScalingContext(Protocol):
     capacity_adjusted_max_replicas: int
 
     @property
-    def policy_state(self) -> Mapping[str, Any]: ...
-
-    @property
     def aggregated_metrics(self) -> Mapping[str, Mapping[Any, float]] | None: ...
 
 
 class WorkPolicy:
     """Aims at replicas that are `target_fill` full; lets replicas go only once the rest would be below `band` less.
 
-    Work is what waits in handles (requests), in engines' queues and in their trays (images). Capacity is measured: it
-    is what the replicas themselves report, and it is remembered for the moments when none does.
+    What waits is to be done within `catch_up_s`, beside what comes. Shorter asks for more replicas in a burst, of which
+    those that come late find nothing left.
     """
 
-    def __init__(self, target_fill: float = 0.8, band: float = 0.2) -> None:
+    def __init__(self, target_fill: float = 0.7, band: float = 0.1, catch_up_s: float = 60.0) -> None:
         if not 0.0 < band < target_fill <= 1.0:
             raise ValueError(f"0 < band < target_fill <= 1 must hold, got band {band}, target_fill {target_fill}")
+        if catch_up_s <= 0:
+            raise ValueError(f"catch_up_s must be positive, got {catch_up_s}")
         self.target_fill = target_fill
         self.band = band
+        self.catch_up_s = catch_up_s
 
     def __call__(self, ctx: ScalingContext) -> tuple[int, dict[str, Any]]:
         metrics = ctx.aggregated_metrics or {}
-        capacity = self._capacity(metrics.get("capacity", {}), ctx.policy_state)
-        work = self._work(metrics) + (ctx.total_queued_requests or 0.0)
-        wanted = self._wanted(work / capacity, ctx.target_num_replicas)
-        bounded = max(ctx.capacity_adjusted_min_replicas, min(ctx.capacity_adjusted_max_replicas, wanted))
-        return bounded, {"capacity": capacity}
-
-    def _capacity(self, reported: Mapping[Any, float], state: Mapping[str, Any]) -> float:
-        if reported:
-            return max(1.0, sum(reported.values()) / len(reported))
-        return max(1.0, float((state or {}).get("capacity", 1.0)))
-
-    def _work(self, metrics: Mapping[str, Mapping[Any, float]]) -> float:
-        return sum(sum(metrics.get(name, {}).values()) for name in ("waiting", "running"))
+        load = _sum(metrics, "work") + _sum(metrics, "backlog") / self.catch_up_s
+        wanted = self._wanted(load, ctx.target_num_replicas)
+        if ctx.total_queued_requests:
+            # They have found no replica that would take them, and nobody knows yet what they cost.
+            wanted = max(1, wanted, ctx.target_num_replicas)
+        return max(ctx.capacity_adjusted_min_replicas, min(ctx.capacity_adjusted_max_replicas, wanted)), {}
 
     def _wanted(self, load: float, current: int) -> int:
         more = math.ceil(load / self.target_fill)
         fewer = math.ceil(load / (self.target_fill - self.band))
         return more if more > current else min(current, fewer)
+
+
+def _sum(metrics: Mapping[str, Mapping[Any, float]], name: str) -> float:
+    return sum(metrics.get(name, {}).values())

@@ -55,6 +55,10 @@ def _histogram(name: str, description: str, bounds: tuple[float, ...], *labels: 
     return Metric(f"diffusion_{name}", "histogram", description, labels, bounds)
 
 
+BUILD: Final = _gauge(
+    "build_info", "Always 1; the labels are the versions at work", "version", "python", "ray", "torch", "diffusers"
+)
+
 REQUESTS: Final = _counter("requests", "Requests that have ended at the ingress", "model", "outcome", "code")
 INFLIGHT: Final = _gauge("inflight_requests", "Requests that an ingress waits for")
 DURATION: Final = _histogram("request_duration_seconds", "From the request to its last image", DURATIONS_S, "model")
@@ -65,6 +69,22 @@ COUNTS: Final = {
     metric.name.removeprefix("diffusion_"): metric for metric in (REPLAYS, QUARANTINED, QUARANTINE_REFUSALS)
 }
 """What is counted of lost replicas, by its name in statistics."""
+
+RATE_LIMITED: Final = _counter("rate_limited", "Requests refused because their caller has had what it may have")
+LIMITS_DEGRADED: Final = _counter("limits_degraded", "Limits that one process decided alone, because Redis was gone")
+REPLAYED: Final = _counter("idempotent_replays", "Answers given again, to requests with an Idempotency-Key")
+IDEMPOTENCY_DEGRADED: Final = _counter(
+    "idempotency_degraded", "Times that an Idempotency-Key was not shared, because Redis was gone"
+)
+DOOR_COUNTS: Final = {
+    metric.name.removeprefix("diffusion_"): metric
+    for metric in (RATE_LIMITED, LIMITS_DEGRADED, REPLAYED, IDEMPOTENCY_DEGRADED)
+}
+"""What is counted before the service, by its name in statistics."""
+CACHE_REQUESTS: Final = _counter("cache_requests", "Requests looked up, by where and what came of it", "tier", "result")
+CACHE_ERRORS: Final = _counter("cache_errors", "What went wrong with cached results", "kind")
+CACHE_SAVED: Final = _counter("cache_saved_seconds", "Inference time of the results that were served again")
+CACHE_BYTES: Final = _gauge("cache_bytes", "Results in an ingress' memory")
 
 IMAGES: Final = _counter("images", "Images by their end", "model", "status")
 ENGINE_REQUESTS: Final = _counter("engine_requests", "Requests by what became of them in engines", "model", "outcome")
@@ -85,6 +105,8 @@ INFERENCE: Final = _histogram("inference_seconds", "Time in each stage of reques
 QUEUE_DEPTH: Final = _gauge("queue_depth", "Images that wait for their first place", "priority")
 RUNNING: Final = _gauge("running_images", "Images that are being denoised")
 CAPACITY: Final = _gauge("capacity_rows", "UNet rows that may run at once")
+WORK: Final = _counter("work_seconds", "What all steps were worth, in seconds of a device whose calls are full")
+BACKLOG: Final = _gauge("backlog_seconds", "What waits, in seconds of a device whose calls are full")
 MEMORY: Final = _gauge("device_memory_bytes", "Of the device: the budget, what is held, what is planned for", "kind")
 LOADED: Final = _gauge("loaded_models", "Models in memory")
 READY: Final = _gauge("engine_ready", "1 while the engine makes progress")
@@ -101,6 +123,8 @@ def engine_samples(report: EngineReport) -> Iterator[Sample]:
         yield Sample(QUEUE_DEPTH, (priority,), images)
     yield Sample(RUNNING, (), report.load.running)
     yield Sample(CAPACITY, (), report.load.capacity)
+    yield Sample(WORK, (), report.load.worked)
+    yield Sample(BACKLOG, (), report.load.backlog)
     memory = report.memory
     for kind, number in (
         ("budget", memory.budget_bytes),

@@ -15,14 +15,13 @@ from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from deployments.intake import Intake
 from deployments.metrics import engine_samples
+from deployments.pace import Pace
 from deployments.ray_metrics import Publisher
+from deployments.serve_log import speak_through_serve
 
 log = logging.getLogger(__name__)
 
 EXIT_DEVICE_LOST = 70
-
-# A guided image takes two rows of a UNet call, and nearly every image is guided.
-_ROWS_PER_IMAGE = 2
 
 
 class ModelReplica:
@@ -44,6 +43,7 @@ class ModelReplica:
         device_memory_bytes: int | None = None,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
+        speak_through_serve("deployments")
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
         from deployments.engine.worker import EngineWorker
 
@@ -60,6 +60,7 @@ class ModelReplica:
             device_memory_bytes=device_memory_bytes,
             on_device_lost=end_process,
         )
+        self._pace = Pace()
         self._publisher = Publisher(lambda: engine_samples(worker.report()))
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -82,6 +83,10 @@ class ModelReplica:
         """Cancels a request, if it is here. Sent to all replicas by a caller that does not know which has it."""
         self._worker.abort(request_id)
 
+    async def cancel(self, name: str, tenant: str) -> bool:
+        """Ends that tenant's requests of this name, if there are any here, and tells their callers so."""
+        return self._worker.cancel(name, tenant)
+
     async def report(self) -> EngineReport:
         """What the engine says of itself."""
         return self._worker.report()
@@ -92,13 +97,11 @@ class ModelReplica:
             raise RuntimeError("the engine's loop makes no progress")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Images waiting and running, and how many run at once: what `autoscaling.WorkPolicy` divides."""
+        """What `autoscaling.WorkPolicy` adds up: the share of a full device that is being done, and the seconds of one
+        that wait.
+        """
         load = self._worker.load_now()
-        return {
-            "waiting": float(load.images_waiting),
-            "running": float(load.running),
-            "capacity": load.capacity / _ROWS_PER_IMAGE,
-        }
+        return {"work": self._pace(load.worked), "backlog": load.backlog}
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Applies what may change without a restart: `log_level`. All else belongs in the constructor."""

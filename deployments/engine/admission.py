@@ -23,7 +23,10 @@ USUAL_S = 3.0
 
 
 class Admission:
-    """`pictures` is how many a VAE call decodes; `sizes` are what UNet calls are padded to, the last the largest."""
+    """`pictures` is how many a VAE call decodes; `sizes` are what UNet calls are padded to, the last the largest.
+
+    `worked` is what all calls so far were worth: the device's seconds for their rows in calls as full as it pays.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Admission:
         self.costs = StepCosts(sizes)
         self.device = device
         self.plan = MemoryPlan(device.budget, sizes, clock)
+        self.worked = 0.0
         self._clock = clock
         self._pictures = pictures
         self._weights = 0
@@ -110,8 +114,9 @@ class Admission:
         self._paused = {key: row for key, row in self._paused.items() if key[0] != request_id}
         return self.queue.remove(request_id), gone
 
-    def stepped(self, bucket: Bucket, unet_rows: int, seconds: float) -> None:
-        """A call of so many rows took so long."""
+    def stepped(self, bucket: Bucket, unet_rows: int, control_rows: int, seconds: float) -> None:
+        """A call of so many rows, with ControlNets on so many of them, took so long."""
+        self.worked += unet_rows * self.costs.row_seconds(bucket) + control_rows * self.costs.control_seconds(bucket)
         before = self._usual.get(bucket, float(unet_rows))
         self._usual[bucket] = unet_rows + (before - unet_rows) * exp(-seconds / USUAL_S)
 

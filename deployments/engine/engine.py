@@ -236,7 +236,7 @@ class Engine:
         for done in self._stepper.step(model, bucket, rows, tally):
             if isinstance(done, Moved):
                 called += done.seconds
-                self.admission.stepped(bucket, done.result.unet_rows, done.seconds)
+                self.admission.stepped(bucket, done.result.unet_rows, done.result.control_rows, done.seconds)
                 self._share.charge(bucket, done.seconds, [row.request.params.priority for row in done.rows])
                 for row, clean in previews(model, done.rows, done.result):
                     self._decoder.preview(row, model, clean)

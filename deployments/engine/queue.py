@@ -79,6 +79,12 @@ class Queue:
         waiting = sum(len(arrival.images) * arrival.request.unet_rows for arrival in self._waiting.values())
         return waiting + sum(ticket.request.unet_rows for ticket in self._returned)
 
+    @property
+    def seconds(self) -> float:
+        """The device's seconds for all images that wait for their first place. From any thread."""
+        held = [*list(self._arrived.values()), *list(self._waiting.values())]
+        return sum(arrival.image_cost * len(arrival.images) for arrival in held)
+
     def waiting_by_priority(self) -> dict[Priority, int]:
         """Images that wait, those included that had to make way, by priority."""
         counts = dict.fromkeys(PATIENCE, 0)

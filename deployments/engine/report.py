@@ -18,11 +18,17 @@ class ModelReport:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Images `waiting`, by priority, and `running`; `capacity` is in UNet rows of one call."""
+    """Images `waiting`, by priority, and `running`; `capacity` is in UNet rows of one call.
+
+    In seconds of a device whose calls are as full as it pays: `worked` is what all steps so far were worth, `backlog`
+    what waits.
+    """
 
     waiting: Mapping[Priority, int] = field(default_factory=dict)
     running: int = 0
     capacity: int = 0
+    worked: float = 0.0
+    backlog: float = 0.0
 
     @property
     def images_waiting(self) -> int:

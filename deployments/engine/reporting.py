@@ -29,7 +29,9 @@ def report_of(engine: Engine, ready: bool) -> EngineReport:
 
 def load_of(engine: Engine) -> Load:
     """How much there is to do, and how much can be done at once: asked for several times a second."""
-    return Load(engine.admission.queue.waiting_by_priority(), len(engine.running), engine.capacity)
+    admission = engine.admission
+    waiting, backlog = admission.queue.waiting_by_priority(), admission.queue.seconds
+    return Load(waiting, len(engine.running), engine.capacity, admission.worked, backlog)
 
 
 def _models(ledger: Ledger) -> dict[str, ModelReport]:

@@ -49,12 +49,17 @@ class StepCosts:
     def call_seconds(self, bucket: Bucket, rows: int, control_rows: int = 0) -> float:
         """A UNet call for `rows`, with ControlNets on `control_rows`."""
         padded = padded_size(min(rows, self._sizes[-1]), self._sizes)
-        return self._bare(bucket, padded) + control_rows * self._control(bucket)
+        return self._bare(bucket, padded) + control_rows * self.control_seconds(bucket)
 
     def row_seconds(self, bucket: Bucket) -> float:
         """One row's share of a call that is as full as it pays."""
         full = self.knee(bucket)
         return self.call_seconds(bucket, full) / full
+
+    def control_seconds(self, bucket: Bucket) -> float:
+        """A ControlNet's seconds per row: measured, or a third of a UNet's (its share of the arithmetic for SD1.5)."""
+        measured = self._controls.get(bucket)
+        return median(measured) if measured else self._bare(bucket, self._sizes[0]) / self._sizes[0] / 3
 
     def decode_seconds(self, bucket: Bucket) -> float:
         """One picture from latents to file; 0 where none has been made."""
@@ -106,11 +111,6 @@ class StepCosts:
             return _UNKNOWN * padded
         size = min((size for where, size in self._calls if where == near), key=lambda size: abs(size - padded))
         return median(self._calls[near, size]) * padded / size * _larger(bucket, near)
-
-    def _control(self, bucket: Bucket) -> float:
-        """A ControlNet's seconds per row: measured, or a third of a UNet's (its share of the arithmetic for SD1.5)."""
-        measured = self._controls.get(bucket)
-        return median(measured) if measured else self._bare(bucket, self._sizes[0]) / self._sizes[0] / 3
 
 
 def _larger(bucket: Bucket, other: Bucket) -> float:

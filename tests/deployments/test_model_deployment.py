@@ -35,6 +35,7 @@ class FakeWorker:
         self.alive = True
         self.stopped = False
         self.closed = 0
+        self.worked = 7.0
 
     def check_room(self, request: Request) -> None:
         """There is always room."""
@@ -52,7 +53,7 @@ class FakeWorker:
         self.aborted.append(request_id)
 
     def load_now(self) -> Load:
-        return Load({"low": 2, "normal": 1}, running=5, capacity=16)
+        return Load({"low": 2, "normal": 1}, running=5, capacity=16, worked=self.worked, backlog=4.5)
 
     def report(self) -> EngineReport:
         return EngineReport(True, load=self.load_now())
@@ -121,8 +122,13 @@ async def test_a_loop_that_hangs_is_not_healthy(replica: ModelReplica, worker: F
         await replica.check_health()
 
 
-async def test_autoscaling_counts_images_not_unet_rows(replica: ModelReplica) -> None:
-    assert await replica.record_autoscaling_stats() == {"waiting": 3.0, "running": 5.0, "capacity": 8.0}
+async def test_autoscaling_is_told_how_fast_work_is_done_and_how_much_waits(
+    replica: ModelReplica, worker: FakeWorker
+) -> None:
+    assert await replica.record_autoscaling_stats() == {"work": 0.0, "backlog": 4.5}
+    worker.worked += 2.0
+    told = await replica.record_autoscaling_stats()
+    assert told["work"] > 0.0
 
 
 def test_user_config_takes_only_what_can_change_live(replica: ModelReplica) -> None:

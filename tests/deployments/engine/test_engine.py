@@ -29,6 +29,7 @@ from deployments.engine.inputs import Inputs, Picture
 from deployments.engine.models import LoadedModel
 from deployments.engine.prompt_keys import Prompt
 from deployments.engine.sampler_names import SAMPLERS
+from deployments.engine.step_costs import StepCosts
 from tests.deployments.engine.harness import Tape, difference, pixels_of, reference_image, request_for, run
 
 CROWD: tuple[dict[str, Any], ...] = (
@@ -100,6 +101,18 @@ def test_eight_requests_cost_no_more_calls_than_the_longest(tiny_model: LoadedMo
     _, engine = run(tiny_model, requests)
     assert engine.ledger.total.unet_calls <= longest + 2
     assert engine.ledger.total.images == 8
+
+
+def test_work_is_worth_what_it_costs_in_full_calls_whoever_shares_it(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepCosts, "row_seconds", lambda self, bucket: 0.5)
+    requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
+    _, crowd = run(tiny_model, requests)
+    alone = [run(tiny_model, [request])[1] for request in requests]
+    assert crowd.admission.worked == 0.5 * crowd.ledger.total.unet_rows
+    assert crowd.admission.worked == sum(engine.admission.worked for engine in alone)
+    assert crowd.admission.queue.seconds == 0.0
 
 
 def test_a_late_request_starts_at_the_next_step(tiny_model: LoadedModel) -> None:

@@ -108,6 +108,20 @@ def test_sizes_do_not_wait_for_each_other() -> None:
     assert taken(queue, room=2) == [("a", 0), ("c", 0)]
 
 
+def test_what_waits_is_counted_in_seconds_image_by_image() -> None:
+    queue = Queue(10, Clock())
+    queue.arrive(asked("unprepared", images=2), cost=6.0)
+    assert queue.seconds == 6.0
+    enter(queue, asked("waiting", images=4), cost=8.0)
+    assert queue.seconds == 14.0
+    handed = list(tickets(queue, room=2))
+    assert len(handed) == 1
+    assert queue.seconds == 14.0 - (3.0 if handed[0].request.id == "unprepared" else 2.0)
+    queue.remove("unprepared")
+    queue.remove("waiting")
+    assert queue.seconds == 0.0
+
+
 def test_a_higher_priority_goes_first() -> None:
     queue = Queue(10, Clock())
     order: tuple[Priority, ...] = ("low", "normal", "high")
