@@ -52,7 +52,9 @@ def config_of(**changes: Any) -> AppConfig:
     }
     ingress = {"graceful_shutdown_timeout_s": 31, "graceful_shutdown_wait_loop_s": 0.2}
     models = [{"name": "demo-sd", "controlnets": {}}]
-    return AppConfig.model_validate({"models": models, "deployments": [deployment | changes], "ingress": ingress})
+    # Requests come again here, and must be made again.
+    rest: dict[str, Any] = {"ingress": ingress, "cache": {"enabled": False}}
+    return AppConfig.model_validate({"models": models, "deployments": [deployment | changes], **rest})
 
 
 class Servers:

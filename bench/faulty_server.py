@@ -37,6 +37,8 @@ class FaultyServer:
         match command["do"]:
             case "state":
                 return self._all_replicas("state")
+            case "replicas":
+                return self._replica_states()
             case "inject":
                 return self._all_replicas("inject", command["faults"])
             case "fail-starts":
@@ -51,6 +53,14 @@ class FaultyServer:
         handle = serve.get_deployment_handle(self._config.deployments[0].name, APP_NAME)
         answers = handle.broadcast(method, *arguments).results(timeout_s=COMMAND_S, return_exceptions=True)
         return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    def _replica_states(self) -> dict[str, int]:
+        """How many replicas Serve calls STARTING, RUNNING and so on."""
+        from ray import serve
+
+        deployments = serve.status().applications[APP_NAME].deployments
+        states = deployments[self._config.deployments[0].name].replica_states
+        return {str(getattr(state, "value", state)): count for state, count in states.items()}
 
     def _redeploy(self, changes: Mapping[str, Any]) -> None:
         """Returns when the changed application runs."""

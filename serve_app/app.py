@@ -8,6 +8,7 @@ This module must not use `from __future__ import annotations`: Serve reads `buil
 arguments are an `AppConfig`, and a string there makes it pass a bare dict without a word.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,13 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
+from deployments.serve_log import speak_through_serve
 from serve_app.config import AppConfig
 from serve_app.deployment_config import DeploymentConfig
+from serve_app.door import door
 from serve_app.ingress import HandleBackend, Ingress
 from serve_app.local_backend import sized
+from serve_app.logs import LOGGERS, hush_parsers
 
 
 def build_app(config: AppConfig) -> Application:
@@ -33,11 +37,12 @@ def application(config: AppConfig, replica: type[ModelReplica] = ModelReplica) -
     """As `build_app`, of replicas of one's own. Apart from it because Serve's builders may take one argument only."""
     specs = [tuple(sized(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
     annotators = config.annotators.specs()
+    logs = config.logging.serve_options()
     handles = [
-        model_deployment(deployment, hosted, annotators, replica)
+        model_deployment(deployment, hosted, annotators, replica, logs)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
-    ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options()).bind(
+    ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options(), logging_config=logs).bind(
         partial(api_over, config), handles, specs
     )
     return ingress
@@ -48,18 +53,26 @@ def model_deployment(
     specs: tuple[ModelSpec, ...],
     annotators: AnnotatorSpecs,
     replica: type[ModelReplica] = ModelReplica,
+    logs: Mapping[str, Any] | None = None,
 ) -> Application:
-    """One deployment of `replica`, hosting `specs`, with `annotators` for their hints."""
+    """One deployment of `replica`, hosting `specs`, with `annotators` for their hints; `logs` as Serve takes them."""
     options = config.engine_options() | {"annotators": dict(annotators)}
-    bound: Application = serve.deployment(replica, **config.serve_options()).bind(specs, **options)
+    deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
+    bound: Application = deployment.bind(specs, **options)
     return bound
 
 
 def api_over(config: AppConfig, backend: HandleBackend) -> Any:
     """The ASGI application over `backend`, in the ingress' process."""
     from serve_app.api.application import create_api
+    from serve_app.cache import ResultCache
+    from serve_app.redis_tier import RedisTier
     from serve_app.service import DiffusionService
 
-    service = DiffusionService(backend)
+    speak_through_serve(*LOGGERS, level=config.logging.level)
+    hush_parsers()
+    redis = None if config.redis is None else RedisTier(config.redis)
+    service = DiffusionService(backend, cache=ResultCache(config.cache, redis, config.numerics()), redis=redis)
     Publisher(service.samples)
-    return create_api(service, **config.ingress.api_options())
+    options = config.ingress.api_options() | door(config, redis, service.door_counts)
+    return create_api(service, **options, log_prompts=config.logging.prompts)

@@ -46,6 +46,12 @@ class Backend(Protocol):
     def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events (see `deployments.engine.events`). Closing the generator early cancels the request."""
 
+    async def cancel(self, name: str, tenant: str) -> bool:
+        """Ends that tenant's requests of this name, whoever asked for them; each is told `Refused` with `Cancelled`.
+
+        False where no engine has one.
+        """
+
     async def report(self) -> BackendReport:
         """The state of the engines, now."""
 

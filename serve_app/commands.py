@@ -12,6 +12,7 @@ from deployments.engine.errors import EngineError, InvalidParameter
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from serve_app import making
+from serve_app.client import API_KEY_VARIABLE
 from serve_app.config import load_config
 from serve_app.config_errors import ConfigError, complaints
 
@@ -32,6 +33,12 @@ OPTIONS = {
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file; .png, .webp or .jpg says the format.")]
 Url = Annotated[str, typer.Option(help="The server to ask.", envvar="DARKROOM_URL")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        help="For servers that ask for one. Others here can see a command line: better set it.", envvar=API_KEY_VARIABLE
+    ),
+]
 Local = Annotated[bool, typer.Option("--local", help="Make it in this process, with no server.")]
 Config = Annotated[str, typer.Option(help="The configuration whose models --local uses.")]
 Steps = Annotated[int | None, typer.Option()]
@@ -53,6 +60,7 @@ def generate(
     prompt: str,
     output: Output,
     url: Url = HERE,
+    api_key: ApiKey = None,
     local: Local = False,
     config: Config = "demo",
     steps: Steps = None,
@@ -78,6 +86,7 @@ def img2img(
     output: Output,
     strength: Strength = None,
     url: Url = HERE,
+    api_key: ApiKey = None,
     local: Local = False,
     config: Config = "demo",
     steps: Steps = None,
@@ -106,6 +115,7 @@ def inpaint(
     feather: Annotated[int | None, typer.Option(help="Pixels inside the mask's edge over which both mix.")] = None,
     strength: Strength = None,
     url: Url = HERE,
+    api_key: ApiKey = None,
     local: Local = False,
     config: Config = "demo",
     steps: Steps = None,
@@ -139,6 +149,7 @@ def control(
     scale: Annotated[float, typer.Option(help="How strongly it acts, 0 to 2.")] = 1.0,
     preprocess: Annotated[bool, typer.Option("--preprocess", help="Make the hint from a photo.")] = False,
     url: Url = HERE,
+    api_key: ApiKey = None,
     local: Local = False,
     config: Config = "demo",
     steps: Steps = None,
@@ -162,7 +173,7 @@ Pictures = Callable[[], tuple[Uploads | None, tuple[dict[str, Any], ...]]]
 """Gives the pictures that go along, and the ControlNets' settings. Raises InvalidParameter."""
 
 _NOT_PARAMETERS = frozenset(
-    ("output", "url", "local", "config", "image", "mask", "mask_type", "type", "scale", "preprocess")
+    ("output", "url", "api_key", "local", "config", "image", "mask", "mask_type", "type", "scale", "preprocess")
 )
 
 
@@ -183,7 +194,7 @@ def _make(context: typer.Context, pictures: Pictures) -> None:
             service = making.local_service(load_config(said["config"]), params.model_name)
             life = making.from_engine(service, params, uploads)
         else:
-            life = making.from_server(said["url"], params, uploads)
+            life = making.from_server(said["url"], params, uploads, said["api_key"])
         _save(making.watch(life, output.name, Console(stderr=True)), output, numbered=params.num_images > 1)
     except ConfigError as error:
         raise failed(str(error), EXIT_USAGE) from None

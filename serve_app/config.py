@@ -1,8 +1,9 @@
 """Every setting of a Darkroom server, as one frozen model. Unknown keys are refused, with the nearest right one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -12,8 +13,15 @@ from deployments.engine.sampler_names import resolve_sampler
 from deployments.engine.spec import ModelSpec, PartSpec
 from deployments.registry import clashes, known_models
 from serve_app.annotator_config import AnnotatorsConfig
+from serve_app.cache_config import CacheConfig
 from serve_app.config_errors import ConfigError, complaints, nearest
 from serve_app.deployment_config import DeploymentConfig, IngressConfig, Name
+from serve_app.idempotency import IdempotencyConfig
+from serve_app.jobs_config import JobsConfig
+from serve_app.limits import LimitsConfig
+from serve_app.logs import LoggingConfig
+from serve_app.redis_tier import RedisConfig
+from serve_app.secret import Secret
 from serve_app.strict import Strict
 
 _PACKAGED = Path(__file__).parent / "configs"
@@ -72,12 +80,24 @@ class ModelConfig(Strict):
 
 
 class AppConfig(Strict):
-    """The whole of it. `models` adds to the registry or overrides its rows; the first model hosted is the default."""
+    """The whole of it. `models` adds to the registry or overrides its rows; the first model hosted is the default.
+
+    `keys` is where the list of API keys is. `without_keys` says that there shall be none, also where others can reach
+    the server.
+    """
 
     models: tuple[ModelConfig, ...] = ()
     deployments: tuple[DeploymentConfig, ...] = Field(min_length=1)
     annotators: AnnotatorsConfig = AnnotatorsConfig()
     ingress: IngressConfig = IngressConfig()
+    cache: CacheConfig = CacheConfig()
+    logging: LoggingConfig = LoggingConfig()
+    keys: Secret | None = None
+    without_keys: bool = False
+    limits: LimitsConfig = LimitsConfig()
+    idempotency: IdempotencyConfig = IdempotencyConfig()
+    jobs: JobsConfig = JobsConfig()
+    redis: RedisConfig | None = None
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> "AppConfig":
@@ -92,6 +112,21 @@ class AppConfig(Strict):
             raise PydanticCustomError("duplicate", "{text}", {"text": text})
         return self
 
+    @model_validator(mode="after")
+    def _the_door_is_clear(self) -> "AppConfig":
+        if self.keys is not None and self.without_keys:
+            raise PydanticCustomError("keys", "`keys` and `without_keys` exclude each other")
+        return self
+
+    def numerics(self) -> dict[str, Any]:
+        """By model, what its pictures depend on besides its weights and what is asked for, as plain data."""
+        annotators = self.annotators.model_dump(mode="json")
+        return {
+            spec.name: {"device": deployment.device, "dtype": deployment.dtype, "annotators": annotators}
+            for deployment in self.deployments
+            for spec in self.specs_of(deployment)
+        }
+
     def specs_of(self, deployment: DeploymentConfig) -> tuple[ModelSpec, ...]:
         """The models that `deployment` hosts."""
         rows = known_models() | {model.name: model.spec() for model in self.models}
@@ -105,11 +140,12 @@ class AppConfig(Strict):
 def load_config(path_or_name: str | Path) -> AppConfig:
     """The configuration in a YAML file, or the packaged one of that name (`demo`, `production`, `compact`).
 
-    Raises ConfigError, which says where the file is wrong and what was probably meant.
+    A file that says `extends: production` has only what differs from that one: sections are changed field by field,
+    lists replaced whole. Raises ConfigError, which says where the file is wrong and what was probably meant.
     """
     text = _read(str(path_or_name))
     try:
-        return AppConfig.model_validate(yaml.safe_load(text) or {})
+        return AppConfig.model_validate(_extended(yaml.safe_load(text) or {}))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path_or_name}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
@@ -119,6 +155,25 @@ def load_config(path_or_name: str | Path) -> AppConfig:
 def packaged_configs() -> list[str]:
     """The names that `load_config` knows."""
     return sorted(path.stem for path in _PACKAGED.glob("*.yaml"))
+
+
+def _extended(said: Any) -> Any:
+    """`said`, on top of the packaged configuration that it extends, if any."""
+    if not isinstance(said, dict) or "extends" not in said:
+        return said
+    changes = {name: value for name, value in said.items() if name != "extends"}
+    if said["extends"] not in packaged_configs():
+        raise ConfigError(f"extends: there is {', '.join(packaged_configs())}")
+    return _merged(yaml.safe_load(_read(said["extends"])), changes)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {
+        name: _merged(base[name], changes[name])
+        for name in base.keys() & changes.keys()
+        if isinstance(base[name], dict) and isinstance(changes[name], dict)
+    }
+    return {**base, **changes, **sections}
 
 
 def _read(path_or_name: str) -> str:

@@ -21,15 +21,15 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
 
 
-def complaints(error: ValidationError) -> Iterator[str]:
-    """One line for each thing that is wrong, beginning with its path."""
+def complaints(error: ValidationError, *, tell_values: bool = True) -> Iterator[str]:
+    """One line for each thing that is wrong, beginning with its path, and ending with what stands there instead."""
     problems = error.errors(include_url=False)
     for problem in problems:
         # A list whose items are wrong counts, for pydantic, as too short as well.
         if problem["type"] == "too_short" and any(_within(other["loc"], problem["loc"]) for other in problems):
             continue
-        path = _written(problem["loc"])
-        yield f"{path + ': ' if path else ''}{problem['msg'].removeprefix('Value error, ')}{_given(problem['input'])}"
+        path, given = _written(problem["loc"]), _given(problem["input"]) if tell_values else ""
+        yield f"{path + ': ' if path else ''}{problem['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _written(path: Path) -> str:

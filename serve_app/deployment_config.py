@@ -26,12 +26,16 @@ _PASSING = 64
 
 
 class AutoscalingConfig(Strict):
-    """Bounds and delays of a deployment that grows with its work (`deployments.autoscaling.WorkPolicy`)."""
+    """Bounds and delays of a deployment that grows with its work (`deployments.autoscaling.WorkPolicy`).
+
+    The defaults are what the simulation supports (docs/scaling.md).
+    """
 
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: Count = 4
-    target_fill: float = Field(default=0.8, gt=0, le=1)
-    band: float = Field(default=0.2, gt=0, lt=1)
+    target_fill: float = Field(default=0.7, gt=0, le=1)
+    band: float = Field(default=0.1, gt=0, lt=1)
+    catch_up_s: Seconds = 60.0
     upscale_delay_s: Seconds = 5.0
     downscale_delay_s: Seconds = 300.0
     look_back_period_s: Seconds = 15.0
@@ -47,7 +51,7 @@ class AutoscalingConfig(Strict):
 
     def serve_options(self) -> dict[str, Any]:
         """As Serve's `autoscaling_config`. Serve's own request counts only wake a deployment that sleeps at zero."""
-        policy = {"target_fill": self.target_fill, "band": self.band}
+        policy = {"target_fill": self.target_fill, "band": self.band, "catch_up_s": self.catch_up_s}
         return {
             "min_replicas": self.min_replicas,
             "max_replicas": self.max_replicas,
@@ -162,9 +166,13 @@ class DeploymentConfig(Strict):
 
 
 class IngressConfig(Strict):
-    """The HTTP deployment. `request_timeout_s` is the proxy's, and clients cannot change it (`proxy_headers.py`)."""
+    """The HTTP deployment. `request_timeout_s` is the proxy's, and clients cannot change it (`proxy_headers.py`).
+
+    On a cluster, `max_replicas_per_node: 1` keeps a node's death from taking all replicas: Ray would put them together.
+    """
 
     replicas: Count = 1
+    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
     num_cpus: Cpus = 0.1
     max_ongoing_requests: Count = 1000
     max_body_bytes: int = Field(default=2**20, ge=1024)
@@ -200,9 +208,10 @@ class IngressConfig(Strict):
             "graceful_shutdown_wait_loop_s": self.graceful_shutdown_wait_loop_s,
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,
             "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
-            # It needs no GPU, so there is room for the new ones beside the old.
-            "max_surge_percent": 100,
-        }
+            # It needs no GPU, so there is room for the new ones beside the old. Unless their nodes are counted: where
+            # each has one already, new ones would wait for the old, and the old for them.
+            "max_surge_percent": 100 if self.max_replicas_per_node is None else 0,
+        } | ({} if self.max_replicas_per_node is None else {"max_replicas_per_node": self.max_replicas_per_node})
 
 
 def _bytes(gib: float | None) -> int | None:

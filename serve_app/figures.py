@@ -76,6 +76,8 @@ def _one(engine: EngineReport) -> dict[str, Any]:
         "waiting": dict(engine.load.waiting),
         "running": engine.load.running,
         "capacity": engine.load.capacity,
+        "work_seconds": round(engine.load.worked, 3),
+        "backlog_seconds": round(engine.load.backlog, 3),
         "knees": dict(engine.knees),
         "memory": asdict(engine.memory),
         "calls": [asdict(call) for call in engine.calls],

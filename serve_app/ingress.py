@@ -83,6 +83,11 @@ class HandleBackend:
                 route.shedding.saw(request.tenant, event)
                 yield event
 
+    async def cancel(self, name: str, tenant: str) -> bool:
+        """Ends the tenant's requests of this name on every replica, whichever ingress they came through."""
+        answers = await asyncio.gather(*(_cancelled_by(route.handle, name, tenant) for route in self._all))
+        return any(answers)
+
     async def report(self) -> BackendReport:
         """The engines' reports, at most a second old, and never slower than `REPORT_TIMEOUT_S`."""
         if self._report is None or (self._report.done() and time.monotonic() - self._report_made > REPORT_AGE_S):
@@ -143,6 +148,16 @@ async def reports_of(handle: DeploymentHandle) -> list[EngineReport]:
         log.warning("a deployment did not report: %s", type(error).__name__)
         return []
     return [answer for answer in answers if isinstance(answer, EngineReport)]
+
+
+async def _cancelled_by(handle: DeploymentHandle, name: str, tenant: str) -> bool:
+    try:
+        async with asyncio.timeout(REPORT_TIMEOUT_S):
+            answers = await handle.broadcast("cancel", name, tenant).results_async(return_exceptions=True)
+    except Exception as error:
+        log.warning("request %s: no cancellation could be sent: %s", name, type(error).__name__)
+        return False
+    return any(answer is True for answer in answers)
 
 
 def as_engine_error(error: Exception) -> EngineError | None:

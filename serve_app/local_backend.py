@@ -85,6 +85,13 @@ class LocalBackend:
             async for event in events:
                 yield event
 
+    async def cancel(self, name: str, tenant: str) -> bool:
+        """Ends the tenant's requests of this name that the engine has."""
+        loading = self._loading
+        if self._closed or loading is None or not loading.done() or loading.exception() is not None:
+            return False
+        return loading.result().cancel(name, tenant)
+
     async def report(self) -> BackendReport:
         """The engine's state; not ready before `start` or a first request has loaded it. Raises ModelLoadError."""
         if self._closed or self._loading is None or not self._loading.done():

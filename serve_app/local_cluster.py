@@ -84,6 +84,7 @@ def start(order: Order) -> None:
             "request_timeout_s": ingress.request_timeout_s,
             "keep_alive_timeout_s": ingress.keep_alive_timeout_s,
         },
+        logging_config=order.config.logging.serve_options(),
     )
     serve.run(build_app(order.config), name=APP_NAME, route_prefix="/")
     wait_until_healthy(order.host, order.port)

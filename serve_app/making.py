@@ -62,11 +62,11 @@ def output_format(output: Path) -> OutputFormat:
     return FORMATS[output.suffix.lower()]
 
 
-def from_server(url: str, params: GenerationParams, uploads: Uploads | None = None) -> Life:
+def from_server(url: str, params: GenerationParams, uploads: Uploads | None = None, api_key: str | None = None) -> Life:
     """The request's life as the server at `url` streams it. Raises EngineError."""
     check_url(url)
     try:
-        with DarkroomClient(url) as client:
+        with DarkroomClient(url, api_key=api_key) as client:
             for event in client.stream(params, uploads=uploads):
                 yield from _from_server_event(event)
     except DarkroomError as error:

@@ -21,10 +21,10 @@ def prepare(
     params: GenerationParams,
     uploads: Uploads | None,
     previews: int,
-    request_id: str,
+    name: str,
     tenant: str,
 ) -> Prepared:
-    """The request that one of `models` can run. Raises InvalidParameter."""
+    """The request that one of `models` can run; it has an id of its own. Raises InvalidParameter."""
     header = check_uploads(uploads) if uploads else None
     task: Task = uploads.task if uploads else "text-to-image"
     spec = _model_for(models, params, task)
@@ -32,7 +32,9 @@ def prepare(
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
     styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
-    return Prepared(Request(request_id, styled, previews, uploads=uploads, tenant=tenant), asked)
+    request_id = f"{name}.{secrets.token_hex(4)}"
+    request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name)
+    return Prepared(request, asked, drawn=asked.seed != params.seed)
 
 
 def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:

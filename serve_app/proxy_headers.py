@@ -1,9 +1,9 @@
-"""A layer around Ray Serve's HTTP proxy: what clients send reaches our application, and steers nothing of Ray's.
+"""The outer layer around Ray Serve's HTTP proxy: what clients send reaches our application, and steers nothing else.
 
 Ray's proxy takes orders from request headers before any other code of ours runs: how long a request may take, that its
-caller's leaving shall not be noticed, which replica it goes to. And it marks every answer with a request id of its own,
-beside ours. Ray calls `middlewares` in the proxy's process, where `ray_environment.NODE_ENVIRONMENT` was set when the
-node was started.
+caller's leaving shall not be noticed, which replica it goes to. With tracing on, it breaks on trace headers that are
+not text. And it marks every answer with a request id of its own, beside ours. Ray calls `middlewares` in the proxy's
+process, where `ray_environment.NODE_ENVIRONMENT` was set when the node was started.
 """
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,6 +11,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.request_id import request_id_of
+from serve_app.api.trace import HEADER, named_trace_id
+from serve_app.proxy_answers import ProxyAnswers
 
 # As Ray compares them: lower case, and `-` counts as `_`.
 RAYS_OWN = frozenset(
@@ -21,10 +23,15 @@ RAYS_OWN = frozenset(
         "x_session_id",  # prefers a replica
     )
 )
+_REPLACED = RAYS_OWN | {"x_request_id"}
+_TRACE = frozenset((HEADER, "tracestate"))
 
 
 class ProxyHeaders:
-    """Drops the headers in `RAYS_OWN` from requests; gives each one good request id, and its answer the same, once."""
+    """Drops the headers in `RAYS_OWN` from requests, and trace headers that make no sense.
+
+    Gives each one good request id, and its answer the same, once.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -33,8 +40,10 @@ class ProxyHeaders:
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
-        request_id = request_id_of(Headers(scope=scope))
-        kept = [(name, value) for name, value in scope["headers"] if not _is_dropped(name)]
+        given = Headers(scope=scope)
+        request_id = request_id_of(given)
+        dropped = _REPLACED if _is_traceable(given) else _REPLACED | _TRACE
+        kept = [(name, value) for name, value in scope["headers"] if _as_ray_compares(name) not in dropped]
         headers = [*kept, (b"x-request-id", request_id.encode())]
 
         async def send_marked_once(message: Message) -> None:
@@ -47,9 +56,14 @@ class ProxyHeaders:
 
 def middlewares() -> list[Middleware]:
     """For Ray's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
-    return [Middleware(ProxyHeaders)]
+    return [Middleware(ProxyAnswers), Middleware(ProxyHeaders)]
 
 
-def _is_dropped(name: bytes) -> bool:
-    plain = name.decode("latin-1").lower().replace("-", "_")
-    return plain in RAYS_OWN or plain == "x_request_id"
+def _as_ray_compares(name: bytes) -> str:
+    return name.decode("latin-1").lower().replace("-", "_")
+
+
+def _is_traceable(given: Headers) -> bool:
+    """Whether the trace headers name a trace, and are such as Ray can read."""
+    texts = given.getlist(HEADER) + given.getlist("tracestate")
+    return named_trace_id(given) is not None and all(text.isascii() for text in texts)

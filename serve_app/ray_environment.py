@@ -12,6 +12,8 @@ NODE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # HAProxy would take the place of Ray's own proxy, and of the layer around it.
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        # uvicorn would let whoever connects from this machine say which address it comes from.
+        "FORWARDED_ALLOW_IPS": "none",
         "OMP_WAIT_POLICY": "passive",
     }
 )

@@ -14,19 +14,17 @@ work is refused for ten minutes. Several ingress processes each keep their own b
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from deployments.engine.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
 from deployments.engine.events import Accepted, Event, ImageDone, ImageFailed, Preview, Refused
-from deployments.engine.params import SERVICE_FIELDS
 from deployments.engine.row import Request
+from serve_app.fingerprints import canonical, hash_of, work_of
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +34,6 @@ QUARANTINE_SIZE = 1024
 Clock = Callable[[], float]
 Attempt = Callable[[Request], AsyncGenerator[Event, None]]
 """One replica's try. A `Refused` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun."""
-
-# What is computed does not depend on these. The seed above all: a caller that gave none gets another with each try.
-_NOT_THE_WORK: Final = {"seed", *SERVICE_FIELDS}
 
 
 class Replays:
@@ -106,7 +101,7 @@ class Quarantine:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self._until: OrderedDict[str, float] = OrderedDict()
 
     async def add(self, request: Request) -> None:
         """Refuses the like of `request` from now on."""
@@ -152,24 +147,6 @@ def loss_of(event: Event) -> EngineStopped | None:
     return event.error if isinstance(event, Refused) and isinstance(event.error, EngineStopped) else None
 
 
-def fingerprint(request: Request) -> bytes:
+def fingerprint(request: Request) -> str:
     """A hash of what the request makes an engine do: equal for equal work, whoever asks and under whichever id."""
-    digest = hashlib.blake2b(digest_size=32)
-    for part in _work_of(request):
-        # With its length, so that no byte can pass from one part to the next unseen.
-        digest.update(b"-" if part is None else b"%d:" % len(part))
-        digest.update(part or b"")
-    return digest.digest()
-
-
-def _work_of(request: Request) -> Iterator[bytes | None]:
-    yield request.params.model_dump_json(exclude=_NOT_THE_WORK).encode()
-    yield str(request.previews).encode()
-    inputs, files = request.inputs, request.uploads
-    for picture in (inputs.image, inputs.mask, *inputs.hints):
-        yield None if picture is None else repr(picture.shape).encode()
-        yield None if picture is None else picture.tobytes()
-    yield None
-    if files is not None:
-        yield repr((files.mask_type, files.preprocess, files.fit)).encode()
-        yield from (files.image, files.mask, *files.hints)
+    return hash_of(canonical(work_of(request) | {"previews": request.previews}).encode())

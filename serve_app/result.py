@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from deployments.engine.events import ImageDone, ImageFailed, Timings
+from deployments.engine.events import ImageDone, ImageFailed, Source, Timings
 from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
 from deployments.images import to_rgb
@@ -17,18 +17,23 @@ class Prepared:
     """A request ready for the backend, beside what the caller asked for.
 
     `asked` has every default filled in and a seed; `request.params` differs from it by the prompt, which has the style
-    in it. A request of `asked` and the same uploads gives the same images.
+    in it. A request of `asked` and the same uploads gives the same images. `drawn` says that the seed is not the
+    caller's.
     """
 
     request: Request
     asked: GenerationParams
+    drawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """The images of one request. `failures` are those that could not be made, though others could.
 
+    `id` is what its caller calls the request.
+
     `parameters` are complete: with the same uploads they give the same images. `effective_prompt` has the style in it.
+    `source` says whether the images were made for this request.
     """
 
     id: str
@@ -38,23 +43,32 @@ class Result:
     parameters: GenerationParams
     effective_prompt: str
     timings: Timings
-    cached: bool = False
+    source: Source = "made"
 
 
 def result_of(
-    prepared: Prepared, images: Sequence[ImageDone], failures: Sequence[ImageFailed], timings: Timings
+    prepared: Prepared,
+    images: Sequence[ImageDone],
+    failures: Sequence[ImageFailed],
+    timings: Timings,
+    source: Source = "made",
 ) -> Result:
     """The result of a finished request. Raises the first failure where there are only failures."""
     if failures and not images:
         raise min(failures, key=lambda failure: failure.index).error
+    asked = prepared.asked
+    if images:
+        # They know it better: those of an earlier request have kept its seed.
+        asked = asked.model_copy(update={"seed": images[0].seed - images[0].index})
     return Result(
-        id=prepared.request.id,
+        id=prepared.request.name,
         model=prepared.request.model,
         images=tuple(sorted(images, key=lambda image: image.index)),
         failures=tuple(sorted(failures, key=lambda failure: failure.index)),
-        parameters=prepared.asked,
+        parameters=asked,
         effective_prompt=prepared.request.params.prompt,
         timings=timings,
+        source=source,
     )
 
 

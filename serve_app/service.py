@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
@@ -14,33 +15,26 @@ from deployments.annotators.catalogue import NO_NETWORKS
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.errors import EngineError, EngineStopped
-from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Refused, Source
 from deployments.engine.inputs import Fit, Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
-from deployments.metrics import COUNTS, Sample
+from deployments.metrics import COUNTS, DOOR_COUNTS, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
 from serve_app.backend import Backend, BackendReport
+from serve_app.build import build_sample
+from serve_app.cache import ResultCache
+from serve_app.cancellation import Cancellations
 from serve_app.figures import engine_figures
+from serve_app.health import Health, Status
 from serve_app.image_processor import ImageProcessor
 from serve_app.local_backend import LocalBackend
 from serve_app.preparation import find_model, prepare
+from serve_app.redis_tier import RedisTier
 from serve_app.result import Prepared, Result, decoded, encoded, result_of
 from serve_app.stats import Statistics
 
 log = logging.getLogger(__name__)
-
-Status = Literal["healthy", "starting", "unhealthy"]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """`healthy` when images can be made now; `starting` until that was so for the first time."""
-
-    status: Status
-    device: str
-    loaded_models: int
-    cache_entries: int = 0
 
 
 class DiffusionService:
@@ -51,7 +45,8 @@ class DiffusionService:
     `queue_limit` bounds the requests that wait: those beyond it are refused. `model_memory_bytes` bounds the weights in
     memory: models that are not used leave it and come back when asked for; `device_memory_bytes` weights and work.
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
-    neither they nor models are given, else those given.
+    neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
+    whatever this process uses Redis for, and shows in `health`.
     """
 
     def __init__(
@@ -67,6 +62,8 @@ class DiffusionService:
         model_memory_bytes: int | None = None,
         device_memory_bytes: int | None = None,
         annotators: AnnotatorSpecs | None = None,
+        cache: ResultCache | None = None,
+        redis: RedisTier | None = None,
     ) -> None:
         if backend is not None and (models is not None or annotators is not None):
             raise TypeError("give a backend or models and annotators, not both: a backend has its own")
@@ -90,6 +87,11 @@ class DiffusionService:
         else:
             self._backend = backend
             self.image_processor = ImageProcessor()
+        # For whatever stands before this service, which tells of it.
+        self.door_counts: Counter[str] = Counter()
+        self.cancellations = Cancellations()
+        self._cache = ResultCache() if cache is None else cache
+        self._redis = redis
         self._statistics = Statistics()
         self._was_ready = False
 
@@ -119,8 +121,8 @@ class DiffusionService:
     ) -> Prepared:
         """Everything that is decided before the backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
-        `request_id` must not be that of a request still running; one is made where none is given. Tenants share the
-        engines fairly, however many requests each has.
+        `request_id` is what the request is called in its answer, and what `cancel` knows it by, among its tenant's; one
+        is made where none is given. Tenants share the engines fairly, however many requests each has.
         """
         asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant)
         # A hostile file's headers take a while to read, and everybody else would wait.
@@ -128,7 +130,16 @@ class DiffusionService:
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
         """The events of a prepared request. Closing the generator early cancels it."""
-        return self._statistics.watch(prepared.request.model, self._backend.generate(prepared.request))
+        request = prepared.request
+        made = self._cache.generate(prepared, self.model(request.model), self._backend.generate)
+        return self._statistics.watch(request.model, self.cancellations.watch(request, made))
+
+    async def cancel(self, request_id: str, tenant: str = "") -> bool:
+        """Ends that tenant's request, or batch, of this id: its caller is told `Cancelled`. False where there is none.
+
+        It may have come through another process.
+        """
+        return self.cancellations.cancel(request_id, tenant) or await self._backend.cancel(request_id, tenant)
 
     async def events(
         self,
@@ -148,14 +159,19 @@ class DiffusionService:
         """All images of a request. Raises what refused it, or the first failure where not one image could be made."""
         return await self.collect(await self.prepare(params, request_id=request_id))
 
-    async def collect(self, prepared: Prepared) -> Result:
-        """As `generate`, for a prepared request."""
+    async def collect(self, prepared: Prepared, heard: Callable[[Event], None] | None = None) -> Result:
+        """As `generate`, for a prepared request. `heard` is told every event."""
         images: list[ImageDone] = []
         failures: list[ImageFailed] = []
-        unwatched = replace(prepared, request=replace(prepared.request, progress=False))
-        async with aclosing(self.run(unwatched)) as events:
+        source: Source = "made"
+        watched = replace(prepared, request=replace(prepared.request, progress=heard is not None))
+        async with aclosing(self.run(watched)) as events:
             async for event in events:
+                if heard is not None:
+                    heard(event)
                 match event:
+                    case Accepted():
+                        source = event.source
                     case ImageDone():
                         images.append(event)
                     case ImageFailed():
@@ -163,7 +179,7 @@ class DiffusionService:
                     case Refused(error=error):
                         raise error
                     case Finished(timings=timings):
-                        return result_of(prepared, images, failures, timings)
+                        return result_of(prepared, images, failures, timings, source)
         raise EngineStopped("the engine stopped before the request was finished")
 
     async def generate_text_to_image(
@@ -215,26 +231,33 @@ class DiffusionService:
         return await self._pictures(params, model_name, Uploads(hints=(hint,), preprocess=preprocess, fit=fit))
 
     async def get_generation_stats(self) -> dict[str, Any]:
-        """What this service has counted since it began, and what its engines say: see docs/statistics.md.
-
-        There is no result cache yet: its figures are zeros.
-        """
+        """What this service has counted since it began, and what its engines say: see docs/statistics.md."""
         report = await self._report() or BackendReport()
         counts = self._backend.counts
         return {
-            "cache_hit_rate": 0.0,
-            "total_cache_entries": 0,
+            **self._cache.figures(),
             "loaded_models": len(report.loaded_models),
             **self._statistics.snapshot(),
             **{name: counts.get(name, 0) for name in COUNTS},
+            **{name: self.door_counts[name] for name in DOOR_COUNTS},
             **engine_figures(report.engines),
         }
 
     def samples(self) -> Iterator[Sample]:
         """What this service has counted, for Prometheus. May be called from any thread."""
+        yield build_sample()
         yield from self._statistics.samples()
+        yield from self._cache.samples()
         for name, metric in COUNTS.items():
             yield Sample(metric, (), self._backend.counts.get(name, 0))
+        for name, metric in DOOR_COUNTS.items():
+            yield Sample(metric, (), self.door_counts[name])
+
+    async def all_samples(self) -> list[Sample]:
+        """As `samples`, and those of every engine that answers: the same engines, and figures, as in the statistics."""
+        report = await self._report() or BackendReport()
+        engines = (sample for engine in report.engines for sample in engine_samples(engine))
+        return [*self.samples(), *engines]
 
     async def health(self) -> Health:
         """Whether images can be made now."""
@@ -242,8 +265,14 @@ class DiffusionService:
         if report is None:
             return Health("unhealthy", "", 0)
         self._was_ready = self._was_ready or report.ready
-        waiting_for_it: Status = "unhealthy" if self._was_ready else "starting"
-        return Health("healthy" if report.ready else waiting_for_it, report.device, len(report.loaded_models))
+        status: Status = "unhealthy" if self._was_ready else "starting"
+        if report.ready:
+            status = "healthy" if self._redis is None or await self._redis.check() else "degraded"
+        return Health(status, report.device, len(report.loaded_models), len(self._cache))
+
+    async def empty_cache(self) -> int:
+        """Forgets all results, and gives their number here (see `ResultCache.empty`). Raises RedisGone."""
+        return await self._cache.empty()
 
     async def start(self) -> None:
         """Begins to load the models, without waiting; a backend that was given has done so already."""
@@ -252,6 +281,9 @@ class DiffusionService:
     async def close(self) -> None:
         """Frees the backend. Requests that still run are refused."""
         await self._backend.close()
+        await self._cache.close()
+        if self._redis is not None:
+            await self._redis.close()
 
     async def _pictures(
         self, params: GenerationParams, model_name: str | None, uploads: Uploads | None

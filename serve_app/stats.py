@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, Final, Literal
 
+from deployments.engine.errors import Cancelled
 from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
 from deployments.engine.latencies import Durations, Recorder, together
 from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
@@ -15,15 +16,16 @@ Clock = Callable[[], float]
 Outcome = Literal["finished", "refused", "cancelled", "broken"]
 End = tuple[Outcome, str]
 
+_LEFT: Final[End] = ("cancelled", "")
 _BROKEN: Final[End] = ("broken", "internal_error")
 
 
 class Statistics:
     """Watches the requests of one service. Used on one event loop; may be looked at from any thread.
 
-    Every request ends as exactly one of `finished`, `refused`, `cancelled` (the caller left) or `broken` (an error
-    that nobody expected, or no end at all), or is `active`. `images` and `failures` count images. Beside its end, the
-    code of the error is kept that refused it, or that the first of its images failed with.
+    Every request ends as exactly one of `finished`, `refused`, `cancelled` (the caller left, or ended it by its id) or
+    `broken` (an error that nobody expected, or no end at all), or is `active`. `images` and `failures` count images.
+    Beside its end, the code of the error is kept that refused it, or that the first of its images failed with.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -37,13 +39,13 @@ class Statistics:
         """Hands `events` of a request to `model` on and counts them. Closing this closes them."""
         begun = self._clock()
         self._requests += 1
-        end: End = ("cancelled", "")
+        end = _LEFT
         try:
             async with aclosing(events):
                 async for event in events:
                     end = self._end(event, end)
                     yield event
-            if end[0] == "cancelled":
+            if end[0] == "cancelled" and end[1] != Cancelled.code:
                 # Nobody left: the backend just ended, without a last word.
                 end = _BROKEN
         except Exception:
@@ -96,6 +98,8 @@ class Statistics:
                 return before[0], before[1] or error.code
             case Finished():
                 return "finished", before[1]
+            case Refused(error=Cancelled(code=code)):
+                return "cancelled", code
             case Refused(error=error):
                 return "refused", error.code
         return before

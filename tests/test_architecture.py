@@ -22,6 +22,7 @@ TORCH_FREE_ENGINE = (
     "events",
     "heartbeat",
     "inputs",
+    "numerics",
     "row",
     "running",
     "queue",
@@ -31,7 +32,7 @@ TORCH_FREE_ENGINE = (
     "prompts",
 )
 DOOR = {"worker.py", "mailbox.py"}
-RAY_SIDE = {"app.py", "ingress.py", "local_cluster.py"}
+RAY_SIDE = {"app.py", "ingress.py", "local_cluster.py", "serve_schema.py"}
 MAX_FILE_LINES = 320
 
 

@@ -67,7 +67,7 @@ def answer_of(result: Result) -> Answer:
         effective_prompt=result.effective_prompt,
         parameters=_parameters(result.parameters),
         timings=timings_answer(result.timings),
-        cached=result.cached,
+        cached=result.source == "cache",
     )
     if result.failures:
         answer["failures"] = [failure_answer(failure) for failure in result.failures]

@@ -3,29 +3,41 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from deployments.engine.errors import EngineError
-from serve_app.api import doors, listings, ops
+from serve_app.api import batch, caching, doors, jobs, listings, ops, requests
+from serve_app.api.access_log import AccessLog
+from serve_app.api.authentication import Authentication
 from serve_app.api.body import MAX_BODY_BYTES
+from serve_app.api.entries import entry_document
 from serve_app.api.errors import Problem, http_problem, problem_of
 from serve_app.api.forms import MAX_UPLOAD_BYTES
+from serve_app.api.journal import CLIENT_LEFT
+from serve_app.api.limiting import Limiting
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.validation import fault_of, invalid
+from serve_app.build import darkroom_version
+from serve_app.idempotency import Idempotency, IdempotencyConfig
+from serve_app.job_shelf import JobShelf
+from serve_app.jobs import Jobs
+from serve_app.jobs_config import JobsConfig
+from serve_app.keys import Keyring
+from serve_app.limits import RateLimits
 from serve_app.service import DiffusionService
 
 log = logging.getLogger(__name__)
 
-DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising steps."
+NO_SETTINGS: Final = JobsConfig()
 
-# What nginx logs for it. The answer reaches nobody.
-CLIENT_LEFT = 499
+DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising steps."
 
 
 def create_api(
@@ -34,27 +46,52 @@ def create_api(
     max_body_bytes: int = MAX_BODY_BYTES,
     max_upload_bytes: int = MAX_UPLOAD_BYTES,
     max_uploads_in_flight_bytes: int = MAX_UPLOADS_IN_FLIGHT_BYTES,
+    log_prompts: bool = False,
+    keys: Keyring | None = None,
+    limits: RateLimits | None = None,
+    idempotency: Idempotency | None = None,
+    jobs_config: JobsConfig = NO_SETTINGS,
+    shelf: JobShelf | None = None,
 ) -> FastAPI:
     """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
 
     All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
+    Each request is a line in the log of `serve_app.api.access_log`, with its prompt if `log_prompts`.
+    Without `keys` nobody is asked for one; without `limits` there are none; without `idempotency`, answers that have an
+    Idempotency-Key are kept in this process, up to a default size. Jobs are kept on `shelf`, or else in this process.
     Whoever made `service` closes it.
     """
     app = FastAPI(
         title="Darkroom",
         description=DESCRIPTION,
-        version=_version(),
+        version=darkroom_version(),
         lifespan=_lifespan,
         redirect_slashes=False,
+        # Its records of validation errors would hold what callers sent. Spans and metrics do not.
+        telemetry={"logs": False},
+        # It asks nobody for anything: the documentation's pages offer to give a key because of it.
+        dependencies=[] if keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
+    app.state.jobs = Jobs(service, jobs_config, entry_document, shelf)
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
+    app.state.idempotency = idempotency or Idempotency(IdempotencyConfig(), None, service.door_counts)
     app.include_router(doors.router)
+    app.include_router(batch.router)
+    app.include_router(jobs.router)
+    app.include_router(requests.router)
     app.include_router(listings.router)
+    app.include_router(caching.router)
     app.include_router(ops.router)
     app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
+    # Each is around those before it: first who asks, then whether it may now, then whether there is room.
+    if limits is not None:
+        app.add_middleware(Limiting, limits=limits)
+    if keys is not None:
+        app.add_middleware(Authentication, keys=keys)
     app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(AccessLog, prompts=log_prompts)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RequestValidationError, _invalid_query)
@@ -66,7 +103,9 @@ def create_api(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.start()
+    app.state.jobs.start()
     yield
+    await app.state.jobs.stop()
 
 
 async def _engine_error(request: Request, error: Exception) -> Response:
@@ -94,13 +133,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return http_problem(error.status_code, error.headers).response(request.state.request_id)
 
 
-async def _client_left(request: Request, _: Exception) -> Response:
-    log.info("request %s: the client left", request.state.request_id)
+async def _client_left(_request: Request, _: Exception) -> Response:
+    # The answer reaches nobody.
     return Response(status_code=CLIENT_LEFT)
-
-
-def _version() -> str:
-    try:
-        return version("darkroom")
-    except PackageNotFoundError:
-        return "0"

@@ -1,5 +1,6 @@
 """A request that has been read, answered in the form that its Accept header asks for."""
 
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -8,12 +9,16 @@ from fastapi.responses import JSONResponse
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
 from serve_app.api.answers import answer_of, server_timing
+from serve_app.api.caching import as_controlled, told
 from serve_app.api.caller import caller_of
 from serve_app.api.departure import while_client_stays
+from serve_app.api.journal import entry_of
+from serve_app.api.limiting import charge
 from serve_app.api.negotiate import EVENTS, JSON, wanted
+from serve_app.api.once import once, refuse_key
 from serve_app.api.sse import open_stream
 from serve_app.api.story import Story
-from serve_app.result import Result
+from serve_app.result import Prepared, Result
 from serve_app.service import DiffusionService
 
 FORMATS = ("png", "webp", "jpeg")
@@ -27,18 +32,60 @@ async def deliver(
     uploads: Uploads | None = None,
     previews: int = 0,
 ) -> Response:
-    """The images of `params` as JSON, as one image's bytes or as a stream. A client that leaves frees its place."""
-    media_type, tenant = wanted(request, _offers(params)), caller_of(request).tenant
+    """The images of `params` as JSON, as one image's bytes or as a stream. A client that leaves frees its place.
+
+    Raises Problem 403 for a priority beyond the caller's, and what `charge` and `once` raise.
+    """
+    media_type = wanted(request, _offers(params))
+    params = as_controlled(request, caller_of(request).permitted(params))
     if media_type == EVENTS:
-        prepared = await service.prepare(params, uploads=uploads, previews=previews, tenant=tenant)
+        refuse_key(request)
+        prepared = await _prepared(request, service, params, uploads, previews)
         return await open_stream(request, service.run(prepared), Story(prepared, request.state.request_id))
+    asked = {"as": media_type, "params": params.model_dump(mode="json"), **_said_of(uploads)}
+    return await once(request, asked, _files_of(uploads), lambda: _whole(request, service, params, uploads, media_type))
+
+
+async def _whole(
+    request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, media_type: str
+) -> Response:
+    """The answer that is not a stream."""
     if media_type != JSON:
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
-    prepared = await service.prepare(params, uploads=uploads, tenant=tenant)
+    prepared = await _prepared(request, service, params, uploads)
     result = await while_client_stays(request.receive, service.collect(prepared))
+    entry_of(request.scope).timings = result.timings
     if media_type == JSON:
         return JSONResponse(answer_of(result), headers=_headers(result))
     return _bytes(result, media_type)
+
+
+async def _prepared(
+    request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, previews: int = 0
+) -> Prepared:
+    """The request as its caller is charged for it, and as it stands in the log."""
+    prepared = await service.prepare(
+        params,
+        uploads=uploads,
+        previews=previews,
+        request_id=request.state.request_id,
+        tenant=caller_of(request).tenant,
+    )
+    entry = entry_of(request.scope)
+    entry.model, entry.prompt = prepared.request.model, prepared.asked.prompt
+    await charge(request, prepared)
+    return prepared
+
+
+def _said_of(uploads: Uploads | None) -> dict[str, Any]:
+    """All of `uploads` but the files."""
+    if uploads is None:
+        return {}
+    return {"mask_type": uploads.mask_type, "preprocess": uploads.preprocess, "fit": uploads.fit}
+
+
+def _files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
+    return () if uploads is None else (uploads.image, uploads.mask, *uploads.hints)
 
 
 def _offers(params: GenerationParams) -> list[str]:
@@ -59,4 +106,4 @@ def _bytes(result: Result, media_type: str) -> Response:
 
 
 def _headers(result: Result) -> dict[str, str]:
-    return {"Server-Timing": server_timing(result.timings), "Vary": "Accept"}
+    return {"Server-Timing": server_timing(result.timings), "Vary": "Accept", **told(result.source)}

@@ -33,7 +33,7 @@ _CONTROL_FIELDS: Final = (
 @router.post(
     "/text-to-image",
     response_model=Answer,
-    openapi_extra={"requestBody": examples.request_body()},
+    openapi_extra=examples.asking(examples.request_body()),
     responses=examples.answers(),
 )
 async def text_to_image(request: Request, service: Service, previews: Previews = 0) -> Response:
@@ -50,7 +50,7 @@ async def text_to_image(request: Request, service: Service, previews: Previews =
 @router.post(
     "/image-to-image",
     response_model=Answer,
-    openapi_extra={"requestBody": examples.form_body("image-to-image")},
+    openapi_extra=examples.asking(examples.form_body("image-to-image")),
     responses=examples.answers(),
 )
 async def image_to_image(request: Request, service: Service, previews: Previews = 0) -> Response:
@@ -66,7 +66,7 @@ async def image_to_image(request: Request, service: Service, previews: Previews 
 @router.post(
     "/inpaint",
     response_model=Answer,
-    openapi_extra={"requestBody": examples.form_body("inpaint")},
+    openapi_extra=examples.asking(examples.form_body("inpaint")),
     responses=examples.answers(),
 )
 async def inpaint(request: Request, service: Service, previews: Previews = 0) -> Response:
@@ -85,7 +85,7 @@ async def inpaint(request: Request, service: Service, previews: Previews = 0) ->
 @router.post(
     "/controlnet",
     response_model=Answer,
-    openapi_extra={"requestBody": examples.form_body("controlnet")},
+    openapi_extra=examples.asking(examples.form_body("controlnet")),
     responses=examples.answers(),
 )
 async def controlnet(request: Request, service: Service, previews: Previews = 0) -> Response:

@@ -6,14 +6,16 @@ sent, a path, or the text of another library.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from deployments.engine.errors import (
+    Cancelled,
     DeadlineExceeded,
     DoesNotFit,
     EngineError,
@@ -25,8 +27,12 @@ from deployments.engine.errors import (
     Quarantined,
     UnknownModel,
 )
+from serve_app.api.journal import entry_of
 
 MEDIA_TYPE = "application/problem+json"
+
+# nginx's, and what gRPC's CANCELLED is over HTTP. No client repeats it unasked.
+CLIENT_CLOSED = 499
 
 # An estimate of more than this is not worth much: the queue will have changed, or the replicas' number.
 MAX_RETRY_AFTER = 120
@@ -67,7 +73,7 @@ class Problem(Exception):
         """The problem+json object."""
         return {
             "type": f"urn:darkroom:problem:{self.code}",
-            "title": HTTPStatus(self.status).phrase,
+            "title": _title(self.status),
             "status": self.status,
             "detail": self.message,
             "instance": f"urn:darkroom:request:{request_id}",
@@ -82,9 +88,31 @@ class Problem(Exception):
             "retryable": self.retryable,
         }
 
-    def response(self, request_id: str) -> JSONResponse:
+    def within(self, place: str) -> "Problem":
+        """The same problem where the body that it is about stands at `place` in a larger one."""
+        param = f"{place}/{self.param}" if self.param else place
+        faults = tuple(
+            replace(fault, pointer=f"#/{place}{fault.pointer.removeprefix('#').rstrip('/')}") for fault in self.faults
+        )
+        moved = Problem(self.status, self.code, self.message, param=param, faults=faults, headers=self.headers)
+        moved.retryable = self.retryable
+        return moved
+
+    def response(self, request_id: str) -> "ProblemResponse":
         """The whole answer."""
-        return JSONResponse(self.body(request_id), self.status, self.headers, MEDIA_TYPE)
+        return ProblemResponse(self, request_id)
+
+
+class ProblemResponse(JSONResponse):
+    """A problem on its way to the caller, which also leaves its code for the log, whoever sends it."""
+
+    def __init__(self, problem: Problem, request_id: str) -> None:
+        super().__init__(problem.body(request_id), problem.status, problem.headers, MEDIA_TYPE)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        entry_of(scope).code = self._code
+        await super().__call__(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +135,7 @@ RULES: Mapping[type[EngineError], Rule] = MappingProxyType(
         Overloaded: Rule(503, retry_after=2),
         EngineStopped: Rule(503, retry_after=5),
         DeadlineExceeded: Rule(504),
+        Cancelled: Rule(CLIENT_CLOSED),
         # It is the size that was asked for that this server cannot do; a smaller one may fit.
         DoesNotFit: Rule(422),
         # The request's own content is refused, so 4xx; not 409 or 429, which clients repeat unasked, nor 403, for which
@@ -129,6 +158,10 @@ def problem_of(error: EngineError) -> Problem:
     if isinstance(error, Overloaded) and error.retry_after is not None:
         retry_after = whole_seconds(error.retry_after)
     return Problem(rule.status, error.code, message, param=field, faults=faults, retry_after=retry_after)
+
+
+def _title(status: int) -> str:
+    return "Client Closed Request" if status == CLIENT_CLOSED else HTTPStatus(status).phrase
 
 
 def whole_seconds(estimate: float) -> int:

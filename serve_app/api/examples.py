@@ -27,6 +27,7 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "guess_mode": "Lets ControlNets act on the prompted half only.",
         "output_format": "The files' format. An `Accept: image/...` header wins over it.",
         "priority": "Who waits for whom; nothing waits for ever. A `high` image may take a running `low` one's place.",
+        "cache": "`reuse`: any seed's result will do where none is given; `refresh`: made anew; `off`: not kept.",
         "deadline_ms": "Refused at once where it cannot be ready in time, and dropped once the time has passed.",
     }
 )
@@ -108,6 +109,14 @@ def params_schema() -> dict[str, Any]:
     return schema
 
 
+def asking(body: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI's additions to a door that takes `body`."""
+    description = "Any text of 1 to 255 characters, a UUID for example: the same request is then made only once."
+    schema = {"type": "string", "minLength": 1, "maxLength": 255}
+    key = {"name": "Idempotency-Key", "in": "header", "description": description, "schema": schema}
+    return {"requestBody": body, "parameters": [key]}
+
+
 def request_body() -> dict[str, Any]:
     """OpenAPI's request body of text-to-image."""
     schema = params_schema()
@@ -117,6 +126,31 @@ def request_body() -> dict[str, Any]:
         "required": True,
         "content": {"application/json": {"schema": schema, "examples": dict(_EXAMPLES)}},
     }
+
+
+def batch_body() -> dict[str, Any]:
+    """OpenAPI's request body of a batch."""
+    entry = request_body()["content"]["application/json"]["schema"]
+    fields = entry["properties"]
+    anything = {"description": "What breaks a rule fails alone: its `status` in the answer says so."}
+    schema = {
+        "type": "object",
+        "properties": {
+            "requests": {"type": "array", "minItems": 1, "items": {"anyOf": [entry, anything]}},
+            "priority": fields["priority"] | {"description": "For entries that say none."},
+            "deadline_ms": fields["deadline_ms"] | {"description": "For entries that say none; from now on."},
+        },
+        "required": ["requests"],
+        "additionalProperties": False,
+    }
+    example = {
+        "requests": [
+            {"prompt": "Modern coffee advertisement", "guidance_scale": 7.5},
+            {"prompt": "Luxury coffee advertisement", "guidance_scale": 8.0},
+        ],
+        "priority": "normal",
+    }
+    return {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
 def form_body(door: str) -> dict[str, Any]:
@@ -137,10 +171,46 @@ def answers() -> dict[int | str, dict[str, Any]]:
     """OpenAPI's answers of every door."""
     return {
         200: success(),
+        400: failure("The body, or the Idempotency-Key, cannot be read."),
+        401: failure("This server asks for a key, and there was none, or none that it knows."),
+        403: failure("The key is not for this, or not for that priority."),
+        409: failure("The first request with this Idempotency-Key is still being worked on."),
         404: failure("There is no such model."),
+        406: failure("None of the types that the Accept header names can be made of this request."),
+        408: failure("The body took too long to arrive."),
         413: failure("The body is too large."),
+        415: failure("The body is of another type, or compressed."),
         422: failure("A field breaks a rule; `errors` lists all of them."),
+        499: failure("The request was ended by its id."),
+        500: failure("Something went wrong here. The request id leads to it."),
+        429: failure("The caller has had what it may have for now. Retry-After says when to come back."),
         503: failure("The queue is full, or the engine is not there. Retry-After says when to come back."),
+        504: failure("The images cannot be ready by the deadline."),
+    }
+
+
+def batch_answers() -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's answers of the door for batches."""
+    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    return answers() | {
+        200: {
+            "description": "What each entry came to: JSON, or a stream, as the Accept header says.",
+            "content": stream,
+        },
+        202: {"description": "A job; `Location` says where it is told of."},
+    }
+
+
+def job_answers() -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's error answers of what is asked of jobs and running requests."""
+    everywhere = answers()
+    return {
+        401: everywhere[401],
+        403: failure("The key is not for this."),
+        404: failure("There is no such job, or none of this caller's, or nothing at that place in it."),
+        422: failure("The path names no place in a job."),
+        500: everywhere[500],
+        503: failure("Jobs are kept in Redis, which does not answer. Retry-After says when to come back."),
     }
 
 
@@ -157,7 +227,8 @@ def failure(description: str) -> dict[str, Any]:
     """OpenAPI's form of an error answer."""
     text, code = {"type": "string"}, {"type": "string"}
     fault = {"type": "object", "properties": {"pointer": text, "code": code, "message": text}}
-    error = {"type": "object", "properties": {"message": text, "type": text, "param": text, "code": code}}
+    field = {"type": ["string", "null"]}
+    error = {"type": "object", "properties": {"message": text, "type": text, "param": field, "code": code}}
     properties = {
         "type": text,
         "title": text,

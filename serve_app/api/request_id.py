@@ -12,6 +12,7 @@ from serve_app.api.errors import internal_error
 log = logging.getLogger(__name__)
 
 ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+NOSNIFF = ("X-Content-Type-Options", "nosniff")
 
 
 class RequestIdMiddleware:
@@ -38,7 +39,7 @@ class RequestIdMiddleware:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                headers[NOSNIFF[0]] = NOSNIFF[1]
             await send(message)
 
         try:

@@ -1,4 +1,5 @@
-"""The answer as a stream of server-sent events: `progress`, `preview`, `image`, `failed`, and one `done` or `error`.
+"""Answers as streams of server-sent events: a request's are `progress`, `preview`, `image`, `failed`, and one `done` or
+`error`.
 
 HTTP answers only after the backend's first event, so that a refusal is a proper error status and not a broken stream.
 """
@@ -6,19 +7,22 @@ HTTP answers only after the backend's first event, so that a refusal is a proper
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from itertools import count
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.errors import EngineStopped
-from deployments.engine.events import Event, Finished, Refused
+from deployments.engine.events import Accepted, Event, Finished, Refused
+from serve_app.api.caching import told
 from serve_app.api.departure import while_client_stays
 from serve_app.api.errors import internal_error
+from serve_app.api.journal import Entry, entry_of
 from serve_app.api.story import Story, Told
 
 log = logging.getLogger(__name__)
@@ -29,57 +33,83 @@ KEEPALIVE_SECONDS = 15.0
 # A client that takes nothing for so long is gone, whatever its socket says.
 WRITE_SECONDS = 60.0
 
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+Numbered = tuple[str | None, Told]
+"""What is told, with the id that a client that comes back may say it has got to."""
+
 
 class EventStream(EventSourceResponse):
-    """Tells a request's events until it is done, its client leaves, or its client stops reading.
+    """Tells events until there are no more, its client leaves, or its client stops reading.
 
-    Whatever ends it, the events' generator is closed then and there, which frees the request's rows.
+    Whatever ends it, `source`, which they come from, is closed then and there: that frees a request's rows.
     """
 
-    def __init__(self, first: Event, events: AsyncGenerator[Event, None], story: Story, request_id: str) -> None:
-        super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"})
-        self._first, self._events, self._story, self._request_id = first, events, story, request_id
+    def __init__(
+        self,
+        told: AsyncGenerator[Numbered, None],
+        source: AsyncGenerator[Any, None],
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        fixed = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
+        super().__init__((), headers=fixed | dict(headers))
+        self._told, self._source = told, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's own way to notice a departure depends on the server's ASGI version; this one listens always.
-        async with aclosing(self._events):
+        entry = entry_of(scope)
+        async with aclosing(self._source):
             try:
-                await while_client_stays(receive, self._send_all(send))
+                await while_client_stays(receive, self._send_all(send, entry))
             except (ClientDisconnect, TimeoutError):
-                log.info("request %s: the client left", self._request_id)
+                entry.left = True
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, entry: Entry) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._wire()) as wire:
+        async with aclosing(self._wire(entry)) as wire:
             async for chunk in wire:
                 async with asyncio.timeout(WRITE_SECONDS):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _wire(self) -> AsyncGenerator[bytes, None]:
-        ids = count(1)
-        async with aclosing(patiently(self._told(), KEEPALIVE_SECONDS)) as told_or_silent:
-            async for told in told_or_silent:
-                if told is None:
+    async def _wire(self, entry: Entry) -> AsyncGenerator[bytes, None]:
+        async with aclosing(patiently(self._told, KEEPALIVE_SECONDS)) as told_or_silent:
+            async for numbered in told_or_silent:
+                if numbered is None:
                     yield KEEPALIVE_COMMENT
                 else:
-                    name, data = told
-                    yield format_sse_event(data_str=json.dumps(data), event=name, id=str(next(ids)))
+                    number, (name, data) = numbered
+                    if name == "error":
+                        entry.code = data["error"]["code"]
+                    yield format_sse_event(data_str=json.dumps(data), event=name, id=number)
 
-    async def _told(self) -> AsyncGenerator[Told, None]:
-        """What there is to tell. Ends with `done` or `error` in every case."""
-        ended = False
-        try:
-            yield self._story.tell(self._first)
-            async for event in self._events:
-                yield self._story.tell(event)
-                ended = isinstance(event, Finished | Refused)
-        except Exception:
-            log.exception("request %s: unexpected error", self._request_id)
-            yield "error", internal_error().body(self._request_id)
-            return
-        if not ended:
-            yield self._story.error(EngineStopped("the engine stopped before the request was finished"))
+
+async def in_order(told: AsyncGenerator[Told, None], request_id: str) -> AsyncGenerator[Numbered, None]:
+    """`told`, numbered from 1. What nobody expected becomes a last `error`."""
+    ids = count(1)
+    try:
+        async with aclosing(told):
+            async for each in told:
+                yield str(next(ids)), each
+    except Exception:
+        log.exception("request %s: unexpected error", request_id)
+        yield str(next(ids)), ("error", internal_error().body(request_id))
+
+
+async def _story_of(
+    first: Event, events: AsyncGenerator[Event, None], story: Story, entry: Entry
+) -> AsyncGenerator[Told, None]:
+    """What there is to tell of a request. Ends with `done` or `error` in every case."""
+    yield story.tell(first)
+    ended = False
+    async for event in events:
+        yield story.tell(event)
+        ended = isinstance(event, Finished | Refused)
+        if isinstance(event, Finished):
+            entry.timings = event.timings
+    if not ended:
+        yield story.error(EngineStopped("the engine stopped before the request was finished"))
 
 
 async def open_stream(request: Request, events: AsyncGenerator[Event, None], story: Story) -> EventStream:
@@ -90,7 +120,9 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], sto
         raise first.error
     if first is None:
         raise EngineStopped("the engine stopped before the request was finished")
-    return EventStream(first, events, story, request.state.request_id)
+    name, entry = request.state.request_id, entry_of(request.scope)
+    headers = told(first.source) if isinstance(first, Accepted) else NO_HEADERS
+    return EventStream(in_order(_story_of(first, events, story, entry), name), events, headers)
 
 
 async def patiently(items: AsyncGenerator[T, None], patience: float) -> AsyncGenerator[T | None, None]:

@@ -5,7 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 from deployments.engine.errors import EngineError
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Progress, Refused
+from deployments.engine.events import (
+    Accepted,
+    Event,
+    Finished,
+    ImageDone,
+    ImageFailed,
+    Preview,
+    Progress,
+    Refused,
+    Source,
+)
 from deployments.engine.sampler_names import SAMPLERS
 from serve_app.api.answers import answer_of, failure_answer, image_answer
 from serve_app.api.errors import problem_of
@@ -22,12 +32,15 @@ class Story:
         self._request_id = request_id
         self._images: list[ImageDone] = []
         self._failures: list[ImageFailed] = []
+        self._source: Source = "made"
 
     def tell(self, event: Event) -> Told:
         """The stream's event for an engine's. `Accepted` is the first progress; the last one is `done` or `error`."""
         match event:
             case Accepted():
+                self._source = event.source
                 return "progress", {
+                    "id": self._prepared.request.name,
                     "step": 0,
                     "steps": self._steps(),
                     "position": event.position,
@@ -57,7 +70,7 @@ class Story:
 
     def _end(self, finished: Finished) -> Told:
         try:
-            result = result_of(self._prepared, self._images, self._failures, finished.timings)
+            result = result_of(self._prepared, self._images, self._failures, finished.timings, self._source)
         except EngineError as error:
             return self.error(error)
         return "done", {name: value for name, value in answer_of(result).items() if name != "images"}

@@ -1,10 +1,10 @@
 """Reading parameters: which field breaks which rule, in words of our own, and what was probably meant."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -42,21 +42,26 @@ _RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "finite_number": ("not_finite", "must be a finite number"),
         "bool_type": ("wrong_type", "must be true or false"),
         "model_type": ("wrong_type", "must be an object"),
+        "list_type": ("wrong_type", "must be a list"),
+        "too_short": ("too_short", "must have at least {min_length} entries"),
         "tuple_type": ("wrong_type", "must be a list"),
         "greater_than": ("too_small", "must be more than {gt}"),
         "greater_than_equal": ("too_small", "must be at least {ge}"),
         "less_than_equal": ("too_large", "must be at most {le}"),
         "multiple_of": ("not_a_multiple", "must be a multiple of {multiple_of}"),
+        "string_pattern_mismatch": ("malformed", "has characters that it cannot have"),
         "string_too_long": ("too_long", "must have at most {max_length} characters"),
         "too_long": ("too_long", "must have at most {max_length} entries"),
         "literal_error": ("not_allowed", "must be {expected}"),
     }
 )
 
+_PARAMETERS: Final = tuple(GenerationParams.model_fields)
+
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-def read_params(body: dict[str, Any]) -> GenerationParams:
+def read_params(body: Any) -> GenerationParams:
     """`body` as parameters. Raises Problem 422, which lists every fault."""
     try:
         return GenerationParams.model_validate(body)
@@ -73,12 +78,15 @@ def invalid(faults: tuple[Fault, ...]) -> Problem:
     return Problem(422, first.code, message, param=field, faults=faults)
 
 
-def fault_of(detail: Mapping[str, Any], place: str = "#/{}") -> Fault:
-    """One of pydantic's errors in our words. Says nothing of the input, but the nearest value that is allowed."""
+def fault_of(detail: Mapping[str, Any], place: str = "#/{}", known: Collection[str] = _PARAMETERS) -> Fault:
+    """One of pydantic's errors in our words, where the body has the fields `known`.
+
+    Says nothing of the input, but the nearest value that is allowed.
+    """
     path = [str(part) for part in detail["loc"]]
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_field(path)
+        return _unknown_field(path, known)
     where = place.format("/".join(path))
     if kind == "value_error":
         # Ours: the text of a ValueError that one of the models' own validators raised.
@@ -87,11 +95,12 @@ def fault_of(detail: Mapping[str, Any], place: str = "#/{}") -> Fault:
     return Fault(where, code, words.format_map(context) + _nearest_multiple(detail))
 
 
-def _unknown_field(path: Sequence[str]) -> Fault:
+def _unknown_field(path: Sequence[str], fields: Collection[str]) -> Fault:
     """A field's name is the caller's own; it is told only where it is harmless."""
     *above, name = path
-    known = list(ControlSettings.model_fields if above else GenerationParams.model_fields)
+    known = list(ControlSettings.model_fields if above else fields)
     synonym = None if above else _SYNONYMS.get(name.lower())
+    synonym = synonym if synonym in known else None
     near = synonym or next(iter(get_close_matches(name[:64], known, n=1)), None)
     hint = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
     if _HARMLESS_NAME.fullmatch(name):

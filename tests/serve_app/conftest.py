@@ -1,13 +1,28 @@
 """A scripted backend, and a client of the API over it."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
 
+from deployments.serve_log import SERVES
 from serve_app.api.application import create_api
+from serve_app.logs import LOGGERS
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, http
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """They are the process' own, and whatever serves sets them up."""
+    loggers = [logging.getLogger(name) for name in (*LOGGERS, SERVES, "py.warnings")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    logging.captureWarnings(False)
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture
@@ -22,5 +37,7 @@ def service(backend: FakeBackend) -> DiffusionService:
 
 @pytest.fixture
 async def client(service: DiffusionService) -> AsyncIterator[httpx.AsyncClient]:
-    async with http(create_api(service)) as client:
+    app = create_api(service)
+    async with http(app) as client:
         yield client
+    await app.state.jobs.stop()

@@ -5,8 +5,8 @@ import io
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import httpx
-from fastapi import FastAPI
 from PIL import Image
+from starlette.types import ASGIApp
 
 from deployments.engine.counters import Counters
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused, Timings
@@ -43,6 +43,7 @@ class FakeBackend:
         self.models = tuple(models)
         self.asked: list[Request] = []
         self.cancelled: list[str] = []
+        self.asked_to_cancel: list[tuple[str, str]] = []
         self.running = 0
         self.most_running = 0
         done = ModelReport(Counters(unet_calls=4, unet_rows=10))
@@ -67,10 +68,14 @@ class FakeBackend:
                         yield step
         except (asyncio.CancelledError, GeneratorExit):
             if not ended:
-                self.cancelled.append(request.id)
+                self.cancelled.append(request.name)
             raise
         finally:
             self.running -= 1
+
+    async def cancel(self, name: str, tenant: str) -> bool:
+        self.asked_to_cancel.append((name, tenant))
+        return False
 
     async def report(self) -> BackendReport:
         return self.now
@@ -123,7 +128,7 @@ def image(request: Request, index: int) -> ImageDone:
     )
 
 
-def http(app: FastAPI) -> httpx.AsyncClient:
+def http(app: ASGIApp) -> httpx.AsyncClient:
     """A client of `app`, without a socket."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
 

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from serve_app.config import AppConfig
 from serve_app.processes import descendants
+from serve_app.redis_tier import RedisConfig
 
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 120.0
@@ -50,8 +51,16 @@ class Launched:
         return descendants(self.process.pid)
 
     def replicas(self) -> list[int]:
-        """The processes that host an engine. Ray writes a deployment's name into the title of its processes."""
-        return [pid for pid in self.tree() if b"ServeReplica:darkroom:tiny" in command_of(pid)]
+        """The processes that host an engine."""
+        return self._titled(b"ServeReplica:darkroom:tiny")
+
+    def ingresses(self) -> list[int]:
+        """The processes that speak HTTP behind Ray's proxy."""
+        return self._titled(b"ServeReplica:darkroom:ingress")
+
+    def _titled(self, title: bytes) -> list[int]:
+        """Ray writes a deployment's name into the title of its processes."""
+        return [pid for pid in self.tree() if title in command_of(pid)]
 
     def stop(self, number: int = signal.SIGTERM, *, group: bool = False) -> float:
         """Sends a signal, to the whole process group as a terminal does if `group`. Seconds to the last one's end."""
@@ -131,8 +140,11 @@ def free_port() -> int:
     return port
 
 
-def tiny_config(checkpoint: Path, **deployment: Any) -> AppConfig:
-    """One CPU replica of the checkpoint at `checkpoint`, as model `tiny` (also `a/tiny-model`), quick to end."""
+def tiny_config(checkpoint: Path, ingresses: int = 1, redis: RedisConfig | None = None, **deployment: Any) -> AppConfig:
+    """One CPU replica of the checkpoint at `checkpoint`, as model `tiny` (also `a/tiny-model`), quick to end.
+
+    What comes again is made again, unless there is a `redis` to keep it.
+    """
     hosted = {"name": "tiny", "models": ["tiny"], "device": "cpu", "dtype": "float32", "threads": 1, "num_cpus": 0.1}
     patience = {"graceful_shutdown_timeout_s": 3, "graceful_shutdown_wait_loop_s": 0.2, "health_check_period_s": 1}
     patience["health_check_timeout_s"] = 3
@@ -140,7 +152,14 @@ def tiny_config(checkpoint: Path, **deployment: Any) -> AppConfig:
         {
             "models": [{"name": "tiny", "source": str(checkpoint), "aliases": ["a/tiny-model"]}],
             "deployments": [hosted | patience | deployment],
-            "ingress": {"graceful_shutdown_timeout_s": 4, "graceful_shutdown_wait_loop_s": 0.2},
+            "ingress": {
+                "replicas": ingresses,
+                "graceful_shutdown_timeout_s": 4,
+                "graceful_shutdown_wait_loop_s": 0.2,
+            },
+            "cache": {"enabled": redis is not None},
+            "redis": redis,
+            "jobs": {"lease_s": 2.0},
         }
     )
 

@@ -1,6 +1,7 @@
 """The command line: errors in one line that names the field, exit codes, files."""
 
 import io
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,16 @@ from typer.testing import CliRunner, Result
 from deployments.engine.errors import EngineError, InvalidParameter
 from deployments.engine.params import GenerationParams
 from serve_app import making
+from serve_app.api.application import create_api
 from serve_app.cli import app
 from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
 from serve_app.commands import EXIT_FAILED, EXIT_USAGE
+from serve_app.keys import hash_of, parsed_keys
 from serve_app.making import Failure, Picture, Step, output_format, watch
+from serve_app.service import DiffusionService
 from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
+from tests.serve_app.fakes import FakeBackend
+from tests.serve_app.servers import http_server
 
 
 def run(*arguments: str) -> Result:
@@ -189,7 +195,7 @@ def test_a_servers_refusal_keeps_its_field(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_image_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     life: list[Told] = [Picture(1, 8, b"b"), Failure(0, "the numbers were not finite")]
-    monkeypatch.setattr(making, "from_server", lambda _url, _params, _uploads: iter(life))
+    monkeypatch.setattr(making, "from_server", lambda *_: iter(life))
     result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--num-images", "2")
     assert result.exit_code == EXIT_FAILED
     assert "image 0: the numbers were not finite" in result.output
@@ -213,8 +219,95 @@ def test_unpinned_models_are_refused_before_anything_starts() -> None:
     assert "pin `revision`" in one_line(result)
 
 
+def test_a_new_key_is_shown_once_and_its_line_knows_only_the_hash() -> None:
+    arguments = ("--tenant", "acme", "--scopes", "generate, operate", "--priority", "high")
+    first, second = [run("keys", "new", *arguments).stdout.splitlines() for _ in range(2)]
+    key, line = first
+    assert key not in line
+    (entry,) = parsed_keys(line)
+    assert entry.hash == hash_of(key)
+    assert (entry.tenant, sorted(entry.scopes), entry.priority) == ("acme", ["generate", "operate"], "high")
+    # Both lines can be in one file.
+    assert len(parsed_keys(f"{line}\n{second[1]}\n")) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--tenant", "a b"), ("--tenant", "a", "--scopes", "everything"), ("--tenant", "a", "--priority", "highest")],
+)
+def test_a_key_that_no_file_could_hold_is_not_drawn(arguments: tuple[str, ...]) -> None:
+    result = run("keys", "new", *arguments)
+    assert result.exit_code == EXIT_USAGE
+    assert one_line(result).startswith("darkroom: ")
+    assert "dk_" not in result.output
+
+
+def test_a_server_for_everybody_is_refused_unless_that_is_said(config: Path) -> None:
+    result = run("serve", "--config", str(config), "--host", "0.0.0.0")
+    assert result.exit_code == EXIT_USAGE
+    assert "--without-keys" in one_line(result)
+
+
+def test_keys_that_cannot_be_read_are_told_before_anything_starts(config: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(config.read_text()) | {"keys": {"file": str(tmp_path / "gone.yaml")}}
+    (tmp_path / "with-keys.yaml").write_text(yaml.safe_dump(settings))
+    result = run("serve", "--config", str(tmp_path / "with-keys.yaml"))
+    assert result.exit_code == EXIT_USAGE
+    assert "gone.yaml" in one_line(result)
+    result = run("serve", "--config", str(tmp_path / "with-keys.yaml"), "--without-keys")
+    assert result.exit_code == EXIT_USAGE
+    assert "the configuration has `keys`" in one_line(result)
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_the_command_line_gives_its_key(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def from_server(_url: object, _params: object, _uploads: object, api_key: str | None) -> Iterator[Told]:
+        asked.append(api_key)
+        return iter(())
+
+    monkeypatch.setattr(making, "from_server", from_server)
+    monkeypatch.setenv("DARKROOM_API_KEY", "dk_from_the_environment")
+    said = ("--api-key", "dk_from_the_option") if by == "option" else ()
+    assert run("generate", "a cup", "-o", str(tmp_path / "cup.png"), *said).exit_code == 0
+    assert asked == [f"dk_from_the_{by}"]
+
+
 def test_a_port_in_use_exits_with_2(config: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = run("serve", "--config", str(config), "--port", str(taken.getsockname()[1]))
     assert result.exit_code == EXIT_USAGE
     assert "in use" in one_line(result)
+
+
+@pytest.fixture
+def fake_server() -> Iterator[tuple[str, FakeBackend]]:
+    backend = FakeBackend()
+    with http_server(create_api(DiffusionService(backend))) as url:
+        yield url, backend
+
+
+def test_a_file_of_requests_becomes_a_folder_of_pictures(tmp_path: Path, fake_server: tuple[str, FakeBackend]) -> None:
+    file, out = tmp_path / "asked.jsonl", tmp_path / "made"
+    file.write_text('{"prompt": "a", "seed": 1, "num_images": 2}\n\n{"prompt": "b", "width": 3}\n{"prompt": "c"}\n')
+    result = run("batch", str(file), "-o", str(out), "--url", fake_server[0], "--priority", "low")
+    assert result.exit_code == EXIT_FAILED
+    assert sorted(path.name for path in out.iterdir()) == ["0001-0.png", "0001-1.png", "0004-0.png"]
+    assert "line 3: width must be a multiple of 8" in result.output
+    assert "darkroom: 1 of 3 requests" in result.output
+    assert {request.params.priority for request in fake_server[1].asked} == {"low"}
+    job_id = result.output.splitlines()[0].removeprefix("job ")
+    shown = run("jobs", "show", job_id, "--url", fake_server[0])
+    assert json.loads(shown.output)["succeeded"] == 2
+    assert one_line(run("jobs", "cancel", job_id, "--url", fake_server[0])) == "succeeded"
+    assert run("jobs", "show", "0" * 32, "--url", fake_server[0]).exit_code == EXIT_FAILED
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[1]", '{"prompt": "a"}\nnonsense', "\udcff"])
+def test_a_file_that_holds_no_requests_is_said_in_one_line(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    result = run("batch", str(file), "-o", str(tmp_path / "made"))
+    assert result.exit_code == EXIT_USAGE
+    assert one_line(result).startswith("darkroom: file: ")

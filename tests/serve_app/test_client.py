@@ -3,7 +3,9 @@
 import asyncio
 import io
 import socket
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,8 +17,11 @@ from deployments.engine.inputs import Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from serve_app.api.application import create_api
 from serve_app.client import DarkroomClient, DarkroomError
+from serve_app.jobs_config import JobsConfig
+from serve_app.keys import Key, Keyring, drawn_key, hash_of
+from serve_app.secret import Secret
 from serve_app.service import DiffusionService
-from tests.serve_app.fakes import FakeBackend, failing, http, refusing
+from tests.serve_app.fakes import FakeBackend, failing, http, refusing, slow, success
 from tests.serve_app.servers import http_server
 
 
@@ -32,8 +37,8 @@ PICTURE = picture()
 class Through(httpx.BaseTransport):
     """The ASGI application, for a client that does not know asyncio."""
 
-    def __init__(self, service: DiffusionService) -> None:
-        self.app = create_api(service)
+    def __init__(self, service: DiffusionService, keys: Keyring | None = None) -> None:
+        self.app = create_api(service, keys=keys)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         return asyncio.run(self._send(request))
@@ -131,6 +136,29 @@ def test_a_refusal_and_a_failure_in_a_stream_are_raised(darkroom: DarkroomClient
         darkroom.generate(prompt="a red cup", num_images=2)
 
 
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_the_key_goes_along_with_everything(
+    by: str, service: DiffusionService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = drawn_key()
+    (tmp_path / "keys.yaml").write_text(Key(id="a", hash=hash_of(key), tenant="acme").line())
+    transport = Through(service, keys=Keyring(Secret(file=tmp_path / "keys.yaml")))
+    monkeypatch.setenv("DARKROOM_API_KEY", drawn_key() if by == "argument" else f"{key}\n")
+    with DarkroomClient("http://test", api_key=key if by == "argument" else None, transport=transport) as client:
+        assert len(client.generate(prompt="a red cup")) == 1
+        assert [event.name for event in client.stream(prompt="a red cup")][-1] == "done"
+    with DarkroomClient("http://test", api_key="", transport=transport) as client, pytest.raises(DarkroomError) as none:
+        client.generate(prompt="a red cup")
+    assert (none.value.status, none.value.code) == (401, "missing_api_key")
+
+
+@pytest.mark.parametrize("key", ["a\nb", "clé"])
+def test_what_can_be_no_key_is_not_sent(key: str) -> None:
+    with pytest.raises(DarkroomError) as caught:
+        DarkroomClient(api_key=key)
+    assert (caught.value.code, key in str(caught.value)) == ("invalid_api_key", False)
+
+
 def test_no_server_is_an_error_that_says_so() -> None:
     with DarkroomClient("http://127.0.0.1:9") as client, pytest.raises(DarkroomError) as caught:
         client.generate(prompt="a red cup")
@@ -172,3 +200,47 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("NO_PROXY", raising=False)
     with http_server(create_api(DiffusionService(FakeBackend()))) as url, DarkroomClient(url) as client:
         assert client.health()["status"] == "healthy"
+
+
+ENTRIES: list[GenerationParams | dict[str, Any]] = [
+    {"prompt": "a cup", "seed": 1, "num_images": 2},
+    GenerationParams(prompt="a shoe", seed=2),
+    {"prompt": ""},
+]
+
+
+@pytest.mark.parametrize("sync_images", [0, 32])
+def test_a_batch_is_waited_for_however_it_is_answered(backend: FakeBackend, sync_images: int) -> None:
+    app = create_api(DiffusionService(backend), jobs_config=JobsConfig(sync_images=sync_images))
+    with http_server(app) as url, DarkroomClient(url) as client:
+        first, second, third = client.batch(ENTRIES, priority="low")
+    assert [(image.seed, image.picture().size) for image in first.images] == [(1, (64, 64)), (2, (64, 64))]
+    assert (first.error, second.error, len(second.images)) == (None, None, 1)
+    assert (third.images, third.error and third.error.field) == ((), "requests/2/prompt")
+    assert {request.params.priority for request in backend.asked} == {"low"}
+
+
+def test_a_job_is_looked_at_and_cancelled(backend: FakeBackend) -> None:
+    backend.script = lambda request: slow(request) if request.params.seed == 2 else success(request)
+    with http_server(create_api(DiffusionService(backend))) as url, DarkroomClient(url) as client:
+        job_id = client.submit(ENTRIES, deadline_ms=60_000)
+        while (job := client.job(job_id))["succeeded"] < 1:
+            time.sleep(0.01)
+        assert job["state"] == "running"
+        assert client.cancel_job(job_id)["state"] == client.cancel_job(job_id)["state"] == "cancelled"
+        assert {entry.index: len(entry.images) for entry in client.entries_of(client.job(job_id))} == {0: 2, 2: 0}
+        with pytest.raises(DarkroomError) as caught:
+            client.job("0" * 32)
+    assert (caught.value.status, caught.value.code) == (404, "job_not_found")
+
+
+def test_a_request_can_be_cancelled_by_its_id(backend: FakeBackend) -> None:
+    backend.script = slow
+    with http_server(create_api(DiffusionService(backend))) as url, DarkroomClient(url) as client:
+        assert not client.cancel("mine")
+        events = client.stream(prompt="a cup", request_id="mine")
+        assert next(events).data["id"] == "mine"
+        assert client.cancel("mine")
+        with pytest.raises(DarkroomError) as caught:
+            list(events)
+    assert (caught.value.status, caught.value.code) == (499, "cancelled")

@@ -15,6 +15,7 @@ from deployments.engine.spec import PartSpec
 from deployments.model_deployment import ModelReplica
 from serve_app.config import AppConfig, load_config, packaged_configs
 from serve_app.config_errors import ConfigError
+from serve_app.deployment_config import IngressConfig
 
 DEPLOYMENT: dict[str, Any] = {"name": "a", "models": ["demo-sd"]}
 
@@ -72,6 +73,27 @@ def test_a_replica_that_hangs_is_replaced_within_half_a_minute(name: str) -> Non
     every = [*(deployment.serve_options() for deployment in config.deployments), config.ingress.serve_options()]
     for options in every:
         assert options["health_check_period_s"] + 3 * options["health_check_timeout_s"] < 30
+
+
+def test_ingresses_that_nodes_are_counted_for_do_not_wait_for_each_other_in_an_update() -> None:
+    """New ones would find no node before the old have gone, and the old stay until the new are there."""
+    anywhere = IngressConfig().serve_options()
+    assert anywhere["max_surge_percent"] == 100
+    assert "max_replicas_per_node" not in anywhere
+    one_each = IngressConfig(max_replicas_per_node=1).serve_options()
+    assert (one_each["max_replicas_per_node"], one_each["max_surge_percent"]) == (1, 0)
+
+
+def test_a_file_may_say_only_what_differs_from_a_packaged_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: production\nwithout_keys: true\ningress: {replicas: 5}\n")
+    mine, packaged = load_config(file), load_config("production")
+    assert mine.without_keys
+    assert mine.ingress == packaged.ingress.model_copy(update={"replicas": 5})
+    assert mine.deployments == packaged.deployments
+    file.write_text("extends: produktion\n")
+    with pytest.raises(ConfigError, match="extends: there is compact, demo, production"):
+        load_config(file)
 
 
 def test_a_new_version_loads_before_the_old_one_stops() -> None:

@@ -26,6 +26,11 @@ def engine(models: dict[str, ModelReport], low: int = 0) -> EngineReport:
 TWO = [engine({"sd": model(2, 10), "other": model(1, 10)}, low=2), engine({"sd": model(5, 1000)}, low=1)]
 
 
+def test_each_engine_says_what_the_autoscaler_adds_up() -> None:
+    (told,) = engine_figures([EngineReport(True, load=Load(worked=1234.56789, backlog=7.25))])["engines"]
+    assert (told["work_seconds"], told["backlog_seconds"]) == (1234.568, 7.25)
+
+
 def test_models_are_added_up_over_engines() -> None:
     figures = engine_figures(TWO)
     assert {name: each["unet_calls"] for name, each in figures["models"].items()} == {"other": 1, "sd": 7}

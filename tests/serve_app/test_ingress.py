@@ -170,6 +170,14 @@ async def test_a_cancelled_caller_cancels_the_stream() -> None:
     assert handle.broadcasts == [("abort", "r1")]
 
 
+async def test_a_cancellation_goes_to_all_replicas_of_all_models() -> None:
+    answers = ([False, RuntimeError("a replica that is just dying")], [False, True])
+    has_it, has_not = FakeHandle(lambda _: [], reports=answers[1]), FakeHandle(lambda _: [], reports=answers[0])
+    assert await backend_of(has_not, has_it).cancel("r1", "me")
+    assert not await backend_of(has_not).cancel("r1", "me")
+    assert has_it.broadcasts == [("cancel", "r1", "me")]
+
+
 async def test_a_finished_stream_is_left_alone() -> None:
     handle = FakeHandle(lambda request_id: [Accepted(request_id, 0), finished(request_id)])
     backend = backend_of(handle)

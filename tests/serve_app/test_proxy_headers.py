@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from ray.serve._private import constants
 from ray.serve._private.http_util import RequestIdMiddleware, validate_http_proxy_callback_return
 from ray.serve._private.utils import call_function_from_import_path
@@ -76,7 +77,13 @@ async def test_without_a_good_one_there_is_one_all_the_same(sent: list[str]) -> 
 
 def test_ray_reads_every_variable_that_we_set() -> None:
     for name in NODE_ENVIRONMENT:
-        assert name == "OMP_WAIT_POLICY" or hasattr(constants, name), name
+        assert name in {"OMP_WAIT_POLICY", "FORWARDED_ALLOW_IPS"} or hasattr(constants, name), name
+
+
+def test_uvicorn_believes_nobody_about_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "127.0.0.1" in uvicorn.Config(echo).forwarded_allow_ips
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", NODE_ENVIRONMENT["FORWARDED_ALLOW_IPS"])
+    assert uvicorn.Config(echo).forwarded_allow_ips == "none"
 
 
 def test_operators_are_told_of_every_variable_and_every_header() -> None:

@@ -43,10 +43,11 @@ def scope_of(accept: str, spec_version: str = "2.3") -> dict[str, Any]:
 class Caller:
     """A client at the ASGI seam, which leaves when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: Any = None) -> None:
         self.left = asyncio.Event()
         self.sent: list[Message] = []
-        self._incoming = iter([{"type": "http.request", "body": BODY, "more_body": False}])
+        content = BODY if body is None else json.dumps(body).encode()
+        self._incoming = iter([{"type": "http.request", "body": content, "more_body": False}])
 
     async def receive(self) -> Message:
         for message in self._incoming:

@@ -1,0 +1,63 @@
+"""What a caller needs for each route, where keys are configured: nothing, any key, or a key with a scope."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from starlette.routing import Match, Route
+from starlette.types import Scope
+
+Need = Literal["nothing", "key", "generate", "operate"]
+
+_ADS: Final = "/ads/v2/diffusion"
+
+RULES: Final[Mapping[str, Need]] = MappingProxyType(
+    {
+        # Orchestrators and load balancers have no keys, and these say nothing worth keeping.
+        "/livez": "nothing",
+        "/readyz": "nothing",
+        f"{_ADS}/health": "nothing",
+        # The same for every server of this version; a browser could not give a key to see them.
+        "/docs": "nothing",
+        "/docs/oauth2-redirect": "nothing",
+        "/redoc": "nothing",
+        "/openapi.json": "nothing",
+        f"{_ADS}/models": "key",
+        f"{_ADS}/samplers": "key",
+        f"{_ADS}/styles": "key",
+        f"{_ADS}/text-to-image": "generate",
+        f"{_ADS}/image-to-image": "generate",
+        f"{_ADS}/inpaint": "generate",
+        f"{_ADS}/controlnet": "generate",
+        f"{_ADS}/batch-generate": "generate",
+        f"{_ADS}/jobs": "generate",
+        f"{_ADS}/jobs/{{job_id}}": "generate",
+        f"{_ADS}/jobs/{{job_id}}/events": "generate",
+        f"{_ADS}/jobs/{{job_id}}/images/{{entry}}/{{image}}": "generate",
+        f"{_ADS}/requests/{{request_id}}": "generate",
+        f"{_ADS}/stats": "operate",
+        f"{_ADS}/cache": "operate",
+        "/metrics": "operate",
+    }
+)
+"""By path, for every method. A route without a rule is a mistake, which a test finds."""
+
+
+async def _nowhere(_: Any) -> None:
+    """Never called: routes are only used to match paths, exactly as the router will."""
+
+
+_ROUTES: Final = tuple((Route(path, _nowhere), need) for path, need in RULES.items())
+
+
+def need_of(scope: Scope) -> Need:
+    """What the request with that ASGI scope needs. That there is no such path is told to callers with a key."""
+    for route, need in _ROUTES:
+        if route.matches(scope)[0] is not Match.NONE:
+            return need
+    return "key"
+
+
+def asks_for_work(scope: Scope) -> bool:
+    """Whether the request is one for images."""
+    return scope["type"] == "http" and scope["method"] == "POST" and need_of(scope) == "generate"

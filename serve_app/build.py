@@ -1,0 +1,24 @@
+"""Which versions this server is made of, without importing them."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from deployments.metrics import BUILD, Sample
+
+
+def darkroom_version() -> str:
+    """This package's; "0" where it is not installed."""
+    return _version("darkroom")
+
+
+def build_sample() -> Sample:
+    """For Prometheus: always 1, and its labels say it all."""
+    versions = (darkroom_version(), platform.python_version(), *map(_version, ("ray", "torch", "diffusers")))
+    return Sample(BUILD, versions, 1)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,126 @@
+"""A job: a batch that nobody waits for, and what has become of it so far."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from deployments.engine.params import GenerationParams
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Document = dict[str, Any]
+"""What is told of an entry that has ended: its answer without the pictures, or its problem. JSON."""
+
+UNFINISHED: Final = frozenset(("queued", "running"))
+DONE: Final = 200
+"""The `status` of an entry's document that has pictures."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """`params` are the entries to be made, with seeds, by their numbers; of `entries`, some may have been refused at
+    the door. `documents` are in the order of their coming, `files` the pictures that this process holds; `unsaved` are
+    entries that only this process knows. Times are seconds since 1970. `ahead` unfinished jobs came before it.
+
+    It has `succeeded` where at least one entry has pictures, and `failed` where none has.
+    """
+
+    id: str
+    tenant: str
+    created: float
+    entries: int
+    params: Mapping[int, GenerationParams]
+    state: State = "queued"
+    started: float | None = None
+    finished: float | None = None
+    documents: dict[int, Document] = field(default_factory=dict)
+    files: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    unsaved: set[int] = field(default_factory=set)
+    durable: bool = False
+    ahead: int = 0
+    told_progress: float = 0.0
+    gauge: Callable[[], float] | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def over(self) -> bool:
+        return self.state not in UNFINISHED
+
+    @property
+    def left(self) -> dict[int, GenerationParams]:
+        """What is still to be made."""
+        return {index: params for index, params in self.params.items() if index not in self.documents}
+
+    @property
+    def succeeded(self) -> int:
+        return sum(document["status"] == DONE for document in self.documents.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pictures held here."""
+        return sum(len(file) for files in self.files.values() for file in files)
+
+    @property
+    def progress(self) -> float:
+        """How much of it is done, from 0 to 1."""
+        return self.told_progress if self.gauge is None else self.gauge()
+
+    def begin(self, now: float, gauge: Callable[[], float]) -> None:
+        """Its entries are being made from now on; `gauge` says how far they are."""
+        self.state, self.started, self.gauge, self.ahead = "running", self.started or now, gauge, 0
+        self._notify()
+
+    def add(self, index: int, document: Document, files: tuple[bytes, ...]) -> None:
+        """An entry has ended."""
+        self.documents[index], self.files[index] = document, files
+        self.unsaved.add(index)
+        self._notify()
+
+    def end(self, now: float, cancelled: bool = False) -> None:
+        """Nothing more comes of it."""
+        self.told_progress = self.progress if cancelled else 1.0
+        self.gauge, self.finished = None, now
+        self.state = "cancelled" if cancelled else "succeeded" if self.succeeded else "failed"
+        self._notify()
+
+    def _notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+def spec_of(job: Job) -> dict[str, Any]:
+    """What never changes of it, as JSON."""
+    params = {str(index): params.model_dump(mode="json") for index, params in job.params.items()}
+    return {"tenant": job.tenant, "created": job.created, "entries": job.entries, "params": params}
+
+
+def state_of(job: Job) -> dict[str, Any]:
+    """What changes of it, besides its documents and files, as JSON."""
+    return {
+        "state": job.state,
+        "started": job.started,
+        "finished": job.finished,
+        "progress": job.progress,
+        "order": list(job.documents),
+    }
+
+
+def restored(job_id: str, spec: Mapping[str, Any], state: Mapping[str, Any], documents: Mapping[int, Document]) -> Job:
+    """The job that all this was told of. Raises ValueError where its parameters make no sense to this version."""
+    params = {int(index): GenerationParams.model_validate(params) for index, params in spec["params"].items()}
+    # An entry may have been saved a moment after the state that was read.
+    order = [index for index in state["order"] if index in documents]
+    ordered = dict.fromkeys([*order, *documents])
+    return Job(
+        id=job_id,
+        tenant=spec["tenant"],
+        created=spec["created"],
+        entries=spec["entries"],
+        params=params,
+        state=state["state"],
+        started=state["started"],
+        finished=state["finished"],
+        documents={index: documents[index] for index in ordered},
+        durable=True,
+        told_progress=state["progress"],
+    )

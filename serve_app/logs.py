@@ -1,0 +1,63 @@
+"""How Darkroom's loggers speak: one JSON object a line, or Ray Serve's log files where Serve runs this process."""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
+
+from serve_app.strict import Strict
+
+LOGGERS: Final = ("serve_app", "deployments")
+
+_OWN_TO_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class LoggingConfig(Strict):
+    """The log of requests and of what the server has to say. `prompts`: whether lines of requests hold prompts."""
+
+    encoding: Literal["json", "text"] = "json"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    prompts: bool = False
+
+    def serve_options(self) -> dict[str, Any]:
+        """Ray Serve's `logging_config` of a deployment. Its own line per request would say less than ours."""
+        return {"encoding": self.encoding.upper(), "log_level": self.level, "enable_access_log": False}
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON: when, how grave, by whom, what; then whatever it brought as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if _is_extra(name)}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        # ASCII only: no terminal and no collector can take a character of it for anything else.
+        return json.dumps(line, default=str)
+
+
+def _is_extra(name: str) -> bool:
+    # Libraries mark records for themselves: Ray, which makes records of its own, does so in all of them.
+    return name not in _OWN_TO_EVERY_RECORD and not name.startswith("_")
+
+
+def hush_parsers() -> None:
+    """Has libraries that read what callers send keep their remarks on it to themselves: we say what we refuse."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def log_to(stream: TextIO, config: LoggingConfig) -> None:
+    """Has our loggers, and Python's warnings, write to `stream`: for processes that Ray Serve does not run."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines() if config.encoding == "json" else logging.Formatter(logging.BASIC_FORMAT))
+    hush_parsers()
+    logging.captureWarnings(True)
+    for name in (*LOGGERS, "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.setLevel(config.level)
+        logger.addHandler(handler)

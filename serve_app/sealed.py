@@ -1,0 +1,48 @@
+"""What is left in somebody else's hands, and believed again only if it comes back as it was: JSON and raw bytes.
+
+    magic | HMAC-SHA256 over magic, place, body | body: 4 bytes of length, a JSON header, the files one after another
+
+The place is where it was put: what was sealed for one place cannot be read at another.
+"""
+
+import hmac
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+_MAGIC: Final = b"darkroom sealed 1\n"
+_MAC_BYTES: Final = 32
+_LENGTH_BYTES: Final = 4
+
+
+class BrokenSeal(Exception):
+    """Not what was sealed for this place, with this key."""
+
+
+def sealed(place: str, header: Any, files: Sequence[bytes], key: bytes) -> bytes:
+    """`header`, which is JSON, and `files`, signed."""
+    text = json.dumps({"header": header, "bytes": [len(file) for file in files]}).encode()
+    body = b"".join((len(text).to_bytes(_LENGTH_BYTES, "big"), text, *files))
+    return _MAGIC + _mac(place, body, key) + body
+
+
+def opened(place: str, data: bytes, key: bytes) -> tuple[Any, tuple[bytes, ...]]:
+    """The header and the files in `data`. Raises BrokenSeal."""
+    begin = len(_MAGIC) + _MAC_BYTES
+    mac, body = data[len(_MAGIC) : begin], data[begin:]
+    if not data.startswith(_MAGIC) or not hmac.compare_digest(mac, _mac(place, body, key)):
+        raise BrokenSeal("not sealed for this place with this key")
+    # Signed by us, so it has the shape that we gave it.
+    end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "big")
+    parts = json.loads(body[_LENGTH_BYTES:end])
+    files = []
+    for length in parts["bytes"]:
+        files.append(body[end : end + length])
+        end += length
+    return parts["header"], tuple(files)
+
+
+def _mac(place: str, body: bytes, key: bytes) -> bytes:
+    mac = hmac.new(key, _MAGIC + len(place.encode()).to_bytes(_LENGTH_BYTES, "big") + place.encode(), "sha256")
+    mac.update(body)
+    return mac.digest()

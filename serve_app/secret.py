@@ -1,0 +1,37 @@
+"""Where a secret is: never in the configuration itself, which is copied into manifests, dashboards and logs."""
+
+import os
+from pathlib import Path
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from serve_app.config_errors import ConfigError
+from serve_app.strict import Strict
+
+
+class Secret(Strict):
+    """In an environment variable, or in a file; read where it is used, which is the ingress' process."""
+
+    env: str | None = None
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> "Secret":
+        if (self.env is None) == (self.file is None):
+            raise PydanticCustomError("secret", "name either `env`, an environment variable, or `file`")
+        return self
+
+    def read(self, what: str, at_least: int = 1) -> str:
+        """The secret, without white space around it.
+
+        Raises ConfigError, which names `what` it is and where it was looked for, unless it has `at_least` characters.
+        """
+        place = f"the environment variable {self.env}" if self.file is None else f"the file {self.file}"
+        try:
+            found = os.environ.get(self.env or "", "") if self.file is None else self.file.read_text()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(f"{what}: {place} cannot be read as text") from None
+        if len(found.strip()) < at_least:
+            raise ConfigError(f"{what}: {place} must hold at least {at_least} characters")
+        return found.strip()

@@ -1,0 +1,90 @@
+"""What a server has answered, for the client: images, entries of batches, and errors."""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+
+class DarkroomError(Exception):
+    """The server refused or failed, or there is none: then `status` is 0 and `code` says how (`unreachable`).
+
+    `field` names the parameter that is to blame, where there is one. `retryable`: the same request may succeed later.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        field: str | None = None,
+        request_id: str = "",
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.field, self.request_id, self.retryable = field, request_id, retryable
+
+
+@dataclass(frozen=True, slots=True)
+class ServedImage:
+    """An image as the server made it; `data` is the file's content."""
+
+    index: int
+    seed: int
+    format: str
+    width: int
+    height: int
+    data: bytes = field(repr=False)
+
+    @classmethod
+    def from_json(cls, image: Mapping[str, Any], data: bytes | None = None) -> "ServedImage":
+        """From an entry of an answer's `images`, or from the data of an `image` event; `data` where it came apart."""
+        return cls(
+            index=image["index"],
+            seed=image["seed"],
+            format=image["format"],
+            width=image["width"],
+            height=image["height"],
+            data=base64.b64decode(image["data"]) if data is None else data,
+        )
+
+    def picture(self) -> Image.Image:
+        """The decoded image."""
+        picture = Image.open(io.BytesIO(self.data), formats=[self.format.upper()])
+        picture.load()
+        return picture
+
+
+@dataclass(frozen=True, slots=True)
+class ServedEntry:
+    """What came of a batch's entry: its images, or the `error` that there is instead, or for some of them."""
+
+    index: int
+    images: tuple[ServedImage, ...]
+    error: DarkroomError | None = None
+
+
+def error_of(body: Mapping[str, Any], status: int = 500) -> DarkroomError:
+    """From a problem+json body, or from what something else on the way answered."""
+    error = body.get("error")
+    said = error if isinstance(error, dict) else {}
+    status = body.get("status", status)
+    return DarkroomError(
+        status,
+        said.get("code", "http_error"),
+        said.get("message", f"the server answered {status}"),
+        said.get("param"),
+        body.get("request_id", ""),
+        body.get("retryable", False),
+    )
+
+
+def failure_of(answer: Mapping[str, Any]) -> DarkroomError | None:
+    """The first of the images that an answer lacks."""
+    for failure in answer.get("failures", ()):
+        return DarkroomError(200, failure["code"], failure["message"], request_id=answer["id"])
+    return None

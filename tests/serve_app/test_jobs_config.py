@@ -1,0 +1,11 @@
+"""Limits on batches that contradict each other are a slip."""
+
+import pytest
+from pydantic import ValidationError
+
+from serve_app.jobs_config import JobsConfig
+
+
+def test_limits_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match="at most max_images"):
+        JobsConfig(max_images=10)

@@ -1,0 +1,89 @@
+"""docs/security.md tells the limits that the code has, and what it says of the demonstration server is so."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments import images, pieces
+from deployments.engine import params, prompts
+from serve_app import cli, local_cluster
+from serve_app.api import body, forms, sse, upload_budget
+from serve_app.config import AppConfig
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "security.md").read_text()
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        f"| JSON body | {body.MAX_BODY_BYTES // MIB} MiB |",
+        f"| form with its files | {forms.MAX_UPLOAD_BYTES // MIB} MiB, {forms.MAX_FILES} files, "
+        f"{forms.MAX_FIELDS} fields, {forms.MAX_TEXT_BYTES // 1024} KiB a text |",
+        f"| all forms in flight, of one ingress | {upload_budget.MAX_UPLOADS_IN_FLIGHT_BYTES // MIB} MiB |",
+        f"| time for a body | {body.READ_SECONDS:g} s, and its length at "
+        f"{body.SLOWEST_BYTES_PER_SECOND // 1024} KiB/s |",
+        f"| time for taking a stream's next event | {sse.WRITE_SECONDS:g} s |",
+        f"| keys of a JSON object | {body.MAX_KEYS} |",
+        f"weights 0 to {prompts.MAX_WEIGHT:g} |",
+        f"64 to {params.MAX_SIDE} in eights |",
+        f"| picture file | {images.MIN_SIDE} to {images.MAX_SIDE} a side, {images.MAX_PIXELS / 1e6:.1f} million "
+        f"pixels, one frame, {pieces.MAX_SMALL_PIECES} small chunks |",
+        f"| ControlNets of a request | {params.MAX_CONTROLS} |",
+    ],
+)
+def test_the_page_tells_the_limits_that_there_are(row: str) -> None:
+    assert row in PAGE
+
+
+def test_the_defaults_of_the_configuration_are_those_limits() -> None:
+    ingress = AppConfig.model_validate({"deployments": [{"name": "a", "models": ["demo-sd"]}]}).ingress
+    assert ingress.api_options() == {
+        "max_body_bytes": body.MAX_BODY_BYTES,
+        "max_upload_bytes": forms.MAX_UPLOAD_BYTES,
+        "max_uploads_in_flight_bytes": upload_budget.MAX_UPLOADS_IN_FLIGHT_BYTES,
+    }
+    demo = yaml.safe_load((ROOT / "serve_app" / "configs" / "demo.yaml").read_text())
+    assert f"| requests that wait in a replica | {demo['deployments'][0]['queue_limit']} (demo)" in PAGE
+
+
+def test_the_server_listens_on_this_machine_only_unless_told_otherwise() -> None:
+    assert inspect.signature(cli.serve).parameters["host"].default == "127.0.0.1"
+    assert "HOST ?= 127.0.0.1" in (ROOT / "Makefile").read_text()
+
+
+def test_its_cluster_has_no_dashboard() -> None:
+    """Ray's dashboard runs jobs for whoever reaches it."""
+    calls = (node for node in ast.walk(ast.parse(inspect.getsource(local_cluster))) if isinstance(node, ast.Call))
+    (init,) = [call for call in calls if ast.unparse(call.func) == "ray.init"]
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in init.keywords}
+    assert (given["include_dashboard"], given["address"]) == ("False", "'local'")
+
+
+def test_its_cluster_lets_nobody_in_without_the_token_of_this_run() -> None:
+    """Asked of Ray itself, in a process of its own: it reads the environment once."""
+    code = (
+        "from serve_app.local_cluster import prepare_environment as prepare; prepare()\n"
+        "import os\n"
+        "from ray._private.authentication.authentication_utils import is_token_auth_enabled\n"
+        "from ray._raylet import AuthenticationTokenLoader\n"
+        "print(is_token_auth_enabled(), AuthenticationTokenLoader.instance().has_token(), os.environ['RAY_AUTH_TOKEN'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "elsewhere"}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=ROOT
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert [each[:2] for each in said] == [["True", "True"]] * 2
+    assert len({each[2] for each in said}) == 2
+    assert all(len(each[2]) == 64 for each in said)
