@@ -7,10 +7,12 @@ import typer
 from deployments.annotators.models import check_annotator
 from deployments.engine.errors import ModelLoadError
 from deployments.registry import check_source
-from serve_app import commands, launcher
+from serve_app import batch_commands, commands, key_commands, launcher
 from serve_app.commands import EXIT_USAGE, failed
 from serve_app.config import AppConfig, load_config
 from serve_app.config_errors import ConfigError
+from serve_app.door import check_door
+from serve_app.kubernetes import commands as kubernetes_commands
 from serve_app.local_backend import sized
 
 app = typer.Typer(
@@ -27,9 +29,19 @@ def serve(
     config: Annotated[str, typer.Option(help="A YAML file, or a packaged configuration: demo, production.")] = "demo",
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    without_keys: Annotated[
+        bool, typer.Option("--without-keys", help="Let everybody use it who can reach --host, other machines too.")
+    ] = False,
 ) -> None:
     """Serve in the foreground until Ctrl-C. Exit codes: 1 it could not run, 2 port or configuration are wrong."""
     settings = _settings(config)
+    if without_keys and settings.keys is not None:
+        raise failed("--without-keys, but the configuration has `keys`", EXIT_USAGE)
+    settings = settings.model_copy(update={"without_keys": without_keys or settings.without_keys})
+    try:
+        check_door(settings, host)
+    except ConfigError as error:
+        raise failed(str(error), EXIT_USAGE) from None
     try:
         launcher.serve(settings, host, port, say=lambda line: print(line, flush=True))
     except launcher.LaunchError as error:
@@ -38,6 +50,10 @@ def serve(
 
 for _command in (commands.generate, commands.img2img, commands.inpaint, commands.control):
     app.command()(_command)
+app.add_typer(key_commands.app, name="keys")
+app.command()(batch_commands.batch)
+app.add_typer(batch_commands.jobs, name="jobs")
+app.add_typer(kubernetes_commands.app, name="k8s")
 
 
 def _settings(config: str) -> AppConfig:

@@ -18,6 +18,7 @@ from PIL import Image
 from bench.prometheus import Exported, settled, total
 from serve_app.local_cluster import HEALTH_PATH
 from tests.deployments.engine.tiny import save_tiny_checkpoint
+from tests.k8s.queries import QUERIES, used
 from tests.serve_app.servers import Launched, ray_server, tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -198,6 +199,7 @@ def of_prometheus(stats: dict[str, Any]) -> dict[str, float]:
         "queue_depth": stats["images_waiting"],
         "running_images": stats["images_running"],
         "capacity_rows": stats["engines"][0]["capacity"],
+        "backlog_seconds": stats["engines"][0]["backlog_seconds"],
         'device_memory_bytes{kind="held"}': memory["held_bytes"],
         "loaded_models": stats["loaded_models"],
     }
@@ -213,7 +215,7 @@ def told(samples: Exported, asked: Iterable[str]) -> dict[str, float]:
     return out
 
 
-GAUGES = ("queue_depth", "running_images", "capacity_rows", "device_memory_bytes", "loaded_models")
+GAUGES = ("queue_depth", "running_images", "capacity_rows", "backlog_seconds", "device_memory_bytes", "loaded_models")
 
 
 async def test_prometheus_and_the_statistics_say_the_same(server: Launched, client: httpx.AsyncClient) -> None:
@@ -261,3 +263,22 @@ async def test_health_is_good_again_after_a_replica_died(client: httpx.AsyncClie
     while (await client.get(HEALTH_PATH)).status_code != 200:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.5)
+
+
+# Nothing is exported of a counter that has never counted, and these cannot count on this server, which has no cache, no
+# limits and no faults of these kinds.
+NEVER_HERE = {
+    f"ray_diffusion_{name}_total"
+    for name in ("cache_errors", "cache_requests", "cache_saved_seconds", "oom", "quarantined", "rate_limited")
+}
+
+
+async def test_all_that_dashboard_and_alerts_ask_for_is_exported(server: Launched, client: httpx.AsyncClient) -> None:
+    """After all other tests: by then everything else that is counted has happened once."""
+    assert (await client.post(f"{BASE}/text-to-image", json=PROMPT)).is_success
+    asked = [(name, labels) for query in QUERIES for name, labels in used(query) if name not in NEVER_HERE]
+    names = {name for name, _ in asked}
+    found = await asyncio.to_thread(settled, server.process.pid, lambda now: names <= {each.name for each in now})
+    labels = {sample.name: sample.labels.keys() for sample in found}
+    assert names - labels.keys() == set()
+    assert all(matchers.keys() <= labels[name] for name, matchers in asked)

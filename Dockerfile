@@ -1,0 +1,42 @@
+# Two images of one code: `docker build --target cpu -t darkroom:cpu .` has the demo models and runs anywhere;
+# `docker build --target gpu -t darkroom:gpu .` has CUDA and xformers, and gets its weights from a volume.
+# Everything is pinned and baked in: a pod installs nothing when it starts.
+
+FROM python:3.11-slim-bookworm AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PATH=/opt/darkroom/bin:$PATH
+# KubeRay's probes run `bash -c "wget ..."`. tini reaps what `docker run` would leave; KubeRay starts `ray start` itself.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends bash wget tini procps libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --create-home darkroom \
+    && install -d -o darkroom /cache /models /etc/darkroom
+RUN python -m venv /opt/darkroom
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md ./
+
+FROM base AS cpu
+RUN pip install torch --index-url https://download.pytorch.org/whl/cpu -c constraints.txt
+COPY serve_app serve_app
+COPY deployments deployments
+# Not editable: what is installed is what runs, wherever Ray starts a worker.
+RUN pip install . "ray[default,serve]" -c constraints.txt
+USER 1000
+ENTRYPOINT ["tini", "--"]
+CMD ["darkroom", "serve", "--host", "0.0.0.0", "--without-keys"]
+
+# torch's wheels bring the CUDA libraries; the node brings the driver.
+FROM base AS gpu
+RUN pip install torch -c constraints.txt
+COPY serve_app serve_app
+COPY deployments deployments
+RUN pip install ".[gpu]" "ray[default,serve]" -c constraints.txt
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TORCHINDUCTOR_CACHE_DIR=/cache/inductor
+USER 1000
+ENTRYPOINT ["tini", "--"]
+CMD ["darkroom", "serve", "--config", "production", "--host", "0.0.0.0"]

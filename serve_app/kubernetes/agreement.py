@@ -1,0 +1,130 @@
+"""Whether the manifests' numbers agree with each other, with the configuration, and with the code that they deploy."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Any, Final
+
+from serve_app.config import AppConfig
+from serve_app.kubernetes.manifests import Manifests, PodTemplate
+from serve_app.kubernetes.rendering import PORT
+from serve_app.kubernetes.serve_schema import configuration_of
+
+GPU: Final = "nvidia.com/gpu"
+DRAIN: Final = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+NODES: Final = "darkroom-nodes"
+
+
+def agreement_faults(manifests: Manifests) -> Iterator[str]:
+    """All of them."""
+    config = configuration_of(manifests)
+    if (said := manifests.cluster.get("rayVersion")) != version("ray"):
+        yield f"rayVersion: it says {said}, and the code runs on {version('ray')}"
+    yield from _drain(manifests, config)
+    yield from _gpus(manifests, config)
+    yield from _room(manifests, config)
+    for pod in manifests.ray_pods():
+        yield from _pod(pod)
+    yield from _secrets(manifests, config)
+
+
+def _drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    """Each of these must be longer than the one before."""
+    replicas = [deployment.graceful_shutdown_timeout_s for deployment in config.deployments]
+    steps: list[tuple[str, float | None]] = [
+        ("ingress.request_timeout_s", config.ingress.request_timeout_s),
+        ("the shortest graceful_shutdown_timeout_s of a deployment", min(replicas)),
+        ("the longest graceful_shutdown_timeout_s of a deployment", max(replicas) + 1e-9),
+        ("ingress.graceful_shutdown_timeout_s", config.ingress.graceful_shutdown_timeout_s),
+    ]
+    for pod in manifests.ray_pods():
+        drain = [float(each["value"]) for each in pod.main.get("env", ()) if each["name"] == DRAIN]
+        ends = [
+            *steps,
+            (f"{pod.name}: {DRAIN}", drain[0] if drain else None),
+            (f"{pod.name}: terminationGracePeriodSeconds", pod.spec.get("terminationGracePeriodSeconds")),
+            ("rayClusterDeletionDelaySeconds", manifests.service["spec"].get("rayClusterDeletionDelaySeconds")),
+        ]
+        for (shorter, low), (longer, high) in pairwise(ends):
+            if low is None or high is None or low >= high:
+                yield f"drain: {shorter} ({low}) must be less than {longer} ({high})"
+
+
+def _gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    for pod in manifests.ray_pods():
+        asked, limit = (_amounts(pod, kind).get(GPU) for kind in ("requests", "limits"))
+        if asked != limit:
+            yield f"{pod.name}: it asks for {asked} GPUs and its limit is {limit}"
+    largest = max((_gpus_of(group) for group in manifests.groups), default=0)
+    for deployment in config.deployments:
+        if deployment.num_gpus > largest:
+            yield f"deployment {deployment.name}: no worker has the {deployment.num_gpus:g} GPUs of a replica"
+
+
+def _room(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    """Whether all replicas that the configuration allows find a place, and those beside them in an update."""
+    most = sum(deployment.num_gpus * deployment.most_replicas for deployment in config.deployments)
+    there = sum(_gpus_of(group) * group.get("maxReplicas", 0) for group in manifests.groups)
+    if most > there:
+        yield f"room: the deployments may want {most:g} GPUs, and all groups together may have {there:g}"
+    if config.ingress.replicas > 1 and config.ingress.max_replicas_per_node is None:
+        yield "ingress: without max_replicas_per_node one node may have all replicas, and take them along"
+    cpus = 2 * config.ingress.replicas * config.ingress.num_cpus
+    cpus += sum(deployment.num_cpus * deployment.most_replicas for deployment in config.deployments)
+    there = sum(_cpus_of(group) * group.get("maxReplicas", 0) for group in manifests.groups)
+    if cpus > there:
+        yield f"room: everything together may want {cpus:g} CPUs, and all groups together may have {there:g}"
+
+
+def _pod(pod: PodTemplate) -> Iterator[str]:
+    ports = {each["containerPort"]: each["name"] for each in pod.main.get("ports", ())}
+    if ports.get(PORT) != "serve":
+        yield f"{pod.name}: port {PORT}, where Serve's proxy listens, must be named `serve`"
+    if "metrics" not in ports.values():
+        yield f"{pod.name}: Prometheus looks for a port named `metrics`"
+    if NODES not in {each.get("configMapRef", {}).get("name") for each in pod.main.get("envFrom", ())}:
+        yield f"{pod.name}: its environment must come from the ConfigMap {NODES}"
+    memory = [_amounts(pod, kind).get("memory") for kind in ("requests", "limits")]
+    if memory[0] is None or memory[0] != memory[1]:
+        yield f"{pod.name}: memory asked for and limit must be the same, for Ray counts on all of it"
+    if "readinessProbe" in pod.main or "livenessProbe" in pod.main:
+        yield f"{pod.name}: KubeRay's own probes ask Ray and Serve; with one in the manifest it makes none"
+    if "lifecycle" in pod.main:
+        yield f"{pod.name}: a preStop hook would end Ray before it has drained"
+
+
+def _secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    """Secrets that the configuration reads must be where a replica of the ingress can run, which is on any worker."""
+    wanted: list[tuple[str, Any]] = [("keys", config.keys)]
+    if config.redis is not None:
+        wanted += [("redis: key", config.redis.key), ("redis: password", config.redis.password)]
+    for pod in list(manifests.ray_pods())[1:]:
+        names = {each["name"] for each in pod.main.get("env", ())}
+        mounts = [each["mountPath"] for each in pod.main.get("volumeMounts", ())]
+        for what, secret in wanted:
+            if secret is None:
+                continue
+            if secret.env is not None and secret.env not in names:
+                yield f"{pod.name}: {what} is read from {secret.env}, which is not in its environment"
+            if secret.file is not None and not any(str(secret.file).startswith(f"{mount}/") for mount in mounts):
+                yield f"{pod.name}: {what} is read from {secret.file}, where nothing is mounted"
+
+
+def _amounts(pod: PodTemplate, kind: str) -> dict[str, Any]:
+    amounts: dict[str, Any] = pod.main.get("resources", {}).get(kind, {})
+    return amounts
+
+
+def _gpus_of(group: dict[str, Any]) -> float:
+    return float(_limits(group).get(GPU, 0))
+
+
+def _cpus_of(group: dict[str, Any]) -> float:
+    """KubeRay tells Ray the whole CPUs of the limit."""
+    text = str(_limits(group).get("cpu", 0))
+    return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
+
+
+def _limits(group: dict[str, Any]) -> dict[str, Any]:
+    limits: dict[str, Any] = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    return limits

@@ -1,0 +1,92 @@
+"""What kustomize makes of an overlay: the documents that would be applied."""
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+BUILD_S: Final = 60.0
+
+Document = dict[str, Any]
+
+
+class Unbuildable(Exception):
+    """The folder is no overlay that kustomize can build; the message is its own."""
+
+
+@dataclass(frozen=True)
+class PodTemplate:
+    """A pod template, and what to call it in a complaint."""
+
+    name: str
+    spec: Document
+    metadata: Document
+
+    @property
+    def main(self) -> Document:
+        """The container that Ray, or whatever the pod is for, runs in."""
+        first: Document = self.spec["containers"][0]
+        return first
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """The documents of one overlay."""
+
+    documents: Sequence[Document]
+
+    def of(self, kind: str) -> list[Document]:
+        """Those of that kind."""
+        return [document for document in self.documents if document.get("kind") == kind]
+
+    @cached_property
+    def service(self) -> Document:
+        """The one RayService. Raises Unbuildable where there is another number of them."""
+        found = self.of("RayService")
+        if len(found) != 1:
+            raise Unbuildable(f"an overlay has one RayService, and here are {len(found)}")
+        return found[0]
+
+    @property
+    def cluster(self) -> Document:
+        """How its Ray cluster shall be."""
+        cluster: Document = self.service["spec"]["rayClusterConfig"]
+        return cluster
+
+    @property
+    def groups(self) -> list[Document]:
+        """Its groups of workers."""
+        return list(self.cluster.get("workerGroupSpecs", ()))
+
+    @property
+    def application(self) -> Document:
+        """`serveConfigV2`, parsed."""
+        parsed = yaml.safe_load(self.service["spec"].get("serveConfigV2", ""))
+        return parsed if isinstance(parsed, dict) else {}
+
+    def ray_pods(self) -> Iterator[PodTemplate]:
+        """The templates of Ray's pods: the head's, then each group's."""
+        yield _template("head", self.cluster["headGroupSpec"]["template"])
+        for group in self.groups:
+            yield _template(f"group {group['groupName']}", group["template"])
+
+
+def built(folder: Path) -> Manifests:
+    """What `kubectl kustomize` makes of `folder`. Raises Unbuildable."""
+    try:
+        done = subprocess.run(
+            ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=BUILD_S, check=False
+        )
+    except FileNotFoundError:
+        raise Unbuildable("this needs kubectl, which is not here") from None
+    if done.returncode:
+        raise Unbuildable(done.stderr.strip())
+    return Manifests([document for document in yaml.safe_load_all(done.stdout) if document])
+
+
+def _template(name: str, template: Document) -> PodTemplate:
+    return PodTemplate(name, template["spec"], template.get("metadata", {}))

@@ -1,0 +1,81 @@
+"""What the manifests say of the application, from the configuration that it runs with everywhere.
+
+An overlay is a kustomize folder. Its `darkroom.yaml` is the configuration, as `darkroom serve` takes it; from that
+`serve-config.yaml` is rendered, a patch that puts `serveConfigV2` into the RayService. What Ray reads from the
+environment of its nodes goes into `node-environment.yaml` of the base.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from serve_app.config import AppConfig, load_config
+from serve_app.kubernetes.dashboard import dashboard
+from serve_app.local_cluster import APP_NAME
+from serve_app.ray_environment import NODE_ENVIRONMENT
+
+CONFIGURATION: Final = "darkroom.yaml"
+SERVE_CONFIG: Final = "serve-config.yaml"
+NODES: Final = "node-environment.yaml"
+DASHBOARD: Final = "dashboard.json"
+IMPORT_PATH: Final = "serve_app.app:build_app"
+PORT: Final = 8000
+
+_HEAD: Final = "# Rendered by `darkroom k8s render` from {source}; change that.\n"
+
+
+def rendered(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every file below `root`, the folder of `base` and `overlays`, that is rendered, and what must stand in it.
+
+    Raises ConfigError where an overlay's configuration is wrong.
+    """
+    yield root / "base" / NODES, node_environment()
+    yield root / "observability" / DASHBOARD, dashboard()
+    for file in sorted((root / "overlays").glob(f"*/{CONFIGURATION}")):
+        yield file.with_name(SERVE_CONFIG), serve_config_patch(load_config(str(file)))
+
+
+def serve_config(config: AppConfig) -> dict[str, Any]:
+    """`config` as what Ray Serve deploys. Every node has a proxy, for KubeRay asks each pod's for its health."""
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {
+            "host": "0.0.0.0",
+            "port": PORT,
+            "request_timeout_s": config.ingress.request_timeout_s,
+            "keep_alive_timeout_s": config.ingress.keep_alive_timeout_s,
+        },
+        "logging_config": config.logging.serve_options(),
+        "applications": [
+            {
+                "name": APP_NAME,
+                "route_prefix": "/",
+                "import_path": IMPORT_PATH,
+                "args": config.model_dump(mode="json", exclude_unset=True),
+            }
+        ],
+    }
+
+
+def serve_config_patch(config: AppConfig) -> str:
+    """The patch for kustomize."""
+    text = yaml.safe_dump(serve_config(config), sort_keys=False, width=110)
+    indented = "".join(f"    {line}\n" for line in text.splitlines())
+    return (
+        _HEAD.format(source=CONFIGURATION)
+        + "apiVersion: ray.io/v1\nkind: RayService\nmetadata:\n  name: darkroom\nspec:\n  serveConfigV2: |\n"
+        + indented
+    )
+
+
+def node_environment() -> str:
+    """The ConfigMap that all of Ray's pods get their environment from."""
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "darkroom-nodes"},
+        "data": {**NODE_ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_ENCODING": "JSON"},
+    }
+    return _HEAD.format(source="serve_app/ray_environment.py") + yaml.safe_dump(manifest, sort_keys=False)

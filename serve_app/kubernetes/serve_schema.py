@@ -1,0 +1,76 @@
+"""Whether what is handed to Ray Serve is what it takes, and what our own builder takes."""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from serve_app.config import AppConfig
+from serve_app.config_errors import complaints
+from serve_app.kubernetes.manifests import Manifests
+
+
+def application_faults(manifests: Manifests) -> Iterator[str]:
+    """Of `serveConfigV2`: Serve's schema, keys that it would drop without a word, the builder, and its arguments."""
+    # Heavy, and only for this.
+    from ray.serve.schema import ServeDeploySchema
+
+    said = manifests.application
+    try:
+        ServeDeploySchema.model_validate(said)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            yield f"serveConfigV2 {'/'.join(map(str, detail['loc']))}: {detail['msg']}"
+        return
+    for path in _unknown(ServeDeploySchema, said):
+        yield f"serveConfigV2 {path}: Ray Serve knows no such field"
+    for application in said["applications"]:
+        yield from _builder_faults(str(application["import_path"]))
+        yield from _argument_faults(application.get("args", {}))
+
+
+def configuration_of(manifests: Manifests) -> AppConfig:
+    """The configuration that the application is built from. Raises ValidationError."""
+    return AppConfig.model_validate(manifests.application["applications"][0].get("args", {}))
+
+
+def _builder_faults(import_path: str) -> Iterator[str]:
+    module, _, name = import_path.partition(":")
+    try:
+        builder = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        yield f"serveConfigV2 import_path: there is no {import_path!r}"
+        return
+    if not callable(builder):
+        yield f"serveConfigV2 import_path: {import_path!r} builds nothing"
+
+
+def _argument_faults(arguments: Any) -> Iterator[str]:
+    try:
+        AppConfig.model_validate(arguments)
+    except ValidationError as error:
+        yield from (f"serveConfigV2 args: {line}" for line in complaints(error))
+
+
+def _unknown(model: type[BaseModel], said: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Where `said` has fields that `model`, or a model in it, does not have."""
+    for name, value in said.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            yield f"{path}{name}"
+            continue
+        for inner in _models_in(field.annotation):
+            values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            for each in values:
+                if isinstance(each, Mapping):
+                    yield from _unknown(inner, each, f"{path}{name}/")
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field may hold, itself or as items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (dict, Mapping):
+        return []
+    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -1,0 +1,248 @@
+"""Every overlay that is shipped would run, as far as can be seen without a cluster; and each check can fail."""
+
+import copy
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from deployments.engine.spec import as_part
+from deployments.registry import known_models
+from serve_app.cli import app
+from serve_app.kubernetes.checks import faults
+from serve_app.kubernetes.manifests import Manifests, Unbuildable, built
+from serve_app.kubernetes.rendering import rendered
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, for `kubectl kustomize`")
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+OVERLAYS = sorted(folder.name for folder in (K8S / "overlays").iterdir())
+CRD = ROOT.parent / "shared" / "kuberay" / "ray.io_rayservices.yaml"
+
+
+@pytest.fixture(scope="module")
+def production() -> Manifests:
+    return built(K8S / "overlays" / "production")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_is_wrong_with_an_overlay(overlay: str) -> None:
+    assert list(faults(built(K8S / "overlays" / overlay))) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kuberays_own_schema_has_nothing_against_it(overlay: str) -> None:
+    if not CRD.is_file():
+        pytest.skip("KubeRay's CRD is not here; all other checks are made without it")
+    assert list(faults(built(K8S / "overlays" / overlay), CRD)) == []
+
+
+def test_what_is_rendered_is_what_stands_there() -> None:
+    for file, text in rendered(K8S):
+        assert file.read_text() == text, f"{file.relative_to(ROOT)}: run `darkroom k8s render`"
+
+
+def test_drift_is_found_and_put_right(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "observability").mkdir()
+    overlay = tmp_path / "overlays" / "mine"
+    overlay.mkdir(parents=True)
+    (overlay / "darkroom.yaml").write_text("extends: demo\n")
+
+    def run(*more: str) -> int:
+        return CliRunner().invoke(app, ["k8s", "render", "--folder", str(tmp_path), *more]).exit_code
+
+    assert run("--check") == 1
+    assert not (overlay / "serve-config.yaml").exists()
+    assert run() == 0
+    assert run("--check") == 0
+    (overlay / "darkroom.yaml").write_text("extends: demo\nwithout_keys: true\n")
+    assert run("--check") == 1
+    (overlay / "darkroom.yaml").write_text("extends: demo\nwithout_key: true\n")
+    assert run("--check") == 2
+
+
+def at(path: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
+    """Sets a field of the RayService; None takes it away."""
+
+    def change(documents: list[dict[str, Any]]) -> None:
+        place: Any = next(each for each in documents if each["kind"] == "RayService")
+        *way, last = (int(step) if step.isdigit() else step for step in path.split("/"))
+        for step in way:
+            place = place[step]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+
+    return change
+
+
+def in_application(change: Callable[[dict[str, Any]], Any]) -> Callable[[list[dict[str, Any]]], None]:
+    def changed(documents: list[dict[str, Any]]) -> None:
+        (service,) = (each for each in documents if each["kind"] == "RayService")
+        said = yaml.safe_load(service["spec"]["serveConfigV2"])
+        change(said)
+        service["spec"]["serveConfigV2"] = yaml.safe_dump(said)
+
+    return changed
+
+
+def argument(section: str, name: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
+    return in_application(lambda said: said["applications"][0]["args"].setdefault(section, {}).update({name: value}))
+
+
+CLUSTER = "spec/rayClusterConfig"
+HEAD = f"{CLUSTER}/headGroupSpec"
+GPU = f"{CLUSTER}/workerGroupSpecs/1"
+WORKER = f"{GPU}/template/spec/containers/0"
+
+BROKEN: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
+    "a field of no pod": (at(f"{WORKER}/imagePullPolice", "Always"), "group l4 .*imagePullPolice"),
+    "a port of words": (at(f"{WORKER}/ports/0/containerPort", "many"), "group l4 .*containerPort"),
+    "a field of no policy": (lambda all_: all_[0].update(specs={}), "specs"),
+    "a name too long": (at("metadata/name", "d" * 48), "RayService name"),
+    "a name twice": (at(f"{GPU}/groupName", "cpu"), "group cpu: the name is taken"),
+    "more than the most": (at(f"{GPU}/replicas", 99), "group l4: minReplicas <= replicas"),
+    "replicas on the head": (at(f"{HEAD}/rayStartParams/num-cpus", "4"), "head: rayStartParams must have num-cpus"),
+    "no autoscaler": (at(f"{CLUSTER}/enableInTreeAutoscaling", False), "autoscaler: enableInTreeAutoscaling"),
+    "the old autoscaler": (at(f"{CLUSTER}/autoscalerOptions/version", "v1"), "autoscaler: .*version v2"),
+    "pods that restart": (at(f"{GPU}/template/spec/restartPolicy", "Always"), "group l4: .*restartPolicy Never"),
+    "a head that is not remembered": (at(f"{CLUSTER}/gcsFaultToleranceOptions", None), "dies with its head"),
+    "one namespace for all": (
+        at(f"{CLUSTER}/gcsFaultToleranceOptions/externalStorageNamespace", "x"),
+        "a namespace of its own",
+    ),
+    "steps without a way": (
+        at("spec/upgradeStrategy", {"type": "NewClusterWithIncrementalUpgrade"}),
+        "clusterUpgradeOp",
+    ),
+    "steps larger than the surge": (
+        at(
+            "spec/upgradeStrategy",
+            {
+                "type": "NewClusterWithIncrementalUpgrade",
+                "clusterUpgradeOptions": {
+                    "gatewayClassName": "istio",
+                    "stepSizePercent": 50,
+                    "intervalSeconds": 9,
+                    "maxSurgePercent": 20,
+                },
+            },
+        ),
+        "stepSizePercent <= maxSurgePercent",
+    ),
+    "a proxy on the head alone": (in_application(lambda said: said.update(proxy_location="HeadOnly")), "EveryNode"),
+    "what Serve drops": (
+        in_application(lambda said: said.update(proxy_locations="x")),
+        "proxy_locations: Ray Serve",
+    ),
+    "another such field, deeper": (
+        in_application(lambda said: said["applications"][0].update(route="/")),
+        "applications/route: Ray",
+    ),
+    "what Serve refuses": (
+        in_application(lambda said: said["http_options"].update(port="x")),
+        "http_options/port",
+    ),
+    "a builder that is not there": (
+        in_application(lambda said: said["applications"][0].update(import_path="serve_app.app:built")),
+        "there is no 'serve_app.app:built'",
+    ),
+    "arguments of no builder": (argument("ingress", "replica", 3), "args: .*replica"),
+    "a model that nobody knows": (
+        in_application(lambda said: said["applications"][0]["args"]["deployments"][0].update(models=["sd99"])),
+        "args: .*sd99",
+    ),
+    "another Ray": (at(f"{CLUSTER}/rayVersion", "2.50.0"), "rayVersion: it says 2.50.0"),
+    "GPUs without a limit": (
+        at(f"{WORKER}/resources/limits", {"cpu": "6", "memory": "24Gi"}),
+        "group l4: it asks for 1 GPUs and its limit is None",
+    ),
+    "a replica larger than a worker": (
+        in_application(lambda said: said["applications"][0]["args"]["deployments"][0].update(num_gpus=2)),
+        "no worker has the 2 GPUs",
+    ),
+    "more replicas than GPUs": (at(f"{GPU}/maxReplicas", 1), "room: the deployments may want"),
+    "a request longer than its replica": (
+        argument("ingress", "request_timeout_s", 200),
+        "drain: ingress.request",
+    ),
+    "an ingress that goes first": (
+        argument("ingress", "graceful_shutdown_timeout_s", 200),
+        "drain: the longest",
+    ),
+    "all ingresses on one node": (argument("ingress", "max_replicas_per_node", None), "ingress: without max_repl"),
+    "no time to drain": (at(f"{GPU}/template/spec/terminationGracePeriodSeconds", 30), "group l4: terminationGrace"),
+    "a drain that nobody set": (at(f"{WORKER}/env", []), "drain: .*group l4: RAY_GRACEFUL"),
+    "a cluster that goes at once": (at("spec/rayClusterDeletionDelaySeconds", 60), "rayClusterDeletionDelaySeconds"),
+    "a proxy that is not found": (at(f"{WORKER}/ports/1/name", "http"), "must be named `serve`"),
+    "metrics that are not found": (at(f"{WORKER}/ports/0/name", "m"), "a port named `metrics`"),
+    "nodes without our settings": (at(f"{WORKER}/envFrom", []), "from the ConfigMap darkroom-nodes"),
+    "memory beyond what was asked for": (
+        at(f"{WORKER}/resources/requests/memory", "1Gi"),
+        "memory asked for",
+    ),
+    "a probe of one's own": (at(f"{WORKER}/readinessProbe", {"tcpSocket": {"port": 8000}}), "KubeRay's own probes"),
+    "a hook that ends Ray": (
+        at(f"{WORKER}/lifecycle", {"preStop": {"exec": {"command": ["ray", "stop"]}}}),
+        "a preStop hook",
+    ),
+    "keys that are not mounted": (at(f"{WORKER}/volumeMounts", []), "keys is read from /etc/darkroom/keys.yaml"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_manifest_is_found(what: str, production: Manifests) -> None:
+    change, words = BROKEN[what]
+    documents = copy.deepcopy(list(production.documents))
+    change(documents)
+    found = list(faults(Manifests(documents)))
+    assert any(re.search(words, fault) for fault in found), found
+
+
+def test_the_crd_knows_what_no_other_check_does(production: Manifests) -> None:
+    if not CRD.is_file():
+        pytest.skip("KubeRay's CRD is not here")
+    documents = copy.deepcopy(list(production.documents))
+    at(f"{CLUSTER}/autoscalerOptions/upscalingMod", "Default")(documents)
+    assert any("upscalingMod" in fault for fault in faults(Manifests(documents), CRD))
+
+
+def test_what_is_no_overlay_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(Unbuildable, match="kustomization"):
+        built(tmp_path)
+    with pytest.raises(Unbuildable, match="here are 0"):
+        list(faults(Manifests([])))
+
+
+def test_the_weights_that_are_fetched_are_those_of_the_registry(production: Manifests) -> None:
+    (weights,) = (each for each in production.of("ConfigMap") if each["metadata"]["name"] == "darkroom-weights")
+    lines = [line.split() for line in weights["data"]["list"].splitlines()]
+    wanted = {spec.source for spec in known_models().values() if not spec.name.startswith("demo")}
+    wanted |= {as_part(net).source for spec in known_models().values() for net in spec.controlnets.values()}
+    assert {repository for _, repository, _ in lines} <= wanted
+    folders = {f"/models/{folder}" for folder, _, _ in lines}
+    models = production.application["applications"][0]["args"]["models"]
+    used = {model["source"] for model in models}
+    used |= {net["source"] for model in models for net in model.get("controlnets", {}).values()}
+    assert used == folders
+
+
+def test_secrets_are_named_and_never_shipped() -> None:
+    for overlay in OVERLAYS:
+        manifests = built(K8S / "overlays" / overlay)
+        assert manifests.of("Secret") == []
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    for name in set(re.findall(r"secretName: ([\w-]+)|secretKeyRef: {name: ([\w-]+)", _text_of_all())):
+        assert f"secret generic {''.join(name)}" in page
+
+
+def _text_of_all() -> str:
+    return "".join(file.read_text() for file in K8S.rglob("*.yaml"))
