@@ -128,7 +128,7 @@ def write_checkpoint(architecture: Architecture, folder: Path, device: torch.dev
     with torch.device(device):
         UNet2DConditionModel(**architecture.unet).to(dtype).save_pretrained(folder / "unet")
         AutoencoderKL(**architecture.vae).to(dtype).save_pretrained(folder / "vae")
-        CLIPTextModel(_text_config(architecture)).to(dtype).save_pretrained(folder / "text_encoder")
+        CLIPTextModel(text_config(architecture)).to(dtype).save_pretrained(folder / "text_encoder")
     make_tokenizer(architecture.text_encoder["vocab_size"]).save_pretrained(folder / "tokenizer")
     _scheduler().save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(_INDEX)
@@ -157,7 +157,8 @@ def make_tokenizer(vocabulary: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
-def _text_config(architecture: Architecture) -> Any:
+def text_config(architecture: Architecture) -> Any:
+    """Of the text encoder, with the tokens that `make_tokenizer` ends its vocabulary with."""
     end = architecture.text_encoder["vocab_size"] - 1
     return CLIPTextConfig(**architecture.text_encoder, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end)
 
