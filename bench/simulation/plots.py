@@ -1,0 +1,165 @@
+"""Pictures of what was simulated, one a question. Knows only reports, so they can be drawn again from what is kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.simulation.devices import GPUS
+from serve_app.deployment_config import AutoscalingConfig
+
+Report = Mapping[str, Any]
+Way = tuple[str, str]
+
+LABELS: Final[Mapping[Way, str]] = MappingProxyType(
+    {
+        ("steps", "ours"): "Darkroom",
+        ("whole", "ours"): "whole requests batched, our policy",
+        ("steps", "ray"): "Ray's policy, its defaults",
+        ("steps", "ray, tuned"): "Ray's policy, our delays",
+    }
+)
+COLOURS: Final[Mapping[Way, str]] = MappingProxyType(
+    {
+        ("steps", "ours"): "#0b6e4f",
+        ("whole", "ours"): "#c8553d",
+        ("steps", "ray"): "#8d99ae",
+        ("steps", "ray, tuned"): "#3d5a80",
+    }
+)
+DAY_OF: Final = "A100"
+SETTINGS: Final = ("target_fill", "band", "upscale_delay_s", "downscale_delay_s", "look_back_period_s", "catch_up_s")
+
+
+def plot(reports: Mapping[str, Any], folder: Path) -> None:
+    """Draws what there are reports for."""
+    matplotlib.use("agg")
+    matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    for name, (study, draw) in _DRAWN.items():
+        if study in reports:
+            figure = draw(reports[study])
+            # Without the date and the library's version a picture only changes with its figures.
+            figure.savefig(folder / f"scaling-{name}.png", dpi=110, metadata={"Software": None})
+
+
+def _validation(report: Report) -> Figure:
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for side, colour in (("real", "black"), ("simulated", COLOURS["steps", "ours"])):
+        samples = np.array(report["replicas"][side])
+        left.step(samples[:, 0], samples[:, 1], where="post", color=colour, label=side)
+        latencies = report["latencies"][side]
+        right.plot(latencies, np.linspace(0, 1, len(latencies)), color=colour, label=side)
+    left.set(xlabel="seconds", ylabel="replicas", yticks=(0, 1, 2), title="replicas that run")
+    right.set(xlabel="latency, s", ylabel="share of requests", title="latency", xlim=(0, None))
+    right.legend(frameon=False)
+    return figure
+
+
+def _classes(reports: Sequence[Report]) -> Figure:
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    _bars(axes[0], reports, lambda one: 100 * one["attainment"], "served in time, %")
+    _bars(axes[1], reports, lambda one: one["p95"], "p95 latency, s")
+    _bars(axes[2], reports, lambda one: one["gpus"], "GPUs paid for, mean")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _day(reports: Sequence[Report]) -> Figure:
+    """On the class of GPU in the middle."""
+    return _over_time([one for one in reports if one["case"]["gpu"] == DAY_OF and one["case"]["engine"] == "steps"])
+
+
+def _over_time(reports: Sequence[Report]) -> Figure:
+    """Replicas that run against the work that there is."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for one in reports:
+        samples = np.array(one["samples"])
+        axes.step(samples[:, 0] / 3600, samples[:, 1], where="post", color=COLOURS[_way(one)], label=LABELS[_way(one)])
+    load = np.array(reports[0]["load"])
+    axes.fill_between(load[:, 0] / 3600, load[:, 1], color="#dddddd", label="work, in GPUs that are always full")
+    axes.set(xlabel="hours", ylabel="GPUs", ylim=(0, None))
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def _bars(axes: Axes, reports: Sequence[Report], value: Callable[[Report], float], title: str) -> None:
+    for place, (way, label) in enumerate(LABELS.items()):
+        by_gpu = {one["case"]["gpu"]: value(one) for one in reports if _way(one) == way}
+        found = [by_gpu.get(gpu, np.nan) for gpu in GPUS]
+        axes.bar(np.arange(len(GPUS)) + 0.2 * (place - 1.5), found, width=0.2, color=COLOURS[way], label=label)
+    axes.set(xticks=range(len(GPUS)), title=title)
+    axes.set_xticklabels(GPUS)
+
+
+def _constants(reports: Sequence[Report]) -> Figure:
+    """Cost against service, a line a setting; all meet at the defaults."""
+    default = next(one for one in reports if not one["case"]["settings"])
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(SETTINGS), sharex=True, sharey=True), SETTINGS, strict=True):
+        turned = [one for one in reports if name in one["case"]["settings"]]
+        values = [(one["case"]["settings"][name], one) for one in turned] + [(_default(name), default)]
+        values.sort(key=lambda pair: pair[0])
+        points = [(one["cost_per_1000"], 100 * one["attainment"]) for _, one in values]
+        axes.plot(*zip(*points, strict=True), "o-", color=COLOURS["steps", "ours"], markersize=3.5)
+        axes.plot(default["cost_per_1000"], 100 * default["attainment"], "o", color="black", markersize=6)
+        for (value, _), point in zip(values, points, strict=True):
+            axes.annotate(f"{value:g}", point, textcoords="offset points", xytext=(4, -9), fontsize=7)
+        axes.set(title=name, xlabel="$ per 1,000 images")
+    figure.axes[0].set_ylabel("served in time, %")
+    return figure
+
+
+def _default(name: str) -> float:
+    return float(AutoscalingConfig.model_fields[name].default)
+
+
+def _sizes(reports: Sequence[Report]) -> Figure:
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for way, label in LABELS.items():
+        by_size: dict[float, list[Report]] = {}
+        for one in reports:
+            if _way(one) == way:
+                by_size.setdefault(one["case"]["gpus"], []).append(one)
+        if by_size:
+            gpus = sorted(by_size)
+            for axes, value in ((left, "attainment"), (right, "cost_per_1000")):
+                means = [_mean(by_size[size], value) for size in gpus]
+                scaled = [100 * mean for mean in means] if value == "attainment" else means
+                axes.plot(gpus, scaled, "o-", color=COLOURS[way], label=label)
+    for axes, title in ((left, "served in time, %"), (right, "$ per 1,000 images")):
+        axes.set(xscale="log", xlabel="load, in GPUs' worth of work", title=title)
+    right.set_ylim(bottom=0)
+    left.legend(frameon=False)
+    return figure
+
+
+def _mean(reports: Sequence[Report], name: str) -> float:
+    """Over all requests, or images, of several runs."""
+    weights = [one["requests" if name == "attainment" else "images"] for one in reports]
+    return float(np.average([one[name] for one in reports], weights=weights))
+
+
+def _way(report: Report) -> Way:
+    return report["case"]["engine"], report["case"]["policy"]
+
+
+_DRAWN: Final[Mapping[str, tuple[str, Callable[[Any], Figure]]]] = MappingProxyType(
+    {
+        "validation": ("validation", _validation),
+        "steady": ("steady", _over_time),
+        "classes": ("classes", _classes),
+        "day": ("classes", _day),
+        "constants": ("constants", _constants),
+        "sizes": ("sizes", _sizes),
+    }
+)
+"""Pictures, each with the study that it shows."""
