@@ -30,8 +30,10 @@ PLAYED: Final = 9
 SCALING: Final = AutoscalingConfig(min_replicas=1, max_replicas=2, downscale_delay_s=40)
 """Production's settings, but for the patience of days."""
 
-LOAD: Final = Phases(((60, 0.4), (120, 1.2), (120, 0.35), (120, 1.2), (120, 0.3)))
-"""In replicas' worth of work: too much for one replica twice, and never too much for two."""
+LOAD: Final = Phases(((60, 0.4), (120, 1.0), (120, 0.35), (120, 1.0), (120, 0.3)))
+"""In shares of the peak, which fills two replicas beside one another as far as the policy wants them filled. A peak
+that all but overloads them would make a small error of a call's length a large one of the queue's, on either side.
+"""
 
 
 def config_of(**replicas: Any) -> AppConfig:
@@ -121,7 +123,8 @@ async def _reality(log: Path, **replicas: Any) -> AsyncIterator[Reality]:
 
 def trace_for(calibrated: Calibrated, seed: int) -> Trace:
     """LOAD on what was calibrated."""
-    rate = 1 / MIX.mean_row_seconds(calibrated.device)
+    peak = 2 * SCALING.target_fill / calibrated.slower
+    rate = peak / MIX.mean_row_seconds(calibrated.device)
     trace = make_trace(LOAD, MIX, rate=rate, seconds=LOAD.seconds, seed=seed)
     # Without keys all callers are one tenant.
     return replace(trace, tenant=np.zeros_like(trace.tenant))
