@@ -90,7 +90,7 @@ class Reality:
         )
 
     async def slower(self, device: Device) -> float:
-        """What each of two busy replicas, and all that belongs to them, makes of the other's calls; see `Host`."""
+        """What busy replicas, and all that belongs to them, make of their calls; see `Host`."""
         before = await self._server.statistics(self._http)
         until = time.perf_counter() + BUSY_S
         chance = np.random.default_rng(0)

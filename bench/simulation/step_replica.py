@@ -39,12 +39,12 @@ class Tray:
 
 
 class Host:
-    """A machine whose replicas share its cores: calls and pictures take `slower` times as long while another replica
-    calls, too.
+    """A machine whose replicas share its cores: while n of them call, calls and pictures take `slower[n - 1]` times as
+    long as a lone request's.
     """
 
-    def __init__(self, slower: float = 1.0) -> None:
-        self.slower = slower
+    def __init__(self, slower: Sequence[float] = (1.0,)) -> None:
+        self._slower = slower
         self._calling: set[int] = set()
 
     def called_by(self, replica: object) -> float:
@@ -54,7 +54,12 @@ class Host:
 
     @property
     def slowness(self) -> float:
-        return self.slower if len(self._calling) > 1 else 1.0
+        return self._slower[min(max(1, len(self._calling)), len(self._slower)) - 1]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether nobody's calls depend on who else calls."""
+        return len(set(self._slower)) == 1
 
     def left_by(self, replica: object) -> None:
         """It has nothing to call for."""
@@ -220,7 +225,7 @@ class StepReplica:
             return
         tray = self._trays[bucket]
         self._each = tray.calls[tray.used] * self._host.called_by(self)
-        alone = len(self._trays) == 1 and not self._decoder and not self._unprepared and self._host.slower == 1.0
+        alone = len(self._trays) == 1 and not self._decoder and not self._unprepared and self._host.is_even
         self._leap = min([row.left for row in tray.rows]) if alone else 1
         self._begun = now + preparing
         self.next_at = self._decoder.beside(self._begun, self._leap * self._each)

@@ -52,12 +52,17 @@ def test_a_full_queue_refuses() -> None:
 
 
 def test_a_neighbour_slows_calls_and_only_while_it_calls() -> None:
-    host = Host(slower=2.0)
+    host = Host((1.0, 2.0))
     alone = stage(StepReplica, device(), host=host)
     assert alone.play([(0.0, kind(10))]) == [PREPARE + 10 * STEP + DECODE]
     host.called_by(object())
     slowed = PREPARE + 2 * (10 * STEP + DECODE)
     assert stage(StepReplica, device(), host=host).play([(0.0, kind(10))]) == [slowed]
+
+
+def test_a_busy_machine_slows_even_its_only_replica() -> None:
+    busy = stage(StepReplica, device(), host=Host((1.5,)))
+    assert busy.play([(0.0, kind(10))]) == pytest.approx([PREPARE + 1.5 * (10 * STEP + DECODE)])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -76,7 +81,7 @@ def test_calls_that_are_taken_in_one_leap_end_when_single_ones_do(seed: int) -> 
     )
     leaping = stage(StepReplica, device(UNEVEN))
     # A host that could slow it makes it look at every call, and this one does not slow.
-    stepping = stage(StepReplica, device(UNEVEN), host=Host(slower=1.0 + 1e-12))
+    stepping = stage(StepReplica, device(UNEVEN), host=Host((1.0, 1.0 + 1e-12)))
     assert leaping.play(arrivals) == pytest.approx(stepping.play(arrivals))
     assert leaping.replica.calls == stepping.replica.calls
     assert leaping.replica.usage.busy == pytest.approx(stepping.replica.usage.busy)

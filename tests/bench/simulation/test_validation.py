@@ -10,10 +10,10 @@ from tests.bench.simulation.scenes import device
 CALLS = {1: 0.04, 2: 0.06, 4: 0.1}
 
 
-def calibrated(slower: float = 1.0) -> Calibrated:
+def calibrated(two: float = 1.0) -> Calibrated:
     easy = device(CALLS, calls={NATIVE: CALLS}, decode={NATIVE: 0.1}, native=NATIVE)
     changes = {"prepare": 0.0, "door": 0.05, "cold_start": 8.0, "provision": 0.0, "price": 0.0}
-    return Calibrated(type(easy)(**{**vars(easy), **changes}), slower)
+    return Calibrated(type(easy)(**{**vars(easy), **changes}), (1.0, two))
 
 
 def test_each_replica_count_holds_until_the_next() -> None:
@@ -33,7 +33,7 @@ def test_a_simulation_agrees_with_itself_and_not_with_one_of_a_faster_device() -
     run = simulate(trace, real, seed=0)
     seen = Observed(dict(enumerate(run.latencies)), [(at, running) for at, running, _ in run.samples])
     assert all(side.agrees for side in compare(seen, [simulate(trace, real, seed) for seed in range(1, 4)]))
-    slow = [simulate(trace, calibrated(slower=1.5), seed) for seed in range(3)]
+    slow = [simulate(trace, calibrated(two=1.5), seed) for seed in range(3)]
     assert not all(side.agrees for side in compare(seen, slow))
 
 
