@@ -7,6 +7,7 @@ measured or modelled (`bench/simulation/devices.py` says which).
     validation   one trace on a real local Ray Serve and in the simulator; a quarter of an hour on an idle machine
     steady       a load that does not change: does the fleet?
     classes      step-level batching and our policy against others, a day on each class of GPU
+    fills        the two ways to batch, each with fleets from half full to full
     constants    the policy's settings, one turned after the other
     sizes        fleets for 1 to 1,000 GPUs' worth of work
 

@@ -116,6 +116,17 @@ def classes() -> Sequence[Case]:
     return [Case(gpus=6, gpu=gpu, engine=engine, policy=policy) for gpu in GPUS for engine, policy in ways]
 
 
+def fills() -> Sequence[Case]:
+    """What does each way to batch cost for the same service? The policy counts work, however well it is done, so at one
+    fill both have the same fleet; what batching better is worth shows where fleets are as full as each can be.
+    """
+    engines: tuple[Engine, ...] = ("steps", "whole")
+    wanted = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    return [
+        Case(gpus=6, hours=4.0, engine=engine, settings={"target_fill": fill}) for engine in engines for fill in wanted
+    ]
+
+
 def constants() -> Sequence[Case]:
     """Which settings matter? One after the other is turned, from the defaults."""
     turns: Mapping[str, Sequence[float]] = {
@@ -143,5 +154,5 @@ def sizes() -> Sequence[Case]:
 
 
 STUDIES: Final[Mapping[str, Callable[[], Sequence[Case]]]] = MappingProxyType(
-    {"steady": steady, "classes": classes, "constants": constants, "sizes": sizes}
+    {"steady": steady, "classes": classes, "fills": fills, "constants": constants, "sizes": sizes}
 )

@@ -86,7 +86,7 @@ def _over_time(reports: Sequence[Report]) -> Figure:
     load = np.array(reports[0]["load"])
     axes.fill_between(load[:, 0] / 3600, load[:, 1], color="#dddddd", label="work, in GPUs that are always full")
     axes.set(xlabel="hours", ylabel="GPUs", ylim=(0, None))
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -114,6 +114,26 @@ def _constants(reports: Sequence[Report]) -> Figure:
             axes.annotate(f"{value:g}", point, textcoords="offset points", xytext=(4, -9), fontsize=7)
         axes.set(title=name, xlabel="$ per 1,000 images")
     figure.axes[0].set_ylabel("served in time, %")
+    return figure
+
+
+def _fills(reports: Sequence[Report]) -> Figure:
+    """Cost against service as fleets are filled more, a line a way to batch."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for way, label in LABELS.items():
+        points = [
+            (one["cost_per_1000"], 100 * one["attainment"], one["case"]["settings"]["target_fill"])
+            for one in reports
+            if _way(one) == way
+        ]
+        if points:
+            cost, in_time, _ = zip(*points, strict=True)
+            axes.plot(cost, in_time, "o-", color=COLOURS[way], label=label)
+            for x, y, fill in points:
+                axes.annotate(f"{fill:g}", (x, y), textcoords="offset points", xytext=(5, -9), fontsize=7)
+    axes.set(xlabel="$ per 1,000 images", ylabel="served in time, %")
+    axes.legend(frameon=False, loc="lower right")
     return figure
 
 
@@ -158,6 +178,7 @@ _DRAWN: Final[Mapping[str, tuple[str, Callable[[Any], Figure]]]] = MappingProxyT
         "steady": ("steady", _over_time),
         "classes": ("classes", _classes),
         "day": ("classes", _day),
+        "fills": ("fills", _fills),
         "constants": ("constants", _constants),
         "sizes": ("sizes", _sizes),
     }

@@ -9,6 +9,7 @@ import bench.simulate as simulate
 from bench.simulation.cases import Case
 
 TINY = [Case(gpus=1, hours=0.02), Case(gpus=1, hours=0.02, engine="whole"), Case(gpus=1, hours=0.02, policy="ray")]
+FILLED = [Case(gpus=1, hours=0.02, settings={"target_fill": fill}) for fill in (0.5, 0.9)]
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,8 @@ def test_a_simulator_that_is_off_ends_with_one(
 
 def test_pictures_are_drawn_of_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     at_commit(monkeypatch, "abc")
-    monkeypatch.setattr(simulate, "STUDIES", {"classes": lambda: TINY, "constants": lambda: TINY[:1]})
-    simulate.main(["--only", "classes,constants", "--plots", str(tmp_path)])
+    studies = {"classes": lambda: TINY, "fills": lambda: FILLED, "constants": lambda: TINY[:1]}
+    monkeypatch.setattr(simulate, "STUDIES", studies)
+    simulate.main(["--only", "classes,fills,constants", "--plots", str(tmp_path)])
     drawn = {file.name for file in tmp_path.glob("*.png")}
-    assert drawn == {"scaling-classes.png", "scaling-day.png", "scaling-constants.png"}
+    assert drawn == {"scaling-classes.png", "scaling-day.png", "scaling-fills.png", "scaling-constants.png"}
