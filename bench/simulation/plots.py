@@ -32,8 +32,10 @@ COLOURS: Final[Mapping[Way, str]] = MappingProxyType(
         ("steps", "ray, tuned"): "#3d5a80",
     }
 )
+OURS: Final[Way] = ("steps", "ours")
 DAY_OF: Final = "A100"
-SETTINGS: Final = ("target_fill", "band", "upscale_delay_s", "downscale_delay_s", "look_back_period_s", "catch_up_s")
+FILL: Final = "target_fill"
+SETTINGS: Final = (FILL, "band", "upscale_delay_s", "downscale_delay_s", "look_back_period_s", "catch_up_s")
 
 
 def plot(reports: Mapping[str, Any], folder: Path) -> None:
@@ -50,7 +52,7 @@ def plot(reports: Mapping[str, Any], folder: Path) -> None:
 def _validation(report: Report) -> Figure:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for side, colour in (("real", "black"), ("simulated", COLOURS["steps", "ours"])):
+    for side, colour in (("real", "black"), ("simulated", COLOURS[OURS])):
         samples = np.array(report["replicas"][side])
         left.step(samples[:, 0], samples[:, 1], where="post", color=colour, label=side)
         latencies = report["latencies"][side]
@@ -82,7 +84,9 @@ def _over_time(reports: Sequence[Report]) -> Figure:
     axes = figure.subplots()
     for one in reports:
         samples = np.array(one["samples"])
-        axes.step(samples[:, 0] / 3600, samples[:, 1], where="post", color=COLOURS[_way(one)], label=LABELS[_way(one)])
+        way = _way(one)
+        (line,) = axes.step(samples[:, 0] / 3600, samples[:, 1], where="post", color=COLOURS[way], label=LABELS[way])
+        line.set_zorder(3 if way == OURS else 2)
     load = np.array(reports[0]["load"])
     axes.fill_between(load[:, 0] / 3600, load[:, 1], color="#dddddd", label="work, in GPUs that are always full")
     axes.set(xlabel="hours", ylabel="GPUs", ylim=(0, None))
@@ -100,21 +104,31 @@ def _bars(axes: Axes, reports: Sequence[Report], value: Callable[[Report], float
 
 
 def _constants(reports: Sequence[Report]) -> Figure:
-    """Cost against service, a line a setting; all meet at the defaults."""
+    """Cost against service, a line a setting; all meet at the defaults. Of the first as much as the others reach."""
     default = next(one for one in reports if not one["case"]["settings"])
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(SETTINGS), sharex=True, sharey=True), SETTINGS, strict=True):
-        turned = [one for one in reports if name in one["case"]["settings"]]
-        values = [(one["case"]["settings"][name], one) for one in turned] + [(_default(name), default)]
-        values.sort(key=lambda pair: pair[0])
-        points = [(one["cost_per_1000"], 100 * one["attainment"]) for _, one in values]
-        axes.plot(*zip(*points, strict=True), "o-", color=COLOURS["steps", "ours"], markersize=3.5)
-        axes.plot(default["cost_per_1000"], 100 * default["attainment"], "o", color="black", markersize=6)
-        for (value, _), point in zip(values, points, strict=True):
-            axes.annotate(f"{value:g}", point, textcoords="offset points", xytext=(4, -9), fontsize=7)
-        axes.set(title=name, xlabel="$ per 1,000 images")
-    figure.axes[0].set_ylabel("served in time, %")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    lowest = 100.0
+    for name in SETTINGS:
+        turned = [(one["case"]["settings"][name], one) for one in reports if name in one["case"]["settings"]]
+        line = sorted([*turned, (_default(name), default)], key=lambda pair: pair[0])
+        points = [(one["cost_per_1000"], 100 * one["attainment"]) for _, one in line]
+        axes.plot(*zip(*points, strict=True), "o-", markersize=4, label=name, zorder=2 + (name == FILL))
+        if name == FILL:
+            _annotate(axes, [(*point, value) for point, (value, _) in zip(points, line, strict=True)], (-4, 7))
+        else:
+            lowest = min(lowest, *(in_time for _, in_time in points))
+    axes.plot(default["cost_per_1000"], 100 * default["attainment"], "o", color="black", label="defaults", zorder=4)
+    axes.set(xlabel="$ per 1,000 images", ylabel="served in time, %", ylim=(lowest - 2, 100))
+    axes.legend(frameon=False, loc="lower right")
     return figure
+
+
+def _annotate(axes: Axes, points: Sequence[tuple[float, float, float]], offset: tuple[int, int]) -> None:
+    """Writes the third of each beside it."""
+    for x, y, value in points:
+        text = axes.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=offset, fontsize=7)
+        text.set_clip_on(True)
 
 
 def _fills(reports: Sequence[Report]) -> Figure:
@@ -130,8 +144,7 @@ def _fills(reports: Sequence[Report]) -> Figure:
         if points:
             cost, in_time, _ = zip(*points, strict=True)
             axes.plot(cost, in_time, "o-", color=COLOURS[way], label=label)
-            for x, y, fill in points:
-                axes.annotate(f"{fill:g}", (x, y), textcoords="offset points", xytext=(5, -9), fontsize=7)
+            _annotate(axes, points, (-6, 7) if way == OURS else (5, -9))
     axes.set(xlabel="$ per 1,000 images", ylabel="served in time, %")
     axes.legend(frameon=False, loc="lower right")
     return figure
