@@ -37,7 +37,7 @@ serve: $(STAMP)
 
 # Fast ones first, so that a broken law is known before a cluster has started.
 test: $(STAMP)
-	@sh .ci/redis
+	@sh .ci/packages
 	$(BIN)/python -m pytest -m "not ray"
 	$(BIN)/python -m pytest -m ray
 

@@ -1,0 +1,67 @@
+"""Alerts are raised by what they are for and by nothing less, as Prometheus' own promtool plays them through."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.k8s.queries import FOLDER
+
+# Of one process, in promtool's words: nothing for ten minutes, or a value every minute from there on.
+REPLAYS = 'ray_diffusion_replays_total{WorkerId="a"}'
+QUARANTINED = 'ray_diffusion_quarantined_total{WorkerId="a"}'
+FAILED = 'ray_diffusion_images_total{WorkerId="a", model="sd15", status="failed"}'
+SPLIT = 'ray_diffusion_oom_total{{WorkerId="{}", model="sd15", action="split"}}'
+SKIPPED = 'ray_diffusion_cache_errors_total{WorkerId="a", kind="redis_skipped"}'
+READY = 'ray_diffusion_engine_ready{WorkerId="a"}'
+BROKEN = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="broken", code="internal_error"}'
+FINISHED = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="finished", code=""}'
+
+
+@pytest.mark.parametrize(
+    ("alert", "series", "at", "raised"),
+    [
+        # A counter is not there before it counts, so the first time nothing has increased.
+        ("DarkroomRequestsKillReplicas", {QUARANTINED: "_x9 1x60"}, "11m", True),
+        ("DarkroomRequestsKillReplicas", {QUARANTINED: "_x9 1x120"}, "90m", False),
+        ("DarkroomReplicasAreLost", {REPLAYS: "_x9 8x60"}, "11m", True),
+        ("DarkroomReplicasAreLost", {REPLAYS: "8x60 16x60"}, "62m", True),
+        ("DarkroomReplicasAreLost", {REPLAYS: "_x9 5x60"}, "11m", False),
+        ("DarkroomReplicasAreLost", {REPLAYS: "_x9 8x60"}, "30m", False),
+        ("DarkroomOutOfMemory", {SPLIT.format("a"): "_x9 2x60", SPLIT.format("b"): "_x9 2x60"}, "11m", True),
+        ("DarkroomOutOfMemory", {SPLIT.format("a"): "_x9 3x60"}, "11m", False),
+        ("DarkroomPicturesAreNotFinite", {FAILED: "_x9 6x60"}, "11m", True),
+        ("DarkroomPicturesAreNotFinite", {FAILED: "6x60"}, "40m", False),
+        ("DarkroomCacheBreakerOpen", {SKIPPED: "0+50x60"}, "30m", True),
+        ("DarkroomCacheBreakerOpen", {SKIPPED: "0+50x10 500x60"}, "40m", False),
+        ("DarkroomNoEngine", {READY: "1x10 0x30"}, "20m", True),
+        ("DarkroomNoEngine", {READY: "1x10 _x30"}, "20m", True),
+        ("DarkroomNoEngine", {READY: "1x30"}, "20m", False),
+        ("DarkroomAvailabilityBurnsFast", {FINISHED: "0+90x120", BROKEN: "0+10x120"}, "90m", True),
+        ("DarkroomAvailabilityBurnsFast", {FINISHED: "0+990x120", BROKEN: "0+10x120"}, "90m", False),
+        ("DarkroomAvailabilityBurnsFast", {FINISHED: "0+90x120"}, "90m", False),
+    ],
+)
+def test_an_alert_is_raised_when_it_should_be(
+    alert: str, series: dict[str, str], at: str, raised: bool, tmp_path: Path
+) -> None:
+    rules = yaml.safe_load((FOLDER / "rules.yaml").read_text())["spec"]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
+    scene = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "alert_rule_test": [{"alertname": alert, "eval_time": at, "exp_alerts": []}],
+            }
+        ],
+    }
+    (tmp_path / "scene.yml").write_text(yaml.safe_dump(scene))
+    command = ["promtool", "test", "rules", "scene.yml"]
+    played = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    # No alert is what is expected: where promtool complains, it says which one it got.
+    assert ("got:" in played.stdout + played.stderr) == raised, played.stdout + played.stderr
+    assert (played.returncode != 0) == raised
