@@ -48,6 +48,22 @@ def serve(
         raise failed(str(error), error.exit_code) from None
 
 
+@app.command()
+def fetch(
+    config: Annotated[str, typer.Option(help="A YAML file, or a packaged configuration.")],
+    attempts: Annotated[int, typer.Option(min=1, help="For each model, with pauses of 10, 20, 40 ... s.")] = 1,
+) -> None:
+    """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
+    # Heavy, and only for this.
+    from serve_app import fetching
+
+    settings = _settings(config)
+    try:
+        fetching.fetch(settings, attempts, say=lambda line: print(line, flush=True))
+    except ModelLoadError as error:
+        raise failed(error.message) from None
+
+
 for _command in (commands.generate, commands.img2img, commands.inpaint, commands.control):
     app.command()(_command)
 app.add_typer(key_commands.app, name="keys")

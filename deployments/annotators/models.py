@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.annotators.spec import AnnotatorSpec, AnnotatorSpecs, DepthSpec, PoseSpec, SegmentationSpec, sources
+from deployments.engine.hub import locate
 from deployments.engine.spec import PartSpec
 from deployments.registry import UNPINNED, check_part
 
@@ -44,3 +45,10 @@ def check_annotator(kind: str, spec: AnnotatorSpec) -> None:
     for place, part in sources(spec).items():
         setting = ": ".join(step for step in ("annotators", kind, place, "revision") if step)
         check_part(f"annotator {kind!r}", f"`{setting}`", part)
+
+
+def fetch_annotator(kind: str, spec: AnnotatorSpec) -> None:
+    """Brings its networks' files to this machine, without loading them. Raises ModelLoadError."""
+    for place, part in sources(spec).items():
+        title = ": its ".join(step for step in (f"annotator {kind!r}", place) if step)
+        locate(title, part.source, part.revision, ("",), half=False)

@@ -16,7 +16,7 @@ from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import EngineError, ModelLoadError
 from deployments.engine.hub import locate
-from deployments.engine.parts import Parts, size_of
+from deployments.engine.parts import Parts, is_half, size_of
 from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompt_keys import PromptKeys
 from deployments.engine.samplers import DiffusionSchedulerFactory
@@ -78,7 +78,7 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, parts:
     """
     title = f"model {spec.name!r}"
     parts = parts or Parts(device, dtype)
-    folders = _locate_parts(spec, parts)
+    folders = _locate_parts(spec, half=parts.half)
     found = {name: PartSpec(str(folder)) for name, folder in folders.items()}
     try:
         model = _load(with_native_size(replace(spec, parts=found)), folders, parts)
@@ -87,18 +87,33 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, parts:
     return replace(model, spec=replace(model.spec, parts=spec.parts))
 
 
-def _locate_parts(spec: ModelSpec, parts: Parts) -> dict[str, Path]:
+def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
+    """Brings to this machine, without loading them, all files that `load_model` would read. Raises ModelLoadError."""
+    _locate_parts(spec, half=is_half(dtype))
+    for name in spec.controlnets:
+        _locate_controlnet(spec, name, half=is_half(dtype))
+
+
+def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, Path]:
     """The folder of each part: in the model's own, or wherever `spec.parts` says."""
     title = f"model {spec.name!r}"
     own = [name for name in PARTS if name not in spec.parts]
-    root = locate(title, spec.source, spec.revision, own, half=parts.half)
+    root = locate(title, spec.source, spec.revision, own, half=half)
     return {name: root / name for name in own} | {
-        name: _locate_part(f"{title}: its {name}", as_part(part), parts) for name, part in spec.parts.items()
+        name: _locate_part(f"{title}: its {name}", as_part(part), half=half) for name, part in spec.parts.items()
     }
 
 
-def _locate_part(title: str, part: PartSpec, parts: Parts) -> Path:
-    return locate(title, part.source, part.revision, ("",), half=parts.half)
+def _locate_controlnet(spec: ModelSpec, name: str, *, half: bool) -> Path:
+    return _locate_part(_controlnet_title(spec, name), as_part(spec.controlnets[name]), half=half)
+
+
+def _locate_part(title: str, part: PartSpec, *, half: bool) -> Path:
+    return locate(title, part.source, part.revision, ("",), half=half)
+
+
+def _controlnet_title(spec: ModelSpec, name: str) -> str:
+    return f"model {spec.name!r}: its ControlNet {name!r}"
 
 
 def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedModel:
@@ -139,13 +154,13 @@ def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedM
 
 
 def _controlnet(spec: ModelSpec, name: str, parts: Parts) -> ControlNet:
-    wanted = as_part(spec.controlnets[name])
-    title = f"model {spec.name!r}: its ControlNet {name!r}"
-    folder = _locate_part(title, wanted, parts)
+    folder = _locate_controlnet(spec, name, half=parts.half)
     try:
         return parts.controlnet(name, folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelLoadError(f"{title} could not be loaded from {wanted.source!r}: {_PART_FILES}") from error
+        source = as_part(spec.controlnets[name]).source
+        text = f"{_controlnet_title(spec, name)} could not be loaded from {source!r}: {_PART_FILES}"
+        raise ModelLoadError(text) from error
 
 
 def _refused(spec: ModelSpec, samplers: DiffusionSchedulerFactory) -> Mapping[str, EngineError]:

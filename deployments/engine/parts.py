@@ -32,7 +32,7 @@ class Parts:
     @property
     def half(self) -> bool:
         """Whether weights are wanted in half precision."""
-        return self.dtype in (torch.float16, torch.bfloat16)
+        return is_half(self.dtype)
 
     def unet(self, folder: Path) -> UNet2DConditionModel:
         """A UNet of its own: the engine changes it, and each model's counts as that model's size."""
@@ -94,6 +94,11 @@ def size_of(*networks: nn.Module) -> int:
         for tensor in (*network.parameters(), *network.buffers())
     }
     return sum(tensors.values())
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether a model that runs in `dtype` wants its weights in half precision."""
+    return dtype in (torch.float16, torch.bfloat16)
 
 
 def pick_device(name: str) -> torch.device:

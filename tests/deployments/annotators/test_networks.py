@@ -14,7 +14,7 @@ from deployments.engine.errors import InvalidParameter, ModelLoadError
 from deployments.engine.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_pose, save_tiny_segmenter
-from tests.deployments.engine.test_hub import COMMIT, REPOSITORY, serving
+from tests.deployments.engine.hub_server import COMMIT, REPOSITORY, serving
 
 
 def load(folder: Path, revision: str | None = None) -> Network:

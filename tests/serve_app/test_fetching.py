@@ -1,0 +1,83 @@
+"""`darkroom fetch`, with the hub's real client and a hub of our own on loopback: afterwards no network is needed."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.engine.errors import ModelLoadError
+from serve_app import fetching
+from serve_app.config import AppConfig
+from tests.deployments.engine.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
+
+TINY: dict[str, Any] = {"name": "tiny", "source": REPOSITORY, "revision": COMMIT, "native_size": 64}
+
+
+def config_of(model: dict[str, Any], **deployment: Any) -> dict[str, Any]:
+    return {"models": [model], "deployments": [{"name": "tiny", "models": ["tiny"], **deployment}]}
+
+
+def fetched(folder: Path, config: dict[str, Any], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    (folder / "darkroom.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "serve_app.cli", "fetch", "--config", str(folder / "darkroom.yaml")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "variant"), [({}, ""), ({"device": "cuda", "num_gpus": 1}, ".fp16"), ({"dtype": "float16"}, ".fp16")]
+)
+def test_what_was_fetched_is_what_the_deployment_loads_and_needs_no_hub(
+    deployment: dict[str, Any], variant: str, tmp_path: Path
+) -> None:
+    with serving(save_repository(tmp_path / "repository")) as hub:
+        environment = client_environment(tmp_path / "home", hub.url)
+        done = fetched(tmp_path, config_of(TINY, **deployment), environment)
+        assert (done.returncode, done.stdout) == (0, "model 'tiny' is here\n"), done.stderr
+        weights = {name for name in hub.asked if name.endswith((".safetensors", ".bin"))}
+        assert f"unet/diffusion_pytorch_model{variant}.safetensors" in weights
+        assert len(weights) == 3
+    again = fetched(tmp_path, config_of(TINY, **deployment), environment | {"HF_HUB_OFFLINE": "1"})
+    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "exit_code", "words"),
+    [({"revision": "f" * 40}, 1, "has no revision"), ({"revision": None}, 2, "pin `revision`")],
+)
+def test_what_cannot_be_had_is_said_in_one_line(
+    changes: dict[str, Any], exit_code: int, words: str, tmp_path: Path
+) -> None:
+    with serving(save_repository(tmp_path / "repository")) as hub:
+        done = fetched(tmp_path, config_of(TINY | changes), client_environment(tmp_path / "home", hub.url))
+    assert (done.returncode, len(done.stderr.splitlines())) == (exit_code, 1), done.stderr
+    assert words in done.stderr
+
+
+def test_a_controlnet_and_a_part_are_fetched_too_and_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that are not there stand for a hub that does not answer; the last comes up in the end."""
+    folder = save_repository(tmp_path / "repository")
+    late = tmp_path / "late"
+    net = {"source": str(late), "revision": COMMIT}
+    model = TINY | {"source": str(folder), "parts": {"vae": {"source": str(folder / "vae")}}}
+    config = AppConfig.model_validate(config_of(model | {"controlnets": {"canny": net}}))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said: list[str] = []
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            late.mkdir()
+
+    fetching.fetch(config, 5, said.append, sleep)
+    assert pauses == [10.0, 20.0]
+    assert ["ControlNet 'canny'" in line for line in said] == [True, True, False]
+    late.rmdir()
+    with pytest.raises(ModelLoadError, match="ControlNet 'canny'"):
+        fetching.fetch(config, 1, said.append, sleep)
+    assert len(pauses) == 2
