@@ -40,6 +40,17 @@ _READY: Final = "sum(ray_diffusion_engine_ready)"
 PANELS: Final = (
     Panel("Requests", "reqps", [("{{outcome}}", _sum("requests_total", "outcome", window="1m"))]),
     Panel("Refused, by why", "reqps", [("{{code}}", _sum("requests_total", "code", '{code!=""}', window="1m"))]),
+    Panel(
+        "Answers of the proxies, by status",
+        "reqps",
+        [
+            (
+                "{{status_code}}",
+                'sum by (status_code) (rate(ray_serve_num_http_requests_total{application="darkroom"}[1m]))',
+            )
+        ],
+        "What callers got, requests included that reached no ingress.",
+    ),
     Panel("Images a second", "short", [("{{model}}", _sum("images_total", "model", _DONE, window="1m"))]),
     Panel(
         "Whole requests",

@@ -12,11 +12,20 @@ from tests.k8s.queries import FOLDER
 REPLAYS = 'ray_diffusion_replays_total{WorkerId="a"}'
 QUARANTINED = 'ray_diffusion_quarantined_total{WorkerId="a"}'
 FAILED = 'ray_diffusion_images_total{WorkerId="a", model="sd15", status="failed"}'
-SPLIT = 'ray_diffusion_oom_total{{WorkerId="{}", model="sd15", action="split"}}'
+HIT = 'ray_diffusion_oom_total{{WorkerId="{}", model="sd15", action="hit"}}'
+SPLIT = 'ray_diffusion_oom_total{WorkerId="a", model="sd15", action="split"}'
 SKIPPED = 'ray_diffusion_cache_errors_total{WorkerId="a", kind="redis_skipped"}'
 READY = 'ray_diffusion_engine_ready{WorkerId="a"}'
 BROKEN = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="broken", code="internal_error"}'
+LOST = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="cancelled", code=""}'
+INFLIGHT = 'ray_diffusion_inflight_requests{WorkerId="a"}'
+ANSWERED = 'ray_serve_num_http_requests_total{{application="darkroom", method="POST", status_code="{}"}}'
 FINISHED = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="finished", code=""}'
+
+
+def answered(well: str, otherwise: dict[str, str]) -> dict[str, str]:
+    """What the proxies have answered, by status."""
+    return {ANSWERED.format(status): values for status, values in {"200": well, **otherwise}.items()}
 
 
 @pytest.mark.parametrize(
@@ -29,8 +38,9 @@ FINISHED = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="fi
         ("DarkroomReplicasAreLost", {REPLAYS: "8x60 16x60"}, "62m", True),
         ("DarkroomReplicasAreLost", {REPLAYS: "_x9 5x60"}, "11m", False),
         ("DarkroomReplicasAreLost", {REPLAYS: "_x9 8x60"}, "30m", False),
-        ("DarkroomOutOfMemory", {SPLIT.format("a"): "_x9 2x60", SPLIT.format("b"): "_x9 2x60"}, "11m", True),
-        ("DarkroomOutOfMemory", {SPLIT.format("a"): "_x9 3x60"}, "11m", False),
+        ("DarkroomOutOfMemory", {HIT.format("a"): "_x9 2x60", HIT.format("b"): "_x9 2x60"}, "11m", True),
+        # Each time is counted as the hit that it was, and as the split that followed.
+        ("DarkroomOutOfMemory", {HIT.format("a"): "_x9 3x60", SPLIT: "_x9 3x60"}, "11m", False),
         ("DarkroomPicturesAreNotFinite", {FAILED: "_x9 6x60"}, "11m", True),
         ("DarkroomPicturesAreNotFinite", {FAILED: "6x60"}, "40m", False),
         ("DarkroomCacheBreakerOpen", {SKIPPED: "0+50x60"}, "30m", True),
@@ -40,7 +50,16 @@ FINISHED = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="fi
         ("DarkroomNoEngine", {READY: "1x30"}, "20m", False),
         ("DarkroomAvailabilityBurnsFast", {FINISHED: "0+90x120", BROKEN: "0+10x120"}, "90m", True),
         ("DarkroomAvailabilityBurnsFast", {FINISHED: "0+990x120", BROKEN: "0+10x120"}, "90m", False),
+        ("DarkroomAvailabilityBurnsFast", {FINISHED: "0+95x120", BROKEN: "0+5x120"}, "90m", False),
         ("DarkroomAvailabilityBurnsFast", {FINISHED: "0+90x120"}, "90m", False),
+        # Whom the proxy let wait too long, or had no ingress for: to the engines they have left, or never came.
+        ("DarkroomAvailabilityBurnsFast", {LOST: "0+9x120", **answered("0+90x120", {"408": "0+10x120"})}, "90m", True),
+        ("DarkroomAvailabilityBurnsFast", answered("0+90x120", {"503": "0+10x120"}), "90m", True),
+        ("DarkroomAvailabilityBurnsFast", answered("0+90x120", {"504": "0+9x120", "422": "0+9x120"}), "90m", False),
+        # Callers who leave are neither.
+        ("DarkroomAvailabilityBurnsFast", answered("0+10x120", {"499": "0+90x120", "503": "0+1x120"}), "90m", True),
+        ("DarkroomNoIngress", {INFLIGHT: "0x10 _x30"}, "20m", True),
+        ("DarkroomNoIngress", {INFLIGHT: "0x30"}, "20m", False),
     ],
 )
 def test_an_alert_is_raised_when_it_should_be(

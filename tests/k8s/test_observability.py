@@ -14,6 +14,7 @@ from deployments import metrics
 from deployments.engine import errors
 from deployments.metrics import Metric
 from serve_app.kubernetes.dashboard import PANELS, dashboard
+from serve_app.local_cluster import APP_NAME
 from tests.k8s.queries import FOLDER, QUERIES, rules, used
 
 ROOT: Final = Path(__file__).parents[2]
@@ -21,12 +22,15 @@ RUNBOOKS: Final = ROOT / "docs" / "runbooks"
 
 # As Ray's agents export them: deployments/ray_metrics.py tells Ray, which adds its prefix.
 KINDS: Final = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-KNOWN: Final[dict[str, Metric]] = {
+OURS: Final[dict[str, Metric]] = {
     f"ray_{metric.name}{suffix}": metric
     for metric in vars(metrics).values()
     if isinstance(metric, Metric)
     for suffix in KINDS[metric.kind]
 }
+# Of Serve's proxies (ray/serve/_private/request_ingress_metrics.py).
+PROXYS: Final = ("route", "method", "application", "status_code")
+KNOWN: Final = {name: metric.labels for name, metric in OURS.items()} | {"ray_serve_num_http_requests_total": PROXYS}
 OUTCOMES: Final = {"finished", "refused", "cancelled", "broken"}
 
 
@@ -40,13 +44,13 @@ def test_a_query_asks_for_what_is_there(query: str) -> None:
     assert found or any(record in query for record in RECORDS), query
     for name, asked in found:
         assert name in KNOWN, name
-        metric = KNOWN[name]
-        labels = {*metric.labels, *(("le",) if name.endswith("_bucket") else ())}
+        labels = {*KNOWN[name], *(("le",) if name.endswith("_bucket") else ())}
         assert asked.keys() <= labels, (name, asked)
+        assert asked.get("application", APP_NAME) == APP_NAME
         if "le" in asked:
-            assert float(asked["le"]) in metric.bounds
+            assert float(asked["le"]) in OURS[name].bounds
     by = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")}
-    assert by <= {"le", *(label for name, _ in found for label in KNOWN[name].labels)}
+    assert by <= {"le", *(label for name, _ in found for label in KNOWN[name])}
 
 
 def test_a_query_for_what_is_not_there_would_be_found() -> None:
