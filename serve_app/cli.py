@@ -55,11 +55,16 @@ def fetch(
 ) -> None:
     """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
     # Heavy, and only for this.
-    from serve_app import fetching
+    from deployments import fetching
 
     settings = _settings(config)
+    hosted = [
+        (spec, "cuda" if deployment.num_gpus else "cpu", deployment.dtype)
+        for deployment in settings.deployments
+        for spec in settings.specs_of(deployment)
+    ]
     try:
-        fetching.fetch(settings, attempts, say=lambda line: print(line, flush=True))
+        fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
     except ModelLoadError as error:
         raise failed(error.message) from None
 

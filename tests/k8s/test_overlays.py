@@ -256,7 +256,7 @@ def test_what_is_no_overlay_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 def test_init_containers_fetch_by_the_configuration_that_is_served(production: Manifests) -> None:
-    """What their command does with a hub: tests/serve_app/test_fetching.py."""
+    """What their command does with a hub: tests/serve_app/test_fetch_command.py."""
     overlay = K8S / "overlays" / "production"
     (given,) = (each["data"] for each in production.of("ConfigMap") if each["metadata"]["name"] == CONFIGURATION)
     assert given == {"darkroom.yaml": (overlay / "darkroom.yaml").read_text()}

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.engine.errors import ModelLoadError
-from serve_app import fetching
-from serve_app.config import AppConfig
 from tests.deployments.engine.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
 
 TINY: dict[str, Any] = {"name": "tiny", "source": REPOSITORY, "revision": COMMIT, "native_size": 64}
@@ -54,30 +51,3 @@ def test_what_cannot_be_had_is_said_in_one_line(
         done = fetched(tmp_path, config_of(TINY | changes), client_environment(tmp_path / "home", hub.url))
     assert (done.returncode, len(done.stderr.splitlines())) == (exit_code, 1), done.stderr
     assert words in done.stderr
-
-
-def test_a_controlnet_and_a_part_are_fetched_too_and_are_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Folders that are not there stand for a hub that does not answer; the last comes up in the end."""
-    folder = save_repository(tmp_path / "repository")
-    late = tmp_path / "late"
-    net = {"source": str(late), "revision": COMMIT}
-    model = TINY | {"source": str(folder), "parts": {"vae": {"source": str(folder / "vae")}}}
-    config = AppConfig.model_validate(config_of(model | {"controlnets": {"canny": net}}))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    said: list[str] = []
-    pauses: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 2:
-            late.mkdir()
-
-    fetching.fetch(config, 5, said.append, sleep)
-    assert pauses == [10.0, 20.0]
-    assert ["ControlNet 'canny'" in line for line in said] == [True, True, False]
-    late.rmdir()
-    with pytest.raises(ModelLoadError, match="ControlNet 'canny'"):
-        fetching.fetch(config, 1, said.append, sleep)
-    assert len(pauses) == 2
