@@ -1,19 +1,22 @@
 """Jobs in Redis: any ingress can tell of them, and one at a time, which holds the lease, works on each.
 
 Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, and `cancel`
-once that was asked for. `jobs:unfinished` (by creation), `jobs:finished` (by their end), `jobs:bytes` and, for each
-tenant, `jobs:of:<digest>` are what is looked through. All that is read back was signed (`sealed.py`).
+once that was asked for. `jobs:unfinished` (by creation), `jobs:turns` (of each unfinished one), `jobs:finished` (by
+their end), `jobs:bytes` and, for each tenant, `jobs:of:<digest>` are what is looked through. All that is read back of a
+job was signed (`sealed.py`).
 Every method raises RedisGone.
 """
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 
 from serve_app.job import Job, restored, spec_of, state_of
+from serve_app.job_turns import Turn, in_turn
 from serve_app.jobs_config import JobsConfig
 from serve_app.redis_tier import RedisTier
 from serve_app.sealed import BrokenSeal, opened, sealed
@@ -32,6 +35,7 @@ UNFINISHED_S: Final = 7 * 24 * 3600
 # Whoever works on a job looks every second whether it is to end.
 CANCEL_S: Final = 600
 
+_ROUND: Final = re.compile(r"[0-9]{1,12}")
 _PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel")
 
 _LEASE: Final = """
@@ -92,6 +96,7 @@ class JobShelf:
                     pipe.expire(self._of(job.id, part), UNFINISHED_S)
                 pipe.hset(self._key_of("bytes"), job.id, job.size)
                 pipe.zadd(self._key_of("unfinished"), {job.id: job.created})
+                pipe.hset(self._key_of("turns"), job.id, f"{job.turn} {digest_of(job.tenant)}")
                 pipe.zadd(self._tenant(job.tenant), {job.id: job.created})
                 pipe.expire(self._tenant(job.tenant), UNFINISHED_S)
                 await pipe.execute()
@@ -135,6 +140,7 @@ class JobShelf:
         async def do(redis: Redis) -> None:
             async with redis.pipeline(transaction=True) as pipe:
                 pipe.zrem(self._key_of("unfinished"), job.id)
+                pipe.hdel(self._key_of("turns"), job.id)
                 pipe.zadd(self._key_of("finished"), {job.id: finished})
                 for part in ("spec", "state", "documents", "files"):
                     pipe.expire(self._of(job.id, part), self._keep_s)
@@ -156,10 +162,11 @@ class JobShelf:
                 pipe.get(self._of(job_id, "spec"))
                 pipe.get(self._of(job_id, "state"))
                 pipe.hgetall(self._of(job_id, "documents"))
-                pipe.zrank(self._key_of("unfinished"), job_id)
+                pipe.zrange(self._key_of("unfinished"), 0, -1)
+                pipe.hgetall(self._key_of("turns"))
                 return await pipe.execute()
 
-        spec, state, documents, rank = await self._call(do)
+        spec, state, documents, *unfinished = await self._call(do)
         if spec is None or state is None:
             return None
         try:
@@ -168,7 +175,10 @@ class JobShelf:
         except (BrokenSeal, ValueError) as error:
             log.warning("job %s in Redis cannot be used: %s", job_id, type(error).__name__)
             return None
-        job.ahead = (rank or 0) if job.state == "queued" else 0
+        turns = _turns(*unfinished)
+        job.turn = next((turn.number for turn in turns if turn.id == job_id), 0)
+        order = in_turn(turns)
+        job.ahead = order.index(job_id) if job.state == "queued" and job_id in order else 0
         return job
 
     async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
@@ -185,13 +195,21 @@ class JobShelf:
             log.warning("pictures of job %s in Redis cannot be used", job_id)
             return None
 
-    async def unfinished(self) -> list[str]:
-        """The ids of the jobs that run or wait, in the order of their coming."""
-        return await self._ids(lambda redis: redis.zrange(self._key_of("unfinished"), 0, -1))
+    async def unfinished(self) -> list[Turn]:
+        """The jobs that run or wait, in the order of their coming; tenants are told by their digests."""
+
+        async def look(redis: Redis) -> list[Any]:
+            async with redis.pipeline(transaction=True) as pipe:
+                pipe.zrange(self._key_of("unfinished"), 0, -1)
+                pipe.hgetall(self._key_of("turns"))
+                return await pipe.execute()
+
+        return _turns(*await self._call(look))
 
     async def of_tenant(self, tenant: str, most: int) -> list[str]:
         """The ids of the tenant's jobs, the newest first; some of them may be gone."""
-        return await self._ids(lambda redis: redis.zrevrange(self._tenant(tenant), 0, most - 1))
+        found: Any = await self._call(lambda redis: redis.zrevrange(self._tenant(tenant), 0, most - 1))
+        return [job_id.decode() for job_id in found]
 
     async def ask_to_cancel(self, job_id: str) -> None:
         """Whoever works on it shall end it."""
@@ -207,6 +225,7 @@ class JobShelf:
                 pipe.zrem(self._key_of("unfinished"), *job_ids)
                 pipe.zrem(self._key_of("finished"), *job_ids)
                 pipe.hdel(self._key_of("bytes"), *job_ids)
+                pipe.hdel(self._key_of("turns"), *job_ids)
                 await pipe.execute()
 
         await self._call(do)
@@ -232,9 +251,6 @@ class JobShelf:
     async def _call(self, do: Callable[[Redis], Awaitable[T]]) -> T:
         return await self._tier.call(do, CALL_S)
 
-    async def _ids(self, do: Callable[[Redis], Awaitable[Any]]) -> list[str]:
-        return [each.decode() for each in await self._call(do)]
-
     async def _script(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
         return await self._call(lambda redis: redis.eval(script, len(keys), *keys, *arguments))
 
@@ -257,4 +273,19 @@ class JobShelf:
         return f"{self._tier.prefix}jobs:{name}"
 
     def _tenant(self, tenant: str) -> str:
-        return self._key_of(f"of:{hashlib.blake2b(tenant.encode(), digest_size=16).hexdigest()}")
+        return self._key_of(f"of:{digest_of(tenant)}")
+
+
+def digest_of(tenant: str) -> str:
+    """What stands for a tenant in Redis."""
+    return hashlib.blake2b(tenant.encode(), digest_size=16).hexdigest()
+
+
+def _turns(job_ids: Sequence[bytes], said: Mapping[bytes, bytes]) -> list[Turn]:
+    return [_turn(job_id.decode(), said.get(job_id, b"")) for job_id in job_ids]
+
+
+def _turn(job_id: str, said: bytes) -> Turn:
+    """A job whose turn Redis has lost, or somebody has changed into something else, has it at once."""
+    number, _, tenant = said.decode(errors="replace").partition(" ")
+    return Turn(job_id, tenant, int(number) if _ROUND.fullmatch(number) else 0)

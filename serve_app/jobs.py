@@ -1,9 +1,9 @@
 """Jobs: batches that run though nobody waits for them, here or, where Redis keeps them, on any ingress.
 
 Each process works on a few at a time (`job_run.py`). Where there is a shelf (`job_shelf.py`) jobs wait there, and
-whoever has a hand free takes the oldest whose lease nobody holds: a new one, or one whose ingress has died. Entries
-have seeds, so what was not finished is simply made again. Without a shelf, or as long as Redis does not answer, a job
-lives in this process only, and says that it is not `durable`.
+whoever has a hand free takes the next (`job_turns.py`) whose lease nobody holds: a new one, or one whose ingress has
+died. Entries have seeds, so what was not finished is simply made again. Without a shelf, or as long as Redis does not
+answer, a job lives in this process only, and says that it is not `durable`.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -20,7 +21,8 @@ from deployments.engine.params import GenerationParams
 from serve_app.job import Document, Job
 from serve_app.job_memory import JobMemory
 from serve_app.job_run import Clock, JobRun, Tell, spawn
-from serve_app.job_shelf import JobShelf
+from serve_app.job_shelf import JobShelf, digest_of
+from serve_app.job_turns import Turn, in_turn, next_number
 from serve_app.jobs_config import JobsConfig
 from serve_app.preparation import with_seed
 from serve_app.redis_tier import RedisGone
@@ -34,6 +36,14 @@ LISTED: Final = 100
 RETRY_S: Final = 30.0
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+class TooManyJobs(Exception):
+    """The tenant has `limit` unfinished jobs, and may have no more."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__("too many jobs")
+        self.limit = limit
 
 
 class Jobs:
@@ -54,7 +64,7 @@ class Jobs:
         self._service, self._tell, self._shelf, self._clock = service, tell, shelf, clock
         self._memory = JobMemory(config.keep_s, config.kept, config.max_bytes)
         self._runs: dict[str, JobRun] = {}
-        self._arriving = 0
+        self._arriving: Counter[str] = Counter()
         self._taking = asyncio.Lock()
         # asyncio keeps weak references only.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,7 +89,9 @@ class Jobs:
     async def submit(
         self, job_id: str, params: Mapping[int, GenerationParams], refused: Mapping[int, Document], tenant: str
     ) -> Job:
-        """A new job of these entries, some of which were `refused` at the door. Raises Overloaded where many wait.
+        """A new job of these entries, some of which were `refused` at the door.
+
+        Raises Overloaded where many wait, TooManyJobs where many of the tenant's do.
 
         `job_id` is `new_job_id`'s.
         Seeds are drawn now: whoever makes an entry, and however often, makes the same pictures.
@@ -88,15 +100,24 @@ class Jobs:
         job = Job(job_id, tenant, self._clock(), len(params) + len(refused), seeded)
         for index, document in refused.items():
             job.add(index, document, ())
-        self._arriving += 1
+        self._arriving[tenant] += 1
         try:
-            if await self._unfinished() + self._arriving > self.config.waiting:
-                raise Overloaded("too many jobs are waiting; come back later", RETRY_S)
+            unfinished = await self._unfinished()
+            self._check_room(unfinished, tenant)
+            job.turn = next_number(unfinished, digest_of(tenant))
             await self._keep(job)
         finally:
-            self._arriving -= 1
+            self._arriving[tenant] -= 1
+            self._arriving += Counter()
         await self._take()
         return await self._now(job)
+
+    def _check_room(self, unfinished: Sequence[Turn], tenant: str) -> None:
+        if len(unfinished) + self._arriving.total() > self.config.waiting:
+            raise Overloaded("too many jobs are waiting; come back later", RETRY_S)
+        own = sum(turn.tenant == digest_of(tenant) for turn in unfinished) + self._arriving[tenant]
+        if tenant and own > self.config.waiting_per_tenant:
+            raise TooManyJobs(self.config.waiting_per_tenant)
 
     async def find(self, job_id: str, tenant: str) -> Job | None:
         """The tenant's job of that id."""
@@ -109,7 +130,7 @@ class Jobs:
             except RedisGone:
                 raise _out_of_reach() from None
         elif job is not None and job.state == "queued":
-            job.ahead = sum(other.created < job.created for other in self._memory.unfinished)
+            job.ahead = in_turn(self._in_memory()).index(job.id)
         return job if job is not None and job.tenant == tenant else None
 
     async def of_tenant(self, tenant: str) -> list[Job]:
@@ -184,11 +205,14 @@ class Jobs:
                 async for _ in states:
                     pass
 
-    async def _unfinished(self) -> int:
+    async def _unfinished(self) -> list[Turn]:
         if self._shelf is not None:
             with suppress(RedisGone):
-                return len(await self._shelf.unfinished())
-        return len(self._memory.unfinished)
+                return await self._shelf.unfinished()
+        return self._in_memory()
+
+    def _in_memory(self) -> list[Turn]:
+        return [Turn(job.id, digest_of(job.tenant), job.turn) for job in self._memory.unfinished]
 
     async def _keep(self, job: Job) -> None:
         """On the shelf, or else here."""
@@ -213,17 +237,18 @@ class Jobs:
             await asyncio.sleep(self.config.lease_s / 3)
 
     async def _take(self) -> None:
-        """Begins jobs while there is a hand free: those that are here only first, then the shelf's oldest."""
+        """Begins jobs while there is a hand free: those that are here only first, then the shelf's."""
         async with self._taking:
-            for job in self._memory.unfinished:
-                if job.id not in self._runs and self._has_a_hand:
+            for job_id in in_turn(self._in_memory()):
+                job = self._memory.get(job_id)
+                if job is not None and job_id not in self._runs and self._has_a_hand:
                     self._begin(job)
             if self._shelf is not None and self._has_a_hand:
                 with suppress(RedisGone):
                     await self._take_from(self._shelf)
 
     async def _take_from(self, shelf: JobShelf) -> None:
-        for job_id in await shelf.unfinished():
+        for job_id in in_turn(await shelf.unfinished()):
             if not self._has_a_hand:
                 return
             if job_id in self._memory or not await shelf.lease(job_id):

@@ -18,7 +18,7 @@ from serve_app.api.caching import as_controlled
 from serve_app.api.caller import caller_of
 from serve_app.api.departure import while_client_stays
 from serve_app.api.entries import entry_answer, totals
-from serve_app.api.errors import Fault, Problem, pointer_to
+from serve_app.api.errors import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.job_answers import job_answer, job_path
 from serve_app.api.limiting import charge
 from serve_app.api.negotiate import EVENTS, JSON, wanted
@@ -28,7 +28,7 @@ from serve_app.api.sse import EventStream, in_order
 from serve_app.api.story import Told
 from serve_app.api.validation import fault_of, invalid, read_params
 from serve_app.batch import Batch, Outcome
-from serve_app.jobs import Jobs, new_job_id
+from serve_app.jobs import RETRY_S, Jobs, TooManyJobs, new_job_id
 from serve_app.jobs_config import JobsConfig
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
@@ -162,7 +162,13 @@ async def _whole(request: Request, asked: Asked, outcomes: AsyncGenerator[tuple[
 async def _as_job(request: Request, jobs: Jobs, asked: Asked, preferred: bool) -> Response:
     job_id = new_job_id()
     refused = {index: entry_answer(index, job_id, problem) for index, problem in asked.refused.items()}
-    job = await jobs.submit(job_id, asked.params, refused, caller_of(request).tenant)
+    try:
+        job = await jobs.submit(job_id, asked.params, refused, caller_of(request).tenant)
+    except TooManyJobs as error:
+        message = f"the limit is {error.limit} unfinished jobs; come back when one is done"
+        raise Problem(
+            429, "rate_limited", message, param="unfinished_jobs", retry_after=whole_seconds(RETRY_S)
+        ) from None
     headers = {"Location": job_path(job), "Vary": "Accept, Prefer"}
     if preferred:
         headers["Preference-Applied"] = RESPOND_ASYNC

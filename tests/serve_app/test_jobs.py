@@ -17,7 +17,7 @@ from deployments.engine.spec import ModelSpec
 from serve_app.api.entries import entry_document
 from serve_app.job import Job
 from serve_app.job_shelf import JobShelf
-from serve_app.jobs import Jobs, new_job_id
+from serve_app.jobs import Jobs, TooManyJobs, new_job_id
 from serve_app.jobs_config import JobsConfig
 from serve_app.redis_tier import RedisTier
 from serve_app.service import DiffusionService
@@ -149,6 +149,48 @@ async def test_jobs_beyond_the_hands_wait_for_their_turn(start: Start) -> None:
         "succeeded",
         "succeeded",
     ]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_tenants_take_turns_and_none_may_have_all_places(start: Start, redis: RedisServer, shared: bool) -> None:
+    process = start("a", redis if shared else None, running=1, waiting=6, waiting_per_tenant=3, script=slow)
+    first, second, third = [await process.submit("many", tenant="many", seed=i) for i in range(3)]
+    with pytest.raises(TooManyJobs) as caught:
+        await process.submit("one more", tenant="many")
+    assert caught.value.limit == 3
+    other = await process.submit("one", tenant="one")
+    jobs = [first, second, third, other]
+    assert [(await process.now(job)).ahead for job in jobs] == [0, 2, 3, 1]
+    process.backend.script = slowly
+    await process.jobs.cancel(first.id, "many")
+    for job in jobs:
+        await process.end_of(job)
+    done = [await process.now(job) for job in (other, second, third)]
+    ended = [job.finished or 0.0 for job in done]
+    assert ended == sorted(ended)
+    assert [job.state for job in done] == ["succeeded"] * 3
+    assert (await process.submit("one more", tenant="many")).state == "running"
+
+
+async def test_turns_that_were_tampered_with_delay_no_job(start: Start, redis: RedisServer) -> None:
+    process = start("a", redis, running=1, script=slow)
+    first, *others = [await process.submit("a", tenant="a") for _ in range(4)]
+    with redis.client() as client:
+        for job, turn in zip(others, ["9" * 5000, "\u00b2 x", b"\xff\x00"], strict=True):
+            client.hset("darkroom:jobs:turns", job.id, turn)
+    assert sorted([(await process.now(job)).ahead for job in others]) == [1, 2, 3]
+    process.backend.script = success
+    await process.jobs.cancel(first.id, "a")
+    assert [(await process.end_of(job)).state for job in others] == ["succeeded"] * 3
+
+
+async def test_without_tenants_all_places_are_for_all(start: Start) -> None:
+    process = start("a", None, running=1, waiting=4, waiting_per_tenant=1, script=slow)
+    jobs = [await process.submit("a") for _ in range(4)]
+    with pytest.raises(Overloaded):
+        await process.submit("too many")
+    for job in jobs:
+        await process.jobs.cancel(job.id, "")
 
 
 async def test_a_cancelled_job_keeps_what_is_done(start: Start) -> None:
@@ -360,6 +402,7 @@ async def test_finished_jobs_in_redis_are_bounded(start: Start, redis: RedisServ
     with redis.client() as client:
         assert all(client.ttl(key) > 0 for key in client.keys("darkroom:job:*"))
         assert client.hlen("darkroom:jobs:bytes") == 2
+        assert client.hlen("darkroom:jobs:turns") == 0
     process.jobs._shelf._max_bytes = 1  # type: ignore[union-attr]
     await process.end_of(await process.submit("a"))
     async with asyncio.timeout(5):

@@ -13,6 +13,7 @@ from deployments.engine.errors import NumericalFailure
 from deployments.engine.events import Accepted, Refused
 from serve_app.api.application import create_api
 from serve_app.client import ServerEvent, parse_events
+from serve_app.jobs_config import JobsConfig
 from serve_app.service import DiffusionService
 from tests.serve_app.api.test_requests import Named
 from tests.serve_app.fakes import EVENTS, FakeBackend, http, slow, success, until
@@ -140,6 +141,19 @@ async def test_others_jobs_are_not_found(client: httpx.AsyncClient) -> None:
         assert len((await client.get(JOBS, headers=headers)).json()["jobs"]) == (status == 200)
         if tenant != "me":
             assert (await client.delete(url, headers=headers)).status_code == 404
+
+
+async def test_a_tenant_with_too_many_jobs_is_told_when_to_come_back(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.script = slow
+    for _ in range(JobsConfig().waiting_per_tenant):
+        await submitted(client, {}, tenant="me")
+    body = {"requests": [{"prompt": "a cup"}]}
+    refused = await client.post(BATCH, json=body, headers=ASYNC | {"x-tenant": "me"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+    assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == ("rate_limited", "unfinished_jobs")
+    await submitted(client, {}, tenant="them")
 
 
 async def test_the_newest_job_is_listed_first_without_results(client: httpx.AsyncClient) -> None:
