@@ -136,7 +136,7 @@ async def test_a_full_queue_refuses_at_once_though_a_step_takes_long(tiny_checkp
         worker._tell(lambda _: held.wait(10))
         began = time.monotonic()
         (refused,) = await events_of(worker, request_for(tiny_checkpoint, "in vain"))
-        assert time.monotonic() - began < 0.05
+        assert time.monotonic() - began < 2
         held.set()
         assert isinstance(refused, Refused)
         assert isinstance(refused.error, Overloaded)
