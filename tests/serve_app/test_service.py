@@ -20,7 +20,7 @@ from serve_app.preparation import with_seed
 from serve_app.result import encoded
 from serve_app.service import DiffusionService
 from serve_app.styles import STYLES
-from tests.serve_app.fakes import TIMINGS, FakeBackend, failing, refusing, slow
+from tests.serve_app.fakes import TIMINGS, FakeBackend, failing, refusing, slow, until
 
 CUP = GenerationParams(prompt="a red cup")
 
@@ -124,9 +124,11 @@ async def test_closing_the_events_cancels_the_request(service: DiffusionService,
 
 async def test_a_cancelled_call_cancels_its_request(service: DiffusionService, backend: FakeBackend) -> None:
     backend.script = slow
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await service.generate_text_to_image(CUP)
+    call = asyncio.create_task(service.generate_text_to_image(CUP))
+    await until(lambda: backend.running == 1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
     assert len(backend.cancelled) == 1
 
 
