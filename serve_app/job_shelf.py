@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from serve_app.job import Job, restored, spec_of, state_of
 from serve_app.job_turns import Turn, in_turn
@@ -162,8 +163,7 @@ class JobShelf:
                 pipe.get(self._of(job_id, "spec"))
                 pipe.get(self._of(job_id, "state"))
                 pipe.hgetall(self._of(job_id, "documents"))
-                pipe.zrange(self._key_of("unfinished"), 0, -1)
-                pipe.hgetall(self._key_of("turns"))
+                self._ask_for_turns(pipe)
                 return await pipe.execute()
 
         spec, state, documents, *unfinished = await self._call(do)
@@ -200,8 +200,7 @@ class JobShelf:
 
         async def look(redis: Redis) -> list[Any]:
             async with redis.pipeline(transaction=True) as pipe:
-                pipe.zrange(self._key_of("unfinished"), 0, -1)
-                pipe.hgetall(self._key_of("turns"))
+                self._ask_for_turns(pipe)
                 return await pipe.execute()
 
         return _turns(*await self._call(look))
@@ -247,6 +246,11 @@ class JobShelf:
                 gone.append(job_id.decode())
         if gone:
             await self.forget(*gone)
+
+    def _ask_for_turns(self, pipe: Pipeline) -> None:
+        """Two answers more, which `_turns` takes."""
+        pipe.zrange(self._key_of("unfinished"), 0, -1)
+        pipe.hgetall(self._key_of("turns"))
 
     async def _call(self, do: Callable[[Redis], Awaitable[T]]) -> T:
         return await self._tier.call(do, CALL_S)

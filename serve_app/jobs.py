@@ -108,7 +108,6 @@ class Jobs:
             await self._keep(job)
         finally:
             self._arriving[tenant] -= 1
-            self._arriving += Counter()
         await self._take()
         return await self._now(job)
 
