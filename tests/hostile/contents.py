@@ -142,7 +142,7 @@ HEADERS: Final = (
     headed("another method", (("X-HTTP-Method-Override", "DELETE"),)),
     headed("a range of thousands", (("Range", "bytes=" + "0-0," * 7_000 + "1-2"),)),
     headed("a cookie of 30 kB", (("Cookie", "SECRET=" + "a" * 30_000),)),
-    headed("a thousand headers", tuple((f"X-{i}", "SECRET") for i in range(1_000))),
+    headed("nearly as many headers as there may be", tuple((f"X-{i}", "SECRET") for i in range(90))),
     headed("an upgrade", (("Upgrade", "h2c"), ("HTTP2-Settings", "SECRET"))),
     headed("an Accept of ten thousand", (("Accept", "a/b;q=0.1," * 3_000 + "application/json"),)),
     headed("an Accept of nonsense", (("Accept", "SECRET, /, ;;;, a/;q=NaN, */*;q=1e999, =;="),)),
