@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
 from deployments.engine.errors import ModelLoadError
@@ -10,10 +11,13 @@ from deployments.registry import check_source
 from serve_app import batch_commands, commands, key_commands, launcher
 from serve_app.commands import EXIT_USAGE, failed
 from serve_app.config import AppConfig, load_config
-from serve_app.config_errors import ConfigError
+from serve_app.config_errors import ConfigError, complaints
+from serve_app.deployment_config import IngressConfig
 from serve_app.door import check_door
+from serve_app.hosts import EVERY_ADDRESS
 from serve_app.kubernetes import commands as kubernetes_commands
 from serve_app.local_backend import sized
+from serve_app.ray_environment import head_timeout_s
 
 app = typer.Typer(
     name="darkroom",
@@ -32,15 +36,21 @@ def serve(
     without_keys: Annotated[
         bool, typer.Option("--without-keys", help="Let everybody use it who can reach --host, other machines too.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that it is served under besides localhost, as in `ingress.hosts`; may be repeated."),
+    ] = None,
 ) -> None:
     """Serve in the foreground until Ctrl-C. Exit codes: 1 it could not run, 2 port or configuration are wrong."""
     settings = _settings(config)
     if without_keys and settings.keys is not None:
         raise failed("--without-keys, but the configuration has `keys`", EXIT_USAGE)
     settings = settings.model_copy(update={"without_keys": without_keys or settings.without_keys})
+    settings = _with_hosts(settings, host, allow_host or [])
     try:
         check_door(settings, host)
-    except ConfigError as error:
+        head_timeout_s()
+    except (ConfigError, ValueError) as error:
         raise failed(str(error), EXIT_USAGE) from None
     try:
         launcher.serve(settings, host, port, say=lambda line: print(line, flush=True))
@@ -75,6 +85,18 @@ app.add_typer(key_commands.app, name="keys")
 app.command()(batch_commands.batch)
 app.add_typer(batch_commands.jobs, name="jobs")
 app.add_typer(kubernetes_commands.app, name="k8s")
+
+
+def _with_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
+    """`settings`, with the names from the command line. Where names count, the address that it listens on is one."""
+    named = [*settings.ingress.hosts, *allowed]
+    if (named or settings.keys is None) and bound not in EVERY_ADDRESS:
+        named.append(bound.partition("%")[0])
+    try:
+        ingress = IngressConfig.model_validate(settings.ingress.model_dump(exclude_unset=True) | {"hosts": named})
+    except ValidationError as error:
+        raise failed(f"--allow-host: {next(complaints(error)).partition(': ')[2]}", EXIT_USAGE) from None
+    return settings.model_copy(update={"ingress": ingress})
 
 
 def _settings(config: str) -> AppConfig:

@@ -21,10 +21,12 @@ from serve_app.api.errors import Problem, http_problem, problem_of
 from serve_app.api.forms import MAX_UPLOAD_BYTES
 from serve_app.api.journal import CLIENT_LEFT
 from serve_app.api.limiting import Limiting
+from serve_app.api.own_pages import OwnPages
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.validation import fault_of, invalid
 from serve_app.build import darkroom_version
+from serve_app.hosts import Hosts
 from serve_app.idempotency import Idempotency, IdempotencyConfig
 from serve_app.job_shelf import JobShelf
 from serve_app.jobs import Jobs
@@ -48,6 +50,7 @@ def create_api(
     max_uploads_in_flight_bytes: int = MAX_UPLOADS_IN_FLIGHT_BYTES,
     log_prompts: bool = False,
     keys: Keyring | None = None,
+    hosts: Hosts | None = None,
     limits: RateLimits | None = None,
     idempotency: Idempotency | None = None,
     jobs_config: JobsConfig = NO_SETTINGS,
@@ -57,8 +60,9 @@ def create_api(
 
     All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
     Each request is a line in the log of `serve_app.api.access_log`, with its prompt if `log_prompts`.
-    Without `keys` nobody is asked for one; without `limits` there are none; without `idempotency`, answers that have an
-    Idempotency-Key are kept in this process, up to a default size. Jobs are kept on `shelf`, or else in this process.
+    Without `keys` nobody is asked for one; without `hosts` it is served under any name, to any page; without `limits`
+    there are none; without `idempotency`, answers that have an Idempotency-Key are kept in this process, up to a
+    default size. Jobs are kept on `shelf`, or else in this process.
     Whoever made `service` closes it.
     """
     app = FastAPI(
@@ -85,11 +89,13 @@ def create_api(
     app.include_router(caching.router)
     app.include_router(ops.router)
     app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
-    # Each is around those before it: first who asks, then whether it may now, then whether there is room.
+    # Each is around those before it: whom it is for, who asks, whether it may now, whether there is room.
     if limits is not None:
         app.add_middleware(Limiting, limits=limits)
     if keys is not None:
         app.add_middleware(Authentication, keys=keys)
+    if hosts is not None:
+        app.add_middleware(OwnPages, hosts=hosts)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(AccessLog, prompts=log_prompts)
     app.add_exception_handler(EngineError, _engine_error)
