@@ -23,6 +23,7 @@ from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.report import EngineReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
+from deployments.replica_port import stay_on_loopback
 from serve_app.backend import BackendReport
 from serve_app.replays import Replays
 from serve_app.shedding import Shedding
@@ -189,6 +190,7 @@ class Ingress:
         handles: Sequence[DeploymentHandle],
         specs: Sequence[tuple[ModelSpec, ...]],
     ) -> None:
+        stay_on_loopback()
         routes = [Route(handle, hosted) for handle, hosted in zip(handles, specs, strict=True)]
         self._backend = HandleBackend(routes)
         self._create_api = create_api
