@@ -28,11 +28,11 @@ from deployments.engine.models import LoadedModel
 from deployments.engine.padding import powers_of_two
 from deployments.engine.prepare import begin_row, check, prepare
 from deployments.engine.previews import previews
-from deployments.engine.queue import Arrival
 from deployments.engine.row import Bucket, Request, Row, Ticket
 from deployments.engine.running import Running
 from deployments.engine.share import DeviceShare
 from deployments.engine.stepper import Moved, Stepper
+from deployments.engine.turns import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ class Engine:
         ongoing = self.ledger.ongoing[ticket.request.id]
         ongoing.rows_admitted()
         row = begin_row(ongoing, ticket.index, self.models[ticket.request.model])
-        row.rank = ticket.rank
+        row.due = ticket.due
         return row
 
     def _denoise(self, bucket: Bucket, rows: list[Row]) -> float:
@@ -237,7 +237,7 @@ class Engine:
             if isinstance(done, Moved):
                 called += done.seconds
                 self.admission.stepped(bucket, done.result.unet_rows, done.result.control_rows, done.seconds)
-                self._share.charge(bucket, done.seconds, [row.request.params.priority for row in done.rows])
+                self._share.charge(bucket, done.seconds, [self.admission.queue.urgency(row.ticket) for row in done.rows])
                 for row, clean in previews(model, done.rows, done.result):
                     self._decoder.preview(row, model, clean)
             else:
@@ -267,7 +267,7 @@ class Engine:
             return
         tally.retries += 1
         anew = begin_row(self.ledger.ongoing[row.request.id], row.index, self.models[row.request.model])
-        anew.rank, anew.restarted = row.rank, True
+        anew.due, anew.restarted = row.due, True
         self.running.add(anew)
 
     def _take_decoded(self, decoded: Decoded) -> None:

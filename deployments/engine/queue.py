@@ -1,23 +1,21 @@
 """Who runs next. Knows requests and buckets, and nothing of torch.
 
-Every waiting image has a rank, in seconds, and the lowest goes first:
+Every waiting image has a rank, in seconds (`turns.py`), and the lowest goes first:
 
-    rank = max(arrival, its tenant's turn) + PATIENCE[priority] + cost
-
-- *Ageing.* A rank does not grow, and newcomers' ranks do. What arrives more than `PATIENCE["low"]` after an image, plus
-  the difference of their costs, cannot go before it, whatever its priority: that is the bound on starvation.
+- *Ageing.* A request is due at arrival + PATIENCE[priority] + cost. What its tenant sends after that cannot go before
+  it, whatever its priority; nor can what other tenants send, once its tenant has its turn. It is then not paused any
+  more, and counts as `high` where buckets share the device: that is the bound on starvation.
 - *Fairness.* A tenant whose image is handed out has its next turn only when the device could have made that image, so
-  a flood waits behind itself and not before others (fair queueing: Demers, Keshav and Shenker, 1989). Within a tenant
-  images go by arrival + patience + cost, so ageing holds there, too.
+  a flood waits behind itself and not before others. Within a tenant who is due first goes first, so ageing holds there,
+  too.
 - *Short work first.* `cost` is the device's seconds for the whole request; a short one passes a long one that came
   less than their difference before it. That lowers the mean wait as shortest-first does (Smith, 1956).
 
 Buckets do not wait for each other: what has no room keeps its place and lets other buckets pass.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from time import perf_counter
 from typing import Final
@@ -25,32 +23,11 @@ from typing import Final
 from deployments.engine.errors import Overloaded
 from deployments.engine.params import Priority
 from deployments.engine.row import Bucket, Request, Ticket
-
-PATIENCE: Final[Mapping[Priority, float]] = {"high": 0.0, "normal": 30.0, "low": 120.0}
-"""Seconds by which an image lets later ones of a higher priority go before it."""
+from deployments.engine.turns import PATIENCE, Arrival, Turn, Turns, after
 
 GREED: Final = 3
 """A tenant may hold so many times the places that are left free (dynamic thresholds: Choudhury and Hahne, 1998): one
 alone gets three quarters of the queue, and there is a place for the next one always."""
-
-
-@dataclass(slots=True)
-class Arrival:
-    """A request of which images wait. `at` is the queue's clock; `cost` what the device needs for it, in seconds."""
-
-    request: Request
-    at: float
-    cost: float
-    images: deque[int] = field(default_factory=deque)
-
-    @property
-    def age(self) -> float:
-        """Its place among its tenant's own."""
-        return self.at + PATIENCE[self.request.params.priority] + self.cost
-
-    @property
-    def image_cost(self) -> float:
-        return self.cost / self.request.params.num_images
 
 
 class Queue:
@@ -62,7 +39,7 @@ class Queue:
         self._arrived: dict[str, Arrival] = {}
         self._waiting: dict[str, Arrival] = {}
         self._returned: list[Ticket] = []
-        self._turns: dict[str, float] = {}
+        self._turns = Turns()
 
     def __len__(self) -> int:
         """Requests of which at least one image waits for its first place."""
@@ -109,13 +86,14 @@ class Queue:
         """Lets a request in; `cost` is the device's seconds for all of it. Raises Overloaded when there is no room."""
         self.check_room(request.tenant)
         images = deque(range(request.params.num_images))
-        self._arrived[request.id] = Arrival(request, self._clock(), cost, images)
+        self._arrived[request.id] = Arrival(request, self._clock(), cost, self._turns.of(request.tenant), images)
 
     def next_arrival(self) -> Arrival | None:
         """Takes out the first that is to be prepared; it is to be added then, or is gone."""
-        if not self._arrived:
+        heads = self._heads(self._arrived.values())
+        if not heads:
             return None
-        first = min(self._arrived.values(), key=self._rank)
+        _, first = min(heads, key=lambda head: head[0])
         return self._arrived.pop(first.request.id)
 
     def add(self, arrival: Arrival) -> None:
@@ -128,7 +106,8 @@ class Queue:
         A bucket whose first image finds none is passed over.
         """
         shut: set[Bucket] = set()
-        while (ticket := self._first(shut)) is not None:
+        while (first := self._first(shut)) is not None:
+            _, ticket = first
             if ticket.request.unet_rows > room(ticket.request):
                 shut.add(ticket.request.bucket)
                 continue
@@ -136,21 +115,27 @@ class Queue:
             yield ticket
 
     def give_back(self, ticket: Ticket) -> None:
-        """An image that had a place waits again, at its old rank."""
+        """An image that had a place waits again. Its tenant's turn was for that place, so only its own time counts."""
         self._returned.append(ticket)
+
+    def urgency(self, ticket: Ticket) -> Priority:
+        """The priority that an image has in the making: what is due is as urgent as anything."""
+        return "high" if ticket.due <= self._clock() else ticket.request.params.priority
 
     def victims(self, bucket: Bucket, running: Collection[Ticket], room: Callable[[Request], int]) -> list[Ticket]:
         """The running images of `bucket` that make way for the one that waits first there, where it finds no room.
 
-        Only low ones make way, only for a high one, and none whose rank is lower: who has waited long enough, stays.
+        Only low ones make way, only for a high one, and none that is due, or would be before the high one's turn.
         """
-        head = self._first(self._buckets() - {bucket})
-        if head is None or head.request.params.priority != "high":
+        first = self._first(self._buckets() - {bucket})
+        if first is None or first[1].request.params.priority != "high":
             return []
-        lower = [t for t in running if t.request.params.priority == "low" and t.rank > head.rank]
+        rank, head = first
+        kept = max(rank, self._clock())
+        lower = [t for t in running if t.request.params.priority == "low" and t.due > kept]
         chosen: list[Ticket] = []
         free = room(head.request)
-        for ticket in sorted(lower, key=lambda ticket: ticket.rank, reverse=True):
+        for ticket in sorted(lower, key=lambda ticket: ticket.due, reverse=True):
             if free >= head.request.unet_rows:
                 break
             chosen.append(ticket)
@@ -168,29 +153,26 @@ class Queue:
 
     def order(self) -> list[tuple[Request, int]]:
         """The requests that wait, in the order in which they are likely to begin, with the images that wait of each."""
-        out = [(ticket.rank, i, ticket.request, 1) for i, ticket in enumerate(self._returned)]
+        out = [(ticket.due, i, ticket.request, 1) for i, ticket in enumerate(self._returned)]
         out += [(rank, len(out) + i, a.request, len(a.images)) for i, (rank, a) in enumerate(self._simulated())]
         return [(request, images) for _, _, request, images in sorted(out, key=lambda entry: entry[:2])]
 
     def _simulated(self) -> Iterator[tuple[float, Arrival]]:
         """Whose turn comes when, if nothing else arrives. Ranks never fall, since every turn is later than the last."""
-        lines: dict[str, deque[tuple[int, Arrival]]] = {}
-        for place, arrival in sorted(enumerate(self._all()), key=lambda entry: entry[1].age):
-            lines.setdefault(arrival.request.tenant, deque()).append((place, arrival))
-        turns = dict(self._turns)
+        lines: dict[str, _Line] = {}
+        for place, arrival in sorted(enumerate(self._all()), key=lambda entry: entry[1].due):
+            lines.setdefault(arrival.request.tenant, _Line()).add(place, arrival)
         now, last = self._clock(), 0.0
-        heap = [(self._rank(line[0][1]), line[0][0], tenant) for tenant, line in lines.items()]
+        heap = [(*line.head(), tenant) for tenant, line in lines.items()]
         heapify(heap)
         while heap:
             rank, _, tenant = heappop(heap)
-            _, arrival = lines[tenant].popleft()
+            arrival = lines[tenant].give(now)
             last = max(last, rank)
             yield last, arrival
-            turns[tenant] = max(now, turns.get(tenant, 0.0)) + arrival.cost
             now += arrival.cost
-            if lines[tenant]:
-                place, following = lines[tenant][0]
-                heappush(heap, (self._rank(following, turns), place, tenant))
+            if lines[tenant].waiting:
+                heappush(heap, (*lines[tenant].head(), tenant))
 
     def _all(self) -> Iterable[Arrival]:
         return [*self._arrived.values(), *self._waiting.values()]
@@ -199,21 +181,27 @@ class Queue:
         returned = {ticket.request.bucket for ticket in self._returned}
         return returned | {arrival.request.bucket for arrival in self._waiting.values()}
 
-    def _rank(self, arrival: Arrival, turns: Mapping[str, float] | None = None) -> float:
-        turn = (self._turns if turns is None else turns).get(arrival.request.tenant, arrival.at)
-        return max(arrival.at, turn) + PATIENCE[arrival.request.params.priority] + arrival.cost
-
-    def _first(self, shut: Collection[Bucket]) -> Ticket | None:
-        """The image of the lowest rank in a bucket that is not `shut`; first come where ranks are equal."""
+    def _heads(self, arrivals: Iterable[Arrival]) -> list[tuple[float, Arrival]]:
+        """Of each tenant's the one that is due first, and the rank that it has; in the order of their coming."""
         heads: dict[str, tuple[int, Arrival]] = {}
-        for place, arrival in enumerate(self._waiting.values()):
+        for place, arrival in enumerate(arrivals):
             tenant = arrival.request.tenant
-            if arrival.request.bucket not in shut and (tenant not in heads or arrival.age < heads[tenant][1].age):
+            if tenant not in heads or arrival.due < heads[tenant][1].due:
                 heads[tenant] = place, arrival
-        tickets = [ticket for ticket in self._returned if ticket.request.bucket not in shut]
+        urgency = dict.fromkeys(heads, PATIENCE["low"])
+        for arrival in self._all():
+            tenant = arrival.request.tenant
+            if tenant in urgency:
+                urgency[tenant] = min(urgency[tenant], arrival.patience)
         in_order = sorted(heads.values(), key=lambda entry: entry[0])
-        tickets += [Ticket(head.request, head.images[0], self._rank(head)) for _, head in in_order]
-        return min(tickets, key=lambda ticket: ticket.rank, default=None)
+        return [(head.rank(urgency[head.request.tenant]), head) for _, head in in_order]
+
+    def _first(self, shut: Collection[Bucket]) -> tuple[float, Ticket] | None:
+        """The image of the lowest rank in a bucket that is not `shut`; first come where ranks are equal."""
+        found = [(ticket.due, ticket) for ticket in self._returned if ticket.request.bucket not in shut]
+        open_ones = [arrival for arrival in self._waiting.values() if arrival.request.bucket not in shut]
+        found += [(rank, Ticket(head.request, head.images[0], head.due)) for rank, head in self._heads(open_ones)]
+        return min(found, key=lambda entry: entry[0], default=None)
 
     def _hand_out(self, ticket: Ticket) -> None:
         if any(ticket is returned for returned in self._returned):
@@ -221,10 +209,36 @@ class Queue:
             return
         arrival = self._waiting[ticket.request.id]
         arrival.images.popleft()
+        self._turns.give(arrival, self._clock(), self._all())
         if not arrival.images:
             del self._waiting[ticket.request.id]
-        now, tenant = self._clock(), ticket.request.tenant
-        self._turns[tenant] = max(now, self._turns.get(tenant, 0.0)) + arrival.image_cost
-        # A turn that has come means nothing any more, unless older requests of the tenant still wait.
-        waiting = {each.request.tenant for each in self._all()}
-        self._turns = {name: turn for name, turn in self._turns.items() if turn > now or name in waiting}
+
+
+class _Line:
+    """One tenant's requests as they are due, for looking ahead."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[int, Arrival]] = deque()
+        self._turn: Turn | None = None
+        self._patience: Counter[float] = Counter()
+
+    def add(self, place: int, arrival: Arrival) -> None:
+        """One more, due after the others."""
+        self.waiting.append((place, arrival))
+        self._patience[arrival.patience] += 1
+
+    def head(self) -> tuple[float, int]:
+        """The rank of the first, and its place."""
+        place, arrival = self.waiting[0]
+        return arrival.rank(self._urgency, self._turn), place
+
+    def give(self, now: float) -> Arrival:
+        """The first has its turn."""
+        _, arrival = self.waiting.popleft()
+        self._turn = after(self._turn or arrival.turn, now, arrival.cost, self._urgency)
+        self._patience[arrival.patience] -= 1
+        return arrival
+
+    @property
+    def _urgency(self) -> float:
+        return min(patience for patience, number in self._patience.items() if number)

@@ -78,11 +78,11 @@ def is_part_of(name: str, whole: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Image `index` of `request` waits for a place, or has one that it got at `rank` (see `queue.py`)."""
+    """Image `index` of `request` waits for a place, or has one; `due` is when nothing may go before it any more."""
 
     request: Request
     index: int
-    rank: float = 0.0
+    due: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Row:
     `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs, the newest outputs, and the newest answer of the
     sampler; its meaning is `latents.py`'s. `negative` is None for a row without classifier-free guidance. `step` counts
     finished evaluations. `noise` is what the step in progress drew, kept so that a step which is tried again does not
-    draw twice. `rank` is the queue's, kept for the case that it has to make way; `restarted` says that it was not
+    draw twice. `due` is the queue's, kept for the case that it has to make way; `restarted` says that it was not
     finite once and has begun anew. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is
     what an inpainting checkpoint sees beside the latents instead.
     """
@@ -117,7 +117,7 @@ class Row:
     blend: Blend | None = field(default=None, repr=False)
     channels: torch.Tensor | None = field(default=None, repr=False)
     step: int = 0
-    rank: float = 0.0
+    due: float = 0.0
     restarted: bool = False
     noise: torch.Tensor | None = field(default=None, repr=False)
 
@@ -128,7 +128,7 @@ class Row:
     @property
     def ticket(self) -> Ticket:
         """Its place in the queue's eyes."""
-        return Ticket(self.request, self.index, self.rank)
+        return Ticket(self.request, self.index, self.due)
 
     @property
     def bytes(self) -> int:
