@@ -2,12 +2,11 @@
 
 Every waiting image has a rank, in seconds (`turns.py`), and the lowest goes first:
 
-- *Ageing.* A request is due at arrival + PATIENCE[priority] + cost. What its tenant sends after that cannot go before
-  it, whatever its priority; nor can what other tenants send, once its tenant has its turn. It is then not paused any
-  more, and counts as `high` where buckets share the device: that is the bound on starvation.
+- *Ageing.* A request is due at arrival + PATIENCE[priority] + cost. From then on none of its tenant's that came after
+  it goes before it, whatever its priority; nor does what other tenants send then, but for what they are owed. It is not
+  paused any more, and counts as `high` where buckets share the device: that is the bound on starvation.
 - *Fairness.* A tenant whose image is handed out has its next turn only when the device could have made that image, so
-  a flood waits behind itself and not before others. Within a tenant who is due first goes first, so ageing holds there,
-  too.
+  a flood waits behind itself and not before others.
 - *Short work first.* `cost` is the device's seconds for the whole request; a short one passes a long one that came
   less than their difference before it. That lowers the mean wait as shortest-first does (Smith, 1956).
 
@@ -163,7 +162,7 @@ class Queue:
         for place, arrival in sorted(enumerate(self._all()), key=lambda entry: entry[1].due):
             lines.setdefault(arrival.request.tenant, _Line()).add(place, arrival)
         now, last = self._clock(), 0.0
-        heap = [(*line.head(), tenant) for tenant, line in lines.items()]
+        heap = [(*line.head(now), tenant) for tenant, line in lines.items()]
         heapify(heap)
         while heap:
             rank, _, tenant = heappop(heap)
@@ -171,8 +170,8 @@ class Queue:
             last = max(last, rank)
             yield last, arrival
             now += arrival.cost
-            if lines[tenant].waiting:
-                heappush(heap, (*lines[tenant].head(), tenant))
+            if lines[tenant]:
+                heappush(heap, (*lines[tenant].head(now), tenant))
 
     def _all(self) -> Iterable[Arrival]:
         return [*self._arrived.values(), *self._waiting.values()]
@@ -182,11 +181,12 @@ class Queue:
         return returned | {arrival.request.bucket for arrival in self._waiting.values()}
 
     def _heads(self, arrivals: Iterable[Arrival]) -> list[tuple[float, Arrival]]:
-        """Of each tenant's the one that is due first, and the rank that it has; in the order of their coming."""
+        """Of each tenant's the one that goes first, and the rank that it has; in the order of their coming."""
+        now = self._clock()
         heads: dict[str, tuple[int, Arrival]] = {}
         for place, arrival in enumerate(arrivals):
             tenant = arrival.request.tenant
-            if tenant not in heads or arrival.due < heads[tenant][1].due:
+            if tenant not in heads or arrival.place(now) < heads[tenant][1].place(now):
                 heads[tenant] = place, arrival
         urgency = dict.fromkeys(heads, PATIENCE["low"])
         for arrival in self._all():
@@ -219,6 +219,7 @@ class _Line:
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[int, Arrival]] = deque()
+        self._due: list[tuple[tuple[float, float], int, Arrival]] = []
         self._turn: Turn | None = None
         self._patience: Counter[float] = Counter()
 
@@ -227,14 +228,22 @@ class _Line:
         self.waiting.append((place, arrival))
         self._patience[arrival.patience] += 1
 
-    def head(self) -> tuple[float, int]:
+    def __bool__(self) -> bool:
+        """Whether any is left."""
+        return bool(self.waiting or self._due)
+
+    def head(self, now: float) -> tuple[float, int]:
         """The rank of the first, and its place."""
-        place, arrival = self.waiting[0]
+        while self.waiting and self.waiting[0][1].due <= now:
+            place, arrival = self.waiting.popleft()
+            heappush(self._due, (arrival.place(now), place, arrival))
+        place, arrival = self._due[0][1:] if self._due else self.waiting[0]
         return arrival.rank(self._urgency, self._turn), place
 
     def give(self, now: float) -> Arrival:
         """The first has its turn."""
-        _, arrival = self.waiting.popleft()
+        self.head(now)
+        _, arrival = heappop(self._due)[1:] if self._due else self.waiting.popleft()
         self._turn = after(self._turn or arrival.turn, now, arrival.cost, self._urgency)
         self._patience[arrival.patience] -= 1
         return arrival

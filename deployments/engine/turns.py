@@ -9,7 +9,7 @@ A tenant's turn comes when the device could have made what it was given last (fa
 1989). Three rules keep that from starving a request which more urgent ones of its own tenant go before:
 
 - What waits beside more urgent requests of its tenant needs no more patience after a turn than they do: a turn is the
-  tenant's, and who has waited longest takes it.
+  tenant's, and goes to whoever of its requests is due.
 - What has begun needs no patience for its other images.
 - Once the first of a tenant's in its bucket is due, what the tenant gets in other buckets puts it off no more.
 """
@@ -58,8 +58,12 @@ class Arrival:
 
     @property
     def due(self) -> float:
-        """From then on nothing that comes goes before it; among its tenant's own, the earliest goes first."""
+        """From then on none of its tenant's that came after it goes before it."""
         return self.at + self.patience + self.cost
+
+    def place(self, now: float) -> tuple[float, float]:
+        """Where it stands among its tenant's: those that are due as they came, and then the others as they are due."""
+        return (self.at if self.due <= now else self.due), self.due
 
     @property
     def image_cost(self) -> float:
@@ -95,7 +99,7 @@ class Turns:
         heads: dict[Bucket, Arrival] = {}
         for arrival in mine:
             first = heads.setdefault(arrival.request.bucket, arrival)
-            if arrival.due < first.due:
+            if arrival.place(now) < first.place(now):
                 heads[arrival.request.bucket] = arrival
         for arrival in mine:
             bucket = arrival.request.bucket
