@@ -237,7 +237,9 @@ class Engine:
             if isinstance(done, Moved):
                 called += done.seconds
                 self.admission.stepped(bucket, done.result.unet_rows, done.result.control_rows, done.seconds)
-                self._share.charge(bucket, done.seconds, [self.admission.queue.urgency(row.ticket) for row in done.rows])
+                self._share.charge(
+                    bucket, done.seconds, [self.admission.queue.urgency(row.ticket) for row in done.rows]
+                )
                 for row, clean in previews(model, done.rows, done.result):
                     self._decoder.preview(row, model, clean)
             else:

@@ -13,20 +13,24 @@ Every waiting image has a rank, in seconds (`turns.py`), and the lowest goes fir
 Buckets do not wait for each other: what has no room keeps its place and lets other buckets pass.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from heapq import heapify, heappop, heappush
 from time import perf_counter
 from typing import Final
 
 from deployments.engine.errors import Overloaded
+from deployments.engine.lookahead import foreseen
 from deployments.engine.params import Priority
 from deployments.engine.row import Bucket, Request, Ticket
-from deployments.engine.turns import PATIENCE, Arrival, Turn, Turns, after
+from deployments.engine.turns import PATIENCE, Arrival, Turns
 
 GREED: Final = 3
 """A tenant may hold so many times the places that are left free (dynamic thresholds: Choudhury and Hahne, 1998): one
 alone gets three quarters of the queue, and there is a place for the next one always."""
+
+
+Line = deque[tuple[int, Arrival]]
+"""One tenant's requests in the order in which they go, with their places among all."""
 
 
 class Queue:
@@ -89,11 +93,8 @@ class Queue:
 
     def next_arrival(self) -> Arrival | None:
         """Takes out the first that is to be prepared; it is to be added then, or is gone."""
-        heads = self._heads(self._arrived.values())
-        if not heads:
-            return None
-        _, first = min(heads, key=lambda head: head[0])
-        return self._arrived.pop(first.request.id)
+        head = self._head(self._lines(self._arrived.values()))
+        return None if head is None else self._arrived.pop(head[2].request.id)
 
     def add(self, arrival: Arrival) -> None:
         """Takes in a request that has been prepared."""
@@ -105,7 +106,8 @@ class Queue:
         A bucket whose first image finds none is passed over.
         """
         shut: set[Bucket] = set()
-        while (first := self._first(shut)) is not None:
+        lines = self._lines(self._waiting.values())
+        while (first := self._first(lines, shut)) is not None:
             _, ticket = first
             if ticket.request.unet_rows > room(ticket.request):
                 shut.add(ticket.request.bucket)
@@ -126,7 +128,8 @@ class Queue:
 
         Only low ones make way, only for a high one, and none that is due, or would be before the high one's turn.
         """
-        first = self._first(self._buckets() - {bucket})
+        here = [arrival for arrival in self._waiting.values() if arrival.request.bucket == bucket]
+        first = self._first(self._lines(here), self._buckets() - {bucket})
         if first is None or first[1].request.params.priority != "high":
             return []
         rank, head = first
@@ -153,25 +156,11 @@ class Queue:
     def order(self) -> list[tuple[Request, int]]:
         """The requests that wait, in the order in which they are likely to begin, with the images that wait of each."""
         out = [(ticket.due, i, ticket.request, 1) for i, ticket in enumerate(self._returned)]
-        out += [(rank, len(out) + i, a.request, len(a.images)) for i, (rank, a) in enumerate(self._simulated())]
+        out += [
+            (rank, len(out) + i, a.request, len(a.images))
+            for i, (rank, a) in enumerate(foreseen(self._all(), self._clock()))
+        ]
         return [(request, images) for _, _, request, images in sorted(out, key=lambda entry: entry[:2])]
-
-    def _simulated(self) -> Iterator[tuple[float, Arrival]]:
-        """Whose turn comes when, if nothing else arrives. Ranks never fall, since every turn is later than the last."""
-        lines: dict[str, _Line] = {}
-        for place, arrival in sorted(enumerate(self._all()), key=lambda entry: entry[1].due):
-            lines.setdefault(arrival.request.tenant, _Line()).add(place, arrival)
-        now, last = self._clock(), 0.0
-        heap = [(*line.head(now), tenant) for tenant, line in lines.items()]
-        heapify(heap)
-        while heap:
-            rank, _, tenant = heappop(heap)
-            arrival = lines[tenant].give(now)
-            last = max(last, rank)
-            yield last, arrival
-            now += arrival.cost
-            if lines[tenant]:
-                heappush(heap, (*lines[tenant].head(now), tenant))
 
     def _all(self) -> Iterable[Arrival]:
         return [*self._arrived.values(), *self._waiting.values()]
@@ -180,27 +169,35 @@ class Queue:
         returned = {ticket.request.bucket for ticket in self._returned}
         return returned | {arrival.request.bucket for arrival in self._waiting.values()}
 
-    def _heads(self, arrivals: Iterable[Arrival]) -> list[tuple[float, Arrival]]:
-        """Of each tenant's the one that goes first, and the rank that it has; in the order of their coming."""
+    def _lines(self, arrivals: Iterable[Arrival]) -> list[Line]:
+        """Each tenant's in the order in which they go, with their places among all."""
         now = self._clock()
-        heads: dict[str, tuple[int, Arrival]] = {}
-        for place, arrival in enumerate(arrivals):
-            tenant = arrival.request.tenant
-            if tenant not in heads or arrival.place(now) < heads[tenant][1].place(now):
-                heads[tenant] = place, arrival
-        urgency = dict.fromkeys(heads, PATIENCE["low"])
+        lines: dict[str, list[tuple[tuple[float, float], int, Arrival]]] = {}
+        for number, arrival in enumerate(arrivals):
+            lines.setdefault(arrival.request.tenant, []).append((arrival.place(now), number, arrival))
+        return [deque((number, arrival) for _, number, arrival in sorted(line)) for line in lines.values()]
+
+    def _head(self, lines: list[Line], shut: Collection[Bucket] = ()) -> tuple[float, int, Arrival] | None:
+        """The first of all lines: its rank, its place, and itself. What cannot go leaves its line for good."""
+        urgency: dict[str, float] = {}
         for arrival in self._all():
             tenant = arrival.request.tenant
-            if tenant in urgency:
-                urgency[tenant] = min(urgency[tenant], arrival.patience)
-        in_order = sorted(heads.values(), key=lambda entry: entry[0])
-        return [(head.rank(urgency[head.request.tenant]), head) for _, head in in_order]
+            urgency[tenant] = min(urgency.get(tenant, arrival.patience), arrival.patience)
+        heads = []
+        for line in lines:
+            while line and (not line[0][1].images or line[0][1].request.bucket in shut):
+                line.popleft()
+            if line:
+                number, arrival = line[0]
+                heads.append((arrival.rank(urgency[arrival.request.tenant]), number, arrival))
+        return min(heads, default=None)
 
-    def _first(self, shut: Collection[Bucket]) -> tuple[float, Ticket] | None:
+    def _first(self, lines: list[Line], shut: Collection[Bucket]) -> tuple[float, Ticket] | None:
         """The image of the lowest rank in a bucket that is not `shut`; first come where ranks are equal."""
         found = [(ticket.due, ticket) for ticket in self._returned if ticket.request.bucket not in shut]
-        open_ones = [arrival for arrival in self._waiting.values() if arrival.request.bucket not in shut]
-        found += [(rank, Ticket(head.request, head.images[0], head.due)) for rank, head in self._heads(open_ones)]
+        if (head := self._head(lines, shut)) is not None:
+            rank, _, arrival = head
+            found.append((rank, Ticket(arrival.request, arrival.images[0], arrival.due)))
         return min(found, key=lambda entry: entry[0], default=None)
 
     def _hand_out(self, ticket: Ticket) -> None:
@@ -212,42 +209,3 @@ class Queue:
         self._turns.give(arrival, self._clock(), self._all())
         if not arrival.images:
             del self._waiting[ticket.request.id]
-
-
-class _Line:
-    """One tenant's requests as they are due, for looking ahead."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[tuple[int, Arrival]] = deque()
-        self._due: list[tuple[tuple[float, float], int, Arrival]] = []
-        self._turn: Turn | None = None
-        self._patience: Counter[float] = Counter()
-
-    def add(self, place: int, arrival: Arrival) -> None:
-        """One more, due after the others."""
-        self.waiting.append((place, arrival))
-        self._patience[arrival.patience] += 1
-
-    def __bool__(self) -> bool:
-        """Whether any is left."""
-        return bool(self.waiting or self._due)
-
-    def head(self, now: float) -> tuple[float, int]:
-        """The rank of the first, and its place."""
-        while self.waiting and self.waiting[0][1].due <= now:
-            place, arrival = self.waiting.popleft()
-            heappush(self._due, (arrival.place(now), place, arrival))
-        place, arrival = self._due[0][1:] if self._due else self.waiting[0]
-        return arrival.rank(self._urgency, self._turn), place
-
-    def give(self, now: float) -> Arrival:
-        """The first has its turn."""
-        self.head(now)
-        _, arrival = heappop(self._due)[1:] if self._due else self.waiting.popleft()
-        self._turn = after(self._turn or arrival.turn, now, arrival.cost, self._urgency)
-        self._patience[arrival.patience] -= 1
-        return arrival
-
-    @property
-    def _urgency(self) -> float:
-        return min(patience for patience, number in self._patience.items() if number)

@@ -43,7 +43,8 @@ NO_TURN: Final = Turn(-inf, inf)
 @dataclass(slots=True)
 class Arrival:
     """A request of which images wait. `at` is the queue's clock; `cost` what the device needs for it, in seconds;
-    `turn` its tenant's, as far as that concerns this one.
+    `turn` its tenant's, as far as that concerns this one. From `due` on none of its tenant's that came after it goes
+    before it.
     """
 
     request: Request
@@ -51,15 +52,12 @@ class Arrival:
     cost: float
     turn: Turn = NO_TURN
     images: deque[int] = field(default_factory=deque)
+    patience: float = field(init=False)
+    due: float = field(init=False)
 
-    @property
-    def patience(self) -> float:
-        return PATIENCE[self.request.params.priority]
-
-    @property
-    def due(self) -> float:
-        """From then on none of its tenant's that came after it goes before it."""
-        return self.at + self.patience + self.cost
+    def __post_init__(self) -> None:
+        self.patience = PATIENCE[self.request.params.priority]
+        self.due = self.at + self.patience + self.cost
 
     def place(self, now: float) -> tuple[float, float]:
         """Where it stands among its tenant's: those that are due as they came, and then the others as they are due."""

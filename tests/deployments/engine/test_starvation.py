@@ -248,13 +248,15 @@ sides = st.sampled_from((64, 72, 128, 192, 256, 320))
 scales = st.sampled_from((1.0, 7.5))
 works = st.tuples(priorities, tenants, st.integers(1, 12), st.integers(1, 4), sides, scales)
 floods = st.lists(
-    st.tuples(st.sampled_from(("normal", "high", "high")), tenants, st.integers(1, 12), st.integers(1, 4), sides, scales),
+    st.tuples(
+        st.sampled_from(("normal", "high", "high")), tenants, st.integers(1, 12), st.integers(1, 4), sides, scales
+    ),
     min_size=1,
     max_size=6,
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     before=st.lists(works, max_size=6),
     mine=works,
