@@ -53,11 +53,11 @@ _KINDS: Final = {
 }
 _PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel")
 
-# A lease ends by itself, and soon: what does not is nobody's.
+# A lease ends by itself, and soon. What does not, has nobody who holds it, and shall.
 _HOLDER: Final = """
 local function holder(key)
   local left = redis.call('pttl', key)
-  if left < 0 or left > 600000 then return false end
+  if left == -1 or left > 600000 then redis.call('pexpire', key, ARGV[2]) end
   return redis.call('get', key)
 end
 """

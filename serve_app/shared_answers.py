@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from serve_app.redis_tier import RedisGone, RedisTier
 from serve_app.redis_values import Damaged, content
 from serve_app.strict import Strict
+from serve_app.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -190,8 +191,7 @@ class Lock:
         """Puts `answer` in the lock's place, or nothing."""
         if self._renewing is None:
             return
-        self._renewing.cancel()
-        await asyncio.wait((self._renewing,))
+        await end(self._renewing)
         if answer is None or answer.size > MAX_ANSWER_BYTES:
             await self._eval(_RELEASE)
             return

@@ -24,6 +24,7 @@ from serve_app.api.departure import while_client_stays
 from serve_app.api.errors import internal_error
 from serve_app.api.journal import Entry, entry_of
 from serve_app.api.story import Story, Told
+from serve_app.tasks import end
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -113,13 +114,17 @@ async def _story_of(
 
 
 async def open_stream(request: Request, events: AsyncGenerator[Event, None], story: Story) -> EventStream:
-    """Waits for the first event. Raises what refused the request, or ClientDisconnect."""
-    first = await while_client_stays(request.receive, anext(events, None))
-    if isinstance(first, Refused):
+    """Waits for the first event. Raises what refused the request, or ClientDisconnect; `events` are closed then."""
+    try:
+        first = await while_client_stays(request.receive, anext(events, None))
+        if isinstance(first, Refused):
+            raise first.error
+        if first is None:
+            raise EngineStopped("the engine stopped before the request was finished")
+    except BaseException:
+        # Left to the garbage collector, the generators within would be closed all at once, each by two.
         await events.aclose()
-        raise first.error
-    if first is None:
-        raise EngineStopped("the engine stopped before the request was finished")
+        raise
     name, entry = request.state.request_id, entry_of(request.scope)
     headers = told(first.source) if isinstance(first, Accepted) else NO_HEADERS
     return EventStream(in_order(_story_of(first, events, story, entry), name), events, headers)
@@ -138,6 +143,5 @@ async def patiently(items: AsyncGenerator[T, None], patience: float) -> AsyncGen
                 return
             finally:
                 # Cancelled and over before `items` is closed: a generator cannot be closed while it runs.
-                coming.cancel()
-                await asyncio.wait((coming,))
+                await end(coming)
             yield item
