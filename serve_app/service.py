@@ -19,7 +19,7 @@ from deployments.engine.events import Accepted, Event, Finished, ImageDone, Imag
 from deployments.engine.inputs import Fit, Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
-from deployments.metrics import COUNTS, DOOR_COUNTS, Sample, engine_samples
+from deployments.metrics import COUNTS, DOOR_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
 from serve_app.backend import Backend, BackendReport
 from serve_app.build import build_sample
@@ -240,6 +240,7 @@ class DiffusionService:
             **self._statistics.snapshot(),
             **{name: counts.get(name, 0) for name in COUNTS},
             **{name: self.door_counts[name] for name in DOOR_COUNTS},
+            "redis_damaged": 0 if self._redis is None else self._redis.damaged,
             **engine_figures(report.engines),
         }
 
@@ -252,6 +253,7 @@ class DiffusionService:
             yield Sample(metric, (), self._backend.counts.get(name, 0))
         for name, metric in DOOR_COUNTS.items():
             yield Sample(metric, (), self.door_counts[name])
+        yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
 
     async def all_samples(self) -> list[Sample]:
         """As `samples`, and those of every engine that answers: the same engines, and figures, as in the statistics."""

@@ -31,4 +31,3 @@ async def while_client_stays(receive: Receive, work: Awaitable[T]) -> T:
 async def _departure(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
