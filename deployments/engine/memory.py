@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Final, Literal
 
 from deployments.engine.padding import padded_size
+from deployments.engine.remembered import make_room
 from deployments.engine.row import Bucket
 
 Kind = Literal["denoise", "control", "decode"]
@@ -57,6 +58,7 @@ class MemoryPlan:
 
     def took(self, kind: Kind, bucket: Bucket, rows: int, peak: int) -> None:
         """A call of `rows` had `peak` bytes at once, on top of what was held before."""
+        make_room(self._peaks, (kind, bucket))
         self._peaks.setdefault((kind, bucket), {})[rows] = peak
 
     def ran_out(self, bucket: Bucket, rows: int) -> None:

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Final
 
 from deployments.engine.padding import padded_size
+from deployments.engine.remembered import make_room
 from deployments.engine.row import Bucket
 
 KEPT: Final = 15
@@ -37,13 +38,16 @@ class StepCosts:
     def denoised(self, bucket: Bucket, padded: int, control_rows: int, seconds: float) -> None:
         """A UNet call of `padded` rows took so long, with ControlNets on `control_rows` of them."""
         if not control_rows:
+            make_room(self._calls, (bucket, padded))
             self._calls.setdefault((bucket, padded), deque(maxlen=KEPT)).append(seconds)
         elif (bare := self._calls.get((bucket, padded))) is not None:
             per_row = max(0.0, seconds - median(bare)) / control_rows
+            make_room(self._controls, bucket)
             self._controls.setdefault(bucket, deque(maxlen=KEPT)).append(per_row)
 
     def decoded(self, bucket: Bucket, seconds: float) -> None:
         """A picture took so long from latents to file."""
+        make_room(self._decodes, bucket)
         self._decodes.setdefault(bucket, deque(maxlen=KEPT)).append(seconds)
 
     def call_seconds(self, bucket: Bucket, rows: int, control_rows: int = 0) -> float:
