@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 from redis.asyncio import Redis
 
 from serve_app.job import Job, restored, spec_of, state_of
+from serve_app.job_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS
 from serve_app.job_turns import Turn, in_turn
 from serve_app.jobs_config import JobsConfig
 from serve_app.redis_tier import RedisGone, RedisTier, WrongType
@@ -53,91 +54,6 @@ _KINDS: Final = {
 }
 _PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel")
 
-# A lease ends by itself, and soon. What does not, has nobody who holds it, and shall.
-_HOLDER: Final = """
-local function holder(key)
-  local left = redis.call('pttl', key)
-  if left == -1 or left > 600000 then redis.call('pexpire', key, ARGV[2]) end
-  return redis.call('get', key)
-end
-"""
-
-_LEASE: Final = (
-    _HOLDER
-    + """
-local held = holder(KEYS[1])
-if (held and held ~= ARGV[1]) or not redis.call('zscore', KEYS[2], ARGV[3]) then return 0 end
-redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-)
-
-_BEAT: Final = (
-    _HOLDER
-    + """
-local held = holder(KEYS[1])
-if held and held ~= ARGV[1] then return 'lost' end
-if redis.call('exists', KEYS[2]) == 0 then return 'missing' end
-redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('set', KEYS[3], ARGV[3], 'EX', ARGV[4])
-return redis.call('get', KEYS[4]) == '1' and 'cancel' or 'ours'
-"""
-)
-
-# KEYS: lease, state, documents, files, bytes. ARGV: token, state, seconds, id, size, then field, document, files.
-_SAVE: Final = """
-if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('set', KEYS[2], ARGV[2], 'EX', ARGV[3])
-for i = 6, #ARGV, 3 do
-  redis.call('hset', KEYS[3], ARGV[i], ARGV[i + 1])
-  redis.call('hset', KEYS[4], ARGV[i], ARGV[i + 2])
-end
-redis.call('expire', KEYS[3], ARGV[3])
-redis.call('expire', KEYS[4], ARGV[3])
-local counted = redis.pcall('hincrby', KEYS[5], ARGV[4], ARGV[5])
-if type(counted) == 'table' and counted.err then redis.call('hset', KEYS[5], ARGV[4], ARGV[5]) end
-return 1
-"""
-
-# KEYS: spec, state, documents. ARGV: bytes, entries. Gives both, and then entry and document by turns.
-_LOAD: Final = """
-local left = tonumber(ARGV[1])
-local function whole(key)
-  local long = redis.call('strlen', key)
-  if long > left then return '' end
-  left = left - long
-  return redis.call('get', key) or ''
-end
-local out = {whole(KEYS[1]), whole(KEYS[2])}
-if redis.call('hlen', KEYS[3]) > tonumber(ARGV[2]) then return out end
-for _, entry in ipairs(redis.call('hkeys', KEYS[3])) do
-  local long = redis.call('hstrlen', KEYS[3], entry)
-  out[#out + 1] = entry
-  out[#out + 1] = long <= left and redis.call('hget', KEYS[3], entry) or ''
-  if long <= left then left = left - long end
-end
-return out
-"""
-
-# KEYS: unfinished, turns. ARGV: jobs. Gives each job's id and turn.
-_TURNS: Final = """
-local out = {}
-for _, id in ipairs(redis.call('zrange', KEYS[1], 0, ARGV[1] - 1)) do
-  if #id == 32 then
-    out[#out + 1] = id
-    out[#out + 1] = redis.call('hstrlen', KEYS[2], id) <= 64 and redis.call('hget', KEYS[2], id) or ''
-  end
-end
-return out
-"""
-
-_FILES: Final = """
-if redis.call('hstrlen', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return '' end
-return redis.call('hget', KEYS[1], ARGV[1]) or ''
-"""
-
-_RELEASE: Final = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end return 1"
-
 
 class JobShelf:
     """`token` is this process' own: what it leases under that name, no other works on."""
@@ -175,13 +91,13 @@ class JobShelf:
     async def lease(self, job_id: str) -> bool:
         """Whether this process may work on it, for a while; False where another does, or it is finished."""
         keys = (self._of(job_id, "lease"), self._key_of("unfinished"))
-        return bool(await self._script(_LEASE, keys, self._token, self._lease_ms, job_id))
+        return bool(await self._script(LEASE, keys, self._token, self._lease_ms, job_id))
 
     async def beat(self, job: Job) -> Heard:
         """Holds the lease a while longer, and tells how far the job is. `missing` where Redis has forgotten it."""
         keys = tuple(self._of(job.id, part) for part in ("lease", "spec", "state", "cancel"))
         state = self._seal(job.id, "state", state_of(job))
-        said = await self._script(_BEAT, keys, self._token, self._lease_ms, state, UNFINISHED_S)
+        said = await self._script(BEAT, keys, self._token, self._lease_ms, state, UNFINISHED_S)
         if said not in _HEARD:
             raise RedisGone("it did not answer as it should")
         return _HEARD[said]
@@ -197,7 +113,7 @@ class JobShelf:
         ]
         size = sum(len(file) for index in fresh for file in job.files[index])
         state = self._seal(job.id, "state", state_of(job))
-        if not await self._script(_SAVE, keys, self._token, state, UNFINISHED_S, job.id, size, *entries):
+        if not await self._script(SAVE, keys, self._token, state, UNFINISHED_S, job.id, size, *entries):
             return False
         job.unsaved.difference_update(fresh)
         return True
@@ -222,7 +138,7 @@ class JobShelf:
 
     async def release(self, job: Job) -> None:
         """Gives the lease back: the next one need not wait until it has run out."""
-        await self._script(_RELEASE, (self._of(job.id, "lease"),), self._token)
+        await self._script(RELEASE, (self._of(job.id, "lease"),), self._token)
 
     async def load(self, job_id: str) -> Job | None:
         """All that is known of the job but its pictures; None where there is none, or it was tampered with.
@@ -230,7 +146,7 @@ class JobShelf:
         Of one that is not over, an entry whose document was tampered with is to be made again.
         """
         keys = tuple(self._of(job_id, part) for part in ("spec", "state", "documents"))
-        said = await self._script(_LOAD, keys, MOST_BYTES, MOST_MEMBERS)
+        said = await self._script(LOAD, keys, MOST_BYTES, MOST_MEMBERS)
         turns = await self._turns()
         try:
             spec, state, *rest = listed(said)
@@ -261,7 +177,7 @@ class JobShelf:
 
     async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
         """The pictures of an entry."""
-        data = await self._script(_FILES, (self._of(job_id, "files"),), str(index), self._max_bytes)
+        data = await self._script(FILES, (self._of(job_id, "files"),), str(index), self._max_bytes)
         try:
             return opened(f"{job_id}:files:{index}", data, self._key)[1] if data else None
         except BrokenSeal:
@@ -320,7 +236,7 @@ class JobShelf:
             await self.forget(*ours)
 
     async def _turns(self) -> list[Turn]:
-        said = await self._script(_TURNS, (self._key_of("unfinished"), self._key_of("turns")), MOST_MEMBERS)
+        said = await self._script(TURNS, (self._key_of("unfinished"), self._key_of("turns")), MOST_MEMBERS)
         try:
             pairs = zip(listed(said)[::2], said[1::2], strict=True)
             return [_turn(job_id.decode(), turn) for job_id, turn in pairs if words([job_id], JOB_ID)]
