@@ -145,17 +145,20 @@ class Lock:
             for _ in range(2):
                 found, left_ms = await self._shared.redis.call(self._look)
                 if found is None or found == self._value:
-                    return self._taken()
+                    self._hold()
+                    return None
                 if (theirs := await self._read(found, left_ms)) is not None:
                     return theirs
                 self._shared.redis.note_damage("what is kept under an Idempotency-Key")
                 if await self._replace(found):
-                    return self._taken()
+                    self._hold()
+                    return None
         except RedisGone:
             self.lost += 1
         return None
 
-    def _taken(self) -> None:
+    def _hold(self) -> None:
+        """The lock is ours, and is renewed from now on."""
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def _look(self, client: Redis) -> tuple[bytes | None, int]:
