@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,11 @@ NAME = "darkroom:quarantine"
 def server() -> Iterator[RedisServer]:
     with redis_server() as running:
         yield running
+
+
+def inside_of(server: RedisServer) -> Any:
+    """Somebody else's way into that Redis."""
+    return server.client()
 
 
 class Ingress:
@@ -53,7 +59,7 @@ class Ingress:
 async def ingresses(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Ingress]]:
     monkeypatch.setattr(shared_quarantine, "LOOK_EVERY_S", 0.0)
     monkeypatch.setattr(shared_quarantine, "WAIT_S", 2.0)
-    with server.client() as client:
+    with inside_of(server) as client:
         client.flushall()
     async with AsyncExitStack() as stack:
         made = [Ingress(server.url) for _ in range(2)]
@@ -84,7 +90,7 @@ async def test_a_verdict_in_redis_ends_and_there_are_not_too_many(
     one, _ = ingresses
     for number in range(5):
         await convict(one, f"poison {number}")
-    with server.client() as client:
+    with inside_of(server) as client:
         assert client.zcard(NAME) == 3
         assert 0 < client.ttl(NAME) <= QUARANTINE_SECONDS + 1
 
@@ -95,7 +101,7 @@ async def test_nobody_who_writes_to_redis_has_anothers_request_refused(
 ) -> None:
     one, other = ingresses
     await convict(one, "poison")
-    with server.client() as client:
+    with inside_of(server) as client:
         (entry,) = client.zrange(NAME, 0, -1)
         fingerprint, until_ms, signature = entry.split(b":")
         client.delete(NAME)

@@ -108,7 +108,8 @@ class Turning(FakeBackend):
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         self.running += 1
         try:
-            for event in (Accepted(request.id, 0), Progress(request.id, 1, 2), image(request, 0)):
+            events: list[Event] = [Accepted(request.id, 0), Progress(request.id, 1, 2), image(request, 0)]
+            for event in events:
                 await turns(3)
                 yield event
             yield Finished(request.id, TIMINGS)
