@@ -130,7 +130,7 @@ async def test_a_redis_that_is_silent_or_gone_delays_nobody_and_each_goes_by_its
         one = Ingress(wire.url)
         await convict(one, "poison")
         for mode in ("silent", "refuse"):
-            await wire.turn(mode)  # type: ignore[arg-type]
+            await wire.turn(mode)
             one.shared._looked = float("-inf")
             begun = time.monotonic()
             assert await one.refuses("poison")
