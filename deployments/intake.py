@@ -1,6 +1,7 @@
 """On a replica: from the files that a request brings to the arrays that the engine takes. No torch."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -10,12 +11,14 @@ from typing import Protocol
 import numpy as np
 
 from deployments.annotators.catalogue import Annotators
-from deployments.engine.errors import EngineError, InvalidParameter
+from deployments.engine.errors import EngineError, GenerationFailed, InvalidParameter
 from deployments.engine.events import Event, Refused
 from deployments.engine.inputs import Inputs, Mask, Picture, Uploads
 from deployments.engine.row import Request
 from deployments.images import decode, resize
 from deployments.masks import create_mask
+
+log = logging.getLogger(__name__)
 
 # Each may hold several copies of a picture of 16 million pixels while it works.
 _THREADS = 2
@@ -46,6 +49,10 @@ class Intake:
                 request = await self._taken_in(request)
             except EngineError as error:
                 yield Refused(request.id, error)
+                return
+            except Exception:
+                log.exception("the pictures of a request could not be taken in")
+                yield Refused(request.id, GenerationFailed("the request's pictures could not be taken in"))
                 return
         async with aclosing(worker.generate(request)) as events:
             async for event in events:

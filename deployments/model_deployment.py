@@ -48,7 +48,7 @@ class ModelReplica:
         from deployments.engine.worker import EngineWorker
 
         # The request was copied on its way here, files included.
-        self._intake = Intake(Annotators(annotators, device), owns_files=True)
+        self._intake = Intake(Annotators(annotators, device, end_process), owns_files=True)
         self._worker = worker = EngineWorker.load(
             specs,
             device=device,

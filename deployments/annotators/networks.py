@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from deployments.engine.device_errors import raise_if_sticky
 from deployments.engine.errors import InvalidParameter, ModelLoadError
 from deployments.engine.hub import locate
 from deployments.engine.inputs import Picture
@@ -64,6 +65,7 @@ def load_network(title: str, weights: PartSpec, kind: Any, device: torch.device)
             folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises all sorts on files that are broken or of another kind
+        raise_if_sticky(error)
         raise ModelLoadError(f"{title} could not be loaded from {weights.source!r}: {_FILES}") from error
     if found["missing_keys"]:
         # transformers would fill them with random numbers and only warn.

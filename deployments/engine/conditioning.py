@@ -61,6 +61,11 @@ class PromptEncoder:
         self._cache = _LruCache(cache_size)
 
     @property
+    def text_encoder(self) -> Any:
+        """The network, which other models may share."""
+        return self._text_encoder
+
+    @property
     def cache_stats(self) -> CacheStats:
         """Counts since this encoder was made."""
         return self._cache.stats

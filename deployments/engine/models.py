@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from deployments.engine.attention import AttentionChoice, choose_attention
+from deployments.engine.attention import AttentionChoice, adopt_attention, choose_attention
 from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import EngineError, ModelLoadError
@@ -70,18 +70,25 @@ class LoadedModel:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
 
-def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, parts: Parts | None = None) -> LoadedModel:
+def load_model(
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    parts: Parts | None = None,
+    attention: AttentionChoice | None = None,
+) -> LoadedModel:
     """Loads `spec` from a local folder, or from the hub at its pinned revision; safetensors only, no remote code.
 
-    What `parts` has loaded for other models already is shared. Raises ModelLoadError, which says what is missing, or
-    that a revision must be pinned.
+    What `parts` has loaded for other models already is shared. `attention` is what was chosen when it was loaded
+    before; without it the choice is measured. Raises ModelLoadError, which says what is missing, or that a revision
+    must be pinned.
     """
     title = f"model {spec.name!r}"
     parts = parts or Parts(device, dtype)
     folders = _locate_parts(spec, half=parts.half)
     found = {name: PartSpec(str(folder)) for name, folder in folders.items()}
     try:
-        model = _load(with_native_size(replace(spec, parts=found)), folders, parts)
+        model = _load(with_native_size(replace(spec, parts=found)), folders, parts, attention)
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(f"{title} could not be loaded from {spec.source!r}: {_FILES}") from error
     return replace(model, spec=replace(model.spec, parts=spec.parts))
@@ -116,7 +123,9 @@ def _controlnet_title(spec: ModelSpec, name: str) -> str:
     return f"model {spec.name!r}: its ControlNet {name!r}"
 
 
-def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedModel:
+def _load(
+    spec: ModelSpec, folders: Mapping[str, Path], parts: Parts, attention: AttentionChoice | None
+) -> LoadedModel:
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
     unet, vae, text_encoder = (
@@ -142,7 +151,7 @@ def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedM
         prediction_type=samplers.prediction_type,
         device=device,
         dtype=dtype,
-        attention=choose_attention(unet, device, dtype),
+        attention=adopt_attention(unet, attention) if attention else choose_attention(unet, device, dtype),
         pictures=PictureEncoder(vae, device, dtype),
         keys=PromptKeys(unet),
         controlnets=controlnets,
