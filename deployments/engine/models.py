@@ -123,9 +123,7 @@ def _controlnet_title(spec: ModelSpec, name: str) -> str:
     return f"model {spec.name!r}: its ControlNet {name!r}"
 
 
-def _load(
-    spec: ModelSpec, folders: Mapping[str, Path], parts: Parts, attention: AttentionChoice | None
-) -> LoadedModel:
+def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts, attention: AttentionChoice | None) -> LoadedModel:
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
     unet, vae, text_encoder = (

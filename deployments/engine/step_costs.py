@@ -26,7 +26,7 @@ Measured = dict[tuple[Bucket, int], deque[float]]
 
 
 class StepCosts(Locked):
-    """`sizes` are the padded batch sizes that UNet calls have, ascending. Told by the engine's thread, asked by others."""
+    """`sizes` are the padded batch sizes that UNet calls have, ascending. One thread tells it, others ask."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
