@@ -16,6 +16,7 @@ from deployments.engine.errors import InvalidParameter, ModelLoadError
 from deployments.engine.hub import locate
 from deployments.engine.inputs import Picture
 from deployments.engine.parts import size_of
+from deployments.engine.reading import reading_weights
 from deployments.engine.spec import PartSpec
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,11 @@ def load_network(title: str, weights: PartSpec, kind: Any, device: torch.device)
     started = time.perf_counter()
     try:
         # Always Pillow's way: where torchvision is installed, transformers would prepare pictures a little otherwise.
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-        model, found = kind.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        with reading_weights():
+            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+            model, found = kind.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
     except Exception as error:  # transformers raises all sorts on files that are broken or of another kind
         raise_if_sticky(error)
         raise ModelLoadError(f"{title} could not be loaded from {weights.source!r}: {_FILES}") from error

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.hub import variant_of
+from deployments.engine.reading import reading_weights
 from deployments.engine.samplers import DiffusionSchedulerFactory
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ class Parts:
             self._shared[key] = found
         return found
 
+    @reading_weights()
     def _ready(self, kind: Any, folder: Path) -> Any:
         variant = variant_of(folder, half=self.half)
         # transformers has renamed the argument, diffusers has not.
