@@ -144,7 +144,7 @@ class DiffusionModelManager:
             raise_if_sticky(error)
             if not is_out_of_memory(error):
                 raise
-            log.warning("model %s found no memory: %s", spec.name, error)
+            log.warning("model %s found no memory: %s", spec.name, str(error))
             return None
 
     def _use(self, held: _Held) -> None:

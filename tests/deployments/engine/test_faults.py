@@ -1,11 +1,13 @@
-"""What CUDA would do to an engine, done on a CPU: devices that are lost, or full, wherever that shows; threads that end."""
+"""What CUDA would do to an engine, done on a CPU: devices lost, or full, wherever that shows; threads that end."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -44,6 +46,10 @@ def raising(error: BaseException) -> Callable[..., Any]:
         raise error
 
     return raises
+
+
+def named(error: BaseException) -> str:
+    return type(error).__name__
 
 
 def broken_fp32(patch: Patch, error: Exception) -> None:
@@ -246,10 +252,6 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_a_decoder_with_nothing_to_do_keeps_no_model_in_memory(tiny_model: LoadedModel) -> None:
-    import gc
-    import weakref
-    from dataclasses import replace
-
     done = threading.Event()
     decoder = Decoder(lambda _: done.set(), cast(Any, SimpleNamespace(knows=lambda *_: True)), CpuMemory())
     try:
