@@ -106,11 +106,14 @@ class Server:
                     return
 
     def _listen(self, answers: IO[bytes]) -> None:
-        with answers:
-            for line in answers:
-                kind, message = next(iter(json.loads(line).items()))
-                self.news.put((kind, message))
-        self.news.put(("gone", ""))
+        try:
+            with answers:
+                for line in answers:
+                    kind, message = next(iter(json.loads(line).items()))
+                    self.news.put((kind, message))
+        finally:
+            # Also where it says what nobody understands: whoever waits for news waits for this thread's.
+            self.news.put(("gone", ""))
 
 
 def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = print) -> None:

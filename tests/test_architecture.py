@@ -22,6 +22,7 @@ TORCH_FREE_ENGINE = (
     "events",
     "heartbeat",
     "inputs",
+    "locked",
     "numerics",
     "row",
     "running",

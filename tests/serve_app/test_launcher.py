@@ -6,6 +6,7 @@ import queue
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -145,6 +146,16 @@ def test_a_child_that_says_nothing_is_gone(tmp_path: Path, monkeypatch: pytest.M
     assert server.process is not None
     with server.process:
         pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_child_that_says_what_nobody_understands_is_gone(tmp_path: Path) -> None:
+    server = a_server(tmp_path)
+    (tmp_path / "answers").write_bytes(b"Segmentation fault\n")
+    listening = threading.Thread(target=server._listen, args=((tmp_path / "answers").open("rb"),))
+    listening.start()
+    assert server.news.get(timeout=5) == ("gone", "")
+    listening.join()
 
 
 @pytest.mark.parametrize("name", ["compact", "demo", "production"])
