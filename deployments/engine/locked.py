@@ -25,7 +25,7 @@ def locked(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenate[O
     """
 
     @wraps(method)
-    def one_at_a_time(self: Owner, *args: P.args, **kwargs: P.kwargs) -> T:
+    def one_at_a_time(self: Owner, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:
             return method(self, *args, **kwargs)
 

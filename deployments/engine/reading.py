@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from threading import RLock
 
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 _one_at_a_time = RLock()

@@ -207,7 +207,7 @@ async def test_a_dead_decoder_is_seen_while_the_loop_is_busy(tiny_model: LoadedM
     busy = threading.Event()
     decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), on_failure=busy.set)
     try:
-        assert decoder.alive
+        until(lambda: decoder.alive)
         decoder._jobs.put(cast(Any, "a job"))
         assert busy.wait(AT_MOST_S)
         assert not decoder.alive
@@ -234,9 +234,9 @@ def test_a_decoder_that_hangs_is_noticed_and_one_that_has_nothing_to_do_is_not(m
         until(lambda: decoder.alive)
         decoder._jobs.put(cast(Any, "a job"))
         assert begun.wait(AT_MOST_S)
-        assert decoder.alive
+        until(lambda: decoder.alive)
         now += 31.0
-        assert not decoder.alive
+        until(lambda: not decoder.alive)
         go_on.set()
         until(lambda: decoder.alive)
     finally:
