@@ -63,9 +63,9 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(source: Path, net: Path) -> Path:
+def config(source: Path) -> Path:
     hosted = {"name": "tiny", "models": ["tiny"], "device": "cpu", "threads": 1, "max_rows": 2}
-    model = {"name": "tiny", "source": str(source), "controlnets": {"canny": {"source": str(net)}}}
+    model = {"name": "tiny", "source": str(source)}
     path = source.parent / "tiny.yaml"
     path.write_text(yaml.safe_dump({"models": [model], "deployments": [hosted]}))
     return path
@@ -86,9 +86,6 @@ def test_a_first_picture_on_the_command_line_names_its_file_and_no_more(config: 
     here = ("--local", "--config", str(config), "--steps", "2", "--seed", "3", "-o", "cup.png")
     result = darkroom("generate", "a cup", *here, folder=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "cup.png (seed 3)\n", "")
-    here = ("--local", "--config", str(config), "--steps", "2", "--seed", "3", "-o", "led.png")
-    result = darkroom("control", "cup.png", "a cup", "--type", "canny", "--preprocess", *here, folder=tmp_path)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "led.png (seed 3)\n", "")
 
 
 @pytest.mark.parametrize("command", [(), ("generate",), ("serve",), ("batch",), ("keys", "new"), ("k8s", "check")])
