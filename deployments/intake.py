@@ -14,8 +14,9 @@ from deployments.engine.errors import EngineError, InvalidParameter
 from deployments.engine.events import Event, Refused
 from deployments.engine.inputs import Inputs, Mask, Picture, Uploads
 from deployments.engine.row import Request
-from deployments.images import decode, resize
+from deployments.images import decode, decode_layer, resize
 from deployments.masks import create_mask
+from deployments.transparency import hint_of, mask_of
 
 # Each may hold several copies of a picture of 16 million pixels while it works.
 _THREADS = 2
@@ -78,7 +79,7 @@ def take_in(request: Request, annotators: Annotators) -> Request:
         image = _picture(uploads.image, uploads.image_field, uploads, size)
     if uploads.task == "inpaint":
         mask = _mask(uploads, size)
-    hints = tuple(_picture(hint, "control_image", uploads, size) for hint in uploads.hints)
+    hints = tuple(_hint(hint, uploads, size) for hint in uploads.hints)
     if makers:
         hints = tuple(make(hint) for make, hint in zip(makers, hints, strict=True))
     return replace(request, inputs=Inputs(image, mask, hints), uploads=None)
@@ -88,10 +89,19 @@ def _picture(data: bytes, field: str, uploads: Uploads, size: tuple[int, int]) -
     return np.asarray(resize(decode(data, field), *size, uploads.fit), dtype=np.uint8)
 
 
+def _hint(data: bytes, uploads: Uploads, size: tuple[int, int]) -> Picture:
+    """A photo that a hint will be made of is a picture like any other."""
+    if uploads.preprocess:
+        return _picture(data, "control_image", uploads, size)
+    hint = hint_of(decode_layer(data, "control_image"))
+    return np.asarray(resize(hint, *size, uploads.fit), dtype=np.uint8)
+
+
 def _mask(uploads: Uploads, size: tuple[int, int]) -> Mask:
     if uploads.mask is None:
         return np.asarray(create_mask(*size, uploads.mask_type or "center"), dtype=np.uint8)
-    mask = np.asarray(resize(decode(uploads.mask, "mask").convert("L"), *size, uploads.fit), dtype=np.uint8)
+    drawn = mask_of(decode_layer(uploads.mask, "mask"), uploads.mask_alpha)
+    mask = np.asarray(resize(drawn, *size, uploads.fit), dtype=np.uint8)
     if mask.max() < 128:
         raise InvalidParameter("mask", "must have something to paint: white is painted anew, black is kept")
     return mask

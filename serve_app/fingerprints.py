@@ -66,6 +66,7 @@ def work_of(request: Request) -> dict[str, Any]:
             "image": _file(files.image),
             "mask": _file(files.mask),
             "mask_type": files.mask_type,
+            "mask_alpha": files.mask_alpha,
             "hints": [_file(hint) for hint in files.hints],
             "preprocess": files.preprocess,
             "fit": files.fit,

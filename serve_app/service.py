@@ -16,7 +16,7 @@ from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.errors import EngineError, EngineStopped
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Refused, Source
-from deployments.engine.inputs import Fit, Uploads
+from deployments.engine.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
 from deployments.metrics import COUNTS, DOOR_COUNTS, Sample, engine_samples
@@ -203,12 +203,17 @@ class DiffusionService:
         model_name: str | None = None,
         *,
         fit: Fit = "cover",
+        mask_alpha: MaskAlpha | None = None,
     ) -> list[Image.Image]:
         """`image` painted anew where `mask` is white. Raises as text-to-image does.
 
+        Where a mask's transparency could mean either, `mask_alpha` says what: see docs/pictures.md.
+
         Outside the mask the result is the image, resized where that was needed, to the byte.
         """
-        files = await asyncio.to_thread(lambda: Uploads(encoded(image), encoded(mask), fit=fit))
+        files = await asyncio.to_thread(
+            lambda: Uploads(encoded(image), encoded(mask), mask_alpha=mask_alpha, fit=fit)
+        )
         return await self._pictures(params, model_name, files)
 
     async def generate_with_controlnet(

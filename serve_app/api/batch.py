@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from deployments.engine.errors import EngineError
-from deployments.engine.params import GenerationParams, Priority
+from deployments.engine.params import GenerationParams, Priority, Said, plain
 from serve_app.api import examples
 from serve_app.api.body import read_json_object
 from serve_app.api.caching import as_controlled
@@ -45,10 +45,8 @@ def jobs_of(request: Request) -> Jobs:
 JobsHere = Annotated[Jobs, Depends(jobs_of)]
 
 
-class BatchBody(BaseModel):
+class BatchBody(Said):
     """`priority` and `deadline_ms` are for entries that say none. Entries are read one by one, each to its own end."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     requests: list[Any] = Field(min_length=1)
     priority: Priority | None = None

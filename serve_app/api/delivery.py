@@ -81,7 +81,12 @@ def _said_of(uploads: Uploads | None) -> dict[str, Any]:
     """All of `uploads` but the files."""
     if uploads is None:
         return {}
-    return {"mask_type": uploads.mask_type, "preprocess": uploads.preprocess, "fit": uploads.fit}
+    return {
+        "mask_type": uploads.mask_type,
+        "mask_alpha": uploads.mask_alpha,
+        "preprocess": uploads.preprocess,
+        "fit": uploads.fit,
+    }
 
 
 def _files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
