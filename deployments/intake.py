@@ -14,6 +14,7 @@ from deployments.engine.errors import EngineError, InvalidParameter
 from deployments.engine.events import Event, Refused
 from deployments.engine.inputs import Inputs, Mask, Picture, Uploads
 from deployments.engine.row import Request
+from deployments.freed_memory import FreedMemory
 from deployments.images import decode, decode_layer, resize
 from deployments.masks import create_mask
 from deployments.transparency import hint_of, mask_of
@@ -37,6 +38,7 @@ class Intake:
         """With `owns_files` files are dropped when they have been decoded, since nobody else will want them."""
         self._annotators = annotators
         self._owns_files = owns_files
+        self._freed = FreedMemory()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-upload")
 
     async def generate(self, worker: Generator, request: Request) -> AsyncGenerator[Event, None]:
@@ -57,10 +59,14 @@ class Intake:
         self._threads.shutdown(wait=False)
 
     async def _taken_in(self, request: Request) -> Request:
-        taken = await asyncio.get_running_loop().run_in_executor(self._threads, take_in, request, self._annotators)
-        if self._owns_files and request.uploads is not None:
-            request.uploads.drop()
-        return taken
+        try:
+            taken = await asyncio.get_running_loop().run_in_executor(self._threads, take_in, request, self._annotators)
+            if self._owns_files and request.uploads is not None:
+                request.uploads.drop()
+            return taken
+        finally:
+            # A small file may have been a large picture.
+            self._freed.soon()
 
 
 def take_in(request: Request, annotators: Annotators) -> Request:

@@ -81,6 +81,7 @@ class Batch:
             except EngineError as error:
                 self._shares[index] = 1.0
                 yield index, error
+                await asyncio.sleep(0)
                 continue
             prepared.setdefault(ready.asked, ready)
             works.setdefault(ready.asked, []).append(index)

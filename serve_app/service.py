@@ -211,9 +211,7 @@ class DiffusionService:
 
         Outside the mask the result is the image, resized where that was needed, to the byte.
         """
-        files = await asyncio.to_thread(
-            lambda: Uploads(encoded(image), encoded(mask), mask_alpha=mask_alpha, fit=fit)
-        )
+        files = await asyncio.to_thread(lambda: Uploads(encoded(image), encoded(mask), mask_alpha=mask_alpha, fit=fit))
         return await self._pictures(params, model_name, files)
 
     async def generate_with_controlnet(

@@ -193,9 +193,7 @@ def evaluations(request: Request) -> int:
     """UNet evaluations of one image of a request."""
     params = request.params
     assert params.sampler is not None
-    sampler = SAMPLERS[params.sampler]
-    skipped = 0 if params.strength is None else sampler.start(params.num_inference_steps, params.strength)
-    return max(1, sampler.evaluations(params.num_inference_steps) - skipped)
+    return SAMPLERS[params.sampler].evaluations(params.num_inference_steps, params.strength)
 
 
 def _next_place(foretold: Iterable[Estimate]) -> float:

@@ -53,10 +53,14 @@ class Sampler:
     draws: bool = False
     steps_limited_by: str | None = None
 
-    def evaluations(self, num_inference_steps: int) -> int:
-        """Evaluations of the model, before guidance, for a text-to-image row of that many steps (at least 1)."""
+    def evaluations(self, num_inference_steps: int, strength: float | None = None) -> int:
+        """Evaluations of the model, before guidance, for a row of that many steps (at least 1): the steps of progress.
+
+        At a `strength` it is what is left of them for image-to-image.
+        """
         more = num_inference_steps - 1
-        return 1 + self.order * more + min(self.warm_up, more)
+        skipped = 0 if strength is None else self.start(num_inference_steps, strength)
+        return max(1, 1 + self.order * more + min(self.warm_up, more) - skipped)
 
     def start(self, num_inference_steps: int, strength: float) -> int:
         """The first evaluation's index for image-to-image at `strength` (0 to 1), as diffusers' pipelines count it."""

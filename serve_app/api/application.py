@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from deployments.engine.errors import EngineError
 from serve_app.api import batch, caching, doors, jobs, listings, ops, requests
@@ -21,6 +22,8 @@ from serve_app.api.errors import Problem, http_problem, problem_of
 from serve_app.api.forms import MAX_UPLOAD_BYTES
 from serve_app.api.journal import CLIENT_LEFT
 from serve_app.api.limiting import Limiting
+from serve_app.api.memory import Memory
+from serve_app.api.methods import Methods
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.validation import fault_of, invalid
@@ -36,6 +39,16 @@ from serve_app.service import DiffusionService
 log = logging.getLogger(__name__)
 
 NO_SETTINGS: Final = JobsConfig()
+
+_ROUTERS: Final = (
+    doors.router,
+    batch.router,
+    jobs.router,
+    requests.router,
+    listings.router,
+    caching.router,
+    ops.router,
+)
 
 DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising steps."
 
@@ -77,19 +90,17 @@ def create_api(
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.idempotency = idempotency or Idempotency(IdempotencyConfig(), None, service.door_counts)
-    app.include_router(doors.router)
-    app.include_router(batch.router)
-    app.include_router(jobs.router)
-    app.include_router(requests.router)
-    app.include_router(listings.router)
-    app.include_router(caching.router)
-    app.include_router(ops.router)
+    for router in _ROUTERS:
+        app.include_router(router)
+    documentation = [route for route in app.routes if isinstance(route, Route)]
+    app.add_middleware(Methods, routes=[*documentation, *(route for router in _ROUTERS for route in router.routes)])
     app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
     # Each is around those before it: first who asks, then whether it may now, then whether there is room.
     if limits is not None:
         app.add_middleware(Limiting, limits=limits)
     if keys is not None:
         app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(Memory)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(AccessLog, prompts=log_prompts)
     app.add_exception_handler(EngineError, _engine_error)
@@ -125,7 +136,7 @@ async def _invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # FastAPI puts where it looked, "query", before the name.
     faults = tuple(fault_of({**detail, "loc": detail["loc"][1:]}, "?{}") for detail in error.errors())
-    return invalid(faults).response(request.state.request_id)
+    return invalid(faults, len(faults)).response(request.state.request_id)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -29,11 +29,12 @@ MAX_KEYS = 256
 # million other values are no body of a megabyte, but one of more where an operator allows it.
 MAX_CONTAINERS = 20_000
 MAX_VALUES = 1_000_000
+_MAX_DEPTH = 500
 
 # Read at once: it takes less time than a thread would.
 _SHORT_BODY_BYTES = 16 * 1024
 
-_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{,]', re.DOTALL)
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
 
 _MARKS: Final = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -43,7 +44,9 @@ async def read_json_object(request: Request, max_bytes: int = MAX_BODY_BYTES) ->
     check_content_headers(request, "application/json")
     body = await read_body(request, max_bytes)
     # Other requests are served meanwhile.
-    return parse_json_object(body) if len(body) <= _SHORT_BODY_BYTES else await asyncio.to_thread(parse_json_object, body)
+    return (
+        parse_json_object(body) if len(body) <= _SHORT_BODY_BYTES else await asyncio.to_thread(parse_json_object, body)
+    )
 
 
 def check_content_headers(request: Request, media_type: str) -> dict[str, str]:
@@ -112,7 +115,7 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
         message = f"the body is not valid JSON (line {error.lineno}, column {error.colno})"
         raise Problem(400, "invalid_json", message) from None
     except RecursionError:
-        raise Problem(400, "nested_too_deep", "the body is nested too deep") from None
+        raise _too_deep() from None
     if not isinstance(parsed, dict):
         raise _fault("wrong_type", "the body must be a JSON object", None)
     _check_unicode(parsed)
@@ -124,14 +127,21 @@ def _check_number_of_values(body: bytes) -> None:
     if body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS and body.count(b",") <= MAX_VALUES:
         return
     # They may stand in texts.
-    containers = values = 0
+    containers = values = depth = 0
     for token in _TOKENS.finditer(body):
         kind = body[token.start()]
         containers += kind in b"[{"
         values += kind == ord(",")
+        depth += (kind in b"[{") - (kind in b"]}")
+        if depth > _MAX_DEPTH:
+            raise _too_deep()
         if containers > MAX_CONTAINERS or values > MAX_VALUES:
             message = f"the body may have at most {MAX_CONTAINERS} lists and objects, and {MAX_VALUES} values"
             raise _fault("too_many_values", message, None)
+
+
+def _too_deep() -> Problem:
+    return Problem(400, "nested_too_deep", "the body is nested too deep")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

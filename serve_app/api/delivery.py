@@ -4,7 +4,6 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
@@ -13,6 +12,7 @@ from serve_app.api.caching import as_controlled, told
 from serve_app.api.caller import caller_of
 from serve_app.api.departure import while_client_stays
 from serve_app.api.journal import entry_of
+from serve_app.api.large_json import json_response
 from serve_app.api.limiting import charge
 from serve_app.api.negotiate import EVENTS, JSON, wanted
 from serve_app.api.once import once, refuse_key
@@ -56,7 +56,7 @@ async def _whole(
     result = await while_client_stays(request.receive, service.collect(prepared))
     entry_of(request.scope).timings = result.timings
     if media_type == JSON:
-        return JSONResponse(answer_of(result), headers=_headers(result))
+        return await json_response(lambda: answer_of(result), headers=_headers(result))
     return _bytes(result, media_type)
 
 

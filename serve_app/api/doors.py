@@ -26,7 +26,11 @@ def _plain_count(value: Any) -> Any:
     return int(value) if re.fullmatch(r"[0-9]{1,9}", str(value)) else value or 0
 
 
-Previews = Annotated[int, BeforeValidator(_plain_count), Query(strict=True, ge=0, le=8, description="Cheap looks at each image on the way; in a stream only.")]
+Previews = Annotated[
+    int,
+    BeforeValidator(_plain_count),
+    Query(strict=True, ge=0, le=8, description="Cheap looks at each image on the way; in a stream only."),
+]
 
 _FIT: Final = "fit"
 _MASK_TYPE: Final = "mask_type"
@@ -83,7 +87,9 @@ async def inpaint(request: Request, service: Service, previews: Previews = 0) ->
 
     What is outside the mask comes back as it was, to the byte.
     """
-    form = await read_form(request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE, _MASK_ALPHA))
+    form = await read_form(
+        request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE, _MASK_ALPHA)
+    )
     mask, mask_type = _mask(form)
     if mask is None and mask_type is None:
         raise InvalidParameter("mask", "is required, as a file, or else mask_type")
@@ -105,12 +111,15 @@ async def controlnet(request: Request, service: Service, previews: Previews = 0)
     `controlnet_type`, in the same order. An `init_image` makes it image-to-image; a `mask` to it, or a `mask_type`,
     inpainting.
     """
-    files, options = ("control_image", "init_image", "mask"), (
-        _FIT,
-        _MASK_TYPE,
-        _MASK_ALPHA,
-        "preprocess",
-        *_CONTROL_FIELDS,
+    files, options = (
+        ("control_image", "init_image", "mask"),
+        (
+            _FIT,
+            _MASK_TYPE,
+            _MASK_ALPHA,
+            "preprocess",
+            *_CONTROL_FIELDS,
+        ),
     )
     form = await read_form(request, request.app.state.max_upload_bytes, files, options)
     hints = form.files.get("control_image", ())

@@ -8,7 +8,7 @@ _MAIN: Final = re.compile(rf"\s*({_TOKEN}(?:/{_TOKEN})?)[ \t]*")
 # Browsers quote what is in a file's name in ways of their own; what it is does not matter here.
 _PARAMETER: Final = re.compile(rf';[ \t]*(?:({_TOKEN})=(?:"((?:[^"\\]|\\.)*+)"|([^;"\s]*))[ \t]*)?', re.DOTALL)
 
-MAX_LENGTH: Final = 4096
+MAX_LENGTH: Final = 8192
 
 
 def value_and_parameters(header: str) -> tuple[str, dict[str, str]]:

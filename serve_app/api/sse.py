@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.errors import EngineStopped
-from deployments.engine.events import Accepted, Event, Finished, Refused
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, Refused
 from serve_app.api.caching import told
 from serve_app.api.departure import while_client_stays
 from serve_app.api.errors import internal_error
@@ -32,6 +32,9 @@ KEEPALIVE_SECONDS = 15.0
 
 # A client that takes nothing for so long is gone, whatever its socket says.
 WRITE_SECONDS = 60.0
+
+LARGE: Final = ("image", "entry")
+"""The events that have pictures in them."""
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -82,7 +85,16 @@ class EventStream(EventSourceResponse):
                     number, (name, data) = numbered
                     if name == "error":
                         entry.code = data["error"]["code"]
-                    yield format_sse_event(data_str=json.dumps(data), event=name, id=number)
+                    # With pictures it takes a while, and others would wait.
+                    yield (
+                        await asyncio.to_thread(_line, number, name, data)
+                        if name in LARGE
+                        else _line(number, name, data)
+                    )
+
+
+def _line(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
+    return format_sse_event(data_str=json.dumps(data), event=name, id=number)
 
 
 async def in_order(told: AsyncGenerator[Told, None], request_id: str) -> AsyncGenerator[Numbered, None]:
@@ -104,7 +116,7 @@ async def _story_of(
     yield story.tell(first)
     ended = False
     async for event in events:
-        yield story.tell(event)
+        yield await asyncio.to_thread(story.tell, event) if isinstance(event, ImageDone) else story.tell(event)
         ended = isinstance(event, Finished | Refused)
         if isinstance(event, Finished):
             entry.timings = event.timings
