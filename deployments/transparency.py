@@ -39,7 +39,7 @@ def mask_of(layer: Image.Image, meaning: MaskAlpha | None) -> Image.Image:
         raise InvalidParameter(
             "mask",
             "has transparency, and what is visible of it is not drawn in white, for painted anew, and black, for kept; "
-            "say mask_alpha=strokes where what is visible is painted anew, mask_alpha=holes where what is transparent is",
+            "say mask_alpha=strokes where what is visible is painted anew, or holes where what is transparent is",
         )
     return over(layer, "black").convert("L")
 

@@ -184,8 +184,20 @@ Pictures = Callable[[], tuple[Uploads | None, tuple[dict[str, Any], ...]]]
 """Gives the pictures that go along, and the ControlNets' settings. Raises InvalidParameter."""
 
 _NOT_PARAMETERS = frozenset(
-    ("output", "url", "api_key", "local", "config", "image", "mask")
-    + ("mask_type", "mask_alpha", "type", "scale", "preprocess")
+    (
+        "output",
+        "url",
+        "api_key",
+        "local",
+        "config",
+        "image",
+        "mask",
+        "mask_type",
+        "mask_alpha",
+        "type",
+        "scale",
+        "preprocess",
+    )
 )
 
 

@@ -43,8 +43,8 @@ class Uploads:
     """The same as the caller sent it: files, not looked into yet. `deployments.intake` makes `Inputs` of it.
 
     Where there is an image and no mask file, `mask_type` may name a mask. `mask_alpha` says what a mask file's
-    transparency means; None is to go by its colours, where they leave no doubt. With `preprocess` a hint file is a photo
-    that its ControlNet's annotator still has to turn into a hint. `fit` is how pictures of other sizes become the
+    transparency means; None is to go by its colours, where they leave no doubt. With `preprocess` a hint file is a
+    photo that its ControlNet's annotator still has to turn into a hint. `fit` is how pictures of other sizes become the
     request's. `image_field` is what the caller calls the image, for errors.
     """
 

@@ -158,7 +158,7 @@ def _parameters(texts: Mapping[str, list[str]], options: Collection[str]) -> dic
 
 
 def _texts_of(name: str, value: Any) -> tuple[str, ...]:
-    """An option's texts, whether it came as fields or as JSON: one, or a flat list of them. Those left out are empty."""
+    """An option's texts, whether it came as fields or as JSON: one, or a flat list; empty where one is left out."""
     values = value if isinstance(value, list) else [value]
     if any(isinstance(each, list | dict) for each in values):
         raise InvalidParameter(name, "must be a text, or a list of texts")

@@ -29,7 +29,7 @@ async def list_jobs(request: Request, jobs: JobsHere) -> JSONResponse:
 
 
 @router.get("/{job_id}")
-async def read_job(request: Request, job_id: str, jobs: JobsHere) -> JSONResponse:
+async def read_job(request: Request, job_id: str, jobs: JobsHere) -> Response:
     """How the job is, and what has come of it so far; `images` are links."""
     answer = job_answer(await _found(request, jobs, job_id))
     return await json_response(lambda: answer, headers=NO_STORE)

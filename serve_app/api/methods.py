@@ -57,5 +57,5 @@ class Methods:
             elif message.get("more_body", False):
                 raise ClientDisconnect
 
-        await self.app(scope | {"method": "GET"}, receive, send_headers)
+        await self.app({**scope, "method": "GET"}, receive, send_headers)
         entry_of(scope).left = False

@@ -46,7 +46,7 @@ def parts_of(body: bytes, parameters: dict[str, str], most: int) -> list[Part]:
     begin = 2 if body.startswith(b"\r\n") else 0
     if not body.startswith(b"--" + boundary, begin):
         _refuse("the body does not begin with the boundary that its Content-Type names")
-    found = []
+    found: list[Part] = []
     for start, end in _spans(body, begin, boundary):
         if len(found) == most:
             _refuse(f"it may have at most {most} parts")

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
 from itertools import count
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -86,11 +87,8 @@ class EventStream(EventSourceResponse):
                     if name == "error":
                         entry.code = data["error"]["code"]
                     # With pictures it takes a while, and others would wait.
-                    yield (
-                        await asyncio.to_thread(_line, number, name, data)
-                        if name in LARGE
-                        else _line(number, name, data)
-                    )
+                    line = partial(_line, number, name, data)
+                    yield await asyncio.to_thread(line) if name in LARGE else line()
 
 
 def _line(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:

@@ -78,6 +78,5 @@ class Story:
     def _steps(self) -> int:
         params = self._prepared.request.params
         sampler = SAMPLERS.get(params.sampler or "")
-        return (
-            sampler.evaluations(params.num_inference_steps, params.strength) if sampler else params.num_inference_steps
-        )
+        steps = params.num_inference_steps
+        return sampler.evaluations(steps, params.strength) if sampler else steps

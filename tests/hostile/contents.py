@@ -63,8 +63,14 @@ TEXTS: Final = (
     asked("8,000 emoji", {"prompt": "☕" * 8_000}),
     asked("marks upon marks", {"prompt": "SECRET" + "\u0301\u0489" * 3_900}),
     asked("writing that turns around", {"prompt": "\u202eTERCES\u2066\u2069\u200f\u061c"}),
-    asked("control characters", {"prompt": "SECRET\0\x07\x08\x1b[31m\x7f\x85\u2028"}),
-    asked("nothing but what cannot be seen", {"prompt": "\u2003\u3000 \n"}, 422, "invalid_value", "prompt"),
+    *(
+        asked(f"the control character {character!r}", {name: f"SECRET{character}"}, 422, "invalid_value", name)
+        for name in ("prompt", "negative_prompt", "style_preset")
+        for character in "\0\x07\x08\x0b\x0c\x1b\x7f\x85\x9f"
+    ),
+    asked("lines and tabs", {"prompt": "SECRET\r\n\tcup\u2028"}),
+    asked("nothing but what cannot be seen", {"prompt": "\u2003\u3000 \n"}),
+    asked("nothing", {"prompt": ""}),
     asked("7,999 brackets that open", {"prompt": "(" * 7_990 + "SECRET"}, *WEIGHT),
     asked("7,999 brackets that close", {"prompt": "SECRET" + ")" * 7_990}),
     asked("4,000 pairs of brackets", {"prompt": "(" * 3_990 + "SECRET" + ")" * 3_990}, *WEIGHT),
@@ -97,14 +103,16 @@ NAMES: Final = (
             "https://SECRET.example/model.safetensors",
             "C:\\SECRET\\model",
             "tiny/../tiny",
-            "tiny\0SECRET",
             "tiny ",
             " tiny",
             "",
             ".",
             "SECRET\u202e",
-            "\n",
         )
+    ),
+    *(
+        asked(f"the model {name!r}", {"model_name": name}, 422, "invalid_value", "model_name")
+        for name in ("tiny\0SECRET", "\n", "tiny\x85")
     ),
     asked("a model in a list", {"model_name": ["tiny"]}, *TYPE, "model_name"),
     *(
