@@ -79,6 +79,9 @@ def _png_chunks(data: bytes) -> Iterator[int]:
     while at < len(data):
         size = 12 + int.from_bytes(data[at : at + 4], "big")
         yield size
+        # What comes behind is no part of the picture, and nobody reads it.
+        if data.startswith(b"IEND", at + 4):
+            return
         at += size
 
 

@@ -20,6 +20,7 @@ from serve_app.api.body import MAX_BODY_BYTES
 from serve_app.api.entries import entry_document
 from serve_app.api.errors import Problem, http_problem, problem_of
 from serve_app.api.forms import MAX_UPLOAD_BYTES
+from serve_app.api.garbage import collect_seldom
 from serve_app.api.journal import CLIENT_LEFT
 from serve_app.api.limiting import Limiting
 from serve_app.api.memory import Memory
@@ -115,6 +116,7 @@ def create_api(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.start()
     app.state.jobs.start()
+    collect_seldom()
     yield
     await app.state.jobs.stop()
 

@@ -26,7 +26,7 @@ from serve_app.api.once import once, refuse_key
 from serve_app.api.ops import Service
 from serve_app.api.sse import EventStream, in_order
 from serve_app.api.story import Told
-from serve_app.api.validation import MAX_FAULTS, broken_rules, read_params
+from serve_app.api.validation import MAX_FAULTS, broken_rules, params_or_problem
 from serve_app.batch import Batch, Outcome
 from serve_app.jobs import RETRY_S, Jobs, TooManyJobs, new_job_id
 from serve_app.jobs_config import JobsConfig
@@ -106,23 +106,27 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
 
     Raises Problem where it is the batch itself that is wrong, or too large.
     """
+    # Before each is looked at: there may be hundreds of thousands.
+    _check_size(_entries_in(body), config.max_entries, "entries")
     try:
         batch = BatchBody.model_validate(body)
     except ValidationError as error:
         raise broken_rules(error, known=set(BatchBody.model_fields)) from None
-    _check_size(len(batch.requests), config.max_entries, "entries")
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
     asked = Asked({}, {})
     # Of the first faults all is told; of the entries behind them what is first wrong with each.
     room = MAX_FAULTS
     for index, entry in enumerate(batch.requests):
         said = defaults | plain(entry, GenerationParams) if isinstance(entry, dict) else entry
-        try:
-            params = read_params(said, max(1, room), hints=room > 0)
-            asked.params[index] = as_controlled(request, caller_of(request).permitted(params))
-        except Problem as problem:
-            asked.refused[index] = problem
-            room -= len(problem.faults)
+        params = params_or_problem(said, max(1, room), hints=room > 0)
+        if isinstance(params, Problem):
+            asked.refused[index] = params
+            room -= len(params.faults)
+        else:
+            try:
+                asked.params[index] = as_controlled(request, caller_of(request).permitted(params))
+            except Problem as problem:
+                asked.refused[index] = problem.with_traceback(None)
         await let_others_run()
     _check_size(asked.images, config.max_images, "images")
     return asked

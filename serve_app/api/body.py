@@ -73,16 +73,18 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     if announced is not None and announced > max_bytes:
         raise _too_large(max_bytes)
     expected = max_bytes if announced is None else announced
-    body = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     try:
         async with asyncio.timeout(READ_SECONDS + expected / SLOWEST_BYTES_PER_SECOND):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > max_bytes:
                     raise _too_large(max_bytes)
     except TimeoutError:
         raise Problem(408, "request_timeout", "the body took too long to arrive", headers=CLOSE) from None
-    return bytes(body)
+    return b"".join(chunks) if size <= _SHORT_BODY_BYTES else await asyncio.to_thread(b"".join, chunks)
 
 
 def announced_bytes(headers: Headers) -> int | None:

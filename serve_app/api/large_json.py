@@ -8,8 +8,9 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-# As Starlette's own JSON answers.
+# As Starlette's own JSON answers; and for streams, whose readers take more for the end of a line than their writers.
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ASCII_ENCODER: Final = json.JSONEncoder(allow_nan=False)
 
 _PIECE_BYTES: Final = 256 * 1024
 
@@ -24,6 +25,7 @@ class Pieces(Response):
         for start in range(0, len(self.body), _PIECE_BYTES):
             piece = bytes(self.body[start : start + _PIECE_BYTES])
             await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await let_others_run()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -34,12 +36,13 @@ async def json_response(
     return Pieces(await asyncio.to_thread(lambda: encoded_json(make())), status, headers)
 
 
-def encoded_json(value: Any) -> bytes:
+def encoded_json(value: Any, *, ascii_only: bool = False) -> memoryview:
     """`value` as JSON. Unlike `json.dumps` it can be interrupted between any two values."""
     encoded = bytearray()
-    for text in _ENCODER.iterencode(value):
+    for text in (_ASCII_ENCODER if ascii_only else _ENCODER).iterencode(value):
         encoded += text.encode()
-    return bytes(encoded)
+    # Not copied once more, which nothing could interrupt.
+    return memoryview(encoded)
 
 
 async def let_others_run() -> None:

@@ -5,7 +5,6 @@ HTTP answers only after the backend's first event, so that a refusal is a proper
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -14,7 +13,7 @@ from itertools import count
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
@@ -24,6 +23,7 @@ from serve_app.api.caching import told
 from serve_app.api.departure import while_client_stays
 from serve_app.api.errors import internal_error
 from serve_app.api.journal import Entry, entry_of
+from serve_app.api.large_json import encoded_json
 from serve_app.api.story import Story, Told
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,9 @@ class EventStream(EventSourceResponse):
 
 
 def _line(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
-    return format_sse_event(data_str=json.dumps(data), event=name, id=number)
+    """The event on the wire; JSON has no lines of its own."""
+    end = "\n\n" if number is None else f"\nid: {number}\n\n"
+    return b"".join((f"event: {name}\ndata: ".encode(), encoded_json(data, ascii_only=True), end.encode()))
 
 
 async def in_order(told: AsyncGenerator[Told, None], request_id: str) -> AsyncGenerator[Numbered, None]:

@@ -66,15 +66,25 @@ MAX_FAULTS: Final = 20
 """Who has made more mistakes is told how many. Each costs time, and a search for what was meant costs most of it."""
 
 
-def read_params(body: Any, most: int = MAX_FAULTS, *, hints: bool = True) -> GenerationParams:
-    """`body` as parameters. Raises Problem 422, which lists the first `most` faults.
+def read_params(body: Any) -> GenerationParams:
+    """`body` as parameters. Raises Problem 422, which lists the first faults."""
+    params = params_or_problem(body)
+    if isinstance(params, Problem):
+        raise params
+    return params
 
-    Without `hints` it does not look for what the caller may have meant.
+
+def params_or_problem(body: Any, most: int = MAX_FAULTS, *, hints: bool = True) -> GenerationParams | Problem:
+    """`body` as parameters, or the problem 422 with the first `most` faults.
+
+    Without `hints` it does not look for what the caller may have meant. A problem that was not raised holds on to
+    nothing: there may be a thousand.
     """
     try:
         return GenerationParams.model_validate(body)
     except ValidationError as error:
-        raise broken_rules(error, most=most, hints=hints) from None
+        problem = broken_rules(error, most=most, hints=hints)
+    return problem
 
 
 def broken_rules(
@@ -113,7 +123,8 @@ def fault_of(
     where = place.format("/".join(path))
     if kind == "value_error":
         # Ours: the text of a ValueError that one of the models' own validators raised.
-        return Fault(where, "invalid_value", str(context["error"]))
+        said = str(context["error"])
+        return Fault(where, "invalid_value", said if hints else said.partition(";")[0])
     code, words = _RULES.get(kind, ("invalid_value", "is not valid"))
     return Fault(where, code, words.format_map(context) + _nearest_multiple(detail))
 

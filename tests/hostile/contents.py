@@ -35,7 +35,7 @@ NUMBERS: Final = (
     asked("a seed beyond all", {"seed": 2**63}, 422, "too_large", "seed"),
     asked("a seed of nothing", {"seed": ""}, *TYPE, "seed"),
     asked("one and a half images", {"num_images": 1.5}, *TYPE, "num_images"),
-    asked("minus zero", {"width": -0.0}, *TYPE, "width"),
+    asked("minus zero", {"width": -0.0}, 422, "too_small", "width"),
     asked("steps of truth", {"num_inference_steps": True}, *TYPE, "num_inference_steps"),
     asked("too many layers left out", {"clip_skip": 13}, 422, "too_large", "clip_skip"),
     asked(
@@ -49,7 +49,7 @@ NUMBERS: Final = (
     asked("HIGH", {"priority": "HIGH"}, 422, "not_allowed", "priority"),
     asked("priority 10", {"priority": 10}, 422, "not_allowed", "priority"),
     asked("priority -1", {"priority": -1}, 422, "not_allowed", "priority"),
-    asked("no priority", {"priority": None}, 422, "not_allowed", "priority"),
+    asked("no priority", {"priority": None}),
     asked("a list of priorities", {"priority": ["high"]}, 422, "not_allowed", "priority"),
     asked("a deadline that has passed", {"deadline_ms": 0}, 422, "too_small", "deadline_ms"),
     asked("a deadline before the question", {"deadline_ms": -1}, 422, "too_small", "deadline_ms"),

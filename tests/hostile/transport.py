@@ -165,7 +165,7 @@ CODINGS: Final = (
 
 METHODS: Final = (
     *(got(f"{method} at a door", TEXT_DOOR, 405, "method_not_allowed", method) for method in ("GET", "PUT", "TRACE")),
-    *(got(f"{method} at a door", TEXT_DOOR, 405, "method_not_allowed", method) for method in ("DELETE", "OPTIONS")),
+    *(got(f"{method} at a door", TEXT_DOOR, 405, "method_not_allowed", method) for method in ("DELETE", "PATCH")),
     got("HEAD at a door", TEXT_DOOR, 405, None, "HEAD"),
     got("POST of a list", f"{DIFFUSION}/models", 405, "method_not_allowed", "POST"),
     got("nowhere", "/SECRET", 404, "not_found"),

@@ -177,6 +177,14 @@ def test_evaluations_and_draws_are_known_beforehand(sampler: str, steps: int) ->
         assert any(schedule.draws) == SAMPLERS[sampler].draws
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("strength", [0.05, 0.5, 0.8, 1.0])
+def test_what_image_to_image_leaves_out_is_known_beforehand(sampler: str, strength: float) -> None:
+    row = SAMPLERS[sampler]
+    schedule = FACTORIES["epsilon"].schedule(sampler, 20, row.start(20, strength))
+    assert len(schedule) == row.evaluations(20, strength)
+
+
 def test_evaluations_of_twenty_steps() -> None:
     counts = {name: SAMPLERS[name].evaluations(20) for name in ("pndm", "heun", "kdpm2", "euler", "unipc")}
     assert counts == {"pndm": 21, "heun": 39, "kdpm2": 39, "euler": 20, "unipc": 20}

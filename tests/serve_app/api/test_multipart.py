@@ -97,7 +97,7 @@ async def test_a_large_file_needs_no_room_on_a_disk(
     client: httpx.AsyncClient, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
-    large = picture() + bytes(3_000_000)
+    large = picture() + bytes(3_000_000)  # behind its end
     answer = await client.post(DOOR, content=PROMPT + file(b"init_image", large) + END, headers=FORM)
     assert answer.status_code == 200, answer.text
 
