@@ -13,7 +13,7 @@ import yaml
 from deployments import images, pieces
 from deployments.engine import params, prompts
 from serve_app import cli, local_cluster
-from serve_app.api import body, forms, sse, upload_budget
+from serve_app.api import body, forms, sse, upload_budget, validation
 from serve_app.config import AppConfig
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,8 @@ MIB = 2**20
         f"{body.SLOWEST_BYTES_PER_SECOND // 1024} KiB/s |",
         f"| time for taking a stream's next event | {sse.WRITE_SECONDS:g} s |",
         f"| keys of a JSON object | {body.MAX_KEYS} |",
+        f"| lists and objects of a body | {body.MAX_CONTAINERS:,} |",
+        f"| faults that an answer lists | {validation.MAX_FAULTS}, and",
         f"weights 0 to {prompts.MAX_WEIGHT:g} |",
         f"64 to {params.MAX_SIDE} in eights |",
         f"| picture file | {images.MIN_SIDE} to {images.MAX_SIDE} a side, {images.MAX_PIXELS / 1e6:.1f} million "

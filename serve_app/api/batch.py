@@ -13,7 +13,7 @@ from deployments.engine.errors import EngineError
 from deployments.engine.params import GenerationParams, Priority, Said, plain
 from serve_app.api import examples
 from serve_app.api.body import read_json_object
-from serve_app.api.caching import as_controlled
+from serve_app.api.caching import as_controlled, cache_control
 from serve_app.api.caller import caller_of
 from serve_app.api.departure import while_client_stays
 from serve_app.api.entries import entry_answer, totals
@@ -116,6 +116,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     asked = Asked({}, {})
     # Of the first faults all is told; of the entries behind them what is first wrong with each.
     room = MAX_FAULTS
+    use = cache_control(request)
     for index, entry in enumerate(batch.requests):
         said = defaults | plain(entry, GenerationParams) if isinstance(entry, dict) else entry
         params = params_or_problem(said, max(1, room), hints=room > 0)
@@ -124,7 +125,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
             room -= len(params.faults)
         else:
             try:
-                asked.params[index] = as_controlled(request, caller_of(request).permitted(params))
+                asked.params[index] = as_controlled(caller_of(request).permitted(params), use)
             except Problem as problem:
                 asked.refused[index] = problem.with_traceback(None)
         await let_others_run()

@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
 from serve_app.api.answers import answer_of, server_timing
-from serve_app.api.caching import as_controlled, told
+from serve_app.api.caching import as_controlled, cache_control, told
 from serve_app.api.caller import caller_of
 from serve_app.api.departure import while_client_stays
 from serve_app.api.journal import entry_of
@@ -37,7 +37,7 @@ async def deliver(
     Raises Problem 403 for a priority beyond the caller's, and what `charge` and `once` raise.
     """
     media_type = wanted(request, _offers(params))
-    params = as_controlled(request, caller_of(request).permitted(params))
+    params = as_controlled(caller_of(request).permitted(params), cache_control(request))
     if media_type == EVENTS:
         refuse_key(request)
         prepared = await _prepared(request, service, params, uploads, previews)

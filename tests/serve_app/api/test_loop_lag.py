@@ -208,6 +208,16 @@ async def test_no_shape_of_json_keeps_anybody_waiting(app: FastAPI, tokens: list
         assert lag < MOST_S
 
 
+@pytest.mark.parametrize(
+    "name", ["Accept", "Prefer", "Cache-Control", "Content-Type", "X-Forwarded-For", "Idempotency-Key"]
+)
+@pytest.mark.parametrize("piece", ["a/b,", "*/*;q=0.1,", ";", ",", "a=b; "])
+async def test_no_header_keeps_anybody_waiting(app: FastAPI, name: str, piece: str) -> None:
+    value = "".join(piece.format(i) for i in range(6_000))
+    lag, _, _ = await lag_of(app, BATCH, batch(*[{"prompt": "a"}] * 40), JSON | {name: value})
+    assert lag < MOST_S
+
+
 NOISE: Final = np.random.default_rng(0).bytes(3_000_000)
 
 
