@@ -187,6 +187,8 @@ def _text(part: Part, files: Collection[str], options: Collection[str]) -> str:
         # Its name alone is refused, in whatever writing its text is.
         return part.data.decode(errors="replace")
     _check_writing(part)
+    if not part.utf8:
+        raise InvalidParameter(part.name, "must be UTF-8, and its charset named so if at all")
     try:
         return part.data.decode()
     except UnicodeDecodeError:
@@ -194,8 +196,8 @@ def _text(part: Part, files: Collection[str], options: Collection[str]) -> str:
 
 
 def _check_writing(part: Part) -> None:
-    if part.fault is not None:
-        raise InvalidParameter(part.name, part.fault)
+    if not part.plain:
+        raise InvalidParameter(part.name, "must be sent as it is, without Content-Transfer-Encoding")
 
 
 def _typed(name: str, text: str) -> Any:

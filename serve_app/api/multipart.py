@@ -25,13 +25,14 @@ _UTF8: Final = ("utf-8", "utf8", "us-ascii")
 class Part:
     """A part: its field's name, its bytes, and the file name that came with it, if one did.
 
-    `fault` is what is wrong with how the bytes were written, in words that go on after the field's name.
+    `plain` says that the bytes are as they were, not in base64 for example; `utf8` that no other charset is named.
     """
 
     name: str
     data: bytes
     filename: str | None = None
-    fault: str | None = None
+    plain: bool = True
+    utf8: bool = True
 
     @property
     def empty(self) -> bool:
@@ -105,18 +106,22 @@ def _part(body: bytes, start: int, end: int) -> Part:
     data = body[headers_end + 4 : end]
     try:
         kind, said = value_and_parameters(headers.get("content-disposition", ""))
-        _, typed = value_and_parameters(headers.get("content-type", "text/plain"))
     except ValueError:
-        _refuse("a part's Content-Disposition or Content-Type is missing, malformed, or says a thing twice")
+        _refuse("a part's Content-Disposition is missing, malformed, or says a thing twice")
     if kind != "form-data" or "name" not in said:
         _refuse('every part needs Content-Disposition: form-data; name="..."')
     filename = said.get("filename", said.get("filename*"))
-    fault = None
-    if headers.get("content-transfer-encoding", "binary").lower() not in _PLAIN:
-        fault = "must be sent as it is, without Content-Transfer-Encoding"
-    elif filename is None and typed.get("charset", "utf-8").lower() not in _UTF8:
-        fault = "must be sent in UTF-8"
-    return Part(said["name"], data, filename, fault)
+    plain = headers.get("content-transfer-encoding", "binary").lower() in _PLAIN
+    return Part(said["name"], data, filename, plain, _is_utf8(headers.get("content-type", "text/plain")))
+
+
+def _is_utf8(content_type: str) -> bool:
+    """Whether a text of that type is UTF-8, which it is where no charset can be made out."""
+    try:
+        _, parameters = value_and_parameters(content_type)
+    except ValueError:
+        return "charset" not in content_type.lower()
+    return parameters.get("charset", "utf-8").lower() in _UTF8
 
 
 def _headers(block: bytes) -> dict[str, str]:

@@ -21,6 +21,10 @@ FILES: Final = {
     "no file name, and a type": part(b'form-data; name="init_image"', picture(), b"Content-Type: image/png\r\n"),
     "RFC 5987's file name": part(b"form-data; name=\"init_image\"; filename*=UTF-8''a%20b.png", picture()),
     "both file names": part(b'form-data; name="init_image"; filename="a"; filename*=UTF-8\'\'a', picture()),
+    "a charset, which says nothing of a picture": part(
+        b'form-data; name="init_image"', picture(), b"Content-Type: image/png; charset=binary\r\n"
+    ),
+    "a type that is none": part(b'form-data; name="init_image"; filename="a"', picture(), b"Content-Type:\r\n"),
     "a name without quotes": part(b"form-data; name=init_image; filename=a.png", picture()),
     "headers in other letters": part(b'FORM-DATA; NAME="init_image"; FileName="a.png"', picture()),
     "Windows' file name": part(rb'form-data; name="init_image"; filename="C:\pictures\a.png"', picture()),
