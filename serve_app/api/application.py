@@ -116,6 +116,8 @@ def create_api(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.start()
     app.state.jobs.start()
+    # It takes a while, which whoever asks for it first would make all others wait.
+    app.openapi()
     collect_seldom()
     yield
     await app.state.jobs.stop()

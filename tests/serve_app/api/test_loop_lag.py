@@ -71,10 +71,18 @@ async def lag_of(app: FastAPI, path: str, body: bytes, headers: dict[str, str]) 
     return await measured(app, path, body, headers)
 
 
-async def measured(app: FastAPI, path: str, body: bytes, headers: dict[str, str]) -> tuple[float, int, int]:
+async def measured(
+    app: FastAPI, path: str, body: bytes, headers: dict[str, str], method: str = "POST"
+) -> tuple[float, int, int]:
     """Seconds for which the request kept the loop, its status, and how long its answer was."""
     named = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    scope = scope_of("application/json") | {"path": path, "raw_path": path.encode(), "headers": named, "state": {}}
+    scope = scope_of("application/json") | {
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "headers": named,
+        "state": {},
+    }
     chunks = [body[start : start + 65_536] for start in range(0, len(body), 65_536)]
     incoming = iter(
         {"type": "http.request", "body": chunk, "more_body": i < len(chunks) - 1} for i, chunk in enumerate(chunks)
@@ -110,6 +118,7 @@ def filled(chunk: bytes) -> bytes:
     return start + chunk * ((MAX_BODY_BYTES - len(start) - len(end)) // len(chunk)) + end
 
 
+LISTINGS: Final = ("models", "samplers", "styles", "stats", "health", "jobs")
 LONG: Final = "x" * 200
 BATCHES: Final = {
     "1,000 with a wrong size": batch(*[{"prompt": "a", "width": 511}] * 1_000),
@@ -206,6 +215,13 @@ async def test_no_shape_of_json_keeps_anybody_waiting(app: FastAPI, tokens: list
     for path in (PATH, BATCH):
         lag, _, _ = await lag_of(app, path, body, JSON)
         assert lag < MOST_S
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/metrics", *(f"{BASE}/{name}" for name in LISTINGS)])
+async def test_what_is_asked_first_keeps_nobody_waiting_either(app: FastAPI, path: str) -> None:
+    lag, status, _ = await measured(app, path, b"", {}, "GET")
+    assert lag < MOST_S
+    assert status == 200
 
 
 @pytest.mark.parametrize(
