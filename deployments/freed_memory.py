@@ -26,6 +26,19 @@ def _trimming() -> Callable[[int], int] | None:
 
 _TRIM: Final = _trimming()
 
+_MMAP_THRESHOLD: Final = -3
+"""`M_MMAP_THRESHOLD` of glibc's malloc.h."""
+
+
+def hold_large_blocks_apart() -> None:
+    """From now on every large block of this process goes back as soon as it is freed.
+
+    glibc would raise the limit with the first, and keep the next ones in its arenas, from whose middle nothing can be
+    given back. For processes without tensors: new pages for each of them would cost an engine time.
+    """
+    if _TRIM is not None:
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
+
 
 def give_back() -> None:
     """Gives all whole pages that are free back. Other threads run meanwhile."""

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.freed_memory import LARGE_BYTES, FreedMemory
+from deployments.freed_memory import LARGE_BYTES, FreedMemory, hold_large_blocks_apart
 
 
 class Memory:
@@ -11,6 +11,7 @@ class Memory:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._freed = FreedMemory()
+        hold_large_blocks_apart()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         passed = 0
