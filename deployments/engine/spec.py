@@ -1,10 +1,11 @@
 """What the engine must know of a model before it loads it. Data about real models lives above, in `registry.py`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from deployments.engine.intact import read_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def sources_of(spec: ModelSpec) -> tuple[PartSpec, ...]:
 def with_native_size(spec: ModelSpec) -> ModelSpec:
     """`spec` with `native_size` known: UNet sample size times the VAE's downscaling, from the folders' own configs.
 
-    Raises ValueError where the size is not given and the folders are not local.
+    Raises ValueError where the size is not given and the folders are not local, ModelLoadError for a broken config.
     """
     if spec.native_size:
         return spec
@@ -81,5 +82,7 @@ def _config(spec: ModelSpec, part: str) -> dict[str, Any]:
     folder = Path(as_part(spec.parts[part]).source) if part in spec.parts else Path(spec.source) / part
     if not folder.parent.is_dir():
         raise ValueError(f"model {spec.name!r}: native_size must be given, because its source is not a local folder")
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return config
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"model {spec.name!r}: there is no config.json for its {part}")
+    return read_config(f"model {spec.name!r}: its {part}", path)
