@@ -70,6 +70,7 @@ def faster_attention(
 def sample_inputs(unet: Any, rows: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What a diffusers UNet is called with at its native size: seeded noise, one timestep per row, 77 tokens."""
     config = unet.config
+    width = config.cross_attention_dim
     generator = torch.Generator("cpu").manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -78,7 +79,7 @@ def sample_inputs(unet: Any, rows: int, device: torch.device, dtype: torch.dtype
     return {
         "sample": noise(config.in_channels, config.sample_size, config.sample_size),
         "timestep": torch.full((rows,), 500.0, device=device),
-        "encoder_hidden_states": noise(77, config.cross_attention_dim),
+        "encoder_hidden_states": noise(77, width if isinstance(width, int) else width[0]),
         "return_dict": False,
     }
 

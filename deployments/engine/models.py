@@ -8,24 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from deployments.engine.attention import AttentionChoice, choose_attention
 from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import EngineError, ModelLoadError
 from deployments.engine.hub import locate
-from deployments.engine.parts import Parts, is_half, size_of
+from deployments.engine.intact import read_config
+from deployments.engine.part_fit import check_controlnet, check_parts
+from deployments.engine.parts import PartFolder, Parts, is_half, size_of
 from deployments.engine.pictures import PictureEncoder
+from deployments.engine.pipeline_index import check_pipeline
 from deployments.engine.prompt_keys import PromptKeys
 from deployments.engine.samplers import DiffusionSchedulerFactory
 from deployments.engine.spec import PARTS, ModelSpec, PartSpec, as_part, with_native_size
+from deployments.engine.vocabulary import check_vocabulary, load_tokenizer
 
 log = logging.getLogger(__name__)
 
 _FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
-_PART_FILES = "it needs config.json and weights as safetensors, in diffusers' layout, or a tokenizer's files"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +77,15 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, parts:
     """Loads `spec` from a local folder, or from the hub at its pinned revision; safetensors only, no remote code.
 
     What `parts` has loaded for other models already is shared. Raises ModelLoadError, which says what is missing, or
-    that a revision must be pinned.
+    not served, and in which part, or that a revision must be pinned.
     """
-    title = f"model {spec.name!r}"
     parts = parts or Parts(device, dtype)
     folders = _locate_parts(spec, half=parts.half)
     found = {name: PartSpec(str(folder)) for name, folder in folders.items()}
     try:
-        model = _load(with_native_size(replace(spec, parts=found)), folders, parts)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelLoadError(f"{title} could not be loaded from {spec.source!r}: {_FILES}") from error
+        model = _load(with_native_size(replace(spec, parts=found)), spec, folders, parts)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelLoadError(f"{_title(spec)} could not be loaded from {spec.source!r}: {_FILES}") from error
     return replace(model, spec=replace(model.spec, parts=spec.parts))
 
 
@@ -96,11 +98,15 @@ def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
 
 def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, Path]:
     """The folder of each part: in the model's own, or wherever `spec.parts` says."""
-    title = f"model {spec.name!r}"
+    title = _title(spec)
     own = [name for name in PARTS if name not in spec.parts]
     root = locate(title, spec.source, spec.revision, own, half=half)
+    check_pipeline(title, root, own)
+    absent = [name for name in own if not (root / name).is_dir()]
+    if absent:
+        raise ModelLoadError(f"{title} could not be loaded from {spec.source!r}: there is no {absent[0]}/; {_FILES}")
     return {name: root / name for name in own} | {
-        name: _locate_part(f"{title}: its {name}", as_part(part), half=half) for name, part in spec.parts.items()
+        name: _locate_part(_title(spec, name), as_part(part), half=half) for name, part in spec.parts.items()
     }
 
 
@@ -112,25 +118,35 @@ def _locate_part(title: str, part: PartSpec, *, half: bool) -> Path:
     return locate(title, part.source, part.revision, ("",), half=half)
 
 
+def _title(spec: ModelSpec, part: str = "") -> str:
+    return f"model {spec.name!r}" + (f": its {part}" if part else "")
+
+
 def _controlnet_title(spec: ModelSpec, name: str) -> str:
-    return f"model {spec.name!r}: its ControlNet {name!r}"
+    return _title(spec, f"ControlNet {name!r}")
 
 
-def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedModel:
+def _load(spec: ModelSpec, asked: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedModel:
+    """`spec` has the local folders of all parts, `asked` where they come from."""
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
-    unet, vae, text_encoder = (
-        parts.unet(folders["unet"]),
-        parts.vae(folders["vae"]),
-        parts.text_encoder(folders["text_encoder"]),
-    )
-    if int(unet.config.in_channels) not in (vae.config.latent_channels, 2 * vae.config.latent_channels + 1):
-        raise ModelLoadError(f"model {spec.name!r}: a UNet of {unet.config.in_channels} input channels is not known")
+
+    def part(name: str) -> PartFolder:
+        source = as_part(asked.parts[name]).source if name in asked.parts else asked.source
+        return PartFolder(_title(spec, name), source, folders[name])
+
+    # The small files first: what they tell need not wait for the weights.
+    read_config(_title(spec, "scheduler"), folders["scheduler"] / SCHEDULER_CONFIG_NAME)
+    tokenizer = load_tokenizer(_title(spec, "tokenizer"), folders["tokenizer"])
+    unet, vae, text_encoder = parts.unet(part("unet")), parts.vae(part("vae")), parts.text_encoder(part("text_encoder"))
+    check_parts(_title(spec), unet, vae, text_encoder)
+    check_vocabulary(_title(spec, "tokenizer"), tokenizer, text_encoder.config)
     if spec.inpaints_only and unet.config.in_channels == vae.config.latent_channels:
         raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
     samplers = parts.samplers(folders["scheduler"])
-    tokenizer = CLIPTokenizer.from_pretrained(folders["tokenizer"])
     controlnets = {name: _controlnet(spec, name, parts) for name in spec.controlnets}
+    for name, net in controlnets.items():
+        check_controlnet(_controlnet_title(spec, name), net.network, unet, vae, text_encoder)
     model = LoadedModel(
         spec=spec,
         unet=unet,
@@ -155,12 +171,8 @@ def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedM
 
 def _controlnet(spec: ModelSpec, name: str, parts: Parts) -> ControlNet:
     folder = _locate_controlnet(spec, name, half=parts.half)
-    try:
-        return parts.controlnet(name, folder)
-    except (OSError, ValueError, KeyError) as error:
-        source = as_part(spec.controlnets[name]).source
-        text = f"{_controlnet_title(spec, name)} could not be loaded from {source!r}: {_PART_FILES}"
-        raise ModelLoadError(text) from error
+    source = as_part(spec.controlnets[name]).source
+    return parts.controlnet(name, PartFolder(_controlnet_title(spec, name), source, folder))
 
 
 def _refused(spec: ModelSpec, samplers: DiffusionSchedulerFactory) -> Mapping[str, EngineError]:

@@ -3,8 +3,9 @@
 import hashlib
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
@@ -13,7 +14,7 @@ from transformers import CLIPTextModel
 
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import ModelLoadError
-from deployments.engine.hub import variant_of
+from deployments.engine.networks import load_network
 from deployments.engine.samplers import DiffusionSchedulerFactory
 
 T = TypeVar("T")
@@ -21,8 +22,20 @@ T = TypeVar("T")
 _CHUNK = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class PartFolder:
+    """Where a part is: in `folder`. Errors begin with `title`; `source` is what the configuration calls it."""
+
+    title: str
+    source: str
+    folder: Path
+
+
 class Parts:
-    """Loads networks onto one device in one precision. A part lives as long as a model that uses it."""
+    """Loads networks onto one device in one precision. A part lives as long as a model that uses it.
+
+    What it loads is whole, or refused with a ModelLoadError.
+    """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -34,17 +47,17 @@ class Parts:
         """Whether weights are wanted in half precision."""
         return is_half(self.dtype)
 
-    def unet(self, folder: Path) -> UNet2DConditionModel:
+    def unet(self, part: PartFolder) -> UNet2DConditionModel:
         """A UNet of its own: the engine changes it, and each model's counts as that model's size."""
-        return cast(UNet2DConditionModel, self._ready(UNet2DConditionModel, folder))
+        return self._ready(UNet2DConditionModel, part)
 
-    def vae(self, folder: Path) -> AutoencoderKL:
-        """The VAE in `folder`, shared."""
-        return self._once(AutoencoderKL, folder, lambda: self._ready(AutoencoderKL, folder))
+    def vae(self, part: PartFolder) -> AutoencoderKL:
+        """The VAE in `part`, shared."""
+        return self._once(AutoencoderKL, part.folder, lambda: self._ready(AutoencoderKL, part))
 
-    def text_encoder(self, folder: Path) -> CLIPTextModel:
-        """The text encoder in `folder`, shared."""
-        return self._once(CLIPTextModel, folder, lambda: self._ready(CLIPTextModel, folder))
+    def text_encoder(self, part: PartFolder) -> CLIPTextModel:
+        """The text encoder in `part`, shared."""
+        return self._once(CLIPTextModel, part.folder, lambda: self._ready(CLIPTextModel, part))
 
     def samplers(self, folder: Path) -> DiffusionSchedulerFactory:
         """The factory for the scheduler config in `folder`, shared, with the schedules and checks that it has made."""
@@ -52,10 +65,10 @@ class Parts:
             DiffusionSchedulerFactory, folder, lambda: DiffusionSchedulerFactory(DDIMScheduler.load_config(folder))
         )
 
-    def controlnet(self, name: str, folder: Path) -> ControlNet:
-        """The ControlNet in `folder`, shared by models that call it by the same name."""
-        key = f"{name}/{fingerprint(folder)}"
-        return self._shared_or((ControlNet, key), lambda: ControlNet(name, self._ready(ControlNetModel, folder)))
+    def controlnet(self, name: str, part: PartFolder) -> ControlNet:
+        """The ControlNet in `part`, shared by models that call it by the same name."""
+        key = f"{name}/{fingerprint(part.folder)}"
+        return self._shared_or((ControlNet, key), lambda: ControlNet(name, self._ready(ControlNetModel, part)))
 
     def _once(self, kind: type[T], folder: Path, load: Callable[[], T]) -> T:
         return self._shared_or((kind, fingerprint(folder)), load)
@@ -67,12 +80,9 @@ class Parts:
             self._shared[key] = found
         return found
 
-    def _ready(self, kind: Any, folder: Path) -> Any:
-        variant = variant_of(folder, half=self.half)
-        # transformers has renamed the argument, diffusers has not.
-        precision = {"dtype" if kind is CLIPTextModel else "torch_dtype": self.dtype}
-        network: nn.Module = kind.from_pretrained(folder, use_safetensors=True, variant=variant, **precision)
-        return network.to(self.device).eval().requires_grad_(False)
+    def _ready(self, kind: type[T], part: PartFolder) -> T:
+        network: T = load_network(part.title, part.source, part.folder, kind, self.dtype, self.device, half=self.half)
+        return network
 
 
 def fingerprint(folder: Path) -> str:
