@@ -23,7 +23,7 @@ _WIDTH: Final = Rule(
     "the text encoder's `hidden_size`", _is_one_width, "all blocks attend to the one text encoder of the model"
 )
 
-_SHARED: Final[Rules] = {
+_SHARED: Final[dict[str, Rule]] = {
     "flip_sin_to_cos": anything(),
     "freq_shift": anything(),
     "only_cross_attention": anything(),
@@ -53,7 +53,7 @@ _SHARED: Final[Rules] = {
     "addition_embed_type": only(None, why=_MORE_INPUTS),
 }
 
-_UNET_ALONE: Final[Rules] = {
+_UNET_ALONE: Final[dict[str, Rule]] = {
     "center_input_sample": anything(),
     "sample_size": anything("any; it gives the native size"),
     "in_channels": anything("the VAE's `latent_channels`; twice that and one more for inpainting"),
