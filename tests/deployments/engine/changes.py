@@ -30,6 +30,10 @@ def edit(folder: Path, *, file: str, **entries: Any) -> None:
     (folder / file).write_text(json.dumps(config))
 
 
+def set_key(folder: Path, *, file: str, key: str, value: Any) -> None:
+    edit(folder, file=file, **{key: value})
+
+
 def rewrite(folder: Path, *, file: str, change: Callable[[State], State]) -> None:
     """Changes the tensors of a safetensors file."""
     state = {key: tensor.clone().contiguous() for key, tensor in change(load_file(folder / file)).items()}
@@ -127,6 +131,22 @@ def halves(folder: Path, *, others: tuple[str, ...] = ()) -> None:
         for other in others:
             (folder / Path(file).parent / f"{stem}.{other}.safetensors").write_bytes(b"other weights")
         rename(folder, file=file, to=f"{stem}.fp16.safetensors")
+
+
+def bfloat16_only(folder: Path) -> None:
+    """The UNet by that name only."""
+    in_dtype(folder, file=UNET, dtype=torch.bfloat16)
+    rename(folder, file=UNET, to="diffusion_pytorch_model.bf16.safetensors")
+
+
+def folders_beside(folder: Path) -> None:
+    for name in ("safety_checker", "image_encoder"):
+        (folder / name).mkdir()
+
+
+def no_tokenizer_files(folder: Path) -> None:
+    for path in (folder / "tokenizer").iterdir():
+        path.unlink()
 
 
 def shards(folder: Path, *, variant: str | None = None) -> None:
