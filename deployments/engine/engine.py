@@ -26,7 +26,7 @@ from deployments.engine.events import Event, Preview, Refused
 from deployments.engine.ledger import Ledger
 from deployments.engine.models import LoadedModel
 from deployments.engine.padding import powers_of_two
-from deployments.engine.prepare import begin_row, check, prepare
+from deployments.engine.prepare import begin_row, check, fitted, prepare
 from deployments.engine.previews import previews
 from deployments.engine.queue import Arrival
 from deployments.engine.row import Bucket, Request, Row, Ticket
@@ -106,7 +106,9 @@ class Engine:
         `Accepted` comes with one of the next steps; or `Refused` even then, where it cannot be prepared.
         """
         with self._refusing(request):
-            check(request, self._model_of(request))
+            model = self._model_of(request)
+            check(request, model)
+            request = fitted(request, model)
             self.admission.arrive(request, self.running)
             self.ledger.arrived(request)
 

@@ -17,6 +17,17 @@ Task = Literal["text-to-image", "image-to-image", "inpaint"]
 Fit = Literal["cover", "pad", "stretch"]
 
 
+@dataclass(frozen=True, slots=True)
+class PipelineKind:
+    """Which of diffusers' pipelines stands for a request; `controlled` means the one with ControlNets.
+
+    They do not treat a checkpoint alike: each corrects other settings of its scheduler.
+    """
+
+    task: Task = "text-to-image"
+    controlled: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
     """`image` is what an image-to-image or inpaint request starts from, `mask` says where it is painted anew.

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ from transformers import CLIPTokenizer
 from deployments.engine.attention import AttentionChoice, choose_attention
 from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
-from deployments.engine.errors import EngineError, ModelLoadError
+from deployments.engine.checkpoint_scheduler import INDEX
+from deployments.engine.errors import ModelLoadError
+from deployments.engine.guidance_embedding import embedding_width
 from deployments.engine.hub import locate
+from deployments.engine.inputs import PipelineKind, Task
 from deployments.engine.parts import Parts, is_half, size_of
 from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompt_keys import PromptKeys
-from deployments.engine.samplers import DiffusionSchedulerFactory
+from deployments.engine.sampler_names import resolve_sampler
+from deployments.engine.samplers import PipelineSamplers
 from deployments.engine.spec import PARTS, ModelSpec, PartSpec, as_part, with_native_size
 
 log = logging.getLogger(__name__)
@@ -36,9 +40,8 @@ class LoadedModel:
     unet: Any
     vae: Any
     prompts: PromptEncoder
-    samplers: DiffusionSchedulerFactory
-    refused_samplers: Mapping[str, EngineError]
-    alphas_cumprod: Tensor
+    samplers: PipelineSamplers
+    alphas_cumprod: Tensor | None
     prediction_type: str
     device: torch.device
     dtype: torch.dtype
@@ -58,6 +61,11 @@ class LoadedModel:
     def inpaints_only(self) -> bool:
         """Whether the UNet sees a mask and a masked picture beside the latents (the 9-channel checkpoints)."""
         return int(self.unet.config.in_channels) == 2 * self.channels + 1
+
+    @property
+    def guidance_width(self) -> int | None:
+        """How many numbers the UNet is told the guidance scale in; None where it is not told."""
+        return embedding_width(self.unet)
 
     @property
     def channels(self) -> int:
@@ -80,8 +88,9 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, parts:
     parts = parts or Parts(device, dtype)
     folders = _locate_parts(spec, half=parts.half)
     found = {name: PartSpec(str(folder)) for name, folder in folders.items()}
+    index = None if "scheduler" in spec.parts else folders["scheduler"].parent / INDEX
     try:
-        model = _load(with_native_size(replace(spec, parts=found)), folders, parts)
+        model = _load(with_native_size(replace(spec, parts=found)), folders, index, parts)
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(f"{title} could not be loaded from {spec.source!r}: {_FILES}") from error
     return replace(model, spec=replace(model.spec, parts=spec.parts))
@@ -116,7 +125,7 @@ def _controlnet_title(spec: ModelSpec, name: str) -> str:
     return f"model {spec.name!r}: its ControlNet {name!r}"
 
 
-def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedModel:
+def _load(spec: ModelSpec, folders: Mapping[str, Path], index: Path | None, parts: Parts) -> LoadedModel:
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
     unet, vae, text_encoder = (
@@ -128,7 +137,10 @@ def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedM
         raise ModelLoadError(f"model {spec.name!r}: a UNet of {unet.config.in_channels} input channels is not known")
     if spec.inpaints_only and unet.config.in_channels == vae.config.latent_channels:
         raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
-    samplers = parts.samplers(folders["scheduler"])
+    samplers = parts.samplers(f"model {spec.name!r}", folders["scheduler"], index)
+    _check_samplers(
+        spec, samplers, _pipelines(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
+    )
     tokenizer = CLIPTokenizer.from_pretrained(folders["tokenizer"])
     controlnets = {name: _controlnet(spec, name, parts) for name in spec.controlnets}
     model = LoadedModel(
@@ -137,7 +149,6 @@ def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedM
         vae=vae,
         prompts=PromptEncoder(tokenizer, text_encoder, device, dtype),
         samplers=samplers,
-        refused_samplers=_refused(spec, samplers),
         alphas_cumprod=samplers.alphas_cumprod,
         prediction_type=samplers.prediction_type,
         device=device,
@@ -163,9 +174,26 @@ def _controlnet(spec: ModelSpec, name: str, parts: Parts) -> ControlNet:
         raise ModelLoadError(text) from error
 
 
-def _refused(spec: ModelSpec, samplers: DiffusionSchedulerFactory) -> Mapping[str, EngineError]:
-    """The samplers whose tables do not reproduce diffusers with this model's scheduler config."""
-    refused = samplers.refused
-    for name, error in refused.items():
-        log.warning("model %s: sampler %s is refused: %s", spec.name, name, error.message)
-    return refused
+def _pipelines(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
+    """The kinds of pipeline that the model stands for; what its callers ask for first comes first."""
+    tasks: tuple[Task, ...] = ("inpaint",) if inpaints_only else ("text-to-image", "image-to-image", "inpaint")
+    return [
+        PipelineKind(task, controlled) for controlled in (False, True)[: 1 + bool(spec.controlnets)] for task in tasks
+    ]
+
+
+def _check_samplers(spec: ModelSpec, samplers: PipelineSamplers, pipelines: Sequence[PipelineKind]) -> None:
+    """Says what is corrected and refused. Raises ModelLoadError where the default sampler cannot be served exactly."""
+    title = f"model {spec.name!r}"
+    error = samplers.of(pipelines[0]).refusal(resolve_sampler(spec.default_sampler))
+    if error is not None:
+        raise ModelLoadError(
+            f"{title}: its default sampler: {error.message}; name another one as its `default_sampler`"
+        )
+    for factory, kinds in samplers.by_factory(pipelines):
+        for key, value in factory.corrected.items():
+            log.warning(
+                "%s: %s is %s for %s, as in diffusers' pipelines; its files say otherwise", title, key, value, kinds
+            )
+        for name, refusal in factory.refused.items():
+            log.warning("%s: sampler %s is refused for %s: %s", title, name, kinds, refusal.message)

@@ -145,7 +145,7 @@ def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "te
     _check_task(params, task)
     defaults: dict[str, Any] = {"width": width, "height": height, "model_name": spec.name}
     if params.sampler is None:
-        defaults["sampler"] = spec.default_sampler
+        defaults["sampler"] = resolve_sampler(spec.default_sampler)
     if params.strength is None:
         defaults["strength"] = _STRENGTHS[task]
     return params.model_copy(update=defaults)

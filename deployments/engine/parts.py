@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
+from deployments.engine.checkpoint_scheduler import read_scheduler
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.hub import variant_of
-from deployments.engine.samplers import DiffusionSchedulerFactory
+from deployments.engine.samplers import PipelineSamplers
 
 T = TypeVar("T")
 
@@ -46,11 +47,15 @@ class Parts:
         """The text encoder in `folder`, shared."""
         return self._once(CLIPTextModel, folder, lambda: self._ready(CLIPTextModel, folder))
 
-    def samplers(self, folder: Path) -> DiffusionSchedulerFactory:
-        """The factory for the scheduler config in `folder`, shared, with the schedules and checks that it has made."""
-        return self._once(
-            DiffusionSchedulerFactory, folder, lambda: DiffusionSchedulerFactory(DDIMScheduler.load_config(folder))
-        )
+    def samplers(self, title: str, folder: Path, index: Path | None = None) -> PipelineSamplers:
+        """The samplers for the scheduler in `folder`, shared, with the schedules and checks that they have made.
+
+        `index` is the `model_index.json` of the checkpoint that it belongs to. Raises ModelLoadError, which begins with
+        `title`.
+        """
+        saved = read_scheduler(title, folder, index)
+        key = f"{saved.class_name}/{fingerprint(folder)}"
+        return self._shared_or((PipelineSamplers, key), lambda: PipelineSamplers(saved))
 
     def controlnet(self, name: str, folder: Path) -> ControlNet:
         """The ControlNet in `folder`, shared by models that call it by the same name."""

@@ -14,7 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def previews(model: LoadedModel, rows: Sequence[Row], result: StepResult) -> Iterator[tuple[Row, Tensor]]:
-    """The rows of a step that are due a preview, each with the clean latents [C, h, w] that it points to."""
+    """The rows of a step that are due a preview, each with the clean latents [C, h, w] that it points to.
+
+    None for a checkpoint whose scheduler has no such training schedule.
+    """
+    if model.alphas_cumprod is None:
+        return
     for row, scaled, out in zip(rows, result.scaled, result.out, strict=True):
         if row.previews_now():
             timestep = float(row.schedule.timesteps[row.step - 1])

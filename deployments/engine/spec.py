@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from deployments.engine.sampler_names import CHECKPOINT
+
 
 @dataclass(frozen=True, slots=True)
 class PartSpec:
@@ -26,6 +28,7 @@ class ModelSpec:
 
     `source` is a folder in diffusers' layout or a repository on the hub; `revision` pins the latter to a commit.
     `native_size` is the side in pixels that the model was trained for; 0 means: read it from the folder.
+    `default_sampler` is for callers who name none; CHECKPOINT is the one that the checkpoint's own files say.
     `aliases` are other names that callers may use for it. `controlnets` are the ControlNets that it hosts, by the type
     that callers name; a plain string is a source. `parts` are those of PARTS that its source has not, or that others
     shall take the place of: a VAE of better colours, or what several models have in common. `inpaints_only` is for
@@ -39,7 +42,7 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     native_size: int = 0
     max_pixels: int = 1024 * 1024
-    default_sampler: str = "pndm"
+    default_sampler: str = CHECKPOINT
     licence: str = ""
     inpaints_only: bool = False
     controlnets: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
