@@ -16,8 +16,8 @@ from deployments.engine.errors import ModelLoadError
 from deployments.engine.inputs import PipelineKind
 from deployments.engine.sampler_names import SamplerNotLinear
 from deployments.engine.schedule_compiler import Scheduler
+from deployments.engine.spec import INDEX
 
-INDEX: Final = "model_index.json"
 CONFIG: Final = "scheduler_config.json"
 
 
@@ -36,9 +36,8 @@ class SavedScheduler:
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise SamplerNotLinear("sampler", f"the diffusers that is installed has no scheduler {self.class_name!r}")
         if not hasattr(kind, "step") or not hasattr(kind, "order"):
-            raise SamplerNotLinear(
-                "sampler", f"diffusers' pipelines for Stable Diffusion do not take a {self.class_name}"
-            )
+            text = f"diffusers' pipelines for Stable Diffusion do not take a {self.class_name}"
+            raise SamplerNotLinear("sampler", text)
         try:
             return kind.from_config(dict(self.config))
         except Exception as error:  # whatever diffusers answers to settings that it cannot combine

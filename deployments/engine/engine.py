@@ -87,8 +87,7 @@ class Engine:
         model = next(iter(self.models.values()), None)
         if model is None:
             return self.sizes[-1]
-        size = model.spec.native_size
-        return self.admission.capacity(Bucket(model.spec.name, size, size))
+        return self.admission.capacity(Bucket(model.spec.name, *model.spec.native))
 
     def host(self, model: LoadedModel) -> None:
         """Takes a model in."""

@@ -3,7 +3,6 @@
 Distilled checkpoints, latent consistency models among them, have `time_cond_proj_dim` in their UNet's config.
 """
 
-import math
 from typing import Any
 
 import torch

@@ -5,7 +5,7 @@ model runs in it and the repository has it. Nothing that could hold code. The hu
 `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from deployments.engine.errors import ModelLoadError
+from deployments.engine.spec import INDEX
 
 HALF: Final = "fp16"
 """The hub's name for half-precision files, as in `model.fp16.safetensors`."""
@@ -98,8 +99,10 @@ def _has(folder: Path) -> bool:
     return any(folder.glob("*.json")) and (not needs_weights or any(folder.glob(f"*{_WEIGHTS}")))
 
 
-def _wanted(files: Iterable[str], parts: Sequence[str], half: bool) -> Iterator[str]:
+def _wanted(files: Collection[str], parts: Sequence[str], half: bool) -> Iterator[str]:
     inside = [path for path in map(PurePosixPath, files) if str(path.parent).removesuffix(".") in parts]
+    if "scheduler" in parts and INDEX in files:
+        yield INDEX
     halves = {path.parent for path in inside if path.suffixes[-2:] == [f".{HALF}", _WEIGHTS]}
     for path in inside:
         variant = [f".{HALF}"] if half and path.parent in halves else []

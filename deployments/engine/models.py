@@ -14,7 +14,6 @@ from transformers import CLIPTokenizer
 from deployments.engine.attention import AttentionChoice, choose_attention
 from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
-from deployments.engine.checkpoint_scheduler import INDEX
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.guidance_embedding import embedding_width
 from deployments.engine.hub import locate
@@ -24,7 +23,7 @@ from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompt_keys import PromptKeys
 from deployments.engine.sampler_names import resolve_sampler
 from deployments.engine.samplers import PipelineSamplers
-from deployments.engine.spec import PARTS, ModelSpec, PartSpec, as_part, with_native_size
+from deployments.engine.spec import INDEX, PARTS, ModelSpec, PartSpec, as_part, with_native_size
 
 log = logging.getLogger(__name__)
 

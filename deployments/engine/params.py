@@ -136,8 +136,9 @@ def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "te
     for. The seed is left as it is: drawing one is the service's decision, because it must happen once, before caching
     and replays.
     """
-    width = params.width or spec.native_size
-    height = params.height or spec.native_size
+    native_height, native_width = spec.native
+    width = params.width or native_width
+    height = params.height or native_height
     if width * height > spec.max_pixels:
         raise InvalidParameter(
             "width", f"width x height must be at most {spec.max_pixels} pixels for this model, got {width * height}"

@@ -13,7 +13,7 @@ from deployments.engine.row import Bucket
 def report_of(engine: Engine, ready: bool) -> EngineReport:
     """All there is to say of `engine`."""
     models = list(engine.models.values())
-    native = [Bucket(model.spec.name, model.spec.native_size, model.spec.native_size) for model in models]
+    native = [Bucket(model.spec.name, *model.spec.native) for model in models]
     admission = engine.admission
     return EngineReport(
         ready=ready,

@@ -112,8 +112,8 @@ class Row:
     finished evaluations. `noise` is what the step in progress drew, kept so that a step which is tried again does not
     draw twice. `rank` is the queue's, kept for the case that it has to make way; `restarted` says that it was not
     finite once and has begun anew. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is
-    what an inpainting checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale, for
-    a UNet that is told it.
+    what an inpainting checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale,
+    for a UNet that is told it.
     """
 
     request: Request

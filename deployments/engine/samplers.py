@@ -94,7 +94,7 @@ _HARMLESS: Mapping[str, Any] = MappingProxyType(
 
 
 class PipelineSamplers:
-    """The samplers of one checkpoint in every kind of pipeline. Those that correct nothing, or the same, share theirs."""
+    """The samplers of one checkpoint in every kind of pipeline; kinds that correct the same settings share them."""
 
     def __init__(self, saved: SavedScheduler) -> None:
         self._saved = saved

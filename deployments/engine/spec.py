@@ -1,12 +1,20 @@
 """What the engine must know of a model before it loads it. Data about real models lives above, in `registry.py`."""
 
 import json
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from deployments.engine.errors import ModelLoadError
 from deployments.engine.sampler_names import CHECKPOINT
+
+log = logging.getLogger(__name__)
+
+_LEAST: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +29,17 @@ class PartSpec:
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 """What a model is made of: the subfolders of its source that are read."""
 
+INDEX: Final = "model_index.json"
+"""The file beside them that says which classes they are of."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One servable model.
 
     `source` is a folder in diffusers' layout or a repository on the hub; `revision` pins the latter to a commit.
-    `native_size` is the side in pixels that the model was trained for; 0 means: read it from the folder.
+    `native_size` is the side in pixels that the model was trained for; 0 means: read it from the folder. Where that
+    says that it is no square, `native_shape` is height and width, and `native_size` the side of a square as large.
     `default_sampler` is for callers who name none; CHECKPOINT is the one that the checkpoint's own files say.
     `aliases` are other names that callers may use for it. `controlnets` are the ControlNets that it hosts, by the type
     that callers name; a plain string is a source. `parts` are those of PARTS that its source has not, or that others
@@ -41,6 +53,7 @@ class ModelSpec:
     revision: str | None = None
     aliases: tuple[str, ...] = ()
     native_size: int = 0
+    native_shape: tuple[int, int] | None = None
     max_pixels: int = 1024 * 1024
     default_sampler: str = CHECKPOINT
     licence: str = ""
@@ -52,6 +65,11 @@ class ModelSpec:
         unknown = sorted(set(self.parts) - set(PARTS))
         if unknown:
             raise ValueError(f"model {self.name!r}: there is no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
+
+    @property
+    def native(self) -> tuple[int, int]:
+        """Height and width in pixels of what is made where nobody asks for a size."""
+        return self.native_shape or (self.native_size, self.native_size)
 
     def answers_to(self, name: str) -> bool:
         return name == self.name or name in self.aliases
@@ -69,15 +87,46 @@ def sources_of(spec: ModelSpec) -> tuple[PartSpec, ...]:
 
 
 def with_native_size(spec: ModelSpec) -> ModelSpec:
-    """`spec` with `native_size` known: UNet sample size times the VAE's downscaling, from the folders' own configs.
+    """`spec` with its native size known: UNet sample size times the VAE's downscaling, from the folders' own configs.
 
-    Raises ValueError where the size is not given and the folders are not local.
+    Raises ValueError where the size is not given and the folders are not local, ModelLoadError where they do not say it.
     """
     if spec.native_size:
         return spec
     unet, vae = _config(spec, "unet"), _config(spec, "vae")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    return replace(spec, native_size=int(unet["sample_size"]) * factor)
+    height, width = (factor * side for side in _sample_size(f"model {spec.name!r}", unet))
+    shape = None if height == width else (height, width)
+    return replace(spec, native_size=isqrt(height * width), native_shape=shape)
+
+
+def _sample_size(title: str, unet: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width in latents, as diffusers' pipelines understand a UNet's config.
+
+    Before diffusers 0.9.0 configs said less than 64 where they meant 64; its pipelines correct that.
+    """
+    match unet.get("sample_size"):
+        case int(side) if side > 0 and not isinstance(side, bool):
+            if side < _LEAST and "_diffusers_version" in unet and _is_old(title, unet["_diffusers_version"]):
+                log.warning(
+                    "%s: its native size is that of sample_size %d, not %d, as in diffusers", title, _LEAST, side
+                )
+                side = _LEAST
+            return side, side
+        case [int(height), int(width)] if height > 0 and width > 0:
+            return height, width
+    raise ModelLoadError(
+        f"{title}: `sample_size` in its unet/config.json is neither a number nor a list of two, so its native size is "
+        "not known; give `native_size`"
+    )
+
+
+def _is_old(title: str, version: Any) -> bool:
+    """Whether `version` of diffusers is before 0.9.0."""
+    numbers = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    if numbers is None:
+        raise ModelLoadError(f"{title}: `_diffusers_version` in its unet/config.json is no version; give `native_size`")
+    return (int(numbers[1]), int(numbers[2])) < (0, 9)
 
 
 def _config(spec: ModelSpec, part: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _request(model: LoadedModel, name: str, hints: tuple[Picture, ...] = (), **a
 
 
 def _grey(model: LoadedModel) -> Picture:
-    return np.full((model.spec.native_size, model.spec.native_size, 3), 128, dtype=np.uint8)
+    return np.full((*model.spec.native, 3), 128, dtype=np.uint8)
 
 
 def _failure_of(event: Event) -> list[str]:
