@@ -89,7 +89,7 @@ def sources_of(spec: ModelSpec) -> tuple[PartSpec, ...]:
 def with_native_size(spec: ModelSpec) -> ModelSpec:
     """`spec` with its native size known: UNet sample size times the VAE's downscaling, from the folders' own configs.
 
-    Raises ValueError where the size is not given and the folders are not local, ModelLoadError where they do not say it.
+    Raises ValueError where the size is not given and the folders are not local, ModelLoadError where they do not tell.
     """
     if spec.native_size:
         return spec
@@ -108,9 +108,7 @@ def _sample_size(title: str, unet: Mapping[str, Any]) -> tuple[int, int]:
     match unet.get("sample_size"):
         case int(side) if side > 0 and not isinstance(side, bool):
             if side < _LEAST and "_diffusers_version" in unet and _is_old(title, unet["_diffusers_version"]):
-                log.warning(
-                    "%s: its native size is that of sample_size %d, not %d, as in diffusers", title, _LEAST, side
-                )
+                log.warning("%s: sample_size is %d, as in diffusers; its files say %d", title, _LEAST, side)
                 side = _LEAST
             return side, side
         case [int(height), int(width)] if height > 0 and width > 0:
