@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from deployments.engine.params import GenerationParams
-from deployments.engine.sampler_names import SAMPLERS
+from deployments.engine.sampler_names import CHECKPOINT, SAMPLERS
 from serve_app.api.ops import Service, health_answer
 from serve_app.styles import STYLES
 
@@ -35,17 +35,24 @@ async def models(service: Service) -> dict[str, Any]:
 
 @router.get("/samplers")
 async def samplers() -> dict[str, Any]:
-    """The samplers. A scheduler's class name is understood too, and means its plain settings: the first row of it."""
+    """The samplers. A scheduler's class name is understood too, and means its plain settings: the first row of it.
+
+    `checkpoint` is another one with each model: the scheduler and the settings that its own files name.
+    """
+    own = {"name": CHECKPOINT, "label": CHECKPOINT.capitalize(), "aliases": [], "scheduler": None, "paper": None}
     return {
         "samplers": [
-            {
-                "name": row.name,
-                "label": row.label,
-                "aliases": list(row.aliases),
-                "scheduler": row.scheduler,
-                "paper": row.paper,
-            }
-            for row in SAMPLERS.values()
+            own,
+            *(
+                {
+                    "name": row.name,
+                    "label": row.label,
+                    "aliases": list(row.aliases),
+                    "scheduler": row.scheduler,
+                    "paper": row.paper,
+                }
+                for row in SAMPLERS.values()
+            ),
         ]
     }
 
