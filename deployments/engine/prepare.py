@@ -23,12 +23,12 @@ def check(request: Request, model: LoadedModel) -> None:
     """Raises EngineError for what this model cannot do, as far as that can be seen without encoding anything."""
     params = request.params
     assert params.sampler is not None
+    _check_inputs(request.inputs, request.bucket, model)
     samplers = model.samplers.of(request.pipeline)
     if (refusal := samplers.refusal(params.sampler)) is not None:
         raise refusal
     if request.inputs.image is not None and not samplers.begins_from_pictures(params.sampler):
         raise SamplerNotLinear("sampler", f"{params.sampler} begins from noise only with this model, not from pictures")
-    _check_inputs(request.inputs, request.bucket, model)
     if len(params.controls) != len(request.inputs.hints):
         raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
     for asked in params.controls:

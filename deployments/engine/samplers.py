@@ -46,6 +46,9 @@ CACHED_SCHEDULES = 512
 # Checked at start-up with so many steps each.
 _CHECKED_STEPS: Final = (5, 8)
 
+# Of a scheduler whose config says nothing of it; diffusers' usual number of training steps.
+_MOST_STEPS: Final = 1000
+
 _CLASSES: Mapping[str, Any] = MappingProxyType(
     {
         scheduler.__name__: scheduler
@@ -221,7 +224,7 @@ class DiffusionSchedulerFactory:
 
     def _fault(self, sampler: str) -> SamplerNotLinear | None:
         try:
-            limit = self._limit(sampler)
+            limit = self.most_steps(sampler)
             for count in sorted({min(count, limit) for count in _CHECKED_STEPS}):
                 schedule, scheduler = self.schedule(sampler, count), self.scheduler(sampler)
                 with self._explaining(sampler, count):
@@ -280,7 +283,7 @@ class DiffusionSchedulerFactory:
 
     def _compile(self, sampler: str, num_inference_steps: int, start: int | None) -> Schedule:
         row, scheduler = self.row(sampler), self.scheduler(sampler)
-        limit = self._limit(sampler)
+        limit = self.most_steps(sampler)
         if not 1 <= num_inference_steps <= limit:
             raise InvalidParameter("num_inference_steps", f"must be between 1 and {limit} for {row.name}")
         if start is not None and (start % row.order or not 0 <= start < row.order * num_inference_steps):
@@ -289,8 +292,8 @@ class DiffusionSchedulerFactory:
             scheduler.set_timesteps(num_inference_steps)
             return compile_schedule(sampler, scheduler, num_inference_steps, start)
 
-    def _limit(self, sampler: str) -> int:
-        """The most steps that the sampler can do."""
-        config = self._pristine(sampler).config
+    def most_steps(self, sampler: str) -> int:
+        """The most steps that `sampler` (any of its names) can do."""
+        config = self._pristine(resolve_sampler(sampler)).config
         keys = {self.row(sampler).steps_limited_by or "num_train_timesteps", "num_train_timesteps"}
-        return min((int(config[key]) for key in keys if config.get(key)), default=max(_CHECKED_STEPS))
+        return min((int(config[key]) for key in keys if config.get(key)), default=_MOST_STEPS)
