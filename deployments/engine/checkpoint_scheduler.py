@@ -51,7 +51,7 @@ class SavedScheduler:
                 kind.from_config({name: value for name, value in self.config.items() if name != key})
             except Exception:
                 continue
-            return f": `{key}` stands in the way"
+            return f": `{key}` is the cause"
         return ""
 
 

@@ -220,7 +220,11 @@ class DiffusionSchedulerFactory:
         if error is None or (sampler == CHECKPOINT and self._own_error is not None):
             return error
         culprit = self._culprit(sampler)
-        return error if culprit is None else self._cannot(sampler, f"`{culprit}` in its {CONFIG} stands in the way")
+        if culprit is None:
+            return error
+        return self._cannot(
+            sampler, f"the setting `{culprit}` of its {CONFIG}, or diffusers' default for it, is the cause"
+        )
 
     def _fault(self, sampler: str) -> SamplerNotLinear | None:
         try:
