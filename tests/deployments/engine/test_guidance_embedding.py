@@ -1,5 +1,7 @@
 """UNets that are told the guidance scale: one row of a call, and diffusers' pictures."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +13,7 @@ from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionMode
 from deployments.engine.guidance_embedding import embed_guidance
 from deployments.engine.inputs import Inputs
 from deployments.engine.models import LoadedModel, load_model
-from deployments.engine.spec import ModelSpec
+from deployments.engine.spec import INDEX, ModelSpec
 from tests.deployments.engine.harness import difference, reference_image, request_for, run
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
@@ -41,10 +43,12 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet = UNet2DConditionModel.from_config({**plain.config, "time_cond_proj_dim": WIDTH})
     weight = torch.randn((16, WIDTH), generator=torch.Generator().manual_seed(3))
     unet.load_state_dict({**plain.state_dict(), "time_embedding.cond_proj.weight": weight})
+    shutil.rmtree(folder / "unet")
     unet.save_pretrained(folder / "unet")
     scheduler = LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, scheduler=scheduler, safety_checker=None)
-    pipeline.save_pretrained(folder)
+    scheduler.save_pretrained(folder / "scheduler")
+    index = json.loads((folder / INDEX).read_text()) | {"scheduler": ["diffusers", "LCMScheduler"]}
+    (folder / INDEX).write_text(json.dumps(index))
     return folder
 
 
