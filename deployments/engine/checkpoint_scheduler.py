@@ -32,9 +32,10 @@ class SavedScheduler:
         """The scheduler, as `from_pretrained` makes it. Raises SamplerNotLinear where this diffusers cannot make it."""
         if not self.class_name:
             raise SamplerNotLinear("sampler", f"{CONFIG} names no scheduler class (`_class_name`)")
-        kind: Any = getattr(diffusers, self.class_name, None)
-        if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        found = getattr(diffusers, self.class_name, None)
+        if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
             raise SamplerNotLinear("sampler", f"the diffusers that is installed has no scheduler {self.class_name!r}")
+        kind: Any = found
         if not hasattr(kind, "step") or not hasattr(kind, "order"):
             text = f"diffusers' pipelines for Stable Diffusion do not take a {self.class_name}"
             raise SamplerNotLinear("sampler", text)

@@ -243,9 +243,9 @@ class DiffusionSchedulerFactory:
             scheduler = self.scheduler(sampler)
         except SamplerNotLinear:
             return None
-        config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+        config: dict[str, Any] = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
         defaults = inspect.signature(type(scheduler).__init__).parameters
-        harmless = {key: parameter.default for key, parameter in defaults.items()} | _HARMLESS
+        harmless: dict[str, Any] = {key: each.default for key, each in defaults.items()} | dict(_HARMLESS)
         for key, value in config.items():
             if key in harmless and value != harmless[key]:
                 twin = DiffusionSchedulerFactory({**config, key: harmless[key]}, type(scheduler).__name__)

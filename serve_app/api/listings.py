@@ -39,7 +39,13 @@ async def samplers() -> dict[str, Any]:
 
     `checkpoint` is another one with each model: the scheduler and the settings that its own files name.
     """
-    own = {"name": CHECKPOINT, "label": CHECKPOINT.capitalize(), "aliases": [], "scheduler": None, "paper": None}
+    own: dict[str, Any] = {
+        "name": CHECKPOINT,
+        "label": CHECKPOINT.capitalize(),
+        "aliases": [],
+        "scheduler": None,
+        "paper": None,
+    }
     return {
         "samplers": [
             own,

@@ -74,7 +74,7 @@ def test_rows_of_any_guidance_and_kind_share_calls_and_are_the_pictures_of_diffu
 
 
 def test_guidance_shows_and_the_negative_prompt_does_not(model: LoadedModel) -> None:
-    asked = {"num_inference_steps": 3, "prompt": "a cup"}
+    asked: dict[str, Any] = {"num_inference_steps": 3, "prompt": "a cup"}
     requests = [
         request_for(model, "7", **asked, guidance_scale=7.0),
         request_for(model, "2", **asked, guidance_scale=2.0),

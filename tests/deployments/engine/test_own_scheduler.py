@@ -118,8 +118,8 @@ def checkpoint_with(folder: Path, source: Path, scheduler: str, settings: dict[s
 def loaded_with(model: LoadedModel, folder: Path) -> LoadedModel:
     """`model`, with the samplers of another checkpoint of the same networks."""
     samplers = Parts(model.device, model.dtype).samplers("model 'tiny'", folder / "scheduler", folder / INDEX)
-    known = {"samplers": samplers, "alphas_cumprod": samplers.alphas_cumprod}
-    return replace(model, **known, prediction_type=samplers.prediction_type)
+    alphas, prediction = samplers.alphas_cumprod, samplers.prediction_type
+    return replace(model, samplers=samplers, alphas_cumprod=alphas, prediction_type=prediction)
 
 
 def theirs(folder: Path, networks: dict[str, Any], request: Request) -> Pixels:
