@@ -1,5 +1,6 @@
 """The command line. Errors are one line; exit codes are in `--help`."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -52,10 +53,11 @@ def serve(
 def fetch(
     config: Annotated[str, typer.Option(help="A YAML file, or a packaged configuration.")],
     attempts: Annotated[int, typer.Option(min=1, help="For each model, with pauses of 10, 20, 40 ... s.")] = 1,
+    check: Annotated[bool, typer.Option("--check", help="Only ask the hub for each row: fetch no weights.")] = False,
 ) -> None:
     """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
     # Heavy, and only for this.
-    from deployments import fetching
+    from deployments import fetching, lookup
 
     settings = _settings(config)
     hosted = [
@@ -63,10 +65,22 @@ def fetch(
         for deployment in settings.deployments
         for spec in settings.specs_of(deployment)
     ]
+    if check:
+        answers = list(_told(lookup.look_up(hosted, settings.annotators.specs())))
+        if wrong := answers.count(False):
+            raise failed(f"{wrong} of {len(answers)} rows cannot be loaded")
+        return
     try:
         fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
     except ModelLoadError as error:
         raise failed(error.message) from None
+
+
+def _told(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
+    """Says each line when it is known."""
+    for line, fine in answers:
+        print(f"{'ok   ' if fine else 'WRONG'} {line}", flush=True)
+        yield fine
 
 
 for _command in (commands.generate, commands.img2img, commands.inpaint, commands.control):

@@ -68,7 +68,8 @@ class ModelConfig(Strict):
                 given[place] = {name: part.spec() for name, part in named.items()}
         row = known_models().get(self.name)
         if row is not None:
-            return replace(row, **given)
+            # A commit is one repository's: that of the row means nothing to another source.
+            return replace(row, **({} if self.source is None else {"revision": None}) | given)
         if self.source is None:
             raise PydanticCustomError("no_source", "a model that the registry does not know needs a `source`")
         return ModelSpec(**given)

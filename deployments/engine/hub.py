@@ -43,7 +43,10 @@ def locate(title: str, source: str, revision: str | None, parts: Sequence[str], 
             f"{title}: the hub shows no repository {source!r}; check `source`, or set HF_TOKEN if it is not public"
         ) from None
     except RevisionNotFoundError:
-        raise ModelLoadError(f"{title}: {source!r} has no revision {revision!r} on the hub") from None
+        raise ModelLoadError(
+            f"{title}: {source!r} has no revision {revision!r} on the hub; change `revision` of this row, in the "
+            "configuration or in deployments/pins.py"
+        ) from None
     except Exception as error:
         raise ModelLoadError(
             f"{title}: the hub is out of reach, and not all of {source!r} at {revision!r} is in the cache; go online "
@@ -67,7 +70,7 @@ def _fetch(source: str, revision: str, parts: Sequence[str], half: bool) -> Path
     if cached is not None:
         return cached
     files = HfApi().list_repo_files(source, revision=revision)
-    wanted = list(_wanted(files, parts, half))
+    wanted = list(wanted(files, parts, half=half))
     return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
 
 
@@ -98,7 +101,8 @@ def _has(folder: Path) -> bool:
     return any(folder.glob("*.json")) and (not needs_weights or any(folder.glob(f"*{_WEIGHTS}")))
 
 
-def _wanted(files: Iterable[str], parts: Sequence[str], half: bool) -> Iterator[str]:
+def wanted(files: Iterable[str], parts: Sequence[str], *, half: bool) -> Iterator[str]:
+    """Of a repository's `files`, those of `parts` that are needed to load them."""
     inside = [path for path in map(PurePosixPath, files) if str(path.parent).removesuffix(".") in parts]
     halves = {path.parent for path in inside if path.suffixes[-2:] == [f".{HALF}", _WEIGHTS]}
     for path in inside:

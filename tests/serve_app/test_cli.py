@@ -213,8 +213,10 @@ def test_the_files_name_says_the_format(tmp_path: Path) -> None:
     assert output_format(tmp_path / "cup.JPG") == "jpeg"
 
 
-def test_unpinned_models_are_refused_before_anything_starts() -> None:
-    result = run("serve", "--config", "production")
+def test_unpinned_models_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("extends: production\nmodels: [{name: sd15, source: maker/other}]\n")
+    result = run("serve", "--config", str(config))
     assert result.exit_code == EXIT_USAGE
     assert "pin `revision`" in one_line(result)
 

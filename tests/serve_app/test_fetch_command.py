@@ -17,9 +17,11 @@ def config_of(model: dict[str, Any], **deployment: Any) -> dict[str, Any]:
     return {"models": [model], "deployments": [{"name": "tiny", "models": ["tiny"], **deployment}]}
 
 
-def fetched(folder: Path, config: dict[str, Any], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def fetched(
+    folder: Path, config: dict[str, Any], environment: dict[str, str], *more: str
+) -> subprocess.CompletedProcess[str]:
     (folder / "darkroom.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "serve_app.cli", "fetch", "--config", str(folder / "darkroom.yaml")]
+    command = [sys.executable, "-m", "serve_app.cli", "fetch", "--config", str(folder / "darkroom.yaml"), *more]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -51,3 +53,40 @@ def test_what_cannot_be_had_is_said_in_one_line(
         done = fetched(tmp_path, config_of(TINY | changes), client_environment(tmp_path / "home", hub.url))
     assert (done.returncode, len(done.stderr.splitlines())) == (exit_code, 1), done.stderr
     assert words in done.stderr
+    assert "'tiny'" in done.stderr
+    assert "`revision`" in done.stderr
+
+
+def test_a_check_asks_for_every_row_and_downloads_nothing(tmp_path: Path) -> None:
+    """One that can be fetched, and each way in which one cannot."""
+    repository = save_repository(tmp_path / "repository")
+    parts = {
+        "text_encoder": {"source": str(repository / "text_encoder")},
+        "vae": {"source": REPOSITORY, "revision": "e" * 40},
+        "tokenizer": {"source": "maker/other", "revision": COMMIT},
+    }
+    models = [TINY, {**TINY, "name": "mixed", "parts": parts}]
+    config = {"models": models, "deployments": [{"name": "all", "models": ["tiny", "mixed"]}]}
+    with serving(repository) as hub:
+        environment = client_environment(tmp_path / "home", hub.url)
+        good = fetched(tmp_path, config_of(TINY), environment, "--check")
+        bad = fetched(tmp_path, config, environment, "--check")
+        for path in (repository / "unet").glob("*.safetensors"):
+            path.unlink()
+        pickled = fetched(tmp_path, config_of(TINY), environment, "--check")
+        assert hub.asked == set()
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout.startswith(f"ok    model 'tiny': {REPOSITORY}: {COMMIT} is there; 3 files of weights, 0.00 GB")
+    assert (bad.returncode, bad.stderr) == (1, "darkroom: 2 of 5 rows cannot be loaded\n")
+    said = [line.partition("'mixed': ")[2] for line in bad.stdout.splitlines()]
+    assert [line[:5] for line in bad.stdout.splitlines()] == ["ok   ", "ok   ", "ok   ", "WRONG", "WRONG"]
+    assert any(line.startswith(f"its vae: {REPOSITORY}: the hub has no commit '{'e' * 40}'") for line in said)
+    assert any(line.startswith("its tokenizer: maker/other: the hub shows no such repository") for line in said)
+    assert pickled.returncode == 1
+    assert f"no safetensors of unet: its weights are pickled; `darkroom convert {REPOSITORY} FOLDER" in pickled.stdout
+
+
+def test_a_hub_that_does_not_answer_is_said_for_each_row(tmp_path: Path) -> None:
+    environment = client_environment(tmp_path / "home", "http://127.0.0.1:9", offline=True)
+    done = fetched(tmp_path, config_of(TINY), environment, "--check")
+    assert (done.returncode, done.stdout) == (1, f"WRONG model 'tiny': {REPOSITORY}: the hub is out of reach\n")

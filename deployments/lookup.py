@@ -1,0 +1,114 @@
+"""Asks the hub for what would be fetched, without fetching it: whether the commit, and the weights in it, are there."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from deployments.annotators.spec import AnnotatorSpecs, sources
+from deployments.engine.hub import wanted
+from deployments.engine.parts import is_half, pick_dtype
+from deployments.engine.spec import PARTS, ModelSpec, PartSpec, as_part
+from deployments.fetching import Hosted
+
+_WITHOUT_WEIGHTS: Final = ("tokenizer", "scheduler")
+_WEIGHTS: Final = ".safetensors"
+_CHANGE: Final = "change `revision` of this row, in the configuration or in deployments/pins.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A place that files come from: whose it is, which subfolders are wanted, and in which precision."""
+
+    title: str
+    part: PartSpec
+    folders: tuple[str, ...]
+    half: bool
+
+
+def look_up(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, bool]]:
+    """A line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
+    seen: set[Row] = set()
+    for row in (*_of_models(models), *_of_annotators(annotators)):
+        if row not in seen:
+            seen.add(row)
+            said, fine = _answer(row)
+            yield f"{row.title}: {row.part.source}: {said}", fine
+
+
+def _of_models(models: Iterable[Hosted]) -> Iterator[Row]:
+    for spec, device, dtype in models:
+        half = is_half(pick_dtype(dtype, torch.device(device)))
+        own = tuple(name for name in PARTS if name not in spec.parts)
+        title = f"model {spec.name!r}"
+        yield Row(title, PartSpec(spec.source, spec.revision), own, half)
+        yield from _named(spec, title, half)
+
+
+def _named(spec: ModelSpec, title: str, half: bool) -> Iterator[Row]:
+    for name, part in spec.parts.items():
+        yield Row(f"{title}: its {name}", as_part(part), ("",), half)
+    for name, part in spec.controlnets.items():
+        yield Row(f"{title}: its ControlNet {name!r}", as_part(part), ("",), half)
+
+
+def _of_annotators(annotators: AnnotatorSpecs) -> Iterator[Row]:
+    for kind, annotator in annotators.items():
+        for place, part in sources(annotator).items():
+            yield Row(": its ".join(step for step in (f"annotator {kind!r}", place) if step), part, ("",), half=False)
+
+
+def _answer(row: Row) -> tuple[str, bool]:
+    if Path(row.part.source).exists():
+        return "on this machine", True
+    try:
+        return _found(row)
+    except GatedRepoError:
+        return "it is gated: accept its terms on the hub, and set HF_TOKEN", False
+    except RevisionNotFoundError:
+        return f"the hub has no commit {row.part.revision!r} of it: {_CHANGE}", False
+    except RepositoryNotFoundError:
+        return "the hub shows no such repository: change `source` of this row, or set HF_TOKEN if it is not public", False
+    except Exception:  # the client raises all sorts where the hub does not answer
+        return "the hub is out of reach", False
+
+
+def _found(row: Row) -> tuple[str, bool]:
+    api = HfApi()
+    info = api.model_info(row.part.source, revision=row.part.revision, files_metadata=True)
+    if info.gated:
+        api.auth_check(row.part.source)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    files = list(wanted(sizes, row.folders, half=row.half))
+    lacking = _lacking(row, sizes, files)
+    if lacking:
+        return f"at {row.part.revision} it has no safetensors of {', '.join(lacking)}: {_advice(row, sizes)}", False
+    weights = [name for name in files if name.endswith(_WEIGHTS)]
+    total = sum(sizes[name] for name in files) / 1e9
+    gated = ", gated, and open to this token" if info.gated else ""
+    return f"{row.part.revision} is there; {len(weights)} files of weights, {total:.2f} GB{gated}", True
+
+
+def _lacking(row: Row, listed: Iterable[str], files: Sequence[str]) -> list[str]:
+    """The wanted folders that would be fetched without weights, though they are networks. "it" is the top level."""
+    there = {_folder(name) for name in files if name.endswith(_WEIGHTS)}
+    networks = {folder for folder in row.folders if folder and folder not in _WITHOUT_WEIGHTS}
+    networks |= {_folder(name) for name in listed if PurePosixPath(name).name == "config.json"}
+    return [folder or "it" for folder in row.folders if folder in networks and folder not in there]
+
+
+def _advice(row: Row, listed: Iterable[str]) -> str:
+    if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in listed):
+        return (
+            f"its weights are pickled; `darkroom convert {row.part.source} FOLDER --revision {row.part.revision}` makes "
+            "a folder to set as `source`"
+        )
+    return _CHANGE
+
+
+def _folder(name: str) -> str:
+    return str(PurePosixPath(name).parent).removesuffix(".")
