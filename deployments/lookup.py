@@ -72,7 +72,10 @@ def _answer(row: Row) -> tuple[str, bool]:
     except RevisionNotFoundError:
         return f"the hub has no commit {row.part.revision!r} of it: {_CHANGE}", False
     except RepositoryNotFoundError:
-        return "the hub shows no such repository: change `source` of this row, or set HF_TOKEN if it is not public", False
+        return (
+            "the hub shows no such repository: change `source` of this row, or set HF_TOKEN if it is not public",
+            False,
+        )
     except Exception:  # the client raises all sorts where the hub does not answer
         return "the hub is out of reach", False
 
@@ -103,10 +106,8 @@ def _lacking(row: Row, listed: Iterable[str], files: Sequence[str]) -> list[str]
 
 def _advice(row: Row, listed: Iterable[str]) -> str:
     if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in listed):
-        return (
-            f"its weights are pickled; `darkroom convert {row.part.source} FOLDER --revision {row.part.revision}` makes "
-            "a folder to set as `source`"
-        )
+        command = f"darkroom convert {row.part.source} FOLDER --revision {row.part.revision}"
+        return f"its weights are pickled; `{command}` makes a folder to set as `source`"
     return _CHANGE
 
 

@@ -70,8 +70,8 @@ def _fetch(source: str, revision: str, parts: Sequence[str], half: bool) -> Path
     if cached is not None:
         return cached
     files = HfApi().list_repo_files(source, revision=revision)
-    wanted = list(wanted(files, parts, half=half))
-    return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+    needed = list(wanted(files, parts, half=half))
+    return Path(snapshot_download(source, revision=revision, allow_patterns=needed))
 
 
 def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path | None:

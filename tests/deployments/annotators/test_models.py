@@ -22,7 +22,9 @@ def test_every_row_names_its_licences(spec: AnnotatorSpec) -> None:
 @pytest.mark.parametrize("name", HUB)
 def test_every_row_is_pinned_or_says_how_to_convert_it(name: str) -> None:
     if name == "upernet-convnext-small":
-        with pytest.raises(ModelLoadError, match="`darkroom convert openmmlab/upernet-convnext-small FOLDER --revision "):
+        with pytest.raises(
+            ModelLoadError, match="`darkroom convert openmmlab/upernet-convnext-small FOLDER --revision "
+        ):
             check_annotator("segmentation", HUB[name])
         return
     check_annotator("mine", HUB[name])
