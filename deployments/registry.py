@@ -10,12 +10,14 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import ModelSpec, PartSpec, as_part
+from deployments.engine.spec import ModelSpec, PartSpec, as_part, single_file
 from deployments.pins import PINS, convert_command, pinned
 
 # Of a hub's repository that is given without a commit: loading refuses, and says where to pin. A branch name would let
 # a stranger's push change the pictures. The commits of the rows below, and who else names them, are in `pins.py`.
 UNPINNED: Final = None
+
+_FILES: Final = (".safetensors", ".ckpt")
 
 # SD1.5 and SD2.1 make whole pictures up to about twice their native area; beyond it they repeat the subject.
 _TWICE_512: Final = 2 * 512 * 512
@@ -171,13 +173,16 @@ def known_models() -> dict[str, ModelSpec]:
 def check_source(spec: ModelSpec) -> None:
     """Raises ModelLoadError where `spec`, or something that it is made of, cannot be loaded for certain.
 
-    That is: no such folder, or a hub name without a commit. It looks at names and folders only, so that a server can
-    refuse before it starts anything.
+    That is: no such folder, a file that is another model than those that are served, or a hub name without a commit. It
+    looks at names, folders and the headers of files only, so that a server can refuse before it starts anything.
     """
     title = f"model {spec.name!r}"
-    check_part(title, "`revision` under `models:`", PartSpec(spec.source, spec.revision))
+    if single_file(spec) is None:
+        check_part(title, "`revision` under `models:`", PartSpec(spec.source, spec.revision))
     for noun, place, named in (("ControlNet", "controlnets", spec.controlnets), ("part", "parts", spec.parts)):
         for name, given in named.items():
+            if (place, name) == ("parts", "vae") and Path(as_part(given).source).is_file():
+                continue
             setting = f"`{place}: {name}: revision` under `models:`"
             check_part(f"{title}, {noun} {name!r}", setting, as_part(given))
 
@@ -186,16 +191,21 @@ def check_part(title: str, setting: str, part: PartSpec) -> None:
     """Raises ModelLoadError, which begins with `title` and names the `setting` to pin, where `part` cannot be loaded
     for certain.
     """
-    if Path(part.source).exists():
+    if Path(part.source).is_dir():
         return
+    if Path(part.source).is_file():
+        raise ModelLoadError(
+            f"{title}: {Path(part.source).name!r} is one file; only models and VAEs can be, give a folder"
+        )
     if command := convert_command(part.source, part.revision):
         raise ModelLoadError(
             f"{title}: {part.source!r} has pickled weights only; `{command}` makes a folder to set as its `source`"
         )
-    if part.revision is not UNPINNED:
+    if part.revision is not UNPINNED and Path(part.source).suffix not in _FILES:
         return
-    if Path(part.source).is_absolute() or part.source.startswith("."):
-        raise ModelLoadError(f"{title}: there is no folder {part.source!r}")
+    if Path(part.source).is_absolute() or part.source.startswith(".") or Path(part.source).suffix in _FILES:
+        what = "file" if Path(part.source).suffix in _FILES else "folder"
+        raise ModelLoadError(f"{title}: there is no {what} {part.source!r}")
     raise ModelLoadError(
         f"{title}: pin {setting} to a commit of {part.source!r} in the configuration, or set `source` there to a local "
         "folder"

@@ -1,6 +1,7 @@
 """The command line. Errors are one line; exit codes are in `--help`."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,6 +75,33 @@ def fetch(
         fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
     except ModelLoadError as error:
         raise failed(error.message) from None
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, a repository on the hub, or a checkpoint in one file.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; it must not exist yet.")],
+    revision: Annotated[str | None, typer.Option(help="The commit, where SOURCE is on the hub.")] = None,
+    config: Annotated[
+        str, typer.Option(help="For a file: a folder in diffusers' layout whose configs describe it.")
+    ] = "",
+    prediction_type: Annotated[
+        str, typer.Option(help="For a Stable Diffusion 2.x file: epsilon (base, 512 pixels) or v_prediction (768).")
+    ] = "",
+) -> None:
+    """Make a folder of safetensors out of pickled weights or a single file. Exit codes: 1 refused, 2 wrongly asked."""
+    # Heavy, and only for this.
+    from deployments import conversion
+
+    if prediction_type not in ("", "epsilon", "v_prediction"):
+        raise failed("--prediction-type must be epsilon or v_prediction", EXIT_USAGE)
+    try:
+        conversion.convert(source, folder, revision, conversion.Settings(config, prediction_type))
+    except ModelLoadError as error:
+        raise failed(error.message) from None
+    except OSError as error:
+        raise failed(f"the folder could not be written: {error.strerror}") from None
+    print(f"{folder} is ready: set it as `source`")
 
 
 def _told(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:

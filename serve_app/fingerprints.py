@@ -89,6 +89,8 @@ def _weights_of(spec: ModelSpec) -> list[Any]:
         spec.name,
         spec.source,
         spec.revision,
+        spec.config,
+        spec.prediction_type,
         *({name: _place(each) for name, each in named.items()} for named in made_of),
     ]
 

@@ -28,6 +28,9 @@ TORCH_FREE_ENGINE = (
     "queue",
     "share",
     "spec",
+    "original_configs",
+    "original_layout",
+    "safetensors_header",
     "sampler_names",
     "prompts",
 )

@@ -9,20 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from deployments.engine.attention import AttentionChoice, choose_attention
 from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import EngineError, ModelLoadError
 from deployments.engine.hub import locate
-from deployments.engine.parts import Parts, is_half, size_of
+from deployments.engine.parts import Parts, is_half, load_tokenizer, size_of
 from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompt_keys import PromptKeys
 from deployments.engine.samplers import DiffusionSchedulerFactory
-from deployments.engine.spec import PARTS, ModelSpec, PartSpec, as_part, with_native_size
+from deployments.engine.single_file import FilePart, FileScheduler, FileTokenizer, parts_of, vae_file
+from deployments.engine.spec import PARTS, ModelSpec, PartSpec, as_part, single_file, with_native_size
 
 log = logging.getLogger(__name__)
+
+Place = Path | FilePart | FileTokenizer | FileScheduler
+"""Where a part is: in a folder, or in a file."""
 
 _FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
 _PART_FILES = "it needs config.json and weights as safetensors, in diffusers' layout, or a tokenizer's files"
@@ -79,7 +82,9 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, parts:
     title = f"model {spec.name!r}"
     parts = parts or Parts(device, dtype)
     folders = _locate_parts(spec, half=parts.half)
-    found = {name: PartSpec(str(folder)) for name, folder in folders.items()}
+    # Parts in files stay as they were given: their configs are known without fetching anything.
+    found = {name: PartSpec(str(folder)) for name, folder in folders.items() if isinstance(folder, Path)}
+    found = {**{name: as_part(part) for name, part in spec.parts.items()}, **found}
     try:
         model = _load(with_native_size(replace(spec, parts=found)), folders, parts)
     except (OSError, ValueError, KeyError) as error:
@@ -94,14 +99,26 @@ def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
         _locate_controlnet(spec, name, half=is_half(dtype))
 
 
-def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, Path]:
-    """The folder of each part: in the model's own, or wherever `spec.parts` says."""
+def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, Place]:
+    """Where each part is: in the model's own folder or file, or wherever `spec.parts` says."""
     title = f"model {spec.name!r}"
-    own = [name for name in PARTS if name not in spec.parts]
-    root = locate(title, spec.source, spec.revision, own, half=half)
-    return {name: root / name for name in own} | {
-        name: _locate_part(f"{title}: its {name}", as_part(part), half=half) for name, part in spec.parts.items()
+    named = {
+        name: _locate_named(f"{title}: its {name}", name, as_part(part), half) for name, part in spec.parts.items()
     }
+    own = [name for name in PARTS if name not in spec.parts]
+    if (file := single_file(spec)) is not None:
+        inside = parts_of(title, file)
+        return {name: inside[name] for name in own} | named
+    root = locate(title, spec.source, spec.revision, own, half=half)
+    return {name: root / name for name in own} | named
+
+
+def _locate_named(title: str, name: str, part: PartSpec, half: bool) -> Place:
+    if Path(part.source).is_file():
+        if name != "vae":
+            raise ModelLoadError(f"{title}: a single file can only be a VAE; give its folder in diffusers' layout")
+        return vae_file(title, Path(part.source))
+    return _locate_part(title, part, half=half)
 
 
 def _locate_controlnet(spec: ModelSpec, name: str, *, half: bool) -> Path:
@@ -116,7 +133,7 @@ def _controlnet_title(spec: ModelSpec, name: str) -> str:
     return f"model {spec.name!r}: its ControlNet {name!r}"
 
 
-def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedModel:
+def _load(spec: ModelSpec, folders: Mapping[str, Any], parts: Parts) -> LoadedModel:
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
     unet, vae, text_encoder = (
@@ -129,7 +146,7 @@ def _load(spec: ModelSpec, folders: Mapping[str, Path], parts: Parts) -> LoadedM
     if spec.inpaints_only and unet.config.in_channels == vae.config.latent_channels:
         raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
     samplers = parts.samplers(folders["scheduler"])
-    tokenizer = CLIPTokenizer.from_pretrained(folders["tokenizer"])
+    tokenizer = load_tokenizer(folders["tokenizer"])
     controlnets = {name: _controlnet(spec, name, parts) for name in spec.controlnets}
     model = LoadedModel(
         spec=spec,

@@ -2,19 +2,27 @@
 
 import hashlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.hub import variant_of
 from deployments.engine.samplers import DiffusionSchedulerFactory
+from deployments.engine.single_file import (
+    FilePart,
+    FileScheduler,
+    FileTokenizer,
+    file_fingerprint,
+    load_file_part,
+    load_file_tokenizer,
+)
 
 T = TypeVar("T")
 
@@ -34,22 +42,22 @@ class Parts:
         """Whether weights are wanted in half precision."""
         return is_half(self.dtype)
 
-    def unet(self, folder: Path) -> UNet2DConditionModel:
+    def unet(self, folder: Path | FilePart) -> UNet2DConditionModel:
         """A UNet of its own: the engine changes it, and each model's counts as that model's size."""
         return cast(UNet2DConditionModel, self._ready(UNet2DConditionModel, folder))
 
-    def vae(self, folder: Path) -> AutoencoderKL:
+    def vae(self, folder: Path | FilePart) -> AutoencoderKL:
         """The VAE in `folder`, shared."""
         return self._once(AutoencoderKL, folder, lambda: self._ready(AutoencoderKL, folder))
 
-    def text_encoder(self, folder: Path) -> CLIPTextModel:
+    def text_encoder(self, folder: Path | FilePart) -> CLIPTextModel:
         """The text encoder in `folder`, shared."""
         return self._once(CLIPTextModel, folder, lambda: self._ready(CLIPTextModel, folder))
 
-    def samplers(self, folder: Path) -> DiffusionSchedulerFactory:
+    def samplers(self, folder: Path | FileScheduler) -> DiffusionSchedulerFactory:
         """The factory for the scheduler config in `folder`, shared, with the schedules and checks that it has made."""
         return self._once(
-            DiffusionSchedulerFactory, folder, lambda: DiffusionSchedulerFactory(DDIMScheduler.load_config(folder))
+            DiffusionSchedulerFactory, folder, lambda: DiffusionSchedulerFactory(scheduler_config(folder))
         )
 
     def controlnet(self, name: str, folder: Path) -> ControlNet:
@@ -57,7 +65,7 @@ class Parts:
         key = f"{name}/{fingerprint(folder)}"
         return self._shared_or((ControlNet, key), lambda: ControlNet(name, self._ready(ControlNetModel, folder)))
 
-    def _once(self, kind: type[T], folder: Path, load: Callable[[], T]) -> T:
+    def _once(self, kind: type[T], folder: Path | FilePart | FileScheduler, load: Callable[[], T]) -> T:
         return self._shared_or((kind, fingerprint(folder)), load)
 
     def _shared_or(self, key: tuple[type, str], load: Callable[[], T]) -> T:
@@ -67,16 +75,41 @@ class Parts:
             self._shared[key] = found
         return found
 
-    def _ready(self, kind: Any, folder: Path) -> Any:
+    def _ready(self, kind: Any, folder: Path | FilePart) -> Any:
+        network: nn.Module = (
+            load_file_part(kind, folder, self.dtype)
+            if isinstance(folder, FilePart)
+            else self._from_folder(kind, folder)
+        )
+        return network.to(self.device).eval().requires_grad_(False)
+
+    def _from_folder(self, kind: Any, folder: Path) -> Any:
         variant = variant_of(folder, half=self.half)
         # transformers has renamed the argument, diffusers has not.
         precision = {"dtype" if kind is CLIPTextModel else "torch_dtype": self.dtype}
-        network: nn.Module = kind.from_pretrained(folder, use_safetensors=True, variant=variant, **precision)
-        return network.to(self.device).eval().requires_grad_(False)
+        return kind.from_pretrained(folder, use_safetensors=True, variant=variant, **precision)
 
 
-def fingerprint(folder: Path) -> str:
+def scheduler_config(folder: Path | FileScheduler) -> Mapping[str, Any]:
+    """The scheduler config in `folder`."""
+    if isinstance(folder, FileScheduler):
+        return folder.config
+    config: Mapping[str, Any] = DDIMScheduler.load_config(folder)
+    return config
+
+
+def load_tokenizer(folder: Path | FileTokenizer) -> CLIPTokenizer:
+    """The tokenizer in `folder`."""
+    if isinstance(folder, FileTokenizer):
+        return load_file_tokenizer(folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def fingerprint(folder: Path | FilePart | FileScheduler) -> str:
     """What tells two parts apart: their configs and weights, to the byte."""
+    if not isinstance(folder, Path):
+        return file_fingerprint(folder)
     digest = hashlib.sha256()
     for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
         digest.update(path.name.encode())

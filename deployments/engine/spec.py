@@ -6,6 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from deployments.engine.errors import ModelLoadError
+from deployments.engine.original_configs import VAE
+from deployments.engine.original_layout import SingleFile, describe
+
 
 @dataclass(frozen=True, slots=True)
 class PartSpec:
@@ -24,7 +28,10 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 class ModelSpec:
     """One servable model.
 
-    `source` is a folder in diffusers' layout or a repository on the hub; `revision` pins the latter to a commit.
+    `source` is a folder in diffusers' layout, a checkpoint in one file (safetensors in the original layout of Stable
+    Diffusion 1.x and 2.x), or a repository on the hub; `revision` pins the latter to a commit. For a file only:
+    `config`, a folder in diffusers' layout whose configs and tokenizer describe a model that is not as published, and
+    `prediction_type` (epsilon, v_prediction), where the file does not say it.
     `native_size` is the side in pixels that the model was trained for; 0 means: read it from the folder.
     `aliases` are other names that callers may use for it. `controlnets` are the ControlNets that it hosts, by the type
     that callers name; a plain string is a source. `parts` are those of PARTS that its source has not, or that others
@@ -42,6 +49,8 @@ class ModelSpec:
     default_sampler: str = "pndm"
     licence: str = ""
     inpaints_only: bool = False
+    config: str = ""
+    prediction_type: str = ""
     controlnets: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
     parts: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
 
@@ -49,6 +58,8 @@ class ModelSpec:
         unknown = sorted(set(self.parts) - set(PARTS))
         if unknown:
             raise ValueError(f"model {self.name!r}: there is no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
+        if self.prediction_type not in ("", "epsilon", "v_prediction"):
+            raise ValueError(f"model {self.name!r}: prediction_type must be epsilon or v_prediction")
 
     def answers_to(self, name: str) -> bool:
         return name == self.name or name in self.aliases
@@ -65,6 +76,20 @@ def sources_of(spec: ModelSpec) -> tuple[PartSpec, ...]:
     return (PartSpec(spec.source, spec.revision), *(as_part(given) for given in named))
 
 
+def single_file(spec: ModelSpec) -> SingleFile | None:
+    """What the file is that `spec` comes from; None where it comes from elsewhere.
+
+    Raises ModelLoadError for a file that is not served, and for settings that only files have.
+    """
+    title, path = f"model {spec.name!r}", Path(spec.source)
+    if path.is_file():
+        return describe(title, path, config=spec.config, prediction_type=spec.prediction_type, others=spec.parts)
+    for setting in ("config", "prediction_type"):
+        if spec.config if setting == "config" else spec.prediction_type:
+            raise ModelLoadError(f"{title}: `{setting}` is for a `source` that is one file; folders have their own")
+    return None
+
+
 def with_native_size(spec: ModelSpec) -> ModelSpec:
     """`spec` with `native_size` known: UNet sample size times the VAE's downscaling, from the folders' own configs.
 
@@ -77,7 +102,11 @@ def with_native_size(spec: ModelSpec) -> ModelSpec:
     return replace(spec, native_size=int(unet["sample_size"]) * factor)
 
 
-def _config(spec: ModelSpec, part: str) -> dict[str, Any]:
+def _config(spec: ModelSpec, part: str) -> Mapping[str, Any]:
+    if part not in spec.parts and (file := single_file(spec)) is not None:
+        return file.configs[part]
+    if part in spec.parts and Path(as_part(spec.parts[part]).source).is_file():
+        return VAE  # no other part can be a file of its own
     folder = Path(as_part(spec.parts[part]).source) if part in spec.parts else Path(spec.source) / part
     if not folder.parent.is_dir():
         raise ValueError(f"model {spec.name!r}: native_size must be given, because its source is not a local folder")
