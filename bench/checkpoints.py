@@ -164,7 +164,7 @@ def text_config(architecture: Architecture) -> Any:
 
 
 def _scheduler() -> Any:
-    return PNDMScheduler(
+    scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -172,6 +172,9 @@ def _scheduler() -> Any:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+    # PNDM does not know it, yet SD1.5's file has it, and diffusers' DDIM made from this file would clip without it.
+    scheduler.register_to_config(clip_sample=False)
+    return scheduler
 
 
 _INDEX = """{

@@ -141,7 +141,8 @@ class Pipelines:
         return Outcome(seconds, tuple(latencies), in_order, unet_calls, unet_rows, unet_rows)
 
     def _call(self, requests: Sequence[Request]) -> _Call:
-        scheduler = self._model.samplers.scheduler(str(requests[0].params.sampler))
+        samplers = self._model.samplers.of(requests[0].pipeline)
+        scheduler = samplers.scheduler(str(requests[0].params.sampler))
         return _Call(self._pipeline(requests[0]), scheduler, arguments(requests))
 
     def _pipeline(self, request: Request) -> Any:

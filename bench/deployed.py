@@ -46,9 +46,9 @@ def is_whole(cluster: Nodes, replicas: int) -> bool:
 
 
 def answers(host: str) -> bool:
-    """Whether the node's proxy has somebody to give requests to."""
+    """Whether the node's proxy has somebody to give requests to. Its own page for that is for the node alone."""
     try:
-        return httpx.get(f"http://{host}:{SERVE_PORT}/-/healthz", timeout=2, trust_env=False).is_success
+        return httpx.get(f"http://{host}:{SERVE_PORT}/livez", timeout=2, trust_env=False).is_success
     except httpx.HTTPError:
         return False
 
@@ -62,7 +62,8 @@ def replicas_by_node(cluster: Nodes) -> dict[str, int]:
 def client_of(cluster: Nodes) -> httpx.AsyncClient:
     """Callers of the service, which has all workers in it."""
     return httpx.AsyncClient(
-        base_url=f"http://{address(1)}:{SERVE_PORT}",
+        # Without keys it answers to no other name; where the request goes is the transport's choice.
+        base_url=f"http://localhost:{SERVE_PORT}",
         transport=Spread(lambda: [address(worker) for worker in cluster.workers]),
         timeout=None,
     )

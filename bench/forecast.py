@@ -140,6 +140,4 @@ def _row_evaluations(request: Request) -> int:
 
 def _evaluations(request: Request) -> int:
     params = request.params
-    sampler = SAMPLERS[str(params.sampler)]
-    skipped = 0 if params.strength is None else sampler.start(params.num_inference_steps, params.strength)
-    return sampler.evaluations(params.num_inference_steps) - skipped
+    return SAMPLERS[str(params.sampler)].evaluations(params.num_inference_steps, params.strength)

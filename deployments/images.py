@@ -9,7 +9,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.inputs import Fit
-from deployments.pieces import scattered
+from deployments.pieces import pixels_only, scattered
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 MIN_SIDE: Final = 16
@@ -40,24 +40,51 @@ def read_header(data: bytes, field: str) -> Header:
 
 def decode(data: bytes, field: str) -> Image.Image:
     """The picture in `data` as RGB, upright. What is transparent becomes white. Raises InvalidParameter."""
+    return over_white(decode_layer(data, field))
+
+
+def decode_layer(data: bytes, field: str) -> Image.Image:
+    """The picture in `data` upright, as RGB, or as RGBA where it has transparency. Raises InvalidParameter."""
     with _opened(data, field) as image:
         try:
             image.load()
-            return to_rgb(image)
+            _scale_transparent_colour(image, data)
+            return to_layer(image)
         except Exception as error:  # a decoder may raise anything on a broken file, and leave a picture that is none
             raise InvalidParameter(field, "is broken or cut off: it cannot be decoded") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any picture as upright RGB [0, 255]: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
+    return over_white(to_layer(image))
+
+
+def to_layer(image: Image.Image) -> Image.Image:
+    """As `to_rgb`, but RGBA where it has transparency, of whatever kind: a channel, a palette's or one colour."""
     turn = _UPRIGHT.get(_orientation(image))
     image = image if turn is None else image.transpose(turn)
+    transparent = image.info.get("transparency")
+    if image.mode in ("1", "L", *_DEEP) and isinstance(transparent, int):
+        # Pillow's own conversion forgets the colour of sixteen bits.
+        visible = np.asarray(image.convert("L") if image.mode == "1" else image) != transparent
+        image = (_shallow(image) if image.mode in _DEEP else image).convert("RGB")
+        image.putalpha(Image.fromarray(np.where(visible, 255, 0).astype(np.uint8)))
+        return image
     if image.mode in _DEEP:
         image = _shallow(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def over_white(layer: Image.Image) -> Image.Image:
+    """A picture of `to_layer` as RGB, on white paper."""
+    return over(layer, "white")
+
+
+def over(layer: Image.Image, colour: str) -> Image.Image:
+    """A picture of `to_layer` as RGB, on paper of that colour."""
+    if layer.mode == "RGB":
+        return layer
+    return Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB")
 
 
 def resize(image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
@@ -109,7 +136,7 @@ def _opened(data: bytes, field: str) -> ImageFile.ImageFile:
     if scattered(data):
         raise InvalidParameter(field, "has too many chunks or segments; save the picture anew")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(pixels_only(data)), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidParameter(field, _TOO_LARGE) from None
     except Exception as error:  # Pillow's parsers raise far more than UnidentifiedImageError on hostile files
@@ -126,6 +153,24 @@ def _opened(data: bytes, field: str) -> ImageFile.ImageFile:
 
 
 _TOO_LARGE: Final = f"must have at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all"
+
+
+def _scale_transparent_colour(image: Image.Image, data: bytes) -> None:
+    """Gives a PNG's one transparent colour as Pillow gives the pixels: of eight bits, whatever the file has."""
+    found = image.info.get("transparency")
+    if image.format != "PNG" or found is None:
+        return
+    depth = data[_PNG_DEPTH_AT]
+    if image.mode == "L" and isinstance(found, int):
+        most = 2**depth - 1
+        image.info["transparency"] = (found & most) * 255 // most
+    elif image.mode == "RGB" and depth == _SIXTEEN:
+        image.info["transparency"] = tuple(value >> 8 for value in found)
+
+
+# Its signature, a length, a name, width and height come first.
+_PNG_DEPTH_AT: Final = 24
+_SIXTEEN: Final = 16
 
 
 def _shallow(image: Image.Image) -> Image.Image:

@@ -81,6 +81,7 @@ DOOR_COUNTS: Final = {
     for metric in (RATE_LIMITED, LIMITS_DEGRADED, REPLAYED, IDEMPOTENCY_DEGRADED)
 }
 """What is counted before the service, by its name in statistics."""
+REDIS_DAMAGED: Final = _counter("redis_damaged", "Found in Redis, and not used: not of the form that it was given")
 CACHE_REQUESTS: Final = _counter("cache_requests", "Requests looked up, by where and what came of it", "tier", "result")
 CACHE_ERRORS: Final = _counter("cache_errors", "What went wrong with cached results", "kind")
 CACHE_SAVED: Final = _counter("cache_saved_seconds", "Inference time of the results that were served again")

@@ -17,6 +17,7 @@ from deployments.intake import Intake
 from deployments.metrics import engine_samples
 from deployments.pace import Pace
 from deployments.ray_metrics import Publisher
+from deployments.replica_port import stay_on_loopback
 from deployments.serve_log import speak_through_serve
 
 log = logging.getLogger(__name__)
@@ -43,12 +44,13 @@ class ModelReplica:
         device_memory_bytes: int | None = None,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
+        stay_on_loopback()
         speak_through_serve("deployments")
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
         from deployments.engine.worker import EngineWorker
 
         # The request was copied on its way here, files included.
-        self._intake = Intake(Annotators(annotators, device), owns_files=True)
+        self._intake = Intake(Annotators(annotators, device, end_process), owns_files=True)
         self._worker = worker = EngineWorker.load(
             specs,
             device=device,

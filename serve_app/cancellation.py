@@ -7,6 +7,7 @@ from contextlib import aclosing, contextmanager
 from deployments.engine.errors import Cancelled
 from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.row import Request, is_part_of
+from serve_app.tasks import end
 
 Word = asyncio.Future[None]
 """Done once the work that it stands for shall end."""
@@ -58,7 +59,4 @@ async def _next_or(word: Word, request: Request, events: AsyncGenerator[Event, N
         return coming.result() if coming.done() else Refused(request.id, Cancelled())
     finally:
         # Over before `events` is closed: a generator cannot be closed while it runs.
-        coming.cancel()
-        await asyncio.wait((coming,))
-        if not coming.cancelled():
-            coming.exception()
+        await end(coming)

@@ -1,8 +1,11 @@
 """The command line. Errors are one line; exit codes are in `--help`."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
 from deployments.engine.errors import ModelLoadError
@@ -10,10 +13,13 @@ from deployments.registry import check_source
 from serve_app import batch_commands, commands, key_commands, launcher
 from serve_app.commands import EXIT_USAGE, failed
 from serve_app.config import AppConfig, load_config
-from serve_app.config_errors import ConfigError
+from serve_app.config_errors import ConfigError, complaints
+from serve_app.deployment_config import IngressConfig
 from serve_app.door import check_door
+from serve_app.hosts import EVERY_ADDRESS
 from serve_app.kubernetes import commands as kubernetes_commands
 from serve_app.local_backend import sized
+from serve_app.ray_environment import head_timeout_s
 
 app = typer.Typer(
     name="darkroom",
@@ -32,15 +38,21 @@ def serve(
     without_keys: Annotated[
         bool, typer.Option("--without-keys", help="Let everybody use it who can reach --host, other machines too.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that it is served under besides localhost, as in `ingress.hosts`; may be repeated."),
+    ] = None,
 ) -> None:
     """Serve in the foreground until Ctrl-C. Exit codes: 1 it could not run, 2 port or configuration are wrong."""
     settings = _settings(config)
     if without_keys and settings.keys is not None:
         raise failed("--without-keys, but the configuration has `keys`", EXIT_USAGE)
     settings = settings.model_copy(update={"without_keys": without_keys or settings.without_keys})
+    settings = _with_hosts(settings, host, allow_host or [])
     try:
         check_door(settings, host)
-    except ConfigError as error:
+        head_timeout_s()
+    except (ConfigError, ValueError) as error:
         raise failed(str(error), EXIT_USAGE) from None
     try:
         launcher.serve(settings, host, port, say=lambda line: print(line, flush=True))
@@ -52,10 +64,11 @@ def serve(
 def fetch(
     config: Annotated[str, typer.Option(help="A YAML file, or a packaged configuration.")],
     attempts: Annotated[int, typer.Option(min=1, help="For each model, with pauses of 10, 20, 40 ... s.")] = 1,
+    check: Annotated[bool, typer.Option("--check", help="Only ask the hub for each row: fetch no weights.")] = False,
 ) -> None:
     """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
     # Heavy, and only for this.
-    from deployments import fetching
+    from deployments import fetching, lookup
 
     settings = _settings(config)
     hosted = [
@@ -63,10 +76,49 @@ def fetch(
         for deployment in settings.deployments
         for spec in settings.specs_of(deployment)
     ]
+    if check:
+        answers = list(_told(lookup.look_up(hosted, settings.annotators.specs())))
+        if wrong := answers.count(False):
+            raise failed(f"{wrong} of {len(answers)} rows cannot be loaded")
+        return
     try:
         fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
     except ModelLoadError as error:
         raise failed(error.message) from None
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, a repository on the hub, or a checkpoint in one file.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; it must not exist yet.")],
+    revision: Annotated[str | None, typer.Option(help="The commit, where SOURCE is on the hub.")] = None,
+    config: Annotated[
+        str, typer.Option(help="For a file: a folder in diffusers' layout whose configs describe it.")
+    ] = "",
+    prediction_type: Annotated[
+        str, typer.Option(help="For a Stable Diffusion 2.x file: epsilon (base, 512 pixels) or v_prediction (768).")
+    ] = "",
+) -> None:
+    """Make a folder of safetensors out of pickled weights or a single file. Exit codes: 1 refused, 2 wrongly asked."""
+    # Heavy, and only for this.
+    from deployments import conversion
+
+    if prediction_type not in ("", "epsilon", "v_prediction"):
+        raise failed("--prediction-type must be epsilon or v_prediction", EXIT_USAGE)
+    try:
+        conversion.convert(source, folder, revision, conversion.Settings(config, prediction_type))
+    except ModelLoadError as error:
+        raise failed(error.message) from None
+    except OSError as error:
+        raise failed(f"the folder could not be written: {error.strerror}") from None
+    print(f"{folder} is ready: set it as `source`")
+
+
+def _told(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
+    """Says each line when it is known."""
+    for line, fine in answers:
+        print(f"{'ok   ' if fine else 'WRONG'} {line}", flush=True)
+        yield fine
 
 
 for _command in (commands.generate, commands.img2img, commands.inpaint, commands.control):
@@ -75,6 +127,18 @@ app.add_typer(key_commands.app, name="keys")
 app.command()(batch_commands.batch)
 app.add_typer(batch_commands.jobs, name="jobs")
 app.add_typer(kubernetes_commands.app, name="k8s")
+
+
+def _with_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
+    """`settings`, with the names from the command line. Where names count, the address that it listens on is one."""
+    named = [*settings.ingress.hosts, *allowed]
+    if (named or settings.keys is None) and bound not in EVERY_ADDRESS:
+        named.append(bound.partition("%")[0])
+    try:
+        ingress = IngressConfig.model_validate(settings.ingress.model_dump(exclude_unset=True) | {"hosts": named})
+    except ValidationError as error:
+        raise failed(f"--allow-host: {next(complaints(error)).partition(': ')[2]}", EXIT_USAGE) from None
+    return settings.model_copy(update={"ingress": ingress})
 
 
 def _settings(config: str) -> AppConfig:

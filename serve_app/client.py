@@ -202,7 +202,12 @@ def asking(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str
     door = "controlnet" if uploads.hints else uploads.task
     image_name = "image" if door == "inpaint" else "init_image"
     named = [(image_name, uploads.image), ("mask", uploads.mask), *(("control_image", hint) for hint in uploads.hints)]
-    said = {"mask_type": uploads.mask_type, "preprocess": uploads.preprocess or None, "fit": uploads.fit}
+    said = {
+        "mask_type": uploads.mask_type,
+        "mask_alpha": uploads.mask_alpha,
+        "preprocess": uploads.preprocess or None,
+        "fit": uploads.fit,
+    }
     data = {"params": json.dumps(body | {name: value for name, value in said.items() if value is not None})}
     files = [(name, (name, content)) for name, content in named if content is not None]
     return f"{BASE}/{door}", {"data": data, "files": files}

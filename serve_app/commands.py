@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from deployments.engine.errors import EngineError, InvalidParameter
-from deployments.engine.inputs import Uploads
+from deployments.engine.inputs import MaskAlpha, Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from serve_app import making
 from serve_app.client import API_KEY_VARIABLE
@@ -112,6 +112,10 @@ def inpaint(
     output: Output,
     mask: Annotated[Path | None, typer.Option(help="Of the picture's size; white is painted anew.")] = None,
     mask_type: Annotated[str, typer.Option(help="Without --mask: center, border, top_left, ellipse, ...")] = "center",
+    mask_alpha: Annotated[
+        str | None,
+        typer.Option(help="What a mask's transparency means where its colours leave it open: strokes, holes."),
+    ] = None,
     feather: Annotated[int | None, typer.Option(help="Pixels inside the mask's edge over which both mix.")] = None,
     strength: Strength = None,
     url: Url = HERE,
@@ -135,7 +139,8 @@ def inpaint(
     def uploads() -> Uploads:
         if mask is None:
             return Uploads(image=_read(image, "image"), mask_type=mask_type)
-        return Uploads(image=_read(image, "image"), mask=_read(mask, "mask"))
+        meaning = None if mask_alpha is None else _mask_alpha(mask_alpha)
+        return Uploads(image=_read(image, "image"), mask=_read(mask, "mask"), mask_alpha=meaning)
 
     _make(context, lambda: (uploads(), ()))
 
@@ -169,11 +174,30 @@ def control(
     _make(context, lambda: (Uploads(hints=(_read(image, "image"),), preprocess=preprocess), (settings,)))
 
 
+def _mask_alpha(said: str) -> MaskAlpha:
+    if said not in get_args(MaskAlpha):
+        raise InvalidParameter("mask_alpha", f"must be one of {', '.join(get_args(MaskAlpha))}")
+    return cast(MaskAlpha, said)
+
+
 Pictures = Callable[[], tuple[Uploads | None, tuple[dict[str, Any], ...]]]
 """Gives the pictures that go along, and the ControlNets' settings. Raises InvalidParameter."""
 
 _NOT_PARAMETERS = frozenset(
-    ("output", "url", "api_key", "local", "config", "image", "mask", "mask_type", "type", "scale", "preprocess")
+    (
+        "output",
+        "url",
+        "api_key",
+        "local",
+        "config",
+        "image",
+        "mask",
+        "mask_type",
+        "mask_alpha",
+        "type",
+        "scale",
+        "preprocess",
+    )
 )
 
 

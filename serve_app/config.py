@@ -51,6 +51,8 @@ class ModelConfig(Strict):
     default_sampler: str | None = None
     licence: str | None = None
     inpaints_only: bool | None = None
+    config: str | None = None
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
     controlnets: dict[Name, PartConfig] | None = None
     parts: dict[Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"], PartConfig] | None = None
 
@@ -68,6 +70,8 @@ class ModelConfig(Strict):
                 given[place] = {name: part.spec() for name, part in named.items()}
         row = known_models().get(self.name)
         if row is not None:
+            # A commit is one repository's: that of the row means nothing to another source.
+            row = row if self.source is None else replace(row, revision=None)
             return replace(row, **given)
         if self.source is None:
             raise PydanticCustomError("no_source", "a model that the registry does not know needs a `source`")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from serve_app.hosts import HostName
 from serve_app.strict import Strict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -168,9 +169,13 @@ class DeploymentConfig(Strict):
 class IngressConfig(Strict):
     """The HTTP deployment. `request_timeout_s` is the proxy's, and clients cannot change it (`proxy_headers.py`).
 
+    `hosts` are the names that it is served under, besides those of loopback (`hosts.py`). Without keys there are no
+    others; with keys there are all, unless some are named.
+
     On a cluster, `max_replicas_per_node: 1` keeps a node's death from taking all replicas: Ray would put them together.
     """
 
+    hosts: tuple[HostName, ...] = ()
     replicas: Count = 1
     max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
     num_cpus: Cpus = 0.1

@@ -10,6 +10,7 @@ from typing import Any
 
 from serve_app.config import AppConfig
 from serve_app.config_errors import ConfigError
+from serve_app.hosts import hosts_of
 from serve_app.idempotency import Idempotency
 from serve_app.job_shelf import JobShelf
 from serve_app.keys import Keyring
@@ -30,6 +31,7 @@ def door(config: AppConfig, redis: RedisTier | None, counts: Counter[str]) -> di
         shelf = JobShelf(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
     return {
         "keys": None if config.keys is None else Keyring(config.keys),
+        "hosts": hosts_of(config.ingress.hosts, keys=config.keys is not None),
         "limits": RateLimits(config.limits, redis, counts, time.time),
         "idempotency": Idempotency(config.idempotency, shared, counts),
         "jobs_config": config.jobs,

@@ -66,6 +66,7 @@ def work_of(request: Request) -> dict[str, Any]:
             "image": _file(files.image),
             "mask": _file(files.mask),
             "mask_type": files.mask_type,
+            "mask_alpha": files.mask_alpha,
             "hints": [_file(hint) for hint in files.hints],
             "preprocess": files.preprocess,
             "fit": files.fit,
@@ -89,6 +90,8 @@ def _weights_of(spec: ModelSpec) -> list[Any]:
         spec.name,
         spec.source,
         spec.revision,
+        spec.config,
+        spec.prediction_type,
         *({name: _place(each) for name, each in named.items()} for named in made_of),
     ]
 

@@ -16,6 +16,7 @@ from functools import partial
 from deployments.engine.errors import Cancelled
 from deployments.engine.events import Accepted, Event, Finished, Progress, Refused
 from serve_app.replays import Delivered, loss_of
+from serve_app.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,7 @@ class Flight:
             if not self._listeners:
                 # Nobody may come on board any more, not even while it ends.
                 self._over(self)
-                self._task.cancel()
-                await asyncio.wait((self._task,))
+                await end(self._task)
 
     def _superseded(self, after: int) -> bool:
         return after < len(self._told) and isinstance(self._told[after], Progress)

@@ -13,9 +13,10 @@ from deployments.annotators.catalogue import Annotators
 from deployments.annotators.edges import HIGH, LOW, detect_edges
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import Fit
-from deployments.images import decode, resize, to_rgb
+from deployments.engine.inputs import Fit, MaskAlpha
+from deployments.images import decode_layer, over_white, resize, to_layer, to_rgb
 from deployments.masks import Box, create_mask
+from deployments.transparency import mask_of
 
 Source = str | Path | bytes | Image.Image
 
@@ -37,13 +38,15 @@ class ImageProcessor:
         path. Raises InvalidParameter for what is no PNG, JPEG or WebP, and FileNotFoundError for a `Path` that is not
         there.
         """
-        if isinstance(source, Image.Image):
-            return to_rgb(source)
-        if isinstance(source, bytes):
-            return decode(source, "image")
-        if isinstance(source, Path) or _names_a_file(source):
-            return decode(Path(source).read_bytes(), "image")
-        return decode(_from_base64(source), "image")
+        return over_white(_layer(source, "image"))
+
+    def load_mask(self, source: Source, mask_alpha: MaskAlpha | None = None) -> Image.Image:
+        """A mask as grey, white where it is painted anew, from whatever `load` takes.
+
+        What transparency means is told in docs/pictures.md; `mask_alpha` says it where the colours leave it open.
+        Raises as `load` does.
+        """
+        return mask_of(_layer(source, "mask"), mask_alpha)
 
     def resize(self, image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
         """`image` at `width` x `height`: `cover` crops the middle, `pad` fills up, `stretch` distorts; `fit` keeps the
@@ -99,6 +102,16 @@ class ImageProcessor:
         lab = cv2.cvtColor(np.asarray(to_rgb(image), dtype=np.uint8), cv2.COLOR_RGB2LAB)
         lab[:, :, 0] = cv2.createCLAHE(clipLimit=limit, tileGridSize=(8, 8)).apply(lab[:, :, 0])
         return Image.fromarray(np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8))
+
+
+def _layer(source: Source, field: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return to_layer(source)
+    if isinstance(source, bytes):
+        return decode_layer(source, field)
+    if isinstance(source, Path) or _names_a_file(source):
+        return decode_layer(Path(source).read_bytes(), field)
+    return decode_layer(_from_base64(source), field)
 
 
 def _names_a_file(text: str) -> bool:

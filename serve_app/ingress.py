@@ -23,8 +23,11 @@ from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.report import EngineReport
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
+from deployments.replica_port import stay_on_loopback
 from serve_app.backend import BackendReport
-from serve_app.replays import Replays
+from serve_app.redis_tier import RedisTier
+from serve_app.replays import QUARANTINE_SECONDS, Replays
+from serve_app.shared_quarantine import SharedQuarantine
 from serve_app.shedding import Shedding
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class HandleBackend:
         self._models = tuple(spec for route in routes for spec in route.specs)
         # asyncio keeps weak references only: without these a cancellation could be collected before it was sent.
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._shared: SharedQuarantine | None = None
         self._report: asyncio.Task[BackendReport] | None = None
         self._report_made = -REPORT_AGE_S
 
@@ -95,9 +99,17 @@ class HandleBackend:
             self._report = asyncio.create_task(self._ask_all())
         return await asyncio.shield(self._report)
 
+    def share(self, redis: RedisTier) -> None:
+        """Shares with other processes what replicas have died of."""
+        self._shared = SharedQuarantine(redis, QUARANTINE_SECONDS)
+        for route in self._all:
+            route.replays.share(self._shared)
+
     async def close(self) -> None:
         """Sends the cancellations that are still on their way. Handles need no closing."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._shared is not None:
+            await self._shared.close()
 
     async def _attempt(self, handle: DeploymentHandle, request: Request) -> AsyncGenerator[Event, None]:
         """The events of one replica's attempt; what goes wrong between here and there becomes a `Refused`."""
@@ -189,6 +201,7 @@ class Ingress:
         handles: Sequence[DeploymentHandle],
         specs: Sequence[tuple[ModelSpec, ...]],
     ) -> None:
+        stay_on_loopback()
         routes = [Route(handle, hosted) for handle, hosted in zip(handles, specs, strict=True)]
         self._backend = HandleBackend(routes)
         self._create_api = create_api

@@ -5,13 +5,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from pydantic import BaseModel, Field
+
 from deployments.engine.params import GenerationParams
+from serve_app.strict import Strict
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Document = dict[str, Any]
 """What is told of an entry that has ended: its answer without the pictures, or its problem. JSON."""
 
 UNFINISHED: Final = frozenset(("queued", "running"))
+LATEST: Final = 4e9
+"""Seconds since 1970 that a job may tell of."""
+
 DONE: Final = 200
 """The `status` of an entry's document that has pictures."""
 
@@ -107,22 +113,55 @@ def state_of(job: Job) -> dict[str, Any]:
     }
 
 
-def restored(job_id: str, spec: Mapping[str, Any], state: Mapping[str, Any], documents: Mapping[int, Document]) -> Job:
-    """The job that all this was told of. Raises ValueError where its parameters make no sense to this version."""
-    params = {int(index): GenerationParams.model_validate(params) for index, params in spec["params"].items()}
+class _Spec(Strict):
+    tenant: str
+    created: float = Field(ge=0, le=LATEST)
+    entries: int = Field(ge=1)
+    params: dict[int, GenerationParams]
+
+
+class _State(Strict):
+    state: State
+    started: float | None = Field(ge=0, le=LATEST)
+    finished: float | None = Field(ge=0, le=LATEST)
+    progress: float = Field(ge=0, le=1.01)
+    order: list[int]
+
+
+class _Image(BaseModel):
+    index: int
+    format: str
+
+
+class _Document(BaseModel):
+    """What is relied upon of an entry's."""
+
+    index: int
+    status: int
+    images: list[_Image] = []
+
+
+def restored(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) -> Job:
+    """The job that all this was told of. Raises ValueError where it makes no sense to this version."""
+    told, now = _Spec.model_validate(spec), _State.model_validate(state)
+    if (now.finished is None) != (now.state in UNFINISHED):
+        raise ValueError("a job is over from its end on")
+    for index, document in documents.items():
+        if _Document.model_validate(document).index != index:
+            raise ValueError("a document is another entry's")
     # An entry may have been saved a moment after the state that was read.
-    order = [index for index in state["order"] if index in documents]
+    order = [index for index in now.order if index in documents]
     ordered = dict.fromkeys([*order, *documents])
     return Job(
         id=job_id,
-        tenant=spec["tenant"],
-        created=spec["created"],
-        entries=spec["entries"],
-        params=params,
-        state=state["state"],
-        started=state["started"],
-        finished=state["finished"],
+        tenant=told.tenant,
+        created=told.created,
+        entries=told.entries,
+        params=told.params,
+        state=now.state,
+        started=now.started,
+        finished=now.finished,
         documents={index: documents[index] for index in ordered},
         durable=True,
-        told_progress=state["progress"],
+        told_progress=now.progress,
     )

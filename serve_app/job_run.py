@@ -15,6 +15,7 @@ from serve_app.job_shelf import JobShelf
 from serve_app.jobs_config import JobsConfig
 from serve_app.redis_tier import RedisGone
 from serve_app.service import DiffusionService
+from serve_app.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +124,7 @@ class JobRun:
                     self._add(index, outcome)
                     await self._save()
         finally:
-            beat.cancel()
-            await asyncio.wait((beat,))
+            await end(beat)
 
     def _progress(self) -> float:
         if self._batch is None:

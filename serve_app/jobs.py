@@ -108,6 +108,8 @@ class Jobs:
             await self._keep(job)
         finally:
             self._arriving[tenant] -= 1
+            # Or it would remember everybody who ever came.
+            self._arriving += Counter()
         await self._take()
         return await self._now(job)
 

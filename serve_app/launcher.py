@@ -8,6 +8,7 @@ its tree is left after that is killed: on Linux orphans are handed to this proce
 import contextlib
 import errno
 import json
+import os
 import queue
 import shutil
 import signal
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from serve_app.config import AppConfig
+from serve_app.import_path import installed_only
 from serve_app.processes import adopt_orphans, sweep
 
 EXIT_FAILED = 1
@@ -32,8 +34,13 @@ EXIT_PORT_IN_USE = 2
 GRACE_S = 10.0
 SWEEP_S = 3.0
 
+# `-P`: Python would look into the current folder first, whatever lies there.
+CHILD = (sys.executable, "-P", "-m", "serve_app.local_cluster")
+
 # The length of Ray's socket paths below its folder; the system's limit for one is 107 bytes.
 _SOCKET_PATH_ROOM = 70
+
+_RAYS_FOLDER = "ray"
 
 
 class LaunchError(Exception):
@@ -60,7 +67,8 @@ class Server:
         """Starts the child in a session of its own, out of the reach of the terminal's Ctrl-C."""
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "serve_app.local_cluster"],
+                CHILD,
+                env=installed_only(os.environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -74,7 +82,7 @@ class Server:
             "config": self.config.model_dump(mode="json", exclude_unset=True),
             "host": self.host,
             "port": self.port,
-            "temp_dir": str(self.temp_dir),
+            "temp_dir": str(self.rays_folder),
         }
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -83,6 +91,11 @@ class Server:
     def log_file(self) -> Path:
         """Where the child's standard error goes; the logs of Ray's processes lie beside it."""
         return self.temp_dir / "darkroom.log"
+
+    @property
+    def rays_folder(self) -> Path:
+        """Within `temp_dir`, which is its owner's alone: Ray lets everybody write into its own."""
+        return self.temp_dir / _RAYS_FOLDER
 
     def end(self) -> None:
         """Asks the child to drain and end, then kills what is left of its tree. Before it was ready: at once."""
@@ -106,11 +119,14 @@ class Server:
                     return
 
     def _listen(self, answers: IO[bytes]) -> None:
-        with answers:
-            for line in answers:
-                kind, message = next(iter(json.loads(line).items()))
-                self.news.put((kind, message))
-        self.news.put(("gone", ""))
+        try:
+            with answers:
+                for line in answers:
+                    kind, message = next(iter(json.loads(line).items()))
+                    self.news.put((kind, message))
+        finally:
+            # Also where it says what nobody understands: whoever waits for news waits for this thread's.
+            self.news.put(("gone", ""))
 
 
 def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = print) -> None:
@@ -182,9 +198,13 @@ def _addressed(host: str, port: int) -> tuple[Any, ...]:
 
 
 def make_temp_dir() -> Path:
-    """A folder for Ray's sockets and logs, short enough for the limit that systems have on socket paths."""
+    """A folder for Ray's sockets and logs, of its owner alone.
+
+    Short enough for the limit that systems have on socket paths.
+    """
     default = tempfile.gettempdir()
-    parent = default if len(default) < 107 - _SOCKET_PATH_ROOM - len("/darkroom-12345678") else "/tmp"
+    room = 107 - _SOCKET_PATH_ROOM - len(f"/darkroom-12345678/{_RAYS_FOLDER}")
+    parent = default if len(default) < room else "/tmp"
     return Path(tempfile.mkdtemp(prefix="darkroom-", dir=parent))
 
 

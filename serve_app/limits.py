@@ -129,6 +129,12 @@ class Visit:
         if self.limits.cost_per_minute is not None:
             await self._take("cost_per_minute", pixel_steps, self.limits.cost_per_minute, _MEGA)
 
+    async def charge_refused(self, pixel_steps: int) -> None:
+        """Takes what reading in vain costs, or all that a minute has where that is less. Raises OverLimit."""
+        limit = self.limits.cost_per_minute
+        if limit is not None:
+            await self._take("cost_per_minute", min(pixel_steps, limit * _MEGA), limit, _MEGA)
+
     def leave(self) -> None:
         """Gives the place back."""
         self._owner.running[self._caller] -= 1

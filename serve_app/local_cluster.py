@@ -19,7 +19,7 @@ import httpx
 from pydantic import BaseModel
 
 from serve_app.config import AppConfig
-from serve_app.ray_environment import NODE_ENVIRONMENT
+from serve_app.ray_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, head_timeout_s
 
 HEALTH_PATH = "/ads/v2/diffusion/health"
 APP_NAME = "darkroom"
@@ -63,9 +63,12 @@ def start(order: Order) -> None:
     prepare_environment()
     import ray
     from ray import serve
+    from ray.job_config import JobConfig
 
     from serve_app.app import build_app
 
+    # Ray would have all workers import from the current folder first; it does not for a client's job, which may have
+    # been sent from another machine. Nothing else depends on that.
     ray.init(
         address="local",
         namespace=APP_NAME,
@@ -74,6 +77,7 @@ def start(order: Order) -> None:
         log_to_driver=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         _temp_dir=order.temp_dir,
+        job_config=JobConfig(_client_job=True),
     )
     ingress = order.config.ingress
     serve.start(
@@ -94,8 +98,11 @@ def prepare_environment() -> None:
     """Settings that Ray reads while it is imported or started; its processes inherit them."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(
-        NODE_ENVIRONMENT,
+        # The one of these that whoever starts a server may choose.
+        {**NODE_ENVIRONMENT, HEAD_TIMEOUT_VARIABLE: f"{head_timeout_s():g}"},
         RAY_USAGE_STATS_ENABLED="0",
+        # Off, this node is 127.0.0.1 and nothing that Ray starts listens elsewhere, as on the systems in its name.
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         # A Ray cluster runs code for whoever reaches its ports; with a token of its own only its own processes can.
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),

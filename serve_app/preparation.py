@@ -70,8 +70,12 @@ def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task
         made_for_it = [spec for spec in able if spec.inpaints_only == (task == "inpaint")]
         return next(iter((*made_for_it, *able)), models[0])
     named = find_model(models, params.model_name)
-    same_weights = [spec for spec in able if (spec.source, spec.revision) == (named.source, named.revision)]
+    same_weights = [spec for spec in able if _weights(spec) == _weights(named)]
     return named if named in able else next(iter(same_weights), named)
+
+
+def _weights(spec: ModelSpec) -> tuple[str | None, ...]:
+    return spec.source, spec.revision, spec.config, spec.prediction_type
 
 
 def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:

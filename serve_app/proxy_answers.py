@@ -1,9 +1,11 @@
 """Answers that Ray's proxy gives by itself, in the shape of ours: to a client they all come from one server.
 
 Ray says in plain text that a request took too long, that no ingress is there, or what broke, sometimes in the words of
-an exception. Ours are told apart by a header that every one of them has.
+an exception; where an ingress died with a request it says nothing at all, and uvicorn would say 500. Ours are told
+apart by a header that every one of them has.
 """
 
+import logging
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,9 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.api.errors import Problem, http_problem, internal_error
 from serve_app.api.request_id import NOSNIFF, request_id_of
 
+log = logging.getLogger(__name__)
+
 
 class ProxyAnswers:
-    """Puts a problem in the place of every error that is not ours, and our headers on whatever else Ray answers."""
+    """Puts a problem in the place of every error that is not ours, and where no answer came; and our headers on
+    whatever else Ray answers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -24,10 +29,13 @@ class ProxyAnswers:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        replacing = False
+        request_id = request_id_of(Headers(scope=scope))
+        started = replacing = False
 
         async def send_marked(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 headers.setdefault(*NOSNIFF)
                 headers.setdefault("Server-Timing", f"total;dur={(time.perf_counter() - begun) * 1000:.1f}")
@@ -37,18 +45,36 @@ class ProxyAnswers:
             nonlocal replacing
             if message["type"] == "http.response.start" and _is_rays_error(message):
                 replacing = True
-                answer = problem_for(message["status"]).response(request_id_of(Headers(scope=scope)))
-                await answer(scope, receive, send_marked)
+                await problem_for(message["status"]).response(request_id)(scope, receive, send_marked)
             elif not replacing:
                 await send_marked(message)
 
-        await self.app(scope, receive, send_ours)
+        try:
+            await self.app(scope, receive, send_ours)
+        except Exception:
+            if started:
+                raise
+            log.exception("request %s: unexpected error of the proxy", request_id)
+            await internal_error().response(request_id)(scope, receive, send_marked)
+            return
+        if not started:
+            # To a client that has left, nothing of it is sent.
+            await ingress_lost().response(request_id)(scope, receive, send_marked)
+
+
+def ingress_lost() -> Problem:
+    """The answer where the ingress' process ended before it gave one."""
+    message = "the process that had this request has ended; another takes its place: ask again"
+    return Problem(503, "ingress_lost", message, retry_after=2)
 
 
 def problem_for(status: int) -> Problem:
     """What Ray means by that status."""
     match status:
-        case 404 | 405:
+        case 404:
+            # The ingress has every path, so there is none: not yet, or no longer.
+            return Problem(503, "not_ready", "the server is starting or ending; come back later", retry_after=2)
+        case 405:
             return http_problem(status, None)
         case 408:
             # Ray's word for its own patience; 408 would tell clients that they were slow, and to repeat it at once.

@@ -3,16 +3,24 @@
 Ray's proxy takes orders from request headers before any other code of ours runs: how long a request may take, that its
 caller's leaving shall not be noticed, which replica it goes to. With tracing on, it breaks on trace headers that are
 not text. And it marks every answer with a request id of its own, beside ours. Ray calls `middlewares` in the proxy's
-process, where `ray_environment.NODE_ENVIRONMENT` was set when the node was started.
+process, where `ray_environment.NODE_ENVIRONMENT` was set when the node was started; with the layers comes the protocol
+below them (`http_protocol.py`).
 """
+
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS
 
 from serve_app.api.request_id import request_id_of
 from serve_app.api.trace import HEADER, named_trace_id
 from serve_app.proxy_answers import ProxyAnswers
+from serve_app.proxy_pages import ProxyPages
+from serve_app.ray_environment import head_timeout_s
+
+PROTOCOL: Final = "serve_app.http_protocol:BoundedProtocol"
 
 # As Ray compares them: lower case, and `-` counts as `_`.
 RAYS_OWN = frozenset(
@@ -55,8 +63,13 @@ class ProxyHeaders:
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
-    return [Middleware(ProxyAnswers), Middleware(ProxyHeaders)]
+    """For Ray's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`. Raises ValueError where the environment is wrong.
+
+    The server that Ray makes next takes what uvicorn has under `auto`, and has no setting for it.
+    """
+    head_timeout_s()
+    HTTP_PROTOCOLS["auto"] = PROTOCOL
+    return [Middleware(ProxyPages), Middleware(ProxyAnswers), Middleware(ProxyHeaders)]
 
 
 def _as_ray_compares(name: bytes) -> str:

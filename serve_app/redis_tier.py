@@ -21,6 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+from serve_app.redis_values import MEND, Kinds, is_wrong_type
 from serve_app.secret import Secret
 from serve_app.strict import Strict
 
@@ -56,10 +57,15 @@ class RedisGone(Exception):
     """Redis did not do what it was asked in time, or was not asked because it has failed too often lately."""
 
 
+class WrongType(RedisGone):
+    """Redis is well, but what is under the key has another type than ours."""
+
+
 class RedisTier:
     """Used on one event loop, or on several one after another; to be closed before each of them ends.
 
-    `failures` counts calls that were made and failed, `skipped` those not made. Raises ConfigError where the key or the
+    `failures` counts calls that were made and failed, `skipped` those not made, `damaged` what was found there and not
+    used because it is not of the form that we gave it. Raises ConfigError where the key or the
     password is not where the configuration says.
     """
 
@@ -67,6 +73,7 @@ class RedisTier:
         self.prefix = config.prefix
         self.failures = 0
         self.skipped = 0
+        self.damaged = 0
         self._config = config
         self._key = config.key.read("redis: key", KEY_CHARACTERS).encode()
         self._password = None if config.password is None else config.password.read("redis: password")
@@ -103,6 +110,12 @@ class RedisTier:
             return result
         except (RedisError, OSError, TimeoutError) as error:
             decided = True
+            if is_wrong_type(error):
+                # It answers: whoever can write one key must not keep us from all others.
+                self.failures += 1
+                self._in_a_row = 0
+                self.note_damage("a key")
+                raise WrongType("what is there has another type") from error
             self._failed(error)
             if not _answered(error):
                 self._retire(connections)
@@ -113,6 +126,15 @@ class RedisTier:
                 self._next_probe = self._clock()
             connections.users -= 1
             self._close_if_unused(connections)
+
+    async def mend(self, kinds: Kinds) -> None:
+        """Removes what is under these keys and has another type than ours. Raises RedisGone."""
+        await self.call(lambda redis: redis.eval(MEND, len(kinds), *kinds, *kinds.values()))
+
+    def note_damage(self, what: str) -> None:
+        """Something that was found there is not used."""
+        self.damaged += 1
+        log.warning("%s in Redis is not what was put there: it is not used", what)
 
     async def check(self) -> bool:
         """As `well`, but asks Redis before, so that its recovery shows even where nobody needs it just now."""

@@ -10,7 +10,7 @@ kills every replica that runs it would take its neighbours down with it each tim
 Suppose one request is the cause. Its first two attempts lose the first two replicas, so whoever was beside it both
 times now waits for its turn alone, as it does; and only its own turn can end in a third loss. So no innocent request
 ever uses up its attempts, and the loss of a third attempt convicts: the request fails, and whoever asks for the same
-work is refused for ten minutes. Several ingress processes each keep their own book.
+work is refused for ten minutes. Several ingress processes share the verdicts through Redis, where there is one.
 """
 
 import asyncio
@@ -20,11 +20,13 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from deployments.engine.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
 from deployments.engine.events import Accepted, Event, ImageDone, ImageFailed, Preview, Refused
 from deployments.engine.row import Request
 from serve_app.fingerprints import canonical, hash_of, work_of
+from serve_app.shared_quarantine import SharedQuarantine
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,10 @@ class Replays:
         self._clock = clock
         self._quarantine = Quarantine(clock)
         self._isolation = asyncio.Lock()
+
+    def share(self, shared: SharedQuarantine) -> None:
+        """From now on what other processes have found out holds here, and what is found out here holds there."""
+        self._quarantine.shared = shared
 
     async def run(self, request: Request, attempt: Attempt) -> AsyncGenerator[Event, None]:
         """The request's events, from as many attempts as it takes; nothing is told twice. Closing this ends it all."""
@@ -100,6 +106,7 @@ class Quarantine:
     """The fingerprints of convicted requests: the last `QUARANTINE_SIZE`, for `QUARANTINE_SECONDS`."""
 
     def __init__(self, clock: Clock) -> None:
+        self.shared: SharedQuarantine | None = None
         self._clock = clock
         self._until: OrderedDict[str, float] = OrderedDict()
 
@@ -110,13 +117,17 @@ class Quarantine:
         self._until.move_to_end(convicted)
         if len(self._until) > QUARANTINE_SIZE:
             self._until.popitem(last=False)
+        if self.shared is not None:
+            self.shared.add(convicted, QUARANTINE_SECONDS)
 
     async def holds(self, request: Request) -> bool:
         """Whether the like of it was convicted a short while ago."""
         while self._until and next(iter(self._until.values())) <= self._clock():
             self._until.popitem(last=False)
         # Nearly always empty; and hashing a form's pictures takes a while, so it happens on a thread.
-        return bool(self._until) and await asyncio.to_thread(fingerprint, request) in self._until
+        if self._until and await asyncio.to_thread(fingerprint, request) in self._until:
+            return True
+        return self.shared is not None and await self.shared.seconds_left(partial(fingerprint, request)) > 0
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from deployments.engine.events import ImageDone, ImageFailed, Source, Timings
 from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
-from deployments.images import to_rgb
+from deployments.images import to_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def decoded(image: ImageDone) -> Image.Image:
 
 
 def encoded(picture: Image.Image) -> bytes:
-    """`picture` as the file that a remote caller would send."""
+    """`picture` as the file that a remote caller would send, with its transparency."""
     buffer = io.BytesIO()
-    to_rgb(picture).save(buffer, "PNG", compress_level=1)
+    to_layer(picture).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -8,11 +8,22 @@ The place is where it was put: what was sealed for one place cannot be read at a
 import hmac
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field, ValidationError
+
+from serve_app.strict import Strict
 
 _MAGIC: Final = b"darkroom sealed 1\n"
 _MAC_BYTES: Final = 32
 _LENGTH_BYTES: Final = 4
+
+
+class _Parts(Strict):
+    """The JSON of a body."""
+
+    header: Any
+    bytes: list[Annotated[int, Field(ge=0)]]
 
 
 class BrokenSeal(Exception):
@@ -32,14 +43,19 @@ def opened(place: str, data: bytes, key: bytes) -> tuple[Any, tuple[bytes, ...]]
     mac, body = data[len(_MAGIC) : begin], data[begin:]
     if not data.startswith(_MAGIC) or not hmac.compare_digest(mac, _mac(place, body, key)):
         raise BrokenSeal("not sealed for this place with this key")
-    # Signed by us, so it has the shape that we gave it.
+    # Signed by us, but perhaps by another version.
     end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "big")
-    parts = json.loads(body[_LENGTH_BYTES:end])
+    try:
+        parts = _Parts.model_validate_json(body[_LENGTH_BYTES:end])
+    except ValidationError:
+        raise BrokenSeal("not of this version's form") from None
     files = []
-    for length in parts["bytes"]:
+    for length in parts.bytes:
         files.append(body[end : end + length])
         end += length
-    return parts["header"], tuple(files)
+    if end != len(body):
+        raise BrokenSeal("its files are not of the lengths that it says")
+    return parts.header, tuple(files)
 
 
 def _mac(place: str, body: bytes, key: bytes) -> bytes:

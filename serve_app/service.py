@@ -16,10 +16,10 @@ from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.errors import EngineError, EngineStopped
 from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Refused, Source
-from deployments.engine.inputs import Fit, Uploads
+from deployments.engine.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from deployments.engine.spec import ModelSpec
-from deployments.metrics import COUNTS, DOOR_COUNTS, Sample, engine_samples
+from deployments.metrics import COUNTS, DOOR_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
 from serve_app.backend import Backend, BackendReport
 from serve_app.build import build_sample
@@ -203,12 +203,15 @@ class DiffusionService:
         model_name: str | None = None,
         *,
         fit: Fit = "cover",
+        mask_alpha: MaskAlpha | None = None,
     ) -> list[Image.Image]:
         """`image` painted anew where `mask` is white. Raises as text-to-image does.
 
+        Where a mask's transparency could mean either, `mask_alpha` says what: see docs/pictures.md.
+
         Outside the mask the result is the image, resized where that was needed, to the byte.
         """
-        files = await asyncio.to_thread(lambda: Uploads(encoded(image), encoded(mask), fit=fit))
+        files = await asyncio.to_thread(lambda: Uploads(encoded(image), encoded(mask), mask_alpha=mask_alpha, fit=fit))
         return await self._pictures(params, model_name, files)
 
     async def generate_with_controlnet(
@@ -240,6 +243,7 @@ class DiffusionService:
             **self._statistics.snapshot(),
             **{name: counts.get(name, 0) for name in COUNTS},
             **{name: self.door_counts[name] for name in DOOR_COUNTS},
+            "redis_damaged": 0 if self._redis is None else self._redis.damaged,
             **engine_figures(report.engines),
         }
 
@@ -252,6 +256,7 @@ class DiffusionService:
             yield Sample(metric, (), self._backend.counts.get(name, 0))
         for name, metric in DOOR_COUNTS.items():
             yield Sample(metric, (), self.door_counts[name])
+        yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
 
     async def all_samples(self) -> list[Sample]:
         """As `samples`, and those of every engine that answers: the same engines, and figures, as in the statistics."""

@@ -5,14 +5,19 @@ import contextlib
 import hmac
 import json
 import logging
+import re
 import secrets
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
+from pydantic import Field
 from redis.asyncio import Redis
 
 from serve_app.redis_tier import RedisGone, RedisTier
+from serve_app.redis_values import Damaged, content
+from serve_app.strict import Strict
+from serve_app.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +28,29 @@ RENEW_S: Final = 5.0
 # More would not come through within a call's time-out on most networks, and hold up everybody's smaller ones.
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 
+# With its headers, and what signs it.
+MAX_READ_BYTES: Final = MAX_ANSWER_BYTES + 2**20
+
 _SIGNATURE_BYTES: Final = 32
+
+_SEEN_BYTES: Final = 256
+_LOCK: Final = re.compile(rb"lock:[0-9a-f]{16}:((?:[0-9a-f]{2}){1,64})")
 
 # Only by who holds it: a process that was away for longer than its lock must not touch its successor's.
 _IF_MINE: Final = "if redis.call('get', KEYS[1]) == ARGV[1] then return {} else return 0 end"
 _RENEW: Final = _IF_MINE.format("redis.call('pexpire', KEYS[1], ARGV[2])")
 _RELEASE: Final = _IF_MINE.format("redis.call('del', KEYS[1])")
 _ANSWER: Final = _IF_MINE.format("redis.call('set', KEYS[1], ARGV[3], 'PX', ARGV[2])")
+
+# Only what was seen there, so far as it was seen; whatever its type. KEYS: its key. ARGV: the lock, its time in
+# milliseconds, what was seen, its length.
+_REPLACE: Final = """
+if redis.call('type', KEYS[1]).ok == 'string' then
+  if redis.call('getrange', KEYS[1], 0, math.max(1, tonumber(ARGV[4])) - 1) ~= ARGV[3] then return 0 end
+end
+redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,14 @@ class Theirs:
     fingerprint: bytes
 
 
+class _Head(Strict):
+    """What is kept of an answer beside its body."""
+
+    fingerprint: str
+    status: int = Field(ge=200, le=599)
+    headers: list[tuple[str, str]]
+
+
 class SharedAnswers:
     """Where answers are shared, and for how long."""
 
@@ -86,9 +115,12 @@ class SharedAnswers:
             log.warning("a kept answer in Redis is not used: its signature is wrong")
             return None
         line, _, body = content.partition(b"\n")
-        head: dict[str, Any] = json.loads(line)
-        headers = tuple((name, value) for name, value in head["headers"])
-        return bytes.fromhex(head["fingerprint"]), Answer(head["status"], headers, body)
+        try:
+            head = _Head.model_validate_json(line)
+            return bytes.fromhex(head.fingerprint), Answer(head.status, tuple(head.headers), body)
+        except ValueError:
+            log.warning("a kept answer in Redis is not used: another version wrote it")
+            return None
 
     def _signature(self, name: str, content: bytes) -> bytes:
         # With its name, or an answer could be moved to another caller's.
@@ -108,32 +140,61 @@ class Lock:
     async def take(self) -> tuple[bytes, Answer] | Theirs | None:
         """None where it is taken, or nobody can say; else what is there: an answer, or another's lock."""
 
-        async def take(client: Redis) -> bytes | None:
-            both = client.pipeline(transaction=True)
-            both.set(self._name, self._value, nx=True, px=round(LOCK_S * 1000))
-            both.get(self._name)
-            found: bytes | None = (await both.execute())[1]
-            return found
-
         try:
-            found = await self._shared.redis.call(take)
+            # Once more where the first look has found what is not ours, and this one takes its place.
+            for _ in range(2):
+                found, left_ms = await self._shared.redis.call(self._look)
+                if found is None or found == self._value:
+                    self._hold()
+                    return None
+                if (theirs := await self._read(found, left_ms)) is not None:
+                    return theirs
+                self._shared.redis.note_damage("what is kept under an Idempotency-Key")
+                if await self._replace(found):
+                    self._hold()
+                    return None
         except RedisGone:
             self.lost += 1
-            return None
-        if found is None or found == self._value:
-            self._renewing = asyncio.get_running_loop().create_task(self._renew())
-            return None
-        if found.startswith(b"lock:"):
-            return Theirs(bytes.fromhex(found.rpartition(b":")[2].decode()))
+        return None
+
+    def _hold(self) -> None:
+        """The lock is ours, and is renewed from now on."""
+        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _look(self, client: Redis) -> tuple[bytes | None, int]:
+        """What is there, now that the lock was put there if nothing was; and its milliseconds to live."""
+        asked = client.pipeline(transaction=True)
+        asked.set(self._name, self._value, nx=True, px=round(LOCK_S * 1000))
+        asked.getrange(self._name, 0, MAX_READ_BYTES)
+        asked.pttl(self._name)
+        taken, found, left_ms = await asked.execute(raise_on_error=False)
+        if taken is True:
+            return None, left_ms
+        try:
+            return content(found, MAX_READ_BYTES) or b"", left_ms
+        except Damaged:
+            return (found[:_SEEN_BYTES] if isinstance(found, bytes) else b""), left_ms
+
+    async def _read(self, found: bytes, left_ms: int) -> tuple[bytes, Answer] | Theirs | None:
+        """Somebody else's lock or answer; None for what is neither."""
+        lock = _LOCK.fullmatch(found)
+        if lock is not None:
+            # One that does not end by itself is nobody's.
+            return Theirs(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
         # Megabytes to hash, beside a loop that everybody needs.
         return await asyncio.to_thread(self._shared.unpacked, self._work.name, found)
+
+    async def _replace(self, found: bytes) -> bool:
+        """Puts the lock in the place of what is not ours; False where that has just become something else."""
+        seen = found[:_SEEN_BYTES]
+        arguments = (self._value, round(LOCK_S * 1000), seen, len(seen))
+        return bool(await self._shared.redis.call(lambda client: client.eval(_REPLACE, 1, self._name, *arguments)))
 
     async def leave(self, answer: Answer | None) -> None:
         """Puts `answer` in the lock's place, or nothing."""
         if self._renewing is None:
             return
-        self._renewing.cancel()
-        await asyncio.wait((self._renewing,))
+        await end(self._renewing)
         if answer is None or answer.size > MAX_ANSWER_BYTES:
             await self._eval(_RELEASE)
             return

@@ -31,4 +31,6 @@ def expand(prompt: str, style_preset: str | None) -> str:
     if not asked:
         return prompt
     style = STYLES.get(asked.casefold())
-    return f"{prompt}, {style.text if style else asked}"
+    text = style.text if style else asked
+    # An empty prompt is one: there is nothing then that a comma could follow.
+    return f"{prompt}, {text}" if prompt.strip() else text

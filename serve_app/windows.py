@@ -10,11 +10,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from serve_app.redis_tier import RedisGone, RedisTier
+from serve_app.redis_values import Damaged, listed, number
 
 WINDOW_S: Final = 60
 
@@ -23,14 +24,24 @@ MAX_NAMES: Final = 100_000
 
 Clock = Callable[[], float]
 
-# Both counters are read and one is added to in one step, or two processes could each find the last place free.
+# Both counters are read and one is added to in one step, or two processes could each find the last place free. What is
+# no counter is removed: nothing is known then.
 _TAKE: Final = """
-local before = tonumber(redis.call('get', KEYS[1]) or '0')
-local now = tonumber(redis.call('get', KEYS[2]) or '0')
-if before * tonumber(ARGV[1]) + now + tonumber(ARGV[2]) > tonumber(ARGV[3]) then return {0, before, now} end
+local damaged = 0
+local function counted(key)
+  local said = redis.pcall('get', key)
+  if said == false then return 0 end
+  if type(said) == 'string' and #said < 16 and said:match('^%d+$') then return tonumber(said) end
+  redis.call('del', key)
+  damaged = 1
+  return 0
+end
+local before = counted(KEYS[1])
+local now = counted(KEYS[2])
+if before * tonumber(ARGV[1]) + now + tonumber(ARGV[2]) > tonumber(ARGV[3]) then return {0, before, now, damaged} end
 redis.call('incrby', KEYS[2], ARGV[2])
 redis.call('expire', KEYS[2], ARGV[4])
-return {1, before, now + tonumber(ARGV[2])}
+return {1, before, now + tonumber(ARGV[2]), damaged}
 """
 
 
@@ -91,7 +102,7 @@ class Windows:
         if self._redis is not None:
             try:
                 taken, before, now = await self._taken_in_redis(self._redis, name, window, share, amount, limit)
-            except RedisGone:
+            except (RedisGone, Damaged):
                 self._degraded()
             else:
                 # What all processes know is where this one goes on from, should Redis go.
@@ -109,11 +120,13 @@ class Windows:
         keys = [f"{redis.prefix}limits:{name}:{index}" for index in (window - 1, window)]
         arguments: list[str | int] = [repr(1 - share), amount, limit, 2 * WINDOW_S]
 
-        async def take(client: Redis) -> list[int]:
-            figures: list[int] = await client.eval(_TAKE, 2, *keys, *arguments)
-            return figures
+        async def take(client: Redis) -> Any:
+            return await client.eval(_TAKE, 2, *keys, *arguments)
 
-        return await redis.call(take)
+        *figures, damaged = [number(figure) for figure in listed(await redis.call(take))]
+        if damaged:
+            redis.note_damage("a caller's counter")
+        return figures
 
     def _recalled(self, name: str, window: int, share: float) -> Counters:
         if name not in self._local:

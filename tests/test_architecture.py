@@ -22,12 +22,16 @@ TORCH_FREE_ENGINE = (
     "events",
     "heartbeat",
     "inputs",
+    "locked",
     "numerics",
     "row",
     "running",
     "queue",
     "share",
     "spec",
+    "original_configs",
+    "original_layout",
+    "safetensors_header",
     "sampler_names",
     "prompts",
 )
@@ -88,6 +92,18 @@ def test_the_http_side_never_imports_torch(path: Path) -> None:
 def test_the_plain_half_of_the_engine_has_no_torch(name: str) -> None:
     path = ROOT / "deployments" / "engine" / f"{name}.py"
     assert not top_levels(path, at_import_time_only=True) & TORCH
+
+
+@pytest.mark.parametrize("path", [path for path in MODELS_SIDE if "torch" in top_levels(path)], ids=named)
+def test_no_handler_keeps_it_to_itself_that_the_device_is_lost(path: Path) -> None:
+    """A handler of everything asks first, or what it handles has been asked."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Try) and any("Exception" in ast.unparse(each.type or node) for each in node.handlers):
+            (handler,) = [each for each in node.handlers if "Exception" in ast.unparse(each.type or node)]
+            first, guarded = ast.unparse(handler.body[0]), ast.unparse(node.body[0])
+            assert first.startswith(("raise_if_sticky(", "raise DeviceLost(")) or guarded.startswith(
+                "with telling_device_lost()"
+            ), f"line {handler.lineno}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)

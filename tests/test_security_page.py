@@ -12,8 +12,8 @@ import yaml
 
 from deployments import images, pieces
 from deployments.engine import params, prompts
-from serve_app import cli, local_cluster
-from serve_app.api import body, forms, sse, upload_budget
+from serve_app import cli, local_cluster, ray_environment, request_head
+from serve_app.api import body, forms, sse, upload_budget, validation
 from serve_app.config import AppConfig
 
 ROOT = Path(__file__).parents[1]
@@ -28,10 +28,15 @@ MIB = 2**20
         f"| form with its files | {forms.MAX_UPLOAD_BYTES // MIB} MiB, {forms.MAX_FILES} files, "
         f"{forms.MAX_FIELDS} fields, {forms.MAX_TEXT_BYTES // 1024} KiB a text |",
         f"| all forms in flight, of one ingress | {upload_budget.MAX_UPLOADS_IN_FLIGHT_BYTES // MIB} MiB |",
+        f"| target and headers of a request, trailers too | {request_head.MAX_HEAD_BYTES // 1024} KiB, "
+        f"{request_head.MAX_HEADERS} headers; the target {request_head.MAX_TARGET_BYTES // 1024} KiB |",
+        f"| time for the headers | {ray_environment.HEAD_TIMEOUT_S:g} s | `{ray_environment.HEAD_TIMEOUT_VARIABLE}` |",
         f"| time for a body | {body.READ_SECONDS:g} s, and its length at "
         f"{body.SLOWEST_BYTES_PER_SECOND // 1024} KiB/s |",
         f"| time for taking a stream's next event | {sse.WRITE_SECONDS:g} s |",
         f"| keys of a JSON object | {body.MAX_KEYS} |",
+        f"| lists and objects of a body | {body.MAX_CONTAINERS:,} |",
+        f"| faults that an answer lists | {validation.MAX_FAULTS}, and",
         f"weights 0 to {prompts.MAX_WEIGHT:g} |",
         f"64 to {params.MAX_SIDE} in eights |",
         f"| picture file | {images.MIN_SIDE} to {images.MAX_SIDE} a side, {images.MAX_PIXELS / 1e6:.1f} million "
@@ -65,6 +70,17 @@ def test_its_cluster_has_no_dashboard() -> None:
     (init,) = [call for call in calls if ast.unparse(call.func) == "ray.init"]
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in init.keywords}
     assert (given["include_dashboard"], given["address"]) == ("False", "'local'")
+
+
+def test_who_starts_it_chooses_how_long_headers_may_take() -> None:
+    code = (
+        "from serve_app.local_cluster import prepare_environment as prepare; prepare()\n"
+        "import os; print(os.environ['DARKROOM_HEAD_TIMEOUT_S'])"
+    )
+    for given, told in (({}, "10"), ({"DARKROOM_HEAD_TIMEOUT_S": "2.5"}, "2.5")):
+        environment = {name: value for name, value in os.environ.items() if "HEAD_TIMEOUT" not in name} | given
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+        assert said.stdout.strip() == told
 
 
 def test_its_cluster_lets_nobody_in_without_the_token_of_this_run() -> None:

@@ -40,11 +40,11 @@ class Row:
     index: int
     left: int
     unet_rows: int
-    rank: float
+    due: float
 
     @property
     def ticket(self) -> Ticket:
-        return Ticket(self.job.request, self.index, self.rank)
+        return Ticket(self.job.request, self.index, self.due)
 
 
 @dataclass(slots=True)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from bench.simulation.decoder import Decoder
 from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Finish, Job, Row, Usage
-from deployments.engine.queue import Arrival, Queue
+from deployments.engine.queue import Queue
 from deployments.engine.row import Bucket, Request, Ticket
 from deployments.engine.share import DeviceShare
 from deployments.engine.step_costs import StepCosts
+from deployments.engine.turns import Arrival
 
 NEVER = math.inf
 
@@ -138,7 +139,7 @@ class StepReplica:
         self.worked += leap * tray.used * self._device.row_seconds[self._called]
         self.usage.useful += useful
         self.usage.padding += seconds - useful
-        self._share.charge(self._called, seconds, [row.job.request.params.priority for row in tray.rows])
+        self._share.charge(self._called, seconds, [self._queue.urgency(row.ticket) for row in tray.rows])
         done = False
         for row in tray.rows:
             row.left -= leap
@@ -199,7 +200,7 @@ class StepReplica:
         if paused is not None:
             return paused
         job = self._jobs[ticket.request.id]
-        return Row(job, ticket.index, job.kind.steps, job.kind.unet_rows, ticket.rank)
+        return Row(job, ticket.index, job.kind.steps, job.kind.unet_rows, ticket.due)
 
     def _pause(self, ticket: Ticket) -> None:
         bucket = ticket.request.bucket

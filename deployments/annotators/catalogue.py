@@ -8,7 +8,14 @@ from typing import Final
 
 from deployments.annotators.edges import detect_edges
 from deployments.annotators.spec import AnnotatorSpec, AnnotatorSpecs, DepthSpec, PoseSpec, SegmentationSpec
-from deployments.engine.errors import InvalidParameter, ModelLoadError
+from deployments.engine.errors import (
+    EngineError,
+    EngineLost,
+    GenerationFailed,
+    InvalidParameter,
+    ModelLoadError,
+    Overloaded,
+)
 from deployments.engine.inputs import Picture
 
 log = logging.getLogger(__name__)
@@ -23,11 +30,17 @@ class Annotators:
     """The annotators of one process: canny, and one per entry of `specs`.
 
     Networks are loaded onto `device` (auto, cpu, cuda, ...) at their first use, once. Safe on any thread.
+    `on_device_lost` is called when the device is of no more use to this process.
     """
 
-    def __init__(self, specs: AnnotatorSpecs = NO_NETWORKS, device: str = "auto") -> None:
+    def __init__(
+        self,
+        specs: AnnotatorSpecs = NO_NETWORKS,
+        device: str = "auto",
+        on_device_lost: Callable[[], object] = lambda: None,
+    ) -> None:
         self._by_type: dict[str, Annotator] = {"canny": detect_edges}
-        self._by_type |= {kind: _LoadedAtFirstUse(spec, device) for kind, spec in specs.items()}
+        self._by_type |= {kind: _LoadedAtFirstUse(spec, device, on_device_lost) for kind, spec in specs.items()}
 
     def of(self, controlnet_type: str) -> Annotator:
         """The annotator for that type. Raises InvalidParameter where there is none.
@@ -46,17 +59,34 @@ class Annotators:
 class _LoadedAtFirstUse:
     """An annotator that takes no memory before it is asked. One picture at a time: two at once would not be faster."""
 
-    def __init__(self, spec: AnnotatorSpec, device: str) -> None:
+    def __init__(self, spec: AnnotatorSpec, device: str, on_device_lost: Callable[[], object]) -> None:
         self._spec = spec
         self._device = device
+        self._on_device_lost = on_device_lost
         self._annotator: Annotator | None = None
         self._lock = Lock()
 
     def __call__(self, picture: Picture) -> Picture:
-        with self._lock:
-            if self._annotator is None:
-                self._annotator = self._load()
-            return self._annotator(picture)
+        """The hint. Raises EngineError: what goes wrong on a device is this request's trouble, or the process's."""
+        # Imported here, as below.
+        from deployments.engine.device_errors import DeviceLost, is_out_of_memory, telling_device_lost
+
+        try:
+            with self._lock, telling_device_lost():
+                if self._annotator is None:
+                    self._annotator = self._load()
+                return self._annotator(picture)
+        except EngineError:
+            raise
+        except DeviceLost as error:
+            log.critical("the device is lost to this process", exc_info=True)
+            self._on_device_lost()
+            raise EngineLost("the device was lost while the hint was made") from error
+        except Exception as error:
+            log.exception("a hint could not be made")
+            if is_out_of_memory(error):
+                raise Overloaded("the hint could not be made: there is no memory for it now") from error
+            raise GenerationFailed("the hint could not be made") from error
 
     def _load(self) -> Annotator:
         try:

@@ -8,26 +8,24 @@ from typing import Final
 from deployments.annotators.spec import AnnotatorSpec, AnnotatorSpecs, DepthSpec, PoseSpec, SegmentationSpec, sources
 from deployments.engine.hub import locate
 from deployments.engine.spec import PartSpec
-from deployments.registry import UNPINNED, check_part
+from deployments.pins import pinned
+from deployments.registry import check_part
 
 _DEMO: Final = Path(__file__).parents[1] / "demo_models" / "demo-annotators"
 
 ANNOTATORS: Mapping[str, AnnotatorSpec] = MappingProxyType(
     {
-        "depth-anything-v2-small": DepthSpec(
-            PartSpec("depth-anything/Depth-Anything-V2-Small-hf", UNPINNED, "Apache-2.0")
-        ),
-        "dpt-large": DepthSpec(PartSpec("Intel/dpt-large", UNPINNED, "Apache-2.0")),
+        "depth-anything-v2-small": DepthSpec(pinned("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0")),
+        "dpt-large": DepthSpec(pinned("Intel/dpt-large", "Apache-2.0")),
         "vitpose-base": PoseSpec(
-            PartSpec("usyd-community/vitpose-base-simple", UNPINNED, "Apache-2.0"),
-            detector=PartSpec("PekingU/rtdetr_r50vd_coco_o365", UNPINNED, "Apache-2.0"),
+            pinned("usyd-community/vitpose-base-simple", "Apache-2.0"),
+            detector=pinned("PekingU/rtdetr_r50vd_coco_o365", "Apache-2.0"),
         ),
         "segformer-b0": SegmentationSpec(
-            PartSpec(
-                "nvidia/segformer-b0-finetuned-ade-512-512", UNPINNED, "NVIDIA, non-commercial (see the repository)"
-            )
+            pinned("nvidia/segformer-b0-finetuned-ade-512-512", "NVIDIA, non-commercial (see the repository)")
         ),
-        "upernet-convnext-small": SegmentationSpec(PartSpec("openmmlab/upernet-convnext-small", UNPINNED, "MIT")),
+        # Pickled weights only: it loads from the folder that `darkroom convert` makes of it.
+        "upernet-convnext-small": SegmentationSpec(pinned("openmmlab/upernet-convnext-small", "MIT")),
         # Trained here, on the demo models' world only: photographs mean nothing to them.
         "demo-depth": DepthSpec(PartSpec(str(_DEMO / "depth"), licence="Apache-2.0"), near_is_large=False),
         "demo-pose": PoseSpec(PartSpec(str(_DEMO / "pose"), licence="Apache-2.0")),

@@ -11,10 +11,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from deployments.engine.device_errors import raise_if_sticky
 from deployments.engine.errors import InvalidParameter, ModelLoadError
 from deployments.engine.hub import locate
 from deployments.engine.inputs import Picture
+from deployments.engine.intact import read_config
+from deployments.engine.networks import load_network as load_whole
 from deployments.engine.parts import size_of
+from deployments.engine.reading import reading_weights
 from deployments.engine.spec import PartSpec
 
 log = logging.getLogger(__name__)
@@ -23,6 +27,8 @@ MIN_SIDE: Final = 64
 
 WORKING_PIXELS: Final = 768 * 768
 """Networks that answer per pixel were trained on less: beyond it their memory grows, and their answers no better."""
+
+PROCESSOR: Final = "preprocessor_config.json"
 
 _FILES: Final = "it needs config.json, preprocessor_config.json and weights as safetensors, in transformers' layout"
 
@@ -58,17 +64,17 @@ def load_network(title: str, weights: PartSpec, kind: Any, device: torch.device)
     folder = locate(title, weights.source, weights.revision, ("",), half=False)
     started = time.perf_counter()
     try:
+        for name in ("config.json", PROCESSOR):
+            read_config(title, folder / name)
         # Always Pillow's way: where torchvision is installed, transformers would prepare pictures a little otherwise.
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-        model, found = kind.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        with reading_weights():
+            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        model = load_whole(title, weights.source, folder, kind, torch.float32, device, half=False)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{error.message}; {_FILES}") from error
     except Exception as error:  # transformers raises all sorts on files that are broken or of another kind
-        raise ModelLoadError(f"{title} could not be loaded from {weights.source!r}: {_FILES}") from error
-    if found["missing_keys"]:
-        # transformers would fill them with random numbers and only warn.
-        raise ModelLoadError(f"{title}: {weights.source!r} lacks weights that this kind of network needs")
-    model = model.to(device).eval().requires_grad_(False)
+        raise_if_sticky(error)
+        raise ModelLoadError(f"{title}: its {PROCESSOR} does not make an image processor; {_FILES}") from error
     log.info("%s: %.0f MB loaded in %.1f s", title, size_of(model) / 1e6, time.perf_counter() - started)
     return Network(model, processor, device)
 

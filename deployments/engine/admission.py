@@ -18,6 +18,10 @@ from deployments.engine.step_costs import StepCosts
 
 FORECAST_EVERY_S = 0.25
 
+TRAYS = 4
+"""Full calls' worth of UNet rows that are in the making at once, of all buckets together. A bucket more takes device
+time from all others: with ever new sizes none would ever be done, and nobody would be told that there is too much."""
+
 USUAL_S = 3.0
 """How long ago counts for what is usual: the time constant of a mean that forgets exponentially."""
 
@@ -43,6 +47,7 @@ class Admission:
         self.worked = 0.0
         self._clock = clock
         self._pictures = pictures
+        self._largest = sizes[-1]
         self._weights = 0
         self._paused: dict[tuple[str, int], Row] = {}
         self._usual: dict[Bucket, float] = {}
@@ -163,17 +168,18 @@ class Admission:
     def _room(self, running: Running) -> Callable[[Request], int]:
         """The UNet rows that are free for a request, asked in the order of the queue.
 
-        One that finds no memory though nothing of its bucket runs has the first claim on what becomes free: later ones
-        in other buckets would take it away for ever.
+        One that finds no memory though nothing of its bucket runs, or no place among the rows of all buckets, has the
+        first claim on what becomes free: later ones in other buckets would take it away for ever.
         """
         claimed = False
 
         def room(request: Request) -> int:
             nonlocal claimed
             rows = running.unet_rows(request.bucket)
+            crowded = sum(row.request.unet_rows for row in running) + request.unet_rows > TRAYS * self._largest
             controls = sum(row.request.unet_rows * len(row.controls) for row in running.of(request.bucket))
             fitting = self._rows_that_fit(request, controls, self.device.held(self._held(running)))
-            if claimed or (not rows and fitting < request.unet_rows):
+            if claimed or crowded or (not rows and fitting < request.unet_rows):
                 claimed = True
                 return 0
             return min(fitting, max(self.costs.knee(request.bucket), request.unet_rows)) - rows
@@ -191,11 +197,11 @@ class Admission:
 
 def evaluations(request: Request) -> int:
     """UNet evaluations of one image of a request."""
+    if request.evaluations is not None:
+        return request.evaluations
     params = request.params
     assert params.sampler is not None
-    sampler = SAMPLERS[params.sampler]
-    skipped = 0 if params.strength is None else sampler.start(params.num_inference_steps, params.strength)
-    return max(1, sampler.evaluations(params.num_inference_steps) - skipped)
+    return SAMPLERS[params.sampler].evaluations(params.num_inference_steps, params.strength)
 
 
 def _next_place(foretold: Iterable[Estimate]) -> float:

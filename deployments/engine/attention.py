@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deployments.engine.device_errors import raise_if_sticky
+
 log = logging.getLogger(__name__)
 
 TORCH, XFORMERS = "torch", "xformers"
@@ -46,13 +48,22 @@ def choose_attention(unet: Any, device: torch.device, dtype: torch.dtype, rows: 
     return choice
 
 
+def adopt_attention(unet: Any, choice: AttentionChoice) -> AttentionChoice:
+    """Leaves `unet` with what was chosen for the same model before. Measures nothing, so it may run beside other work:
+    what is timed there is the neighbours, and two loads of one model would differ in their rounding.
+    """
+    _candidates(unet)[choice.chosen](unet)
+    return choice
+
+
 def faster_attention(
     unet: Any, inputs: Mapping[str, Any], timer: Timer, candidates: Mapping[str, Switch] | None = None
 ) -> AttentionChoice:
     """Times `unet(**inputs)` with each candidate and leaves the UNet with the faster one.
 
     `timer` says how long a call takes, in milliseconds. A candidate that raises is out, whatever it raises: an xformers
-    built for another torch, or without a kernel for a head size, is no reason not to serve.
+    built for another torch, or without a kernel for a head size, is no reason not to serve. Raises DeviceLost where it
+    has taken the device with it: then the other one cannot work either.
     """
     switches = candidates if candidates is not None else _candidates(unet)
     milliseconds: dict[str, float] = {}
@@ -61,6 +72,7 @@ def faster_attention(
             switch(unet)
             milliseconds[name] = timer(lambda: unet(**inputs))
         except Exception as error:
+            raise_if_sticky(error)
             log.warning("attention: %s does not work here: %s", name, error)
     chosen, reason = _decide(milliseconds)
     switches[chosen](unet)
@@ -70,6 +82,7 @@ def faster_attention(
 def sample_inputs(unet: Any, rows: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What a diffusers UNet is called with at its native size: seeded noise, one timestep per row, 77 tokens."""
     config = unet.config
+    width = config.cross_attention_dim
     generator = torch.Generator("cpu").manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -78,7 +91,7 @@ def sample_inputs(unet: Any, rows: int, device: torch.device, dtype: torch.dtype
     return {
         "sample": noise(config.in_channels, config.sample_size, config.sample_size),
         "timestep": torch.full((rows,), 500.0, device=device),
-        "encoder_hidden_states": noise(77, config.cross_attention_dim),
+        "encoder_hidden_states": noise(77, width if isinstance(width, int) else width[0]),
         "return_dict": False,
     }
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from deployments.engine.errors import InvalidParameter
-from deployments.engine.prompts import Fragment, parse_weighted
+from deployments.engine.prompts import parse_weighted
+from deployments.engine.tokens import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class PromptEncoder:
     A prompt is cut into chunks of 75 tokens, or where it says BREAK; each is wrapped in the start and end tokens,
     padded to 77 and encoded alone, so that a prompt's embedding never depends on what else is encoded. The number of
     chunks is rounded up to a power of two with empty ones: then any two lengths divide each other, and prompts of
-    different lengths share a UNet call through `repeat_to`.
+    different lengths share a UNet call through `repeat_to`. Where the tokenizer's `model_max_length` is less than 77,
+    so is all of this.
 
     An unweighted prompt of one chunk gives bit for bit what diffusers' `encode_prompt` gives. Used from one thread.
     """
@@ -52,13 +54,20 @@ class PromptEncoder:
         if max_chunks < 1 or max_chunks & (max_chunks - 1):
             raise ValueError(f"max_chunks must be a power of two, got {max_chunks}")
         self._tokenizer = tokenizer
+        self._tokenize = TextTokenizer(tokenizer)
         self._text_encoder = text_encoder
         self._final_layer_norm = _final_layer_norm(text_encoder)
         self._device = device
         self._dtype = dtype
-        self._chunk_tokens = int(text_encoder.config.max_position_embeddings) - 2
+        # A tokenizer may be told to stop before the text encoder must: diffusers pads to its length.
+        self._chunk_tokens = min(tokenizer.model_max_length, int(text_encoder.config.max_position_embeddings)) - 2
         self._max_chunks = max_chunks
         self._cache = _LruCache(cache_size)
+
+    @property
+    def text_encoder(self) -> Any:
+        """The network, which other models may share."""
+        return self._text_encoder
 
     @property
     def cache_stats(self) -> CacheStats:
@@ -90,7 +99,7 @@ class PromptEncoder:
         for fragment in parse_weighted(prompt, field):
             if fragment.new_chunk:
                 chunks.append(_Chunk())
-            for token in self._tokenize(fragment):
+            for token in self._tokenize(fragment.text):
                 if len(chunks[-1].ids) == self._chunk_tokens:
                     chunks.append(_Chunk())
                 chunks[-1].ids.append(token)
@@ -111,13 +120,6 @@ class PromptEncoder:
             f"{self._max_chunks * self._chunk_tokens} tokens, in {self._max_chunks} chunks of {self._chunk_tokens}",
         )
 
-    def _tokenize(self, fragment: Fragment) -> list[int]:
-        # Split special tokens: a caller who writes <|endoftext|> means those characters, not the end of the prompt.
-        encoded = self._tokenizer(
-            fragment.text, add_special_tokens=False, truncation=False, split_special_tokens=True, verbose=False
-        )
-        return list(encoded.input_ids)
-
     @torch.no_grad()
     def _encode(self, chunks: list[_Chunk], clip_skip: int) -> Tensor:
         return torch.cat([self._encode_chunk(chunk, clip_skip) for chunk in chunks])
@@ -137,8 +139,9 @@ class PromptEncoder:
         mask = None
         if self._text_encoder.config.to_dict().get("use_attention_mask"):
             mask = self._batch_of_one([1] * (len(ids) + 2) + [0] * padding)
+        # Named, because a config may ask for tuples.
         output = self._text_encoder(
-            self._batch_of_one(wrapped), attention_mask=mask, output_hidden_states=clip_skip > 0
+            self._batch_of_one(wrapped), attention_mask=mask, output_hidden_states=clip_skip > 0, return_dict=True
         )
         hidden = output.last_hidden_state
         if clip_skip:

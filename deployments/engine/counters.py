@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 
 @dataclass(slots=True)
@@ -46,11 +46,15 @@ class Counters:
         """All but the batch sizes, by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "batch_sizes"}
 
+    def copy(self) -> "Counters":
+        """As it is now. From any thread: the batch sizes are copied in one go, while their owner may add a new one."""
+        return replace(self, batch_sizes=Counter(dict(self.batch_sizes)))
+
 
 def total(counters: Iterable[Counters]) -> Counters:
     """All of them together."""
     out = Counters()
-    for each in counters:
+    for each in [each.copy() for each in counters]:
         for name, value in each.numbers().items():
             setattr(out, name, getattr(out, name) + value)
         out.batch_sizes.update(each.batch_sizes)

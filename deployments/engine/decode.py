@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from deployments.engine.compositing import composite
-from deployments.engine.device_errors import DeviceLost, is_out_of_memory, is_sticky
+from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky, telling_device_lost
 from deployments.engine.device_memory import DeviceMemory
 from deployments.engine.errors import DoesNotFit, EngineError, GenerationFailed, NumericalFailure
+from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.inputs import Picture
 from deployments.engine.memory import MemoryPlan
 from deployments.engine.models import LoadedModel
@@ -26,7 +28,8 @@ from deployments.engine.row import Request, Row
 
 log = logging.getLogger(__name__)
 
-PREVIEW_SHRINK = 2
+IDLE_S: Final = 1.0
+"""How often the decoder's heart beats while there is nothing to decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Decoded:
     """
 
     row: Row
-    result: bytes | EngineError | DeviceLost = field(repr=False)
+    result: bytes | EngineError = field(repr=False)
     milliseconds: float
     preview_step: int | None = None
     pictures: int = 1
@@ -60,7 +63,7 @@ class _Pixels:
     """What a VAE call made of one job."""
 
     job: _Job
-    result: Tensor | EngineError | DeviceLost
+    result: Tensor | EngineError
     pictures: int = 1
     retried: bool = False
 
@@ -69,7 +72,8 @@ class Decoder:
     """Decodes what it is handed, and calls `on_done` from its own threads. Tells `plan` what it took of `device`.
 
     At most `batch` latents of one shape share a VAE call. With `batch` = 1 a picture's bits cannot depend on what
-    else finishes at the same moment.
+    else finishes at the same moment. When one of its threads cannot go on, `failure` says why and `on_failure` is
+    called: what it was handed is never going to be done then.
     """
 
     def __init__(
@@ -79,23 +83,32 @@ class Decoder:
         device: DeviceMemory,
         batch: int = 1,
         encoder_threads: int = 2,
+        on_failure: Callable[[], object] = lambda: None,
+        heart: Heartbeat | None = None,
     ) -> None:
         self._on_done, self._plan, self._device = on_done, plan, device
+        self._on_failure = on_failure
+        self._heart = heart or Heartbeat()
         self._batch = batch
+        self.failure: BaseException | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held: _Job | None = None
         self._encoders = ThreadPoolExecutor(encoder_threads, thread_name_prefix="encode")
-        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread = threading.Thread(target=self._guarded, args=(self._run,), name="decode", daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether what it is handed is going to be done: its threads run, and none takes far longer than ever."""
+        return self.failure is None and self._thread.is_alive() and not self._heart.stalled
 
     def finish(self, row: Row, model: LoadedModel) -> None:
         """Decodes the finished latents of `row`."""
         self._jobs.put(_Job(row, model, row.state[0], None))
 
     def preview(self, row: Row, model: LoadedModel, latents: Tensor) -> None:
-        """Decodes predicted clean latents [C, h, w] at half size: a quarter of the work."""
-        small = torch.nn.functional.avg_pool2d(latents[None], PREVIEW_SHRINK)[0]
-        self._jobs.put(_Job(row, model, small, row.step))
+        """Decodes predicted clean latents [C, h, w], which may be smaller than the row's own."""
+        self._jobs.put(_Job(row, model, latents, row.step))
 
     def close(self) -> None:
         """Ends the threads; what is still waiting is dropped."""
@@ -103,12 +116,41 @@ class Decoder:
         self._thread.join(timeout=10)
         self._encoders.shutdown(wait=True, cancel_futures=True)
 
+    def _guarded(self, work: Callable[..., object], *given: object) -> None:
+        """`work`, on a thread of ours: whatever ends it is told, for nobody would ever ask the thread."""
+        try:
+            with telling_device_lost():
+                work(*given)
+        except BaseException as error:
+            log.exception("the decoder's thread %r ended", threading.current_thread().name)
+            self.failure = self.failure or error
+            self._on_failure()
+
     def _run(self) -> None:
-        while (job := self._held or self._jobs.get()) is not None:
-            self._held = None
-            started = time.perf_counter()
-            for made in self._decode(self._gather(job)):
-                self._encoders.submit(self._encode, made, started)
+        # Nothing of a job is kept in a variable here: that would hold its model while there is nothing to do.
+        while self._turn(self._next()):
+            pass
+
+    def _next(self) -> _Job | None:
+        self._heart.begin()
+        while self._held is None:
+            try:
+                return self._jobs.get(timeout=IDLE_S)
+            except queue.Empty:
+                self._heart.begin()
+        job, self._held = self._held, None
+        return job
+
+    def _turn(self, job: _Job | None) -> bool:
+        """Decodes `job` and what fits beside it. False when it is the end."""
+        if job is None:
+            return False
+        self._heart.begin()
+        started = time.perf_counter()
+        for made in self._decode(self._gather(job)):
+            self._encoders.submit(self._guarded, self._encode, made, started)
+        self._heart.end()
+        return True
 
     def _gather(self, first: _Job) -> list[_Job]:
         """`first` and what fits beside it of the jobs that wait behind it, in order."""
@@ -128,13 +170,9 @@ class Decoder:
         try:
             pixels = self._metered(batch)
         except Exception as error:
+            raise_if_sticky(error)
             log.exception("decoding failed for %d image(s)", len(batch))
-            if is_sticky(error):
-                yield _Pixels(batch[0], DeviceLost("the device cannot be used any more"))
-                return
-            failure: EngineError = GenerationFailed("the image could not be decoded")
-            if is_out_of_memory(error):
-                failure = DoesNotFit("an image of this size does not fit into the memory that there is")
+            failure = _failure_of(error)
         else:
             for job, picture in zip(batch, pixels, strict=True):
                 good = job.preview_step is not None or is_a_picture(picture)
@@ -162,12 +200,16 @@ class Decoder:
         log.warning("a decoded picture was black or not finite; it is decoded again in fp32")
         try:
             pixels = decode_in_fp32(job.model, job.latents[None])[0]
-        except Exception:
+        except Exception as error:
+            raise_if_sticky(error)
             log.exception("decoding in fp32 failed")
-            return _Pixels(job, GenerationFailed("the image could not be decoded"), retried=True)
-        if is_a_picture(pixels):
-            return _Pixels(job, pixels, retried=True)
-        return _Pixels(job, NumericalFailure("the decoded image was black or not finite"), retried=True)
+            failure = _failure_of(error)
+        else:
+            if is_a_picture(pixels):
+                return _Pixels(job, pixels, retried=True)
+            return _Pixels(job, NumericalFailure("the decoded image was black or not finite"), retried=True)
+        self._device.release()
+        return _Pixels(job, failure, retried=True)
 
     def _encode(self, made: _Pixels, started: float) -> None:
         result = _encoded(made.job, made.result) if isinstance(made.result, Tensor) else made.result
@@ -207,13 +249,20 @@ def encode_image(picture: Picture, output_format: OutputFormat) -> bytes:
     return buffer.getvalue()
 
 
+def _failure_of(error: Exception) -> EngineError:
+    if is_out_of_memory(error):
+        return DoesNotFit("an image of this size does not fit into the memory that there is")
+    return GenerationFailed("the image could not be decoded")
+
+
 def _encoded(job: _Job, pixels: Tensor) -> bytes | EngineError:
-    picture: Picture = (pixels.nan_to_num() * 255).round().to(torch.uint8).numpy()
     try:
+        picture: Picture = (pixels.nan_to_num() * 255).round().to(torch.uint8).numpy()
         if job.preview_step is not None:
             return encode_image(picture, "jpeg")
         return encode_image(_kept_outside(job.row.request, picture), job.row.request.params.output_format)
-    except Exception:
+    except Exception as error:
+        raise_if_sticky(error)
         log.exception("encoding failed")
         return GenerationFailed("the image could not be encoded")
 

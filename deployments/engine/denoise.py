@@ -69,10 +69,20 @@ def _predict(
     prompts = [row.prompt for row in rows] + [negative for row in rows if (negative := row.negative) is not None]
     latents, time = pad(scaled[order], padded).to(model.dtype), pad(timesteps[order], padded)
     sample = _beside(latents, [rows[owner] for owner in order])
+    told = _told(model, [rows[owner] for owner in order], padded, latents)
     with model.keys.given(prompts, max(map(len, prompts)), padded) as context:
         extra = residuals(places, latents, time, context, sizes)
-        answer: Tensor = model.unet(sample, time, encoder_hidden_states=context, **extra, return_dict=False)[0]
+        answer: Tensor = model.unet(sample, time, encoder_hidden_states=context, **told, **extra, return_dict=False)[0]
     return answer.float()
+
+
+def _told(model: LoadedModel, rows: list[Row], padded: int, like: Tensor) -> dict[str, Tensor]:
+    """The guidance scales, for a UNet that is told them. Zeros, which say nothing to it, for rows that do not tell."""
+    if model.guidance_width is None:
+        return {}
+    nothing = like.new_zeros(model.guidance_width)
+    scales = torch.stack([nothing if row.guidance is None else row.guidance.to(like) for row in rows])
+    return {"timestep_cond": pad(scales, padded)}
 
 
 def _beside(latents: Tensor, rows: list[Row]) -> Tensor:

@@ -5,8 +5,10 @@ ends. Only what is certain counts as such here. cuBLAS' and cuDNN's EXECUTION_FA
 context or one call's own trouble; where the context is lost, the very next call says so in plain words.
 """
 
+import errno
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -53,9 +55,23 @@ def is_sticky(error: BaseException) -> bool:
 
 
 def raise_if_sticky(error: BaseException) -> None:
-    """Raises DeviceLost for such an error."""
+    """Raises DeviceLost for such an error. The first line of every handler that would keep an error from spreading."""
+    if isinstance(error, DeviceLost):
+        raise error
     if is_sticky(error):
         raise DeviceLost("the device cannot be used any more") from error
+
+
+@contextmanager
+def telling_device_lost() -> Iterator[None]:
+    """Makes DeviceLost of every such error that leaves it. Whatever a thread of ours asks of the device is inside one:
+    errors of a kernel show at any later call, also at one that only waits, copies or frees.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise_if_sticky(error)
+        raise
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -67,6 +83,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_full(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # What mapping a file of weights says.
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     # Two allocators say it as a bare RuntimeError, in words only.
     return isinstance(error, RuntimeError) and (_code(error) == _FULL_CODE or bool(_FULL.search(str(error))))

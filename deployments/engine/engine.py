@@ -4,15 +4,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import torch
 
 from deployments.engine.admission import Admission
 from deployments.engine.decode import Decoded, Decoder
-from deployments.engine.device_errors import DeviceLost, is_out_of_memory, raise_if_sticky
+from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky, telling_device_lost
 from deployments.engine.device_memory import CpuMemory, DeviceMemory
 from deployments.engine.errors import (
     DeadlineExceeded,
@@ -26,13 +26,13 @@ from deployments.engine.events import Event, Preview, Refused
 from deployments.engine.ledger import Ledger
 from deployments.engine.models import LoadedModel
 from deployments.engine.padding import powers_of_two
-from deployments.engine.prepare import begin_row, check, prepare
+from deployments.engine.prepare import begin_row, check, fitted, prepare
 from deployments.engine.previews import previews
-from deployments.engine.queue import Arrival
 from deployments.engine.row import Bucket, Request, Row, Ticket
 from deployments.engine.running import Running
 from deployments.engine.share import DeviceShare
 from deployments.engine.stepper import Moved, Stepper
+from deployments.engine.turns import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,14 @@ class Engine:
         self._stepper = Stepper(self.admission, self.sizes)
         self._share = DeviceShare()
         self._decoded: queue.SimpleQueue[Decoded] = queue.SimpleQueue()
-        self._decoder = Decoder(self._take_decoded, self.admission.plan, self.admission.device, decode_batch)
+        self._decoder = Decoder(
+            self._take_decoded, self.admission.plan, self.admission.device, decode_batch, on_failure=self.wake.set
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether its own threads are fit for work. Whether `step` is called, and returns, is its driver's to say."""
+        return self._decoder.alive
 
     @property
     def busy(self) -> bool:
@@ -84,11 +91,11 @@ class Engine:
     @property
     def capacity(self) -> int:
         """The UNet rows that run at once, of the first model's native size."""
-        model = next(iter(self.models.values()), None)
+        # Asked from other threads, too: the list is made in one go.
+        model = next(iter(list(self.models.values())), None)
         if model is None:
             return self.sizes[-1]
-        size = model.spec.native_size
-        return self.admission.capacity(Bucket(model.spec.name, size, size))
+        return self.admission.capacity(Bucket(model.spec.name, *model.spec.native))
 
     def host(self, model: LoadedModel) -> None:
         """Takes a model in."""
@@ -105,10 +112,9 @@ class Engine:
 
         `Accepted` comes with one of the next steps; or `Refused` even then, where it cannot be prepared.
         """
-        with self._refusing(request):
-            check(request, self._model_of(request))
-            self.admission.arrive(request, self.running)
-            self.ledger.arrived(request)
+        error = self._failure_of(request, lambda: self._let_in(request), "request could not be taken in")
+        if error is not None:
+            self.ledger.refuse(request, error)
 
     def cancel(self, request_id: str) -> bool:
         """Forgets a request: its rows are gone before the next step. False if it is not here (any more)."""
@@ -117,8 +123,12 @@ class Engine:
             self.ledger.tally(request).cancelled += 1
         return request is not None
 
+    @telling_device_lost()
     def step(self) -> bool:
-        """Admits what fits, denoises one bucket by one step, retires what is done. False when nothing was running."""
+        """Admits what fits, denoises one bucket by one step, retires what is done. False when nothing was running.
+
+        Raises DeviceLost, and whatever ended a thread of the engine's: nothing that it has begun can be finished then.
+        """
         begun = time.perf_counter()
         self._collect()
         self._expire()
@@ -145,23 +155,31 @@ class Engine:
         self.running.rows.clear()
         self._decoder.close()
 
-    @contextmanager
-    def _refusing(self, request: Request) -> Iterator[None]:
-        """Whatever is raised inside refuses `request`, and ends there."""
+    def _failure_of(self, request: Request, work: Callable[[], object], what: str) -> EngineError | None:
+        """Does `work`, which is about this request alone; why it could not be done, or None. Raises DeviceLost."""
         try:
-            yield
+            work()
+            return None
         except EngineError as error:
-            self.ledger.refuse(request, error)
+            return error
         except Exception as error:
             raise_if_sticky(error)
-            # A network that does not like a shape: this request's trouble, not the others'.
-            log.exception("a request could not be prepared")
-            if is_out_of_memory(error):
-                self.ledger.tally(request).out_of_memory += 1
-                self.admission.device.release()
-                self.ledger.refuse(request, Overloaded("there is no memory to prepare this request now"))
-            else:
-                self.ledger.refuse(request, GenerationFailed("the request could not be prepared"))
+            # A network that does not like a shape, say: this request's trouble, not the others'.
+            log.exception("the %s", what)
+            full = is_out_of_memory(error)
+        if not full:
+            return GenerationFailed(f"the {what}")
+        self.ledger.tally(request).out_of_memory += 1
+        # Out of the handler: a traceback would keep alive what there was no memory for.
+        self.admission.device.release()
+        return Overloaded(f"the {what}: there is no memory for it now")
+
+    def _let_in(self, request: Request) -> None:
+        model = self._model_of(request)
+        check(request, model)
+        fitting = fitted(request, model)
+        self.admission.arrive(fitting, self.running)
+        self.ledger.arrived(fitting)
 
     def _model_of(self, request: Request) -> LoadedModel:
         model = self.models.get(request.model)
@@ -187,8 +205,9 @@ class Engine:
         """Encodes what has arrived: one request a step while rows run, since they wait for it; else a call's worth."""
         enough_at = time.perf_counter() + _GATHER_SECONDS
         while (arrival := self.admission.queue.next_arrival()) is not None:
-            with self._refusing(arrival.request):
-                self._accept(arrival)
+            error = self._failure_of(arrival.request, partial(self._accept, arrival), "request could not be prepared")
+            if error is not None:
+                self.ledger.refuse(arrival.request, error)
             full = self.admission.queue.unet_rows >= self.sizes[-1]
             if len(self.running) or full or time.perf_counter() > enough_at:
                 return
@@ -212,22 +231,18 @@ class Engine:
 
     def _begin(self) -> None:
         for ticket in self.admission.begin(self.running):
-            try:
-                self.running.add(self._row(ticket))
-            except Exception as error:
-                raise_if_sticky(error)
-                log.exception("an image could not be begun")
-                self.ledger.settle(ticket.request, ticket.index, GenerationFailed("the image could not be begun"))
+            error = self._failure_of(ticket.request, partial(self._begin_one, ticket), "image could not be begun")
+            if error is not None:
+                self.ledger.settle(ticket.request, ticket.index, error)
 
-    def _row(self, ticket: Ticket) -> Row:
-        paused = self.admission.resumed(ticket)
-        if paused is not None:
-            return paused
-        ongoing = self.ledger.ongoing[ticket.request.id]
-        ongoing.rows_admitted()
-        row = begin_row(ongoing, ticket.index, self.models[ticket.request.model])
-        row.rank = ticket.rank
-        return row
+    def _begin_one(self, ticket: Ticket) -> None:
+        row = self.admission.resumed(ticket)
+        if row is None:
+            ongoing = self.ledger.ongoing[ticket.request.id]
+            ongoing.rows_admitted()
+            row = begin_row(ongoing, ticket.index, self.models[ticket.request.model])
+            row.due = ticket.due
+        self.running.add(row)
 
     def _denoise(self, bucket: Bucket, rows: list[Row]) -> float:
         """The seconds that UNet calls took."""
@@ -237,7 +252,9 @@ class Engine:
             if isinstance(done, Moved):
                 called += done.seconds
                 self.admission.stepped(bucket, done.result.unet_rows, done.result.control_rows, done.seconds)
-                self._share.charge(bucket, done.seconds, [row.request.params.priority for row in done.rows])
+                self._share.charge(
+                    bucket, done.seconds, [self.admission.queue.urgency(row.ticket) for row in done.rows]
+                )
                 for row, clean in previews(model, done.rows, done.result):
                     self._decoder.preview(row, model, clean)
             else:
@@ -251,23 +268,26 @@ class Engine:
         """Reports progress, hands finished rows to the decoder and makes room for the next ones."""
         self.ledger.stepped(self.running.of(bucket), self.admission.seconds_left)
         for row in self.running.drop(lambda row: row.done):
-            self.ledger.ongoing[row.request.id].denoised()
-            if bool(torch.isfinite(row.state[0]).all()):
-                self._decoder.finish(row, self.models[bucket.model])
-            else:
-                self._start_again(row)
+            error = self._failure_of(row.request, partial(self._retire_one, row), "image could not be finished")
+            if error is not None:
+                self.ledger.settle(row.request, row.index, error)
+
+    def _retire_one(self, row: Row) -> None:
+        self.ledger.ongoing[row.request.id].denoised()
+        if bool(torch.isfinite(row.state[0]).all()):
+            self._decoder.finish(row, self.models[row.request.model])
+        else:
+            self._start_again(row)
 
     def _start_again(self, row: Row) -> None:
         """An image that is not finite gets one second chance, from its noise on: not every cause comes twice."""
         tally = self.ledger.tally(row.request)
         tally.wasted_steps += row.step
         if row.restarted:
-            error = NumericalFailure("the network's output for this image was not finite")
-            self.ledger.settle(row.request, row.index, error)
-            return
+            raise NumericalFailure("the network's output for this image was not finite")
         tally.retries += 1
         anew = begin_row(self.ledger.ongoing[row.request.id], row.index, self.models[row.request.model])
-        anew.rank, anew.restarted = row.rank, True
+        anew.due, anew.restarted = row.due, True
         self.running.add(anew)
 
     def _take_decoded(self, decoded: Decoded) -> None:
@@ -277,10 +297,11 @@ class Engine:
 
     def _collect(self) -> None:
         """Passes on what the decoder has ready; pictures of requests that have left are dropped."""
+        if (failure := self._decoder.failure) is not None:
+            raise_if_sticky(failure)
+            raise RuntimeError("a thread of the decoder's has ended") from failure
         while not self._decoded.empty():
             decoded = self._decoded.get()
-            if isinstance(decoded.result, DeviceLost):
-                raise decoded.result
             row = decoded.row
             if row.request.id not in self.ledger.ongoing:
                 continue

@@ -27,13 +27,15 @@ class Timings:
 class Accepted:
     """The request is in the queue with `position` requests before it.
 
-    Its first step and its last image are likely so many seconds from now, if nothing else comes. Its images are `made`
-    for it; or, which only a cache before the engines says, they come from the `cache` or are being made for somebody
-    else and `shared`.
+    Its first step and its last image are likely so many seconds from now, if nothing else comes. Each of its images
+    takes `steps` evaluations of the network, as `Progress` counts them; 0 where nothing is left to do. Its images are
+    `made` for it; or, which only a cache before the engines says, they come from the `cache` or are being made for
+    somebody else and `shared`.
     """
 
     request_id: str
     position: int
+    steps: int = 0
     seconds_to_start: float = 0.0
     seconds_to_finish: float = 0.0
     source: Source = "made"

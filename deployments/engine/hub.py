@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -18,12 +19,11 @@ from huggingface_hub.errors import (
 )
 
 from deployments.engine.errors import ModelLoadError
-
-HALF: Final = "fp16"
-"""The hub's name for half-precision files, as in `model.fp16.safetensors`."""
+from deployments.engine.spec import INDEX
+from deployments.engine.weight_files import choose_weights, no_weights, of_weights
 
 _PLAIN: Final = (".json", ".txt")
-_WEIGHTS: Final = ".safetensors"
+_CONFIG: Final = "config.json"
 
 
 def locate(title: str, source: str, revision: str | None, parts: Sequence[str], *, half: bool) -> Path:
@@ -37,13 +37,18 @@ def locate(title: str, source: str, revision: str | None, parts: Sequence[str], 
     if revision is None:
         raise ModelLoadError(f"{title}: {source!r} is not a local folder and has no pinned revision")
     try:
-        return _fetch(source, revision, parts, half)
+        return _fetch(title, source, revision, parts, half)
+    except ModelLoadError:
+        raise
     except (GatedRepoError, RepositoryNotFoundError):
         raise ModelLoadError(
             f"{title}: the hub shows no repository {source!r}; check `source`, or set HF_TOKEN if it is not public"
         ) from None
     except RevisionNotFoundError:
-        raise ModelLoadError(f"{title}: {source!r} has no revision {revision!r} on the hub") from None
+        raise ModelLoadError(
+            f"{title}: {source!r} has no revision {revision!r} on the hub; change `revision` of this row, in the "
+            "configuration or in deployments/pins.py"
+        ) from None
     except Exception as error:
         raise ModelLoadError(
             f"{title}: the hub is out of reach, and not all of {source!r} at {revision!r} is in the cache; go online "
@@ -51,57 +56,54 @@ def locate(title: str, source: str, revision: str | None, parts: Sequence[str], 
         ) from error
 
 
-def variant_of(folder: Path, *, half: bool) -> str | None:
-    """What `from_pretrained` must call the weights in `folder`: `HALF`, or None for files without a variant.
+def wanted_files(
+    title: str, source: str, revision: str, files: Iterable[str], parts: Sequence[str], *, half: bool
+) -> Iterator[str]:
+    """Of the `files` of a repository at `revision` those that `parts` need.
 
-    Where there is only one kind it is that one, whatever is asked for.
+    Raises ModelLoadError where the weights of a part are not served.
     """
-    weights = [path.name for path in folder.glob(f"*{_WEIGHTS}")]
-    halves = [name for name in weights if f".{HALF}." in name]
-    return HALF if halves and (half or len(halves) == len(weights)) else None
+    yield INDEX
+    every = [PurePosixPath(file) for file in files]
+    for part in parts:
+        inside = {path.name: str(path) for path in every if str(path.parent).removesuffix(".") == part}
+        weights = choose_weights(inside, half=half)
+        if weights is None and _CONFIG in inside:
+            raise no_weights(f"{title}: its {part}" if part else title, source, inside, revision)
+        for name, path in inside.items():
+            if name in weights.names if weights and of_weights(name) else name.endswith(_PLAIN):
+                yield path
 
 
-def _fetch(source: str, revision: str, parts: Sequence[str], half: bool) -> Path:
+def _fetch(title: str, source: str, revision: str, parts: Sequence[str], half: bool) -> Path:
     # A commit never changes: what is in the cache needs no hub, and a server starts without one.
-    cached = _cached(source, revision, parts, half)
-    if cached is not None:
-        return cached
-    files = HfApi().list_repo_files(source, revision=revision)
-    wanted = list(_wanted(files, parts, half))
+    try:
+        files = [file.path for file in get_cached_repo_tree(source, revision=revision)]
+    except CachedRepoTreeNotFoundError:
+        cached = _cached(source, revision, parts, half)
+        if cached is not None:
+            return cached
+        files = HfApi().list_repo_files(source, revision=revision)
+    wanted = list(wanted_files(title, source, revision, files, parts, half=half))
     return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
 
 
 def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path | None:
-    """The snapshot in the cache, in either precision; None where it is not whole."""
-    prefixes = [f"{part}/" if part else "" for part in parts]
-    plain = [f"{prefix}*{kind}" for prefix in prefixes for kind in (*_PLAIN, _WEIGHTS)]
-    halves = [pattern.replace(_WEIGHTS, f".{HALF}{_WEIGHTS}") for pattern in plain]
-    others = ["*.non_ema.*"]
-    for allowed, ignored in [(halves, others)] * half + [(plain, [*others, f"*.{HALF}.*"])]:
-        try:
-            found = snapshot_download(
-                source, revision=revision, allow_patterns=allowed, ignore_patterns=ignored, local_files_only=True
-            )
-        except LocalEntryNotFoundError:
-            continue
-        if all(_has(Path(found) / part) for part in parts):
-            return Path(found)
-    return None
+    """The snapshot in a cache that knows no list of the repository's files, as other programs leave it.
 
-
-def _has(folder: Path) -> bool:
-    """Whether `folder` has what it takes to load it; other programs may have cached a part of a repository only.
-
-    Networks have a config.json, and weights beside it; tokenizers and schedulers have neither.
+    None where it is not whole. Half precision may come from full, and not the other way: there may be full on the hub.
     """
-    needs_weights = (folder / "config.json").exists()
-    return any(folder.glob("*.json")) and (not needs_weights or any(folder.glob(f"*{_WEIGHTS}")))
+    try:
+        found = Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    described = "" in parts or (found / INDEX).exists()
+    return found if described and all(_is_whole(found / part, half) for part in parts) else None
 
 
-def _wanted(files: Iterable[str], parts: Sequence[str], half: bool) -> Iterator[str]:
-    inside = [path for path in map(PurePosixPath, files) if str(path.parent).removesuffix(".") in parts]
-    halves = {path.parent for path in inside if path.suffixes[-2:] == [f".{HALF}", _WEIGHTS]}
-    for path in inside:
-        variant = [f".{HALF}"] if half and path.parent in halves else []
-        if path.suffix in _PLAIN or path.suffixes == [*variant, _WEIGHTS]:
-            yield str(path)
+def _is_whole(folder: Path, half: bool) -> bool:
+    """Whether `folder` has what it takes to load it. Networks have a config.json, tokenizers and schedulers not."""
+    if not (folder / _CONFIG).exists():
+        return any(folder.glob("*.json"))
+    weights = choose_weights((path.name for path in folder.iterdir()), half=half)
+    return weights is not None and weights.complete and (half or not weights.half)

@@ -16,6 +16,20 @@ Task = Literal["text-to-image", "image-to-image", "inpaint"]
 
 Fit = Literal["cover", "pad", "stretch"]
 
+MaskAlpha = Literal["strokes", "holes"]
+"""What a mask's transparency says: what is visible is painted anew, or what is transparent."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineKind:
+    """Which of diffusers' pipelines stands for a request; `controlled` means the one with ControlNets.
+
+    They do not treat a checkpoint alike: each corrects other settings of its scheduler.
+    """
+
+    task: Task = "text-to-image"
+    controlled: bool = False
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
@@ -39,14 +53,16 @@ class Inputs:
 class Uploads:
     """The same as the caller sent it: files, not looked into yet. `deployments.intake` makes `Inputs` of it.
 
-    Where there is an image and no mask file, `mask_type` may name a mask. With `preprocess` a hint file is a photo
-    that its ControlNet's annotator still has to turn into a hint. `fit` is how pictures of other sizes become the
+    Where there is an image and no mask file, `mask_type` may name a mask. `mask_alpha` says what a mask file's
+    transparency means; None is to go by its colours, where they leave no doubt. With `preprocess` a hint file is a
+    photo that its ControlNet's annotator still has to turn into a hint. `fit` is how pictures of other sizes become the
     request's. `image_field` is what the caller calls the image, for errors.
     """
 
     image: bytes | None = None
     mask: bytes | None = None
     mask_type: str | None = None
+    mask_alpha: MaskAlpha | None = None
     hints: tuple[bytes, ...] = ()
     preprocess: bool = False
     fit: Fit = "cover"

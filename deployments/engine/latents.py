@@ -99,8 +99,10 @@ def predicted_original(
     """The clean latents that the model expects behind a step, for previews (Ho et al., 2020, equation 15).
 
     `scaled` is the model's input and `out` its answer, both [C, h, w]. Prediction types: epsilon, v_prediction
-    (Salimans and Ho, 2022).
+    (Salimans and Ho, 2022), sample.
     """
+    if prediction_type == "sample":
+        return out
     alpha = alphas_cumprod[round(min(max(timestep, 0.0), len(alphas_cumprod) - 1))].to(scaled)
     signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
     if prediction_type == "v_prediction":

@@ -48,7 +48,8 @@ class Ledger:
         request = ongoing.request
         self.ongoing[request.id] = ongoing
         self.tally(request).requests += 1
-        self.emit(Accepted(request.id, position, round(estimate.start, 3), round(estimate.finish, 3)))
+        steps = len(ongoing.schedule)
+        self.emit(Accepted(request.id, position, steps, round(estimate.start, 3), round(estimate.finish, 3)))
 
     def refuse(self, request: Request, error: EngineError) -> None:
         """Nothing comes of a request."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Literal
 
+from deployments.engine.locked import Locked, locked
 from deployments.engine.padding import padded_size
+from deployments.engine.remembered import make_room
 from deployments.engine.row import Bucket
 
 Kind = Literal["denoise", "control", "decode"]
@@ -36,10 +38,14 @@ class Fit:
         return round(self.fixed + rows * self.per_row)
 
 
-class MemoryPlan:
-    """`budget` is all the bytes there are, or None where nobody counts them; `sizes` what UNet calls are padded to."""
+class MemoryPlan(Locked):
+    """`budget` is all the bytes there are, or None where nobody counts them; `sizes` what UNet calls are padded to.
+
+    The engine's thread and the decoder's tell it what they took, while others ask: for statistics, for autoscaling.
+    """
 
     def __init__(self, budget: int | None, sizes: Sequence[int], clock: Callable[[], float] = monotonic) -> None:
+        super().__init__()
         self.budget = budget
         self._sizes = tuple(sizes)
         self._clock = clock
@@ -51,18 +57,23 @@ class MemoryPlan:
         """The bytes that may be planned with."""
         return float("inf") if self.budget is None else self.budget * (1 - RESERVE)
 
+    @locked
     def knows(self, kind: Kind, bucket: Bucket, rows: int) -> bool:
         """Whether such a call has been measured."""
         return rows in self._peaks.get((kind, bucket), {})
 
+    @locked
     def took(self, kind: Kind, bucket: Bucket, rows: int, peak: int) -> None:
         """A call of `rows` had `peak` bytes at once, on top of what was held before."""
+        make_room(self._peaks, (kind, bucket))
         self._peaks.setdefault((kind, bucket), {})[rows] = peak
 
+    @locked
     def ran_out(self, bucket: Bucket, rows: int) -> None:
         """A UNet call of `rows` found no memory."""
         self._too_much[bucket, rows] = self._clock() + AFTER_RUNNING_OUT
 
+    @locked
     def predicted(self, kind: Kind, bucket: Bucket, rows: int) -> int:
         """The bytes of a call; 0 where nothing like it has been measured."""
         peaks = self._peaks.get((kind, bucket), {})
@@ -76,12 +87,14 @@ class MemoryPlan:
         near = min(known, key=lambda other: (other.model != bucket.model, abs(_larger(bucket, other) - 1)))
         return round(_fitted(self._peaks[kind, near]).bytes(rows) * _larger(bucket, near))
 
+    @locked
     def call(self, bucket: Bucket, rows: int, control_rows: int = 0, pictures: int = 1) -> int:
         """The bytes of a padded UNet call with its ControlNets, beside the decoding of `pictures`."""
         padded = padded_size(min(rows, self._sizes[-1]), self._sizes)
         denoise = self.predicted("denoise", bucket, padded) + self.predicted("control", bucket, control_rows)
         return denoise + self.predicted("decode", bucket, pictures)
 
+    @locked
     def rows(self, bucket: Bucket, held: int, control_rows: int = 0, pictures: int = 1) -> int:
         """The UNet rows of `bucket` that may run at once beside `held` bytes; 0 where not one fits."""
         if self.budget is not None and not any(where.model == bucket.model for _, where in self._peaks):
@@ -93,6 +106,7 @@ class MemoryPlan:
         ]
         return max(fitting, default=0)
 
+    @locked
     def figures(self) -> dict[tuple[Kind, Bucket, int], tuple[int, int]]:
         """Reality and plan: for every measured call its bytes, and what the fit says."""
         return {

@@ -1,12 +1,16 @@
 """Which models are in memory: loaded when they are first asked for, and dropped again when others need the room."""
 
+import gc
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
+from deployments.engine.attention import AttentionChoice
+from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky
 from deployments.engine.errors import ModelLoadError, UnknownModel
 from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.parts import Parts, size_of
@@ -38,6 +42,10 @@ class DiffusionModelManager:
     `budget_bytes` bounds the weights in memory (None: no bound). When a model does not fit beside the others, those
     that nobody uses go, the least recently used first. A model in use never goes, so the budget may be exceeded while
     all are in use; that is logged. `on_load` and `on_evict` are told of every change, in order.
+
+    Whoever serves the models while others load sets the rest: `warm` gets a model that has just been loaded and is
+    nobody's yet, with all networks of those that are in memory already; `let_go` returns when all that `on_evict` named
+    has been let go of.
     """
 
     def __init__(
@@ -53,8 +61,11 @@ class DiffusionModelManager:
         self._specs = {spec.name: spec for spec in specs}
         self._parts = Parts(device, dtype)
         self._budget = budget_bytes
-        self._on_load = on_load
-        self._on_evict = on_evict
+        self.on_load = on_load
+        self.on_evict = on_evict
+        self.warm: Callable[[LoadedModel, Collection[nn.Module]], object] = lambda _model, _in_use: None
+        self.let_go: Callable[[], object] = lambda: None
+        self._attention: dict[str, AttentionChoice] = {}
         self._held: dict[str, _Held] = {}
         self._clock = 0
         self._lock = threading.Lock()  # held for moments
@@ -74,7 +85,7 @@ class DiffusionModelManager:
             with self._lock:
                 self._held[name] = held
                 self._use(held)
-                self._on_load(held.model)
+                self.on_load(held.model)
                 self._make_room()
             return held.model
 
@@ -113,15 +124,28 @@ class DiffusionModelManager:
         spec = self._specs.get(name)
         if spec is None:
             raise UnknownModel("model_name", "this process does not host that model")
-        try:
-            return load_model(spec, self._parts.device, self._parts.dtype, self._parts)
-        except torch.cuda.OutOfMemoryError:
-            # The budget was a guess and the device knows better: without the idle models it may fit.
+        model = self._try_to_load(spec)
+        if model is None:
+            # The budget was a guess and the device knows better: without the idle models it may fit. Not in a handler:
+            # a traceback would keep alive what has been loaded so far.
             self._evict_idle()
+            model = self._try_to_load(spec)
+        if model is None:
+            raise ModelLoadError(f"model {name!r} does not fit into the device's memory")
+        self._attention[name] = model.attention
+        self.warm(model, {network for other in self.loaded().values() for network in other.networks})
+        return model
+
+    def _try_to_load(self, spec: ModelSpec) -> LoadedModel | None:
+        """The model; None where there is not enough memory."""
         try:
-            return load_model(spec, self._parts.device, self._parts.dtype, self._parts)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ModelLoadError(f"model {name!r} does not fit into the device's memory") from error
+            return load_model(spec, self._parts.device, self._parts.dtype, self._parts, self._attention.get(spec.name))
+        except Exception as error:
+            raise_if_sticky(error)
+            if not is_out_of_memory(error):
+                raise
+            log.warning("model %s found no memory: %s", spec.name, str(error))
+            return None
 
     def _use(self, held: _Held) -> None:
         held.users += 1
@@ -143,9 +167,12 @@ class DiffusionModelManager:
         with self._lock:
             for name in [name for name, held in self._held.items() if not held.users]:
                 self._evict(name)
+        self.let_go()
+        # Networks know each other in circles, which only the collector undoes.
+        gc.collect()
         torch.cuda.empty_cache()
 
     def _evict(self, name: str) -> None:
         log.info("model %s leaves memory: others need its room", name)
         del self._held[name]
-        self._on_evict(name)
+        self.on_evict(name)

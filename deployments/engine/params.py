@@ -4,7 +4,7 @@
 `effective_params` fills those in from the model's `ModelSpec`; everything behind it works on complete parameters.
 """
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,6 +13,7 @@ from deployments.engine.errors import InvalidParameter
 from deployments.engine.inputs import Task
 from deployments.engine.sampler_names import resolve_sampler
 from deployments.engine.spec import ModelSpec
+from deployments.engine.texts import check_lines, check_name
 
 MAX_SEED = 2**63 - 1
 MIN_SIDE, MAX_SIDE, SIZE_STEP = 64, 2048, 8
@@ -24,7 +25,6 @@ CacheUse = Literal["default", "reuse", "refresh", "off"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
 
-
 PICTURE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
 """Parameters that mean something only where a request brings pictures."""
 
@@ -32,18 +32,56 @@ SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
 """How a request is served; what its images look like does not depend on them."""
 
 
-class ControlSettings(BaseModel):
+# Above it a number with a point may stand for several whole ones.
+_LAST_EXACT: Final = 2**53
+
+
+class Said(BaseModel):
+    """Fields that a caller fills in, strictly; but null is a field left out, where one may be, and 128.0 is 128."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_read_plainly(cls, said: Any) -> Any:
+        return plain(said, cls) if isinstance(said, dict) else said
+
+
+def plain(said: dict[str, Any], of: type[BaseModel]) -> dict[str, Any]:
+    """`said` as the model `of` takes it: without optional fields that are null, and with whole numbers as such."""
+    read = {}
+    for name, value in said.items():
+        field = of.model_fields.get(name)
+        if field is None or value is not None or field.is_required():
+            read[name] = _as_whole(value) if field is not None and _is_whole(field.annotation) else value
+    return read
+
+
+def _as_whole(value: Any) -> Any:
+    """What is no whole number stays as it is, for the field's own rule to refuse."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= _LAST_EXACT
+    return int(value) if whole else value
+
+
+def _is_whole(annotation: Any) -> bool:
+    return annotation is int or any(_is_whole(part) for part in get_args(annotation))
+
+
+class ControlSettings(Said):
     """How one ControlNet acts: its `type` (canny, depth, ...), how strongly, and from where to where in the schedule.
 
     `start` and `end` are shares of the steps. Its hint, a picture, comes beside the parameters.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
     type: str = Field(max_length=64)
     scale: float = Field(default=1.0, ge=0.0, le=2.0)
     start: float = Field(default=0.0, ge=0.0, le=1.0)
     end: float = Field(default=1.0, ge=0.0, le=1.0)
+
+    @field_validator("type")
+    @classmethod
+    def _type_is_a_name(cls, kind: str) -> str:
+        return check_name(kind)
 
     @model_validator(mode="after")
     def _starts_before_it_ends(self) -> Self:
@@ -52,7 +90,7 @@ class ControlSettings(BaseModel):
         return self
 
 
-class GenerationParams(BaseModel):
+class GenerationParams(Said):
     """The parameters of one request. Frozen; unknown fields and wrong types are refused.
 
     Sizes are pixels. `seed` is that of the first image, image i uses `seed + i`; `None` or -1 draws one.
@@ -67,8 +105,6 @@ class GenerationParams(BaseModel):
     anew each time, unless `cache` says `reuse`: then an earlier result of any seed will do. `refresh` makes and keeps a
     new result, `off` has nothing to do with the cache.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: Prompt
     negative_prompt: Prompt = ""
@@ -92,19 +128,15 @@ class GenerationParams(BaseModel):
     deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
     cache: CacheUse = "default"
 
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_says_something(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise ValueError("must not be empty")
-        return prompt
-
     @field_validator("prompt", "negative_prompt", "style_preset")
     @classmethod
-    def _text_is_unicode(cls, text: str | None) -> str | None:
-        if text is not None and any("\ud800" <= char <= "\udfff" for char in text):
-            raise ValueError("must be valid Unicode, without lone surrogates")
-        return text
+    def _texts_are_lines(cls, text: str | None) -> str | None:
+        return None if text is None else check_lines(text)
+
+    @field_validator("model_name", "sampler")
+    @classmethod
+    def _names_are_names(cls, name: str | None) -> str | None:
+        return None if name is None else check_name(name)
 
     @field_validator("controls", mode="before")
     @classmethod
@@ -136,8 +168,9 @@ def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "te
     for. The seed is left as it is: drawing one is the service's decision, because it must happen once, before caching
     and replays.
     """
-    width = params.width or spec.native_size
-    height = params.height or spec.native_size
+    native_height, native_width = spec.native
+    width = params.width or native_width
+    height = params.height or native_height
     if width * height > spec.max_pixels:
         raise InvalidParameter(
             "width", f"width x height must be at most {spec.max_pixels} pixels for this model, got {width * height}"
@@ -145,7 +178,7 @@ def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "te
     _check_task(params, task)
     defaults: dict[str, Any] = {"width": width, "height": height, "model_name": spec.name}
     if params.sampler is None:
-        defaults["sampler"] = spec.default_sampler
+        defaults["sampler"] = resolve_sampler(spec.default_sampler)
     if params.strength is None:
         defaults["strength"] = _STRENGTHS[task]
     return params.model_copy(update=defaults)

@@ -1,28 +1,46 @@
 """A model's parts, loaded once per process: models that bring the same text encoder, VAE or ControlNet share it."""
 
 import hashlib
+import logging
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
+from deployments.engine.checkpoint_scheduler import SavedScheduler, read_scheduler
 from deployments.engine.controls import ControlNet
 from deployments.engine.errors import ModelLoadError
-from deployments.engine.hub import variant_of
-from deployments.engine.samplers import DiffusionSchedulerFactory
+from deployments.engine.networks import check_finite, load_network
+from deployments.engine.samplers import PipelineSamplers
+from deployments.engine.single_file import FilePart, FileScheduler, file_fingerprint, load_file_part
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _CHUNK = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class PartFolder:
+    """Where a part is: in `folder`. Errors begin with `title`; `source` is what the configuration calls it."""
+
+    title: str
+    source: str
+    folder: Path
+
+
 class Parts:
-    """Loads networks onto one device in one precision. A part lives as long as a model that uses it."""
+    """Loads networks onto one device in one precision. A part lives as long as a model that uses it.
+
+    What it loads is whole, or refused with a ModelLoadError.
+    """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -34,31 +52,39 @@ class Parts:
         """Whether weights are wanted in half precision."""
         return is_half(self.dtype)
 
-    def unet(self, folder: Path) -> UNet2DConditionModel:
+    def unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
         """A UNet of its own: the engine changes it, and each model's counts as that model's size."""
-        return cast(UNet2DConditionModel, self._ready(UNet2DConditionModel, folder))
+        return self._ready(UNet2DConditionModel, part)
 
-    def vae(self, folder: Path) -> AutoencoderKL:
-        """The VAE in `folder`, shared."""
-        return self._once(AutoencoderKL, folder, lambda: self._ready(AutoencoderKL, folder))
+    def vae(self, part: PartFolder | FilePart) -> AutoencoderKL:
+        """The VAE in `part`, shared."""
+        return self._once(AutoencoderKL, part, lambda: self._ready(AutoencoderKL, part))
 
-    def text_encoder(self, folder: Path) -> CLIPTextModel:
-        """The text encoder in `folder`, shared."""
-        return self._once(CLIPTextModel, folder, lambda: self._ready(CLIPTextModel, folder))
+    def text_encoder(self, part: PartFolder | FilePart) -> CLIPTextModel:
+        """The text encoder in `part`, shared."""
+        return self._once(CLIPTextModel, part, lambda: self._ready(CLIPTextModel, part))
 
-    def samplers(self, folder: Path) -> DiffusionSchedulerFactory:
-        """The factory for the scheduler config in `folder`, shared, with the schedules and checks that it has made."""
-        return self._once(
-            DiffusionSchedulerFactory, folder, lambda: DiffusionSchedulerFactory(DDIMScheduler.load_config(folder))
-        )
+    def samplers(self, title: str, place: Path | FileScheduler, index: Path | None = None) -> PipelineSamplers:
+        """The samplers for the scheduler in `place`, shared, with the schedules and checks that they have made.
 
-    def controlnet(self, name: str, folder: Path) -> ControlNet:
-        """The ControlNet in `folder`, shared by models that call it by the same name."""
-        key = f"{name}/{fingerprint(folder)}"
-        return self._shared_or((ControlNet, key), lambda: ControlNet(name, self._ready(ControlNetModel, folder)))
+        `index` is the `model_index.json` of the checkpoint that it belongs to. Raises ModelLoadError, which begins with
+        `title`.
+        """
+        if isinstance(place, FileScheduler):
+            saved, digest = SavedScheduler(place.config["_class_name"], place.config), file_fingerprint(place)
+        else:
+            saved, digest = read_scheduler(title, place, index), fingerprint(place)
+        key = f"{saved.class_name}/{digest}"
+        return self._shared_or((PipelineSamplers, key), lambda: PipelineSamplers(saved))
 
-    def _once(self, kind: type[T], folder: Path, load: Callable[[], T]) -> T:
-        return self._shared_or((kind, fingerprint(folder)), load)
+    def controlnet(self, name: str, part: PartFolder) -> ControlNet:
+        """The ControlNet in `part`, shared by models that call it by the same name."""
+        key = f"{name}/{fingerprint(part.folder)}"
+        return self._shared_or((ControlNet, key), lambda: ControlNet(name, self._ready(ControlNetModel, part)))
+
+    def _once(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[], T]) -> T:
+        digest = file_fingerprint(part) if isinstance(part, FilePart) else fingerprint(part.folder)
+        return self._shared_or((kind, digest), load)
 
     def _shared_or(self, key: tuple[type, str], load: Callable[[], T]) -> T:
         found: T | None = self._shared.get(key)
@@ -67,12 +93,19 @@ class Parts:
             self._shared[key] = found
         return found
 
-    def _ready(self, kind: Any, folder: Path) -> Any:
-        variant = variant_of(folder, half=self.half)
-        # transformers has renamed the argument, diffusers has not.
-        precision = {"dtype" if kind is CLIPTextModel else "torch_dtype": self.dtype}
-        network: nn.Module = kind.from_pretrained(folder, use_safetensors=True, variant=variant, **precision)
-        return network.to(self.device).eval().requires_grad_(False)
+    def _ready(self, kind: type[T], part: PartFolder | FilePart) -> T:
+        if isinstance(part, FilePart):
+            return self._from_file(kind, part)
+        network: T = load_network(part.title, part.source, part.folder, kind, self.dtype, self.device, half=self.half)
+        return network
+
+    def _from_file(self, kind: type[T], part: FilePart) -> T:
+        if is_half(part.dtype) and not self.half:
+            log.info("%s has half-precision weights only; they are upcast", part.title)
+        loaded: Any = load_file_part(kind, part, self.dtype)
+        network: T = loaded.to(self.device).eval().requires_grad_(False)
+        check_finite(part.title, loaded, self.dtype)
+        return network
 
 
 def fingerprint(folder: Path) -> str:
@@ -99,6 +132,11 @@ def size_of(*networks: nn.Module) -> int:
 def is_half(dtype: torch.dtype) -> bool:
     """Whether a model that runs in `dtype` wants its weights in half precision."""
     return dtype in (torch.float16, torch.bfloat16)
+
+
+def wants_half(device: str, dtype: str) -> bool:
+    """Whether a model that runs on a `device` of that type in `dtype` wants its weights in half precision."""
+    return is_half(pick_dtype(dtype, torch.device(device)))
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,12 +1,14 @@
 """From an accepted request to rows in the tray: what is worked out once per request, and what is drawn per image."""
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from deployments.engine.controls import Control
 from deployments.engine.errors import InvalidParameter
+from deployments.engine.guidance_embedding import embed_guidance, tells_guidance
 from deployments.engine.inputs import Inputs
 from deployments.engine.latents import Blend, draw_noise, initial_state
 from deployments.engine.models import LoadedModel
@@ -14,22 +16,35 @@ from deployments.engine.ongoing import Given, Ongoing
 from deployments.engine.params import GenerationParams
 from deployments.engine.pictures import Posterior, latent_mask
 from deployments.engine.row import Bucket, Request, Row
-from deployments.engine.sampler_names import SAMPLERS
+from deployments.engine.sampler_names import SamplerNotLinear
 
 
 def check(request: Request, model: LoadedModel) -> None:
     """Raises EngineError for what this model cannot do, as far as that can be seen without encoding anything."""
     params = request.params
     assert params.sampler is not None
-    if params.sampler in model.refused_samplers:
-        raise model.refused_samplers[params.sampler]
     _check_inputs(request.inputs, request.bucket, model)
+    samplers = model.samplers.of(request.pipeline)
+    if (refusal := samplers.refusal(params.sampler)) is not None:
+        raise refusal
+    if request.inputs.image is not None and not samplers.begins_from_pictures(params.sampler):
+        raise SamplerNotLinear("sampler", f"{params.sampler} begins from noise only with this model, not from pictures")
     if len(params.controls) != len(request.inputs.hints):
         raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
     for asked in params.controls:
         if asked.type not in model.controlnets:
             known = ", ".join(model.controlnets) or "none"
             raise InvalidParameter("controlnet_type", f"this model has no such ControlNet; it has: {known}")
+
+
+def fitted(request: Request, model: LoadedModel) -> Request:
+    """`request`, with what its model makes of it."""
+    params = request.params
+    assert params.sampler is not None
+    row = model.samplers.of(request.pipeline).row(params.sampler)
+    evaluations = row.evaluations(params.num_inference_steps, params.strength)
+    embeds = model.guidance_width is not None and tells_guidance(request.pipeline)
+    return replace(request, evaluations=evaluations, embeds_guidance=embeds)
 
 
 def prepare(request: Request, model: LoadedModel, arrived: float) -> Ongoing:
@@ -40,7 +55,11 @@ def prepare(request: Request, model: LoadedModel, arrived: float) -> Ongoing:
     begun = time.perf_counter()
     params = request.params
     assert params.sampler is not None
-    schedule = model.samplers.schedule(params.sampler, params.num_inference_steps, _start(params))
+    samplers = model.samplers.of(request.pipeline)
+    start = None
+    if params.strength is not None:
+        start = samplers.row(params.sampler).start(params.num_inference_steps, params.strength)
+    schedule = samplers.schedule(params.sampler, params.num_inference_steps, start)
     prompt = model.keys.prompt(model.prompts.encode(params.prompt, params.clip_skip, "prompt"))
     negative = None
     if request.unet_rows > 1:
@@ -69,6 +88,8 @@ def begin_row(ongoing: Ongoing, index: int, model: LoadedModel) -> Row:
         latents = schedule.noise_signal * picture + schedule.noise_scale * noise
     state = initial_state(latents).to(model.device)
     row = Row(request, index, schedule, generator, state, ongoing.prompt, ongoing.negative, given.controls)
+    if request.embeds_guidance and model.guidance_width is not None:
+        row.guidance = embed_guidance(request.params.guidance_scale, model.guidance_width).to(model.device)
     if given.mask is not None:
         if masked is not None:
             row.channels = torch.cat((given.mask, masked)).to(model.device)
@@ -101,13 +122,6 @@ def _controls(params: GenerationParams, inputs: Inputs, model: LoadedModel) -> t
         Control(net, net.embed(hint), asked.scale, asked.start, asked.end, params.guess_mode)
         for net, asked, hint in zip(nets, params.controls, inputs.hints, strict=True)
     )
-
-
-def _start(params: GenerationParams) -> int:
-    """The index of the first evaluation that is run."""
-    assert params.sampler is not None
-    sampler = SAMPLERS[params.sampler]
-    return 0 if params.strength is None else sampler.start(params.num_inference_steps, params.strength)
 
 
 def _check_inputs(inputs: Inputs, bucket: Bucket, model: LoadedModel) -> None:

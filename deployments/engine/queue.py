@@ -1,14 +1,12 @@
 """Who runs next. Knows requests and buckets, and nothing of torch.
 
-Every waiting image has a rank, in seconds, and the lowest goes first:
+Every waiting image has a rank, in seconds (`turns.py`), and the lowest goes first:
 
-    rank = max(arrival, its tenant's turn) + PATIENCE[priority] + cost
-
-- *Ageing.* A rank does not grow, and newcomers' ranks do. What arrives more than `PATIENCE["low"]` after an image, plus
-  the difference of their costs, cannot go before it, whatever its priority: that is the bound on starvation.
+- *Ageing.* A request is due at arrival + PATIENCE[priority] + cost. From then on none of its tenant's that came after
+  it goes before it, whatever its priority; nor does what other tenants send then, but for what they are owed. It is not
+  paused any more, and counts as `high` where buckets share the device: that is the bound on starvation.
 - *Fairness.* A tenant whose image is handed out has its next turn only when the device could have made that image, so
-  a flood waits behind itself and not before others (fair queueing: Demers, Keshav and Shenker, 1989). Within a tenant
-  images go by arrival + patience + cost, so ageing holds there, too.
+  a flood waits behind itself and not before others.
 - *Short work first.* `cost` is the device's seconds for the whole request; a short one passes a long one that came
   less than their difference before it. That lowers the mean wait as shortest-first does (Smith, 1956).
 
@@ -16,41 +14,23 @@ Buckets do not wait for each other: what has no room keeps its place and lets ot
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable, Collection, Iterable, Iterator
 from time import perf_counter
 from typing import Final
 
 from deployments.engine.errors import Overloaded
+from deployments.engine.lookahead import foreseen
 from deployments.engine.params import Priority
 from deployments.engine.row import Bucket, Request, Ticket
-
-PATIENCE: Final[Mapping[Priority, float]] = {"high": 0.0, "normal": 30.0, "low": 120.0}
-"""Seconds by which an image lets later ones of a higher priority go before it."""
+from deployments.engine.turns import PATIENCE, Arrival, Turns
 
 GREED: Final = 3
 """A tenant may hold so many times the places that are left free (dynamic thresholds: Choudhury and Hahne, 1998): one
 alone gets three quarters of the queue, and there is a place for the next one always."""
 
 
-@dataclass(slots=True)
-class Arrival:
-    """A request of which images wait. `at` is the queue's clock; `cost` what the device needs for it, in seconds."""
-
-    request: Request
-    at: float
-    cost: float
-    images: deque[int] = field(default_factory=deque)
-
-    @property
-    def age(self) -> float:
-        """Its place among its tenant's own."""
-        return self.at + PATIENCE[self.request.params.priority] + self.cost
-
-    @property
-    def image_cost(self) -> float:
-        return self.cost / self.request.params.num_images
+Line = deque[tuple[int, Arrival]]
+"""One tenant's requests in the order in which they go, with their places among all."""
 
 
 class Queue:
@@ -62,7 +42,7 @@ class Queue:
         self._arrived: dict[str, Arrival] = {}
         self._waiting: dict[str, Arrival] = {}
         self._returned: list[Ticket] = []
-        self._turns: dict[str, float] = {}
+        self._turns = Turns()
 
     def __len__(self) -> int:
         """Requests of which at least one image waits for its first place."""
@@ -109,14 +89,12 @@ class Queue:
         """Lets a request in; `cost` is the device's seconds for all of it. Raises Overloaded when there is no room."""
         self.check_room(request.tenant)
         images = deque(range(request.params.num_images))
-        self._arrived[request.id] = Arrival(request, self._clock(), cost, images)
+        self._arrived[request.id] = Arrival(request, self._clock(), cost, self._turns.of(request.tenant), images)
 
     def next_arrival(self) -> Arrival | None:
         """Takes out the first that is to be prepared; it is to be added then, or is gone."""
-        if not self._arrived:
-            return None
-        first = min(self._arrived.values(), key=self._rank)
-        return self._arrived.pop(first.request.id)
+        head = self._head(self._lines(self._arrived.values()))
+        return None if head is None else self._arrived.pop(head[2].request.id)
 
     def add(self, arrival: Arrival) -> None:
         """Takes in a request that has been prepared."""
@@ -128,7 +106,9 @@ class Queue:
         A bucket whose first image finds none is passed over.
         """
         shut: set[Bucket] = set()
-        while (ticket := self._first(shut)) is not None:
+        lines = self._lines(self._waiting.values())
+        while (first := self._first(lines, shut)) is not None:
+            _, ticket = first
             if ticket.request.unet_rows > room(ticket.request):
                 shut.add(ticket.request.bucket)
                 continue
@@ -136,21 +116,28 @@ class Queue:
             yield ticket
 
     def give_back(self, ticket: Ticket) -> None:
-        """An image that had a place waits again, at its old rank."""
+        """An image that had a place waits again. Its tenant's turn was for that place, so only its own time counts."""
         self._returned.append(ticket)
+
+    def urgency(self, ticket: Ticket) -> Priority:
+        """The priority that an image has in the making: what is due is as urgent as anything."""
+        return "high" if ticket.due <= self._clock() else ticket.request.params.priority
 
     def victims(self, bucket: Bucket, running: Collection[Ticket], room: Callable[[Request], int]) -> list[Ticket]:
         """The running images of `bucket` that make way for the one that waits first there, where it finds no room.
 
-        Only low ones make way, only for a high one, and none whose rank is lower: who has waited long enough, stays.
+        Only low ones make way, only for a high one, and none that is due, or would be before the high one's turn.
         """
-        head = self._first(self._buckets() - {bucket})
-        if head is None or head.request.params.priority != "high":
+        here = [arrival for arrival in self._waiting.values() if arrival.request.bucket == bucket]
+        first = self._first(self._lines(here), self._buckets() - {bucket})
+        if first is None or first[1].request.params.priority != "high":
             return []
-        lower = [t for t in running if t.request.params.priority == "low" and t.rank > head.rank]
+        rank, head = first
+        kept = max(rank, self._clock())
+        lower = [t for t in running if t.request.params.priority == "low" and t.due > kept]
         chosen: list[Ticket] = []
         free = room(head.request)
-        for ticket in sorted(lower, key=lambda ticket: ticket.rank, reverse=True):
+        for ticket in sorted(lower, key=lambda ticket: ticket.due, reverse=True):
             if free >= head.request.unet_rows:
                 break
             chosen.append(ticket)
@@ -168,29 +155,12 @@ class Queue:
 
     def order(self) -> list[tuple[Request, int]]:
         """The requests that wait, in the order in which they are likely to begin, with the images that wait of each."""
-        out = [(ticket.rank, i, ticket.request, 1) for i, ticket in enumerate(self._returned)]
-        out += [(rank, len(out) + i, a.request, len(a.images)) for i, (rank, a) in enumerate(self._simulated())]
+        out = [(ticket.due, i, ticket.request, 1) for i, ticket in enumerate(self._returned)]
+        out += [
+            (rank, len(out) + i, a.request, len(a.images))
+            for i, (rank, a) in enumerate(foreseen(self._all(), self._clock()))
+        ]
         return [(request, images) for _, _, request, images in sorted(out, key=lambda entry: entry[:2])]
-
-    def _simulated(self) -> Iterator[tuple[float, Arrival]]:
-        """Whose turn comes when, if nothing else arrives. Ranks never fall, since every turn is later than the last."""
-        lines: dict[str, deque[tuple[int, Arrival]]] = {}
-        for place, arrival in sorted(enumerate(self._all()), key=lambda entry: entry[1].age):
-            lines.setdefault(arrival.request.tenant, deque()).append((place, arrival))
-        turns = dict(self._turns)
-        now, last = self._clock(), 0.0
-        heap = [(self._rank(line[0][1]), line[0][0], tenant) for tenant, line in lines.items()]
-        heapify(heap)
-        while heap:
-            rank, _, tenant = heappop(heap)
-            _, arrival = lines[tenant].popleft()
-            last = max(last, rank)
-            yield last, arrival
-            turns[tenant] = max(now, turns.get(tenant, 0.0)) + arrival.cost
-            now += arrival.cost
-            if lines[tenant]:
-                place, following = lines[tenant][0]
-                heappush(heap, (self._rank(following, turns), place, tenant))
 
     def _all(self) -> Iterable[Arrival]:
         return [*self._arrived.values(), *self._waiting.values()]
@@ -199,21 +169,36 @@ class Queue:
         returned = {ticket.request.bucket for ticket in self._returned}
         return returned | {arrival.request.bucket for arrival in self._waiting.values()}
 
-    def _rank(self, arrival: Arrival, turns: Mapping[str, float] | None = None) -> float:
-        turn = (self._turns if turns is None else turns).get(arrival.request.tenant, arrival.at)
-        return max(arrival.at, turn) + PATIENCE[arrival.request.params.priority] + arrival.cost
+    def _lines(self, arrivals: Iterable[Arrival]) -> list[Line]:
+        """Each tenant's in the order in which they go, with their places among all."""
+        now = self._clock()
+        lines: dict[str, list[tuple[tuple[float, float], int, Arrival]]] = {}
+        for number, arrival in enumerate(arrivals):
+            lines.setdefault(arrival.request.tenant, []).append((arrival.place(now), number, arrival))
+        return [deque((number, arrival) for _, number, arrival in sorted(line)) for line in lines.values()]
 
-    def _first(self, shut: Collection[Bucket]) -> Ticket | None:
-        """The image of the lowest rank in a bucket that is not `shut`; first come where ranks are equal."""
-        heads: dict[str, tuple[int, Arrival]] = {}
-        for place, arrival in enumerate(self._waiting.values()):
+    def _head(self, lines: list[Line], shut: Collection[Bucket] = ()) -> tuple[float, int, Arrival] | None:
+        """The first of all lines: its rank, its place, and itself. What cannot go leaves its line for good."""
+        urgency: dict[str, float] = {}
+        for arrival in self._all():
             tenant = arrival.request.tenant
-            if arrival.request.bucket not in shut and (tenant not in heads or arrival.age < heads[tenant][1].age):
-                heads[tenant] = place, arrival
-        tickets = [ticket for ticket in self._returned if ticket.request.bucket not in shut]
-        in_order = sorted(heads.values(), key=lambda entry: entry[0])
-        tickets += [Ticket(head.request, head.images[0], self._rank(head)) for _, head in in_order]
-        return min(tickets, key=lambda ticket: ticket.rank, default=None)
+            urgency[tenant] = min(urgency.get(tenant, arrival.patience), arrival.patience)
+        heads = []
+        for line in lines:
+            while line and (not line[0][1].images or line[0][1].request.bucket in shut):
+                line.popleft()
+            if line:
+                number, arrival = line[0]
+                heads.append((arrival.rank(urgency[arrival.request.tenant]), number, arrival))
+        return min(heads, default=None)
+
+    def _first(self, lines: list[Line], shut: Collection[Bucket]) -> tuple[float, Ticket] | None:
+        """The image of the lowest rank in a bucket that is not `shut`; first come where ranks are equal."""
+        found = [(ticket.due, ticket) for ticket in self._returned if ticket.request.bucket not in shut]
+        if (head := self._head(lines, shut)) is not None:
+            rank, _, arrival = head
+            found.append((rank, Ticket(arrival.request, arrival.images[0], arrival.due)))
+        return min(found, key=lambda entry: entry[0], default=None)
 
     def _hand_out(self, ticket: Ticket) -> None:
         if any(ticket is returned for returned in self._returned):
@@ -221,10 +206,6 @@ class Queue:
             return
         arrival = self._waiting[ticket.request.id]
         arrival.images.popleft()
+        self._turns.give(arrival, self._clock(), self._all())
         if not arrival.images:
             del self._waiting[ticket.request.id]
-        now, tenant = self._clock(), ticket.request.tenant
-        self._turns[tenant] = max(now, self._turns.get(tenant, 0.0)) + arrival.image_cost
-        # A turn that has come means nothing any more, unless older requests of the tenant still wait.
-        waiting = {each.request.tenant for each in self._all()}
-        self._turns = {name: turn for name, turn in self._turns.items() if turn > now or name in waiting}

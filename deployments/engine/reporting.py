@@ -1,9 +1,8 @@
 """Looks at an engine from another thread, and says what it sees."""
 
-from copy import deepcopy
-
 from deployments.engine.admission import Admission
 from deployments.engine.engine import Engine
+from deployments.engine.latencies import PhaseRecorder
 from deployments.engine.ledger import Ledger
 from deployments.engine.memory import Kind
 from deployments.engine.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
@@ -13,7 +12,7 @@ from deployments.engine.row import Bucket
 def report_of(engine: Engine, ready: bool) -> EngineReport:
     """All there is to say of `engine`."""
     models = list(engine.models.values())
-    native = [Bucket(model.spec.name, model.spec.native_size, model.spec.native_size) for model in models]
+    native = [Bucket(model.spec.name, *model.spec.native) for model in models]
     admission = engine.admission
     return EngineReport(
         ready=ready,
@@ -35,8 +34,10 @@ def load_of(engine: Engine) -> Load:
 
 
 def _models(ledger: Ledger) -> dict[str, ModelReport]:
+    # Without making recorders here: two threads that each make the missing one lose what the first has taken down.
+    nothing_yet = PhaseRecorder()
     return {
-        name: ModelReport(deepcopy(counters), ledger.phases[name].durations())
+        name: ModelReport(counters.copy(), ledger.phases.get(name, nothing_yet).durations())
         for name, counters in list(ledger.tallies.items())
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from deployments.engine.inputs import Inputs, Uploads
+from deployments.engine.inputs import Inputs, PipelineKind, Uploads
 from deployments.engine.params import GenerationParams
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Request:
     `tenant` is who shares the device with others, each a fair part. Where nobody looks at it, `progress` is False:
     hundreds of events a second on their way from a replica cost more than some pictures. No two running requests have
     the same `id`, so callers do not choose it; `name` is what the caller calls it, and may be that of several.
+    What its model makes of it is the engine's to fill in: `evaluations` of the UNet per image, where the sampler is the
+    checkpoint's own; `embeds_guidance`, where the UNet is told the guidance scale instead of being run a second time.
     """
 
     id: str
@@ -39,6 +41,13 @@ class Request:
     tenant: str = ""
     progress: bool = True
     name: str = ""
+    evaluations: int | None = None
+    embeds_guidance: bool = False
+
+    @property
+    def pipeline(self) -> PipelineKind:
+        """Which of diffusers' pipelines makes the same picture."""
+        return PipelineKind(self.inputs.task, bool(self.params.controls))
 
     @property
     def model(self) -> str:
@@ -54,7 +63,7 @@ class Request:
     @property
     def unet_rows(self) -> int:
         """How many rows of a UNet call each image takes: with classifier-free guidance, two (packed guidance)."""
-        return 2 if self.params.guidance_scale > 1 else 1
+        return 2 if self.params.guidance_scale > 1 and not self.embeds_guidance else 1
 
     def seed_of(self, index: int) -> int:
         """The seed of image `index`."""
@@ -78,11 +87,11 @@ def is_part_of(name: str, whole: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Image `index` of `request` waits for a place, or has one that it got at `rank` (see `queue.py`)."""
+    """Image `index` of `request` waits for a place, or has one; `due` is when nothing may go before it any more."""
 
     request: Request
     index: int
-    rank: float = 0.0
+    due: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +110,10 @@ class Row:
     `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs, the newest outputs, and the newest answer of the
     sampler; its meaning is `latents.py`'s. `negative` is None for a row without classifier-free guidance. `step` counts
     finished evaluations. `noise` is what the step in progress drew, kept so that a step which is tried again does not
-    draw twice. `rank` is the queue's, kept for the case that it has to make way; `restarted` says that it was not
+    draw twice. `due` is the queue's, kept for the case that it has to make way; `restarted` says that it was not
     finite once and has begun anew. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is
-    what an inpainting checkpoint sees beside the latents instead.
+    what an inpainting checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale,
+    for a UNet that is told it.
     """
 
     request: Request
@@ -116,8 +126,9 @@ class Row:
     controls: tuple[Control, ...] = ()
     blend: Blend | None = field(default=None, repr=False)
     channels: torch.Tensor | None = field(default=None, repr=False)
+    guidance: torch.Tensor | None = field(default=None, repr=False)
     step: int = 0
-    rank: float = 0.0
+    due: float = 0.0
     restarted: bool = False
     noise: torch.Tensor | None = field(default=None, repr=False)
 
@@ -128,7 +139,7 @@ class Row:
     @property
     def ticket(self) -> Ticket:
         """Its place in the queue's eyes."""
-        return Ticket(self.request, self.index, self.rank)
+        return Ticket(self.request, self.index, self.due)
 
     @property
     def bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 A row says which of diffusers' scheduler classes does the mathematics and with which settings. Settings that describe
 the model's training (betas, prediction type, spacing of timesteps) are not here: they come from the model's config.
+Where nobody names a sampler, a checkpoint's own is taken: the class and the settings that its files name.
 """
 
 import re
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
+from typing import Final
 
 from deployments.engine.errors import InvalidParameter
 
@@ -53,10 +55,14 @@ class Sampler:
     draws: bool = False
     steps_limited_by: str | None = None
 
-    def evaluations(self, num_inference_steps: int) -> int:
-        """Evaluations of the model, before guidance, for a text-to-image row of that many steps (at least 1)."""
+    def evaluations(self, num_inference_steps: int, strength: float | None = None) -> int:
+        """Evaluations of the model, before guidance, for a row of that many steps (at least 1): the steps of progress.
+
+        At a `strength` it is what is left of them for image-to-image.
+        """
         more = num_inference_steps - 1
-        return 1 + self.order * more + min(self.warm_up, more)
+        skipped = 0 if strength is None else self.start(num_inference_steps, strength)
+        return max(1, 1 + self.order * more + min(self.warm_up, more) - skipped)
 
     def start(self, num_inference_steps: int, strength: float) -> int:
         """The first evaluation's index for image-to-image at `strength` (0 to 1), as diffusers' pipelines count it."""
@@ -151,6 +157,17 @@ _ROWS = (
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType({row.name: row for row in _ROWS})
 
+CHECKPOINT: Final = "checkpoint"
+"""The name of a checkpoint's own sampler: the scheduler class and all settings that its files name. It has no row: what
+it is differs from model to model."""
+
+
+def own_sampler(scheduler: str, order: int, steps_limited_by: str | None) -> Sampler:
+    """The row of a checkpoint's own sampler, whose scheduler class is `scheduler`."""
+    named = next((row for row in _ROWS if row.scheduler == scheduler), None)
+    warm_up = named.warm_up if named else 0
+    return Sampler(CHECKPOINT, scheduler, "", "", order=order, warm_up=warm_up, steps_limited_by=steps_limited_by)
+
 
 def _key(name: str) -> str:
     """Case, spaces, hyphens and underscores make no difference between names."""
@@ -165,6 +182,7 @@ def _names() -> Mapping[str, str]:
         names.setdefault(_key(row.scheduler.removesuffix("Scheduler")), row.name)
     for row in _ROWS:
         names.update({_key(name): row.name for name in (row.name, row.label, *row.aliases)})
+    names[_key(CHECKPOINT)] = CHECKPOINT
     return MappingProxyType(names)
 
 
@@ -174,13 +192,14 @@ _CANONICAL = _names()
 def resolve_sampler(name: str) -> str:
     """The canonical name for a canonical name, a diffusers class name, an A1111 label or another alias; any case.
 
+    CHECKPOINT is one of the canonical names.
     Raises InvalidParameter, which tells the nearest names, for one that is not known.
     """
     key = _key(name)
     if key in _CANONICAL:
         return _CANONICAL[key]
     near = dict.fromkeys(_CANONICAL[match] for match in get_close_matches(key, _CANONICAL, n=3))
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known samplers: {', '.join(SAMPLERS)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known samplers: {', '.join((*SAMPLERS, CHECKPOINT))}"
     raise InvalidParameter("sampler", f"there is no such sampler; {hint}")
 
 

@@ -13,21 +13,28 @@ WEIGHTS: Final[Mapping[Priority, int]] = {"low": 1, "normal": 2, "high": 4}
 class DeviceShare:
     """Weighted fair queueing (Demers, Keshav and Shenker, 1989) over buckets, in virtual seconds per weighted row.
 
-    The bucket that has had the least device time for its rows runs next. A bucket that appears starts level with the
-    least served one, so that it neither waits for others to catch up nor collects credit while it was empty.
+    The bucket that has had the least device time for its rows runs next. A bucket that appears starts where all are on
+    average, so that it neither waits for others to catch up nor collects credit while it was empty; and that average
+    moves on with every second of the device, so that ever new buckets cannot keep an old one waiting.
     """
 
     def __init__(self) -> None:
         self._served: dict[Bucket, float] = {}
+        self._weights: dict[Bucket, int] = {}
+        self._average = 0.0
 
     def next_of(self, buckets: Collection[Bucket]) -> Bucket | None:
         """The bucket to step, or None when there is none."""
         self._served = {bucket: seconds for bucket, seconds in self._served.items() if bucket in buckets}
-        start = min(self._served.values(), default=0.0)
+        self._weights = {bucket: weight for bucket, weight in self._weights.items() if bucket in buckets}
+        least, most = (end(self._served.values(), default=self._average) for end in (min, max))
+        start = min(max(self._average, least), most)
         for bucket in buckets:
             self._served.setdefault(bucket, start)
         return min(self._served, key=lambda bucket: self._served[bucket], default=None)
 
     def charge(self, bucket: Bucket, seconds: float, rows: Iterable[Priority]) -> None:
         """`bucket` used the device for `seconds`, with rows of these priorities in the step."""
-        self._served[bucket] += seconds / sum(WEIGHTS[priority] for priority in rows)
+        weight = self._weights[bucket] = sum(WEIGHTS[priority] for priority in rows)
+        self._served[bucket] += seconds / weight
+        self._average += seconds / sum(self._weights.values())

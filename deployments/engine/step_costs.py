@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
+from deployments.engine.locked import Locked, locked
 from deployments.engine.padding import padded_size
+from deployments.engine.remembered import make_room
 from deployments.engine.row import Bucket
 
 KEPT: Final = 15
@@ -24,43 +26,53 @@ _UNKNOWN: Final = 0.05
 Measured = dict[tuple[Bucket, int], deque[float]]
 
 
-class StepCosts:
-    """`sizes` are the padded batch sizes that UNet calls have, ascending."""
+class StepCosts(Locked):
+    """`sizes` are the padded batch sizes that UNet calls have, ascending. One thread tells it, others ask."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
         self._sizes = tuple(sizes)
         self._calls: Measured = {}
         self._controls: dict[Bucket, deque[float]] = {}
         self._decodes: dict[Bucket, deque[float]] = {}
         self._knees: dict[Bucket, int] = {}
 
+    @locked
     def denoised(self, bucket: Bucket, padded: int, control_rows: int, seconds: float) -> None:
         """A UNet call of `padded` rows took so long, with ControlNets on `control_rows` of them."""
         if not control_rows:
+            make_room(self._calls, (bucket, padded))
             self._calls.setdefault((bucket, padded), deque(maxlen=KEPT)).append(seconds)
         elif (bare := self._calls.get((bucket, padded))) is not None:
             per_row = max(0.0, seconds - median(bare)) / control_rows
+            make_room(self._controls, bucket)
             self._controls.setdefault(bucket, deque(maxlen=KEPT)).append(per_row)
 
+    @locked
     def decoded(self, bucket: Bucket, seconds: float) -> None:
         """A picture took so long from latents to file."""
+        make_room(self._decodes, bucket)
         self._decodes.setdefault(bucket, deque(maxlen=KEPT)).append(seconds)
 
+    @locked
     def call_seconds(self, bucket: Bucket, rows: int, control_rows: int = 0) -> float:
         """A UNet call for `rows`, with ControlNets on `control_rows`."""
         padded = padded_size(min(rows, self._sizes[-1]), self._sizes)
         return self._bare(bucket, padded) + control_rows * self.control_seconds(bucket)
 
+    @locked
     def row_seconds(self, bucket: Bucket) -> float:
         """One row's share of a call that is as full as it pays."""
         full = self.knee(bucket)
         return self.call_seconds(bucket, full) / full
 
+    @locked
     def control_seconds(self, bucket: Bucket) -> float:
         """A ControlNet's seconds per row: measured, or a third of a UNet's (its share of the arithmetic for SD1.5)."""
         measured = self._controls.get(bucket)
         return median(measured) if measured else self._bare(bucket, self._sizes[0]) / self._sizes[0] / 3
 
+    @locked
     def decode_seconds(self, bucket: Bucket) -> float:
         """One picture from latents to file; 0 where none has been made."""
         if bucket in self._decodes:
@@ -68,21 +80,25 @@ class StepCosts:
         near = _nearest(bucket, list(self._decodes))
         return median(self._decodes[near]) * _larger(bucket, near) if near else 0.0
 
+    @locked
     def find_knee(self, bucket: Bucket) -> int:
         """Sets the knee of `bucket`, and of its model's other shapes, from what has been measured."""
         measured = [size for where, size in self._calls if where == bucket]
         self._knees[bucket] = max((size for size in measured if self.pays(bucket, size)), default=self._sizes[-1])
         return self._knees[bucket]
 
+    @locked
     def pays(self, bucket: Bucket, size: int) -> bool:
         """Whether calls of `size` brought enough more than every smaller one."""
         smaller = [known for where, known in self._calls if where == bucket and known < size]
         return all(self.throughput(bucket, size) > WORTH * self.throughput(bucket, known) for known in smaller)
 
+    @locked
     def throughput(self, bucket: Bucket, size: int) -> float:
         """UNet rows per second of calls of `size`, at best: a busy neighbour only ever takes away."""
         return size / min(self._calls[bucket, size])
 
+    @locked
     def knee(self, bucket: Bucket) -> int:
         """The UNet rows beyond which more of them only add latency; the largest size where nothing was measured.
 
@@ -96,6 +112,7 @@ class StepCosts:
         wanted = self._knees[near] / _larger(bucket, near)
         return max((size for size in self._sizes if size <= wanted), default=self._sizes[0])
 
+    @locked
     def curve(self) -> dict[Bucket, dict[int, float]]:
         """The measured seconds per call, by bucket and size."""
         out: dict[Bucket, dict[int, float]] = {}

@@ -11,7 +11,7 @@ import torch
 from deployments.engine.admission import Admission
 from deployments.engine.counters import Counters
 from deployments.engine.denoise import StepResult, denoise_step
-from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky
+from deployments.engine.device_errors import DeviceLost, is_out_of_memory, raise_if_sticky
 from deployments.engine.device_memory import Meter
 from deployments.engine.errors import DoesNotFit, EngineError, GenerationFailed
 from deployments.engine.models import LoadedModel
@@ -63,8 +63,7 @@ class Stepper:
                 self._plan.ran_out(bucket, padded)
                 failure = DoesNotFit("an image of this size does not fit into the memory that there is")
         else:
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
+            _wait_for(model.device)
             seconds = time.perf_counter() - started
             if meter is None or self._device.always_metered:
                 self._costs.denoised(bucket, result.padded_rows, result.control_rows, seconds)
@@ -96,3 +95,13 @@ class Stepper:
         elif self._plan.knows("denoise", bucket, result.padded_rows):
             more = max(0, meter.peak - self._plan.predicted("denoise", bucket, result.padded_rows))
             self._plan.took("control", bucket, 1, more // result.control_rows)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Returns when the step is really done. Its rows have moved: where it was not, nothing that they hold is true."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception as error:
+        raise DeviceLost("the device did not finish what it was given") from error

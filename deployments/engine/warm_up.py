@@ -14,6 +14,7 @@ from deployments.engine.inputs import Inputs, Picture
 from deployments.engine.models import LoadedModel
 from deployments.engine.params import ControlSettings, GenerationParams, effective_params
 from deployments.engine.row import Request
+from deployments.engine.sampler_names import SAMPLERS, resolve_sampler
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +86,18 @@ def _request(model: LoadedModel, name: str, hints: tuple[Picture, ...] = (), **a
     inputs = Inputs(image=grey, mask=grey[:, :, 0]) if model.inpaints_only else Inputs()
     params = GenerationParams(prompt="warm-up", seed=0).model_copy(update=asked)
     effective = effective_params(params, model.spec, inputs.task)
-    return Request(f"warm-up {model.spec.name} {name}", effective, inputs=replace(inputs, hints=hints))
+    request = Request(f"warm-up {model.spec.name} {name}", effective, inputs=replace(inputs, hints=hints))
+    # With ControlNets or for inpainting diffusers corrects less: the default may be refused there, and others do.
+    samplers = model.samplers.of(request.pipeline)
+    sampler = next(
+        name for name in (resolve_sampler(model.spec.default_sampler), *SAMPLERS) if samplers.refusal(name) is None
+    )
+    steps = min(effective.num_inference_steps, samplers.most_steps(sampler))
+    return replace(request, params=effective.model_copy(update={"sampler": sampler, "num_inference_steps": steps}))
 
 
 def _grey(model: LoadedModel) -> Picture:
-    return np.full((model.spec.native_size, model.spec.native_size, 3), 128, dtype=np.uint8)
+    return np.full((*model.spec.native, 3), 128, dtype=np.uint8)
 
 
 def _failure_of(event: Event) -> list[str]:

@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import torch
 
-from deployments.engine.device_errors import DeviceLost
+from deployments.engine.device_errors import DeviceLost, telling_device_lost
 from deployments.engine.device_memory import memory_of
 from deployments.engine.engine import QUEUE_LIMIT, Engine
 from deployments.engine.errors import (
@@ -24,6 +24,7 @@ from deployments.engine.errors import (
 )
 from deployments.engine.events import Event, Finished, Refused
 from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.hosting import Inbox, connect, load
 from deployments.engine.mailbox import Mailbox
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.parts import pick_device, pick_dtype
@@ -37,9 +38,6 @@ log = logging.getLogger(__name__)
 
 # One model loads at a time; what is asked for meanwhile queues up.
 _LOADERS = 2
-
-Inbox = queue.SimpleQueue[Callable[[Engine], object]]
-"""What the engine's thread shall do next, between two steps."""
 
 
 class EngineWorker:
@@ -74,7 +72,9 @@ class EngineWorker:
         self._on_device_lost = on_device_lost
         self._started = threading.Event()
         # Of their own: callers of a model that has left memory wait here, and nobody else's work shall wait with them.
-        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load-model")
+        self._loaders = ThreadPoolExecutor(
+            _LOADERS, thread_name_prefix="load-model", initializer=set_threads, initargs=(threads,)
+        )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -106,14 +106,7 @@ class EngineWorker:
         precision = pick_dtype(dtype, where)
 
         inbox: Inbox = queue.SimpleQueue()
-        manager = DiffusionModelManager(
-            specs,
-            where,
-            precision,
-            budget_bytes=model_memory_bytes,
-            on_load=lambda model: inbox.put(lambda engine: engine.host(model)),
-            on_evict=lambda name: inbox.put(lambda engine: engine.forget(name)),
-        )
+        manager = DiffusionModelManager(specs, where, precision, budget_bytes=model_memory_bytes)
 
         def build(emit: Callable[[Event], None]) -> Engine:
             # The first model is the one that is asked for most; loaded last, it is the last to leave.
@@ -124,16 +117,19 @@ class EngineWorker:
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
             memory = memory_of(where, device_memory_bytes)
             pictures = 4 if where.type == "cuda" else 1
-            return Engine(
+            engine = Engine(
                 models, emit, max_rows=max_rows, queue_limit=queue_limit, decode_batch=pictures, memory=memory
             )
+            connect(manager, engine, inbox)
+            return engine
 
         return cls(build, manager, inbox, threads=threads, on_device_lost=on_device_lost)
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's loop makes progress: its thread runs, and no turn takes far longer than any before."""
-        return self._thread.is_alive() and not self._stopping and not self._heart.stalled
+        """Whether the engine makes progress: its threads run, and no turn takes far longer than any before."""
+        turns = self._thread.is_alive() and not self._stopping and not self._heart.stalled
+        return turns and (self._engine is None or self._engine.alive)
 
     def check_room(self, request: Request) -> None:
         """Raises Overloaded when the engine would refuse `request` for that alone.
@@ -150,15 +146,15 @@ class EngineWorker:
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events until it is finished. Closing the generator frees its rows before the next step."""
-        if not self.alive:
-            yield Refused(request.id, EngineStopped("the engine has stopped"))
-            return
         if request.id in self._mailboxes:
             yield Refused(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
         mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress)
         self._requests[request.id] = request
         try:
+            # Asked when its mailbox is known: an engine that ends from now on says so there.
+            if not self.alive:
+                raise EngineStopped("the engine has stopped")
             self.check_room(request)
             async with self._model_of(request), aclosing(self._events(request, mailbox)) as events:
                 async for event in events:
@@ -226,7 +222,7 @@ class EngineWorker:
 
     async def _loaded(self, manager: DiffusionModelManager, name: str) -> None:
         """Acquires the model on a thread. A caller that leaves meanwhile does not stop it, nor keep the model."""
-        loading = asyncio.get_running_loop().run_in_executor(self._loaders, manager.acquire, name)
+        loading = asyncio.get_running_loop().run_in_executor(self._loaders, load, manager, name, self._tell)
         try:
             await asyncio.shield(loading)
         except asyncio.CancelledError:
@@ -248,10 +244,10 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            if self._threads is not None:
-                torch.set_num_threads(self._threads)
-            engine = self._build(self._emit)
-            warm_up(engine, self._drain)
+            with telling_device_lost():
+                set_threads(self._threads)
+                engine = self._build(self._emit)
+                warm_up(engine, self._drain)
             self._engine = engine
         except BaseException as error:
             self._failure = error
@@ -262,7 +258,8 @@ class EngineWorker:
             self._started.set()
         said: EngineStopped = EngineLost("the engine broke down before the request was finished")
         try:
-            self._loop(engine)
+            with telling_device_lost():
+                self._loop(engine)
             said = EngineStopped("the engine stopped before the request was finished")
         except DeviceLost:
             log.critical("the device is lost to this process", exc_info=True)
@@ -296,3 +293,9 @@ class EngineWorker:
         if worked:
             self._heart.end()
         return worked
+
+
+def set_threads(threads: int | None) -> None:
+    """Bounds what torch uses for calls of this thread."""
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from deployments.engine.errors import EngineError
 from serve_app.api import batch, caching, doors, jobs, listings, ops, requests
@@ -19,12 +20,17 @@ from serve_app.api.body import MAX_BODY_BYTES
 from serve_app.api.entries import entry_document
 from serve_app.api.errors import Problem, http_problem, problem_of
 from serve_app.api.forms import MAX_UPLOAD_BYTES
+from serve_app.api.garbage import collect_seldom
 from serve_app.api.journal import CLIENT_LEFT
 from serve_app.api.limiting import Limiting
+from serve_app.api.memory import Memory
+from serve_app.api.methods import Methods
+from serve_app.api.own_pages import OwnPages
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.validation import fault_of, invalid
 from serve_app.build import darkroom_version
+from serve_app.hosts import Hosts
 from serve_app.idempotency import Idempotency, IdempotencyConfig
 from serve_app.job_shelf import JobShelf
 from serve_app.jobs import Jobs
@@ -37,6 +43,16 @@ log = logging.getLogger(__name__)
 
 NO_SETTINGS: Final = JobsConfig()
 
+_ROUTERS: Final = (
+    doors.router,
+    batch.router,
+    jobs.router,
+    requests.router,
+    listings.router,
+    caching.router,
+    ops.router,
+)
+
 DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising steps."
 
 
@@ -48,6 +64,7 @@ def create_api(
     max_uploads_in_flight_bytes: int = MAX_UPLOADS_IN_FLIGHT_BYTES,
     log_prompts: bool = False,
     keys: Keyring | None = None,
+    hosts: Hosts | None = None,
     limits: RateLimits | None = None,
     idempotency: Idempotency | None = None,
     jobs_config: JobsConfig = NO_SETTINGS,
@@ -57,8 +74,9 @@ def create_api(
 
     All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
     Each request is a line in the log of `serve_app.api.access_log`, with its prompt if `log_prompts`.
-    Without `keys` nobody is asked for one; without `limits` there are none; without `idempotency`, answers that have an
-    Idempotency-Key are kept in this process, up to a default size. Jobs are kept on `shelf`, or else in this process.
+    Without `keys` nobody is asked for one; without `hosts` it is served under any name, to any page; without `limits`
+    there are none; without `idempotency`, answers that have an Idempotency-Key are kept in this process, up to a
+    default size. Jobs are kept on `shelf`, or else in this process.
     Whoever made `service` closes it.
     """
     app = FastAPI(
@@ -77,19 +95,19 @@ def create_api(
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.idempotency = idempotency or Idempotency(IdempotencyConfig(), None, service.door_counts)
-    app.include_router(doors.router)
-    app.include_router(batch.router)
-    app.include_router(jobs.router)
-    app.include_router(requests.router)
-    app.include_router(listings.router)
-    app.include_router(caching.router)
-    app.include_router(ops.router)
+    for router in _ROUTERS:
+        app.include_router(router)
+    documentation = [route for route in app.routes if isinstance(route, Route)]
+    app.add_middleware(Methods, routes=[*documentation, *(route for router in _ROUTERS for route in router.routes)])
     app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
-    # Each is around those before it: first who asks, then whether it may now, then whether there is room.
+    # Each is around those before it: whom it is for, who asks, whether it may now, whether there is room.
     if limits is not None:
         app.add_middleware(Limiting, limits=limits)
     if keys is not None:
         app.add_middleware(Authentication, keys=keys)
+    if hosts is not None:
+        app.add_middleware(OwnPages, hosts=hosts)
+    app.add_middleware(Memory)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(AccessLog, prompts=log_prompts)
     app.add_exception_handler(EngineError, _engine_error)
@@ -104,6 +122,9 @@ def create_api(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.start()
     app.state.jobs.start()
+    # It takes a while, which whoever asks for it first would make all others wait.
+    app.openapi()
+    collect_seldom()
     yield
     await app.state.jobs.stop()
 
@@ -125,7 +146,7 @@ async def _invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # FastAPI puts where it looked, "query", before the name.
     faults = tuple(fault_of({**detail, "loc": detail["loc"][1:]}, "?{}") for detail in error.errors())
-    return invalid(faults).response(request.state.request_id)
+    return invalid(faults, len(faults)).response(request.state.request_id)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

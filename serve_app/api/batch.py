@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from deployments.engine.errors import EngineError
-from deployments.engine.params import GenerationParams, Priority
+from deployments.engine.params import GenerationParams, Priority, Said, plain
 from serve_app.api import examples
 from serve_app.api.body import read_json_object
-from serve_app.api.caching import as_controlled
+from serve_app.api.caching import as_controlled, cache_control
 from serve_app.api.caller import caller_of
 from serve_app.api.departure import while_client_stays
 from serve_app.api.entries import entry_answer, totals
 from serve_app.api.errors import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.job_answers import job_answer, job_path
-from serve_app.api.limiting import charge
+from serve_app.api.large_json import json_response, let_others_run
+from serve_app.api.limiting import charge, charge_refused
 from serve_app.api.negotiate import EVENTS, JSON, wanted
 from serve_app.api.once import once, refuse_key
 from serve_app.api.ops import Service
 from serve_app.api.sse import EventStream, in_order
 from serve_app.api.story import Told
-from serve_app.api.validation import fault_of, invalid, read_params
+from serve_app.api.validation import MAX_FAULTS, broken_rules, params_or_problem
 from serve_app.batch import Batch, Outcome
 from serve_app.jobs import RETRY_S, Jobs, TooManyJobs, new_job_id
 from serve_app.jobs_config import JobsConfig
@@ -45,10 +45,8 @@ def jobs_of(request: Request) -> Jobs:
 JobsHere = Annotated[Jobs, Depends(jobs_of)]
 
 
-class BatchBody(BaseModel):
+class BatchBody(Said):
     """`priority` and `deadline_ms` are for entries that say none. Entries are read one by one, each to its own end."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     requests: list[Any] = Field(min_length=1)
     priority: Priority | None = None
@@ -82,7 +80,11 @@ async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> 
     """
     media_type = wanted(request, [JSON, EVENTS])
     body = await read_json_object(request, request.app.state.max_body_bytes)
-    asked, preferred = read_batch(request, body, jobs.config), prefers_async(request)
+    try:
+        asked, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
+    except Problem:
+        await charge_refused(request, min(_entries_in(body), jobs.config.max_entries))
+        raise
     later = preferred or asked.images > jobs.config.sync_images
     if media_type == EVENTS and not later:
         refuse_key(request)
@@ -99,27 +101,41 @@ async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> 
     return await once(request, {"later": later, "body": body}, (), work)
 
 
-def read_batch(request: Request, body: dict[str, Any], config: JobsConfig) -> Asked:
+async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig) -> Asked:
     """The entries in `body`, as the caller may ask for them.
 
     Raises Problem where it is the batch itself that is wrong, or too large.
     """
+    # Before each is looked at: there may be hundreds of thousands.
+    _check_size(_entries_in(body), config.max_entries, "entries")
     try:
         batch = BatchBody.model_validate(body)
     except ValidationError as error:
-        known = set(BatchBody.model_fields)
-        raise invalid(tuple(fault_of(detail, known=known) for detail in error.errors(include_url=False))) from None
-    _check_size(len(batch.requests), config.max_entries, "entries")
+        raise broken_rules(error, known=set(BatchBody.model_fields)) from None
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
     asked = Asked({}, {})
+    # Of the first faults all is told; of the entries behind them what is first wrong with each.
+    room = MAX_FAULTS
+    use = cache_control(request)
     for index, entry in enumerate(batch.requests):
-        try:
-            params = read_params({**defaults, **entry} if isinstance(entry, dict) else entry)
-            asked.params[index] = as_controlled(request, caller_of(request).permitted(params))
-        except Problem as problem:
-            asked.refused[index] = problem
+        said = defaults | plain(entry, GenerationParams) if isinstance(entry, dict) else entry
+        params = params_or_problem(said, max(1, room), hints=room > 0)
+        if isinstance(params, Problem):
+            asked.refused[index] = params
+            room -= len(params.faults)
+        else:
+            try:
+                asked.params[index] = as_controlled(caller_of(request).permitted(params), use)
+            except Problem as problem:
+                asked.refused[index] = problem.with_traceback(None)
+        await let_others_run()
     _check_size(asked.images, config.max_images, "images")
     return asked
+
+
+def _entries_in(body: dict[str, Any]) -> int:
+    entries = body.get("requests")
+    return len(entries) if isinstance(entries, list) else 1
 
 
 def prefers_async(request: Request) -> bool:
@@ -136,13 +152,13 @@ def _check_size(count: int, limit: int, what: str) -> None:
 
 
 async def _charge(request: Request, service: Service, asked: Asked) -> None:
-    """Charges for the entries that can be made; what is wrong with the others, they say themselves."""
+    """Charges for the entries that can be made, and for having read the others; what is wrong they say themselves."""
     ready = []
     for params in asked.params.values():
         with suppress(EngineError):
             ready.append(await service.prepare(params))
-        # A tenth of a millisecond each, but there may be a thousand.
-        await asyncio.sleep(0)
+        await let_others_run()
+    await charge_refused(request, len(asked.refused))
     await charge(request, *ready)
 
 
@@ -156,12 +172,16 @@ def _begun(
 async def _whole(request: Request, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> Response:
     name = request.state.request_id
     entries = await while_client_stays(request.receive, _all(name, asked, outcomes))
-    return JSONResponse({"id": name, **totals(entries), "results": entries}, headers={"Vary": "Accept, Prefer"})
+    answer = {"id": name, **totals(entries), "results": entries}
+    return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})
 
 
 async def _as_job(request: Request, jobs: Jobs, asked: Asked, preferred: bool) -> Response:
     job_id = new_job_id()
-    refused = {index: entry_answer(index, job_id, problem) for index, problem in asked.refused.items()}
+    refused = {}
+    for index, problem in asked.refused.items():
+        refused[index] = entry_answer(index, job_id, problem)
+        await let_others_run()
     try:
         job = await jobs.submit(job_id, asked.params, refused, caller_of(request).tenant)
     except TooManyJobs as error:
@@ -172,7 +192,8 @@ async def _as_job(request: Request, jobs: Jobs, asked: Asked, preferred: bool) -
     headers = {"Location": job_path(job), "Vary": "Accept, Prefer"}
     if preferred:
         headers["Preference-Applied"] = RESPOND_ASYNC
-    return JSONResponse(job_answer(job), 202, headers)
+    answer = job_answer(job)
+    return await json_response(lambda: answer, 202, headers)
 
 
 async def _entries(
@@ -180,9 +201,11 @@ async def _entries(
 ) -> AsyncGenerator[dict[str, Any], None]:
     for index, problem in asked.refused.items():
         yield entry_answer(index, name, problem)
+        await let_others_run()
     async with aclosing(outcomes):
         async for index, outcome in outcomes:
-            yield entry_answer(index, name, outcome)
+            # Pictures become base64, which takes a while.
+            yield await asyncio.to_thread(entry_answer, index, name, outcome)
 
 
 async def _all(name: str, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> list[dict[str, Any]]:

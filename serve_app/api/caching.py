@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 
 from deployments.engine.events import Source
-from deployments.engine.params import GenerationParams
+from deployments.engine.params import CacheUse, GenerationParams
 from serve_app.api.errors import Problem
 from serve_app.api.examples import failure
 from serve_app.api.ops import Service
@@ -22,14 +22,19 @@ _TOLD: Final = MappingProxyType({"made": "MISS", "cache": "HIT", "shared": "COAL
 _RETRY_S: Final = 5
 
 
-def as_controlled(request: Request, params: GenerationParams) -> GenerationParams:
-    """`params` with what the request's Cache-Control says (RFC 9111): `no-store` is to stay away from the cache,
-    `no-cache` is for a new result, which is kept."""
+def as_controlled(params: GenerationParams, use: CacheUse | None) -> GenerationParams:
+    """`params` with what the request's Cache-Control says, where it says something."""
+    return params if use is None else params.model_copy(update={"cache": use})
+
+
+def cache_control(request: Request) -> CacheUse | None:
+    """What the request's Cache-Control says (RFC 9111): `no-store` is to stay away from the cache, `no-cache` is for a
+    new result, which is kept."""
     said = ",".join(request.headers.getlist("cache-control"))
     directives = {directive.strip().lower() for directive in said.split(",")}
     if "no-store" in directives:
-        return params.model_copy(update={"cache": "off"})
-    return params.model_copy(update={"cache": "refresh"}) if "no-cache" in directives else params
+        return "off"
+    return "refresh" if "no-cache" in directives else None
 
 
 def told(source: Source) -> dict[str, str]:

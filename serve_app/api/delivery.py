@@ -4,15 +4,15 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
 from serve_app.api.answers import answer_of, server_timing
-from serve_app.api.caching import as_controlled, told
+from serve_app.api.caching import as_controlled, cache_control, told
 from serve_app.api.caller import caller_of
 from serve_app.api.departure import while_client_stays
 from serve_app.api.journal import entry_of
+from serve_app.api.large_json import json_response
 from serve_app.api.limiting import charge
 from serve_app.api.negotiate import EVENTS, JSON, wanted
 from serve_app.api.once import once, refuse_key
@@ -37,7 +37,7 @@ async def deliver(
     Raises Problem 403 for a priority beyond the caller's, and what `charge` and `once` raise.
     """
     media_type = wanted(request, _offers(params))
-    params = as_controlled(request, caller_of(request).permitted(params))
+    params = as_controlled(caller_of(request).permitted(params), cache_control(request))
     if media_type == EVENTS:
         refuse_key(request)
         prepared = await _prepared(request, service, params, uploads, previews)
@@ -56,7 +56,7 @@ async def _whole(
     result = await while_client_stays(request.receive, service.collect(prepared))
     entry_of(request.scope).timings = result.timings
     if media_type == JSON:
-        return JSONResponse(answer_of(result), headers=_headers(result))
+        return await json_response(lambda: answer_of(result), headers=_headers(result))
     return _bytes(result, media_type)
 
 
@@ -81,7 +81,12 @@ def _said_of(uploads: Uploads | None) -> dict[str, Any]:
     """All of `uploads` but the files."""
     if uploads is None:
         return {}
-    return {"mask_type": uploads.mask_type, "preprocess": uploads.preprocess, "fit": uploads.fit}
+    return {
+        "mask_type": uploads.mask_type,
+        "mask_alpha": uploads.mask_alpha,
+        "preprocess": uploads.preprocess,
+        "fit": uploads.fit,
+    }
 
 
 def _files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:

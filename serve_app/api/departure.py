@@ -5,10 +5,12 @@ Neither uvicorn nor Ray Serve cancels a handler when its client leaves: somebody
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
+
+from serve_app.tasks import end
 
 T = TypeVar("T")
 
@@ -23,18 +25,9 @@ async def while_client_stays(receive: Receive, work: Awaitable[T]) -> T:
             raise ClientDisconnect
         return task.result()
     finally:
-        await _cancel(task)
-        await _cancel(departure)
+        await end(task, departure)
 
 
 async def _departure(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(task: asyncio.Future[Any]) -> None:
-    task.cancel()
-    # `wait`, not `await task`: it raises nothing of the task's, and the task's result was taken before.
-    await asyncio.wait((task,))
-    if not task.cancelled():
-        task.exception()

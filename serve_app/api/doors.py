@@ -1,12 +1,14 @@
 """The doors: text-to-image takes JSON, those that take pictures take forms. All answer alike."""
 
+import re
 from collections.abc import Sequence
-from typing import Annotated, Final, cast, get_args
+from typing import Annotated, Any, Final, cast, get_args
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BeforeValidator
 
 from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import Fit, Uploads
+from deployments.engine.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.params import ControlSettings
 from serve_app.api import examples
 from serve_app.api.answers import Answer
@@ -18,10 +20,21 @@ from serve_app.api.validation import read_params
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
-Previews = Annotated[int, Query(ge=0, le=8, description="Cheap looks at each image on the way; in a stream only.")]
+
+def _plain_count(value: Any) -> Any:
+    """Digits as a number, and nothing as none; pydantic would also read ` 1_0`."""
+    return int(value) if re.fullmatch(r"[0-9]{1,9}", str(value)) else value or 0
+
+
+Previews = Annotated[
+    int,
+    BeforeValidator(_plain_count),
+    Query(strict=True, ge=0, le=8, description="Cheap looks at each image on the way; in a stream only."),
+]
 
 _FIT: Final = "fit"
 _MASK_TYPE: Final = "mask_type"
+_MASK_ALPHA: Final = "mask_alpha"
 _CONTROL_FIELDS: Final = (
     "controlnet_type",
     "controlnet_conditioning_scale",
@@ -74,11 +87,14 @@ async def inpaint(request: Request, service: Service, previews: Previews = 0) ->
 
     What is outside the mask comes back as it was, to the byte.
     """
-    form = await read_form(request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE))
+    form = await read_form(
+        request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE, _MASK_ALPHA)
+    )
     mask, mask_type = _mask(form)
     if mask is None and mask_type is None:
         raise InvalidParameter("mask", "is required, as a file, or else mask_type")
-    uploads = Uploads(image=form.required("image"), mask=mask, mask_type=mask_type, fit=_fit(form))
+    image, alpha = form.required("image"), _mask_alpha(form)
+    uploads = Uploads(image=image, mask=mask, mask_type=mask_type, mask_alpha=alpha, fit=_fit(form))
     return await deliver(request, service, form.params(), uploads=uploads, previews=previews)
 
 
@@ -95,7 +111,16 @@ async def controlnet(request: Request, service: Service, previews: Previews = 0)
     `controlnet_type`, in the same order. An `init_image` makes it image-to-image; a `mask` to it, or a `mask_type`,
     inpainting.
     """
-    files, options = ("control_image", "init_image", "mask"), (_FIT, _MASK_TYPE, "preprocess", *_CONTROL_FIELDS)
+    files, options = (
+        ("control_image", "init_image", "mask"),
+        (
+            _FIT,
+            _MASK_TYPE,
+            _MASK_ALPHA,
+            "preprocess",
+            *_CONTROL_FIELDS,
+        ),
+    )
     form = await read_form(request, request.app.state.max_upload_bytes, files, options)
     hints = form.files.get("control_image", ())
     if not hints:
@@ -105,6 +130,7 @@ async def controlnet(request: Request, service: Service, previews: Previews = 0)
         image=form.file("init_image"),
         mask=mask,
         mask_type=mask_type,
+        mask_alpha=_mask_alpha(form),
         hints=hints,
         preprocess=form.truth("preprocess"),
         fit=_fit(form),
@@ -126,7 +152,7 @@ def _names_controls(form: Form) -> bool:
 
 def _controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
     """One ControlNet per hint. What is given once holds for all of them."""
-    types = form.options["controlnet_type"]
+    types = tuple(kind for kind in form.options["controlnet_type"] if kind)
     if len(types) != hints:
         raise InvalidParameter("controlnet_type", "must be there once for each control_image")
     scales = _numbers(form, "controlnet_conditioning_scale", hints, 1.0, high=2.0)
@@ -141,11 +167,7 @@ def _controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
 
 
 def _numbers(form: Form, name: str, count: int, default: float, high: float = 1.0) -> Sequence[float]:
-    texts = form.options.get(name, ())
-    try:
-        numbers = [float(text) for text in texts] or [default]
-    except ValueError:
-        raise InvalidParameter(name, "must be a number") from None
+    numbers = form.numbers(name, default) or [default]
     if not all(0 <= number <= high for number in numbers):
         raise InvalidParameter(name, f"must be between 0 and {high:g}")
     if len(numbers) == 1:
@@ -161,6 +183,18 @@ def _mask(form: Form) -> tuple[bytes | None, str | None]:
     if mask is not None and mask_type is not None:
         raise InvalidParameter(_MASK_TYPE, "cannot be there beside a mask")
     return mask, mask_type
+
+
+def _mask_alpha(form: Form) -> MaskAlpha | None:
+    """Raises InvalidParameter, also where there is no mask file that could have any."""
+    said = form.option(_MASK_ALPHA)
+    if said is None:
+        return None
+    if said not in get_args(MaskAlpha):
+        raise InvalidParameter(_MASK_ALPHA, f"must be one of {', '.join(get_args(MaskAlpha))}")
+    if form.file("mask") is None:
+        raise InvalidParameter(_MASK_ALPHA, "is for a mask that comes as a file")
+    return cast(MaskAlpha, said)
 
 
 def _fit(form: Form) -> Fit:

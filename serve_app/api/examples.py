@@ -64,6 +64,12 @@ _FIT = {
     "description": "How pictures of another shape become the request's: cropped, filled up, or distorted.",
 }
 _MASK_TYPE = {"type": "string", "enum": list(MASK_TYPES), "description": "Instead of a mask."}
+_MASK_ALPHA = {
+    "type": "string",
+    "enum": ["strokes", "holes"],
+    "description": "What is painted anew of a mask with transparency: what is visible, or what is transparent. "
+    "Needed only where its colours leave that open.",
+}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
 # What a door's form holds besides parameters, and which of it must be there.
@@ -75,6 +81,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
                 "image": _PICTURE,
                 "mask": _PICTURE | {"description": "White is painted anew, black is kept. Of the image's size."},
                 "mask_type": _MASK_TYPE,
+                "mask_alpha": _MASK_ALPHA,
                 "fit": _FIT,
             },
             ("image",),
@@ -90,6 +97,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
                 "init_image": _PICTURE,
                 "mask": _PICTURE,
                 "mask_type": _MASK_TYPE,
+                "mask_alpha": _MASK_ALPHA,
                 "fit": _FIT,
             },
             ("control_image",),

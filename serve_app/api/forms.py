@@ -1,5 +1,6 @@
 """Reading multipart forms strictly: which parts may be there, and what their text means."""
 
+import asyncio
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -7,16 +8,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.types import Message as AsgiMessage
 
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.params import GenerationParams
-from serve_app.api.body import check_content_headers, encodable, parse_json_object, read_body
+from deployments.engine.texts import check_name
+from serve_app.api.body import check_content_headers, parse_json_object, read_body
 from serve_app.api.errors import Fault, Problem, pointer_to
+from serve_app.api.multipart import Part, parts_of
 from serve_app.api.validation import read_params
 
 MAX_UPLOAD_BYTES: Final = 32 * 1024 * 1024
@@ -42,10 +41,15 @@ _KINDS: Final = MappingProxyType(
 )
 """JSON's types that each parameter takes."""
 
+_OPTIONAL: Final = frozenset(name for name, field in GenerationParams.model_fields.items() if not field.is_required())
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The parts of a form by name: `files`, the door's own `options` as texts, and the `parameters`, typed."""
+    """The parts of a form by name: `files`, the door's own `options` as texts, and the `parameters`, typed.
+
+    What is left out is not there. Among the several texts of an option one that is empty is left out at its place.
+    """
 
     files: Mapping[str, tuple[bytes, ...]]
     options: Mapping[str, tuple[str, ...]]
@@ -65,9 +69,16 @@ class Form:
             raise InvalidParameter(name, "is required, as a file")
         return found
 
+    def numbers(self, name: str, default: float) -> list[float]:
+        """The texts of that name as numbers. Raises InvalidParameter."""
+        texts = self.options.get(name, ())
+        if not all(_NUMBER.fullmatch(text) for text in texts if text):
+            raise InvalidParameter(name, "must be a number")
+        return [float(text) if text else default for text in texts]
+
     def option(self, name: str) -> str | None:
-        """The one text of that name. Raises InvalidParameter when there are more."""
-        found = self.options.get(name, ())
+        """The one text of that name; None where it is left out. Raises InvalidParameter when there are more."""
+        found = [text for text in self.options.get(name, ()) if text]
         if len(found) > 1:
             raise InvalidParameter(name, "must be there once")
         return found[0] if found else None
@@ -87,96 +98,115 @@ class Form:
 async def read_form(request: Request, max_bytes: int, files: Collection[str], options: Collection[str]) -> Form:
     """The request's form. `files` and `options` name the door's own parts; all others are parameters.
 
+    A field that is left empty counts as left out, and so does a file that was not chosen.
     Raises Problem: 400, 408, 413, 415, 422; or InvalidParameter.
     """
-    # The parser would decode names and texts with whatever codec the caller names, so that is checked, too.
-    check_content_headers(request, "multipart/form-data")
+    content_type = check_content_headers(request, "multipart/form-data")
     body = await read_body(request, max_bytes)
+    # Other requests are served meanwhile.
+    return await asyncio.to_thread(parse_form, body, content_type, files, options)
+
+
+def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str], options: Collection[str]) -> Form:
+    """As `read_form`, for a body that is there and the parameters of its content type."""
     found: dict[str, list[bytes]] = {}
     texts: dict[str, list[str]] = {}
-    form = await _parse(request, body)
-    try:
-        for name, part in form.multi_items():
-            if name not in files:
-                texts.setdefault(name, []).append(await _text(name, part, files, options))
-            elif isinstance(part, UploadFile):
-                found.setdefault(name, []).append(await part.read())
-            else:
-                raise InvalidParameter(name, "must be a file")
-    finally:
-        await form.close()
+    parts = parts_of(body, content_type, MAX_FILES + MAX_FIELDS)
+    _check_numbers(parts, files)
+    for part in parts:
+        if part.name in files:
+            _check_writing(part)
+            if not part.data and part.filename:
+                raise InvalidParameter(part.name, "is an empty file")
+            if not part.empty:
+                found.setdefault(part.name, []).append(part.data)
+        else:
+            texts.setdefault(part.name, []).append(_text(part, files, options))
     values = _parameters(texts, options)
     chosen = {name: _texts_of(name, values.pop(name)) for name in options if name in values}
-    return Form({name: tuple(parts) for name, parts in found.items()}, chosen, values)
+    chosen = {name: said for name, said in chosen.items() if any(said)}
+    return Form({name: tuple(each) for name, each in found.items()}, chosen, values)
+
+
+def _check_numbers(parts: Collection[Part], files: Collection[str]) -> None:
+    """Raises Problem."""
+    count = sum(part.name in files or part.filename is not None for part in parts)
+    if count > MAX_FILES or len(parts) - count > MAX_FIELDS:
+        message = f"the form cannot be read: it may have at most {MAX_FILES} files and {MAX_FIELDS} fields"
+        raise Problem(400, "invalid_form", message)
 
 
 def _parameters(texts: Mapping[str, list[str]], options: Collection[str]) -> dict[str, Any]:
     """The values of all fields, those of the `params` part among them; a text that is there often is a list."""
-    whole = texts.get(PARAMS, ["{}"])
+    whole = [text for text in texts.get(PARAMS, ()) if text.strip() not in ("", "null")]
     if len(whole) > 1:
         raise InvalidParameter(PARAMS, "must be there once")
-    values = parse_json_object(whole[0].encode())
+    values = parse_json_object(whole[0].encode()) if whole else {}
+    known = {*options, *_KINDS}
+    values = {name: value for name, value in values.items() if value is not None or name not in known}
     for name, said in texts.items():
-        if name in values and (name in options or name in _KINDS):
+        if name == PARAMS:
+            continue
+        if name in _OPTIONAL:
+            said = [text for text in said if text]
+        if not any(said) and name in (*options, *_OPTIONAL):
+            continue
+        if name in values and name in known:
             raise InvalidParameter(name, "is there twice, as a field and in `params`")
-        if name != PARAMS:
-            values[name] = _typed(name, said[0]) if len(said) == 1 else said
+        values[name] = said if name in options or len(said) > 1 else _typed(name, said[0])
     return values
 
 
 def _texts_of(name: str, value: Any) -> tuple[str, ...]:
-    """An option's texts, whether it came as fields or as JSON: one, or a flat list of them."""
+    """An option's texts, whether it came as fields or as JSON: one, or a flat list; empty where one is left out."""
     values = value if isinstance(value, list) else [value]
     if any(isinstance(each, list | dict) for each in values):
         raise InvalidParameter(name, "must be a text, or a list of texts")
-    found = tuple(each if isinstance(each, str) else json.dumps(each) for each in values)
-    if not all(encodable(text) for text in found):
-        raise InvalidParameter(name, "must be valid Unicode, without lone surrogates")
+    found = tuple(each if isinstance(each, str) else "" if each is None else json.dumps(each) for each in values)
+    for text in found:
+        try:
+            check_name(text)
+        except ValueError as error:
+            raise InvalidParameter(name, str(error)) from None
     return found
 
 
-async def _parse(request: Request, body: bytes) -> FormData:
-    """The parts of a body that has been read already, and found to be no longer than it may be."""
-    if not body.rstrip(b"\r\n").endswith(b"--"):
-        # The parser would drop the last part without a word.
-        raise Problem(400, "invalid_form", "the form is cut off: its last boundary is missing")
-
-    async def once() -> AsgiMessage:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    whole = Request(request.scope, once)
-    try:
-        return await whole.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_TEXT_BYTES)
-    except (MultiPartException, HTTPException, ValueError, KeyError) as error:
-        message = f"the form cannot be read; it may have at most {MAX_FILES} files and {MAX_FIELDS} fields"
-        raise Problem(400, "invalid_form", message) from error
-
-
-async def _text(name: str, part: UploadFile | str, files: Collection[str], options: Collection[str]) -> str:
+def _text(part: Part, files: Collection[str], options: Collection[str]) -> str:
     """A field's text; clients may send even a JSON part as a file."""
-    if isinstance(part, str):
-        return part
-    if name in options or name in _KINDS:
-        raise InvalidParameter(name, "must be a plain field, not a file")
-    if name != PARAMS:
+    known = part.name in options or part.name in _KINDS
+    if part.filename is not None and not part.empty and known:
+        raise InvalidParameter(part.name, "must be a plain field, not a file")
+    if part.filename is not None and not known and part.name != PARAMS:
         # The name is the caller's own, and not told.
         message = f"a file has a name that is not known here; files are {', '.join(files)}"
         raise Problem(422, "unknown_file", message, faults=(Fault(pointer_to(None), "unknown_file", message),))
+    if len(part.data) > MAX_TEXT_BYTES:
+        message = f"the form cannot be read: a field may have at most {MAX_TEXT_BYTES} bytes"
+        raise Problem(400, "invalid_form", message)
+    if not known and part.name != PARAMS:
+        # Its name alone is refused, in whatever writing its text is.
+        return part.data.decode(errors="replace")
+    _check_writing(part)
+    if not part.utf8:
+        raise InvalidParameter(part.name, "must be UTF-8, and its charset named so if at all")
     try:
-        return (await part.read()).decode()
+        return part.data.decode()
     except UnicodeDecodeError:
-        raise InvalidParameter(name, "must be UTF-8") from None
+        raise InvalidParameter(part.name, "must be UTF-8") from None
+
+
+def _check_writing(part: Part) -> None:
+    if not part.plain:
+        raise InvalidParameter(part.name, "must be sent as it is, without Content-Transfer-Encoding")
 
 
 def _typed(name: str, text: str) -> Any:
     """What a text means as that parameter; left as it is where it is none, for the parameters' own rules to refuse."""
     kinds = _KINDS.get(name, frozenset())
-    if not text and "null" in kinds:
-        return None
     if "boolean" in kinds:
         return _TRUTH.get(text.lower(), text)
     if "integer" in kinds and _WHOLE.fullmatch(text):
         return int(text)
-    if "number" in kinds and _NUMBER.fullmatch(text):
+    if kinds & {"integer", "number"} and _NUMBER.fullmatch(text):
         return float(text)
     return text

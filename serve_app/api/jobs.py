@@ -12,6 +12,7 @@ from serve_app.api.caller import caller_of
 from serve_app.api.errors import Problem, problem_of
 from serve_app.api.examples import job_answers
 from serve_app.api.job_answers import entry_link, job_answer, job_summary
+from serve_app.api.large_json import json_response
 from serve_app.api.sse import EventStream, Numbered
 from serve_app.job import Job
 
@@ -28,9 +29,10 @@ async def list_jobs(request: Request, jobs: JobsHere) -> JSONResponse:
 
 
 @router.get("/{job_id}")
-async def read_job(request: Request, job_id: str, jobs: JobsHere) -> JSONResponse:
+async def read_job(request: Request, job_id: str, jobs: JobsHere) -> Response:
     """How the job is, and what has come of it so far; `images` are links."""
-    return JSONResponse(job_answer(await _found(request, jobs, job_id)), headers=NO_STORE)
+    answer = job_answer(await _found(request, jobs, job_id))
+    return await json_response(lambda: answer, headers=NO_STORE)
 
 
 @router.delete("/{job_id}")

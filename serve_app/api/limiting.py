@@ -29,6 +29,9 @@ _TOLD: Final[Mapping[LimitName, tuple[str, str]]] = MappingProxyType(
     }
 )
 
+REFUSED_PIXEL_STEPS: Final = 100_000
+"""What an entry costs that is refused: less than any picture, but a thousand of them are not free."""
+
 _COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
 
 
@@ -82,6 +85,17 @@ async def charge(request: Request, *prepared: Prepared) -> None:
         raise _refusal(over) from None
     except TooCostly as error:
         raise _too_costly(error) from None
+
+
+async def charge_refused(request: Request, entries: int) -> None:
+    """Charges for a batch's entries that were only read. Raises Problem 429."""
+    visit: Visit | None = getattr(request.state, "visit", None)
+    if visit is None or not entries:
+        return
+    try:
+        await visit.charge_refused(entries * REFUSED_PIXEL_STEPS)
+    except OverLimit as over:
+        raise _refusal(over) from None
 
 
 def pixel_steps(prepared: Prepared) -> int:

@@ -1,12 +1,12 @@
 """What can be asked of the server besides images, under `/ads/v2/diffusion`."""
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from deployments.engine.params import GenerationParams
-from deployments.engine.sampler_names import SAMPLERS
+from deployments.engine.sampler_names import CHECKPOINT, SAMPLERS
 from serve_app.api.ops import Service, health_answer
 from serve_app.styles import STYLES
 
@@ -16,14 +16,13 @@ router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 @router.get("/models")
 async def models(service: Service) -> dict[str, Any]:
     """The models that can be asked for; the first is the default."""
-    limits = GenerationParams.model_json_schema()["properties"]
     return {
         "models": [
             {
                 "name": spec.name,
                 "aliases": list(spec.aliases),
                 "native_size": spec.native_size,
-                "limits": {"max_pixels": spec.max_pixels, **_bounds(limits)},
+                "limits": {"max_pixels": spec.max_pixels, **_BOUNDS},
                 "default_sampler": spec.default_sampler,
                 "controlnets": list(spec.controlnets),
                 "licence": spec.licence,
@@ -35,17 +34,30 @@ async def models(service: Service) -> dict[str, Any]:
 
 @router.get("/samplers")
 async def samplers() -> dict[str, Any]:
-    """The samplers. A scheduler's class name is understood too, and means its plain settings: the first row of it."""
+    """The samplers. A scheduler's class name is understood too, and means its plain settings: the first row of it.
+
+    `checkpoint` is another one with each model: the scheduler and the settings that its own files name.
+    """
+    own: dict[str, Any] = {
+        "name": CHECKPOINT,
+        "label": CHECKPOINT.capitalize(),
+        "aliases": [],
+        "scheduler": None,
+        "paper": None,
+    }
     return {
         "samplers": [
-            {
-                "name": row.name,
-                "label": row.label,
-                "aliases": list(row.aliases),
-                "scheduler": row.scheduler,
-                "paper": row.paper,
-            }
-            for row in SAMPLERS.values()
+            own,
+            *(
+                {
+                    "name": row.name,
+                    "label": row.label,
+                    "aliases": list(row.aliases),
+                    "scheduler": row.scheduler,
+                    "paper": row.paper,
+                }
+                for row in SAMPLERS.values()
+            ),
         ]
     }
 
@@ -76,3 +88,7 @@ def _bounds(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
         part = next(part for part in schema[name].get("anyOf", [schema[name]]) if "maximum" in part)
         found[name] = {ours: part[theirs] for theirs, ours in told.items() if theirs in part}
     return found
+
+
+# A schema takes milliseconds to make.
+_BOUNDS: Final = _bounds(GenerationParams.model_json_schema()["properties"])

@@ -10,6 +10,10 @@ from serve_app.api.errors import Problem
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
+# Browsers send ten short ones. Each is compared with each offer, while all others wait.
+MAX_RANGES = 256
+MAX_RANGE_CHARACTERS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class MediaRange:
@@ -44,8 +48,11 @@ def wanted(request: Request, offers: Sequence[str]) -> str:
 
 
 def media_ranges(accept: str) -> list[MediaRange]:
-    """The entries of an Accept header. Those that make no sense are left out."""
-    return [found for entry in accept.split(",") if (found := _media_range(entry)) is not None]
+    """The entries of an Accept header. Those that make no sense are left out. Raises Problem 406 for too many."""
+    entries = dict.fromkeys(accept.split(","))
+    if len(entries) > MAX_RANGES:
+        raise Problem(406, "not_acceptable", f"the Accept header may name at most {MAX_RANGES} media ranges")
+    return [found for entry in entries if (found := _media_range(entry)) is not None]
 
 
 def _score(offer: str, ranges: Sequence[MediaRange]) -> tuple[float, int]:
@@ -57,6 +64,8 @@ def _score(offer: str, ranges: Sequence[MediaRange]) -> tuple[float, int]:
 
 
 def _media_range(entry: str) -> MediaRange | None:
+    if len(entry) > MAX_RANGE_CHARACTERS:
+        return None
     media_type, *parameters = (part.strip().lower() for part in entry.split(";"))
     kind, slash, subkind = media_type.partition("/")
     quality = next((value for name, _, value in (p.partition("=") for p in parameters) if name.strip() == "q"), "1")

@@ -55,7 +55,7 @@ async def once(
     kept: Answer | None = None
     try:
         response = await work()
-        kept = _answer(response)
+        kept = await asyncio.to_thread(_answer, response)
         return response
     except (EngineError, Problem) as error:
         problem = problem_of(error) if isinstance(error, EngineError) else error

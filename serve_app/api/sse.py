@@ -5,25 +5,27 @@ HTTP answers only after the backend's first event, so that a refusal is a proper
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
 from itertools import count
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.errors import EngineStopped
-from deployments.engine.events import Accepted, Event, Finished, Refused
+from deployments.engine.events import Accepted, Event, Finished, ImageDone, Refused
 from serve_app.api.caching import told
 from serve_app.api.departure import while_client_stays
 from serve_app.api.errors import internal_error
 from serve_app.api.journal import Entry, entry_of
+from serve_app.api.large_json import encoded_json
 from serve_app.api.story import Story, Told
+from serve_app.tasks import end
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,6 +34,9 @@ KEEPALIVE_SECONDS = 15.0
 
 # A client that takes nothing for so long is gone, whatever its socket says.
 WRITE_SECONDS = 60.0
+
+LARGE: Final = ("image", "entry")
+"""The events that have pictures in them."""
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -82,7 +87,15 @@ class EventStream(EventSourceResponse):
                     number, (name, data) = numbered
                     if name == "error":
                         entry.code = data["error"]["code"]
-                    yield format_sse_event(data_str=json.dumps(data), event=name, id=number)
+                    # With pictures it takes a while, and others would wait.
+                    line = partial(_line, number, name, data)
+                    yield await asyncio.to_thread(line) if name in LARGE else line()
+
+
+def _line(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
+    """The event on the wire; JSON has no lines of its own."""
+    end = "\n\n" if number is None else f"\nid: {number}\n\n"
+    return b"".join((f"event: {name}\ndata: ".encode(), encoded_json(data, ascii_only=True), end.encode()))
 
 
 async def in_order(told: AsyncGenerator[Told, None], request_id: str) -> AsyncGenerator[Numbered, None]:
@@ -104,7 +117,7 @@ async def _story_of(
     yield story.tell(first)
     ended = False
     async for event in events:
-        yield story.tell(event)
+        yield await asyncio.to_thread(story.tell, event) if isinstance(event, ImageDone) else story.tell(event)
         ended = isinstance(event, Finished | Refused)
         if isinstance(event, Finished):
             entry.timings = event.timings
@@ -113,13 +126,17 @@ async def _story_of(
 
 
 async def open_stream(request: Request, events: AsyncGenerator[Event, None], story: Story) -> EventStream:
-    """Waits for the first event. Raises what refused the request, or ClientDisconnect."""
-    first = await while_client_stays(request.receive, anext(events, None))
-    if isinstance(first, Refused):
+    """Waits for the first event. Raises what refused the request, or ClientDisconnect; `events` are closed then."""
+    try:
+        first = await while_client_stays(request.receive, anext(events, None))
+        if isinstance(first, Refused):
+            raise first.error
+        if first is None:
+            raise EngineStopped("the engine stopped before the request was finished")
+    except BaseException:
+        # Left to the garbage collector, the generators within would be closed all at once, each by two.
         await events.aclose()
-        raise first.error
-    if first is None:
-        raise EngineStopped("the engine stopped before the request was finished")
+        raise
     name, entry = request.state.request_id, entry_of(request.scope)
     headers = told(first.source) if isinstance(first, Accepted) else NO_HEADERS
     return EventStream(in_order(_story_of(first, events, story, entry), name), events, headers)
@@ -138,6 +155,5 @@ async def patiently(items: AsyncGenerator[T, None], patience: float) -> AsyncGen
                 return
             finally:
                 # Cancelled and over before `items` is closed: a generator cannot be closed while it runs.
-                coming.cancel()
-                await asyncio.wait((coming,))
+                await end(coming)
             yield item

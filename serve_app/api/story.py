@@ -16,7 +16,6 @@ from deployments.engine.events import (
     Refused,
     Source,
 )
-from deployments.engine.sampler_names import SAMPLERS
 from serve_app.api.answers import answer_of, failure_answer, image_answer
 from serve_app.api.errors import problem_of
 from serve_app.result import Prepared, result_of
@@ -42,7 +41,7 @@ class Story:
                 return "progress", {
                     "id": self._prepared.request.name,
                     "step": 0,
-                    "steps": self._steps(),
+                    "steps": event.steps,
                     "position": event.position,
                     "seconds_to_start": event.seconds_to_start,
                     "seconds_left": event.seconds_to_finish,
@@ -74,8 +73,3 @@ class Story:
         except EngineError as error:
             return self.error(error)
         return "done", {name: value for name, value in answer_of(result).items() if name != "images"}
-
-    def _steps(self) -> int:
-        params = self._prepared.request.params
-        sampler = SAMPLERS.get(params.sampler or "")
-        return sampler.evaluations(params.num_inference_steps) if sampler else params.num_inference_steps

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from deployments.annotators.spec import sources
 from deployments.engine.spec import sources_of
+from deployments.pins import convert_command
 from serve_app.config import AppConfig
 from serve_app.kubernetes.manifests import Manifests, PodTemplate
 from serve_app.kubernetes.rendering import PORT
@@ -124,12 +125,15 @@ def _budgets(manifests: Manifests) -> Iterator[str]:
 
 
 def _pins(config: AppConfig) -> Iterator[str]:
-    """Folders are whoever's who fills them; what comes from the hub must be a commit."""
+    """Folders are whoever's who fills them; what comes from the hub must be a commit, and have safetensors."""
     found = [spec for deployment in config.deployments for spec in config.specs_of(deployment)]
     parts = [part for spec in found for part in sources_of(spec)]
     parts += [part for annotator in config.annotators.specs().values() for part in sources(annotator).values()]
     loose = {part.source for part in parts if part.revision is None and not Path(part.source).is_absolute()}
-    for source in sorted(loose):
+    pickled = {part.source: command for part in parts if (command := convert_command(part.source, part.revision))}
+    for source, command in sorted(pickled.items()):
+        yield f"weights: {source} has pickled weights only; `{command}` makes a folder to set as its `source`"
+    for source in sorted(loose - set(pickled)):
         yield f"weights: pin {source} to a commit, as its `revision` in darkroom.yaml"
 
 

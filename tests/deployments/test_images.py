@@ -143,3 +143,41 @@ def test_broken_exif_does_not_cost_the_picture(kind: str, exif: bytes) -> None:
 @pytest.mark.parametrize("fit", ["cover", "pad", "stretch"])
 def test_a_ribbon_fits_in_every_way(fit: Any, size: tuple[int, int]) -> None:
     assert resize(Image.new("RGB", size), 64, 64, fit).size == (64, 64)
+
+
+def chunked(*chunks: tuple[bytes, bytes], behind: bool = False) -> bytes:
+    """A PNG with those chunks before its pixels, or behind them."""
+    written = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    data = file_of(gradient())
+    at = len(data) - 12 if behind else 33
+    return data[:at] + written + data[at:]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"tEXt", b"workflow\0" + b"x" * 5_000_000),
+        (b"zTXt", b"workflow\0\0" + zlib.compress(bytes(5_000_000))),
+        (b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(bytes(5_000_000))),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"x" * 5_000_000),
+        (b"iCCP", b"profile\0\0" + zlib.compress(bytes(5_000_000))),
+        (b"zTXt", b"workflow\0\0nothing that was ever packed"),
+    ],
+    ids=lambda chunk: chunk[0].decode(),
+)
+def test_texts_and_profiles_of_any_size_do_not_cost_the_picture(chunk: tuple[bytes, bytes], behind: bool) -> None:
+    data = chunked(chunk, chunk, behind=behind)
+    assert read_header(data, "image").width == 64
+    assert (np.asarray(decode(data, "image")) == np.asarray(gradient())).all()
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_exif_turns_a_png_wherever_it_stands(behind: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = chunked((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")), behind=behind)
+    header = read_header(data, "image")
+    assert (header.width, header.height) == decode(data, "image").size == (48, 64)

@@ -14,7 +14,7 @@ from PIL import Image
 from deployments import intake as intake_module
 from deployments.annotators.catalogue import Annotators
 from deployments.annotators.spec import DepthSpec
-from deployments.engine.errors import InvalidParameter, ModelLoadError, Overloaded
+from deployments.engine.errors import GenerationFailed, InvalidParameter, ModelLoadError, Overloaded
 from deployments.engine.events import Accepted, Event, Refused
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
@@ -79,6 +79,16 @@ async def test_a_broken_file_refuses_its_request(intake: Intake) -> None:
     assert isinstance(refused, Refused)
     assert isinstance(refused.error, InvalidParameter)
     assert refused.error.field == "control_image"
+
+
+async def test_what_nobody_thought_of_refuses_its_request(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Request:
+        raise MemoryError
+
+    monkeypatch.setattr(intake_module, "take_in", fails)
+    (refused,) = await events_of(intake, Engine(), request(image=picture()))
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, GenerationFailed)
 
 
 async def test_a_full_queue_refuses_before_a_file_is_decoded(intake: Intake) -> None:

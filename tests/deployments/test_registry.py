@@ -1,13 +1,15 @@
 """The registry's rows, and the rule that nothing is loaded that was not pinned."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from deployments.engine.errors import ModelLoadError
 from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ModelSpec, PartSpec, as_part
+from deployments.engine.spec import ModelSpec, PartSpec, as_part, sources_of
+from deployments.pins import PINS, pinned
 from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, check_source, clashes, known_models
 
 EVERY = (*DEMO_MODELS, *MODELS)
@@ -40,6 +42,34 @@ def test_a_hub_model_without_a_commit_is_refused_and_the_message_says_what_to_pi
         check_source(dataclasses.replace(spec, revision=None))
 
 
+@pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.name)
+def test_every_row_is_pinned_or_says_how_to_convert_it(spec: ModelSpec) -> None:
+    if spec.name == "sd21-controlled":
+        with pytest.raises(ModelLoadError, match=r"'canny': .* pickled weights only; `darkroom convert thibaud/"):
+            check_source(spec)
+        return
+    check_source(spec)
+    for part in sources_of(spec):
+        assert re.fullmatch("[0-9a-f]{40}", part.revision or "")
+        assert part.revision == PINS[part.source].revision
+
+
+def test_every_pin_says_how_well_it_is_known() -> None:
+    for pin in PINS.values():
+        known = set(pin.kinds.split(", ")) <= {"code", "hashes", "cache", "document", "official"}
+        assert (pin.sources > 0 and known) if pin.revision else (pin.sources, pin.kinds) == (0, "")
+
+
+def test_pickled_weights_are_taken_once_they_are_a_folder_or_another_commit(tmp_path: Path) -> None:
+    row = known_models()["sd15"]
+    source = "lllyasviel/control_v11f1e_sd15_tile"
+    pickled = dataclasses.replace(row, controlnets={"tile": pinned(source, "")})
+    with pytest.raises(ModelLoadError, match=f"`darkroom convert {source} FOLDER --revision {PINS[source].revision}`"):
+        check_source(pickled)
+    check_source(dataclasses.replace(row, controlnets={"tile": str(tmp_path)}))
+    check_source(dataclasses.replace(row, controlnets={"tile": PartSpec(source, "0" * 40)}))
+
+
 def test_a_pinned_model_and_a_local_folder_are_taken(tmp_path: Path) -> None:
     check_source(dataclasses.replace(MODELS[0], revision="0" * 40))
     check_source(ModelSpec(name="mine", source=str(tmp_path)))
@@ -58,9 +88,8 @@ def test_clashes_sees_aliases() -> None:
 def test_a_controlnet_without_a_commit_is_refused_too() -> None:
     row = next(spec for spec in MODELS if spec.name == "controlnet-canny")
     with pytest.raises(ModelLoadError, match=r"ControlNet 'canny': pin `controlnets: canny: revision`"):
-        check_source(dataclasses.replace(row, revision="0" * 40))
-    pinned = PartSpec("maker/net", "0" * 40)
-    check_source(dataclasses.replace(row, revision="0" * 40, controlnets={"canny": pinned}))
+        check_source(dataclasses.replace(row, controlnets={"canny": PartSpec("maker/net")}))
+    check_source(dataclasses.replace(row, controlnets={"canny": PartSpec("maker/net", "0" * 40)}))
 
 
 def test_the_guides_controlnets_are_there_alone_and_together() -> None:

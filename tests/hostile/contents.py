@@ -35,7 +35,7 @@ NUMBERS: Final = (
     asked("a seed beyond all", {"seed": 2**63}, 422, "too_large", "seed"),
     asked("a seed of nothing", {"seed": ""}, *TYPE, "seed"),
     asked("one and a half images", {"num_images": 1.5}, *TYPE, "num_images"),
-    asked("minus zero", {"width": -0.0}, *TYPE, "width"),
+    asked("minus zero", {"width": -0.0}, 422, "too_small", "width"),
     asked("steps of truth", {"num_inference_steps": True}, *TYPE, "num_inference_steps"),
     asked("too many layers left out", {"clip_skip": 13}, 422, "too_large", "clip_skip"),
     asked(
@@ -49,7 +49,7 @@ NUMBERS: Final = (
     asked("HIGH", {"priority": "HIGH"}, 422, "not_allowed", "priority"),
     asked("priority 10", {"priority": 10}, 422, "not_allowed", "priority"),
     asked("priority -1", {"priority": -1}, 422, "not_allowed", "priority"),
-    asked("no priority", {"priority": None}, 422, "not_allowed", "priority"),
+    asked("no priority", {"priority": None}),
     asked("a list of priorities", {"priority": ["high"]}, 422, "not_allowed", "priority"),
     asked("a deadline that has passed", {"deadline_ms": 0}, 422, "too_small", "deadline_ms"),
     asked("a deadline before the question", {"deadline_ms": -1}, 422, "too_small", "deadline_ms"),
@@ -63,8 +63,14 @@ TEXTS: Final = (
     asked("8,000 emoji", {"prompt": "☕" * 8_000}),
     asked("marks upon marks", {"prompt": "SECRET" + "\u0301\u0489" * 3_900}),
     asked("writing that turns around", {"prompt": "\u202eTERCES\u2066\u2069\u200f\u061c"}),
-    asked("control characters", {"prompt": "SECRET\0\x07\x08\x1b[31m\x7f\x85\u2028"}),
-    asked("nothing but what cannot be seen", {"prompt": "\u2003\u3000 \n"}, 422, "invalid_value", "prompt"),
+    *(
+        asked(f"the control character {character!r}", {name: f"SECRET{character}"}, 422, "invalid_value", name)
+        for name in ("prompt", "negative_prompt", "style_preset")
+        for character in "\0\x07\x08\x0b\x0c\x1b\x7f\x85\x9f"
+    ),
+    asked("lines and tabs", {"prompt": "SECRET\r\n\tcup\u2028"}),
+    asked("nothing but what cannot be seen", {"prompt": "\u2003\u3000 \n"}),
+    asked("nothing", {"prompt": ""}),
     asked("7,999 brackets that open", {"prompt": "(" * 7_990 + "SECRET"}, *WEIGHT),
     asked("7,999 brackets that close", {"prompt": "SECRET" + ")" * 7_990}),
     asked("4,000 pairs of brackets", {"prompt": "(" * 3_990 + "SECRET" + ")" * 3_990}, *WEIGHT),
@@ -97,14 +103,16 @@ NAMES: Final = (
             "https://SECRET.example/model.safetensors",
             "C:\\SECRET\\model",
             "tiny/../tiny",
-            "tiny\0SECRET",
             "tiny ",
             " tiny",
             "",
             ".",
             "SECRET\u202e",
-            "\n",
         )
+    ),
+    *(
+        asked(f"the model {name!r}", {"model_name": name}, 422, "invalid_value", "model_name")
+        for name in ("tiny\0SECRET", "\n", "tiny\x85")
     ),
     asked("a model in a list", {"model_name": ["tiny"]}, *TYPE, "model_name"),
     *(
@@ -142,7 +150,7 @@ HEADERS: Final = (
     headed("another method", (("X-HTTP-Method-Override", "DELETE"),)),
     headed("a range of thousands", (("Range", "bytes=" + "0-0," * 7_000 + "1-2"),)),
     headed("a cookie of 30 kB", (("Cookie", "SECRET=" + "a" * 30_000),)),
-    headed("a thousand headers", tuple((f"X-{i}", "SECRET") for i in range(1_000))),
+    headed("nearly as many headers as there may be", tuple((f"X-{i}", "SECRET") for i in range(90))),
     headed("an upgrade", (("Upgrade", "h2c"), ("HTTP2-Settings", "SECRET"))),
     headed("an Accept of ten thousand", (("Accept", "a/b;q=0.1," * 3_000 + "application/json"),)),
     headed("an Accept of nonsense", (("Accept", "SECRET, /, ;;;, a/;q=NaN, */*;q=1e999, =;="),)),

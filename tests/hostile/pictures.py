@@ -74,6 +74,8 @@ def tiff_in_exif() -> bytes:
 
 
 SMALL: Final = field(b"width", b"64") + field(b"height", b"64")
+GOOD_FILE: Final = file(b"init_image", file_of(gradient()))
+GOOD_FORM: Final = field(b"prompt") + SMALL + GOOD_FILE + END
 BOMB: Final = zlib.compress(bytes(60_000_000), 9)
 MINIMAL_EPS: Final = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(SECRET) run\nshowpage\n"
 SVG: Final = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://169.254.169.254/SECRET"/></svg>'
@@ -138,10 +140,15 @@ BOMBS: Final = (
     shown("4,096 x 4,096 of nothing", png(4_096, 4_096, idat=flat(4_096, 4_096)), 200),
     shown("pixels without end", png(64, 64, idat=BOMB), 200),
     shown("pixels that never come", png(4_096, 4_096, idat=zlib.compress(b"\0"))),
-    shown("a colour profile without end", png(64, 64, (b"iCCP", b"SECRET\0\0" + BOMB), idat=flat(64, 64))),
-    shown("a text without end", png(64, 64, (b"zTXt", b"SECRET\0\0" + BOMB), idat=flat(64, 64))),
-    shown("an international text without end", png(64, 64, (b"iTXt", b"SECRET\0\1\0\0\0" + BOMB), idat=flat(64, 64))),
-    shown("900 texts of 900 kB", texts(900, 900_000)),
+    # Nobody reads them, so nobody unpacks them.
+    shown("a colour profile without end", png(64, 64, (b"iCCP", b"SECRET\0\0" + BOMB), idat=flat(64, 64)), 200),
+    shown("a text without end", png(64, 64, (b"zTXt", b"SECRET\0\0" + BOMB), idat=flat(64, 64)), 200),
+    shown(
+        "an international text without end",
+        png(64, 64, (b"iTXt", b"SECRET\0\1\0\0\0" + BOMB), idat=flat(64, 64)),
+        200,
+    ),
+    shown("900 texts of 900 kB", texts(900, 900_000), 200),
     shown("a million chunks", png(64, 64, *[(b"teSt", b"")] * 1_000_000, idat=flat(64, 64))),
     shown(
         "a million comments",
@@ -216,8 +223,9 @@ FIELDS: Final = (
     beside(b"strength", b"0." + b"9" * 200_000, code="wrong_type", param="strength"),
     *(
         beside(b"num_inference_steps", value, code="wrong_type", param="num_inference_steps")
-        for value in (b"1.0", b"1e1", b"0b1", b"", "１".encode(), b"9" * 200_000)
+        for value in (b"1.5", b"1e-1", b"0b1", b"1_0", b" 1", "１".encode(), b"9" * 200_000)
     ),
+    *(beside(b"num_inference_steps", value, status=200, code=None) for value in (b"1.0", b"1e1", b"")),
     beside(b"num_images", b"17", code="too_large", param="num_images"),
     beside(b"priority", b"11", code="not_allowed", param="priority"),
     beside(b"model_name", b"../../SECRET", status=404, code="model_not_found", param="model_name"),
@@ -233,11 +241,12 @@ FIELDS: Final = (
     beside(b"params", b'{"seed": NaN}', status=400, code="invalid_json"),
     *(
         guided(b"controlnet_type", name, "controlnet_type")
-        for name in (b"../../../etc/passwd", b"SECRET", b"", b"http://SECRET")
+        for name in (b"../../../etc/passwd", b"SECRET", b"canny\0", b"http://SECRET")
     ),
+    guided(b"controlnet_type", b"", "control_image"),
     *(
         guided(b"controlnet_conditioning_scale", number, "controlnet_conditioning_scale")
-        for number in (b"nan", b"inf", b"-1", b"1e999", b"SECRET", b"2.1")
+        for number in (b"nan", b"inf", b"-1", b"1e999", b"SECRET", b"2.1", b"1_0", b" 1", "１".encode(), b"0x1")
     ),
     guided(b"control_guidance_start", b"1", "control_guidance_start"),
     guided(b"control_guidance_end", b"0", "control_guidance_start"),
@@ -287,8 +296,54 @@ ODD_FORMS: Final = (
         part(b'form-data; name="prompt"', b"U0VDUkVU", b"Content-Transfer-Encoding: base64\r\n"),
         SMALL,
         file(b"init_image", file_of(gradient())),
+        param="prompt",
+    ),
+    form(
+        "a part in another charset",
+        part(b'form-data; name="prompt"', b"SECRET", b"Content-Type: text/plain; charset=utf-16\r\n"),
+        SMALL,
+        file(b"init_image", file_of(gradient())),
+        param="prompt",
+    ),
+    form("a prompt in Latin-1", field(b"prompt", b"SECRET\xe9"), SMALL, GOOD_FILE, param="prompt"),
+    form(
+        "a picture without a file name",
+        field(b"prompt"),
+        SMALL,
+        field(b"init_image", file_of(gradient())),
         status=200,
         code=None,
+    ),
+    form(
+        "a picture with a file name in RFC 5987's writing",
+        field(b"prompt"),
+        SMALL,
+        part(b"form-data; name=init_image; filename*=UTF-8''SECRET%20.png", file_of(gradient())),
+        status=200,
+        code=None,
+    ),
+    form(
+        "a name said twice",
+        part(b'form-data; name="prompt"; name="negative_prompt"'),
+        status=400,
+        code="invalid_form",
+    ),
+    form(
+        "a header said twice",
+        part(b'form-data; name="prompt"', b"SECRET", b'Content-Disposition: form-data; name="seed"\r\n'),
+        status=400,
+        code="invalid_form",
+    ),
+    said("form: something behind its end", GOOD_FORM + b"SECRET", 400, "invalid_form", door=IMAGE_DOOR, headers=TYPED),
+    *(
+        said(f"form: {kind}", GOOD_FORM, status, code, door=IMAGE_DOOR, headers=(("Content-Type", kind),))
+        for kind, status, code in (
+            ("multipart/form-data; boundary=x; boundary=y", 415, "unsupported_media_type"),
+            ("multipart/form-data; boundary*0=x", 400, "invalid_form"),
+            ("multipart/form-data; boundary=x; boundary*=y", 400, "invalid_form"),
+            ('multipart/form-data; boundary="x', 415, "unsupported_media_type"),
+            ("multipart/mixed; boundary=x", 415, "unsupported_media_type"),
+        )
     ),
     Row(
         "a form over the limit",

@@ -13,8 +13,21 @@ IMAGE_DOOR: Final = f"{DIFFUSION}/image-to-image"
 Headers = tuple[tuple[str, str | bytes], ...]
 JSON: Final[Headers] = (("Content-Type", "application/json"),)
 
-PARSER: Final = "the HTTP parser's own"
-"""In place of a code: uvicorn refused it, in its own few words, before there was a request."""
+PARSER: Final = "malformed_request"
+"""What the HTTP parser could not read."""
+
+BEFORE: Final = frozenset(
+    (
+        PARSER,
+        "ambiguous_length",
+        "headers_too_large",
+        "invalid_host",
+        "invalid_target",
+        "invalid_transfer_encoding",
+        "target_too_long",
+    )
+)
+"""Codes of what was refused before there was a request: nobody has seen it, and it is no line in the log."""
 
 
 @dataclass(frozen=True)

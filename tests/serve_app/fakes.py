@@ -89,12 +89,12 @@ def success(request: Request) -> list[Step]:
     count = request.params.num_images
     images = [image(request, index) for index in range(count)]
     progress = [Progress(request.id, step, 2) for step in (1, 2)]
-    return [Accepted(request.id, 0), *progress, *images, Finished(request.id, TIMINGS)]
+    return [Accepted(request.id, 0, steps=2), *progress, *images, Finished(request.id, TIMINGS)]
 
 
 def slow(request: Request) -> list[Step]:
     """Taken, begun, and never done."""
-    return [Accepted(request.id, 0), Progress(request.id, 1, 50), FOREVER]
+    return [Accepted(request.id, 0, steps=50), Progress(request.id, 1, 50), FOREVER]
 
 
 def refusing(error: Exception) -> Script:

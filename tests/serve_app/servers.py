@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pkgutil
 import queue
 import signal
 import socket
@@ -81,6 +82,19 @@ class Launched:
             self.lines.put(line.rstrip())
 
 
+def plant_modules(folder: Path) -> None:
+    """Puts a module of every importable name into `folder`, which tells `planted_that_ran` when it is imported."""
+    folder.mkdir(exist_ok=True)
+    for name in {module.name for module in pkgutil.iter_modules()} | sys.stdlib_module_names:
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'planted.txt')!r}, 'a').write({name!r} + chr(10))\n")
+
+
+def planted_that_ran(folder: Path) -> list[str]:
+    """The modules in `folder` that somebody has imported."""
+    told = folder / "planted.txt"
+    return told.read_text().split() if told.exists() else []
+
+
 def alive(pid: int) -> bool:
     """Whether there is such a process, and not only its remains."""
     with contextlib.suppress(OSError):
@@ -112,18 +126,20 @@ def ray_server(config: AppConfig | str, folder: Path) -> Iterator[Launched]:
 
 
 @contextlib.contextmanager
-def launched(config: str | Path, env: Mapping[str, str] | None = None) -> Iterator[Launched]:
-    """`darkroom serve`, just started."""
+def launched(config: str | Path, env: Mapping[str, str] | None = None, folder: Path = ROOT) -> Iterator[Launched]:
+    """`darkroom serve`, just started in `folder`."""
     port = free_port()
-    command = [sys.executable, "-m", "serve_app.cli", "serve", "--config", str(config), "--port", str(port)]
-    with started(command, port, env) as server:
+    command = [sys.executable, "-P", "-m", "serve_app.cli", "serve", "--config", str(config), "--port", str(port)]
+    with started(command, port, {"PYTHONPATH": str(ROOT), **(env or {})}, folder) as server:
         yield server
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], port: int, env: Mapping[str, str] | None = None) -> Iterator[Launched]:
+def started(
+    command: Sequence[str], port: int, env: Mapping[str, str] | None = None, folder: Path = ROOT
+) -> Iterator[Launched]:
     """`command`, which serves on `port`, in a process group of its own; ended afterwards, if it still runs."""
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": folder}
     with subprocess.Popen(command, env=os.environ | (env or {}), start_new_session=True, **options) as process:
         try:
             yield Launched(process, port)

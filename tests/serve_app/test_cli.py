@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from deployments.engine.errors import EngineError, InvalidParameter
 from deployments.engine.params import GenerationParams
-from serve_app import making
+from serve_app import launcher, making
 from serve_app.api.application import create_api
 from serve_app.cli import app
 from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
@@ -213,8 +214,10 @@ def test_the_files_name_says_the_format(tmp_path: Path) -> None:
     assert output_format(tmp_path / "cup.JPG") == "jpeg"
 
 
-def test_unpinned_models_are_refused_before_anything_starts() -> None:
-    result = run("serve", "--config", "production")
+def test_unpinned_models_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("extends: production\nmodels: [{name: sd15, source: maker/other}]\n")
+    result = run("serve", "--config", str(config))
     assert result.exit_code == EXIT_USAGE
     assert "pin `revision`" in one_line(result)
 
@@ -311,3 +314,47 @@ def test_a_file_that_holds_no_requests_is_said_in_one_line(text: str, tmp_path: 
     result = run("batch", str(file), "-o", str(tmp_path / "made"))
     assert result.exit_code == EXIT_USAGE
     assert one_line(result).startswith("darkroom: file: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], ["127.0.0.1"]),
+        (["--host", "0.0.0.0", "--without-keys"], []),
+        (["--host", "::", "--without-keys", "--allow-host", "a.example", "--allow-host", "*.b.example"], None),
+        (["--host", "10.1.2.3", "--without-keys"], ["10.1.2.3"]),
+    ],
+)
+def test_a_server_without_keys_is_told_its_names(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], named: list[str] | None
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(launcher, "serve", lambda config, *_, **__: served.append(config.ingress.hosts))
+    assert run("serve", *options).exit_code == 0
+    assert [list(hosts) for hosts in served] == [["a.example", "*.b.example"] if named is None else named]
+
+
+def test_a_server_with_keys_answers_to_every_name_unless_some_are_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(run("keys", "new", "--tenant", "acme").stdout.splitlines()[1])
+    (tmp_path / "with-keys.yaml").write_text(f"extends: demo\nkeys: {{file: {file}}}\n")
+    served: list[Any] = []
+    monkeypatch.setattr(launcher, "serve", lambda config, *_, **__: served.append(config.ingress.hosts))
+    for options in ([], ["--host", "10.1.2.3"], ["--host", "10.1.2.3", "--allow-host", "a.example"]):
+        assert run("serve", "--config", str(tmp_path / "with-keys.yaml"), *options).exit_code == 0
+    assert served == [(), (), ("a.example", "10.1.2.3")]
+
+
+def test_a_time_for_headers_that_is_none_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_HEAD_TIMEOUT_S", "soon")
+    result = run("serve")
+    assert result.exit_code == EXIT_USAGE
+    assert "DARKROOM_HEAD_TIMEOUT_S must be seconds" in one_line(result)
+
+
+def test_a_name_that_is_none_is_refused_before_anything_starts() -> None:
+    result = run("serve", "--allow-host", "http://a.example")
+    assert result.exit_code == EXIT_USAGE
+    assert "--allow-host: 'http://a.example' is no host" in one_line(result)

@@ -205,7 +205,7 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
 ENTRIES: list[GenerationParams | dict[str, Any]] = [
     {"prompt": "a cup", "seed": 1, "num_images": 2},
     GenerationParams(prompt="a shoe", seed=2),
-    {"prompt": ""},
+    {"prompt": None},
 ]
 
 

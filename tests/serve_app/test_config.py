@@ -172,6 +172,17 @@ def test_a_models_entry_overrides_its_registry_row() -> None:
     assert spec.native_size == 512
 
 
+def test_a_rows_commit_means_nothing_to_another_source() -> None:
+    config = AppConfig.model_validate(
+        {"models": [{"name": "sd15", "source": "maker/other"}], "deployments": [{"name": "a", "models": ["sd15"]}]}
+    )
+    (spec,) = config.specs_of(config.deployments[0])
+    assert spec.revision is None
+    (own,) = annotators({"depth": {"model": "dpt-large", "source": "maker/other"}}).values()
+    assert isinstance(own, DepthSpec)
+    assert own.weights.revision is None
+
+
 def annotators(settings: dict[str, Any]) -> dict[str, AnnotatorSpec]:
     return AppConfig.model_validate({"annotators": settings, "deployments": [DEPLOYMENT]}).annotators.specs()
 

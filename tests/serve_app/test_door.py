@@ -69,7 +69,8 @@ def test_answers_and_jobs_are_shared_where_there_is_a_redis() -> None:
 async def test_processes_with_one_redis_are_one_door() -> None:
     limits = {"per_address": {"requests_per_minute": 3}}
     with redis_server() as server:
-        config = configured(limits=limits, redis=redis_at(server.url, timeout_ms=2000), without_keys=True)
+        ours = {"without_keys": True, "ingress": {"hosts": ["test"]}}
+        config = configured(limits=limits, redis=redis_at(server.url, timeout_ms=2000), **ours)
         assert config.redis is not None
         backends, tiers = [FakeBackend(), FakeBackend()], [RedisTier(config.redis), RedisTier(config.redis)]
         services = [DiffusionService(backend) for backend in backends]

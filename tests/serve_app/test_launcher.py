@@ -5,7 +5,10 @@ import os
 import queue
 import signal
 import socket
+import stat
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +16,9 @@ import pytest
 
 from serve_app import launcher
 from serve_app.config import load_config
+from serve_app.import_path import installed_only
 from serve_app.launcher import (
+    CHILD,
     EXIT_PORT_IN_USE,
     LaunchError,
     Server,
@@ -24,7 +29,7 @@ from serve_app.launcher import (
     stop_signals,
 )
 from serve_app.local_cluster import Order, reachable
-from tests.serve_app.servers import free_port
+from tests.serve_app.servers import ROOT, free_port, plant_modules, planted_that_ran
 
 
 def test_a_port_in_use_is_refused_in_one_line() -> None:
@@ -91,6 +96,42 @@ def test_ray_gets_a_folder_that_is_short_enough(monkeypatch: pytest.MonkeyPatch,
         folder.rmdir()
 
 
+def test_the_folder_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray opens its own to everybody, so that has to lie within one that nobody else can enter."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    before = os.umask(0)
+    try:
+        folder = make_temp_dir()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    server = Server(load_config("demo"), "127.0.0.1", 8000, folder)
+    assert server.rays_folder.parent == folder == server.log_file.parent
+
+
+def test_the_server_imports_nothing_from_the_folder_that_it_is_started_in(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}::.:nearby:"}
+    for folder in (tmp_path, tmp_path / "nearby"):
+        plant_modules(folder)
+    done = subprocess.run(
+        CHILD, cwd=tmp_path, env=installed_only(environment), input=b"", capture_output=True, check=False
+    )
+    assert b"ValidationError" in done.stderr  # of the order that it did not get: so far it has come
+    assert planted_that_ran(tmp_path) == []
+
+
+def test_the_command_imports_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    """Started as pip installs it: by a script elsewhere."""
+    plant_modules(tmp_path / "here")
+    script = tmp_path / "darkroom"
+    script.write_text("import sys\nfrom serve_app.cli import main\nsys.exit(main())\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), "--help"]
+    done = subprocess.run(command, cwd=tmp_path / "here", env=environment, capture_output=True, check=True)
+    assert b"serve" in done.stdout
+    assert planted_that_ran(tmp_path / "here") == []
+
+
 def test_signals_become_news_and_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     news: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
@@ -138,13 +179,23 @@ def test_a_failure_is_one_line_that_names_the_log(
 
 
 def test_a_child_that_says_nothing_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "/bin/true")
+    monkeypatch.setattr(launcher, "CHILD", ("/bin/true",))
     server = a_server(tmp_path)
     server.start()
     assert server.news.get(timeout=5)[0] == "gone"
     assert server.process is not None
     with server.process:
         pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_child_that_says_what_nobody_understands_is_gone(tmp_path: Path) -> None:
+    server = a_server(tmp_path)
+    (tmp_path / "answers").write_bytes(b"Segmentation fault\n")
+    listening = threading.Thread(target=server._listen, args=((tmp_path / "answers").open("rb"),))
+    listening.start()
+    assert server.news.get(timeout=5) == ("gone", "")
+    listening.join()
 
 
 @pytest.mark.parametrize("name", ["compact", "demo", "production"])

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.http_protocol import BoundedProtocol
 from serve_app.proxy_headers import RAYS_OWN
-from serve_app.ray_environment import NODE_ENVIRONMENT
+from serve_app.ray_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +62,14 @@ async def test_no_header_of_rays_gets_through(name: str, written: object) -> Non
     assert seen["x-mine"] == "kept"
 
 
+def test_with_the_layers_comes_the_protocol_below_them() -> None:
+    """Ray makes its server after it has called us, and leaves the choice of a protocol to uvicorn."""
+    proxy()
+    config = uvicorn.Config(echo, lifespan="off")
+    config.load()
+    assert config.http_protocol_class is BoundedProtocol
+
+
 async def test_a_good_request_id_comes_back_once() -> None:
     seen, ids = await answer_to([("x-request-id", "mine-1")])
     assert ids == ["mine-1"]
@@ -76,8 +85,9 @@ async def test_without_a_good_one_there_is_one_all_the_same(sent: list[str]) -> 
 
 
 def test_ray_reads_every_variable_that_we_set() -> None:
+    others = {"OMP_WAIT_POLICY", "FORWARDED_ALLOW_IPS", "PYTHONSAFEPATH", HEAD_TIMEOUT_VARIABLE}
     for name in NODE_ENVIRONMENT:
-        assert name in {"OMP_WAIT_POLICY", "FORWARDED_ALLOW_IPS"} or hasattr(constants, name), name
+        assert name in others or hasattr(constants, name), name
 
 
 def test_uvicorn_believes_nobody_about_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,46 @@ async def test_prometheus_is_told_what_the_cache_has_done(server: Launched, clie
     assert total(found, "diffusion_cache_requests_total", result="hit") > 0
 
 
+def told_to_come_back(answer: httpx.Response) -> bool:
+    """A problem as any other, not the bare words of Ray's proxy."""
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    return answer.status_code == 503 and problem["retryable"] and int(answer.headers["retry-after"]) > 0
+
+
+async def test_who_asked_an_ingress_that_dies_is_told_to_come_back(server: Launched, client: httpx.AsyncClient) -> None:
+    asked = [asyncio.create_task(ask(client, LONG | {"seed": 50 + i}, f"lost-{i}")) for i in range(4)]
+    deadline = time.monotonic() + 20
+    while (await client.get(f"{BASE}/stats")).json()["images_running"] == 0:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    for pid in server.ingresses():
+        os.kill(pid, signal.SIGKILL)
+    lost = await asyncio.gather(*asked)
+    assert [(answer.json()["error"]["code"], answer.json()["request_id"]) for answer in lost] == [
+        ("ingress_lost", f"lost-{i}") for i in range(4)
+    ]
+    assert all(told_to_come_back(answer) for answer in lost)
+    deadline = time.monotonic() + 60
+    while (answer := await client.get("/livez")).status_code != 200:
+        assert told_to_come_back(answer)
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
+async def test_outsiders_learn_nothing_from_rays_pages_and_the_proxy_bounds_headers(client: httpx.AsyncClient) -> None:
+    """Of Ray's own proxy process; `test_http_protocol.py` and `test_proxy_answers.py` have all of it."""
+    assert (await client.get("/-/routes")).status_code == 404
+    assert (await client.get("/-/healthz", headers={"x-forwarded-for": "10.0.0.7"})).status_code == 404
+    assert (await client.get("/-/healthz")).text == "success"
+    answer = await client.get("/livez", headers=[(f"x-{i}", "1") for i in range(101)])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (431, "headers_too_large")
+    evil = {"host": "evil.example", "origin": "http://evil.example"}
+    answer = await client.post(f"{BASE}/text-to-image", json=CUP, headers=evil)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (421, "unknown_host")
+
+
 async def test_a_job_outlives_the_ingresses_that_had_it(server: Launched, client: httpx.AsyncClient) -> None:
     entries = [CUP | {"num_inference_steps": 100, "seed": 100 + i, "width": 128, "height": 128} for i in range(40)]
     headers = {"Prefer": "respond-async"}

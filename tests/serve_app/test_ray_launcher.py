@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -11,12 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
 from serve_app.local_cluster import HEALTH_PATH
 from tests.deployments.engine.tiny import save_tiny_checkpoint
-from tests.serve_app.servers import ENDS_WITHIN_S, ROOT, free_port, launched, started
+from tests.serve_app.servers import (
+    ENDS_WITHIN_S,
+    ROOT,
+    Launched,
+    free_port,
+    launched,
+    plant_modules,
+    planted_that_ran,
+    started,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -31,15 +42,24 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny.yaml"
 
 
-def test_one_line_when_ready_then_ctrl_c_ends_everything(config: Path) -> None:
-    """Beside another cluster on this machine, which stays as it was, though the environment points at it."""
-    with other_cluster() as (other, address), launched(config, {"RAY_ADDRESS": address}) as server:
+def test_one_line_when_ready_then_ctrl_c_ends_everything(config: Path, tmp_path: Path) -> None:
+    """Beside another cluster on this machine, which stays as it was, though the environment points at it.
+
+    And in a folder where a module of every name lies, which none of its processes imports.
+    """
+    plant_modules(tmp_path)
+    with other_cluster() as (other, address), launched(config, {"RAY_ADDRESS": address}, tmp_path) as server:
         assert server.first_line() == f"Darkroom is ready at {server.url}"
         assert httpx.get(server.url + HEALTH_PATH, trust_env=False).status_code == 200
         request = {"prompt": "a cup", "num_inference_steps": 2}
         answer = httpx.post(f"{server.url}/ads/v2/diffusion/text-to-image", json=request, trust_env=False, timeout=60)
         assert answer.status_code == 200
         assert len(server.tree()) > 5
+        assert addresses_of(server) == {"127.0.0.1"}
+        (folder,) = {parent for path in sockets_of(server) for parent in path.parents if "darkroom-" in parent.name}
+        assert all(folder in path.parents for path in sockets_of(server))
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert planted_that_ran(tmp_path) == []
         assert server.stop(signal.SIGINT, group=True) < ENDS_WITHIN_S
         assert server.process.returncode == 0
         assert server.lines.empty()
@@ -68,8 +88,11 @@ def test_sigterm_lets_pictures_that_are_being_made_finish(config: Path) -> None:
         while not httpx.get(f"{server.url}/ads/v2/diffusion/stats", trust_env=False).json()["images_running"]:
             assert not any(call.done() for call in asked)
             time.sleep(0.1)
+        others = callers.submit(answers_until_it_is_gone, server)
         assert server.stop(signal.SIGTERM) < ENDS_WITHIN_S
         assert [call.result().status_code for call in asked] == [200, 200]
+        assert "503 not_ready" in others.result()
+        assert others.result() <= {"200", "503 not_ready", "503 overloaded", "503 ingress_lost"}
 
 
 @pytest.mark.parametrize("after_s", [1.5, 5.0])
@@ -96,6 +119,37 @@ def test_a_model_that_does_not_load_is_said_in_one_line(config: Path, tmp_path: 
         assert "model 'tiny' could not be loaded" in server.first_line()
         assert server.process.wait(timeout=30) == 1
         assert not server.tree()
+
+
+def answers_until_it_is_gone(server: Launched) -> set[str]:
+    """What callers hear who come while the server ends: status, and code."""
+    heard = set()
+    while server.process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{server.url}/livez", trust_env=False, timeout=10)
+            code = "" if answer.is_success else f" {answer.json()['error']['code']}"
+            heard.add(f"{answer.status_code}{code}")
+        time.sleep(0.05)
+    return heard
+
+
+def addresses_of(server: Launched) -> set[str]:
+    """Where its processes can be reached over a network, in the words of IPv4 where both are meant."""
+    found = set()
+    for pid in server.tree():
+        with contextlib.suppress(psutil.Error):
+            connections = psutil.Process(pid).net_connections("tcp")
+            found |= {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+    return {address.removeprefix("::ffff:") for address in found}
+
+
+def sockets_of(server: Launched) -> list[Path]:
+    """The sockets of its processes that lie in the file system."""
+    found = set()
+    for pid in server.tree():
+        with contextlib.suppress(psutil.Error):
+            found |= {str(each.laddr) for each in psutil.Process(pid).net_connections("unix")}
+    return [Path(name) for name in found if name.startswith("/")]
 
 
 OTHER = """

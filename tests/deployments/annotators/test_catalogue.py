@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from deployments.annotators import catalogue
 from deployments.annotators.catalogue import Annotator, Annotators
 from deployments.annotators.edges import detect_edges
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
-from deployments.engine.errors import InvalidParameter, ModelLoadError
+from deployments.engine.errors import EngineLost, GenerationFailed, InvalidParameter, ModelLoadError, Overloaded
 from deployments.engine.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_pose, save_tiny_segmenter
@@ -95,6 +96,39 @@ def test_the_same_picture_has_the_same_hint(specs: dict[str, AnnotatorSpec]) -> 
     for kind in specs:
         once, again = (Annotators(specs, "cpu").of(kind)(patches()) for _ in range(2))
         assert np.array_equal(once, again)
+
+
+class Fails:
+    """In place of a network's annotator."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *_: object) -> Annotator:
+        raise self.error
+
+
+@pytest.mark.parametrize("where", ["loading", "running"])
+@pytest.mark.parametrize(
+    ("error", "told_as", "lost"),
+    [
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), EngineLost, True),
+        (torch.OutOfMemoryError("CUDA out of memory."), Overloaded, False),
+        (RuntimeError("shapes cannot be multiplied"), GenerationFailed, False),
+        (InvalidParameter("image", "is too small"), InvalidParameter, False),
+    ],
+    ids=lambda given: type(given).__name__ if isinstance(given, Exception) else "",
+)
+def test_what_goes_wrong_on_the_device_is_the_requests_trouble_or_the_processs(
+    where: str, error: Exception, told_as: type[Exception], lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = Fails(error)
+    monkeypatch.setattr(catalogue, "load", fails if where == "loading" else lambda *_: fails)
+    told: list[str] = []
+    annotators = Annotators({"depth": DepthSpec(PartSpec("anywhere"))}, "cpu", lambda: told.append("lost"))
+    with pytest.raises(told_as):
+        annotators.of("depth")(patches())
+    assert told == ["lost"] * lost
 
 
 def test_a_catalogue_needs_no_torch_until_it_is_used() -> None:

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, SegformerModel
 
 from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
@@ -83,7 +85,7 @@ def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
     weights = save_tiny_segmenter(tmp_path) / "model.safetensors"
     torch.save({}, tmp_path / "pytorch_model.bin")
     weights.unlink()
-    with pytest.raises(ModelLoadError, match="safetensors"):
+    with pytest.raises(ModelLoadError, match=r"darkroom convert .*safetensors"):
         load(tmp_path)
 
 
@@ -107,6 +109,39 @@ def test_weights_that_lack_a_part_are_not_filled_up_with_chance(tmp_path: Path) 
     (tmp_path / "backbone" / processor.name).write_bytes(processor.read_bytes())
     with pytest.raises(ModelLoadError, match="lacks weights"):
         load(tmp_path / "backbone")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state, first: {key: value for key, value in state.items() if key != first}, "lacks weights"),
+        (lambda state, first: state | {first: torch.zeros(3, 5)}, "another shape"),
+        (lambda state, first: state | {first: state[first] * torch.nan}, "not finite"),
+        (lambda state, first: state | {"_orig_mod." + first: state[first].clone()}, "does not know"),
+    ],
+)
+def test_what_is_wrong_with_weights_is_said_with_the_key(change: Any, words: str, tmp_path: Path) -> None:
+    weights = save_tiny_segmenter(tmp_path) / "model.safetensors"
+    state = load_file(weights)
+    first = "decode_head.classifier.weight"
+    save_file(change(state, first), weights, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=f"annotator 'segmentation' .*{words}.*{first}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("model.safetensors", b"<html>", "web page"),
+        ("preprocessor_config.json", b"{", "preprocessor_config.json is not valid JSON"),
+        ("config.json", b"", "config.json is empty"),
+    ],
+)
+def test_a_file_that_is_something_else_is_said_to_be(file: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (save_tiny_segmenter(tmp_path) / file).write_bytes(content)
+    with pytest.raises(ModelLoadError, match=words):
+        load(tmp_path)
 
 
 def test_a_picture_with_nothing_to_see_in_it_is_refused(tmp_path: Path) -> None:

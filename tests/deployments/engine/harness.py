@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
 import numpy as np
 from diffusers import ControlNetModel
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from deployments.engine.inputs import Inputs
 from deployments.engine.models import LoadedModel
 from deployments.engine.params import GenerationParams, effective_params
 from deployments.engine.row import NO_INPUTS, Request
+from deployments.engine.sampler_names import CHECKPOINT, SAMPLERS
 
 E = TypeVar("E")
 
@@ -71,14 +73,22 @@ def reference_image(folder: Path, model: LoadedModel, request: Request, index: i
 
     For inpaint, the pixels outside the mask are the input's, as diffusers' users paste them.
     """
-    assert request.params.sampler is not None
     pipeline = _pipeline(folder, model, request)
-    pipeline.scheduler = model.samplers.scheduler(request.params.sampler)
+    use_sampler(pipeline, request.params.sampler)
     pipeline.set_progress_bar_config(disable=True)
     # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
     pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
     made = pipeline(**arguments([request], index)).images[0]
     return as_answered(made, request).astype(np.int16)
+
+
+def use_sampler(pipeline: Any, sampler: str | None) -> None:
+    """Swaps the scheduler of a pipeline as loaded, as diffusers' users do; the checkpoint's own needs no swap."""
+    if sampler in (None, CHECKPOINT):
+        return
+    row = SAMPLERS[str(sampler)]
+    swapped = getattr(diffusers, row.scheduler)
+    pipeline.scheduler = swapped.from_config(pipeline.scheduler.config, **row.settings)
 
 
 def _pipeline(folder: Path, model: LoadedModel, request: Request) -> Any:

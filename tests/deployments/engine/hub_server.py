@@ -51,7 +51,8 @@ class Answers(BaseHTTPRequestHandler):
         )
         name = path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/")
         if path.startswith(f"/api/models/{REPOSITORY}/revision/{COMMIT}"):
-            siblings = [{"rfilename": file} for file in files]
+            sizes = {file: (self.server.folder / file).stat().st_size for file in files}
+            siblings = [{"rfilename": file, "size": size} for file, size in sizes.items()]
             self.send(json.dumps({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}).encode(), with_body=with_body)
         elif path.startswith(f"/api/models/{REPOSITORY}/tree/{COMMIT}"):
             tree = [self.entry(file) for file in files]

@@ -12,10 +12,12 @@ from deployments.engine.attention import (
     XFORMERS,
     AttentionChoice,
     Switch,
+    adopt_attention,
     choose_attention,
     faster_attention,
     sample_inputs,
 )
+from deployments.engine.device_errors import DeviceLost
 
 
 class Network:
@@ -63,6 +65,20 @@ def test_xformers_that_does_not_work_is_no_reason_not_to_serve() -> None:
     choice = choice_for(network, {TORCH: 10.0}, {TORCH: switch_to(TORCH), XFORMERS: broken})
     assert choice.chosen == network.attention == TORCH
     assert choice.milliseconds == {TORCH: 10.0}
+
+
+def test_a_candidate_that_takes_the_device_with_it_is_no_candidate_that_lost() -> None:
+    def lost(_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(DeviceLost):
+        choice_for(Network(), {TORCH: 10.0}, {XFORMERS: lost, TORCH: switch_to(TORCH)})
+
+
+def test_a_choice_is_adopted_without_a_call(tiny_unet: UNet2DConditionModel) -> None:
+    before, chosen = dict(tiny_unet.attn_processors), AttentionChoice(TORCH, {TORCH: 1.0}, "measured")
+    assert adopt_attention(tiny_unet, chosen) is chosen
+    assert tiny_unet.attn_processors == before
 
 
 @pytest.fixture(scope="module")

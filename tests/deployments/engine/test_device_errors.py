@@ -57,6 +57,7 @@ FULL = [
     accelerator("out of memory", 2),
     accelerator("in words of another language", 2),
     MemoryError(),
+    OSError(12, "Cannot allocate memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
@@ -75,6 +76,7 @@ NEITHER = [
     RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
     RuntimeError("Expected all tensors to be on the same device"),
     ValueError("an illegal memory access was encountered"),
+    OSError(28, "No space left on device"),
     GenerationFailed("CUDA out of memory is not what a caller's error says"),
     KeyError("DEVICE_LOST"),
 ]

@@ -13,6 +13,7 @@ SD15 = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
     "set_alpha_to_one": False,
+    "clip_sample": False,
     "prediction_type": "epsilon",
 }
 

@@ -10,8 +10,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from deployments.engine.errors import Overloaded
 from deployments.engine.params import GenerationParams, Priority
-from deployments.engine.queue import PATIENCE, Queue
+from deployments.engine.queue import Queue
 from deployments.engine.row import Bucket, Request, Ticket
+from deployments.engine.turns import PATIENCE
 
 
 class Clock:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deployments.engine.errors import InvalidParameter
 from deployments.engine.samplers import (
+    CHECKPOINT,
     OUT_TERMS,
     SAMPLERS,
     X_TERMS,
@@ -70,16 +71,16 @@ def draw(seed: int) -> tuple[Tensor, torch.Generator]:
     return torch.randn((1, 4, 4, 4), generator=generator), generator
 
 
-def start_of(sampler: str, steps: int, strength: float) -> int:
-    return SAMPLERS[sampler].start(steps, strength) if strength else 0
+def start_of(sampler: str, steps: int, strength: float) -> int | None:
+    return SAMPLERS[sampler].start(steps, strength) if strength else None
 
 
-def run_diffusers(scheduler: Any, start: int, image: Tensor, change: Change, seed: int = 7) -> list[Tensor]:
+def run_diffusers(scheduler: Any, start: int | None, image: Tensor, change: Change, seed: int = 7) -> list[Tensor]:
     """The latents after every step, as diffusers' pipelines compute them (image-to-image where `start` > 0)."""
     x, generator = draw(seed)
     if hasattr(scheduler, "set_begin_index") and start:
         scheduler.set_begin_index(start)
-    timesteps = scheduler.timesteps[start:]
+    timesteps = scheduler.timesteps[start or 0 :]
     x = scheduler.add_noise(image, x, timesteps[:1]) if start else x * scheduler.init_noise_sigma
     extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     answers = []
@@ -144,6 +145,7 @@ def test_table_from_a_later_start_is_diffusers_image_to_image(
 @pytest.mark.parametrize("sampler", ["dpmpp_2m_karras", "unipc_karras"])
 def test_a_repeated_timestep_does_not_mislead_the_start(sampler: str) -> None:
     start = start_of(sampler, 150, 0.05)
+    assert start is not None
     timesteps = FACTORIES["epsilon"].schedule(sampler, 150).timesteps.tolist()
     assert timesteps.count(timesteps[start]) > 1
     assert compare(sampler, "epsilon", 150, 0.05) < 1e-5
@@ -175,6 +177,14 @@ def test_evaluations_and_draws_are_known_beforehand(sampler: str, steps: int) ->
     assert schedule.coefficients.dtype == schedule.timesteps.dtype == schedule.input_scale.dtype == torch.float32
     if steps == 20:
         assert any(schedule.draws) == SAMPLERS[sampler].draws
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("strength", [0.05, 0.5, 0.8, 1.0])
+def test_what_image_to_image_leaves_out_is_known_beforehand(sampler: str, strength: float) -> None:
+    row = SAMPLERS[sampler]
+    schedule = FACTORIES["epsilon"].schedule(sampler, 20, row.start(20, strength))
+    assert len(schedule) == row.evaluations(20, strength)
 
 
 def test_evaluations_of_twenty_steps() -> None:
@@ -228,10 +238,11 @@ def test_check_notices_a_wrong_table() -> None:
     assert list(factory.check(["dpmpp_2m", "ddim"])) == ["dpmpp_2m"]
 
 
-def test_a_silent_config_does_not_clip_latents() -> None:
+def test_where_a_config_is_silent_of_clipping_what_diffusers_would_clip_is_refused_by_name() -> None:
     silent = {key: value for key, value in SD15.items() if key != "clip_sample"}
-    assert not DiffusionSchedulerFactory(silent).scheduler("ddim").config.clip_sample
-    assert not DiffusionSchedulerFactory(diffusers.DDIMScheduler().config).check(["ddim", "ddpm", "lcm"])
+    refused = DiffusionSchedulerFactory(silent).check(["ddim", "ddpm", "euler", "lcm", CHECKPOINT])
+    assert set(refused) == {"ddim", "ddpm"}
+    assert all("`clip_sample`" in error.message for error in refused.values())
 
 
 def test_the_row_decides_the_sampler_whatever_the_checkpoint_prefers() -> None:

@@ -254,11 +254,16 @@ async def test_a_lost_device_ends_the_loop_and_is_told_to_whoever_can_end_the_pr
     await asyncio.to_thread(worker.stop)
 
 
-def test_a_device_that_is_lost_at_the_start_is_told_as_well() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [DeviceLost("injected"), torch.AcceleratorError("CUDA error: unspecified launch failure")],
+    ids=["ours", "CUDA"],
+)
+def test_a_device_that_is_lost_at_the_start_is_told_as_well(error: BaseException) -> None:
     told: list[str] = []
 
     def build(_: object) -> Engine:
-        raise DeviceLost("injected")
+        raise error
 
     with pytest.raises(ModelLoadError):
         EngineWorker(build, on_device_lost=lambda: told.append("lost"))

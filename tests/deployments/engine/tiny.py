@@ -87,15 +87,17 @@ def tiny_controlnet(seed: int, **config: Any) -> ControlNetModel:
     net: ControlNetModel = _seeded(
         seed,
         lambda: ControlNetModel(
-            in_channels=4,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            cross_attention_dim=WIDTH,
-            attention_head_dim=4,
-            norm_num_groups=4,
-            conditioning_embedding_out_channels=(8, 8, 8, 8),
-            **config,
+            **{
+                "in_channels": 4,
+                "block_out_channels": (16, 32),
+                "layers_per_block": 1,
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+                "cross_attention_dim": WIDTH,
+                "attention_head_dim": 4,
+                "norm_num_groups": 4,
+                "conditioning_embedding_out_channels": (8, 8, 8, 8),
+            }
+            | config
         ),
     )
     with torch.random.fork_rng(devices=[]):

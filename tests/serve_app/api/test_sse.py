@@ -26,7 +26,7 @@ async def test_a_stream_is_progress_then_images_then_done(client: httpx.AsyncCli
     events = await stream_of(client, {**CUP, "num_images": 2, "style_preset": "luxury"})
     assert [event.name for event in events] == ["progress"] * 3 + ["image"] * 2 + ["done"]
     assert events[0].data.pop("id") == events[-1].data["id"]
-    assert events[0].data == {"step": 0, "steps": 39, "position": 0, "seconds_to_start": 0.0, "seconds_left": 0.0}
+    assert events[0].data == {"step": 0, "steps": 2, "position": 0, "seconds_to_start": 0.0, "seconds_left": 0.0}
     assert events[2].data == {"step": 2, "steps": 2, "position": 0}
     done = events[-1].data
     assert set(done) == {"id", "model", "effective_prompt", "parameters", "timings", "cached"}

@@ -1,0 +1,66 @@
+"""What a network's config.json may say: rules by key, and the check that names the key. The rows: `config_keys.py`."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deployments.engine.errors import ModelLoadError
+
+_SHOWN: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`served` says for people which values are, `why` why others are refused; `fits` decides."""
+
+    served: str
+    fits: Callable[[Any], bool]
+    why: str = ""
+
+
+Rules = Mapping[str, Rule]
+"""By the key of the config."""
+
+
+def anything(how: str = "any") -> Rule:
+    """Whatever it says: diffusers' or transformers' own class does it, or the pipelines take no notice of it."""
+    return Rule(how, lambda _: True)
+
+
+def only(*values: Any, why: str) -> Rule:
+    """One of `values`."""
+    return Rule(" or ".join(f"`{json.dumps(value)}`" for value in values), lambda value: value in values, why)
+
+
+def each_of(*values: Any, why: str) -> Rule:
+    """A list of `values`."""
+    return Rule(
+        "a list of " + ", ".join(f"`{value}`" for value in values),
+        lambda value: isinstance(value, list | tuple) and all(each in values for each in value),
+        why,
+    )
+
+
+def check_config(title: str, config: Mapping[str, Any], rules: Rules) -> None:
+    """Raises ModelLoadError, which begins with `title` and names the first key of `config` that is not served."""
+    for key, rule in rules.items():
+        if key in config and not rule.fits(config[key]):
+            said = json.dumps(config[key])
+            said = said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."
+            raise ModelLoadError(
+                f"{title}: `{key}` is {said} in its config.json, and served is {rule.served}: {rule.why}"
+            )
+
+
+def check_class(title: str, config: Mapping[str, Any], kind: str) -> None:
+    """Raises ModelLoadError where `config` is that of another class than `kind`, in diffusers' words or transformers'.
+
+    Either library would load it as what it is asked to, and leave out what it does not know.
+    """
+    named = config.get("_class_name")
+    classes = [named] if named is not None else config.get("architectures") or [kind]
+    if kind not in classes:
+        raise ModelLoadError(
+            f"{title} is a {classes[0]} by its config.json, and served is a {kind}; bring one of those"
+        )

@@ -1,0 +1,38 @@
+"""UNets that are told the guidance scale (Meng et al., 2023): one call does what guidance needs two for.
+
+Distilled checkpoints, latent consistency models among them, have `time_cond_proj_dim` in their UNet's config.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deployments.engine.inputs import PipelineKind
+
+_SCALE = 1000.0
+_MAX_PERIOD = 10_000.0
+
+
+def embedding_width(unet: Any) -> int | None:
+    """How many numbers `unet` (diffusers' UNet2DConditionModel) is told the guidance scale in; None for most."""
+    width: int | None = unet.config.time_cond_proj_dim
+    return width
+
+
+def tells_guidance(pipeline: PipelineKind) -> bool:
+    """Whether diffusers' pipeline of that kind tells such a UNet the scale.
+
+    Those that begin from a picture beside a ControlNet do not: they leave the condition out and run the UNet twice.
+    """
+    return not pipeline.controlled or pipeline.task == "text-to-image"
+
+
+def embed_guidance(guidance_scale: float, width: int) -> Tensor:
+    """The sinusoidal embedding [width] of a guidance scale, as diffusers' `get_guidance_scale_embedding` makes it."""
+    half = width // 2
+    scaled = torch.tensor(guidance_scale - 1) * _SCALE
+    step = torch.log(torch.tensor(_MAX_PERIOD)) / (half - 1)
+    angles = scaled * torch.exp(torch.arange(half, dtype=torch.float32) * -step)
+    embedding = torch.cat((torch.sin(angles), torch.cos(angles)))
+    return torch.nn.functional.pad(embedding, (0, width - 2 * half))

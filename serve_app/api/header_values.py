@@ -1,0 +1,35 @@
+"""Header values with parameters, `form-data; name="mask"` for example, read in the one way in which all can agree."""
+
+import re
+from typing import Final
+
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_MAIN: Final = re.compile(rf"\s*({_TOKEN}(?:/{_TOKEN})?)[ \t]*")
+# Browsers quote what is in a file's name in ways of their own; what it is does not matter here.
+_PARAMETER: Final = re.compile(rf';[ \t]*(?:({_TOKEN})=(?:"((?:[^"\\]|\\.)*+)"|([^;"\s]*))[ \t]*)?', re.DOTALL)
+
+MAX_LENGTH: Final = 8192
+
+
+def value_and_parameters(header: str) -> tuple[str, dict[str, str]]:
+    """The header's value in lower case, and its parameters by their names in lower case.
+
+    Raises ValueError where it is too long, malformed, or has a parameter twice: two readers could take either.
+    """
+    main = _MAIN.match(header) if len(header) <= MAX_LENGTH else None
+    if main is None:
+        raise ValueError("malformed")
+    parameters: dict[str, str] = {}
+    at = main.end()
+    while at < len(header):
+        found = _PARAMETER.match(header, at)
+        if found is None:
+            raise ValueError("malformed")
+        at = found.end()
+        name, quoted, bare = found.groups()
+        if name is None:
+            continue
+        if name.lower() in parameters:
+            raise ValueError("a parameter is there twice")
+        parameters[name.lower()] = bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+    return main[1].lower(), parameters

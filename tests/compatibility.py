@@ -1,0 +1,83 @@
+"""docs/compatibility.md, made from the tables that the engine checks by and the folders that the tests try.
+
+python -m tests.compatibility      writes the page anew
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from deployments.engine.config_keys import ANY_NETWORK, NETWORKS
+from deployments.engine.config_rules import Rules
+from deployments.engine.pipeline_index import CLASSES, PIPELINES
+from tests.deployments.engine.checkpoints import SECTIONS, Case
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "compatibility.md"
+
+_HEAD: Final = """\
+# Which checkpoints are served
+
+For any folder or repository that diffusers' `StableDiffusionPipeline.from_pretrained` serves, Darkroom makes that
+pipeline's picture, to within 1/255, or refuses it at load with a sentence that names the part, the key or file, and
+what to do. Nothing is ever filled up with random weights.
+
+This page is made by `python -m tests.compatibility`, and a test fails where it is out of date. The first tables are
+folders that the tests make and load: what is served there was compared with diffusers. Those of the configs are the
+ones that are checked at load, and tests hold that they have every key that diffusers' and transformers' classes read.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    sections = [
+        _HEAD,
+        _section("Kinds of checkpoints", _kinds()),
+        *(_section(title, _cases(cases)) for title, cases in SECTIONS.items()),
+        *(_section(f"config.json of a {name}", _keys(rules)) for name, rules in NETWORKS.items()),
+        _section("config.json of every network", _keys(ANY_NETWORK)),
+    ]
+    return "\n".join(sections)
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    return "\n".join([f"## {title}", "", *lines, ""])
+
+
+def _kinds() -> Iterator[str]:
+    yield "model_index.json may name these pipelines: " + ", ".join(f"`{name}`" for name in PIPELINES) + "."
+    yield ""
+    yield from _table(
+        ("part", "its class"),
+        ((f"`{part}`", " or ".join(f"`{name}`" for name in names)) for part, names in CLASSES.items()),
+    )
+
+
+def _cases(cases: Iterable[Case]) -> Iterator[str]:
+    # What is served first; within, the order of the tests.
+    rows = sorted(cases, key=lambda case: bool(case.refused))
+    return _table(("a folder with", "is"), ((case.what, _outcome(case)) for case in rows))
+
+
+def _outcome(case: Case) -> str:
+    if not case.refused:
+        return "served"
+    return "refused, naming " + ", ".join(_quoted(word) for word in case.refused)
+
+
+def _quoted(word: str) -> str:
+    return f"“{word}”"
+
+
+def _keys(rules: Rules) -> Iterator[str]:
+    return _table(
+        ("key", "served", "why nothing else"), ((f"`{key}`", rule.served, rule.why) for key, rule in rules.items())
+    )
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    for row in (head, ("---",) * len(head), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
