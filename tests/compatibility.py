@@ -3,16 +3,21 @@
 python -m tests.compatibility      writes the page anew
 """
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from deployments.engine.config_keys import ANY_NETWORK, NETWORKS
 from deployments.engine.config_rules import Rules
+from deployments.engine.original_layout import OTHER_CHANNELS, OTHERS
 from deployments.engine.pipeline_index import CLASSES, PIPELINES
 from tests.deployments.engine.checkpoints import SECTIONS, Case
+from tests.deployments.engine.schedulers import REFUSED, SERVED
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "compatibility.md"
+
+_LONGEST: Final = 4
 
 _HEAD: Final = """\
 # Which checkpoints are served
@@ -33,6 +38,8 @@ def page() -> str:
         _HEAD,
         _section("Kinds of checkpoints", _kinds()),
         *(_section(title, _cases(cases)) for title, cases in SECTIONS.items()),
+        _section("scheduler_config.json", _schedulers()),
+        _section("A file in the original layout", _single_files()),
         *(_section(f"config.json of a {name}", _keys(rules)) for name, rules in NETWORKS.items()),
         _section("config.json of every network", _keys(ANY_NETWORK)),
     ]
@@ -61,11 +68,42 @@ def _cases(cases: Iterable[Case]) -> Iterator[str]:
 def _outcome(case: Case) -> str:
     if not case.refused:
         return "served"
-    return "refused, naming " + ", ".join(_quoted(word) for word in case.refused)
+    return _refused(case.refused)
+
+
+def _refused(words: Iterable[str]) -> str:
+    return "refused, naming " + ", ".join(_quoted(word) for word in words)
 
 
 def _quoted(word: str) -> str:
     return f"“{word}”"
+
+
+def _schedulers() -> Iterator[str]:
+    yield "The scheduler that the files name is the default sampler, with all its settings, which come on top of Stable"
+    yield "Diffusion's own `beta_start`, `beta_end` and `beta_schedule` here. One that cannot be reproduced exactly is"
+    yield "refused; `default_sampler` in the configuration names another."
+    yield ""
+    served = ((f"`{name}`", _settings(settings), "served") for name, settings in SERVED)
+    refused = ((f"`{name}`", _settings(settings), _refused((word,))) for name, settings, word in REFUSED)
+    yield from _table(("scheduler", "settings", "is"), (*served, *refused))
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}: {_short(value)}`" for key, value in settings.items()) or "its defaults"
+
+
+def _short(value: Any) -> str:
+    return "[...]" if isinstance(value, list) and len(value) > _LONGEST else json.dumps(value)
+
+
+def _single_files() -> Iterator[str]:
+    yield "`source` may be a `.safetensors` file of Stable Diffusion 1.x or 2.x with 4 or 9 input channels, in any"
+    yield "precision; see [weights.md](weights.md). Refused by what they are:"
+    yield ""
+    rows = {what: f"its tensor `{key}`" for key, what in OTHERS}
+    rows |= {what: f"{channels} input channels" for channels, what in OTHER_CHANNELS.items()}
+    yield from _table(("what", "told by"), rows.items())
 
 
 def _keys(rules: Rules) -> Iterator[str]:

@@ -22,7 +22,7 @@ _OLD_CLIP: Final = "cond_stage_model.transformer."
 _FIRST: Final = f"{UNET}input_blocks.0.0.weight"
 
 # By a key that only they have, in the order in which diffusers looks (its `infer_diffusers_model_type`).
-_OTHERS: Final[tuple[tuple[str, str], ...]] = (
+OTHERS: Final[tuple[tuple[str, str], ...]] = (
     ("edm_mean", "Playground 2.5, a Stable Diffusion XL"),
     ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", "a Stable Diffusion XL"),
     ("conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias", "a Stable Diffusion XL refiner"),
@@ -43,7 +43,7 @@ _OTHERS: Final[tuple[tuple[str, str], ...]] = (
     ("emb_params", "a textual inversion"),
 )
 _LORA: Final = ("lora_unet_", "lora_te", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".hada_w1", ".lokr_w1")
-_OTHER_CHANNELS: Final = {5: "depth-to-image, which sees depth", 7: "an upscaler", 8: "InstructPix2Pix"}
+OTHER_CHANNELS: Final = {5: "depth-to-image, which sees depth", 7: "an upscaler", 8: "InstructPix2Pix"}
 # What some trainers leave in files whose schedule is not the original one. diffusers does not look at them.
 _MARKS: Final = ("v_pred", "ztsnr")
 _SAID: Final = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
@@ -88,7 +88,7 @@ def _refuse_other_models(title: str, path: Path, header: Header) -> None:
     names = header.tensors
     if any(mark in name for name in names for mark in _LORA):
         raise ModelLoadError(f"{title}: {path.name!r} is a LoRA, which changes a checkpoint and is none itself")
-    for key, what in _OTHERS:
+    for key, what in OTHERS:
         # A whole checkpoint has its VAE under a prefix, so that the keys of single networks do not meet it.
         if key in names or f"{UNET}{key}" in names:
             raise ModelLoadError(
@@ -114,7 +114,7 @@ def _check_text_encoder(title: str, path: Path, header: Header) -> None:
 def _family(title: str, path: Path, header: Header) -> Family:
     channels = header.tensors[_FIRST].shape[1]
     if channels not in (4, 9):
-        what = _OTHER_CHANNELS.get(channels, f"a UNet of {channels} input channels")
+        what = OTHER_CHANNELS.get(channels, f"a UNet of {channels} input channels")
         raise ModelLoadError(f"{title}: {path.name!r} is {what}; single files are served with 4 and, to inpaint, 9")
     widths = {
         tensor.shape[-1]

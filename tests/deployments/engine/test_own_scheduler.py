@@ -23,13 +23,13 @@ from deployments.engine.row import Request
 from deployments.engine.samplers import CHECKPOINT, SAMPLERS, PipelineSamplers
 from deployments.engine.spec import INDEX, ModelSpec
 from tests.deployments.engine.harness import Pixels, difference, request_for, run, use_sampler
+from tests.deployments.engine.schedulers import BETAS, REFUSED, SERVED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
-BETAS: Final = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _PRINTED: Final = ("_class_name", "_diffusers_version")
 PICTURE: Final = np.kron(np.random.default_rng(1).uniform(0, 255, (8, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 MASK: Final = np.repeat(np.array([[255, 0]], dtype=np.uint8), 64, axis=0).repeat(32, axis=1)
@@ -39,59 +39,6 @@ TASKS: Final[dict[str, tuple[Inputs, dict[str, Any]]]] = {
     "image": (Inputs(image=PICTURE), {"num_inference_steps": 5, "strength": 0.6}),
     "inpaint": (Inputs(image=PICTURE, mask=MASK), {"num_inference_steps": 4, "strength": 0.8}),
 }
-
-SERVED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
-    ("DPMSolverMultistepScheduler", {"steps_offset": 1, "use_karras_sigmas": True}),
-    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
-    ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
-    ("DPMSolverMultistepScheduler", {"solver_order": 3, "euler_at_final": True, "timestep_spacing": "trailing"}),
-    ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
-    ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True, "prediction_type": "sample"}),
-    ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}),
-    ("DPMSolverMultistepScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
-    ("DPMSolverSinglestepScheduler", {"lower_order_final": True, "solver_order": 3}),
-    ("UniPCMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True, "timestep_spacing": "trailing"}),
-    ("UniPCMultistepScheduler", {"disable_corrector": [0, 1], "use_beta_sigmas": True}),
-    ("DEISMultistepScheduler", {"solver_order": 3, "prediction_type": "v_prediction"}),
-    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}),
-    ("EulerDiscreteScheduler", {"interpolation_type": "log_linear", "final_sigmas_type": "sigma_min"}),
-    ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_type": "continuous", "sigma_min": 0.1}),
-    ("EulerAncestralDiscreteScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
-    ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
-    ("LMSDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}),
-    ("KDPM2AncestralDiscreteScheduler", {}),
-    ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large", "timestep_spacing": "trailing"}),
-    (
-        "DDIMScheduler",
-        {"clip_sample": False, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
-    ),
-    ("DDIMScheduler", {"clip_sample": False, "prediction_type": "sample", "set_alpha_to_one": False}),
-    ("DDIMScheduler", {"clip_sample": False, "trained_betas": np.linspace(1e-4, 2e-2, 1000).tolist()}),
-    ("DDIMScheduler", {"clip_sample": False, "num_train_timesteps": 500, "beta_schedule": "squaredcos_cap_v2"}),
-    ("PNDMScheduler", {"skip_prk_steps": True, "timestep_spacing": "trailing", "set_alpha_to_one": True}),
-    ("LCMScheduler", {"original_inference_steps": 100, "timestep_scaling": 1.0}),
-    ("TCDScheduler", {}),
-    ("EDMEulerScheduler", {"sigma_schedule": "exponential"}),
-    ("EDMDPMSolverMultistepScheduler", {}),
-    ("CMStochasticIterativeScheduler", {"clip_denoised": False}),
-    ("IPNDMScheduler", {}),
-)
-
-REFUSED: Final[tuple[tuple[str, dict[str, Any], str], ...]] = (
-    ("DDIMScheduler", {"thresholding": True}, "`thresholding`"),
-    ("DPMSolverMultistepScheduler", {"thresholding": True, "sample_max_value": 500.0}, "`thresholding`"),
-    ("DDIMScheduler", {"prediction_type": "rectified"}, "`prediction_type`"),
-    ("PNDMScheduler", {"skip_prk_steps": True, "prediction_type": "sample"}, "`prediction_type`"),
-    ("PNDMScheduler", {}, "`skip_prk_steps`"),
-    ("DDIMScheduler", {"beta_schedule": "unheard_of"}, "`beta_schedule`"),
-    ("DDPMScheduler", {"variance_type": "learned_range"}, "`variance_type`"),
-    ("CMStochasticIterativeScheduler", {}, "`clip_denoised`"),
-    ("UniPCMultistepScheduler", {"solver_order": 4}, "`solver_order`"),
-    ("SASolverScheduler", {}, "SASolverScheduler"),
-    ("FlowMatchEulerDiscreteScheduler", {}, "FlowMatchEulerDiscreteScheduler"),
-    ("UnCLIPScheduler", {}, "UnCLIPScheduler"),
-    ("MyOwnScheduler", {}, "MyOwnScheduler"),
-)
 
 
 @pytest.fixture(scope="session")
