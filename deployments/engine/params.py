@@ -36,7 +36,7 @@ SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
 _LAST_EXACT: Final = 2**53
 
 
-class Said(BaseModel):
+class StrictFields(BaseModel):
     """Fields that a caller fills in, strictly; but null is a field left out, where one may be, and 128.0 is 128."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -44,10 +44,10 @@ class Said(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _is_read_plainly(cls, said: Any) -> Any:
-        return plain(said, cls) if isinstance(said, dict) else said
+        return normalise_fields(said, cls) if isinstance(said, dict) else said
 
 
-def plain(said: dict[str, Any], of: type[BaseModel]) -> dict[str, Any]:
+def normalise_fields(said: dict[str, Any], of: type[BaseModel]) -> dict[str, Any]:
     """`said` as the model `of` takes it: without optional fields that are null, and with whole numbers as such."""
     read = {}
     for name, value in said.items():
@@ -67,7 +67,7 @@ def _is_whole(annotation: Any) -> bool:
     return annotation is int or any(_is_whole(part) for part in get_args(annotation))
 
 
-class ControlSettings(Said):
+class ControlSettings(StrictFields):
     """How one ControlNet acts: its `type` (canny, depth, ...), how strongly, and from where to where in the schedule.
 
     `start` and `end` are shares of the steps. Its hint, a picture, comes beside the parameters.
@@ -90,7 +90,7 @@ class ControlSettings(Said):
         return self
 
 
-class GenerationParams(Said):
+class GenerationParams(StrictFields):
     """The parameters of one request. Frozen; unknown fields and wrong types are refused.
 
     Sizes are pixels. `seed` is that of the first image, image i uses `seed + i`; `None` or -1 draws one.

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field, ValidationError
 
 from deployments.engine.errors import EngineError
-from deployments.engine.params import GenerationParams, Priority, Said, plain
+from deployments.engine.params import GenerationParams, Priority, StrictFields, normalise_fields
 from serve_app.api import examples
 from serve_app.api.body import read_json_object
 from serve_app.api.caching import as_controlled, cache_control
@@ -45,7 +45,7 @@ def jobs_of(request: Request) -> Jobs:
 JobsHere = Annotated[Jobs, Depends(jobs_of)]
 
 
-class BatchBody(Said):
+class BatchBody(StrictFields):
     """`priority` and `deadline_ms` are for entries that say none. Entries are read one by one, each to its own end."""
 
     requests: list[Any] = Field(min_length=1)
@@ -118,7 +118,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     room = MAX_FAULTS
     use = cache_control(request)
     for index, entry in enumerate(batch.requests):
-        said = defaults | plain(entry, GenerationParams) if isinstance(entry, dict) else entry
+        said = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
         params = params_or_problem(said, max(1, room), hints=room > 0)
         if isinstance(params, Problem):
             asked.refused[index] = params
