@@ -1,6 +1,7 @@
 """The tokenizer of a model: loaded, and held against the text encoder that it belongs to."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ _FILES: Final = (
     "added_tokens.json",
 )
 _FEWEST: Final = 0.9
+# By convention: special tokens, and places that are kept for some. No merge makes them.
+_RESERVED: Final = re.compile(r"<[^<>]+>")
 _SPECIAL: Final = ("bos", "eos", "pad", "unk")
 _PROBES: Final = ("", "a", "a picture " * 100)
 
@@ -87,7 +90,8 @@ def _check_words(title: str, tokenizer: Any) -> None:
             "again from where it came"
         )
     made = {"".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in merges}
-    lost = set(words) - letters - made - {"<|startoftext|>", "<|endoftext|>", *tokenizer.get_added_vocab()}
+    lost = set(words) - letters - made - set(tokenizer.get_added_vocab())
+    lost = {word for word in lost if not _RESERVED.fullmatch(word)}
     if lost:
         raise ModelLoadError(
             f"{title} has no merges for {len(lost)} of its words: merges.txt or tokenizer.json is empty or cut off; "
