@@ -40,7 +40,6 @@ def test_samplers_answer_to_all_their_names(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("prompt", " \n"),
         ("prompt", "lone \ud800 surrogate"),
         ("prompt", "x" * 8001),
         ("width", 0),

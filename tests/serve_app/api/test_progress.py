@@ -16,10 +16,10 @@ DOOR = "/ads/v2/diffusion/image-to-image"
 
 
 def honest(request: Request) -> list[Step]:
-    """Counts as the engine does."""
+    """Says and counts as the engine does."""
     steps = evaluations(request)
     return [
-        Accepted(request.id, 0),
+        Accepted(request.id, 0, steps),
         Progress(request.id, steps, steps),
         image(request, 0),
         Finished(request.id, TIMINGS),
