@@ -32,12 +32,12 @@ def _restless() -> Iterator[None]:
 
 
 def race(tell: Callable[[Bucket], object], ask: Callable[[], object]) -> None:
-    """Asks again and again while another thread tells."""
+    """Asks again and again while another thread tells of every bucket, at least once."""
     stop = threading.Event()
 
     def tells() -> None:
-        for bucket in cycle(OTHERS):
-            if stop.is_set():
+        for count, bucket in enumerate(cycle(OTHERS)):
+            if stop.is_set() and count >= len(OTHERS):
                 return
             tell(bucket)
 
