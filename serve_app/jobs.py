@@ -180,9 +180,10 @@ class Jobs:
     async def follow(self, job_id: str, tenant: str) -> AsyncGenerator[Job, None]:
         """The job now, and again whenever it has changed, or might have, to its end. Nothing where there is none."""
         while (job := await self.find(job_id, tenant)) is not None:
-            changed = job.changed
+            # Whoever is given it takes a while, and must be given its end as well.
+            changed, over = job.changed, job.over
             yield job
-            if job.over:
+            if over:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(FOLLOW_S):

@@ -78,18 +78,20 @@ async def _told(states: AsyncGenerator[Job, None], seen: int, request_id: str) -
     before: dict[str, Any] = {}
     try:
         async for job in states:
-            summary = job_summary(job)
+            # The job goes on while it is told of: what comes meanwhile is for the next turn.
+            summary, over = job_summary(job), job.over
+            ended = list(enumerate(job.documents.values(), start=1))[seen:]
             if not before:
                 yield None, ("job", summary)
-            for number, document in list(enumerate(job.documents.values(), start=1))[seen:]:
+            for number, document in ended:
                 yield str(number), ("entry", entry_link(job, document))
-            seen = max(seen, len(job.documents))
+                seen = number
             moved = {name: summary[name] for name in ("state", "queue_position", "progress")}
-            if before and moved != before and not job.over:
+            if before and moved != before and not over:
                 yield None, ("progress", moved)
             before = moved
-            if job.over:
-                yield None, ("done", job_summary(job))
+            if over:
+                yield None, ("done", summary)
                 return
     except EngineError as error:
         yield None, ("error", problem_of(error).body(request_id))
