@@ -17,6 +17,7 @@ from transformers.models.auto import modeling_auto
 
 from deployments.engine.device_errors import raise_if_sticky
 from deployments.engine.errors import ModelLoadError
+from deployments.engine.networks import load_network
 from deployments.engine.original_layout import describe
 from deployments.engine.single_file import (
     FilePart,
@@ -44,8 +45,6 @@ _ANNOTATORS: Final = frozenset(
     )
 )
 _INDEX: Final = ".index.json"
-_HARMLESS: Final = ("position_ids", "num_batches_tracked")
-_SHOWN: Final = 3
 # By which diffusers tells 2.0's and 2.1's base models in the files that they were trained with.
 _BASE_STEPS: Final = 875_000
 
@@ -162,29 +161,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check(title: str, kind: Any, folder: Path, variant: str | None) -> None:
     """Loads what was written as it will be served. Raises ModelLoadError unless every tensor has its place."""
-    try:
-        _, found = kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            variant=variant,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # the libraries raise all sorts on configs that do not fit
-        raise_if_sticky(error)
-        raise ModelLoadError(f"{title}: {kind.__name__} cannot be made of its config.json and weights") from None
-    for what, names in (
-        ("lacks", found["missing_keys"]),
-        ("has in another shape than config.json says", [entry[0] for entry in found["mismatched_keys"]]),
-        ("has, without a place for them,", found["unexpected_keys"]),
-    ):
-        wrong = sorted(name for name in names if not name.endswith(_HARMLESS))
-        if wrong:
-            more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-            raise ModelLoadError(f"{title} {what} {', '.join(wrong[:_SHOWN])}{more}")
+    load_network(title, title, folder, kind, torch.float32, torch.device("cpu"), half=variant is not None)
 
 
 def _write_file(source: Path, target: Path, stamp: Mapping[str, str], config: str, prediction_type: str) -> None:

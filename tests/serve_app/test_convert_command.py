@@ -140,10 +140,13 @@ class Malice:
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "missing": (lambda tensors: dict(list(tensors.items())[1:]), "it lacks "),
-    "more": (lambda tensors: {**tensors, "more.bias": torch.zeros(1)}, "it has, without a place for them, more.bias"),
+    "more": (
+        lambda tensors: {**tensors, "more.bias": torch.zeros(1)},
+        "it has weights that a ControlNetModel does not know .more.bias.",
+    ),
     "misshapen": (
         lambda tensors: {**tensors, "conv_in.bias": torch.zeros(3)},
-        "it has in another shape than config.json says conv_in.bias",
+        "it has weights of another shape than its config.json says .conv_in.bias.",
     ),
     "expanded": (
         lambda tensors: {**tensors, "conv_in.bias": torch.zeros(1).expand(1 << 40)},
