@@ -149,6 +149,8 @@ def restored(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) -
     for index, document in documents.items():
         if _Document.model_validate(document).index != index:
             raise ValueError("a document is another entry's")
+    if now.state not in UNFINISHED and not documents.keys() >= set(now.order):
+        raise ValueError("a finished job has lost some of its entries")
     # An entry may have been saved a moment after the state that was read.
     order = [index for index in now.order if index in documents]
     ordered = dict.fromkeys([*order, *documents])

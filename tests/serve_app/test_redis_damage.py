@@ -193,6 +193,17 @@ async def ask_for_everything(client: httpx.AsyncClient, job: str) -> None:
     assert (await client.delete(f"{BASE}/cache")).status_code == 200
 
 
+async def test_a_finished_job_that_lost_an_entry_is_not_told_as_whole(server: RedisServer) -> None:
+    job, _ = await put_everything(server)
+    with inside_of(server) as inside:
+        inside.hdel(f"darkroom:job:{job}:documents", "1")
+    ingress = Ingress(server)
+    async with ingress.client() as client:
+        assert (await client.get(f"{BASE}/jobs/{job}")).status_code == 404
+        assert (await client.get(f"{BASE}/jobs")).json()["jobs"] == []
+    assert ingress.tier.damaged > 0
+
+
 DAMAGED_LOCKS: list[Any] = [
     b"lock:",
     b"lock:0123456789abcdef:xyz",
