@@ -35,10 +35,10 @@ $(STAMP): pyproject.toml constraints.txt
 serve: $(STAMP)
 	@exec $(BIN)/darkroom serve --config $(CONFIG) --host $(HOST) --port $(PORT)
 
-# Fast ones first, so that a broken law is known before a cluster has started.
+# Fast ones first, so that a broken law is known before a cluster has started: on every core, each with one thread.
 test: $(STAMP)
 	@sh .ci/packages
-	$(BIN)/python -m pytest -m "not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses auto
 	$(BIN)/python -m pytest -m ray
 
 lint: $(STAMP)

@@ -134,7 +134,7 @@ def test_what_is_wrong_is_named_and_what_stands_there_is_not(change: dict[str, o
     assert KEYS[0] not in str(caught.value)
 
 
-@pytest.mark.parametrize(("field", "value"), [("id", "key-0"), ("hash", hash_of(KEYS[0]))])
+@pytest.mark.parametrize(("field", "value"), [("id", "key-0"), ("hash", hash_of(KEYS[0]))], ids=["id", "hash"])
 def test_a_key_is_there_once(field: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"the same {field}"):
         parsed_keys(yaml.safe_dump([entry(0), entry(1) | {field: value}]))
