@@ -7,7 +7,7 @@ import httpx
 
 from bench.nodes import SERVE_PORT, Nodes, address
 from bench.spread import Spread
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from serve_app.kubernetes.rendering import serve_config
 
 READY_WITHIN_S: Final = 180.0

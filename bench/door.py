@@ -37,7 +37,7 @@ from bench.redis_server import redis_server
 from bench.served import Served, served
 from bench.timing import percentile
 from serve_app.client import BASE
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 
 LOGS = Path(__file__).parents[1] / "build" / "door"
 DOOR = f"{BASE}/text-to-image"

@@ -24,7 +24,7 @@ from bench.prometheus import Exported, exported_counts
 from bench.recovery import Recovery, recovery, within
 from bench.served import Served, served
 from bench.timing import percentile
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 
 OVERLOADED = 5.0
 PEAK_CALLERS = 24

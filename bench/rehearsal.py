@@ -41,7 +41,7 @@ from bench.goldens import NAMES, Goldens
 from bench.load import Clock, drive, saturate, steady
 from bench.nodes import HEAD, Nodes, address, nodes
 from bench.recovery import recovery
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 
 RESULTS: Final = Path(__file__).parents[1] / "build" / "rehearsal"
 RATE: Final = 2.0

@@ -19,7 +19,7 @@ import httpx
 
 from bench.prometheus import REPORT_INTERVAL_ENV, Exported, at_rest
 from serve_app.client import BASE
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from serve_app.local_cluster import HEALTH_PATH
 from serve_app.processes import descendants
 

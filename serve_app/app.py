@@ -20,8 +20,8 @@ from deployments.engine.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
 from deployments.serve_log import speak_through_serve
-from serve_app.config import AppConfig
-from serve_app.deployment_config import DeploymentConfig
+from serve_app.config.deployments import DeploymentConfig
+from serve_app.config.server import AppConfig
 from serve_app.door import door
 from serve_app.ingress import HandleBackend, Ingress
 from serve_app.local_backend import sized

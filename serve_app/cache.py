@@ -16,10 +16,10 @@ from deployments.engine.events import Event, Finished, ImageDone, Timings
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from deployments.metrics import CACHE_BYTES, CACHE_ERRORS, CACHE_REQUESTS, CACHE_SAVED, Sample
-from serve_app.cache_config import CacheConfig
 from serve_app.cache_entry import Entry
 from serve_app.cache_memory import MemoryTier
 from serve_app.cache_shared import SharedTier
+from serve_app.config.cache import CacheConfig
 from serve_app.fingerprints import Fingerprint, fingerprint_of
 from serve_app.flights import Flights
 from serve_app.redis_tier import RedisTier

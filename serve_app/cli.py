@@ -12,9 +12,9 @@ from deployments.engine.errors import ModelLoadError
 from deployments.registry import check_source
 from serve_app import batch_commands, commands, key_commands, launcher
 from serve_app.commands import EXIT_USAGE, failed
-from serve_app.config import AppConfig, load_config
-from serve_app.config_errors import ConfigError, complaints
-from serve_app.deployment_config import IngressConfig
+from serve_app.config.deployments import IngressConfig
+from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.server import AppConfig, load_config
 from serve_app.door import check_door
 from serve_app.hosts import EVERY_ADDRESS
 from serve_app.kubernetes import commands as kubernetes_commands

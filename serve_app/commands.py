@@ -13,8 +13,8 @@ from deployments.engine.inputs import MaskAlpha, Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from serve_app import making
 from serve_app.client import API_KEY_VARIABLE
-from serve_app.config import load_config
-from serve_app.config_errors import ConfigError, complaints
+from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.server import load_config
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

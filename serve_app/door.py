@@ -8,8 +8,8 @@ from ipaddress import ip_address
 from socket import getaddrinfo
 from typing import Any
 
-from serve_app.config import AppConfig
-from serve_app.config_errors import ConfigError
+from serve_app.config.errors import ConfigError
+from serve_app.config.server import AppConfig
 from serve_app.hosts import hosts_of
 from serve_app.idempotency import Idempotency
 from serve_app.job_shelf import JobShelf

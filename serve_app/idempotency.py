@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
+from serve_app.config.strict import Strict
 from serve_app.shared_answers import Answer, SharedAnswers, Theirs, Work
-from serve_app.strict import Strict
 
 Clock = Callable[[], float]
 

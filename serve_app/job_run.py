@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from deployments.engine.errors import Overloaded
 from serve_app.batch import Batch, Outcome
+from serve_app.config.jobs import JobsConfig
 from serve_app.job import Document, Job
 from serve_app.job_memory import JobMemory
 from serve_app.job_shelf import JobShelf
-from serve_app.jobs_config import JobsConfig
 from serve_app.redis_tier import RedisGone
 from serve_app.service import DiffusionService
 from serve_app.tasks import end

@@ -14,10 +14,10 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 
+from serve_app.config.jobs import JobsConfig
 from serve_app.job import Job, restored, spec_of, state_of
 from serve_app.job_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS
 from serve_app.job_turns import Turn, in_turn
-from serve_app.jobs_config import JobsConfig
 from serve_app.redis_tier import RedisGone, RedisTier, WrongType
 from serve_app.redis_values import JOB_ID, Damaged, Kinds, listed, moment, number, words
 from serve_app.sealed import BrokenSeal, opened, sealed

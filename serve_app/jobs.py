@@ -18,12 +18,12 @@ from typing import Final
 
 from deployments.engine.errors import Overloaded
 from deployments.engine.params import GenerationParams
+from serve_app.config.jobs import JobsConfig
 from serve_app.job import Document, Job
 from serve_app.job_memory import JobMemory
 from serve_app.job_run import Clock, JobRun, Tell, spawn
 from serve_app.job_shelf import JobShelf, digest_of
 from serve_app.job_turns import Turn, in_turn, next_number
-from serve_app.jobs_config import JobsConfig
 from serve_app.preparation import with_seed
 from serve_app.redis_tier import RedisGone
 from serve_app.service import DiffusionService

@@ -7,7 +7,7 @@ import typer
 from pydantic import ValidationError
 
 from serve_app.commands import EXIT_USAGE, failed
-from serve_app.config_errors import complaints
+from serve_app.config.errors import complaints
 from serve_app.keys import Key, drawn_key, hash_of
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)

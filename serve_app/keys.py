@@ -18,11 +18,11 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from deployments.engine.params import Priority
-from serve_app.config_errors import ConfigError, complaints
-from serve_app.deployment_config import Name
+from serve_app.config.deployments import Name
+from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.secret import Secret
+from serve_app.config.strict import Strict
 from serve_app.limits import Limits
-from serve_app.secret import Secret
-from serve_app.strict import Strict
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from serve_app.import_path import installed_only
 from serve_app.processes import adopt_orphans, sweep
 

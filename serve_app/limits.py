@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from serve_app.config.strict import Strict
 from serve_app.redis_tier import RedisTier
-from serve_app.strict import Strict
 from serve_app.windows import Clock, Standing, Windows
 
 LimitName = Literal["requests_per_minute", "concurrent_requests", "cost_per_minute"]

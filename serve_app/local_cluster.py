@@ -18,7 +18,7 @@ from typing import TextIO
 import httpx
 from pydantic import BaseModel
 
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from serve_app.ray_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, head_timeout_s
 
 HEALTH_PATH = "/ads/v2/diffusion/health"

@@ -5,7 +5,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
-from serve_app.strict import Strict
+from serve_app.config.strict import Strict
 
 LOGGERS: Final = ("serve_app", "deployments")
 

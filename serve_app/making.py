@@ -17,8 +17,8 @@ from deployments.engine.errors import EngineError, InvalidParameter, UnknownMode
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams, OutputFormat
 from serve_app.client import DarkroomClient, DarkroomError, ServedImage, ServerEvent
-from serve_app.config import AppConfig
-from serve_app.config_errors import nearest
+from serve_app.config.errors import nearest
+from serve_app.config.server import AppConfig
 from serve_app.service import DiffusionService
 
 FORMATS: Mapping[str, OutputFormat] = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}

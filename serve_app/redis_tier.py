@@ -21,9 +21,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+from serve_app.config.secret import Secret
+from serve_app.config.strict import Strict
 from serve_app.redis_values import MEND, Kinds, is_wrong_type
-from serve_app.secret import Secret
-from serve_app.strict import Strict
 
 log = logging.getLogger(__name__)
 

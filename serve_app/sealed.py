@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationError
 
-from serve_app.strict import Strict
+from serve_app.config.strict import Strict
 
 _MAGIC: Final = b"darkroom sealed 1\n"
 _MAC_BYTES: Final = 32

@@ -14,9 +14,9 @@ from typing import Any, Final
 from pydantic import Field
 from redis.asyncio import Redis
 
+from serve_app.config.strict import Strict
 from serve_app.redis_tier import RedisGone, RedisTier
 from serve_app.redis_values import Damaged, content
-from serve_app.strict import Strict
 from serve_app.tasks import end
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from deployments import images, pieces
 from deployments.engine import params, prompts
 from serve_app import cli, local_cluster, ray_environment, request_head
 from serve_app.api import body, forms, sse, upload_budget, validation
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "security.md").read_text()
@@ -55,7 +55,7 @@ def test_the_defaults_of_the_configuration_are_those_limits() -> None:
         "max_upload_bytes": forms.MAX_UPLOAD_BYTES,
         "max_uploads_in_flight_bytes": upload_budget.MAX_UPLOADS_IN_FLIGHT_BYTES,
     }
-    demo = yaml.safe_load((ROOT / "serve_app" / "configs" / "demo.yaml").read_text())
+    demo = yaml.safe_load((ROOT / "serve_app" / "config" / "packaged" / "demo.yaml").read_text())
     assert f"| requests that wait in a replica | {demo['deployments'][0]['queue_limit']} (demo)" in PAGE
 
 

@@ -13,7 +13,7 @@ from bench.simulation.outcome import outcome
 from bench.simulation.step_replica import StepReplica
 from bench.simulation.trace import SHAPES, Mix, Trace, make_trace
 from bench.simulation.whole_replica import WholeReplica
-from serve_app.deployment_config import AutoscalingConfig
+from serve_app.config.deployments import AutoscalingConfig
 
 Engine = Literal["steps", "whole"]
 Policy = Literal["ours", "ray", "ray, tuned"]

@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from deployments.autoscaling import WorkPolicy
 from deployments.pace import Pace
-from serve_app.deployment_config import AutoscalingConfig as OurConfig
+from serve_app.config.deployments import AutoscalingConfig as OurConfig
 
 DEPLOYMENT = DeploymentID(name="sd15", app_name="darkroom")
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.simulation.devices import GPUS
-from serve_app.deployment_config import AutoscalingConfig
+from serve_app.config.deployments import AutoscalingConfig
 
 Report = Mapping[str, Any]
 Way = tuple[str, str]

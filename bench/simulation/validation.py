@@ -18,8 +18,8 @@ from bench.simulation.devices import Device
 from bench.simulation.reality import MIX, NATIVE, ROWS, Observed, Reality, mean_replicas
 from bench.simulation.step_replica import Host, StepReplica
 from bench.simulation.trace import Phases, Trace, make_trace
-from serve_app.config import AppConfig
-from serve_app.deployment_config import AutoscalingConfig
+from serve_app.config.deployments import AutoscalingConfig
+from serve_app.config.server import AppConfig
 
 WITHIN: Final = 0.15
 """Figures of the simulator may be off by so much of the real ones."""

@@ -30,11 +30,11 @@ from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.validation import fault_of, invalid
 from serve_app.build import darkroom_version
+from serve_app.config.jobs import JobsConfig
 from serve_app.hosts import Hosts
 from serve_app.idempotency import Idempotency, IdempotencyConfig
 from serve_app.job_shelf import JobShelf
 from serve_app.jobs import Jobs
-from serve_app.jobs_config import JobsConfig
 from serve_app.keys import Keyring
 from serve_app.limits import RateLimits
 from serve_app.service import DiffusionService

@@ -28,8 +28,8 @@ from serve_app.api.sse import EventStream, in_order
 from serve_app.api.story import Told
 from serve_app.api.validation import MAX_FAULTS, broken_rules, params_or_problem
 from serve_app.batch import Batch, Outcome
+from serve_app.config.jobs import JobsConfig
 from serve_app.jobs import RETRY_S, Jobs, TooManyJobs, new_job_id
-from serve_app.jobs_config import JobsConfig
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from deployments.annotators.spec import sources
 from deployments.engine.spec import sources_of
 from deployments.pins import convert_command
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from serve_app.kubernetes.manifests import Manifests, PodTemplate
 from serve_app.kubernetes.rendering import PORT
 from serve_app.kubernetes.serve_schema import configuration_of

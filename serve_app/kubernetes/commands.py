@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from serve_app.commands import EXIT_FAILED, EXIT_USAGE, failed
-from serve_app.config_errors import ConfigError
+from serve_app.config.errors import ConfigError
 from serve_app.kubernetes.manifests import Unbuildable, built
 from serve_app.kubernetes.rendering import rendered
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import yaml
 
-from serve_app.config import AppConfig, load_config
+from serve_app.config.server import AppConfig, load_config
 from serve_app.kubernetes.dashboard import dashboard
 from serve_app.local_cluster import APP_NAME
 from serve_app.ray_environment import NODE_ENVIRONMENT

@@ -6,8 +6,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppConfig
-from serve_app.config_errors import complaints
+from serve_app.config.errors import complaints
+from serve_app.config.server import AppConfig
 from serve_app.kubernetes.manifests import Manifests
 
 

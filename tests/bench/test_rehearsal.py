@@ -7,7 +7,7 @@ import pytest
 from bench.nodes import Nodes
 from bench.redis_server import RedisServer
 from bench.rehearsal import ELASTIC, TWO, Scene, main
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from serve_app.kubernetes.rendering import serve_config
 
 

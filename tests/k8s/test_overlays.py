@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from deployments import fetching
 from serve_app.cli import app
-from serve_app.config import load_config
+from serve_app.config.server import load_config
 from serve_app.kubernetes.checks import faults
 from serve_app.kubernetes.manifests import Manifests, Unbuildable, built
 from serve_app.kubernetes.rendering import rendered

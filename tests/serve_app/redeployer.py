@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from serve_app.launcher import make_temp_dir
 from serve_app.local_cluster import APP_NAME, Order, start, stop
 from serve_app.processes import adopt_orphans, sweep

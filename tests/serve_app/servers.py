@@ -19,7 +19,7 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from serve_app.processes import descendants
 from serve_app.redis_tier import RedisConfig
 

@@ -13,7 +13,7 @@ from deployments.engine.events import Accepted, Event, Finished, ImageDone, Timi
 from deployments.engine.inputs import Uploads
 from deployments.engine.params import GenerationParams
 from serve_app.cache import ResultCache
-from serve_app.cache_config import CacheConfig
+from serve_app.config.cache import CacheConfig
 from serve_app.fingerprints import Fingerprint
 from serve_app.result import Result, encoded
 from serve_app.service import DiffusionService

@@ -15,11 +15,11 @@ from bench.redis_server import RedisServer, redis_server
 from deployments.engine.params import GenerationParams
 from serve_app import cache_shared
 from serve_app.cache import ResultCache
-from serve_app.cache_config import CacheConfig
 from serve_app.cache_entry import packed, unpacked
+from serve_app.config.cache import CacheConfig
+from serve_app.config.secret import Secret
 from serve_app.redis_tier import RedisConfig, RedisGone, RedisTier
 from serve_app.result import Result
-from serve_app.secret import Secret
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, until
 from tests.serve_app.redis_servers import Wire, wire_to

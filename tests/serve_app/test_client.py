@@ -17,9 +17,9 @@ from deployments.engine.inputs import Uploads
 from deployments.engine.params import ControlSettings, GenerationParams
 from serve_app.api.application import create_api
 from serve_app.client import DarkroomClient, DarkroomError
-from serve_app.jobs_config import JobsConfig
+from serve_app.config.jobs import JobsConfig
+from serve_app.config.secret import Secret
 from serve_app.keys import Key, Keyring, drawn_key, hash_of
-from serve_app.secret import Secret
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, failing, http, refusing, slow, success
 from tests.serve_app.servers import http_server

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from bench.redis_server import redis_server
 from serve_app.api.application import create_api
 from serve_app.app import api_over
-from serve_app.config import AppConfig
-from serve_app.config_errors import ConfigError
+from serve_app.config.errors import ConfigError
+from serve_app.config.server import AppConfig
 from serve_app.door import check_door, door
 from serve_app.keys import Key, drawn_key, hash_of
 from serve_app.redis_tier import RedisTier

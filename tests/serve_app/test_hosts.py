@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from serve_app.config import AppConfig, load_config
-from serve_app.deployment_config import IngressConfig
+from serve_app.config.deployments import IngressConfig
+from serve_app.config.server import AppConfig, load_config
 from serve_app.door import door
 from serve_app.hosts import Hosts, hosts_of, is_own_origin
 

@@ -15,10 +15,10 @@ from deployments.engine.params import GenerationParams
 from deployments.engine.row import Request
 from deployments.engine.spec import ModelSpec
 from serve_app.api.entries import entry_document
+from serve_app.config.jobs import JobsConfig
 from serve_app.job import Job
 from serve_app.job_shelf import JobShelf
 from serve_app.jobs import Jobs, TooManyJobs, new_job_id
-from serve_app.jobs_config import JobsConfig
 from serve_app.redis_tier import RedisTier
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, Script, Step, slow, success, until

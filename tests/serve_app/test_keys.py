@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.config_errors import ConfigError
+from serve_app.config.errors import ConfigError
+from serve_app.config.secret import Secret
 from serve_app.keys import RELOAD_S, Key, Keyring, drawn_key, hash_of, parsed_keys
-from serve_app.secret import Secret
 
 KEYS = [drawn_key() for _ in range(3)]
 

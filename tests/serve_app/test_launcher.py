@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from serve_app import launcher
-from serve_app.config import load_config
+from serve_app.config.server import load_config
 from serve_app.import_path import installed_only
 from serve_app.launcher import (
     CHILD,

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.config import AppConfig
+from serve_app.config.server import AppConfig
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 from tests.serve_app.redeployer import Redeployable, redeployable
 from tests.serve_app.servers import tiny_config

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from bench.redis_server import RedisServer, redis_server
 from serve_app.api.application import create_api
 from serve_app.cache import ResultCache
-from serve_app.cache_config import CacheConfig
+from serve_app.config.cache import CacheConfig
+from serve_app.config.jobs import JobsConfig
 from serve_app.idempotency import Idempotency, IdempotencyConfig
 from serve_app.job_shelf import JobShelf
-from serve_app.jobs_config import JobsConfig
 from serve_app.limits import Limits, LimitsConfig, RateLimits
 from serve_app.redis_tier import RedisTier
 from serve_app.service import DiffusionService

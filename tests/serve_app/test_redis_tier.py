@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from bench.redis_server import RedisServer, redis_server
-from serve_app.config_errors import ConfigError
+from serve_app.config.errors import ConfigError
+from serve_app.config.secret import Secret
 from serve_app.redis_tier import FAILURES, PAUSE_S, RedisConfig, RedisGone, RedisTier
-from serve_app.secret import Secret
 from tests.serve_app.fakes import until
 from tests.serve_app.redis_servers import Mode, Wire, redis_at, wire_to
 

@@ -9,7 +9,7 @@ from bench.simulation.controller import fixed, ours
 from bench.simulation.devices import A100
 from bench.simulation.step_replica import StepReplica
 from bench.simulation.trace import Mix, Phases, Rates, Trace, make_trace
-from serve_app.deployment_config import AutoscalingConfig
+from serve_app.config.deployments import AutoscalingConfig
 from tests.bench.simulation.scenes import SMALL, STEP, device, kind
 
 ONE = Mix(sizes=((SMALL, 1),), steps=((10, 1),), samplers=(("ddim", 1),), images=((1, 1),), guidance=((7.5, 1),))

@@ -10,7 +10,7 @@ from ray.serve.config import AutoscalingContext
 
 from bench.simulation.controller import Controller, ours, ray_default, ray_tuned
 from deployments.autoscaling import WorkPolicy
-from serve_app.deployment_config import AutoscalingConfig
+from serve_app.config.deployments import AutoscalingConfig
 
 CONFIG = AutoscalingConfig(
     min_replicas=1,

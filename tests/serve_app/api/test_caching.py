@@ -9,8 +9,8 @@ from bench.redis_server import redis_server
 from deployments.engine.events import Accepted
 from serve_app.api.application import create_api
 from serve_app.cache import ResultCache
-from serve_app.cache_config import CacheConfig
 from serve_app.client import parse_events
+from serve_app.config.cache import CacheConfig
 from serve_app.redis_tier import RedisTier
 from serve_app.result import encoded
 from serve_app.service import DiffusionService

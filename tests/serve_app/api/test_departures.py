@@ -17,7 +17,7 @@ from deployments.engine.events import Accepted, Event, Finished, Progress
 from deployments.engine.row import Request
 from serve_app.api.application import create_api
 from serve_app.cache import ResultCache
-from serve_app.cache_config import CacheConfig
+from serve_app.config.cache import CacheConfig
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import PATH, TIMINGS, FakeBackend, image, until
 

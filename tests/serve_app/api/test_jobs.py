@@ -13,7 +13,7 @@ from deployments.engine.errors import NumericalFailure
 from deployments.engine.events import Accepted, Refused
 from serve_app.api.application import create_api
 from serve_app.client import ServerEvent, parse_events
-from serve_app.jobs_config import JobsConfig
+from serve_app.config.jobs import JobsConfig
 from serve_app.service import DiffusionService
 from tests.serve_app.api.test_requests import Named
 from tests.serve_app.fakes import EVENTS, FakeBackend, http, slow, success, until

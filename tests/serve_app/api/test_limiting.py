@@ -16,10 +16,10 @@ from bench.redis_server import redis_server
 from deployments.engine.errors import Overloaded
 from serve_app.api.application import create_api
 from serve_app.api.limiting import address_of
+from serve_app.config.secret import Secret
 from serve_app.keys import Keyring, drawn_key, hash_of
 from serve_app.limits import LimitsConfig, RateLimits
 from serve_app.redis_tier import RedisTier
-from serve_app.secret import Secret
 from serve_app.service import DiffusionService
 from tests.serve_app.api.test_hostile import assert_problem
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, refusing, slow, success, until

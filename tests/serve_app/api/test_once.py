@@ -16,8 +16,8 @@ from PIL import Image
 from deployments.engine.errors import DoesNotFit, EngineError, EngineStopped, GenerationFailed, Overloaded, Quarantined
 from serve_app.api.application import create_api
 from serve_app.api.once import once
+from serve_app.config.secret import Secret
 from serve_app.keys import Keyring, drawn_key, hash_of
-from serve_app.secret import Secret
 from serve_app.service import DiffusionService
 from tests.serve_app.api.test_hostile import assert_problem
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, failing, http, refusing, slow, success, until

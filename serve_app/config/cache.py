@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from serve_app.strict import Strict
+from serve_app.config.strict import Strict
 
 
 class CacheConfig(Strict):

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve_app.config_errors import nearest
+from serve_app.config.errors import nearest
 
 
 class Strict(BaseModel):

@@ -6,8 +6,8 @@ from pathlib import Path
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from serve_app.config_errors import ConfigError
-from serve_app.strict import Strict
+from serve_app.config.errors import ConfigError
+from serve_app.config.strict import Strict
 
 
 class Secret(Strict):

@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve_app.strict import Strict
+from serve_app.config.strict import Strict
 
 
 class JobsConfig(Strict):

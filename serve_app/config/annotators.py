@@ -9,8 +9,8 @@ from pydantic_core import PydanticCustomError
 from deployments.annotators.models import ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.spec import PartSpec
-from serve_app.config_errors import nearest
-from serve_app.strict import Strict
+from serve_app.config.errors import nearest
+from serve_app.config.strict import Strict
 
 Row = TypeVar("Row", DepthSpec, PoseSpec, SegmentationSpec)
 

@@ -13,9 +13,9 @@ from deployments.annotators.models import ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec
 from deployments.engine.spec import PartSpec
 from deployments.model_deployment import ModelReplica
-from serve_app.config import AppConfig, load_config, packaged_configs
-from serve_app.config_errors import ConfigError
-from serve_app.deployment_config import IngressConfig
+from serve_app.config.deployments import IngressConfig
+from serve_app.config.errors import ConfigError
+from serve_app.config.server import AppConfig, load_config, packaged_configs
 
 DEPLOYMENT: dict[str, Any] = {"name": "a", "models": ["demo-sd"]}
 

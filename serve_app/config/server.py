@@ -12,19 +12,19 @@ from pydantic_core import PydanticCustomError
 from deployments.engine.sampler_names import resolve_sampler
 from deployments.engine.spec import ModelSpec, PartSpec
 from deployments.registry import clashes, known_models
-from serve_app.annotator_config import AnnotatorsConfig
-from serve_app.cache_config import CacheConfig
-from serve_app.config_errors import ConfigError, complaints, nearest
-from serve_app.deployment_config import DeploymentConfig, IngressConfig, Name
+from serve_app.config.annotators import AnnotatorsConfig
+from serve_app.config.cache import CacheConfig
+from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
+from serve_app.config.errors import ConfigError, complaints, nearest
+from serve_app.config.jobs import JobsConfig
+from serve_app.config.secret import Secret
+from serve_app.config.strict import Strict
 from serve_app.idempotency import IdempotencyConfig
-from serve_app.jobs_config import JobsConfig
 from serve_app.limits import LimitsConfig
 from serve_app.logs import LoggingConfig
 from serve_app.redis_tier import RedisConfig
-from serve_app.secret import Secret
-from serve_app.strict import Strict
 
-_PACKAGED = Path(__file__).parent / "configs"
+_PACKAGED = Path(__file__).parent / "packaged"
 
 
 class PartConfig(Strict):
