@@ -34,8 +34,8 @@ from bench.contenders import Outcome, Pipelines, serve_with_engine
 from bench.report import ENGINE, LIKE_BATCHES, ONE_BY_ONE, print_table, print_workload, summary
 from bench.workload import CONTROL, GUIDANCE, STEPS, WORKLOADS
 from deployments.engine.models import LoadedModel, load_model
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 
 DEMO = Path(__file__).parents[1] / "deployments" / "demo_models" / "demo-sd"
 DEMO_CONTROLNET = DEMO.parent / f"controlnet-{CONTROL}"

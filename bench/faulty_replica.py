@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bench.goldens import POISON
-from deployments.engine.events import Event, Progress
+from deployments.engine.protocol.events import Event, Progress
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
 
 FAILING_STARTS = "failing-starts"

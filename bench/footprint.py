@@ -3,7 +3,7 @@
 Why: who sizes a cluster wants to know it before there is a GPU to try. The networks are SD1.5's true ones in fp16, and
 run on fake tensors, so nothing is computed. Attention keeps no matrix of scores, as fused kernels do not. What is not
 counted: the CUDA context (0.5 GiB or so), workspaces of cuDNN, and what the allocator loses between blocks; of that the
-plan keeps a tenth of the memory back (`deployments/engine/memory.py`).
+plan keeps a tenth of the memory back (`deployments/engine/scheduling/memory_plan.py`).
 
     python -m bench.footprint
 
@@ -25,7 +25,7 @@ from transformers import CLIPTextModel
 
 from bench.card import card, print_card
 from bench.checkpoints import SD15, text_config
-from deployments.engine.memory import GIB, RESERVE
+from deployments.engine.scheduling.memory_plan import GIB, RESERVE
 
 GPUS_GIB: Final[Mapping[str, float]] = MappingProxyType({"L4": 22.5, "A100 40 GB": 39.4, "H100 80 GB": 79.2})
 """What the driver leaves of a card's memory."""

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.engine.events import ImageDone
-from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.protocol.events import ImageDone
+from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from deployments.engine.worker import EngineWorker
 
 Pixels = NDArray[np.int16]

@@ -21,7 +21,7 @@ from diffusers import (
 from PIL import Image
 
 from deployments.engine.compositing import composite
-from deployments.engine.inputs import Mask, Picture, Task
+from deployments.engine.protocol.inputs import Mask, Picture, Task
 from deployments.engine.row import Request
 
 _CLASSES: Final[Mapping[tuple[Task, bool], Any]] = MappingProxyType(

@@ -34,7 +34,7 @@ from bench.sd15_meters import Subject
 from bench.sd15_parts import MIXED, PARTS, Part
 from bench.timing import time_boxed
 from deployments.engine.models import load_model
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec
 
 NO_CUDA = "no CUDA device"
 

@@ -20,8 +20,8 @@ from bench.timing import median_ms
 from bench.workload import CONTROL, request
 from deployments.engine.attention import sample_inputs
 from deployments.engine.engine import Engine
-from deployments.engine.events import Event
 from deployments.engine.models import LoadedModel, load_model
+from deployments.engine.protocol.events import Event
 from deployments.engine.row import Request
 
 # A model of one H200 from before the first measurement, all of it exact fp16 with CUDA graphs and fused kernels.

@@ -16,10 +16,10 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 
 from deployments.annotators.edges import detect_edges
-from deployments.engine.inputs import Inputs
-from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import NO_INPUTS, Request
-from deployments.engine.spec import ModelSpec
 from deployments.masks import create_mask
 from deployments.training.demo.world import Scene, draw, random_scene
 

@@ -23,8 +23,8 @@ from typing import Any, Final
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import PARTS
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import PARTS
 
 FILES: Final = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """What a checkpoint in one file may be called."""

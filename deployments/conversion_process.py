@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.errors import ModelLoadError
+from deployments.engine.protocol.errors import ModelLoadError
 
 # What nothing here has a reason for. Loading with `weights_only` runs no code; if it ever does, it meets this.
 _FORBIDDEN: Final = (

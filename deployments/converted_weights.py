@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers.models.auto import modeling_auto
 
 from deployments.engine.device_errors import raise_if_sticky
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.networks import load_network
 from deployments.engine.original_layout import describe
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import PARTS
 from deployments.engine.single_file import (
     FilePart,
     FileScheduler,
@@ -27,7 +28,6 @@ from deployments.engine.single_file import (
     load_file_tokenizer,
     parts_of,
 )
-from deployments.engine.spec import PARTS
 
 # By `_class_name` or `architectures` of a config. Nothing that a config names is imported.
 _NETWORKS: Final[Mapping[str, Any]] = {

@@ -9,10 +9,10 @@ import torch
 
 from deployments.annotators.models import fetch_annotator
 from deployments.annotators.spec import AnnotatorSpecs
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.models import fetch_model
 from deployments.engine.parts import pick_dtype
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import ModelSpec
 
 FIRST_PAUSE_S: Final = 10.0
 

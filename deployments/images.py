@@ -7,8 +7,8 @@ from typing import Final, Literal
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import Fit
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Fit
 from deployments.pieces import pixels_only, scattered
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")

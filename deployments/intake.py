@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from deployments.annotators.catalogue import Annotators
-from deployments.engine.errors import EngineError, GenerationFailed, InvalidParameter
-from deployments.engine.events import Event, Refused
-from deployments.engine.inputs import Inputs, Mask, Picture, Uploads
+from deployments.engine.protocol.errors import EngineError, GenerationFailed, InvalidParameter
+from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.inputs import Inputs, Mask, Picture, Uploads
 from deployments.engine.row import Request
 from deployments.freed_memory import FreedMemory
 from deployments.images import decode, decode_layer, resize

@@ -9,10 +9,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from deployments.annotators.spec import AnnotatorSpecs, sources
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.hub import wanted_files
 from deployments.engine.parts import wants_half
-from deployments.engine.spec import PARTS, ModelSpec, PartSpec, as_part
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, as_part
 from deployments.fetching import Hosted
 
 _WITHOUT_WEIGHTS: Final = ("tokenizer", "scheduler")

@@ -6,7 +6,7 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from deployments.engine.errors import InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as shares of width and height in [0, 1]."""

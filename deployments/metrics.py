@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from deployments.engine.counters import Counters
-from deployments.engine.latencies import Phase
-from deployments.engine.report import EngineReport, ModelReport
+from deployments.engine.protocol.counters import Counters
+from deployments.engine.protocol.latencies import Phase
+from deployments.engine.protocol.report import EngineReport, ModelReport
 
 DURATIONS_S: Final = tuple(2.0**power for power in range(-7, 10))
 """8 ms to 512 s: the upper bounds of duration histograms. Powers of two, so that no sample changes its side."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
-from deployments.engine.events import Event, Finished, Refused
-from deployments.engine.report import EngineReport
+from deployments.engine.protocol.events import Event, Finished, Refused
+from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from deployments.intake import Intake
 from deployments.metrics import engine_samples
 from deployments.pace import Pace

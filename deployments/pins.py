@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.spec import PartSpec
 
 
 @dataclass(frozen=True, slots=True)

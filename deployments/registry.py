@@ -9,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import ModelSpec, PartSpec, as_part, single_file
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part, single_file
 from deployments.pins import PINS, convert_command, pinned
 
 # Of a hub's repository that is given without a commit: loading refuses, and says where to pin. A branch name would let

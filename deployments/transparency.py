@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import MaskAlpha
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import MaskAlpha
 from deployments.images import over
 
 # Pixels along the edge of a stroke are neither.

@@ -1,8 +1,8 @@
 """Darkroom's front: `DiffusionService` in a plain Python process, and the HTTP application over it. No torch here."""
 
-from deployments.engine.errors import EngineError
-from deployments.engine.params import ControlSettings, GenerationParams
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.spec import ModelSpec
 from serve_app.image_processor import ImageProcessor
 from serve_app.result import Result
 from serve_app.service import DiffusionService

@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.annotators.spec import AnnotatorSpecs
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
 from deployments.serve_log import speak_through_serve

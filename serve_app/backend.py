@@ -4,10 +4,10 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from deployments.engine.events import Event
-from deployments.engine.report import EngineReport
+from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Backend(Protocol):
         """What this process has done about lost replicas: `replays`, `quarantined`, `quarantine_refusals`."""
 
     def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events (see `deployments.engine.events`). Closing the generator early cancels the request."""
+        """The request's events (`deployments.engine.protocol.events`). Closing the generator early cancels the request."""
 
     async def cancel(self, name: str, tenant: str) -> bool:
         """Ends that tenant's requests of this name, whoever asked for them; each is told `Refused` with `Cancelled`.

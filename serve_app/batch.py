@@ -14,9 +14,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 
-from deployments.engine.errors import Cancelled, DeadlineExceeded, EngineError, Overloaded
-from deployments.engine.events import Event, Progress
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.errors import Cancelled, DeadlineExceeded, EngineError, Overloaded
+from deployments.engine.protocol.events import Event, Progress
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.row import part_of
 from serve_app.cancellation import Word
 from serve_app.result import Prepared, Result

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments.engine.errors import InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter
 from serve_app.client import POLL_SECONDS, DarkroomClient, DarkroomError, ServedEntry
 from serve_app.commands import EXIT_INTERRUPTED, EXIT_USAGE, HERE, Priority, Url, failed
 from serve_app.making import check_url

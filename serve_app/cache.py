@@ -12,9 +12,9 @@ from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Mappin
 from contextlib import aclosing
 from typing import Any, Final
 
-from deployments.engine.events import Event, Finished, ImageDone, Timings
+from deployments.engine.protocol.events import Event, Finished, ImageDone, Timings
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from deployments.metrics import CACHE_BYTES, CACHE_ERRORS, CACHE_REQUESTS, CACHE_SAVED, Sample
 from serve_app.cache_entry import Entry
 from serve_app.cache_memory import MemoryTier

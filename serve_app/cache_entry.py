@@ -10,7 +10,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, Timings
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Timings
 from serve_app.fingerprints import Fingerprint
 
 # Change it with any change of the layout or of the header.

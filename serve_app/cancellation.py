@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
-from deployments.engine.errors import Cancelled
-from deployments.engine.events import Event, Finished, Refused
+from deployments.engine.protocol.errors import Cancelled
+from deployments.engine.protocol.events import Event, Finished, Refused
 from deployments.engine.row import Request, is_part_of
 from serve_app.tasks import end
 

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
-from deployments.engine.errors import ModelLoadError
+from deployments.engine.protocol.errors import ModelLoadError
 from deployments.registry import check_source
 from serve_app import batch_commands, commands, key_commands, launcher
 from serve_app.commands import EXIT_USAGE, failed

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import httpx
 
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import GenerationParams
 from serve_app.served import DarkroomError, ServedEntry, ServedImage, error_of, failure_of
 
 __all__ = ["DarkroomClient", "DarkroomError", "ServedEntry", "ServedImage", "ServerEvent"]

@@ -8,9 +8,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from deployments.engine.errors import EngineError, InvalidParameter
-from deployments.engine.inputs import MaskAlpha, Uploads
-from deployments.engine.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.errors import EngineError, InvalidParameter
+from deployments.engine.protocol.inputs import MaskAlpha, Uploads
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from serve_app import making
 from serve_app.client import API_KEY_VARIABLE
 from serve_app.config.errors import ConfigError, complaints

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from deployments.engine.counters import Counters, total
-from deployments.engine.latencies import PHASES, Durations, Histogram, Phase, together
-from deployments.engine.report import EngineReport, ModelReport
+from deployments.engine.protocol.counters import Counters, total
+from deployments.engine.protocol.latencies import PHASES, Durations, Histogram, Phase, together
+from deployments.engine.protocol.report import EngineReport, ModelReport
 
 _PERCENTS = (50, 90, 99)
 

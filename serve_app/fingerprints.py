@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deployments.engine.inputs import Mask, Picture
-from deployments.engine.numerics import NUMERICS_VERSION
-from deployments.engine.params import SERVICE_FIELDS
+from deployments.engine.protocol.inputs import Mask, Picture
+from deployments.engine.protocol.numerics import NUMERICS_VERSION
+from deployments.engine.protocol.params import SERVICE_FIELDS
+from deployments.engine.protocol.spec import ModelSpec, as_part
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec, as_part
 
 # The prompt has the style in it. The seed is kept apart: a caller that gave none gets another with each try.
 _NOT_THE_WORK: Final = {"seed", "style_preset", *SERVICE_FIELDS}

@@ -13,8 +13,8 @@ from contextvars import Context
 from dataclasses import replace
 from functools import partial
 
-from deployments.engine.errors import Cancelled
-from deployments.engine.events import Accepted, Event, Finished, Progress, Refused
+from deployments.engine.protocol.errors import Cancelled
+from deployments.engine.protocol.events import Accepted, Event, Finished, Progress, Refused
 from serve_app.replays import Delivered, loss_of
 from serve_app.tasks import end
 

@@ -12,8 +12,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from deployments.annotators.catalogue import Annotators
 from deployments.annotators.edges import HIGH, LOW, detect_edges
 from deployments.annotators.models import DEMO_ANNOTATORS
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import Fit, MaskAlpha
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Fit, MaskAlpha
 from deployments.images import decode_layer, over_white, resize, to_layer, to_rgb
 from deployments.masks import Box, create_mask
 from deployments.transparency import mask_of

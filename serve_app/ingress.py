@@ -18,11 +18,11 @@ from ray.exceptions import ActorUnavailableError, RayActorError, WorkerCrashedEr
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.errors import EngineError, EngineLost, EngineStopped, Overloaded
-from deployments.engine.events import Event, Finished, Refused
-from deployments.engine.report import EngineReport
+from deployments.engine.protocol.errors import EngineError, EngineLost, EngineStopped, Overloaded
+from deployments.engine.protocol.events import Event, Finished, Refused
+from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from deployments.replica_port import stay_on_loopback
 from serve_app.backend import BackendReport
 from serve_app.redis_tier import RedisTier

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.params import GenerationParams
 from serve_app.config.strict import Strict
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]

@@ -7,7 +7,7 @@ from contextlib import aclosing, suppress
 from contextvars import Context
 from typing import Any, Final
 
-from deployments.engine.errors import Overloaded
+from deployments.engine.protocol.errors import Overloaded
 from serve_app.batch import Batch, Outcome
 from serve_app.config.jobs import JobsConfig
 from serve_app.job import Document, Job

@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
-from deployments.engine.errors import Overloaded
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.params import GenerationParams
 from serve_app.config.jobs import JobsConfig
 from serve_app.job import Document, Job
 from serve_app.job_memory import JobMemory

@@ -17,7 +17,7 @@ from typing import Final, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from deployments.engine.params import Priority
+from deployments.engine.protocol.params import Priority
 from serve_app.config.deployments import Name
 from serve_app.config.errors import ConfigError, complaints
 from serve_app.config.secret import Secret

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
-from deployments.engine.errors import EngineError, EngineStopped, ModelLoadError
-from deployments.engine.events import Event, Refused
+from deployments.engine.protocol.errors import EngineError, EngineStopped, ModelLoadError
+from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.spec import ModelSpec, with_native_size
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec, with_native_size
 from deployments.intake import Intake
 from deployments.registry import check_source, clashes
 from serve_app.backend import BackendReport

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from deployments.engine import events as engine_events
-from deployments.engine.errors import EngineError, InvalidParameter, UnknownModel
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import GenerationParams, OutputFormat
+from deployments.engine.protocol import events as engine_events
+from deployments.engine.protocol.errors import EngineError, InvalidParameter, UnknownModel
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import GenerationParams, OutputFormat
 from serve_app.client import DarkroomClient, DarkroomError, ServedImage, ServerEvent
 from serve_app.config.errors import nearest
 from serve_app.config.server import AppConfig

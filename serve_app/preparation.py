@@ -4,11 +4,11 @@ import secrets
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from deployments.engine.errors import InvalidParameter, UnknownModel
-from deployments.engine.inputs import Task, Uploads
-from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
+from deployments.engine.protocol.inputs import Task, Uploads
+from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from serve_app.result import Prepared
 from serve_app.styles import expand
 from serve_app.uploads import check_uploads, sized_like

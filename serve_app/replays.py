@@ -22,8 +22,8 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from deployments.engine.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
-from deployments.engine.events import Accepted, Event, ImageDone, ImageFailed, Preview, Refused
+from deployments.engine.protocol.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
+from deployments.engine.protocol.events import Accepted, Event, ImageDone, ImageFailed, Preview, Refused
 from deployments.engine.row import Request
 from serve_app.fingerprints import canonical, hash_of, work_of
 from serve_app.shared_quarantine import SharedQuarantine

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from deployments.engine.events import ImageDone, ImageFailed, Source, Timings
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.events import ImageDone, ImageFailed, Source, Timings
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.row import Request
 from deployments.images import to_layer
 

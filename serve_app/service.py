@@ -14,11 +14,11 @@ from PIL import Image
 from deployments.annotators.catalogue import NO_NETWORKS
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
-from deployments.engine.errors import EngineError, EngineStopped
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Refused, Source
-from deployments.engine.inputs import Fit, MaskAlpha, Uploads
-from deployments.engine.params import ControlSettings, GenerationParams
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import EngineError, EngineStopped
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Refused, Source
+from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import COUNTS, DOOR_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
 from serve_app.backend import Backend, BackendReport
@@ -149,7 +149,7 @@ class DiffusionService:
         previews: int = 0,
         request_id: str | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """The request's events (see `deployments.engine.events`). Closing the generator early cancels the request."""
+        """The request's events (`deployments.engine.protocol.events`). Closing the generator early cancels the request."""
         prepared = await self.prepare(params, uploads=uploads, previews=previews, request_id=request_id)
         async with aclosing(self.run(prepared)) as events:
             async for event in events:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from deployments.engine.errors import Overloaded
-from deployments.engine.events import Event, Refused
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.events import Event, Refused
 
 BELIEVED_S: Final = 0.25
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, Final, Literal
 
-from deployments.engine.errors import Cancelled
-from deployments.engine.events import Event, Finished, ImageDone, ImageFailed, Refused
-from deployments.engine.latencies import Durations, Recorder, together
+from deployments.engine.protocol.errors import Cancelled
+from deployments.engine.protocol.events import Event, Finished, ImageDone, ImageFailed, Refused
+from deployments.engine.protocol.latencies import Durations, Recorder, together
 from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
 from serve_app.figures import windows_ms
 

@@ -2,10 +2,10 @@
 
 from math import sqrt
 
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import MAX_SIDE, MIN_SIDE, SIZE_STEP, GenerationParams
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, SIZE_STEP, GenerationParams
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.images import Header, read_header
 from deployments.masks import MASK_TYPES
 

@@ -17,22 +17,22 @@ MODELS_SIDE = [path for path in SOURCES if path.is_relative_to(ROOT / "deploymen
 TORCH = {"torch", "torchvision", "diffusers", "transformers", "safetensors", "tokenizers", "xformers"}
 SERVING = {"ray", "fastapi", "starlette", "uvicorn", "httpx", "requests", "aiohttp"}
 TORCH_FREE_ENGINE = (
-    "params",
-    "errors",
-    "events",
+    "protocol/params",
+    "protocol/errors",
+    "protocol/events",
     "heartbeat",
-    "inputs",
+    "protocol/inputs",
     "locked",
-    "numerics",
+    "protocol/numerics",
     "row",
-    "running",
-    "queue",
-    "share",
-    "spec",
+    "scheduling/running",
+    "scheduling/queue",
+    "scheduling/bucket_share",
+    "protocol/spec",
     "original_configs",
     "original_layout",
     "safetensors_header",
-    "sampler_names",
+    "protocol/sampler_names",
     "prompts",
 )
 DOOR = {"worker.py", "mailbox.py"}

@@ -102,7 +102,7 @@ from diffusers.utils import logging as of_diffusers
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging as of_transformers
 from deployments.engine.models import load_model
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec
 
 def state():
     bars = of_diffusers.is_progress_bar_enabled(), of_transformers.is_progress_bar_enabled()

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from deployments import images, pieces
-from deployments.engine import params, prompts
+from deployments.engine import prompts
+from deployments.engine.protocol import params
 from serve_app import cli, local_cluster, ray_environment, request_head
 from serve_app.api import body, forms, sse, upload_budget, validation
 from serve_app.config.server import AppConfig

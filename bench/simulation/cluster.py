@@ -11,9 +11,9 @@ from bench.simulation.controller import Controller
 from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Finish, Job, Usage
 from bench.simulation.trace import Kind, Trace
-from deployments.engine.errors import Overloaded
+from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.row import Request
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.scheduling.cost_model import StepCosts
 
 KEPT_S: Final = 60.0
 """How long a machine stays after its replica has left (the default of Ray's cluster autoscaler)."""

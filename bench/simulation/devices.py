@@ -11,7 +11,7 @@ from typing import Final
 
 from deployments.engine.padding import padded_size, powers_of_two
 from deployments.engine.row import Bucket
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.scheduling.cost_model import StepCosts
 
 MODEL: Final = "sd15"
 

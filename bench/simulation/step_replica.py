@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from bench.simulation.decoder import Decoder
 from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Finish, Job, Row, Usage
-from deployments.engine.queue import Queue
 from deployments.engine.row import Bucket, Request, Ticket
-from deployments.engine.share import DeviceShare
-from deployments.engine.step_costs import StepCosts
-from deployments.engine.turns import Arrival
+from deployments.engine.scheduling.bucket_share import DeviceShare
+from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.fair_order import Arrival
+from deployments.engine.scheduling.queue import Queue
 
 NEVER = math.inf
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.simulation.devices import BUCKETS, Device
-from deployments.engine.admission import evaluations
-from deployments.engine.params import GenerationParams, Priority
+from deployments.engine.protocol.params import GenerationParams, Priority
 from deployments.engine.row import Bucket, Request
+from deployments.engine.scheduling.admission import evaluations
 
 PATIENCE: Final = 5.0
 """A request is served well within so many times what it takes alone on an idle replica (as in AlpaServe, 2023)."""

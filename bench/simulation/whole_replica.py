@@ -8,8 +8,8 @@ import math
 
 from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Finish, Job, Usage
-from deployments.engine.errors import Overloaded
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.scheduling.cost_model import StepCosts
 
 NEVER = math.inf
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from deployments.annotators.edges import detect_edges
 from deployments.annotators.spec import AnnotatorSpec, AnnotatorSpecs, DepthSpec, PoseSpec, SegmentationSpec
-from deployments.engine.errors import (
+from deployments.engine.protocol.errors import (
     EngineError,
     EngineLost,
     GenerationFailed,
@@ -16,7 +16,7 @@ from deployments.engine.errors import (
     ModelLoadError,
     Overloaded,
 )
-from deployments.engine.inputs import Picture
+from deployments.engine.protocol.inputs import Picture
 
 log = logging.getLogger(__name__)
 

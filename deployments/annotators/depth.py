@@ -7,8 +7,8 @@ from transformers import AutoModelForDepthEstimation
 
 from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
 from deployments.annotators.spec import DepthSpec
-from deployments.engine.errors import NumericalFailure
-from deployments.engine.inputs import Picture
+from deployments.engine.protocol.errors import NumericalFailure
+from deployments.engine.protocol.inputs import Picture
 
 
 class DepthAnnotator:

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from deployments.engine.inputs import Picture
+from deployments.engine.protocol.inputs import Picture
 
 LOW, HIGH = 100, 200
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForObjectDetection, VitPoseForPoseEstimation
 from deployments.annotators.networks import Network, load_network
 from deployments.annotators.skeleton import JOINTS, THRESHOLD, Person, draw_skeleton
 from deployments.annotators.spec import PoseSpec
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.inputs import Picture
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.inputs import Picture
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels, as COCO has it."""

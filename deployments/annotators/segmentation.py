@@ -10,8 +10,8 @@ from transformers import AutoModelForSemanticSegmentation
 from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
 from deployments.annotators.palette import ADE20K
 from deployments.annotators.spec import SegmentationSpec
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.inputs import Picture
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.inputs import Picture
 
 _TITLE: Final = "annotator 'segmentation'"
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.annotators.palette import Rgb
-from deployments.engine.inputs import Picture
+from deployments.engine.protocol.inputs import Picture
 
 Person = NDArray[np.floating[Any]]
 """[18, 3]: x and y in pixels, score in [0, 1], in the order of `JOINTS`."""

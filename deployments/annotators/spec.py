@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deployments.annotators.skeleton import THRESHOLD
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.spec import PartSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import diffusers
 
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.inputs import PipelineKind
 from deployments.engine.intact import read_config
-from deployments.engine.sampler_names import SamplerNotLinear
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.inputs import PipelineKind
+from deployments.engine.protocol.sampler_names import SamplerNotLinear
+from deployments.engine.protocol.spec import INDEX
 from deployments.engine.schedule_compiler import Scheduler
-from deployments.engine.spec import INDEX
 
 CONFIG: Final = "scheduler_config.json"
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.engine.inputs import Mask, Picture
+from deployments.engine.protocol.inputs import Mask, Picture
 
 
 def repainted(mask: Mask) -> NDArray[np.bool_]:

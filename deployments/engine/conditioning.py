@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.engine.errors import InvalidParameter
 from deployments.engine.prompts import parse_weighted
+from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.tokens import TextTokenizer
 
 

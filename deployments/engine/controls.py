@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.engine.inputs import Picture
 from deployments.engine.padding import pad, padded_size
 from deployments.engine.pictures import unit_pixels
+from deployments.engine.protocol.inputs import Picture
 
 # In guess mode the early, wide maps are trusted least (Zhang's own figures, as in diffusers).
 _GUESS_FROM, _GUESS_TO = -1.0, 0.0

@@ -18,13 +18,13 @@ from torch import Tensor
 from deployments.engine.compositing import composite
 from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky, telling_device_lost
 from deployments.engine.device_memory import DeviceMemory
-from deployments.engine.errors import DoesNotFit, EngineError, GenerationFailed, NumericalFailure
 from deployments.engine.heartbeat import Heartbeat
-from deployments.engine.inputs import Picture
-from deployments.engine.memory import MemoryPlan
 from deployments.engine.models import LoadedModel
-from deployments.engine.params import OutputFormat
+from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed, NumericalFailure
+from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.params import OutputFormat
 from deployments.engine.row import Request, Row
+from deployments.engine.scheduling.memory_plan import MemoryPlan
 
 log = logging.getLogger(__name__)
 

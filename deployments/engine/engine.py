@@ -10,11 +10,15 @@ from typing import Final
 
 import torch
 
-from deployments.engine.admission import Admission
 from deployments.engine.decode import Decoded, Decoder
 from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky, telling_device_lost
 from deployments.engine.device_memory import CpuMemory, DeviceMemory
-from deployments.engine.errors import (
+from deployments.engine.ledger import Ledger
+from deployments.engine.models import LoadedModel
+from deployments.engine.padding import powers_of_two
+from deployments.engine.prepare import begin_row, check, fitted, prepare
+from deployments.engine.previews import previews
+from deployments.engine.protocol.errors import (
     DeadlineExceeded,
     EngineError,
     GenerationFailed,
@@ -22,17 +26,13 @@ from deployments.engine.errors import (
     Overloaded,
     UnknownModel,
 )
-from deployments.engine.events import Event, Preview, Refused
-from deployments.engine.ledger import Ledger
-from deployments.engine.models import LoadedModel
-from deployments.engine.padding import powers_of_two
-from deployments.engine.prepare import begin_row, check, fitted, prepare
-from deployments.engine.previews import previews
+from deployments.engine.protocol.events import Event, Preview, Refused
 from deployments.engine.row import Bucket, Request, Row, Ticket
-from deployments.engine.running import Running
-from deployments.engine.share import DeviceShare
+from deployments.engine.scheduling.admission import Admission
+from deployments.engine.scheduling.bucket_share import DeviceShare
+from deployments.engine.scheduling.fair_order import Arrival
+from deployments.engine.scheduling.running import Running
 from deployments.engine.stepper import Moved, Stepper
-from deployments.engine.turns import Arrival
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deployments.engine.inputs import PipelineKind
+from deployments.engine.protocol.inputs import PipelineKind
 
 _SCALE = 1000.0
 _MAX_PERIOD = 10_000.0

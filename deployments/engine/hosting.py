@@ -14,9 +14,9 @@ from deployments.engine.attention import sample_inputs
 from deployments.engine.decode import decode_latents
 from deployments.engine.device_errors import DeviceLost, is_out_of_memory, raise_if_sticky, telling_device_lost
 from deployments.engine.engine import Engine
-from deployments.engine.errors import EngineError, EngineLost, ModelLoadError
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.models import LoadedModel
+from deployments.engine.protocol.errors import EngineError, EngineLost, ModelLoadError
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import INDEX
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import INDEX
 from deployments.engine.weight_files import choose_weights, no_weights, of_weights
 
 _PLAIN: Final = (".json", ".txt")

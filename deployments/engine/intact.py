@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.errors import ModelLoadError
+from deployments.engine.protocol.errors import ModelLoadError
 
 _GIT_LFS: Final = b"version https://git-lfs"
 _PAGES: Final = (b"<!doctype", b"<html", b"<?xml")

@@ -4,13 +4,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from deployments.engine.counters import Counters, total
-from deployments.engine.errors import EngineError
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
-from deployments.engine.forecast import Estimate
-from deployments.engine.latencies import PhaseRecorder
 from deployments.engine.ongoing import Ongoing
+from deployments.engine.protocol.counters import Counters, total
+from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.row import Request, Row
+from deployments.engine.scheduling.forecast import Estimate
 
 
 class Ledger:

@@ -5,7 +5,7 @@ import logging
 import threading
 from collections import deque
 
-from deployments.engine.events import Event, Progress
+from deployments.engine.protocol.events import Event, Progress
 
 log = logging.getLogger(__name__)
 

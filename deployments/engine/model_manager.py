@@ -11,10 +11,10 @@ from torch import nn
 
 from deployments.engine.attention import AttentionChoice
 from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky
-from deployments.engine.errors import ModelLoadError, UnknownModel
 from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.parts import Parts, size_of
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import ModelLoadError, UnknownModel
+from deployments.engine.protocol.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from deployments.engine.attention import AttentionChoice, adopt_attention, choose_attention
 from deployments.engine.conditioning import PromptEncoder
 from deployments.engine.controls import ControlNet
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.guidance_embedding import embedding_width
 from deployments.engine.hub import locate
-from deployments.engine.inputs import PipelineKind, Task
 from deployments.engine.part_fit import check_controlnet, check_parts
 from deployments.engine.parts import PartFolder, Parts, is_half, size_of
 from deployments.engine.pictures import PictureEncoder
 from deployments.engine.pipeline_index import check_pipeline
 from deployments.engine.prompt_keys import PromptKeys
-from deployments.engine.sampler_names import resolve_sampler
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.inputs import PipelineKind, Task
+from deployments.engine.protocol.sampler_names import resolve_sampler
+from deployments.engine.protocol.spec import INDEX, PARTS, ModelSpec, PartSpec, as_part, single_file, with_native_size
 from deployments.engine.samplers import PipelineSamplers
 from deployments.engine.single_file import (
     FilePart,
@@ -32,7 +33,6 @@ from deployments.engine.single_file import (
     parts_of,
     vae_file,
 )
-from deployments.engine.spec import INDEX, PARTS, ModelSpec, PartSpec, as_part, single_file, with_native_size
 from deployments.engine.vocabulary import check_vocabulary, load_tokenizer
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from torch import nn
 from deployments.engine.config_keys import ANY_NETWORK, NETWORKS
 from deployments.engine.config_rules import check_class, check_config
 from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.intact import read_config
+from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.reading import reading_weights
 from deployments.engine.weight_files import DIFFUSERS, TRANSFORMERS, check_weights, choose_weights, first, no_weights
 

@@ -7,9 +7,9 @@ from typing import Final
 from torch import Tensor
 
 from deployments.engine.controls import Control
-from deployments.engine.events import Timings
 from deployments.engine.pictures import Posterior
 from deployments.engine.prompt_keys import Prompt
+from deployments.engine.protocol.events import Timings
 from deployments.engine.row import Request
 from deployments.engine.samplers import Schedule
 

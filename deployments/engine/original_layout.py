@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.original_configs import Family, PredictionType
+from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.safetensors_header import Header, read_header
 
 UNET: Final = "model.diffusion_model."

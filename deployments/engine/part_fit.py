@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deployments.engine.errors import ModelLoadError
+from deployments.engine.protocol.errors import ModelLoadError
 
 
 def check_parts(title: str, unet: Any, vae: Any, text_encoder: Any) -> None:

@@ -15,8 +15,8 @@ from transformers import CLIPTextModel
 
 from deployments.engine.checkpoint_scheduler import SavedScheduler, read_scheduler
 from deployments.engine.controls import ControlNet
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.networks import check_finite, load_network
+from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.samplers import PipelineSamplers
 from deployments.engine.single_file import FilePart, FileScheduler, file_fingerprint, load_file_part
 

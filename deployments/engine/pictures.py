@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from deployments.engine.compositing import repainted
-from deployments.engine.inputs import Mask, Picture
 from deployments.engine.latents import draw_noise
+from deployments.engine.protocol.inputs import Mask, Picture
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.intact import read_config
-from deployments.engine.spec import INDEX
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import INDEX
 
 PIPELINES: Final = (
     "StableDiffusionPipeline",

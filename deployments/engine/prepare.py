@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from deployments.engine.controls import Control
-from deployments.engine.errors import InvalidParameter
 from deployments.engine.guidance_embedding import embed_guidance, tells_guidance
-from deployments.engine.inputs import Inputs
 from deployments.engine.latents import Blend, draw_noise, initial_state
 from deployments.engine.models import LoadedModel
 from deployments.engine.ongoing import Given, Ongoing
-from deployments.engine.params import GenerationParams
 from deployments.engine.pictures import Posterior, latent_mask
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.sampler_names import SamplerNotLinear
 from deployments.engine.row import Bucket, Request, Row
-from deployments.engine.sampler_names import SamplerNotLinear
 
 
 def check(request: Request, model: LoadedModel) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from deployments.engine.errors import InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter
 
 BRACKET_FACTOR: Final = 1.1
 MAX_WEIGHT: Final = 10.0

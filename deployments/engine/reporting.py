@@ -1,12 +1,12 @@
 """Looks at an engine from another thread, and says what it sees."""
 
-from deployments.engine.admission import Admission
 from deployments.engine.engine import Engine
-from deployments.engine.latencies import PhaseRecorder
 from deployments.engine.ledger import Ledger
-from deployments.engine.memory import Kind
-from deployments.engine.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.protocol.latencies import PhaseRecorder
+from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
 from deployments.engine.row import Bucket
+from deployments.engine.scheduling.admission import Admission
+from deployments.engine.scheduling.memory_plan import Kind
 
 
 def report_of(engine: Engine, ready: bool) -> EngineReport:

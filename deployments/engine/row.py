@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from deployments.engine.inputs import Inputs, PipelineKind, Uploads
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.inputs import Inputs, PipelineKind, Uploads
+from deployments.engine.protocol.params import GenerationParams
 
 if TYPE_CHECKING:
     import torch

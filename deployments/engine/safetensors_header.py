@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.intact import check_intact
+from deployments.engine.protocol.errors import ModelLoadError
 
 _LARGEST: Final = 100_000_000
 """Bytes; safetensors' own bound."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deployments.engine.sampler_names import SamplerNotLinear
+from deployments.engine.protocol.sampler_names import SamplerNotLinear
 from deployments.engine.schedule_compiler import (
     OUT_TERMS,
     X_TERMS,

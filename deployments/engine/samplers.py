@@ -16,10 +16,9 @@ from torch import Tensor
 
 from deployments.engine.checkpoint_scheduler import CONFIG, SavedScheduler, corrections
 from deployments.engine.device_errors import raise_if_sticky
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import PipelineKind
-from deployments.engine.sampler_check import compare
-from deployments.engine.sampler_names import (
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import PipelineKind
+from deployments.engine.protocol.sampler_names import (
     CHECKPOINT,
     SAMPLERS,
     Sampler,
@@ -27,6 +26,7 @@ from deployments.engine.sampler_names import (
     own_sampler,
     resolve_sampler,
 )
+from deployments.engine.sampler_check import compare
 from deployments.engine.schedule_compiler import OUT_TERMS, X_TERMS, Schedule, Scheduler, compile_schedule
 
 __all__ = [

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deployments.engine.sampler_names import SamplerNotLinear
+from deployments.engine.protocol.sampler_names import SamplerNotLinear
 
 X_TERMS, OUT_TERMS = 4, 4
 

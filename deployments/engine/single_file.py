@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from deployments.engine.clip_tokenizer import clip_tokenizer
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.original_configs import VAE
 from deployments.engine.original_layout import CLIP, OPEN_CLIP, UNET, VAE_PREFIXES, SingleFile
+from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.safetensors_header import Header, read_header
 from deployments.engine.vocabulary import load_tokenizer
 from deployments.engine.weight_files import first

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.admission import Admission
-from deployments.engine.counters import Counters
 from deployments.engine.denoise import StepResult, denoise_step
 from deployments.engine.device_errors import DeviceLost, is_out_of_memory, raise_if_sticky
 from deployments.engine.device_memory import Meter
-from deployments.engine.errors import DoesNotFit, EngineError, GenerationFailed
 from deployments.engine.models import LoadedModel
 from deployments.engine.padding import padded_size
+from deployments.engine.protocol.counters import Counters
+from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed
 from deployments.engine.row import Bucket, Row
+from deployments.engine.scheduling.admission import Admission
 
 log = logging.getLogger(__name__)
 

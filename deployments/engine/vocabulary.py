@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from transformers import CLIPTokenizer
 
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.intact import check_intact, read_config
+from deployments.engine.protocol.errors import ModelLoadError
 
 _CLASSES: Final = ("CLIPTokenizer", "CLIPTokenizerFast")
 _WORD_END: Final = "</w>"

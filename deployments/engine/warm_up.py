@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 
 from deployments.engine.engine import Engine
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.events import Event, ImageFailed, Refused
-from deployments.engine.inputs import Inputs, Picture
 from deployments.engine.models import LoadedModel
-from deployments.engine.params import ControlSettings, GenerationParams, effective_params
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.events import Event, ImageFailed, Refused
+from deployments.engine.protocol.inputs import Inputs, Picture
+from deployments.engine.protocol.params import ControlSettings, GenerationParams, effective_params
+from deployments.engine.protocol.sampler_names import SAMPLERS, resolve_sampler
 from deployments.engine.row import Request
-from deployments.engine.sampler_names import SAMPLERS, resolve_sampler
 
 log = logging.getLogger(__name__)
 

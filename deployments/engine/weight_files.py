@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.intact import read_config
+from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.safetensors_header import Tensor, read_header
 
 SUFFIX: Final = ".safetensors"

@@ -13,7 +13,12 @@ import torch
 from deployments.engine.device_errors import DeviceLost, telling_device_lost
 from deployments.engine.device_memory import memory_of
 from deployments.engine.engine import QUEUE_LIMIT, Engine
-from deployments.engine.errors import (
+from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.hosting import Inbox, connect, load
+from deployments.engine.mailbox import Mailbox
+from deployments.engine.model_manager import DiffusionModelManager
+from deployments.engine.parts import pick_device, pick_dtype
+from deployments.engine.protocol.errors import (
     Cancelled,
     EngineError,
     EngineLost,
@@ -22,16 +27,11 @@ from deployments.engine.errors import (
     ModelLoadError,
     Overloaded,
 )
-from deployments.engine.events import Event, Finished, Refused
-from deployments.engine.heartbeat import Heartbeat
-from deployments.engine.hosting import Inbox, connect, load
-from deployments.engine.mailbox import Mailbox
-from deployments.engine.model_manager import DiffusionModelManager
-from deployments.engine.parts import pick_device, pick_dtype
-from deployments.engine.report import EngineReport, Load
+from deployments.engine.protocol.events import Event, Finished, Refused
+from deployments.engine.protocol.report import EngineReport, Load
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.reporting import load_of, report_of
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from deployments.engine.warm_up import warm_up
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from typing import Any, NotRequired
 # pydantic refuses `typing.TypedDict` before Python 3.12.
 from typing_extensions import TypedDict
 
-from deployments.engine.events import ImageDone, ImageFailed, Timings
-from deployments.engine.params import PICTURE_FIELDS, SERVICE_FIELDS, GenerationParams
+from deployments.engine.protocol.events import ImageDone, ImageFailed, Timings
+from deployments.engine.protocol.params import PICTURE_FIELDS, SERVICE_FIELDS, GenerationParams
 from serve_app.result import Result
 
 

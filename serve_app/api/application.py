@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from deployments.engine.errors import EngineError
+from deployments.engine.protocol.errors import EngineError
 from serve_app.api import batch, caching, doors, jobs, listings, ops, requests
 from serve_app.api.access_log import AccessLog
 from serve_app.api.authentication import Authentication

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field, ValidationError
 
-from deployments.engine.errors import EngineError
-from deployments.engine.params import GenerationParams, Priority, StrictFields, normalise_fields
+from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
 from serve_app.api import examples
 from serve_app.api.body import read_json_object
 from serve_app.api.caching import as_controlled, cache_control

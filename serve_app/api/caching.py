@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 
-from deployments.engine.events import Source
-from deployments.engine.params import CacheUse, GenerationParams
+from deployments.engine.protocol.events import Source
+from deployments.engine.protocol.params import CacheUse, GenerationParams
 from serve_app.api.errors import Problem
 from serve_app.api.examples import failure
 from serve_app.api.ops import Service

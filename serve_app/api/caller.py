@@ -5,7 +5,7 @@ from typing import Final, get_args
 
 from fastapi import Request
 
-from deployments.engine.params import GenerationParams, Priority
+from deployments.engine.protocol.params import GenerationParams, Priority
 from serve_app.api.errors import Fault, Problem, pointer_to
 from serve_app.keys import Scope
 from serve_app.limits import NO_LIMITS, Limits

@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 from fastapi import Request, Response
 
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.answers import answer_of, server_timing
 from serve_app.api.caching import as_controlled, cache_control, told
 from serve_app.api.caller import caller_of

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final, cast, get_args
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BeforeValidator
 
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import Fit, MaskAlpha, Uploads
-from deployments.engine.params import ControlSettings
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
+from deployments.engine.protocol.params import ControlSettings
 from serve_app.api import examples
 from serve_app.api.answers import Answer
 from serve_app.api.body import read_json_object

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.engine.errors import (
+from deployments.engine.protocol.errors import (
     Cancelled,
     DeadlineExceeded,
     DoesNotFit,

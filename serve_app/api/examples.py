@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from deployments.engine.params import PICTURE_FIELDS, GenerationParams
+from deployments.engine.protocol.params import PICTURE_FIELDS, GenerationParams
 from deployments.masks import MASK_TYPES
 
 _FIELDS: Mapping[str, str] = MappingProxyType(

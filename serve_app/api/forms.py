@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.params import GenerationParams
-from deployments.engine.texts import check_name
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.texts import check_name
 from serve_app.api.body import check_content_headers, parse_json_object, read_body
 from serve_app.api.errors import Fault, Problem, pointer_to
 from serve_app.api.multipart import Part, parts_of

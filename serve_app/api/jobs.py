@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from deployments.engine.errors import EngineError
+from deployments.engine.protocol.errors import EngineError
 from serve_app.api.batch import JobsHere
 from serve_app.api.caller import caller_of
 from serve_app.api.errors import Problem, problem_of

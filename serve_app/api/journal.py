@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from deployments.engine.events import Timings
+from deployments.engine.protocol.events import Timings
 from serve_app.stats import Outcome
 
 # What nginx logs for it. The answer reaches nobody.

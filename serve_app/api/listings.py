@@ -5,8 +5,8 @@ from typing import Any, Final
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from deployments.engine.params import GenerationParams
-from deployments.engine.sampler_names import CHECKPOINT, SAMPLERS
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
 from serve_app.api.ops import Service, health_answer
 from serve_app.styles import STYLES
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fastapi import Request, Response
 
-from deployments.engine.errors import EngineError
+from deployments.engine.protocol.errors import EngineError
 from serve_app.api.caller import caller_of
 from serve_app.api.errors import Problem, problem_of
 from serve_app.idempotency import Idempotency, InProgress, Reused

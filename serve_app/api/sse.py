@@ -17,8 +17,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from deployments.engine.errors import EngineStopped
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, Refused
+from deployments.engine.protocol.errors import EngineStopped
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Refused
 from serve_app.api.caching import told
 from serve_app.api.departure import while_client_stays
 from serve_app.api.errors import internal_error

@@ -4,8 +4,8 @@ import base64
 from dataclasses import replace
 from typing import Any
 
-from deployments.engine.errors import EngineError
-from deployments.engine.events import (
+from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.events import (
     Accepted,
     Event,
     Finished,

@@ -5,7 +5,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.engine.errors import Overloaded
+from deployments.engine.protocol.errors import Overloaded
 from serve_app.api.body import CLOSE, announced_bytes
 from serve_app.api.errors import problem_of
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from deployments.engine.params import MAX_SIDE, MIN_SIDE, ControlSettings, GenerationParams
+from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, ControlSettings, GenerationParams
 from serve_app.api.errors import Fault, Problem, pointer_to
 
 # What other servers call our fields.

@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from deployments.annotators.models import ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.spec import PartSpec
 from serve_app.config.errors import nearest
 from serve_app.config.strict import Strict
 

@@ -9,8 +9,8 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ModelSpec, PartSpec
+from deployments.engine.protocol.sampler_names import resolve_sampler
+from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.cache import CacheConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deployments.annotators.spec import sources
-from deployments.engine.spec import sources_of
+from deployments.engine.protocol.spec import sources_of
 from deployments.pins import convert_command
 from serve_app.config.server import AppConfig
 from serve_app.kubernetes.manifests import Manifests, PodTemplate

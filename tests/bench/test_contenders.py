@@ -8,9 +8,9 @@ import pytest
 
 from bench.contenders import Pipelines, largest_difference, serve_with_engine
 from bench.workload import mixed, text
-from deployments.engine.errors import EngineError
 from deployments.engine.models import LoadedModel
-from deployments.engine.params import ControlSettings
+from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.params import ControlSettings
 from deployments.engine.row import Request
 
 

@@ -12,8 +12,8 @@ from bench.contenders import Outcome
 from bench.engine import RANDOM, compare, main
 from bench.report import ENGINE, LIKE_BATCHES, ONE_BY_ONE, summary
 from bench.workload import WORKLOADS, text
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 
 SPEC = ModelSpec("any", "nowhere", native_size=64)
 

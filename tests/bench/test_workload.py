@@ -7,9 +7,9 @@ from statistics import mean
 import pytest
 
 from bench.workload import GUIDANCE, KINDS, SAMPLERS, STEPS, WEIGHTS, WORKLOADS, kind_of, like, mixed, request, text
-from deployments.engine.inputs import Picture
+from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 
 SPEC = ModelSpec("any", "nowhere", native_size=64)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import ModelSpec, PartSpec
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.fetching import fetch
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 

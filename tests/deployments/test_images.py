@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.engine.errors import InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter
 from deployments.images import MAX_PIXELS, decode, read_header, resize, to_rgb
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 from deployments import intake as intake_module
 from deployments.annotators.catalogue import Annotators
 from deployments.annotators.spec import DepthSpec
-from deployments.engine.errors import GenerationFailed, InvalidParameter, ModelLoadError, Overloaded
-from deployments.engine.events import Accepted, Event, Refused
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.errors import GenerationFailed, InvalidParameter, ModelLoadError, Overloaded
+from deployments.engine.protocol.events import Accepted, Event, Refused
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.spec import PartSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import PartSpec
 from deployments.intake import Intake, take_in
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_depth

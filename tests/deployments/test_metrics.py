@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from deployments import metrics
-from deployments.engine.counters import Counters
-from deployments.engine.latencies import PhaseRecorder
-from deployments.engine.report import EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.protocol.counters import Counters
+from deployments.engine.protocol.latencies import PhaseRecorder
+from deployments.engine.protocol.report import EngineReport, Load, MemoryReport, ModelReport
 from deployments.metrics import BATCH_SIZE, IMAGES, MEMORY, QUEUE_DEPTH, Metric, Sample, engine_samples
 from deployments.ray_metrics import RayMetrics
 

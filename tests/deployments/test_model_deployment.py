@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deployments.engine.events import Accepted, Event, Finished, Progress, Refused, Timings
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import GenerationParams
-from deployments.engine.report import EngineReport, Load
+from deployments.engine.protocol.events import Accepted, Event, Finished, Progress, Refused, Timings
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.report import EngineReport, Load
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from deployments.engine.worker import EngineWorker
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from tests.deployments.engine.tiny import save_tiny_checkpoint
@@ -145,7 +145,7 @@ def test_the_engine_is_stopped_with_the_replica(replica: ModelReplica, worker: F
 LOSES_ITS_DEVICE = """
 import asyncio, sys
 from deployments.engine.device_errors import DeviceLost
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ModelSpec, PartSpec, as_part, sources_of
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.sampler_names import resolve_sampler
+from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part, sources_of
 from deployments.pins import PINS, pinned
 from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, check_source, clashes, known_models
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from deployments.annotators.catalogue import Annotators
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import MaskAlpha, Uploads
-from deployments.engine.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import MaskAlpha, Uploads
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.row import Request
 from deployments.images import decode, decode_layer
 from deployments.intake import take_in

@@ -15,7 +15,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["PIL", "deployments.images", "deployments.pieces"]):
-    from deployments.engine.errors import InvalidParameter
+    from deployments.engine.protocol.errors import InvalidParameter
     from deployments.images import decode, read_header
 
 from tests.hostile import pictures

@@ -17,9 +17,9 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
-from deployments.engine.errors import EngineError
-from deployments.engine.events import Event, Refused
 from deployments.engine.prompts import parse_weighted
+from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.events import Event, Refused
 from deployments.engine.row import Request
 from deployments.intake import Intake
 from serve_app.api import body

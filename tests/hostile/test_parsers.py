@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.params import GenerationParams
 from deployments.engine.prompts import MAX_WEIGHT, parse_weighted
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.body import announced_bytes, check_content_headers, parse_json_object
 from serve_app.api.errors import Problem
 from serve_app.api.forms import read_form

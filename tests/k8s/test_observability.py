@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deployments import metrics
-from deployments.engine import errors
+from deployments.engine.protocol import errors
 from deployments.metrics import Metric
 from serve_app.kubernetes.dashboard import PANELS, dashboard
 from serve_app.local_cluster import APP_NAME

@@ -8,11 +8,20 @@ import httpx
 from PIL import Image
 from starlette.types import ASGIApp
 
-from deployments.engine.counters import Counters
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused, Timings
-from deployments.engine.report import EngineReport, ModelReport
+from deployments.engine.protocol.counters import Counters
+from deployments.engine.protocol.events import (
+    Accepted,
+    Event,
+    Finished,
+    ImageDone,
+    ImageFailed,
+    Progress,
+    Refused,
+    Timings,
+)
+from deployments.engine.protocol.report import EngineReport, ModelReport
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
 
 TINY = ModelSpec(

@@ -12,13 +12,13 @@ from PIL import Image
 from ray import serve
 
 from deployments.annotators.spec import AnnotatorSpecs, DepthSpec
-from deployments.engine.errors import EngineError, InvalidParameter, ModelLoadError, Overloaded
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, Refused, Timings
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import ControlSettings, GenerationParams
-from deployments.engine.report import EngineReport
+from deployments.engine.protocol.errors import EngineError, InvalidParameter, ModelLoadError, Overloaded
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Refused, Timings
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec, PartSpec
 from deployments.engine.worker import EngineWorker
 from serve_app.app import build_app, model_deployment
 from serve_app.config.server import AppConfig, load_config, packaged_configs

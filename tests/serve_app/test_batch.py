@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.errors import (
+from deployments.engine.protocol.errors import (
     Cancelled,
     DeadlineExceeded,
     NumericalFailure,
     Overloaded,
 )
-from deployments.engine.events import Accepted, Finished, Progress, Refused
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.events import Accepted, Finished, Progress, Refused
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from serve_app import batch as batches
 from serve_app.batch import Batch, Outcome
 from serve_app.result import Result, decoded

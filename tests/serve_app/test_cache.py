@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deployments.engine.errors import EngineStopped, NumericalFailure, Overloaded
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, Timings
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.errors import EngineStopped, NumericalFailure, Overloaded
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Timings
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import GenerationParams
 from serve_app.cache import ResultCache
 from serve_app.config.cache import CacheConfig
 from serve_app.fingerprints import Fingerprint

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.events import ImageDone
+from deployments.engine.protocol.events import ImageDone
 from serve_app.cache_entry import BadEntry, Entry, packed, unpacked
 from serve_app.fingerprints import Fingerprint
 

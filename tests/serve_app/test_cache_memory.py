@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.events import ImageDone
+from deployments.engine.protocol.events import ImageDone
 from serve_app.cache_entry import Entry
 from serve_app.cache_memory import MemoryTier
 from serve_app.fingerprints import Fingerprint

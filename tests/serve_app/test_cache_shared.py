@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from bench.redis_server import RedisServer, redis_server
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.params import GenerationParams
 from serve_app import cache_shared
 from serve_app.cache import ResultCache
 from serve_app.cache_entry import packed, unpacked

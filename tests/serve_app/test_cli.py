@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from deployments.engine.errors import EngineError, InvalidParameter
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.errors import EngineError, InvalidParameter
+from deployments.engine.protocol.params import GenerationParams
 from serve_app import launcher, making
 from serve_app.api.application import create_api
 from serve_app.cli import app

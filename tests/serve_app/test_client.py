@@ -12,9 +12,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from deployments.engine.errors import NumericalFailure, Overloaded
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.errors import NumericalFailure, Overloaded
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from serve_app.api.application import create_api
 from serve_app.client import DarkroomClient, DarkroomError
 from serve_app.config.jobs import JobsConfig

@@ -15,10 +15,10 @@ from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmen
 from typer.testing import CliRunner, Result
 
 from deployments import conversion, converted_weights
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.models import fetch_model
 from deployments.engine.parts import PartFolder, Parts
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import ModelSpec
 from serve_app.cli import app
 from tests.deployments.engine.original import original_checkpoint, write
 from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet

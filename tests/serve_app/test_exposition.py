@@ -10,11 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from prometheus_client.samples import Sample as Read
 
 from deployments import metrics
-from deployments.engine.counters import Counters
-from deployments.engine.errors import Overloaded
-from deployments.engine.events import Timings
-from deployments.engine.latencies import PhaseRecorder
-from deployments.engine.report import EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.protocol.counters import Counters
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.events import Timings
+from deployments.engine.protocol.latencies import PhaseRecorder
+from deployments.engine.protocol.report import EngineReport, Load, MemoryReport, ModelReport
 from deployments.metrics import BATCH_SIZE, DURATIONS_S, IMAGES, QUEUE_WAIT, READY, Metric, Sample, engine_samples
 from serve_app.backend import BackendReport
 from serve_app.build import darkroom_version

@@ -3,10 +3,10 @@
 import json
 from collections import Counter
 
-from deployments.engine.counters import Counters
-from deployments.engine.events import Timings
-from deployments.engine.latencies import PhaseRecorder
-from deployments.engine.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.protocol.counters import Counters
+from deployments.engine.protocol.events import Timings
+from deployments.engine.protocol.latencies import PhaseRecorder
+from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
 from serve_app.figures import engine_figures
 
 

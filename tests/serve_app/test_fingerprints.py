@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import SERVICE_FIELDS, ControlSettings, GenerationParams
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import SERVICE_FIELDS, ControlSettings, GenerationParams
+from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec, PartSpec
 from serve_app import fingerprints
 from serve_app.fingerprints import Fingerprint, fingerprint_of
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.errors import Cancelled, EngineStopped, GenerationFailed
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
+from deployments.engine.protocol.errors import Cancelled, EngineStopped, GenerationFailed
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
 from serve_app.flights import Flights
 from tests.serve_app.fakes import until
 

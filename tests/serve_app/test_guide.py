@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image, ImageChops
 
-from deployments.engine.errors import UnknownModel
+from deployments.engine.protocol.errors import UnknownModel
 from serve_app import DiffusionService, GenerationParams, ModelSpec
 from serve_app.local_backend import LocalBackend
 

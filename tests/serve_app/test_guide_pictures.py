@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from deployments.annotators.spec import DepthSpec
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.spec import PartSpec
 from serve_app import DiffusionService, GenerationParams, ImageProcessor, ModelSpec
 
 GUIDES_NAME = "runwayml/stable-diffusion-v1-5"

@@ -12,9 +12,9 @@ from deployments.annotators.catalogue import Annotator, Annotators
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.palette import ADE20K
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import Picture
-from deployments.engine.spec import ModelSpec, PartSpec
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from serve_app import DiffusionService, ImageProcessor
 from tests.serve_app.fakes import FakeBackend
 

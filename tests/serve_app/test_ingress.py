@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedE
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.engine.errors import (
+from deployments.engine.protocol.errors import (
     EngineLost,
     EngineStopped,
     GenerationFailed,
@@ -18,11 +18,11 @@ from deployments.engine.errors import (
     Overloaded,
     Quarantined,
 )
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
-from deployments.engine.params import GenerationParams
-from deployments.engine.report import EngineReport
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from serve_app.backend import BackendReport
 from serve_app.ingress import HandleBackend, Route, as_engine_error
 

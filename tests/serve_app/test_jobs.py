@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from bench.redis_server import RedisServer, redis_server
-from deployments.engine.errors import Overloaded
-from deployments.engine.events import Accepted
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.events import Accepted
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from serve_app.api.entries import entry_document
 from serve_app.config.jobs import JobsConfig
 from serve_app.job import Job

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.errors import EngineStopped, ModelLoadError
-from deployments.engine.events import Event
-from deployments.engine.params import GenerationParams
-from deployments.engine.report import EngineReport
+from deployments.engine.protocol.errors import EngineStopped, ModelLoadError
+from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from serve_app.local_backend import LocalBackend
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import TINY, success

@@ -9,10 +9,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.errors import EngineLost, EngineStopped, GenerationFailed, InvalidParameter, Quarantined
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
-from deployments.engine.inputs import Inputs, Uploads
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.errors import (
+    EngineLost,
+    EngineStopped,
+    GenerationFailed,
+    InvalidParameter,
+    Quarantined,
+)
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
+from deployments.engine.protocol.inputs import Inputs, Uploads
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.row import Request
 from serve_app.replays import QUARANTINE_SECONDS, QUARANTINE_SIZE, Replays, fingerprint
 from tests.serve_app.fakes import until

@@ -9,11 +9,11 @@ from contextlib import aclosing
 import pytest
 from PIL import Image
 
-from deployments.engine.errors import NumericalFailure, Overloaded, UnknownModel
-from deployments.engine.events import Accepted, Finished
-from deployments.engine.inputs import Uploads
-from deployments.engine.params import ControlSettings, GenerationParams
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import NumericalFailure, Overloaded, UnknownModel
+from deployments.engine.protocol.events import Accepted, Finished
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.spec import ModelSpec
 from serve_app import preparation
 from serve_app.backend import BackendReport
 from serve_app.preparation import with_seed

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench.redis_server import RedisServer, redis_server
-from deployments.engine.errors import GenerationFailed, Quarantined
-from deployments.engine.events import Event, Refused
+from deployments.engine.protocol.errors import GenerationFailed, Quarantined
+from deployments.engine.protocol.events import Event, Refused
 from serve_app import shared_quarantine
 from serve_app.redis_tier import RedisTier
 from serve_app.replays import QUARANTINE_SECONDS, Replays

@@ -2,8 +2,8 @@
 
 import pytest
 
-from deployments.engine.errors import InvalidParameter, Overloaded
-from deployments.engine.events import Accepted, Refused
+from deployments.engine.protocol.errors import InvalidParameter, Overloaded
+from deployments.engine.protocol.events import Accepted, Refused
 from serve_app.shedding import BELIEVED_S, REMEMBERED, Shedding
 
 FULL = Refused("r1", Overloaded("the queue is full", 3.0))

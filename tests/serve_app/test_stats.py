@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import pytest
 
-from deployments.engine.errors import Overloaded
-from deployments.engine.events import Accepted, Event, Finished, Refused, Timings
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.events import Accepted, Event, Finished, Refused, Timings
 from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
 from serve_app.stats import Statistics
 

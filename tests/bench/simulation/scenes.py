@@ -9,7 +9,7 @@ from bench.simulation.cluster import Replica
 from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Job
 from bench.simulation.trace import Kind
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.row import Bucket, Request
 
 SMALL = Bucket("sd15", 512, 512)

@@ -7,10 +7,10 @@ import pytest
 from bench.contenders import serve_with_engine
 from bench.simulation.step_replica import Host, StepReplica
 from bench.simulation.trace import Kind
-from deployments.engine.errors import Overloaded
 from deployments.engine.models import LoadedModel
 from deployments.engine.padding import powers_of_two
-from deployments.engine.params import effective_params
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.params import effective_params
 from deployments.engine.row import Bucket, Request
 from tests.bench.simulation.scenes import DECODE, LARGE, PREPARE, SMALL, STEP, device, kind, stage
 

@@ -4,7 +4,7 @@ import pytest
 
 from bench.simulation.trace import Kind
 from bench.simulation.whole_replica import WholeReplica
-from deployments.engine.errors import Overloaded
+from deployments.engine.protocol.errors import Overloaded
 from tests.bench.simulation.scenes import DECODE, PREPARE, STEP, device, kind, stage
 
 

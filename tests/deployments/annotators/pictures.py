@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deployments.engine.inputs import Picture
+from deployments.engine.protocol.inputs import Picture
 
 
 def patches(width: int = 90, height: int = 68, seed: int = 0) -> Picture:

@@ -13,8 +13,14 @@ from deployments.annotators import catalogue
 from deployments.annotators.catalogue import Annotator, Annotators
 from deployments.annotators.edges import detect_edges
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
-from deployments.engine.errors import EngineLost, GenerationFailed, InvalidParameter, ModelLoadError, Overloaded
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.errors import (
+    EngineLost,
+    GenerationFailed,
+    InvalidParameter,
+    ModelLoadError,
+    Overloaded,
+)
+from deployments.engine.protocol.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_pose, save_tiny_segmenter
 

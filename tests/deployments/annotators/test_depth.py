@@ -11,9 +11,9 @@ from transformers import AutoModelForDepthEstimation, DPTImageProcessorPil, GLPN
 from deployments.annotators.depth import DepthAnnotator, stretched
 from deployments.annotators.networks import WORKING_PIXELS
 from deployments.annotators.spec import DepthSpec
-from deployments.engine.errors import NumericalFailure
-from deployments.engine.inputs import Picture
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.errors import NumericalFailure
+from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_inverse_depth
 

@@ -7,8 +7,8 @@ import pytest
 
 from deployments.annotators.models import ANNOTATORS, DEMO_ANNOTATORS, check_annotator
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, sources
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import PartSpec
 
 HUB = {name: spec for name, spec in ANNOTATORS.items() if not name.startswith("demo-")}
 PINNED = PartSpec("maker/network", "0" * 40)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, SegformerModel
 
 from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
-from deployments.engine.errors import InvalidParameter, ModelLoadError
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
+from deployments.engine.protocol.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_pose, save_tiny_segmenter
 from tests.deployments.engine.hub_server import COMMIT, REPOSITORY, serving
@@ -40,8 +40,8 @@ FETCH = """
 import sys, torch
 from transformers import AutoModelForSemanticSegmentation
 from deployments.annotators.networks import load_network
-from deployments.engine.spec import PartSpec
-from deployments.engine.errors import ModelLoadError
+from deployments.engine.protocol.spec import PartSpec
+from deployments.engine.protocol.errors import ModelLoadError
 
 weights = PartSpec(sys.argv[1], sys.argv[2])
 try:

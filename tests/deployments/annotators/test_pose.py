@@ -13,8 +13,8 @@ from deployments.annotators.networks import Network, load_network
 from deployments.annotators.pose import KEYPOINTS, MOST_PEOPLE, PersonDetector, PoseAnnotator, to_openpose
 from deployments.annotators.skeleton import COLOURS, JOINTS
 from deployments.annotators.spec import PoseSpec
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_detector, save_tiny_pose
 

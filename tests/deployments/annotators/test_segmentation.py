@@ -9,9 +9,9 @@ import torch
 from deployments.annotators.palette import ADE20K
 from deployments.annotators.segmentation import SegmentationAnnotator
 from deployments.annotators.spec import SegmentationSpec
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.inputs import Picture
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_segmenter
 

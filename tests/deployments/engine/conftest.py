@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deployments.engine.models import LoadedModel, load_model
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec
 from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
 
 

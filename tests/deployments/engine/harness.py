@@ -15,12 +15,12 @@ from PIL import Image
 
 from bench.pipelines import arguments, as_answered, pipeline_class
 from deployments.engine.engine import Engine
-from deployments.engine.events import Event, ImageDone
-from deployments.engine.inputs import Inputs
 from deployments.engine.models import LoadedModel
-from deployments.engine.params import GenerationParams, effective_params
+from deployments.engine.protocol.events import Event, ImageDone
+from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
 from deployments.engine.row import NO_INPUTS, Request
-from deployments.engine.sampler_names import CHECKPOINT, SAMPLERS
 
 E = TypeVar("E")
 

@@ -15,10 +15,10 @@ from transformers import CLIPTextConfig
 
 from deployments.engine.config_keys import CONTROLNET, NETWORKS, TEXT_ENCODER, UNET, VAE
 from deployments.engine.config_rules import check_config
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.parts import Parts
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.tokens import TextTokenizer
 from deployments.engine.vocabulary import load_tokenizer
 from tests.deployments.engine.changes import halves, learnt_tokens, pickled, rewrite, spoilt_first, without_first

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from deployments.engine.conditioning import CacheStats, PromptEncoder, emphasise, repeat_to
-from deployments.engine.errors import InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter
 from tests.deployments.engine.tiny import WIDTH, tiny_tokenizer, tiny_unet
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deployments.engine.device_errors import DeviceLost, is_out_of_memory, is_sticky, raise_if_sticky
-from deployments.engine.errors import GenerationFailed
+from deployments.engine.protocol.errors import GenerationFailed
 
 HINT = (
     "\nSearch for `cudaError' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more "

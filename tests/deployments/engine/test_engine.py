@@ -14,8 +14,16 @@ import torch
 from deployments.engine import engine as engine_module
 from deployments.engine import stepper as stepper_module
 from deployments.engine.engine import Engine
-from deployments.engine.errors import GenerationFailed, InvalidParameter, NumericalFailure, Overloaded, UnknownModel
-from deployments.engine.events import (
+from deployments.engine.models import LoadedModel
+from deployments.engine.prompt_keys import Prompt
+from deployments.engine.protocol.errors import (
+    GenerationFailed,
+    InvalidParameter,
+    NumericalFailure,
+    Overloaded,
+    UnknownModel,
+)
+from deployments.engine.protocol.events import (
     Accepted,
     Event,
     Finished,
@@ -25,11 +33,9 @@ from deployments.engine.events import (
     Progress,
     Refused,
 )
-from deployments.engine.inputs import Inputs, Picture
-from deployments.engine.models import LoadedModel
-from deployments.engine.prompt_keys import Prompt
-from deployments.engine.sampler_names import SAMPLERS
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.protocol.inputs import Inputs, Picture
+from deployments.engine.protocol.sampler_names import SAMPLERS
+from deployments.engine.scheduling.cost_model import StepCosts
 from tests.deployments.engine.harness import Tape, difference, pixels_of, reference_image, request_for, run
 
 CROWD: tuple[dict[str, Any], ...] = (

@@ -22,12 +22,12 @@ from deployments.engine.decode import Decoder
 from deployments.engine.device_errors import DeviceLost
 from deployments.engine.device_memory import CpuMemory
 from deployments.engine.engine import Engine
-from deployments.engine.errors import DoesNotFit, EngineError, EngineLost, Overloaded
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Refused
 from deployments.engine.heartbeat import Heartbeat
-from deployments.engine.inputs import Inputs
 from deployments.engine.models import LoadedModel
 from deployments.engine.pictures import PictureEncoder
+from deployments.engine.protocol.errors import DoesNotFit, EngineError, EngineLost, Overloaded
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Refused
+from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.row import Bucket, Request
 from deployments.engine.worker import EngineWorker
 from tests.deployments.engine.harness import request_for

@@ -11,9 +11,9 @@ import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from deployments.engine.guidance_embedding import embed_guidance
-from deployments.engine.inputs import Inputs
 from deployments.engine.models import LoadedModel, load_model
-from deployments.engine.spec import INDEX, ModelSpec
+from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.protocol.spec import INDEX, ModelSpec
 from tests.deployments.engine.harness import difference, reference_image, request_for, run
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 

@@ -16,13 +16,13 @@ from torch import nn
 from deployments.engine import hosting, model_manager, models
 from deployments.engine.attention import TORCH, AttentionChoice
 from deployments.engine.device_errors import DeviceLost
-from deployments.engine.errors import EngineError, EngineLost, ModelLoadError
-from deployments.engine.events import Event, Finished, ImageDone, Progress, Refused
 from deployments.engine.hosting import warm
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.models import LoadedModel, load_model
+from deployments.engine.protocol.errors import EngineError, EngineLost, ModelLoadError
+from deployments.engine.protocol.events import Event, Finished, ImageDone, Progress, Refused
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec
 from deployments.engine.worker import EngineWorker
 from tests.deployments.engine.harness import request_for
 from tests.deployments.engine.tiny import save_tiny_checkpoint

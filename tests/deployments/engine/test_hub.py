@@ -10,18 +10,18 @@ import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.hub import locate, wanted_files
-from deployments.engine.spec import PARTS
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import PARTS
 from tests.deployments.engine.changes import halves
 from tests.deployments.engine.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 LOAD = """
 import sys, torch
-from deployments.engine.errors import ModelLoadError
+from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.models import load_model
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec
 
 spec = ModelSpec("tiny", sys.argv[1], revision=sys.argv[2], native_size=64)
 try:

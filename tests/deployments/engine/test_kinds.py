@@ -8,11 +8,11 @@ import pytest
 
 from deployments.engine import engine as engine_module
 from deployments.engine import previews as previews_module
-from deployments.engine.errors import GenerationFailed
-from deployments.engine.events import ImageFailed, Refused
-from deployments.engine.inputs import Inputs, Mask, Picture
 from deployments.engine.models import LoadedModel
 from deployments.engine.prepare import begin_row
+from deployments.engine.protocol.errors import GenerationFailed
+from deployments.engine.protocol.events import ImageFailed, Refused
+from deployments.engine.protocol.inputs import Inputs, Mask, Picture
 from deployments.engine.row import Request
 from tests.deployments.engine.harness import Tape, difference, reference_image, request_for, run
 

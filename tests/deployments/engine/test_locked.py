@@ -8,12 +8,12 @@ from itertools import cycle
 
 import pytest
 
-from deployments.engine.counters import Counters, total
-from deployments.engine.events import Timings
-from deployments.engine.latencies import PhaseRecorder
-from deployments.engine.memory import MemoryPlan
+from deployments.engine.protocol.counters import Counters, total
+from deployments.engine.protocol.events import Timings
+from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.row import Bucket
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.memory_plan import MemoryPlan
 
 SIZES = (1, 2, 4, 8, 16)
 NATIVE = Bucket("m", 512, 512)

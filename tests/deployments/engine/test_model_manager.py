@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.errors import ModelLoadError, UnknownModel
 from deployments.engine.model_manager import DiffusionModelManager
 from deployments.engine.parts import size_of
-from deployments.engine.spec import ModelSpec, PartSpec
+from deployments.engine.protocol.errors import ModelLoadError, UnknownModel
+from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 CPU = torch.device("cpu")

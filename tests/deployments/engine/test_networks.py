@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.networks import load_network
+from deployments.engine.protocol.errors import ModelLoadError
 from tests.deployments.engine.changes import State
 from tests.deployments.engine.tiny import tiny_text_encoder, tiny_tokenizer
 

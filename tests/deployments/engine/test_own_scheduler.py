@@ -14,14 +14,14 @@ from diffusers import StableDiffusionPipeline
 
 from bench.pipelines import arguments, as_answered, pipeline_class
 from deployments.engine.checkpoint_scheduler import SavedScheduler, corrections
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.events import Refused
-from deployments.engine.inputs import Inputs, PipelineKind
 from deployments.engine.models import LoadedModel, load_model
 from deployments.engine.parts import Parts
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.events import Refused
+from deployments.engine.protocol.inputs import Inputs, PipelineKind
+from deployments.engine.protocol.spec import INDEX, ModelSpec
 from deployments.engine.row import Request
 from deployments.engine.samplers import CHECKPOINT, SAMPLERS, PipelineSamplers
-from deployments.engine.spec import INDEX, ModelSpec
 from tests.deployments.engine.harness import Pixels, difference, request_for, run, use_sampler
 from tests.deployments.engine.schedulers import BETAS, REFUSED, SERVED
 

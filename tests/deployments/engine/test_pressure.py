@@ -15,10 +15,10 @@ import torch
 from deployments.engine.device_errors import DeviceLost
 from deployments.engine.device_memory import CpuMemory, Meter
 from deployments.engine.engine import Engine
-from deployments.engine.errors import DeadlineExceeded, DoesNotFit, NumericalFailure, Overloaded
-from deployments.engine.events import Accepted, Finished, ImageDone, ImageFailed, Progress, Refused
-from deployments.engine.inputs import Inputs
 from deployments.engine.models import LoadedModel
+from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, NumericalFailure, Overloaded
+from deployments.engine.protocol.events import Accepted, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.warm_up import warm_up
 from tests.deployments.engine.harness import Tape, difference, request_for, run
 

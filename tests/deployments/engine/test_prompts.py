@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.errors import InvalidParameter
 from deployments.engine.prompts import Fragment, parse_weighted
+from deployments.engine.protocol.errors import InvalidParameter
 
 PLAIN = st.text(st.characters(exclude_characters="()[]\\:", exclude_categories=["Cs"]), min_size=1)
 SYNTAX = st.lists(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deployments.engine.errors import InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.samplers import (
     CHECKPOINT,
     OUT_TERMS,
@@ -330,7 +330,7 @@ def test_a_start_that_leaves_nothing_is_refused(sampler: str, start: int) -> Non
 
 
 def test_names_need_no_torch() -> None:
-    program = "import sys, deployments.engine.sampler_names; assert 'torch' not in sys.modules"
+    program = "import sys, deployments.engine.protocol.sampler_names; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from bench.pipelines import arguments, as_answered
 from deployments.engine.clip_tokenizer import clip_tokenizer
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.models import LoadedModel, fetch_model, load_model
 from deployments.engine.original_layout import describe
 from deployments.engine.parts import PartFolder, Parts
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import ModelSpec, with_native_size
 from deployments.engine.row import Request
 from deployments.engine.single_file import FilePart, parts_of
-from deployments.engine.spec import ModelSpec, with_native_size
 from deployments.registry import check_source
 from tests.deployments.engine.harness import difference, request_for, run
 from tests.deployments.engine.original import original_checkpoint, original_vae, write

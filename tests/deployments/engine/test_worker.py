@@ -13,7 +13,10 @@ import torch
 
 from deployments.engine.device_errors import DeviceLost
 from deployments.engine.engine import Engine
-from deployments.engine.errors import (
+from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.mailbox import Mailbox
+from deployments.engine.model_manager import DiffusionModelManager
+from deployments.engine.protocol.errors import (
     Cancelled,
     EngineLost,
     EngineStopped,
@@ -22,15 +25,12 @@ from deployments.engine.errors import (
     Overloaded,
     UnknownModel,
 )
-from deployments.engine.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
-from deployments.engine.heartbeat import Heartbeat
-from deployments.engine.latencies import PHASES
-from deployments.engine.mailbox import Mailbox
-from deployments.engine.model_manager import DiffusionModelManager
-from deployments.engine.params import GenerationParams, effective_params
-from deployments.engine.report import Load
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.protocol.latencies import PHASES
+from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.report import Load
+from deployments.engine.protocol.spec import ModelSpec, with_native_size
 from deployments.engine.row import Request
-from deployments.engine.spec import ModelSpec, with_native_size
 from deployments.engine.worker import EngineWorker
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 

@@ -13,7 +13,7 @@ from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput
 from deployments.annotators.catalogue import load
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.spec import PartSpec
 from deployments.training.demo import checkpoint
 from deployments.training.demo.annotators import ANNOTATORS, COCO, joint_spots, train_annotator
 from deployments.training.demo.figure import JOINTS

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry import trace
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.engine.errors import NumericalFailure, Overloaded
+from deployments.engine.protocol.errors import NumericalFailure, Overloaded
 from serve_app.api.application import create_api
 from serve_app.api.caller import Caller
 from serve_app.service import DiffusionService

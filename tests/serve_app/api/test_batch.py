@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.engine.errors import NumericalFailure, Overloaded
-from deployments.engine.events import Accepted, Refused
+from deployments.engine.protocol.errors import NumericalFailure, Overloaded
+from deployments.engine.protocol.events import Accepted, Refused
 from deployments.engine.row import Request
 from serve_app.api.application import create_api
 from serve_app.client import ServerEvent, parse_events

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from bench.redis_server import redis_server
-from deployments.engine.events import Accepted
+from deployments.engine.protocol.events import Accepted
 from serve_app.api.application import create_api
 from serve_app.cache import ResultCache
 from serve_app.client import parse_events

@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from deployments.engine.events import Accepted, Event, Finished, Progress
+from deployments.engine.protocol.events import Accepted, Event, Finished, Progress
 from deployments.engine.row import Request
 from serve_app.api.application import create_api
 from serve_app.cache import ResultCache

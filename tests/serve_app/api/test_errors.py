@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deployments.engine import errors
-from deployments.engine.errors import EngineError, EngineLost, EngineStopped, Overloaded, Quarantined
+from deployments.engine.protocol import errors
+from deployments.engine.protocol.errors import EngineError, EngineLost, EngineStopped, Overloaded, Quarantined
 from serve_app.api.errors import problem_of
 
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from deployments.engine.errors import NumericalFailure
-from deployments.engine.events import Accepted, Refused
+from deployments.engine.protocol.errors import NumericalFailure
+from deployments.engine.protocol.events import Accepted, Refused
 from serve_app.api.application import create_api
 from serve_app.client import ServerEvent, parse_events
 from serve_app.config.jobs import JobsConfig

@@ -6,7 +6,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from deployments.engine.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from tests.serve_app.api.test_hostile import assert_problem
 from tests.serve_app.api.test_hostile_forms import END, FORM, field, file, part, picture
 from tests.serve_app.fakes import PATH, FakeBackend

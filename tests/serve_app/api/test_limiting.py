@@ -13,7 +13,7 @@ import yaml
 from fastapi import FastAPI
 
 from bench.redis_server import redis_server
-from deployments.engine.errors import Overloaded
+from deployments.engine.protocol.errors import Overloaded
 from serve_app.api.application import create_api
 from serve_app.api.limiting import address_of
 from serve_app.config.secret import Secret

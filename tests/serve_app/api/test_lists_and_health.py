@@ -5,9 +5,9 @@ from datetime import datetime
 import httpx
 import pytest
 
-from deployments.engine.errors import ModelLoadError
-from deployments.engine.params import PICTURE_FIELDS, GenerationParams
-from deployments.engine.sampler_names import resolve_sampler
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.params import PICTURE_FIELDS, GenerationParams
+from deployments.engine.protocol.sampler_names import resolve_sampler
 from serve_app.backend import BackendReport
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import PATH, FakeBackend

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from deployments.engine.events import Accepted, Finished, ImageDone
-from deployments.engine.params import GenerationParams
+from deployments.engine.protocol.events import Accepted, Finished, ImageDone
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.row import Request
 from serve_app.api.application import create_api
 from serve_app.api.body import MAX_BODY_BYTES

@@ -13,7 +13,14 @@ import yaml
 from fastapi import Request, Response
 from PIL import Image
 
-from deployments.engine.errors import DoesNotFit, EngineError, EngineStopped, GenerationFailed, Overloaded, Quarantined
+from deployments.engine.protocol.errors import (
+    DoesNotFit,
+    EngineError,
+    EngineStopped,
+    GenerationFailed,
+    Overloaded,
+    Quarantined,
+)
 from serve_app.api.application import create_api
 from serve_app.api.once import once
 from serve_app.config.secret import Secret

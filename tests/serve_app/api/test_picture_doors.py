@@ -9,7 +9,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from deployments.engine.inputs import Uploads
+from deployments.engine.protocol.inputs import Uploads
 from serve_app.api.application import create_api
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import EVENTS, FakeBackend, http

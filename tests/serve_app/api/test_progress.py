@@ -5,9 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.engine.admission import evaluations
-from deployments.engine.events import Accepted, Finished, Progress
+from deployments.engine.protocol.events import Accepted, Finished, Progress
 from deployments.engine.row import Request
+from deployments.engine.scheduling.admission import evaluations
 from serve_app.client import parse_events
 from tests.serve_app.api.test_hostile_forms import picture
 from tests.serve_app.fakes import EVENTS, PATH, TIMINGS, FakeBackend, Step, image

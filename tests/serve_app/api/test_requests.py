@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from deployments.engine.errors import Cancelled
-from deployments.engine.events import Accepted, Refused
+from deployments.engine.protocol.errors import Cancelled
+from deployments.engine.protocol.events import Accepted, Refused
 from serve_app.api.application import create_api
 from serve_app.api.caller import Caller
 from serve_app.client import parse_events

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 import httpx
 import pytest
 
-from deployments.engine.errors import EngineStopped, InvalidParameter, NumericalFailure
-from deployments.engine.events import Accepted, Preview, Refused
+from deployments.engine.protocol.errors import EngineStopped, InvalidParameter, NumericalFailure
+from deployments.engine.protocol.events import Accepted, Preview, Refused
 from serve_app.api import sse
 from serve_app.client import ServerEvent, parse_events
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, failing, refusing, success

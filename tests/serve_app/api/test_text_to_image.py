@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from deployments.engine.errors import EngineStopped, GenerationFailed, NumericalFailure, Overloaded
+from deployments.engine.protocol.errors import EngineStopped, GenerationFailed, NumericalFailure, Overloaded
 from tests.serve_app.fakes import PATH, FakeBackend, failing, refusing
 
 CUP = {"prompt": "a red cup", "seed": 42, "num_inference_steps": 20}

@@ -11,7 +11,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from deployments.annotators.models import ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec
-from deployments.engine.spec import PartSpec
+from deployments.engine.protocol.spec import PartSpec
 from deployments.model_deployment import ModelReplica
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError

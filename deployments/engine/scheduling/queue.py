@@ -18,11 +18,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from time import perf_counter
 from typing import Final
 
-from deployments.engine.errors import Overloaded
-from deployments.engine.lookahead import foreseen
-from deployments.engine.params import Priority
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.params import Priority
 from deployments.engine.row import Bucket, Request, Ticket
-from deployments.engine.turns import PATIENCE, Arrival, Turns
+from deployments.engine.scheduling.fair_order import PATIENCE, Arrival, Turns
+from deployments.engine.scheduling.lookahead import foreseen
 
 GREED: Final = 3
 """A tenant may hold so many times the places that are left free (dynamic thresholds: Choudhury and Hahne, 1998): one

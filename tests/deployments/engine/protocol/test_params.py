@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.params import GenerationParams, effective_params
-from deployments.engine.spec import ModelSpec
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.spec import ModelSpec
 
 SPEC = ModelSpec("m", "nowhere", native_size=512, default_sampler="euler", max_pixels=768 * 768)
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from deployments.engine.errors import Overloaded
-from deployments.engine.params import GenerationParams, Priority
-from deployments.engine.queue import Queue
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.params import GenerationParams, Priority
 from deployments.engine.row import Bucket, Request, Ticket
-from deployments.engine.turns import PATIENCE
+from deployments.engine.scheduling.fair_order import PATIENCE
+from deployments.engine.scheduling.queue import Queue
 
 
 class Clock:

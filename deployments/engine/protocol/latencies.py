@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from deployments.engine.events import Timings
+from deployments.engine.protocol.events import Timings
 
 PER_DOUBLING: Final = 14
 """Buckets between a second and two, two and four, and so on."""

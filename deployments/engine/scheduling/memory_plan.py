@@ -12,8 +12,8 @@ from typing import Final, Literal
 
 from deployments.engine.locked import Locked, locked
 from deployments.engine.padding import padded_size
-from deployments.engine.remembered import make_room
 from deployments.engine.row import Bucket
+from deployments.engine.scheduling.size_limits import make_room
 
 Kind = Literal["denoise", "control", "decode"]
 """A UNet call, by its rows; what ControlNets add to it, by their rows; a VAE call, by its pictures."""

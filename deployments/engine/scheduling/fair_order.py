@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final, NamedTuple
 
-from deployments.engine.params import Priority
+from deployments.engine.protocol.params import Priority
 from deployments.engine.row import Bucket, Request
 
 PATIENCE: Final[Mapping[Priority, float]] = {"high": 0.0, "normal": 30.0, "low": 120.0}

@@ -8,11 +8,11 @@ from math import isqrt
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.errors import ModelLoadError
 from deployments.engine.intact import read_config
 from deployments.engine.original_configs import VAE
 from deployments.engine.original_layout import SingleFile, describe
-from deployments.engine.sampler_names import CHECKPOINT
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.sampler_names import CHECKPOINT
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from deployments.engine.row import Bucket
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.scheduling.cost_model import StepCosts
 
 SIZES = (1, 2, 4, 8, 16)
 SMALL, LARGE, OTHER = Bucket("m", 64, 64), Bucket("m", 128, 128), Bucket("n", 64, 64)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from deployments.engine.counters import Counters
-from deployments.engine.latencies import Durations, Phase
-from deployments.engine.params import Priority
+from deployments.engine.protocol.counters import Counters
+from deployments.engine.protocol.latencies import Durations, Phase
+from deployments.engine.protocol.params import Priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,16 @@ from math import exp
 from time import perf_counter
 
 from deployments.engine.device_memory import DeviceMemory
-from deployments.engine.errors import DeadlineExceeded, DoesNotFit, Overloaded
-from deployments.engine.forecast import Estimate, Work, forecast
-from deployments.engine.memory import MemoryPlan
 from deployments.engine.models import LoadedModel
 from deployments.engine.parts import size_of
-from deployments.engine.queue import Queue
+from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, Overloaded
+from deployments.engine.protocol.sampler_names import SAMPLERS
 from deployments.engine.row import Bucket, Request, Row, Ticket
-from deployments.engine.running import Running
-from deployments.engine.sampler_names import SAMPLERS
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.forecast import Estimate, Work, forecast
+from deployments.engine.scheduling.memory_plan import MemoryPlan
+from deployments.engine.scheduling.queue import Queue
+from deployments.engine.scheduling.running import Running
 
 FORECAST_EVERY_S = 0.25
 

@@ -12,14 +12,14 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.admission import TRAYS, Admission, evaluations
 from deployments.engine.device_memory import Meter
-from deployments.engine.errors import Overloaded
-from deployments.engine.params import GenerationParams, Priority
+from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.params import GenerationParams, Priority
 from deployments.engine.row import Request, Row, Ticket
-from deployments.engine.running import Running
-from deployments.engine.share import WEIGHTS, DeviceShare
-from deployments.engine.turns import LEAD, PATIENCE
+from deployments.engine.scheduling.admission import TRAYS, Admission, evaluations
+from deployments.engine.scheduling.bucket_share import WEIGHTS, DeviceShare
+from deployments.engine.scheduling.fair_order import LEAD, PATIENCE
+from deployments.engine.scheduling.running import Running
 
 SIZES = (2, 4)
 SECONDS = 1.0

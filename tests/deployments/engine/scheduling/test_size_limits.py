@@ -1,9 +1,9 @@
 """Whoever asks for one size after another fills no memory, and what the warm-up has learnt stays."""
 
-from deployments.engine.memory import MemoryPlan
-from deployments.engine.remembered import MOST
 from deployments.engine.row import Bucket
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.memory_plan import MemoryPlan
+from deployments.engine.scheduling.size_limits import MOST
 
 NATIVE = Bucket("m", 512, 512)
 

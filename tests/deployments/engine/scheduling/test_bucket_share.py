@@ -3,7 +3,7 @@
 from collections import Counter
 
 from deployments.engine.row import Bucket
-from deployments.engine.share import DeviceShare
+from deployments.engine.scheduling.bucket_share import DeviceShare
 
 SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)
 COST = {SMALL: 1.0, LARGE: 4.0}

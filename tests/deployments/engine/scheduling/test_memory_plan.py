@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.memory import AFTER_RUNNING_OUT, GIB, RESERVE, MemoryPlan, first_guess
 from deployments.engine.row import Bucket
+from deployments.engine.scheduling.memory_plan import AFTER_RUNNING_OUT, GIB, RESERVE, MemoryPlan, first_guess
 
 SIZES = (1, 2, 4, 8, 16)
 SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)

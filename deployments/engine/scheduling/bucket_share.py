@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from deployments.engine.params import Priority
+from deployments.engine.protocol.params import Priority
 from deployments.engine.row import Bucket
 
 WEIGHTS: Final[Mapping[Priority, int]] = {"low": 1, "normal": 2, "high": 4}

@@ -7,7 +7,7 @@ A request's stream is: one `Accepted` or `Refused`; any number of `Progress` and
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deployments.engine.errors import EngineError
+from deployments.engine.protocol.errors import EngineError
 
 Source = Literal["made", "cache", "shared"]
 

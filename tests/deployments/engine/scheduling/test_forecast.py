@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.forecast import Work, forecast
 from deployments.engine.row import Bucket
-from deployments.engine.share import DeviceShare
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.scheduling.bucket_share import DeviceShare
+from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.forecast import Work, forecast
 
 SIZES = (1, 2, 4, 8)
 SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)

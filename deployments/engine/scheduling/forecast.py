@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.row import Bucket
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.scheduling.cost_model import StepCosts
 
 _DONE: Final = 1e-6
 """Steps that rounding leaves over."""

@@ -11,8 +11,8 @@ from typing import Final
 
 from deployments.engine.locked import Locked, locked
 from deployments.engine.padding import padded_size
-from deployments.engine.remembered import make_room
 from deployments.engine.row import Bucket
+from deployments.engine.scheduling.size_limits import make_room
 
 KEPT: Final = 15
 """Latest measurements of each kind."""

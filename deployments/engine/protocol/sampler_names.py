@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.errors import InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter
 
 Setting = bool | int | str
 

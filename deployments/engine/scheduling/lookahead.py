@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
-from deployments.engine.turns import Arrival, Turn, after
+from deployments.engine.scheduling.fair_order import Arrival, Turn, after
 
 
 def foreseen(waiting: Iterable[Arrival], now: float) -> Iterator[tuple[float, Arrival]]:

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from deployments.engine.errors import InvalidParameter
-from deployments.engine.inputs import Task
-from deployments.engine.sampler_names import resolve_sampler
-from deployments.engine.spec import ModelSpec
-from deployments.engine.texts import check_lines, check_name
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Task
+from deployments.engine.protocol.sampler_names import resolve_sampler
+from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.texts import check_lines, check_name
 
 MAX_SEED = 2**63 - 1
 MIN_SIDE, MAX_SIDE, SIZE_STEP = 64, 2048, 8

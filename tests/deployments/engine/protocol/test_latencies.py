@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.events import Timings
-from deployments.engine.latencies import SLOTS, WINDOWS, Histogram, PhaseRecorder, Recorder, together
+from deployments.engine.protocol.events import Timings
+from deployments.engine.protocol.latencies import SLOTS, WINDOWS, Histogram, PhaseRecorder, Recorder, together
 from deployments.metrics import DURATIONS_S
 
 DURATIONS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=300)
