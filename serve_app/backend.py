@@ -44,7 +44,7 @@ class Backend(Protocol):
         """What this process has done about lost replicas: `replays`, `quarantined`, `quarantine_refusals`."""
 
     def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events (`deployments.engine.protocol.events`). Closing the generator early cancels the request."""
+        """The request's events (`engine.protocol.events`). Closing the generator early cancels the request."""
 
     async def cancel(self, name: str, tenant: str) -> bool:
         """Ends that tenant's requests of this name, whoever asked for them; each is told `Refused` with `Cancelled`.

@@ -13,8 +13,8 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serve_app.api.errors import Problem
-from serve_app.api.request_id import NOSNIFF, request_id_of
+from serve_app.api.middleware.request_id import NOSNIFF, request_id_of
+from serve_app.api.problems import Problem
 from serve_app.ray_environment import head_timeout_s
 from serve_app.request_head import (
     MAX_HEAD_BYTES,

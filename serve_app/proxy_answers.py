@@ -11,8 +11,8 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.errors import Problem, http_problem, internal_error
-from serve_app.api.request_id import NOSNIFF, request_id_of
+from serve_app.api.middleware.request_id import NOSNIFF, request_id_of
+from serve_app.api.problems import Problem, http_problem, internal_error
 
 log = logging.getLogger(__name__)
 

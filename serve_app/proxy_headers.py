@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
-from serve_app.api.request_id import request_id_of
+from serve_app.api.middleware.request_id import request_id_of
 from serve_app.api.trace import HEADER, named_trace_id
 from serve_app.proxy_answers import ProxyAnswers
 from serve_app.proxy_pages import ProxyPages

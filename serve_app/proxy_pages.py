@@ -10,8 +10,8 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.api.errors import http_problem
-from serve_app.api.request_id import NOSNIFF, request_id_of
+from serve_app.api.middleware.request_id import NOSNIFF, request_id_of
+from serve_app.api.problems import http_problem
 
 RAYS_PAGES: Final = "/-/"
 PROBED: Final = "/-/healthz"

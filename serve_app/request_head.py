@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from serve_app.api.errors import Problem
+from serve_app.api.problems import Problem
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the target and all headers, trailers included."""

@@ -149,7 +149,7 @@ class DiffusionService:
         previews: int = 0,
         request_id: str | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """The request's events (`deployments.engine.protocol.events`). Closing the generator early cancels the request."""
+        """The request's events (`engine.protocol.events`). Closing the generator early cancels the request."""
         prepared = await self.prepare(params, uploads=uploads, previews=previews, request_id=request_id)
         async with aclosing(self.run(prepared)) as events:
             async for event in events:

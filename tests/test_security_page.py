@@ -14,7 +14,9 @@ from deployments import images, pieces
 from deployments.engine import prompts
 from deployments.engine.protocol import params
 from serve_app import cli, local_cluster, ray_environment, request_head
-from serve_app.api import body, forms, sse, upload_budget, validation
+from serve_app.api.middleware import upload_budget
+from serve_app.api.parsing import body, forms, validation
+from serve_app.api.responses import event_stream
 from serve_app.config.server import AppConfig
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +36,7 @@ MIB = 2**20
         f"| time for the headers | {ray_environment.HEAD_TIMEOUT_S:g} s | `{ray_environment.HEAD_TIMEOUT_VARIABLE}` |",
         f"| time for a body | {body.READ_SECONDS:g} s, and its length at "
         f"{body.SLOWEST_BYTES_PER_SECOND // 1024} KiB/s |",
-        f"| time for taking a stream's next event | {sse.WRITE_SECONDS:g} s |",
+        f"| time for taking a stream's next event | {event_stream.WRITE_SECONDS:g} s |",
         f"| keys of a JSON object | {body.MAX_KEYS} |",
         f"| lists and objects of a body | {body.MAX_CONTAINERS:,} |",
         f"| faults that an answer lists | {validation.MAX_FAULTS}, and",

@@ -13,22 +13,22 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from deployments.engine.protocol.errors import EngineError
-from serve_app.api import batch, caching, doors, jobs, listings, ops, requests
-from serve_app.api.access_log import AccessLog
-from serve_app.api.authentication import Authentication
-from serve_app.api.body import MAX_BODY_BYTES
-from serve_app.api.entries import entry_document
-from serve_app.api.errors import Problem, http_problem, problem_of
-from serve_app.api.forms import MAX_UPLOAD_BYTES
-from serve_app.api.garbage import collect_seldom
-from serve_app.api.journal import CLIENT_LEFT
-from serve_app.api.limiting import Limiting
-from serve_app.api.memory import Memory
-from serve_app.api.methods import Methods
-from serve_app.api.own_pages import OwnPages
-from serve_app.api.request_id import RequestIdMiddleware
-from serve_app.api.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
-from serve_app.api.validation import fault_of, invalid
+from serve_app.api.garbage_collection import collect_seldom
+from serve_app.api.middleware.access_log import AccessLog
+from serve_app.api.middleware.authentication import Authentication
+from serve_app.api.middleware.host_check import OwnPages
+from serve_app.api.middleware.memory import Memory
+from serve_app.api.middleware.methods import Methods
+from serve_app.api.middleware.rate_limiting import Limiting
+from serve_app.api.middleware.request_id import RequestIdMiddleware
+from serve_app.api.middleware.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
+from serve_app.api.parsing.body import MAX_BODY_BYTES
+from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
+from serve_app.api.parsing.validation import fault_of, invalid
+from serve_app.api.problems import Problem, http_problem, problem_of
+from serve_app.api.request_record import CLIENT_LEFT
+from serve_app.api.responses.batch_entries import entry_document
+from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadata, operations
 from serve_app.build import darkroom_version
 from serve_app.config.jobs import JobsConfig
 from serve_app.hosts import Hosts
@@ -44,13 +44,13 @@ log = logging.getLogger(__name__)
 NO_SETTINGS: Final = JobsConfig()
 
 _ROUTERS: Final = (
-    doors.router,
-    batch.router,
+    generate.router,
+    batches.router,
     jobs.router,
-    requests.router,
-    listings.router,
-    caching.router,
-    ops.router,
+    cancel.router,
+    metadata.router,
+    cache.router,
+    operations.router,
 )
 
 DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising steps."
@@ -73,7 +73,7 @@ def create_api(
     """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
 
     All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
-    Each request is a line in the log of `serve_app.api.access_log`, with its prompt if `log_prompts`.
+    Each request is a line in the log of `serve_app.api.middleware.access_log`, with its prompt if `log_prompts`.
     Without `keys` nobody is asked for one; without `hosts` it is served under any name, to any page; without `limits`
     there are none; without `idempotency`, answers that have an Idempotency-Key are kept in this process, up to a
     default size. Jobs are kept on `shelf`, or else in this process.

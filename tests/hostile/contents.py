@@ -4,7 +4,7 @@ import json
 from typing import Final
 
 from tests.hostile.rows import DIFFUSION, Row, asked, got, headed, said
-from tests.serve_app.api.test_hostile import BODIES, FIELDS
+from tests.serve_app.api.parsing.test_hostile import BODIES, FIELDS
 
 MODEL: Final = (404, "model_not_found", "model_name")
 TYPE: Final = (422, "wrong_type")

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["PIL", "deployments.images", "deploymen
     from deployments.images import decode, read_header
 
 from tests.hostile import pictures
-from tests.serve_app.api.test_hostile_forms import END
+from tests.serve_app.api.parsing.test_hostile_forms import END
 
 SECONDS_PER_INPUT = 10
 MEMORY_MB = 2048

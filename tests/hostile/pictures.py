@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.deployments.test_images import file_of, gradient, png_claiming, turned
 from tests.hostile.rows import DIFFUSION, IMAGE_DOOR, Headers, Row, said
 from tests.hostile.wire import request
-from tests.serve_app.api.test_hostile_forms import END, FORM, FORMS, field, file, part
+from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, FORMS, field, file, part
 
 TYPED: Final[Headers] = tuple(FORM.items())
 FIELD: Final = "invalid_parameter"

@@ -22,8 +22,8 @@ from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Refused
 from deployments.engine.row import Request
 from deployments.intake import Intake
-from serve_app.api import body
 from serve_app.api.application import create_api
+from serve_app.api.parsing import body
 from serve_app.logs import LoggingConfig, log_to
 from serve_app.proxy_headers import RAYS_OWN, middlewares
 from serve_app.service import DiffusionService

@@ -17,14 +17,14 @@ from starlette.requests import Request
 from deployments.engine.prompts import MAX_WEIGHT, parse_weighted
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.api.body import announced_bytes, check_content_headers, parse_json_object
-from serve_app.api.errors import Problem
-from serve_app.api.forms import read_form
-from serve_app.api.negotiate import media_ranges, wanted
-from serve_app.api.request_id import ACCEPTED, request_id_of
+from serve_app.api.middleware.request_id import ACCEPTED, request_id_of
+from serve_app.api.parsing.body import announced_bytes, check_content_headers, parse_json_object
+from serve_app.api.parsing.forms import read_form
+from serve_app.api.parsing.negotiation import media_ranges, wanted
+from serve_app.api.parsing.validation import read_params
+from serve_app.api.problems import Problem
 from serve_app.api.trace import named_trace_id
-from serve_app.api.validation import read_params
-from tests.serve_app.api.test_hostile_forms import END, FORM, part
+from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, part
 
 bounded = settings(max_examples=300, deadline=1000, derandomize=True)
 

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from typing import Final
 
-from serve_app.api.body import MAX_BODY_BYTES
+from serve_app.api.parsing.body import MAX_BODY_BYTES
 from tests.hostile.rows import DIFFUSION, GOOD_BODY, IMAGE_DOOR, JSON, PARSER, TEXT_DOOR, Row, got, headed, said
 from tests.hostile.server import CRASH
 from tests.hostile.wire import Piece, Sent

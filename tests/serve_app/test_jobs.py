@@ -14,7 +14,7 @@ from deployments.engine.protocol.events import Accepted
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from serve_app.api.entries import entry_document
+from serve_app.api.responses.batch_entries import entry_document
 from serve_app.config.jobs import JobsConfig
 from serve_app.job import Job
 from serve_app.job_shelf import JobShelf

@@ -20,12 +20,12 @@ from deployments.engine.protocol.events import Accepted, Finished, ImageDone
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.row import Request
 from serve_app.api.application import create_api
-from serve_app.api.body import MAX_BODY_BYTES
-from serve_app.api.garbage import collect_seldom
+from serve_app.api.garbage_collection import collect_seldom
+from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.limits import LimitsConfig, RateLimits
 from serve_app.service import DiffusionService
-from tests.serve_app.api.test_departure import scope_of
-from tests.serve_app.api.test_hostile_forms import END, FORM, field, file, picture
+from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, field, file, picture
+from tests.serve_app.api.responses.test_disconnect import scope_of
 from tests.serve_app.fakes import EVENTS, PATH, TIMINGS, FakeBackend, Step, http
 
 BASE: Final = "/ads/v2/diffusion"

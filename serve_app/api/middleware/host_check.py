@@ -1,0 +1,53 @@
+"""The layer that refuses what is meant for other servers, and what other sites' pages send (`serve_app.hosts`)."""
+
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.api.parsing.body import close_unread
+from serve_app.api.problems import Problem
+from serve_app.hosts import Hosts, is_own_origin
+
+PROBES: Final = frozenset(("/livez", "/readyz", "/ads/v2/diffusion/health"))
+"""Asked by the address of a pod or machine, which no configuration knows. What they say is no secret."""
+
+
+class OwnPages:
+    """Answers 421 to requests for other hosts, and 403 to those from other hosts' pages where `hosts` is guarded.
+
+    Nothing of the body has been read by then.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Hosts) -> None:
+        self.app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            problem = self._objection(scope["path"], headers)
+            if problem is not None:
+                problem.headers |= close_unread(headers)
+                await problem.response(scope["state"]["request_id"])(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _objection(self, path: str, headers: Headers) -> Problem | None:
+        # No browser leaves Host out; HTTP/1.0 may.
+        host = ",".join(headers.getlist("host"))
+        if host and path not in PROBES and not self._hosts.serve(host):
+            message = "this server is not served under that Host; its operator names others under `ingress.hosts`"
+            return Problem(421, "unknown_host", message)
+        if not self._hosts.guarded:
+            return None
+        message = "this server takes no requests from other sites' pages"
+        origins = headers.getlist("origin")
+        if len(origins) == 1 and self._hosts.name_origin(origins[0]):
+            return None
+        if len(origins) > 1 or not all(is_own_origin(origin, host) for origin in origins):
+            return Problem(403, "foreign_origin", message)
+        # Browsers say it of requests without Origin as well: of pictures, links, and forms that ask by GET.
+        if "cross-site" in ",".join(headers.getlist("sec-fetch-site")).lower():
+            return Problem(403, "cross_site_request", message)
+        return None

@@ -1,0 +1,61 @@
+"""HEAD and OPTIONS for every path, and what a path takes where it is asked with another method (RFC 9110)."""
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.api.parsing.body import close_unread
+from serve_app.api.problems import http_problem
+from serve_app.api.request_record import entry_of
+
+
+class Methods:
+    """Answers HEAD as GET without its body, OPTIONS with `Allow`, and with 405 what none of the path's routes takes."""
+
+    def __init__(self, app: ASGIApp, *, routes: Sequence[BaseRoute]) -> None:
+        self.app = app
+        self._routes = [route for route in routes if isinstance(route, Route)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        methods = self._methods_of(scope) if scope["type"] == "http" else frozenset[str]()
+        # Where there is no such path the router says so.
+        if not methods or (scope["method"] in methods and scope["method"] != "HEAD"):
+            await self.app(scope, receive, send)
+        elif scope["method"] == "HEAD" and "GET" in methods:
+            await self._head(scope, receive, send)
+        else:
+            await self._told(scope, methods)(scope, receive, send)
+
+    def _told(self, scope: Scope, methods: frozenset[str]) -> Response:
+        unread = close_unread(Headers(scope=scope))
+        if scope["method"] == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": ", ".join(sorted(methods | {"OPTIONS"})), **unread})
+        allow = {"Allow": ", ".join(sorted(methods)), **unread}
+        return http_problem(405, allow).response(scope["state"]["request_id"])
+
+    def _methods_of(self, scope: Scope) -> frozenset[str]:
+        """The methods of all routes that lead to the path; none where there is no such path."""
+        methods: set[str] = set()
+        for route in self._routes:
+            matched, found = route.matches(scope)
+            if matched is not Match.NONE:
+                methods |= route.methods or set()
+                scope.setdefault("route", found.get("route", route))
+        return frozenset(methods | {"HEAD"} if "GET" in methods else methods)
+
+    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As GET up to the headers. A stream is told with its first event that nobody listens, and ends."""
+
+        async def send_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif message.get("more_body", False):
+                raise ClientDisconnect
+
+        await self.app({**scope, "method": "GET"}, receive, send_headers)
+        entry_of(scope).left = False

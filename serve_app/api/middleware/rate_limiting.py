@@ -1,0 +1,156 @@
+"""The layer that holds callers to their limits, and tells each how it stands (draft-ietf-httpapi-ratelimit-headers).
+
+Requests are counted before their bodies are read; what they cost is known, and charged, when they have been understood.
+"""
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from types import MappingProxyType
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.api.parsing.body import close_unread
+from serve_app.api.principal import caller_of
+from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
+from serve_app.api.scopes import asks_for_work
+from serve_app.limits import LimitName, OverLimit, RateLimits, TooCostly, Visit
+from serve_app.result import Prepared
+from serve_app.windows import WINDOW_S
+
+# Name, unit in words, and how the draft's `RateLimit-Policy` goes on after the quota.
+_TOLD: Final[Mapping[LimitName, tuple[str, str]]] = MappingProxyType(
+    {
+        "requests_per_minute": ("requests a minute", f";w={WINDOW_S}"),
+        "concurrent_requests": ("requests at once", ';qu="concurrent-requests"'),
+        "cost_per_minute": ("megapixel-steps (pixels x steps x images / 1,000,000) a minute", f";w={WINDOW_S}"),
+    }
+)
+
+REFUSED_PIXEL_STEPS: Final = 100_000
+"""What an entry costs that is refused: less than any picture, but a thousand of them are not free."""
+
+_COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
+
+
+class Limiting:
+    """Answers 429 to who asks for more images than it may; looks at nothing but requests for images."""
+
+    def __init__(self, app: ASGIApp, *, limits: RateLimits) -> None:
+        self.app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not asks_for_work(scope):
+            await self.app(scope, receive, send)
+            return
+        visit = self._visit(scope)
+
+        async def send_with_standings(message: Message) -> None:
+            if message["type"] == "http.response.start" and visit.standings:
+                headers = MutableHeaders(scope=message)
+                headers["RateLimit-Policy"], headers["RateLimit"] = _policy(visit), _standing(visit)
+            await send(message)
+
+        try:
+            await visit.enter()
+        except OverLimit as over:
+            problem = _refusal(over)
+            problem.headers |= close_unread(Headers(scope=scope))
+            await problem.response(scope["state"]["request_id"])(scope, receive, send_with_standings)
+            return
+        scope["state"]["visit"] = visit
+        try:
+            await self.app(scope, receive, send_with_standings)
+        finally:
+            visit.leave()
+
+    def _visit(self, scope: Scope) -> Visit:
+        caller, config = caller_of(Request(scope)), self._limits.config
+        if caller.key:
+            return self._limits.visit(f"key:{caller.key}", config.per_key.but(caller.limits))
+        return self._limits.visit(f"address:{address_of(scope, config.proxies)}", config.per_address)
+
+
+async def charge(request: Request, *prepared: Prepared) -> None:
+    """Charges the request's caller for all of `prepared`. Raises Problem: 429, or 422 where it can never be let in."""
+    visit: Visit | None = getattr(request.state, "visit", None)
+    if visit is None:
+        return
+    try:
+        await visit.charge(sum(pixel_steps(each) for each in prepared))
+    except OverLimit as over:
+        raise _refusal(over) from None
+    except TooCostly as error:
+        raise _too_costly(error) from None
+
+
+async def charge_refused(request: Request, entries: int) -> None:
+    """Charges for a batch's entries that were only read. Raises Problem 429."""
+    visit: Visit | None = getattr(request.state, "visit", None)
+    if visit is None or not entries:
+        return
+    try:
+        await visit.charge_refused(entries * REFUSED_PIXEL_STEPS)
+    except OverLimit as over:
+        raise _refusal(over) from None
+
+
+def pixel_steps(prepared: Prepared) -> int:
+    """What a request costs."""
+    params = prepared.request.params
+    assert params.width is not None
+    assert params.height is not None
+    return params.width * params.height * params.num_inference_steps * params.num_images
+
+
+def address_of(scope: Scope, proxies: int) -> str:
+    """Who asks, where there is no key: an IPv4 address, or the network of an IPv6 one, which has 2^64 for itself.
+
+    With `proxies` it is what the outermost of them has added to X-Forwarded-For; what stands before that is the
+    caller's own invention. A request that has not come through all of them is told by the connection it came on.
+    """
+    client = scope.get("client")
+    connected = client[0] if client else ""
+    forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).split(",")
+    said = forwarded[-proxies].strip() if 0 < proxies <= len(forwarded) else connected
+    address = _parsed(said) or _parsed(connected)
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((address, 64), strict=False))
+    return str(address or "unknown")
+
+
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+    """An address, also one with a port, as some proxies write it."""
+    bare = text[1:].partition("]")[0] if text.startswith("[") else text
+    try:
+        address = ip_address(bare.partition(":")[0] if bare.count(":") == 1 else bare)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _refusal(over: OverLimit) -> Problem:
+    words, _ = _TOLD[over.name]
+    message = f"the limit is {over.limit} {words}; come back later"
+    return Problem(429, "rate_limited", message, param=over.name, retry_after=whole_seconds(over.wait_s))
+
+
+def _too_costly(error: TooCostly) -> Problem:
+    message = f"this request costs {error.cost:g} megapixel-steps, and may cost {error.limit} at most"
+    faults = tuple(
+        Fault(pointer_to(name), "too_costly", "pixels x steps x images is too much; ask for less of one of them")
+        for name in _COSTLY
+    )
+    return Problem(422, "too_costly", message, param="num_inference_steps", faults=faults)
+
+
+def _policy(visit: Visit) -> str:
+    return ", ".join(f'"{name}";q={limit}{_TOLD[name][1]}' for name, (limit, _) in visit.standings.items())
+
+
+def _standing(visit: Visit) -> str:
+    standings = visit.standings.items()
+    return ", ".join(f'"{name}";r={now.left};t={whole_seconds(now.wait_s)}' for name, (_, now) in standings)

@@ -1,0 +1,46 @@
+"""How much all uploads together may take of this process' memory."""
+
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.engine.protocol.errors import Overloaded
+from serve_app.api.parsing.body import CLOSE, announced_bytes
+from serve_app.api.problems import problem_of
+
+MAX_UPLOADS_IN_FLIGHT_BYTES: Final = 256 * 1024 * 1024
+
+
+class UploadBudget:
+    """Refuses a form, unread, that would take the forms in flight over their sum: 503 with Retry-After.
+
+    A form is in flight from its headers to the end of its answer, because its files are kept for a replay. It counts
+    as long as it says it is, or else as `largest`, the most that is read of one.
+    """
+
+    def __init__(self, app: ASGIApp, *, largest: int, together: int) -> None:
+        self.app = app
+        self._largest, self._together = largest, together
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = self._size(scope)
+        if self._held + size > self._together:
+            problem = problem_of(Overloaded("too many uploads are on their way; come back later"))
+            problem.headers |= CLOSE
+            await problem.response(scope["state"]["request_id"])(scope, receive, send)
+            return
+        self._held += size
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._held -= size
+
+    def _size(self, scope: Scope) -> int:
+        """Bytes that the request may come to hold; 0 where it is no form."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if not headers.get("content-type", "").strip().lower().startswith("multipart/"):
+            return 0
+        announced = announced_bytes(headers)
+        return self._largest if announced is None else min(announced, self._largest)

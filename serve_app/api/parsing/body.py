@@ -1,0 +1,208 @@
+"""Reading a JSON body strictly: nothing that two parsers could understand differently is accepted."""
+
+import asyncio
+import codecs
+import json
+import re
+from typing import Any, Final
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from serve_app.api.parsing.header_values import value_and_parameters
+from serve_app.api.problems import Fault, Problem, pointer_to
+
+MAX_BODY_BYTES = 1024 * 1024
+
+# How long a body may take: a start, and the rest at half a megabit a second.
+READ_SECONDS = 30.0
+SLOWEST_BYTES_PER_SECOND = 64 * 1024
+
+# Longer whole numbers are out of every field's range, and quadratic to convert.
+_MAX_DIGITS = 30
+_FAR_OUT: int = 10**_MAX_DIGITS
+
+# Far more than there are fields. Each one that is unknown costs a search for what was meant.
+MAX_KEYS = 256
+
+# Far more than a thousand requests have. Lists and objects cost the collector time, and all others wait for it; a
+# million other values are no body of a megabyte, but one of more where an operator allows it.
+MAX_CONTAINERS = 20_000
+MAX_VALUES = 1_000_000
+_MAX_DEPTH = 500
+
+# Read at once: there is little in it, and a thread would take longer. Beyond, other requests are served meanwhile.
+_SHORT_BODY_BYTES = 16 * 1024
+
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
+
+_MARKS: Final = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+async def read_json_object(request: Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
+    """The body as a JSON object. Raises Problem: 400 unreadable, 408 too slow, 413 too large, 415 not JSON, 422."""
+    check_content_headers(request, "application/json")
+    body = await read_body(request, max_bytes)
+    if len(body) > _SHORT_BODY_BYTES:
+        return await asyncio.to_thread(parse_json_object, body)
+    return parse_json_object(body)
+
+
+def check_content_headers(request: Request, media_type: str) -> dict[str, str]:
+    """The parameters of the content type.
+
+    Raises Problem unless the headers promise a plain body of that type, in UTF-8, and say nothing else besides.
+    """
+    codings = request.headers.getlist("content-encoding")
+    if any(coding.strip().lower() != "identity" for coding in codings):
+        raise Problem(415, "unsupported_content_encoding", "send the body without Content-Encoding")
+    problem = Problem(415, "unsupported_media_type", f"send the body as Content-Type: {media_type}, in UTF-8")
+    try:
+        # Said twice, the two together name no type.
+        found, parameters = value_and_parameters(",".join(request.headers.getlist("content-type")))
+    except ValueError:
+        raise problem from None
+    if found != media_type or parameters.get("charset", "utf-8").lower() not in ("utf-8", "us-ascii"):
+        raise problem
+    return parameters
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """At most `max_bytes`; a longer body is not read to its end, and one that is announced is not read at all."""
+    announced = announced_bytes(request.headers)
+    if announced is not None and announced > max_bytes:
+        raise _too_large(max_bytes)
+    expected = max_bytes if announced is None else announced
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(READ_SECONDS + expected / SLOWEST_BYTES_PER_SECOND):
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+    except TimeoutError:
+        raise Problem(408, "request_timeout", "the body took too long to arrive", headers=CLOSE) from None
+    return b"".join(chunks) if size <= _SHORT_BODY_BYTES else await asyncio.to_thread(b"".join, chunks)
+
+
+def announced_bytes(headers: Headers) -> int | None:
+    """The body's length as its headers have it; None where they do not say."""
+    length = headers.get("content-length", "")
+    # Cut off, because what comes after is too long in any case, and the number would take long to read.
+    return int(length[:20]) if length.isascii() and length.isdecimal() else None
+
+
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`, which may begin with UTF-8's byte order mark. Raises Problem."""
+    if body.startswith(_MARKS):
+        raise Problem(400, "invalid_json", "the body is in UTF-16 or UTF-32; send UTF-8")
+    body = body.removeprefix(codecs.BOM_UTF8)
+    if len(body) > _SHORT_BODY_BYTES:
+        _check_number_of_values(body)
+    try:
+        parsed = json.loads(
+            body.decode(),
+            object_pairs_hook=_object,
+            parse_constant=_no_constant,
+            parse_int=_whole_number,
+            # A function of ours, so that other threads get a turn among many numbers.
+            parse_float=_number,
+        )
+    except UnicodeDecodeError:
+        raise Problem(400, "invalid_json", "the body is not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        message = f"the body is not valid JSON (line {error.lineno}, column {error.colno})"
+        raise Problem(400, "invalid_json", message) from None
+    except RecursionError:
+        raise _too_deep() from None
+    if not isinstance(parsed, dict):
+        raise _fault("wrong_type", "the body must be a JSON object", None)
+    _check_unicode(parsed)
+    return parsed
+
+
+def _check_number_of_values(body: bytes) -> None:
+    """Raises Problem. json's parser could not be stopped: it would build all of them before anybody else had a turn."""
+    if body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS and body.count(b",") <= MAX_VALUES:
+        return
+    # They may stand in texts.
+    containers = values = depth = 0
+    for token in _TOKENS.finditer(body):
+        kind = body[token.start()]
+        containers += kind in b"[{"
+        values += kind == ord(",")
+        depth += (kind in b"[{") - (kind in b"]}")
+        if depth > _MAX_DEPTH:
+            raise _too_deep()
+        if containers > MAX_CONTAINERS or values > MAX_VALUES:
+            message = f"the body may have at most {MAX_CONTAINERS} lists and objects, and {MAX_VALUES} values"
+            raise _fault("too_many_values", message, None)
+
+
+def _too_deep() -> Problem:
+    return Problem(400, "nested_too_deep", "the body is nested too deep")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise _fault("too_many_fields", f"an object in the body may have at most {MAX_KEYS} fields", None)
+    parsed = dict(pairs)
+    if len(parsed) < len(pairs):
+        raise _fault("duplicate_key", "an object in the body has the same key twice", None)
+    return parsed
+
+
+def _no_constant(_: str) -> float:
+    raise Problem(400, "invalid_json", "NaN and Infinity are not JSON")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) <= _MAX_DIGITS:
+        return int(digits)
+    return _FAR_OUT * (-1 if digits.startswith("-") else 1)
+
+
+def _number(text: str) -> float:
+    return float(text)
+
+
+def _check_unicode(parsed: dict[str, Any]) -> None:
+    for name, value in parsed.items():
+        if not encodable(name):
+            raise _fault("invalid_unicode", "a key must be valid Unicode, without lone surrogates", None)
+        if isinstance(value, str) and not encodable(value):
+            raise _fault("invalid_unicode", "must be valid Unicode, without lone surrogates", name)
+
+
+def encodable(text: str) -> bool:
+    """Whether `text` is valid Unicode, without lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fault(code: str, message: str, field: str | None) -> Problem:
+    return Problem(422, code, message, param=field, faults=(Fault(pointer_to(field), code, message),))
+
+
+# The rest of the body is still on its way; reading on only to keep the connection would be the attack's success.
+CLOSE = {"Connection": "close"}
+
+# Less is quicker read than a connection made anew.
+_SHORT_BYTES = 64 * 1024
+
+
+def close_unread(headers: Headers) -> dict[str, str]:
+    """What to add to an answer given before the body was read: the connection's end, unless the body is short."""
+    announced = announced_bytes(headers)
+    if announced is None:
+        return CLOSE if "transfer-encoding" in headers else {}
+    return CLOSE if announced > _SHORT_BYTES else {}
+
+
+def _too_large(max_bytes: int) -> Problem:
+    return Problem(413, "body_too_large", f"the body may have at most {max_bytes} bytes", headers=CLOSE)

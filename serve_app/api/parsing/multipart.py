@@ -1,0 +1,141 @@
+"""The parts of a multipart/form-data body (RFC 7578), found strictly and in memory: nothing is spooled to a disk.
+
+The body is there as a whole and bounded, so its parts are where its delimiters are. Whatever two parsers could read in
+two ways is refused, and the refusal says which fault it is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from serve_app.api.parsing.header_values import value_and_parameters
+from serve_app.api.problems import Problem
+
+MAX_BOUNDARY_CHARACTERS: Final = 256
+MAX_HEADER_BYTES: Final = 16 * 1024
+
+# No search holds the interpreter for longer than this much takes.
+_WINDOW: Final = 256 * 1024
+
+_PLAIN: Final = ("7bit", "8bit", "binary")
+_UTF8: Final = ("utf-8", "utf8", "us-ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part: its field's name, its bytes, and the file name that came with it, if one did.
+
+    `plain` says that the bytes are as they were, not in base64 for example; `utf8` that no other charset is named.
+    """
+
+    name: str
+    data: bytes
+    filename: str | None = None
+    plain: bool = True
+    utf8: bool = True
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing: a field left empty, or a file input for which no file was chosen."""
+        return not self.data and not self.filename
+
+
+def parts_of(body: bytes, parameters: dict[str, str], most: int) -> list[Part]:
+    """The parts of `body`, `most` at most. `parameters` are those of its Content-Type. Raises Problem 400."""
+    boundary = _boundary(parameters)
+    # Some clients end the headers' last line once more.
+    begin = 2 if body.startswith(b"\r\n") else 0
+    if not body.startswith(b"--" + boundary, begin):
+        _refuse("the body does not begin with the boundary that its Content-Type names")
+    found: list[Part] = []
+    for start, end in _spans(body, begin, boundary):
+        if len(found) == most:
+            _refuse(f"it may have at most {most} parts")
+        found.append(_part(body, start, end))
+    return found
+
+
+def _boundary(parameters: dict[str, str]) -> bytes:
+    """Raises Problem for what a browser would not send, `boundary*` among it, which some would read and others not."""
+    if any(name.startswith("boundary*") for name in parameters):
+        _refuse("its Content-Type must name the boundary as `boundary=` and in no other way")
+    boundary = parameters.get("boundary", "")
+    if not boundary:
+        _refuse("its Content-Type names no boundary; let the client's own library write that header")
+    if len(boundary) > MAX_BOUNDARY_CHARACTERS or not boundary.isascii() or not boundary.isprintable():
+        _refuse(f"the boundary must be printable ASCII, {MAX_BOUNDARY_CHARACTERS} characters at most")
+    return boundary.encode()
+
+
+def _spans(body: bytes, begin: int, boundary: bytes) -> Iterator[tuple[int, int]]:
+    """Where each part begins and ends, its headers included. Raises Problem."""
+    delimiter = b"\r\n--" + boundary
+    at = begin + len(delimiter) - 2
+    while not body.startswith(b"--", at):
+        line_end = _find(body, b"\r\n", at, at + MAX_HEADER_BYTES)
+        if line_end < 0 or body[at:line_end].strip(b" \t"):
+            _refuse("a boundary is followed by something else on its line, or the form is cut off there")
+        start = line_end + 2
+        # A part without headers or content may begin with the next delimiter itself.
+        end = _find(body, delimiter, line_end, len(body))
+        if end < 0:
+            _refuse("it is cut off: its last boundary is missing")
+        yield start, max(start, end)
+        at = end + len(delimiter)
+    if body[at + 2 : at + 6].strip(b"\r\n") or len(body) > at + 6:
+        _refuse("something follows its last boundary")
+
+
+def _find(body: bytes, needle: bytes, start: int, end: int) -> int:
+    """As `bytes.find`, window by window: between two of them other threads have their turn."""
+    while start < end:
+        found = body.find(needle, start, min(end, start + _WINDOW + len(needle) - 1))
+        if found >= 0:
+            return found
+        start += _WINDOW
+    return -1
+
+
+def _part(body: bytes, start: int, end: int) -> Part:
+    if body.startswith(b"\r\n", start):
+        _refuse("a part has no Content-Disposition header")
+    headers_end = _find(body, b"\r\n\r\n", start, min(end, start + MAX_HEADER_BYTES))
+    if headers_end < 0:
+        _refuse(f"a part's headers do not end, or are longer than {MAX_HEADER_BYTES} bytes together")
+    headers = _headers(body[start:headers_end])
+    data = body[headers_end + 4 : end]
+    try:
+        kind, said = value_and_parameters(headers.get("content-disposition", ""))
+    except ValueError:
+        _refuse("a part's Content-Disposition is missing, malformed, or says a thing twice")
+    if kind != "form-data" or "name" not in said:
+        _refuse('every part needs Content-Disposition: form-data; name="..."')
+    filename = said.get("filename", said.get("filename*"))
+    plain = headers.get("content-transfer-encoding", "binary").lower() in _PLAIN
+    return Part(said["name"], data, filename, plain, _is_utf8(headers.get("content-type", "text/plain")))
+
+
+def _is_utf8(content_type: str) -> bool:
+    """Whether a text of that type is UTF-8, which it is where no charset can be made out."""
+    try:
+        _, parameters = value_and_parameters(content_type)
+    except ValueError:
+        return "charset" not in content_type.lower()
+    return parameters.get("charset", "utf-8").lower() in _UTF8
+
+
+def _headers(block: bytes) -> dict[str, str]:
+    """By their names in lower case. Raises Problem."""
+    found: dict[str, str] = {}
+    for line in block.decode(errors="replace").split("\r\n"):
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip() or "\n" in line or "\r" in line:
+            _refuse("a part has a line among its headers that is none")
+        if name.lower() in found:
+            _refuse("a part has the same header twice")
+        found[name.lower()] = value.strip()
+    return found
+
+
+def _refuse(what: str) -> NoReturn:
+    raise Problem(400, "invalid_form", f"the form cannot be read: {what}")

@@ -1,0 +1,78 @@
+"""Which kind of answer the caller wants: the Accept header, as RFC 9110 has it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from serve_app.api.problems import Problem
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+# Browsers send ten short ones. Each is compared with each offer, while all others wait.
+MAX_RANGES = 256
+MAX_RANGE_CHARACTERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRange:
+    """One entry of an Accept header, `*/*` for example."""
+
+    kind: str
+    subkind: str
+    quality: float
+
+    def fits(self, media_type: str) -> bool:
+        kind, _, subkind = media_type.partition("/")
+        return self.kind in ("*", kind) and self.subkind in ("*", subkind)
+
+    @property
+    def precision(self) -> int:
+        return (self.kind != "*") + (self.subkind != "*")
+
+
+def wanted(request: Request, offers: Sequence[str]) -> str:
+    """The offer that the caller likes best; the earlier one where the caller does not care. Raises Problem 406.
+
+    Between offers of the same quality one that was named wins over one that only fits a wildcard.
+    """
+    ranges = media_ranges(",".join(request.headers.getlist("accept")))
+    if not ranges:
+        return offers[0]
+    scores = {offer: _score(offer, ranges) for offer in offers}
+    best = max(offers, key=lambda offer: scores[offer])
+    if scores[best] <= (0.0, 2):
+        raise Problem(406, "not_acceptable", f"this request can be answered as {', '.join(offers)}")
+    return best
+
+
+def media_ranges(accept: str) -> list[MediaRange]:
+    """The entries of an Accept header. Those that make no sense are left out. Raises Problem 406 for too many."""
+    entries = dict.fromkeys(accept.split(","))
+    if len(entries) > MAX_RANGES:
+        raise Problem(406, "not_acceptable", f"the Accept header may name at most {MAX_RANGES} media ranges")
+    return [found for entry in entries if (found := _media_range(entry)) is not None]
+
+
+def _score(offer: str, ranges: Sequence[MediaRange]) -> tuple[float, int]:
+    fitting = [entry for entry in ranges if entry.fits(offer)]
+    if not fitting:
+        return (0.0, 0)
+    nearest = max(fitting, key=lambda entry: entry.precision)
+    return (nearest.quality, nearest.precision)
+
+
+def _media_range(entry: str) -> MediaRange | None:
+    if len(entry) > MAX_RANGE_CHARACTERS:
+        return None
+    media_type, *parameters = (part.strip().lower() for part in entry.split(";"))
+    kind, slash, subkind = media_type.partition("/")
+    quality = next((value for name, _, value in (p.partition("=") for p in parameters) if name.strip() == "q"), "1")
+    try:
+        weight = float(quality)
+    except ValueError:
+        return None
+    if not (kind and slash and subkind) or not 0 <= weight <= 1:
+        return None
+    return MediaRange(kind, subkind, weight)

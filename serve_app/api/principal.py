@@ -1,0 +1,53 @@
+"""Who asks: what the door knows of a request's sender, for everything behind it."""
+
+from dataclasses import dataclass
+from typing import Final, get_args
+
+from fastapi import Request
+
+from deployments.engine.protocol.params import GenerationParams, Priority
+from serve_app.api.problems import Fault, Problem, pointer_to
+from serve_app.keys import Scope
+from serve_app.limits import NO_LIMITS, Limits
+
+_PRIORITIES: Final = get_args(Priority)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`tenant` shares engines and caches with nobody else; `priority` is the highest that may be asked for.
+
+    `key` is the id of the key that was given, "" where none is needed. `limits` go before those for all keys.
+    """
+
+    tenant: str = ""
+    scopes: frozenset[Scope] = frozenset({"generate", "operate"})
+    priority: Priority = "high"
+    key: str = ""
+    limits: Limits = NO_LIMITS
+
+    def permitted(self, params: GenerationParams) -> GenerationParams:
+        """`params`, at the caller's highest priority where the default is more than that.
+
+        Raises Problem 403 where more was asked for: what is quietly made later than asked for would look like a fault.
+        """
+        if _PRIORITIES.index(params.priority) <= _PRIORITIES.index(self.priority):
+            return params
+        if "priority" not in params.model_fields_set:
+            return params.model_copy(update={"priority": self.priority})
+        code, message = "priority_not_allowed", f"may be at most {self.priority} with this key"
+        faults = (Fault(pointer_to("priority"), code, message),)
+        raise Problem(403, code, f"priority {message}", param="priority", faults=faults)
+
+
+ANYBODY: Final = Caller()
+"""Where no keys are configured."""
+
+NOBODY: Final = Caller(scopes=frozenset())
+"""Who asks without a key, where keys are configured, for what is open to all."""
+
+
+def caller_of(request: Request) -> Caller:
+    """The request's sender, as the door has found out."""
+    caller: Caller = getattr(request.state, "caller", ANYBODY)
+    return caller

@@ -1,0 +1,188 @@
+"""How an error looks over HTTP: one table from error class to status, and one body for all of them.
+
+The body is problem+json (RFC 9457) with an `error` object as OpenAI's clients expect it. It never holds what the caller
+sent, a path, or the text of another library.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from deployments.engine.protocol.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DoesNotFit,
+    EngineError,
+    EngineStopped,
+    GenerationFailed,
+    InvalidParameter,
+    ModelLoadError,
+    Overloaded,
+    Quarantined,
+    UnknownModel,
+)
+from serve_app.api.request_record import entry_of
+
+MEDIA_TYPE = "application/problem+json"
+
+# nginx's, and what gRPC's CANCELLED is over HTTP. No client repeats it unasked.
+CLIENT_CLOSED = 499
+
+# An estimate of more than this is not worth much: the queue will have changed, or the replicas' number.
+MAX_RETRY_AFTER = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a request. `pointer` is a JSON pointer into the body, or `?name` for a query parameter."""
+
+    pointer: str
+    code: str
+    message: str
+
+
+class Problem(Exception):
+    """An answer that is an error. `param` is the public name of the field that is to blame, where there is one."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        faults: tuple[Fault, ...] = (),
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.faults = faults
+        self.retryable = retry_after is not None
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The problem+json object."""
+        return {
+            "type": f"urn:darkroom:problem:{self.code}",
+            "title": _title(self.status),
+            "status": self.status,
+            "detail": self.message,
+            "instance": f"urn:darkroom:request:{request_id}",
+            "error": {
+                "message": self.message,
+                "type": "invalid_request_error" if self.status < 500 else "server_error",
+                "param": self.param,
+                "code": self.code,
+            },
+            "errors": [asdict(fault) for fault in self.faults],
+            "request_id": request_id,
+            "retryable": self.retryable,
+        }
+
+    def within(self, place: str) -> "Problem":
+        """The same problem where the body that it is about stands at `place` in a larger one."""
+        param = f"{place}/{self.param}" if self.param else place
+        faults = tuple(
+            replace(fault, pointer=f"#/{place}{fault.pointer.removeprefix('#').rstrip('/')}") for fault in self.faults
+        )
+        moved = Problem(self.status, self.code, self.message, param=param, faults=faults, headers=self.headers)
+        moved.retryable = self.retryable
+        return moved
+
+    def response(self, request_id: str) -> "ProblemResponse":
+        """The whole answer."""
+        return ProblemResponse(self, request_id)
+
+
+class ProblemResponse(JSONResponse):
+    """A problem on its way to the caller, which also leaves its code for the log, whoever sends it."""
+
+    def __init__(self, problem: Problem, request_id: str) -> None:
+        super().__init__(problem.body(request_id), problem.status, problem.headers, MEDIA_TYPE)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        entry_of(scope).code = self._code
+        await super().__call__(scope, receive, send)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a class of errors is told. `message` replaces the error's own where that one is for operators only.
+
+    `retry_after` (seconds) is for an error that does not know it better.
+    """
+
+    status: int
+    retry_after: int | None = None
+    message: str | None = None
+
+
+# The nearest class in the error's own ancestry counts.
+RULES: Mapping[type[EngineError], Rule] = MappingProxyType(
+    {
+        InvalidParameter: Rule(422),
+        UnknownModel: Rule(404),
+        Overloaded: Rule(503, retry_after=2),
+        EngineStopped: Rule(503, retry_after=5),
+        DeadlineExceeded: Rule(504),
+        Cancelled: Rule(CLIENT_CLOSED),
+        # It is the size that was asked for that this server cannot do; a smaller one may fit.
+        DoesNotFit: Rule(422),
+        # The request's own content is refused, so 4xx; not 409 or 429, which clients repeat unasked, nor 403, for which
+        # they look for other credentials.
+        Quarantined: Rule(422),
+        ModelLoadError: Rule(503, message="the model could not be loaded; the server's log says why"),
+        GenerationFailed: Rule(500),
+        EngineError: Rule(500),
+    }
+)
+
+
+def problem_of(error: EngineError) -> Problem:
+    """`error` as an answer."""
+    rule = next(RULES[kind] for kind in type(error).__mro__ if kind in RULES)
+    message = rule.message or error.message
+    field = error.field if isinstance(error, InvalidParameter) else None
+    faults = (Fault(pointer_to(field), error.code, message),) if field else ()
+    retry_after = rule.retry_after
+    if isinstance(error, Overloaded) and error.retry_after is not None:
+        retry_after = whole_seconds(error.retry_after)
+    return Problem(rule.status, error.code, message, param=field, faults=faults, retry_after=retry_after)
+
+
+def _title(status: int) -> str:
+    return "Client Closed Request" if status == CLIENT_CLOSED else HTTPStatus(status).phrase
+
+
+def whole_seconds(estimate: float) -> int:
+    """An estimate as `Retry-After` says it: rounded up, and within bounds that make sense to wait."""
+    return math.ceil(min(MAX_RETRY_AFTER, max(1, estimate)))
+
+
+def internal_error() -> Problem:
+    """The answer to everything that nobody expected; the log has the rest, under the same request id."""
+    return Problem(500, "internal_error", "something went wrong here; quote the request id when you report it")
+
+
+def pointer_to(field: str | None) -> str:
+    """The JSON pointer to a field of the body, given as its path, or to the body itself."""
+    return f"#/{field}" if field else "#"
+
+
+def http_problem(status: int, headers: Mapping[str, str] | None) -> Problem:
+    """The answer where HTTP itself is to blame: no such route, a wrong method. Keeps `Allow`."""
+    code, message = {
+        404: ("not_found", "there is no such endpoint"),
+        405: ("method_not_allowed", "this endpoint does not know that method"),
+    }.get(status, ("http_error", HTTPStatus(status).phrase))
+    return Problem(status, code, message, headers=headers)

@@ -1,0 +1,36 @@
+"""What is told of a batch's entry: what text-to-image would have answered it, with its `index` and `status`."""
+
+from typing import Any
+
+from deployments.engine.row import part_of
+from serve_app.api.problems import Problem, problem_of
+from serve_app.api.responses.schemas import answer_of
+from serve_app.batch import Outcome
+from serve_app.job import DONE, Document, Job
+from serve_app.result import Result
+
+REQUESTS = "requests"
+
+
+def entry_answer(index: int, batch: str, outcome: Outcome | Problem) -> dict[str, Any]:
+    """The entry's answer, or its problem, which points into the batch's body."""
+    name = part_of(batch, index)
+    if isinstance(outcome, Result):
+        return {"index": index, "status": DONE, **answer_of(outcome), "id": name}
+    problem = outcome if isinstance(outcome, Problem) else problem_of(outcome)
+    return {"index": index, "id": name, **problem.within(f"{REQUESTS}/{index}").body(name)}
+
+
+def entry_document(job: Job, index: int, outcome: Outcome) -> tuple[Document, tuple[bytes, ...]]:
+    """The same for a job: the pictures go apart, and their places in the document stay."""
+    if not isinstance(outcome, Result):
+        return entry_answer(index, job.id, outcome), ()
+    answer = entry_answer(index, job.id, outcome)
+    answer["images"] = [{name: value for name, value in image.items() if name != "data"} for image in answer["images"]]
+    return answer, tuple(image.data for image in outcome.images)
+
+
+def totals(entries: list[dict[str, Any]]) -> dict[str, int]:
+    """How many have pictures, and how many have a problem."""
+    succeeded = sum(entry["status"] == DONE for entry in entries)
+    return {"succeeded": succeeded, "failed": len(entries) - succeeded}

@@ -1,0 +1,114 @@
+"""A request that has been read, answered in the form that its Accept header asks for."""
+
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request, Response
+
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import GenerationParams
+from serve_app.api.middleware.rate_limiting import charge
+from serve_app.api.parsing.negotiation import EVENTS, JSON, wanted
+from serve_app.api.principal import caller_of
+from serve_app.api.request_record import entry_of
+from serve_app.api.responses.disconnect import while_client_stays
+from serve_app.api.responses.event_stream import open_stream
+from serve_app.api.responses.idempotency import once, refuse_key
+from serve_app.api.responses.large_json import json_response
+from serve_app.api.responses.schemas import answer_of, server_timing
+from serve_app.api.responses.stream_events import Story
+from serve_app.api.routes.cache import as_controlled, cache_control, told
+from serve_app.result import Prepared, Result
+from serve_app.service import DiffusionService
+
+FORMATS = ("png", "webp", "jpeg")
+
+
+async def deliver(
+    request: Request,
+    service: DiffusionService,
+    params: GenerationParams,
+    *,
+    uploads: Uploads | None = None,
+    previews: int = 0,
+) -> Response:
+    """The images of `params` as JSON, as one image's bytes or as a stream. A client that leaves frees its place.
+
+    Raises Problem 403 for a priority beyond the caller's, and what `charge` and `once` raise.
+    """
+    media_type = wanted(request, _offers(params))
+    params = as_controlled(caller_of(request).permitted(params), cache_control(request))
+    if media_type == EVENTS:
+        refuse_key(request)
+        prepared = await _prepared(request, service, params, uploads, previews)
+        return await open_stream(request, service.run(prepared), Story(prepared, request.state.request_id))
+    asked = {"as": media_type, "params": params.model_dump(mode="json"), **_said_of(uploads)}
+    return await once(request, asked, _files_of(uploads), lambda: _whole(request, service, params, uploads, media_type))
+
+
+async def _whole(
+    request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, media_type: str
+) -> Response:
+    """The answer that is not a stream."""
+    if media_type != JSON:
+        params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
+    prepared = await _prepared(request, service, params, uploads)
+    result = await while_client_stays(request.receive, service.collect(prepared))
+    entry_of(request.scope).timings = result.timings
+    if media_type == JSON:
+        return await json_response(lambda: answer_of(result), headers=_headers(result))
+    return _bytes(result, media_type)
+
+
+async def _prepared(
+    request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, previews: int = 0
+) -> Prepared:
+    """The request as its caller is charged for it, and as it stands in the log."""
+    prepared = await service.prepare(
+        params,
+        uploads=uploads,
+        previews=previews,
+        request_id=request.state.request_id,
+        tenant=caller_of(request).tenant,
+    )
+    entry = entry_of(request.scope)
+    entry.model, entry.prompt = prepared.request.model, prepared.asked.prompt
+    await charge(request, prepared)
+    return prepared
+
+
+def _said_of(uploads: Uploads | None) -> dict[str, Any]:
+    """All of `uploads` but the files."""
+    if uploads is None:
+        return {}
+    return {
+        "mask_type": uploads.mask_type,
+        "mask_alpha": uploads.mask_alpha,
+        "preprocess": uploads.preprocess,
+        "fit": uploads.fit,
+    }
+
+
+def _files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
+    return () if uploads is None else (uploads.image, uploads.mask, *uploads.hints)
+
+
+def _offers(params: GenerationParams) -> list[str]:
+    """What the request can be answered as, the best first; bytes only for a single image."""
+    formats = sorted(FORMATS, key=lambda name: name != params.output_format) if params.num_images == 1 else []
+    return [JSON, EVENTS, *(f"image/{name}" for name in formats)]
+
+
+def _bytes(result: Result, media_type: str) -> Response:
+    image = result.images[0]
+    headers = {
+        **_headers(result),
+        "X-Seed": str(image.seed),
+        "X-Model": quote(result.model, safe="/:@"),
+        "Content-Disposition": f'inline; filename="{result.id}.{image.format}"',
+    }
+    return Response(image.data, media_type=media_type, headers=headers)
+
+
+def _headers(result: Result) -> dict[str, str]:
+    return {"Server-Timing": server_timing(result.timings), "Vary": "Accept", **told(result.source)}

@@ -1,0 +1,159 @@
+"""Answers as streams of server-sent events: a request's are `progress`, `preview`, `image`, `failed`, and one `done` or
+`error`.
+
+HTTP answers only after the backend's first event, so that a refusal is a proper error status and not a broken stream.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from functools import partial
+from itertools import count
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from deployments.engine.protocol.errors import EngineStopped
+from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Refused
+from serve_app.api.problems import internal_error
+from serve_app.api.request_record import Entry, entry_of
+from serve_app.api.responses.disconnect import while_client_stays
+from serve_app.api.responses.large_json import encoded_json
+from serve_app.api.responses.stream_events import Story, Told
+from serve_app.api.routes.cache import told
+from serve_app.tasks import end
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+KEEPALIVE_SECONDS = 15.0
+
+# A client that takes nothing for so long is gone, whatever its socket says.
+WRITE_SECONDS = 60.0
+
+LARGE: Final = ("image", "entry")
+"""The events that have pictures in them."""
+
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+Numbered = tuple[str | None, Told]
+"""What is told, with the id that a client that comes back may say it has got to."""
+
+
+class EventStream(EventSourceResponse):
+    """Tells events until there are no more, its client leaves, or its client stops reading.
+
+    Whatever ends it, `source`, which they come from, is closed then and there: that frees a request's rows.
+    """
+
+    def __init__(
+        self,
+        told: AsyncGenerator[Numbered, None],
+        source: AsyncGenerator[Any, None],
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        fixed = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
+        super().__init__((), headers=fixed | dict(headers))
+        self._told, self._source = told, source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's own way to notice a departure depends on the server's ASGI version; this one listens always.
+        entry = entry_of(scope)
+        async with aclosing(self._source):
+            try:
+                await while_client_stays(receive, self._send_all(send, entry))
+            except (ClientDisconnect, TimeoutError):
+                entry.left = True
+
+    async def _send_all(self, send: Send, entry: Entry) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._wire(entry)) as wire:
+            async for chunk in wire:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _wire(self, entry: Entry) -> AsyncGenerator[bytes, None]:
+        async with aclosing(patiently(self._told, KEEPALIVE_SECONDS)) as told_or_silent:
+            async for numbered in told_or_silent:
+                if numbered is None:
+                    yield KEEPALIVE_COMMENT
+                else:
+                    number, (name, data) = numbered
+                    if name == "error":
+                        entry.code = data["error"]["code"]
+                    # With pictures it takes a while, and others would wait.
+                    line = partial(_line, number, name, data)
+                    yield await asyncio.to_thread(line) if name in LARGE else line()
+
+
+def _line(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
+    """The event on the wire; JSON has no lines of its own."""
+    end = "\n\n" if number is None else f"\nid: {number}\n\n"
+    return b"".join((f"event: {name}\ndata: ".encode(), encoded_json(data, ascii_only=True), end.encode()))
+
+
+async def in_order(told: AsyncGenerator[Told, None], request_id: str) -> AsyncGenerator[Numbered, None]:
+    """`told`, numbered from 1. What nobody expected becomes a last `error`."""
+    ids = count(1)
+    try:
+        async with aclosing(told):
+            async for each in told:
+                yield str(next(ids)), each
+    except Exception:
+        log.exception("request %s: unexpected error", request_id)
+        yield str(next(ids)), ("error", internal_error().body(request_id))
+
+
+async def _story_of(
+    first: Event, events: AsyncGenerator[Event, None], story: Story, entry: Entry
+) -> AsyncGenerator[Told, None]:
+    """What there is to tell of a request. Ends with `done` or `error` in every case."""
+    yield story.tell(first)
+    ended = False
+    async for event in events:
+        yield await asyncio.to_thread(story.tell, event) if isinstance(event, ImageDone) else story.tell(event)
+        ended = isinstance(event, Finished | Refused)
+        if isinstance(event, Finished):
+            entry.timings = event.timings
+    if not ended:
+        yield story.error(EngineStopped("the engine stopped before the request was finished"))
+
+
+async def open_stream(request: Request, events: AsyncGenerator[Event, None], story: Story) -> EventStream:
+    """Waits for the first event. Raises what refused the request, or ClientDisconnect; `events` are closed then."""
+    try:
+        first = await while_client_stays(request.receive, anext(events, None))
+        if isinstance(first, Refused):
+            raise first.error
+        if first is None:
+            raise EngineStopped("the engine stopped before the request was finished")
+    except BaseException:
+        # Left to the garbage collector, the generators within would be closed all at once, each by two.
+        await events.aclose()
+        raise
+    name, entry = request.state.request_id, entry_of(request.scope)
+    headers = told(first.source) if isinstance(first, Accepted) else NO_HEADERS
+    return EventStream(in_order(_story_of(first, events, story, entry), name), events, headers)
+
+
+async def patiently(items: AsyncGenerator[T, None], patience: float) -> AsyncGenerator[T | None, None]:
+    """`items`, with a None for every `patience` seconds in which none came. Closing this closes `items`."""
+    async with aclosing(items):
+        while True:
+            coming = asyncio.ensure_future(anext(items))
+            try:
+                while not (await asyncio.wait((coming,), timeout=patience))[0]:
+                    yield None
+                item = coming.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                # Cancelled and over before `items` is closed: a generator cannot be closed while it runs.
+                await end(coming)
+            yield item

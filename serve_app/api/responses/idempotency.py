@@ -1,0 +1,103 @@
+"""The `Idempotency-Key` header: a request that is sent again, because its answer got lost, is not done again."""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from hashlib import sha256
+from typing import Any, Final
+
+from fastapi import Request, Response
+
+from deployments.engine.protocol.errors import EngineError
+from serve_app.api.principal import caller_of
+from serve_app.api.problems import Problem, problem_of
+from serve_app.idempotency import Idempotency, InProgress, Reused
+from serve_app.shared_answers import Answer, Work
+
+HEADER: Final = "Idempotency-Key"
+REPLAYED: Final = "Idempotent-Replayed"
+
+# As the draft has it, a string in quotes; or as everybody writes it, without.
+_FORM: Final = re.compile(r'"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]{1,255})')
+
+# Whoever is first has a picture to make.
+_CONFLICT_S: Final = 2
+
+# The same request may fare better the next time.
+_NOT_FINAL: Final = frozenset((408, 409, 425, 429))
+
+
+async def once(
+    request: Request, asked: Mapping[str, Any], files: Iterable[bytes | None], work: Callable[[], Awaitable[Response]]
+) -> Response:
+    """The answer that `work` gives; or the one that it gave before, where the request has an Idempotency-Key.
+
+    `asked` (plain data) and `files` are the request as it was understood. That is what must be the same, not the bytes:
+    a client that tries again writes another boundary into a form, and may write its JSON otherwise.
+    Raises Problem: 400 for a key that is none, 409 while the first try is at work, 422 for another request's key.
+    """
+    key = idempotency_key(request)
+    if key is None:
+        return await work()
+    store: Idempotency = request.app.state.idempotency
+    fingerprint = await asyncio.to_thread(_fingerprint, request.method, request.url.path, asked, files)
+    try:
+        turn = await store.begin(Work(_name(caller_of(request).tenant, key), fingerprint))
+    except InProgress:
+        message = "the first request with this Idempotency-Key is still being worked on"
+        raise Problem(409, "idempotency_conflict", message, retry_after=_CONFLICT_S) from None
+    except Reused:
+        message = "this Idempotency-Key belongs to another request; every request needs one of its own"
+        raise Problem(422, "idempotency_key_reused", message) from None
+    if isinstance(turn, Answer):
+        return _response(turn)
+    kept: Answer | None = None
+    try:
+        response = await work()
+        kept = await asyncio.to_thread(_answer, response)
+        return response
+    except (EngineError, Problem) as error:
+        problem = problem_of(error) if isinstance(error, EngineError) else error
+        if problem.status < 500 and problem.status not in _NOT_FINAL:
+            kept = _answer(problem.response(request.state.request_id))
+        raise
+    finally:
+        await turn.end(kept)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The key that the request brings, if any. Raises Problem 400."""
+    given = request.headers.getlist(HEADER)
+    if not given:
+        return None
+    found = _FORM.fullmatch(given[0].strip()) if len(given) == 1 else None
+    if found is None:
+        message = f"{HEADER} must be there once, and have 1 to 255 plain characters, a UUID for example"
+        raise Problem(400, "invalid_idempotency_key", message)
+    return found[1] or found[2]
+
+
+def refuse_key(request: Request) -> None:
+    """For an answer that cannot be given twice. Raises Problem 400 where the request has a key."""
+    if idempotency_key(request) is not None:
+        message = f"a stream tells what is happening now, so it cannot have an {HEADER}; leave it out, or ask for JSON"
+        raise Problem(400, "idempotency_not_supported", message)
+
+
+def _name(tenant: str, key: str) -> str:
+    return sha256(json.dumps([tenant, key]).encode()).hexdigest()
+
+
+def _fingerprint(method: str, path: str, asked: Mapping[str, Any], files: Iterable[bytes | None]) -> bytes:
+    digests = [None if file is None else sha256(file).hexdigest() for file in files]
+    return sha256(json.dumps([method, path, asked, digests], sort_keys=True).encode()).digest()
+
+
+def _answer(response: Response) -> Answer:
+    headers = tuple((name, value) for name, value in response.headers.items() if name != "content-length")
+    return Answer(response.status_code, headers, bytes(response.body))
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, {**dict(answer.headers), REPLAYED: "true"})

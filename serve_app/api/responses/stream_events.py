@@ -1,0 +1,75 @@
+"""What a stream tells of each engine event: a name and data. No HTTP here."""
+
+import base64
+from dataclasses import replace
+from typing import Any
+
+from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.events import (
+    Accepted,
+    Event,
+    Finished,
+    ImageDone,
+    ImageFailed,
+    Preview,
+    Progress,
+    Refused,
+    Source,
+)
+from serve_app.api.problems import problem_of
+from serve_app.api.responses.schemas import answer_of, failure_answer, image_answer
+from serve_app.result import Prepared, result_of
+
+Told = tuple[str, dict[str, Any]]
+
+
+class Story:
+    """Tells one request's events, in order, and remembers what the end must sum up."""
+
+    def __init__(self, prepared: Prepared, request_id: str) -> None:
+        self._prepared = prepared
+        self._request_id = request_id
+        self._images: list[ImageDone] = []
+        self._failures: list[ImageFailed] = []
+        self._source: Source = "made"
+
+    def tell(self, event: Event) -> Told:
+        """The stream's event for an engine's. `Accepted` is the first progress; the last one is `done` or `error`."""
+        match event:
+            case Accepted():
+                self._source = event.source
+                return "progress", {
+                    "id": self._prepared.request.name,
+                    "step": 0,
+                    "steps": event.steps,
+                    "position": event.position,
+                    "seconds_to_start": event.seconds_to_start,
+                    "seconds_left": event.seconds_to_finish,
+                }
+            case Progress(step=step, steps=steps, position=position, seconds_left=left):
+                told = {"step": step, "steps": steps, "position": position}
+                return "progress", told if left is None else told | {"seconds_left": left}
+            case Preview(index=index, step=step, data=data):
+                return "preview", {"index": index, "step": step, "data": base64.b64encode(data).decode()}
+            case ImageDone():
+                # The end needs to know that there is an image; the pixels need not wait for it.
+                self._images.append(replace(event, data=b""))
+                return "image", dict(image_answer(event))
+            case ImageFailed():
+                self._failures.append(event)
+                return "failed", dict(failure_answer(event))
+            case Refused(error=error):
+                return self.error(error)
+            case Finished():
+                return self._end(event)
+
+    def error(self, error: EngineError) -> Told:
+        """The end of a request that failed: the same body as an error answer's."""
+        return "error", problem_of(error).body(self._request_id)
+
+    def _end(self, finished: Finished) -> Told:
+        try:
+            result = result_of(self._prepared, self._images, self._failures, finished.timings, self._source)
+        except EngineError as error:
+            return self.error(error)
+        return "done", {name: value for name, value in answer_of(result).items() if name != "images"}

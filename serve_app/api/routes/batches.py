@@ -1,0 +1,226 @@
+"""The door for many requests at once: answered together, one by one in a stream, or later, as a job."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import Field, ValidationError
+
+from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
+from serve_app.api.middleware.rate_limiting import charge, charge_refused
+from serve_app.api.parsing.body import read_json_object
+from serve_app.api.parsing.negotiation import EVENTS, JSON, wanted
+from serve_app.api.parsing.validation import MAX_FAULTS, broken_rules, params_or_problem
+from serve_app.api.principal import caller_of
+from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
+from serve_app.api.responses import openapi
+from serve_app.api.responses.batch_entries import entry_answer, totals
+from serve_app.api.responses.disconnect import while_client_stays
+from serve_app.api.responses.event_stream import EventStream, in_order
+from serve_app.api.responses.idempotency import once, refuse_key
+from serve_app.api.responses.job_schemas import job_answer, job_path
+from serve_app.api.responses.large_json import json_response, let_others_run
+from serve_app.api.responses.stream_events import Told
+from serve_app.api.routes.cache import as_controlled, cache_control
+from serve_app.api.routes.operations import Service
+from serve_app.batch import Batch, Outcome
+from serve_app.config.jobs import JobsConfig
+from serve_app.jobs import RETRY_S, Jobs, TooManyJobs, new_job_id
+
+router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
+
+RESPOND_ASYNC = "respond-async"
+
+
+def jobs_of(request: Request) -> Jobs:
+    """The jobs of this application."""
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
+JobsHere = Annotated[Jobs, Depends(jobs_of)]
+
+
+class BatchBody(StrictFields):
+    """`priority` and `deadline_ms` are for entries that say none. Entries are read one by one, each to its own end."""
+
+    requests: list[Any] = Field(min_length=1)
+    priority: Priority | None = None
+    deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The entries by their numbers: those that make sense, and what is wrong with the others."""
+
+    params: dict[int, GenerationParams]
+    refused: dict[int, Problem]
+
+    @property
+    def images(self) -> int:
+        return sum(params.num_images for params in self.params.values())
+
+
+@router.post(
+    "/batch-generate",
+    openapi_extra=openapi.asking(openapi.batch_body()),
+    responses=openapi.batch_answers(),
+)
+async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> Response:
+    """Makes the images of many requests, which share UNet calls as far as they can.
+
+    Each entry of `requests` takes what text-to-image takes, and has a `status` of its own: one that fails leaves the
+    others alone. Equal entries are made once. The answer comes when all are done; with `Accept: text/event-stream`
+    each `entry` comes when it is; with `Prefer: respond-async`, or where it is too large to wait for, it is a job.
+    A client that leaves cancels what is not done, but for jobs.
+    """
+    media_type = wanted(request, [JSON, EVENTS])
+    body = await read_json_object(request, request.app.state.max_body_bytes)
+    try:
+        asked, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
+    except Problem:
+        await charge_refused(request, min(_entries_in(body), jobs.config.max_entries))
+        raise
+    later = preferred or asked.images > jobs.config.sync_images
+    if media_type == EVENTS and not later:
+        refuse_key(request)
+        await _charge(request, service, asked)
+        outcomes, name = _begun(request, service, jobs.config, asked), request.state.request_id
+        return EventStream(in_order(_told(name, asked, outcomes), name), outcomes)
+
+    async def work() -> Response:
+        await _charge(request, service, asked)
+        if later:
+            return await _as_job(request, jobs, asked, preferred)
+        return await _whole(request, asked, _begun(request, service, jobs.config, asked))
+
+    return await once(request, {"later": later, "body": body}, (), work)
+
+
+async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig) -> Asked:
+    """The entries in `body`, as the caller may ask for them.
+
+    Raises Problem where it is the batch itself that is wrong, or too large.
+    """
+    # Before each is looked at: there may be hundreds of thousands.
+    _check_size(_entries_in(body), config.max_entries, "entries")
+    try:
+        batch = BatchBody.model_validate(body)
+    except ValidationError as error:
+        raise broken_rules(error, known=set(BatchBody.model_fields)) from None
+    defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
+    asked = Asked({}, {})
+    # Of the first faults all is told; of the entries behind them what is first wrong with each.
+    room = MAX_FAULTS
+    use = cache_control(request)
+    for index, entry in enumerate(batch.requests):
+        said = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
+        params = params_or_problem(said, max(1, room), hints=room > 0)
+        if isinstance(params, Problem):
+            asked.refused[index] = params
+            room -= len(params.faults)
+        else:
+            try:
+                asked.params[index] = as_controlled(caller_of(request).permitted(params), use)
+            except Problem as problem:
+                asked.refused[index] = problem.with_traceback(None)
+        await let_others_run()
+    _check_size(asked.images, config.max_images, "images")
+    return asked
+
+
+def _entries_in(body: dict[str, Any]) -> int:
+    entries = body.get("requests")
+    return len(entries) if isinstance(entries, list) else 1
+
+
+def prefers_async(request: Request) -> bool:
+    """Whether the Prefer header (RFC 7240) says so."""
+    preferences = ",".join(request.headers.getlist("prefer")).split(",")
+    return RESPOND_ASYNC in {each.partition(";")[0].strip().lower() for each in preferences}
+
+
+def _check_size(count: int, limit: int, what: str) -> None:
+    if count > limit:
+        message = f"a batch may have at most {limit} {what}"
+        fault = Fault(pointer_to("requests"), "batch_too_large", message)
+        raise Problem(422, "batch_too_large", message, param="requests", faults=(fault,))
+
+
+async def _charge(request: Request, service: Service, asked: Asked) -> None:
+    """Charges for the entries that can be made, and for having read the others; what is wrong they say themselves."""
+    ready = []
+    for params in asked.params.values():
+        with suppress(EngineError):
+            ready.append(await service.prepare(params))
+        await let_others_run()
+    await charge_refused(request, len(asked.refused))
+    await charge(request, *ready)
+
+
+def _begun(
+    request: Request, service: Service, config: JobsConfig, asked: Asked
+) -> AsyncGenerator[tuple[int, Outcome], None]:
+    name, tenant = request.state.request_id, caller_of(request).tenant
+    return Batch(service, asked.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
+
+
+async def _whole(request: Request, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> Response:
+    name = request.state.request_id
+    entries = await while_client_stays(request.receive, _all(name, asked, outcomes))
+    answer = {"id": name, **totals(entries), "results": entries}
+    return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})
+
+
+async def _as_job(request: Request, jobs: Jobs, asked: Asked, preferred: bool) -> Response:
+    job_id = new_job_id()
+    refused = {}
+    for index, problem in asked.refused.items():
+        refused[index] = entry_answer(index, job_id, problem)
+        await let_others_run()
+    try:
+        job = await jobs.submit(job_id, asked.params, refused, caller_of(request).tenant)
+    except TooManyJobs as error:
+        message = f"the limit is {error.limit} unfinished jobs; come back when one is done"
+        raise Problem(
+            429, "rate_limited", message, param="unfinished_jobs", retry_after=whole_seconds(RETRY_S)
+        ) from None
+    headers = {"Location": job_path(job), "Vary": "Accept, Prefer"}
+    if preferred:
+        headers["Preference-Applied"] = RESPOND_ASYNC
+    answer = job_answer(job)
+    return await json_response(lambda: answer, 202, headers)
+
+
+async def _entries(
+    name: str, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+) -> AsyncGenerator[dict[str, Any], None]:
+    for index, problem in asked.refused.items():
+        yield entry_answer(index, name, problem)
+        await let_others_run()
+    async with aclosing(outcomes):
+        async for index, outcome in outcomes:
+            # Pictures become base64, which takes a while.
+            yield await asyncio.to_thread(entry_answer, index, name, outcome)
+
+
+async def _all(name: str, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> list[dict[str, Any]]:
+    async with aclosing(_entries(name, asked, outcomes)) as entries:
+        return sorted([entry async for entry in entries], key=lambda entry: entry["index"])
+
+
+async def _told(
+    name: str, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+) -> AsyncGenerator[Told, None]:
+    """First the batch's id, then each entry as it is done, then the sum."""
+    yield "progress", {"id": name, "entries": len(asked.params) + len(asked.refused)}
+    told = []
+    async with aclosing(_entries(name, asked, outcomes)) as entries:
+        async for entry in entries:
+            told.append({"status": entry["status"]})
+            yield "entry", entry
+    yield "done", {"id": name, **totals(told)}

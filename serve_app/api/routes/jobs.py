@@ -1,0 +1,116 @@
+"""What can be asked of jobs: how they are, what has come of them, and their end. A tenant sees its own only."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from deployments.engine.protocol.errors import EngineError
+from serve_app.api.principal import caller_of
+from serve_app.api.problems import Problem, problem_of
+from serve_app.api.responses.event_stream import EventStream, Numbered
+from serve_app.api.responses.job_schemas import entry_link, job_answer, job_summary
+from serve_app.api.responses.large_json import json_response
+from serve_app.api.responses.openapi import job_answers
+from serve_app.api.routes.batches import JobsHere
+from serve_app.job import Job
+
+router = APIRouter(prefix="/ads/v2/diffusion/jobs", tags=["jobs"], responses=job_answers())
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+@router.get("")
+async def list_jobs(request: Request, jobs: JobsHere) -> JSONResponse:
+    """The caller's newest jobs, a hundred at most, the newest first, without their results."""
+    own = await jobs.of_tenant(caller_of(request).tenant)
+    return JSONResponse({"jobs": [job_summary(job) for job in own]}, headers=NO_STORE)
+
+
+@router.get("/{job_id}")
+async def read_job(request: Request, job_id: str, jobs: JobsHere) -> Response:
+    """How the job is, and what has come of it so far; `images` are links."""
+    answer = job_answer(await _found(request, jobs, job_id))
+    return await json_response(lambda: answer, headers=NO_STORE)
+
+
+@router.delete("/{job_id}")
+async def cancel_job(request: Request, job_id: str, jobs: JobsHere) -> JSONResponse:
+    """Ends the job. What was done is kept. One that is over stays as it is, however often this is asked."""
+    job = await jobs.cancel(job_id, caller_of(request).tenant)
+    if job is None:
+        raise _no_such_job()
+    return JSONResponse(job_answer(job), headers=NO_STORE)
+
+
+@router.get("/{job_id}/images/{entry}/{image}")
+async def read_image(request: Request, job_id: str, entry: int, image: int, jobs: JobsHere) -> Response:
+    """One picture: image `image` of entry `entry`."""
+    job = await _found(request, jobs, job_id)
+    images = job.documents.get(entry, {}).get("images", [])
+    place = next((place for place, told in enumerate(images) if told["index"] == image), None)
+    files = None if place is None else await jobs.files(job, entry)
+    if place is None or files is None:
+        raise Problem(404, "image_not_found", "there is no such picture, or not yet, or not any more")
+    kind = images[place]["format"]
+    headers = {
+        "Cache-Control": "private, max-age=3600, immutable",
+        "Content-Disposition": f'inline; filename="{job.id}-{entry}-{image}.{kind}"',
+    }
+    return Response(files[place], media_type=f"image/{kind}", headers=headers)
+
+
+@router.get("/{job_id}/events")
+async def follow_job(request: Request, job_id: str, jobs: JobsHere) -> Response:
+    """The job as a stream: `job`, how it is now; each `entry` that has ended, and each as it ends; `progress`; and
+    `done`, how it has ended.
+
+    Entries have ids: a client that comes back with `Last-Event-ID` gets those that it has not had.
+    """
+    job = await _found(request, jobs, job_id)
+    states = jobs.follow(job.id, job.tenant)
+    return EventStream(_told(states, _seen(request), request.state.request_id), states)
+
+
+async def _told(states: AsyncGenerator[Job, None], seen: int, request_id: str) -> AsyncGenerator[Numbered, None]:
+    """`seen` entries have been told before."""
+    before: dict[str, Any] = {}
+    try:
+        async for job in states:
+            # The job goes on while it is told of: what comes meanwhile is for the next turn.
+            summary, over = job_summary(job), job.over
+            ended = list(enumerate(job.documents.values(), start=1))[seen:]
+            if not before:
+                yield None, ("job", summary)
+            for number, document in ended:
+                yield str(number), ("entry", entry_link(job, document))
+                seen = number
+            moved = {name: summary[name] for name in ("state", "queue_position", "progress")}
+            if before and moved != before and not over:
+                yield None, ("progress", moved)
+            before = moved
+            if over:
+                yield None, ("done", summary)
+                return
+    except EngineError as error:
+        yield None, ("error", problem_of(error).body(request_id))
+        return
+    yield None, ("error", _no_such_job().body(request_id))
+
+
+def _seen(request: Request) -> int:
+    """How many entries the client has had, as it says."""
+    said = request.headers.get("last-event-id", "")
+    return int(said) if said.isascii() and said.isdecimal() and len(said) < 10 else 0
+
+
+async def _found(request: Request, jobs: JobsHere, job_id: str) -> Job:
+    job = await jobs.find(job_id, caller_of(request).tenant)
+    if job is None:
+        raise _no_such_job()
+    return job
+
+
+def _no_such_job() -> Problem:
+    return Problem(404, "job_not_found", "there is no such job; those that are over are kept for a while only")

@@ -1,0 +1,64 @@
+"""What operators and orchestrators ask."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from serve_app.api.parsing.negotiation import wanted
+from serve_app.api.responses.openapi import failure
+from serve_app.exposition import OPENMETRICS, TEXT, exposition
+from serve_app.health import Health
+from serve_app.service import DiffusionService
+
+router = APIRouter(tags=["operations"])
+
+
+def service_of(request: Request) -> DiffusionService:
+    """The service that this application was made for."""
+    service: DiffusionService = request.app.state.service
+    return service
+
+
+Service = Annotated[DiffusionService, Depends(service_of)]
+
+_TEXTS = {kind: {"schema": {"type": "string"}} for kind in (TEXT, OPENMETRICS)}
+_METRICS: Mapping[int | str, dict[str, Any]] = MappingProxyType(
+    {200: {"content": _TEXTS}, 406: failure("Neither Prometheus' text format nor OpenMetrics is acceptable.")}
+)
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """200 while this process answers at all."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses={503: {"description": "No image can be made now."}})
+async def readyz(service: Service) -> JSONResponse:
+    """200 when images can be made now, else 503."""
+    return health_answer(await service.health())
+
+
+@router.get("/metrics", response_class=Response, responses=dict(_METRICS))
+async def metrics(request: Request, service: Service) -> Response:
+    """Everything that this process and all engines have counted, for Prometheus. Engines' figures are added up."""
+    media_type = wanted(request, [TEXT, OPENMETRICS])
+    document, content_type = exposition(await service.all_samples(), media_type)
+    return Response(document, headers={"Content-Type": content_type, "Vary": "Accept", "Cache-Control": "no-store"})
+
+
+def health_answer(health: Health) -> JSONResponse:
+    """The guide's health object; 200 only when images can be made."""
+    body: dict[str, Any] = {
+        "status": health.status,
+        "service": "diffusion",
+        "loaded_models": health.loaded_models,
+        "device": health.device,
+        "cache_entries": health.cache_entries,
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+    return JSONResponse(body, 200 if health.ready else 503, {"Cache-Control": "no-store"})

@@ -1,0 +1,42 @@
+"""How an error looks over HTTP."""
+
+import inspect
+import math
+import pickle
+from typing import Any
+
+import pytest
+
+from deployments.engine.protocol import errors
+from deployments.engine.protocol.errors import EngineError, EngineLost, EngineStopped, Overloaded, Quarantined
+from serve_app.api.problems import problem_of
+
+
+@pytest.mark.parametrize(
+    ("estimate", "said"),
+    [(None, "2"), (0.0, "1"), (0.2, "1"), (7.01, "8"), (7.0, "7"), (500.0, "120"), (math.inf, "120"), (math.nan, "1")],
+)
+def test_retry_after_is_the_estimate_in_whole_seconds_within_bounds(estimate: float | None, said: str) -> None:
+    problem = problem_of(Overloaded("full", estimate))
+    assert (problem.status, problem.headers["Retry-After"]) == (503, said)
+
+
+def test_a_quarantined_request_is_the_callers_and_not_to_be_repeated() -> None:
+    problem = problem_of(Quarantined("no"))
+    assert (problem.status, problem.code, problem.retryable) == (422, "quarantined", False)
+    assert "Retry-After" not in problem.headers
+
+
+def test_a_lost_engine_is_a_stopped_one_to_callers() -> None:
+    assert problem_of(EngineLost("gone")).body("r") == problem_of(EngineStopped("gone")).body("r")
+
+
+def test_every_error_survives_pickling_with_all_that_it_says() -> None:
+    kinds: list[Any] = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+    for kind in kinds:
+        fields = [name for name in inspect.signature(kind).parameters if name != "message"]
+        error = kind(**dict.fromkeys(fields, 3.5), message="what happened")
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind
+        assert vars(again) == vars(error)
+        assert isinstance(again, EngineError)
