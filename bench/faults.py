@@ -31,7 +31,7 @@ from bench.fault_runs import Servers, run_row
 from bench.fault_targets import misses, zeros
 from bench.goldens import Goldens, make_goldens
 from deployments.registry import known_models
-from serve_app.local_backend import sized
+from serve_app.backends.local import sized
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reliability.md"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bench.faulty_replica import FaultyReplica, fail_starts, faulty_replica
-from serve_app.local_cluster import APP_NAME, Order, start, stop
+from serve_app.launch.local_cluster import APP_NAME, Order, start, stop
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import httpx
 
 from bench.redis_server import RedisServer
-from serve_app.ray_environment import NODE_ENVIRONMENT
+from serve_app.serving.node_environment import NODE_ENVIRONMENT
 
 BRIDGE: Final = "dr-bridge"
 _PREFIX: Final = "dr-node-"

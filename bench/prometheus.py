@@ -11,7 +11,7 @@ from prometheus_client.samples import Sample
 
 from bench.history import Counts
 from deployments.ray_metrics import PERIOD_S
-from serve_app.processes import descendants
+from serve_app.launch.processes import descendants
 
 AGENT = "DashboardAgent"
 """Ray's process of that name exports what all processes of its node tell it, also where the dashboard is off."""

@@ -20,8 +20,8 @@ import httpx
 from bench.prometheus import REPORT_INTERVAL_ENV, Exported, at_rest
 from serve_app.client import BASE
 from serve_app.config.server import AppConfig
-from serve_app.local_cluster import HEALTH_PATH
-from serve_app.processes import descendants
+from serve_app.launch.local_cluster import HEALTH_PATH
+from serve_app.launch.processes import descendants
 
 ENDS_WITHIN_S = 20.0
 SETTLES_WITHIN_S = 60.0

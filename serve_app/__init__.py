@@ -3,8 +3,8 @@
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
+from serve_app.generation.result import Result
 from serve_app.image_processor import ImageProcessor
-from serve_app.result import Result
 from serve_app.service import DiffusionService
 
 __all__ = [

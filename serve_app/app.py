@@ -20,12 +20,12 @@ from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
 from deployments.serve_log import speak_through_serve
+from serve_app.backends.local import sized
 from serve_app.config.deployments import DeploymentConfig
 from serve_app.config.server import AppConfig
-from serve_app.door import door
-from serve_app.ingress import HandleBackend, Ingress
-from serve_app.local_backend import sized
-from serve_app.logs import LOGGERS, hush_parsers
+from serve_app.gateway.setup import door
+from serve_app.observability.logs import LOGGERS, hush_parsers
+from serve_app.serving.ingress import HandleBackend, Ingress
 
 
 def build_app(config: AppConfig) -> Application:
@@ -65,9 +65,9 @@ def model_deployment(
 def api_over(config: AppConfig, backend: HandleBackend) -> Any:
     """The ASGI application over `backend`, in the ingress' process."""
     from serve_app.api.application import create_api
-    from serve_app.cache import ResultCache
-    from serve_app.redis_tier import RedisTier
+    from serve_app.cache.result_cache import ResultCache
     from serve_app.service import DiffusionService
+    from serve_app.store.redis import RedisTier
 
     speak_through_serve(*LOGGERS, level=config.logging.level)
     hush_parsers()

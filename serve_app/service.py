@@ -21,18 +21,18 @@ from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import COUNTS, DOOR_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
-from serve_app.backend import Backend, BackendReport
-from serve_app.build import build_sample
-from serve_app.cache import ResultCache
-from serve_app.cancellation import Cancellations
-from serve_app.figures import engine_figures
-from serve_app.health import Health, Status
+from serve_app.backends.local import LocalBackend
+from serve_app.backends.protocol import Backend, BackendReport
+from serve_app.cache.result_cache import ResultCache
+from serve_app.generation.cancellation import Cancellations
+from serve_app.generation.prepare import find_model, prepare
+from serve_app.generation.result import Prepared, Result, decoded, encoded, result_of
 from serve_app.image_processor import ImageProcessor
-from serve_app.local_backend import LocalBackend
-from serve_app.preparation import find_model, prepare
-from serve_app.redis_tier import RedisTier
-from serve_app.result import Prepared, Result, decoded, encoded, result_of
-from serve_app.stats import Statistics
+from serve_app.observability.engine_stats import engine_figures
+from serve_app.observability.health import Health, Status
+from serve_app.observability.request_stats import Statistics
+from serve_app.observability.versions import build_sample
+from serve_app.store.redis import RedisTier
 
 log = logging.getLogger(__name__)
 

@@ -135,7 +135,8 @@ def test_the_builder_keeps_its_annotations() -> None:
 @pytest.mark.parametrize(
     "modules",
     [
-        "serve_app, serve_app.app, serve_app.api.application, serve_app.cli, serve_app.client, serve_app.local_cluster",
+        "serve_app, serve_app.app, serve_app.api.application, serve_app.cli.main, serve_app.client",
+        "serve_app.launch.local_cluster",
         "deployments.model_deployment, deployments.registry, deployments.autoscaling",
     ],
 )
@@ -146,7 +147,9 @@ def test_the_process_that_speaks_http_has_no_torch_in_it(modules: str) -> None:
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["serve_app.cli", "serve_app.local_cluster", "deployments.model_deployment"])
+@pytest.mark.parametrize(
+    "module", ["serve_app.cli.main", "serve_app.launch.local_cluster", "deployments.model_deployment"]
+)
 def test_ray_is_not_imported_before_its_settings_are_made(module: str) -> None:
     """It reads them while it is imported. And refusing, and `--help`, should not cost the seconds that this takes."""
     code = f"import sys, {module}; print('ray' in sys.modules)"

@@ -13,11 +13,13 @@ import yaml
 from deployments import images, pieces
 from deployments.engine import prompts
 from deployments.engine.protocol import params
-from serve_app import cli, local_cluster, ray_environment, request_head
 from serve_app.api.middleware import upload_budget
 from serve_app.api.parsing import body, forms, validation
 from serve_app.api.responses import event_stream
+from serve_app.cli import main
 from serve_app.config.server import AppConfig
+from serve_app.launch import local_cluster
+from serve_app.serving import node_environment, request_head
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "security.md").read_text()
@@ -33,7 +35,8 @@ MIB = 2**20
         f"| all forms in flight, of one ingress | {upload_budget.MAX_UPLOADS_IN_FLIGHT_BYTES // MIB} MiB |",
         f"| target and headers of a request, trailers too | {request_head.MAX_HEAD_BYTES // 1024} KiB, "
         f"{request_head.MAX_HEADERS} headers; the target {request_head.MAX_TARGET_BYTES // 1024} KiB |",
-        f"| time for the headers | {ray_environment.HEAD_TIMEOUT_S:g} s | `{ray_environment.HEAD_TIMEOUT_VARIABLE}` |",
+        f"| time for the headers | {node_environment.HEAD_TIMEOUT_S:g} s "
+        f"| `{node_environment.HEAD_TIMEOUT_VARIABLE}` |",
         f"| time for a body | {body.READ_SECONDS:g} s, and its length at "
         f"{body.SLOWEST_BYTES_PER_SECOND // 1024} KiB/s |",
         f"| time for taking a stream's next event | {event_stream.WRITE_SECONDS:g} s |",
@@ -63,7 +66,7 @@ def test_the_defaults_of_the_configuration_are_those_limits() -> None:
 
 
 def test_the_server_listens_on_this_machine_only_unless_told_otherwise() -> None:
-    assert inspect.signature(cli.serve).parameters["host"].default == "127.0.0.1"
+    assert inspect.signature(main.serve).parameters["host"].default == "127.0.0.1"
     assert "HOST ?= 127.0.0.1" in (ROOT / "Makefile").read_text()
 
 
@@ -77,7 +80,7 @@ def test_its_cluster_has_no_dashboard() -> None:
 
 def test_who_starts_it_chooses_how_long_headers_may_take() -> None:
     code = (
-        "from serve_app.local_cluster import prepare_environment as prepare; prepare()\n"
+        "from serve_app.launch.local_cluster import prepare_environment as prepare; prepare()\n"
         "import os; print(os.environ['DARKROOM_HEAD_TIMEOUT_S'])"
     )
     for given, told in (({}, "10"), ({"DARKROOM_HEAD_TIMEOUT_S": "2.5"}, "2.5")):
@@ -89,7 +92,7 @@ def test_who_starts_it_chooses_how_long_headers_may_take() -> None:
 def test_its_cluster_lets_nobody_in_without_the_token_of_this_run() -> None:
     """Asked of Ray itself, in a process of its own: it reads the environment once."""
     code = (
-        "from serve_app.local_cluster import prepare_environment as prepare; prepare()\n"
+        "from serve_app.launch.local_cluster import prepare_environment as prepare; prepare()\n"
         "import os\n"
         "from ray._private.authentication.authentication_utils import is_token_auth_enabled\n"
         "from ray._raylet import AuthenticationTokenLoader\n"

@@ -29,14 +29,14 @@ from serve_app.api.problems import Problem, http_problem, problem_of
 from serve_app.api.request_record import CLIENT_LEFT
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadata, operations
-from serve_app.build import darkroom_version
 from serve_app.config.jobs import JobsConfig
-from serve_app.hosts import Hosts
-from serve_app.idempotency import Idempotency, IdempotencyConfig
-from serve_app.job_shelf import JobShelf
-from serve_app.jobs import Jobs
-from serve_app.keys import Keyring
-from serve_app.limits import RateLimits
+from serve_app.gateway.api_keys import Keyring
+from serve_app.gateway.hosts import Hosts
+from serve_app.gateway.idempotency import Idempotency, IdempotencyConfig
+from serve_app.gateway.rate_limits import RateLimits
+from serve_app.jobs.manager import Jobs
+from serve_app.jobs.redis_store import JobShelf
+from serve_app.observability.versions import darkroom_version
 from serve_app.service import DiffusionService
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from starlette.types import Scope
 
 from deployments.engine.protocol.events import Timings
-from serve_app.stats import Outcome
+from serve_app.observability.request_stats import Outcome
 
 # What nginx logs for it. The answer reaches nobody.
 CLIENT_LEFT = 499

@@ -19,10 +19,10 @@ from serve_app.config.errors import ConfigError, complaints, nearest
 from serve_app.config.jobs import JobsConfig
 from serve_app.config.secret import Secret
 from serve_app.config.strict import Strict
-from serve_app.idempotency import IdempotencyConfig
-from serve_app.limits import LimitsConfig
-from serve_app.logs import LoggingConfig
-from serve_app.redis_tier import RedisConfig
+from serve_app.gateway.idempotency import IdempotencyConfig
+from serve_app.gateway.rate_limits import LimitsConfig
+from serve_app.observability.logs import LoggingConfig
+from serve_app.store.redis import RedisConfig
 
 _PACKAGED = Path(__file__).parent / "packaged"
 

@@ -13,8 +13,8 @@ import yaml
 
 from serve_app.config.server import AppConfig, load_config
 from serve_app.kubernetes.dashboard import dashboard
-from serve_app.local_cluster import APP_NAME
-from serve_app.ray_environment import NODE_ENVIRONMENT
+from serve_app.launch.local_cluster import APP_NAME
+from serve_app.serving.node_environment import NODE_ENVIRONMENT
 
 CONFIGURATION: Final = "darkroom.yaml"
 SERVE_CONFIG: Final = "serve-config.yaml"
@@ -78,4 +78,4 @@ def node_environment() -> str:
         "metadata": {"name": "darkroom-nodes"},
         "data": {**NODE_ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_ENCODING": "JSON"},
     }
-    return _HEAD.format(source="serve_app/ray_environment.py") + yaml.safe_dump(manifest, sort_keys=False)
+    return _HEAD.format(source="serve_app/serving/node_environment.py") + yaml.safe_dump(manifest, sort_keys=False)

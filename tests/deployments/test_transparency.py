@@ -18,8 +18,8 @@ from deployments.engine.row import Request
 from deployments.images import decode, decode_layer
 from deployments.intake import take_in
 from deployments.transparency import hint_of, mask_of
+from serve_app.generation.result import encoded
 from serve_app.image_processor import ImageProcessor
-from serve_app.result import encoded
 from tests.deployments.test_images import file_of, gradient
 
 SIDE: Final = 64

@@ -24,9 +24,9 @@ from deployments.engine.row import Request
 from deployments.intake import Intake
 from serve_app.api.application import create_api
 from serve_app.api.parsing import body
-from serve_app.logs import LoggingConfig, log_to
-from serve_app.proxy_headers import RAYS_OWN, middlewares
+from serve_app.observability.logs import LoggingConfig, log_to
 from serve_app.service import DiffusionService
+from serve_app.serving.proxy_headers import RAYS_OWN, middlewares
 from tests.serve_app.fakes import FakeBackend
 
 READ_SECONDS: Final = 0.4

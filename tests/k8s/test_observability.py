@@ -14,7 +14,7 @@ from deployments import metrics
 from deployments.engine.protocol import errors
 from deployments.metrics import Metric
 from serve_app.kubernetes.dashboard import PANELS, dashboard
-from serve_app.local_cluster import APP_NAME
+from serve_app.launch.local_cluster import APP_NAME
 from tests.k8s.queries import FOLDER, QUERIES, rules, used
 
 ROOT: Final = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from deployments import fetching
-from serve_app.cli import app
+from serve_app.cli.main import app
 from serve_app.config.server import load_config
 from serve_app.kubernetes.checks import faults
 from serve_app.kubernetes.manifests import Manifests, Unbuildable, built
@@ -253,7 +253,7 @@ def test_what_is_no_overlay_is_said_to_be_none(tmp_path: Path) -> None:
 def test_init_containers_fetch_by_the_configuration_that_is_served(
     production: Manifests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What their command does with a hub: tests/serve_app/test_fetch_command.py."""
+    """What their command does with a hub: tests/serve_app/cli/test_fetch.py."""
     overlay = K8S / "overlays" / "production"
     (given,) = (each["data"] for each in production.of("ConfigMap") if each["metadata"]["name"] == CONFIGURATION)
     assert given == {"darkroom.yaml": (overlay / "darkroom.yaml").read_text()}

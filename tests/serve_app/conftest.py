@@ -8,7 +8,7 @@ import pytest
 
 from deployments.serve_log import SERVES
 from serve_app.api.application import create_api
-from serve_app.logs import LOGGERS
+from serve_app.observability.logs import LOGGERS
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, http
 

@@ -22,7 +22,7 @@ from deployments.engine.protocol.events import (
 from deployments.engine.protocol.report import EngineReport, ModelReport
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from serve_app.backend import BackendReport
+from serve_app.backends.protocol import BackendReport
 
 TINY = ModelSpec(
     "tiny",

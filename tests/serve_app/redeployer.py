@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serve_app.config.server import AppConfig
-from serve_app.launcher import make_temp_dir
-from serve_app.local_cluster import APP_NAME, Order, start, stop
-from serve_app.processes import adopt_orphans, sweep
+from serve_app.launch.launcher import make_temp_dir
+from serve_app.launch.local_cluster import APP_NAME, Order, start, stop
+from serve_app.launch.processes import adopt_orphans, sweep
 from tests.serve_app.servers import ROOT, Launched, free_port
 
 

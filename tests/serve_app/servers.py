@@ -20,8 +20,8 @@ import yaml
 from fastapi import FastAPI
 
 from serve_app.config.server import AppConfig
-from serve_app.processes import descendants
-from serve_app.redis_tier import RedisConfig
+from serve_app.launch.processes import descendants
+from serve_app.store.redis import RedisConfig
 
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 120.0

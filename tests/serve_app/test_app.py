@@ -22,7 +22,7 @@ from deployments.engine.row import Request
 from deployments.engine.worker import EngineWorker
 from serve_app.app import build_app, model_deployment
 from serve_app.config.server import AppConfig, load_config, packaged_configs
-from serve_app.ingress import HandleBackend, Route
+from serve_app.serving.ingress import HandleBackend, Route
 
 SPEC = ModelSpec("demo-sd", "nowhere", native_size=64)
 

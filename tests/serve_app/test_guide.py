@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 
 from deployments.engine.protocol.errors import UnknownModel
 from serve_app import DiffusionService, GenerationParams, ModelSpec
-from serve_app.local_backend import LocalBackend
+from serve_app.backends.local import LocalBackend
 
 STEPS = 8
 COFFEE = GenerationParams(prompt="a red cup", num_inference_steps=STEPS, seed=42)

@@ -14,12 +14,12 @@ from deployments.engine.protocol.events import Accepted, Finished
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
-from serve_app import preparation
-from serve_app.backend import BackendReport
-from serve_app.preparation import with_seed
-from serve_app.result import encoded
+from serve_app.backends.protocol import BackendReport
+from serve_app.generation import prepare
+from serve_app.generation.prepare import with_seed
+from serve_app.generation.result import encoded
+from serve_app.generation.styles import STYLES
 from serve_app.service import DiffusionService
-from serve_app.styles import STYLES
 from tests.serve_app.fakes import TIMINGS, FakeBackend, failing, refusing, slow, until
 
 CUP = GenerationParams(prompt="a red cup")
@@ -202,7 +202,7 @@ async def test_headers_are_read_off_the_loop_and_text_is_prepared_on_it(
         threads.append(threading.current_thread())
         return with_seed(params)
 
-    monkeypatch.setattr(preparation, "with_seed", noted)
+    monkeypatch.setattr(prepare, "with_seed", noted)
     await service.prepare(CUP)
     await service.prepare(CUP, uploads=Uploads(image=encoded(Image.new("RGB", (64, 64)))))
     assert [thread is threading.current_thread() for thread in threads] == [True, False]

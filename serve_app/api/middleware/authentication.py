@@ -7,7 +7,7 @@ from serve_app.api.parsing.body import close_unread
 from serve_app.api.principal import NOBODY, Caller
 from serve_app.api.problems import Problem
 from serve_app.api.scopes import need_of
-from serve_app.keys import Key, Keyring
+from serve_app.gateway.api_keys import Key, Keyring
 
 _REALM = 'Bearer realm="darkroom"'
 

@@ -1,4 +1,4 @@
-"""The layer that refuses what is meant for other servers, and what other sites' pages send (`serve_app.hosts`)."""
+"""The layer that refuses what is meant for other servers, and what other sites' pages send (`gateway/hosts.py`)."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.problems import Problem
-from serve_app.hosts import Hosts, is_own_origin
+from serve_app.gateway.hosts import Hosts, is_own_origin
 
 PROBES: Final = frozenset(("/livez", "/readyz", "/ads/v2/diffusion/health"))
 """Asked by the address of a pod or machine, which no configuration knows. What they say is no secret."""

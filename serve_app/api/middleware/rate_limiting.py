@@ -16,9 +16,9 @@ from serve_app.api.parsing.body import close_unread
 from serve_app.api.principal import caller_of
 from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.scopes import asks_for_work
-from serve_app.limits import LimitName, OverLimit, RateLimits, TooCostly, Visit
-from serve_app.result import Prepared
-from serve_app.windows import WINDOW_S
+from serve_app.gateway.rate_limits import LimitName, OverLimit, RateLimits, TooCostly, Visit
+from serve_app.gateway.sliding_window import WINDOW_S
+from serve_app.generation.result import Prepared
 
 # Name, unit in words, and how the draft's `RateLimit-Policy` goes on after the quota.
 _TOLD: Final[Mapping[LimitName, tuple[str, str]]] = MappingProxyType(

@@ -5,9 +5,9 @@ from typing import Any
 from deployments.engine.row import part_of
 from serve_app.api.problems import Problem, problem_of
 from serve_app.api.responses.schemas import answer_of
-from serve_app.batch import Outcome
-from serve_app.job import DONE, Document, Job
-from serve_app.result import Result
+from serve_app.generation.result import Result
+from serve_app.jobs.batch import Outcome
+from serve_app.jobs.job import DONE, Document, Job
 
 REQUESTS = "requests"
 

@@ -18,7 +18,7 @@ from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.schemas import answer_of, server_timing
 from serve_app.api.responses.stream_events import Story
 from serve_app.api.routes.cache import as_controlled, cache_control, told
-from serve_app.result import Prepared, Result
+from serve_app.generation.result import Prepared, Result
 from serve_app.service import DiffusionService
 
 FORMATS = ("png", "webp", "jpeg")

@@ -12,8 +12,8 @@ from fastapi import Request, Response
 from deployments.engine.protocol.errors import EngineError
 from serve_app.api.principal import caller_of
 from serve_app.api.problems import Problem, problem_of
-from serve_app.idempotency import Idempotency, InProgress, Reused
-from serve_app.shared_answers import Answer, Work
+from serve_app.gateway.idempotency import Idempotency, InProgress, Reused
+from serve_app.gateway.idempotency_store import Answer, Work
 
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotent-Replayed"

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from serve_app.job import Document, Job
+from serve_app.jobs.job import Document, Job
 
 JOBS = "/ads/v2/diffusion/jobs"
 

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from deployments.engine.protocol.events import ImageDone, ImageFailed, Timings
 from deployments.engine.protocol.params import PICTURE_FIELDS, SERVICE_FIELDS, GenerationParams
-from serve_app.result import Result
+from serve_app.generation.result import Result
 
 
 class ImageAnswer(TypedDict):

@@ -27,9 +27,9 @@ from serve_app.api.responses.large_json import json_response, let_others_run
 from serve_app.api.responses.stream_events import Told
 from serve_app.api.routes.cache import as_controlled, cache_control
 from serve_app.api.routes.operations import Service
-from serve_app.batch import Batch, Outcome
 from serve_app.config.jobs import JobsConfig
-from serve_app.jobs import RETRY_S, Jobs, TooManyJobs, new_job_id
+from serve_app.jobs.batch import Batch, Outcome
+from serve_app.jobs.manager import RETRY_S, Jobs, TooManyJobs, new_job_id
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 

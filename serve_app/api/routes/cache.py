@@ -10,7 +10,7 @@ from deployments.engine.protocol.params import CacheUse, GenerationParams
 from serve_app.api.problems import Problem
 from serve_app.api.responses.openapi import failure
 from serve_app.api.routes.operations import Service
-from serve_app.redis_tier import RedisGone
+from serve_app.store.redis import RedisGone
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["operations"])
 

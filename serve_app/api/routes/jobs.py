@@ -14,7 +14,7 @@ from serve_app.api.responses.job_schemas import entry_link, job_answer, job_summ
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.openapi import job_answers
 from serve_app.api.routes.batches import JobsHere
-from serve_app.job import Job
+from serve_app.jobs.job import Job
 
 router = APIRouter(prefix="/ads/v2/diffusion/jobs", tags=["jobs"], responses=job_answers())
 

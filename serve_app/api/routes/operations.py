@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse
 
 from serve_app.api.parsing.negotiation import wanted
 from serve_app.api.responses.openapi import failure
-from serve_app.exposition import OPENMETRICS, TEXT, exposition
-from serve_app.health import Health
+from serve_app.observability.health import Health
+from serve_app.observability.prometheus import OPENMETRICS, TEXT, exposition
 from serve_app.service import DiffusionService
 
 router = APIRouter(tags=["operations"])

@@ -8,8 +8,8 @@ import yaml
 
 from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
-from serve_app.hosts import Hosts
-from serve_app.keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.hosts import Hosts
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, http
 

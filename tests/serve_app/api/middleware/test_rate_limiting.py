@@ -17,14 +17,14 @@ from deployments.engine.protocol.errors import Overloaded
 from serve_app.api.application import create_api
 from serve_app.api.middleware.rate_limiting import address_of
 from serve_app.config.secret import Secret
-from serve_app.keys import Keyring, drawn_key, hash_of
-from serve_app.limits import LimitsConfig, RateLimits
-from serve_app.redis_tier import RedisTier
+from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.rate_limits import LimitsConfig, RateLimits
 from serve_app.service import DiffusionService
+from serve_app.store.redis import RedisTier
 from tests.serve_app.api.parsing.test_hostile import assert_problem
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, refusing, slow, success, until
+from tests.serve_app.gateway.test_sliding_window import Clock
 from tests.serve_app.redis_servers import redis_at
-from tests.serve_app.test_windows import Clock
 
 BASE = "/ads/v2/diffusion"
 # 256 x 256 pixels and 50 steps: 3.3 megapixel-steps.

@@ -16,7 +16,7 @@ from starlette.types import Message
 from deployments.engine.protocol.events import Accepted, Event, Finished, Progress
 from deployments.engine.row import Request
 from serve_app.api.application import create_api
-from serve_app.cache import ResultCache
+from serve_app.cache.result_cache import ResultCache
 from serve_app.config.cache import CacheConfig
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import PATH, TIMINGS, FakeBackend, image, until

@@ -24,7 +24,7 @@ from deployments.engine.protocol.errors import (
 from serve_app.api.application import create_api
 from serve_app.api.responses.idempotency import once
 from serve_app.config.secret import Secret
-from serve_app.keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile import assert_problem
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, failing, http, refusing, slow, success, until

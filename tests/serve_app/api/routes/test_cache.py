@@ -8,12 +8,12 @@ import pytest
 from bench.redis_server import redis_server
 from deployments.engine.protocol.events import Accepted
 from serve_app.api.application import create_api
-from serve_app.cache import ResultCache
+from serve_app.cache.result_cache import ResultCache
 from serve_app.client import parse_events
 from serve_app.config.cache import CacheConfig
-from serve_app.redis_tier import RedisTier
-from serve_app.result import encoded
+from serve_app.generation.result import encoded
 from serve_app.service import DiffusionService
+from serve_app.store.redis import RedisTier
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, success
 from tests.serve_app.redis_servers import redis_at, wire_to
 

@@ -8,7 +8,7 @@ import pytest
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.params import PICTURE_FIELDS, GenerationParams
 from deployments.engine.protocol.sampler_names import resolve_sampler
-from serve_app.backend import BackendReport
+from serve_app.backends.protocol import BackendReport
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import PATH, FakeBackend
 

@@ -1,0 +1,154 @@
+"""The backend with the engine in this process: no Ray, no HTTP. Models are loaded at the first use."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from deployments.annotators.catalogue import NO_NETWORKS, Annotators
+from deployments.annotators.spec import AnnotatorSpecs
+from deployments.engine.protocol.errors import EngineError, EngineStopped, ModelLoadError
+from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.spec import ModelSpec, with_native_size
+from deployments.engine.row import Request
+from deployments.intake import Intake
+from deployments.registry import check_source, clashes
+from serve_app.backends.protocol import BackendReport
+
+if TYPE_CHECKING:
+    from deployments.engine.worker import EngineWorker
+
+log = logging.getLogger(__name__)
+
+
+class LocalBackend:
+    """A `Backend` over an `EngineWorker`. Works on any event loop, and on several one after another."""
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        *,
+        device: str,
+        dtype: str,
+        max_rows: int = 16,
+        queue_limit: int = 128,
+        threads: int | None = None,
+        model_memory_bytes: int | None = None,
+        device_memory_bytes: int | None = None,
+        annotators: AnnotatorSpecs = NO_NETWORKS,
+    ) -> None:
+        """`annotators` make hints from photos. Raises ModelLoadError where a model's folder does not say what it is."""
+        if not specs or clashes(specs):
+            raise ValueError(f"a name per model is needed, each used once: {', '.join(clashes(specs)) or 'no models'}")
+        self._models = tuple(sized(spec) for spec in specs)
+        self.annotators = Annotators(annotators, device)
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "max_rows": max_rows,
+            "queue_limit": queue_limit,
+            "threads": threads,
+            "model_memory_bytes": model_memory_bytes,
+            "device_memory_bytes": device_memory_bytes,
+        }
+        self._intake = Intake(self.annotators)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-models")
+        self._loading: Future[EngineWorker] | None = None
+        self._closed = False
+        self._lock = Lock()
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The models, with their native sizes; the first is the default."""
+        return self._models
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Nothing: there are no replicas to lose."""
+        return {}
+
+    def start(self) -> None:
+        """Begins to load the models, unless that was begun before. Does not wait."""
+        self._begin()
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events. Closing the generator frees its rows before the next step."""
+        try:
+            worker = await self._worker()
+        except EngineError as error:
+            yield Refused(request.id, error)
+            return
+        async with aclosing(self._intake.generate(worker, request)) as events:
+            async for event in events:
+                yield event
+
+    async def cancel(self, name: str, tenant: str) -> bool:
+        """Ends the tenant's requests of this name that the engine has."""
+        loading = self._loading
+        if self._closed or loading is None or not loading.done() or loading.exception() is not None:
+            return False
+        return loading.result().cancel(name, tenant)
+
+    async def report(self) -> BackendReport:
+        """The engine's state; not ready before `start` or a first request has loaded it. Raises ModelLoadError."""
+        if self._closed or self._loading is None or not self._loading.done():
+            return BackendReport()
+        return BackendReport((self._loading.result().report(),))
+
+    async def close(self) -> None:
+        """Ends the engine's thread; requests that still run are told so."""
+        with self._lock:
+            self._closed = True
+        if self._loading is not None:
+            await asyncio.to_thread(self._stop, self._loading)
+        self._intake.close()
+        self._loader.shutdown(wait=False)
+
+    async def _worker(self) -> "EngineWorker":
+        # A caller that leaves while models load must not take the loading away from the others.
+        return await asyncio.shield(asyncio.wrap_future(self._begin()))
+
+    def _begin(self) -> "Future[EngineWorker]":
+        with self._lock:
+            if self._closed:
+                raise EngineStopped("the service is closed")
+            if self._loading is None:
+                self._loading = self._loader.submit(self._load)
+            return self._loading
+
+    def _load(self) -> "EngineWorker":
+        # Imported here, because this is the only line of serve_app that needs torch.
+        from deployments.engine.worker import EngineWorker
+
+        for spec in self._models:
+            check_source(spec)
+        log.info("loading %s", ", ".join(spec.name for spec in self._models))
+        try:
+            return EngineWorker.load(self._models, **self._options)
+        except EngineError:
+            raise
+        except Exception as error:
+            # A device that is not there, or memory that ends. Told as an EngineError, because health asks this too.
+            log.exception("the models could not be loaded")
+            raise ModelLoadError(
+                "the models could not be loaded on {device!r} as {dtype!r}".format(**self._options)
+            ) from error
+
+    @staticmethod
+    def _stop(loading: "Future[EngineWorker]") -> None:
+        if loading.exception() is None:
+            loading.result().stop()
+
+
+def sized(spec: ModelSpec) -> ModelSpec:
+    """`spec` with its native size, from its folder if need be. Raises ModelLoadError where that cannot be known."""
+    try:
+        return with_native_size(spec)
+    except (OSError, LookupError, TypeError, ValueError):
+        raise ModelLoadError(
+            f"model {spec.name!r}: {spec.source!r} is not a folder in diffusers' layout; give `native_size` as well "
+            "for a repository on the hub"
+        ) from None

@@ -1,0 +1,163 @@
+"""Requests whose replica is lost: repeated on another, and refused for a while once they are what replicas die of.
+
+A request is a pure function of its parameters and its seed, so another replica makes the same images. But one that
+kills every replica that runs it would take its neighbours down with it each time. Hence three attempts, which differ:
+
+1. beside all others;
+2. at once after the first loss, beside all others;
+3. alone among those that have lost two replicas: one at a time per deployment.
+
+Suppose one request is the cause. Its first two attempts lose the first two replicas, so whoever was beside it both
+times now waits for its turn alone, as it does; and only its own turn can end in a third loss. So no innocent request
+ever uses up its attempts, and the loss of a third attempt convicts: the request fails, and whoever asks for the same
+work is refused for ten minutes. Several ingress processes share the verdicts through Redis, where there is one.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from deployments.engine.protocol.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
+from deployments.engine.protocol.events import Accepted, Event, ImageDone, ImageFailed, Preview, Refused
+from deployments.engine.row import Request
+from serve_app.backends.redis_quarantine import SharedQuarantine
+from serve_app.generation.fingerprint import canonical, hash_of, work_of
+
+log = logging.getLogger(__name__)
+
+QUARANTINE_SECONDS = 600.0
+QUARANTINE_SIZE = 1024
+
+Clock = Callable[[], float]
+Attempt = Callable[[Request], AsyncGenerator[Event, None]]
+"""One replica's try. A `Refused` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun."""
+
+
+class Replays:
+    """The attempts of one deployment's requests. Used on one event loop.
+
+    `counts` has `replays`, `quarantined` (requests convicted) and `quarantine_refusals`.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.counts: Counter[str] = Counter()
+        self._clock = clock
+        self._quarantine = Quarantine(clock)
+        self._isolation = asyncio.Lock()
+
+    def share(self, shared: SharedQuarantine) -> None:
+        """From now on what other processes have found out holds here, and what is found out here holds there."""
+        self._quarantine.shared = shared
+
+    async def run(self, request: Request, attempt: Attempt) -> AsyncGenerator[Event, None]:
+        """The request's events, from as many attempts as it takes; nothing is told twice. Closing this ends it all."""
+        delivered = Delivered()
+        arrived = self._clock()
+        turns: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]
+        for number, isolation in enumerate(turns):
+            async with isolation:
+                # Each time: the like of it may have been convicted while this one waited.
+                if await self._quarantine.holds(request):
+                    self.counts["quarantine_refusals"] += 1
+                    yield Refused(
+                        request.id, Quarantined("this request has just taken several engines down; change it")
+                    )
+                    return
+                asked = self._again(request, number, arrived) if number else request
+                async with aclosing(attempt(asked)) as events:
+                    async for event in events:
+                        if loss := loss_of(event):
+                            break
+                        if delivered.is_news(event):
+                            yield replace(event, request_id=request.id)
+                    else:
+                        return
+                # Before the next one has its turn: it may be the like of this one.
+                if isolation is self._isolation:
+                    yield Refused(request.id, await self._verdict(request, loss))
+
+    def _again(self, request: Request, number: int, arrived: float) -> Request:
+        """The request under an id of its own, so that the abort of one attempt cannot end the next, and with what is
+        left of its deadline."""
+        log.warning("request %s: its replica was lost; it is repeated (%d)", request.id, number)
+        self.counts["replays"] += 1
+        params = request.params
+        if params.deadline_ms is not None:
+            left = params.deadline_ms - round((self._clock() - arrived) * 1000)
+            params = params.model_copy(update={"deadline_ms": max(1, left)})
+        return replace(request, id=f"{request.id}.replay-{number}", params=params)
+
+    async def _verdict(self, request: Request, loss: EngineStopped) -> EngineStopped | GenerationFailed:
+        """What to say when the last attempt, too, has lost its replica."""
+        if not isinstance(loss, EngineLost):
+            return loss
+        log.error("request %s: every replica that ran it was lost; the like of it is refused for a while", request.id)
+        self.counts["quarantined"] += 1
+        await self._quarantine.add(request)
+        return GenerationFailed("every engine that worked on this request was lost")
+
+
+class Quarantine:
+    """The fingerprints of convicted requests: the last `QUARANTINE_SIZE`, for `QUARANTINE_SECONDS`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.shared: SharedQuarantine | None = None
+        self._clock = clock
+        self._until: OrderedDict[str, float] = OrderedDict()
+
+    async def add(self, request: Request) -> None:
+        """Refuses the like of `request` from now on."""
+        convicted = await asyncio.to_thread(fingerprint, request)
+        self._until[convicted] = self._clock() + QUARANTINE_SECONDS
+        self._until.move_to_end(convicted)
+        if len(self._until) > QUARANTINE_SIZE:
+            self._until.popitem(last=False)
+        if self.shared is not None:
+            self.shared.add(convicted, QUARANTINE_SECONDS)
+
+    async def holds(self, request: Request) -> bool:
+        """Whether the like of it was convicted a short while ago."""
+        while self._until and next(iter(self._until.values())) <= self._clock():
+            self._until.popitem(last=False)
+        # Nearly always empty; and hashing a form's pictures takes a while, so it happens on a thread.
+        if self._until and await asyncio.to_thread(fingerprint, request) in self._until:
+            return True
+        return self.shared is not None and await self.shared.seconds_left(partial(fingerprint, request)) > 0
+
+
+@dataclass(slots=True)
+class Delivered:
+    """What the caller has seen of a request, so that a replay does not show it twice."""
+
+    accepted: bool = False
+    images: set[int] = field(default_factory=set)
+
+    def is_news(self, event: Event) -> bool:
+        """Whether `event` tells the caller anything; remembers that it did."""
+        match event:
+            case Accepted():
+                news, self.accepted = not self.accepted, True
+                return news
+            case ImageDone() | ImageFailed():
+                news = event.index not in self.images
+                self.images.add(event.index)
+                return news
+            case Preview():
+                return event.index not in self.images
+            case _:
+                return True
+
+
+def loss_of(event: Event) -> EngineStopped | None:
+    """How the attempt that ends with `event` lost its engine; None where the engine is still there."""
+    return event.error if isinstance(event, Refused) and isinstance(event.error, EngineStopped) else None
+
+
+def fingerprint(request: Request) -> str:
+    """A hash of what the request makes an engine do: equal for equal work, whoever asks and under whichever id."""
+    return hash_of(canonical(work_of(request) | {"previews": request.previews}).encode())

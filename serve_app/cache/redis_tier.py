@@ -1,0 +1,194 @@
+"""The far tier: results in Redis, which all ingress processes share.
+
+Every key has the *generation* in it, a random word that is itself in Redis. Emptying the cache draws another: what was
+there is never found again and ages out, and nobody has to search Redis' keys for it. A counter would not do: where
+Redis forgets it, for want of memory, it would come back to generations whose results are still there.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from serve_app.cache.entry import BadEntry, Entry, packed, unpacked
+from serve_app.generation.fingerprint import Fingerprint
+from serve_app.store.redis import RedisGone, RedisTier
+from serve_app.store.redis_values import Damaged, content, word
+
+log = logging.getLogger(__name__)
+
+# More would not come through within a call's time-out on most networks, and hold up everybody's smaller ones.
+MAX_ENTRY_BYTES: Final = 4 * 1024 * 1024
+
+# An entry's header may be longer than what it is about, but not by more.
+MAX_READ_BYTES: Final = 2 * MAX_ENTRY_BYTES
+
+_WORD_BYTES: Final = 64
+
+# Results on their way to Redis; beyond, they are not shared.
+MAX_WRITES: Final = 16
+
+# How long another process may go on serving from its memory what somebody has emptied.
+GENERATION_AGE_S: Final = 1.0
+
+Clock = Callable[[], float]
+
+
+class SharedTier:
+    """Used on one event loop. Nothing here raises RedisGone but `empty`.
+
+    `counts` has `bad_entry` (bytes that were not ours), `too_large` and `write_dropped` (results that were not shared).
+    `emptied` is called when somebody, anywhere, has emptied the cache.
+    """
+
+    def __init__(
+        self,
+        redis: RedisTier,
+        key: bytes,
+        ttl_s: float,
+        emptied: Callable[[], None],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.redis = redis
+        self.counts: Counter[str] = Counter()
+        self._key = key
+        self._ttl_s = ttl_s
+        self._emptied = emptied
+        self._clock = clock
+        self._prefix = f"{redis.prefix}cache:"
+        self._generation = b""
+        self._looked = -GENERATION_AGE_S
+        # asyncio keeps weak references only.
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def get(self, fingerprint: Fingerprint) -> Entry | None:
+        """What is under that fingerprint's hash: whether it has that fingerprint is for the caller to see."""
+        return await self._entry(f"result:{fingerprint.key}")
+
+    async def latest(self, fingerprint: Fingerprint) -> Entry | None:
+        """As `get`, for the result that came last of the same work, whatever its seed."""
+        key = await self._fetched(f"latest:{fingerprint.work_key}", _WORD_BYTES)
+        try:
+            return None if key is None else await self._entry(f"result:{word(key)}")
+        except Damaged:
+            self._note("the place of a result")
+            return None
+
+    def put(self, entry: Entry) -> None:
+        """Begins to store the entry, and does not wait. Its place is that of now, even if the cache is emptied soon."""
+        if entry.size > MAX_ENTRY_BYTES:
+            self.counts["too_large"] += 1
+        elif len(self._writes) >= MAX_WRITES or not self._generation:
+            self.counts["write_dropped"] += 1
+        else:
+            task = asyncio.get_running_loop().create_task(self._write(entry, self._generation))
+            self._writes.add(task)
+            task.add_done_callback(self._writes.discard)
+
+    async def keep_up(self) -> None:
+        """Finds out whether somebody has emptied the cache, if that was not asked for a while."""
+        if self._clock() - self._looked >= GENERATION_AGE_S:
+            # Before the answer, so that those who come in the meantime do not ask, too.
+            self._looked = self._clock()
+            await self._fetched(None)
+
+    async def empty(self) -> None:
+        """Makes everything unfindable, for every process. Raises RedisGone where that could not be told."""
+        generation = _drawn()
+        await self.redis.call(lambda redis: redis.set(f"{self._prefix}generation", generation))
+        self._move_to(generation)
+
+    async def close(self) -> None:
+        """Waits for what is on its way, which takes no longer than a call may."""
+        await asyncio.gather(*self._writes)
+
+    async def _entry(self, name: str) -> Entry | None:
+        data = await self._fetched(name)
+        if data is None:
+            return None
+        try:
+            # Megabytes to hash, beside a loop that everybody needs.
+            return await asyncio.to_thread(unpacked, data, self._key)
+        except BadEntry as error:
+            self._note(f"a result ({error})")
+            return None
+
+    def _note(self, what: str) -> None:
+        self.counts["bad_entry"] += 1
+        self.redis.note_damage(what)
+
+    async def _fetched(self, name: str | None, most: int = MAX_READ_BYTES) -> bytes | None:
+        """What is under that name in the generation of now; None where nothing is, or Redis is gone."""
+        try:
+            return await self.redis.call(lambda redis: self._fetch(redis, name, most))
+        except RedisGone:
+            return None
+        except Damaged as error:
+            self._note(f"a result ({error})")
+            return None
+
+    async def _fetch(self, redis: Redis, name: str | None, most: int) -> bytes | None:
+        """In one round trip, unless the generation is another than it was. Raises Damaged."""
+        before = self._generation
+        asked = redis.pipeline(transaction=False)
+        asked.getrange(f"{self._prefix}generation", 0, _WORD_BYTES)
+        if name is not None:
+            asked.getrange(self._name(name, before), 0, most)
+        said, *found = await asked.execute(raise_on_error=False)
+        generation = self._read(said) or await self._begin(redis, instead=bool(said))
+        self._looked = self._clock()
+        if generation and generation != before:
+            self._move_to(generation)
+            asked = redis.pipeline(transaction=False)
+            if name is not None:
+                asked.getrange(self._name(name, generation), 0, most)
+            found = await asked.execute(raise_on_error=False)
+        return content(found[0], most) if found else None
+
+    def _read(self, said: Any) -> bytes:
+        """The generation; nothing where there is none, or something else in its place."""
+        try:
+            found = content(said, _WORD_BYTES)
+            return b"" if found is None else word(found).encode()
+        except Damaged:
+            self._note("the cache's generation")
+            return b""
+
+    async def _begin(self, redis: Redis, instead: bool) -> bytes:
+        """A new generation; `instead` of what is there, or only where nothing is still."""
+        # Somebody else may be doing the same: one of them wins, and both go by it.
+        await redis.set(f"{self._prefix}generation", _drawn(), nx=not instead)
+        return self._read(await redis.getrange(f"{self._prefix}generation", 0, _WORD_BYTES))
+
+    async def _write(self, entry: Entry, generation: bytes) -> None:
+        data = await asyncio.to_thread(packed, entry, self._key)
+        milliseconds = max(1, round(self._ttl_s * 1000))
+        result = self._name(f"result:{entry.fingerprint.key}", generation)
+        latest = self._name(f"latest:{entry.fingerprint.work_key}", generation)
+
+        async def both(redis: Redis) -> None:
+            asked = redis.pipeline(transaction=False)
+            asked.set(result, data, px=milliseconds)
+            asked.set(latest, entry.fingerprint.key, px=milliseconds)
+            await asked.execute()
+
+        try:
+            await self.redis.call(both)
+        except RedisGone:
+            self.counts["write_dropped"] += 1
+
+    def _name(self, name: str, generation: bytes) -> str:
+        return f"{self._prefix}{generation.decode(errors='replace')}:{name}"
+
+    def _move_to(self, generation: bytes) -> None:
+        self._generation = generation
+        self._emptied()
+
+
+def _drawn() -> bytes:
+    return secrets.token_hex(8).encode()

@@ -1,0 +1,55 @@
+"""`darkroom k8s`: manifests from the configuration, and whether an overlay is one that a cluster would run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve_app.cli.generate import EXIT_FAILED, EXIT_USAGE, failed
+from serve_app.config.errors import ConfigError
+from serve_app.kubernetes.manifests import Unbuildable, built
+from serve_app.kubernetes.rendering import rendered
+
+app = typer.Typer(help="Manifests for KubeRay.", no_args_is_help=True)
+
+
+@app.command()
+def render(
+    folder: Annotated[Path, typer.Option(help="The folder with `base` and `overlays`.")] = Path("k8s"),
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with 1 for a file that would change.")
+    ] = False,
+) -> None:
+    """Write what the manifests say of the application, from each overlay's `darkroom.yaml`."""
+    try:
+        files = dict(rendered(folder))
+    except ConfigError as error:
+        raise failed(str(error), EXIT_USAGE) from None
+    stale = [file for file, text in files.items() if not file.is_file() or file.read_text() != text]
+    for file in stale:
+        print(f"{file} {'is not' if check else 'now is'} what the configuration says")
+        if not check:
+            file.write_text(files[file])
+    if check and stale:
+        raise failed("run `darkroom k8s render`", EXIT_FAILED)
+
+
+@app.command()
+def check(
+    overlay: Annotated[Path, typer.Argument(help="A folder that `kubectl apply -k` takes.")],
+    crd: Annotated[Path | None, typer.Option(help="KubeRay's ray.io_rayservices.yaml: looks into every field.")] = None,
+) -> None:
+    """Look for what a cluster would refuse, or accept and never make ready. Needs `pip install 'darkroom[k8s]'`."""
+    try:
+        from serve_app.kubernetes.checks import faults
+    except ImportError:
+        raise failed("this needs more packages: pip install 'darkroom[k8s]'", EXIT_USAGE) from None
+    try:
+        found = list(faults(built(overlay), crd))
+    except Unbuildable as error:
+        raise failed(str(error), EXIT_USAGE) from None
+    for fault in found:
+        print(fault)
+    if found:
+        raise failed(f"{len(found)} of these must be put right", EXIT_FAILED)
+    print("nothing is wrong, as far as can be seen without a cluster")

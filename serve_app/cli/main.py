@@ -1,0 +1,162 @@
+"""The command line. Errors are one line; exit codes are in `--help`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from deployments.annotators.models import check_annotator
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.registry import check_source
+from serve_app.backends.local import sized
+from serve_app.cli import batch, generate, keys
+from serve_app.cli import k8s as kubernetes_commands
+from serve_app.cli.generate import EXIT_USAGE, failed
+from serve_app.config.deployments import IngressConfig
+from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.server import AppConfig, load_config
+from serve_app.gateway.hosts import EVERY_ADDRESS
+from serve_app.gateway.setup import check_door
+from serve_app.launch import launcher
+from serve_app.serving.node_environment import head_timeout_s
+
+app = typer.Typer(
+    name="darkroom",
+    help="Stable Diffusion images, batched at the level of single denoising steps.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def serve(
+    config: Annotated[str, typer.Option(help="A YAML file, or a packaged configuration: demo, production.")] = "demo",
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    without_keys: Annotated[
+        bool, typer.Option("--without-keys", help="Let everybody use it who can reach --host, other machines too.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that it is served under besides localhost, as in `ingress.hosts`; may be repeated."),
+    ] = None,
+) -> None:
+    """Serve in the foreground until Ctrl-C. Exit codes: 1 it could not run, 2 port or configuration are wrong."""
+    settings = _settings(config)
+    if without_keys and settings.keys is not None:
+        raise failed("--without-keys, but the configuration has `keys`", EXIT_USAGE)
+    settings = settings.model_copy(update={"without_keys": without_keys or settings.without_keys})
+    settings = _with_hosts(settings, host, allow_host or [])
+    try:
+        check_door(settings, host)
+        head_timeout_s()
+    except (ConfigError, ValueError) as error:
+        raise failed(str(error), EXIT_USAGE) from None
+    try:
+        launcher.serve(settings, host, port, say=lambda line: print(line, flush=True))
+    except launcher.LaunchError as error:
+        raise failed(str(error), error.exit_code) from None
+
+
+@app.command()
+def fetch(
+    config: Annotated[str, typer.Option(help="A YAML file, or a packaged configuration.")],
+    attempts: Annotated[int, typer.Option(min=1, help="For each model, with pauses of 10, 20, 40 ... s.")] = 1,
+    check: Annotated[bool, typer.Option("--check", help="Only ask the hub for each row: fetch no weights.")] = False,
+) -> None:
+    """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
+    # Heavy, and only for this.
+    from deployments import fetching, lookup
+
+    settings = _settings(config)
+    hosted = [
+        (spec, "cuda" if deployment.num_gpus else "cpu", deployment.dtype)
+        for deployment in settings.deployments
+        for spec in settings.specs_of(deployment)
+    ]
+    if check:
+        answers = list(_told(lookup.look_up(hosted, settings.annotators.specs())))
+        if wrong := answers.count(False):
+            raise failed(f"{wrong} of {len(answers)} rows cannot be loaded")
+        return
+    try:
+        fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
+    except ModelLoadError as error:
+        raise failed(error.message) from None
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, a repository on the hub, or a checkpoint in one file.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; it must not exist yet.")],
+    revision: Annotated[str | None, typer.Option(help="The commit, where SOURCE is on the hub.")] = None,
+    config: Annotated[
+        str, typer.Option(help="For a file: a folder in diffusers' layout whose configs describe it.")
+    ] = "",
+    prediction_type: Annotated[
+        str, typer.Option(help="For a Stable Diffusion 2.x file: epsilon (base, 512 pixels) or v_prediction (768).")
+    ] = "",
+) -> None:
+    """Make a folder of safetensors out of pickled weights or a single file. Exit codes: 1 refused, 2 wrongly asked."""
+    # Heavy, and only for this.
+    from deployments import conversion
+
+    if prediction_type not in ("", "epsilon", "v_prediction"):
+        raise failed("--prediction-type must be epsilon or v_prediction", EXIT_USAGE)
+    try:
+        conversion.convert(source, folder, revision, conversion.Settings(config, prediction_type))
+    except ModelLoadError as error:
+        raise failed(error.message) from None
+    except OSError as error:
+        raise failed(f"the folder could not be written: {error.strerror}") from None
+    print(f"{folder} is ready: set it as `source`")
+
+
+def _told(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
+    """Says each line when it is known."""
+    for line, fine in answers:
+        print(f"{'ok   ' if fine else 'WRONG'} {line}", flush=True)
+        yield fine
+
+
+for _command in (generate.generate, generate.img2img, generate.inpaint, generate.control):
+    app.command()(_command)
+app.add_typer(keys.app, name="keys")
+app.command()(batch.batch)
+app.add_typer(batch.jobs, name="jobs")
+app.add_typer(kubernetes_commands.app, name="k8s")
+
+
+def _with_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
+    """`settings`, with the names from the command line. Where names count, the address that it listens on is one."""
+    named = [*settings.ingress.hosts, *allowed]
+    if (named or settings.keys is None) and bound not in EVERY_ADDRESS:
+        named.append(bound.partition("%")[0])
+    try:
+        ingress = IngressConfig.model_validate(settings.ingress.model_dump(exclude_unset=True) | {"hosts": named})
+    except ValidationError as error:
+        raise failed(f"--allow-host: {next(complaints(error)).partition(': ')[2]}", EXIT_USAGE) from None
+    return settings.model_copy(update={"ingress": ingress})
+
+
+def _settings(config: str) -> AppConfig:
+    """The configuration, with models and annotators whose files can be expected to be there."""
+    try:
+        settings = load_config(config)
+        for deployment in settings.deployments:
+            for spec in settings.specs_of(deployment):
+                check_source(spec)
+                sized(spec)
+        for kind, annotator in settings.annotators.specs().items():
+            check_annotator(kind, annotator)
+    except (ConfigError, ModelLoadError) as error:
+        raise failed(str(error), EXIT_USAGE) from None
+    return settings
+
+
+def main() -> None:
+    """The entry point of the `darkroom` command."""
+    app()

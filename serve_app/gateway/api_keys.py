@@ -1,0 +1,138 @@
+"""API keys: who may ask, for what, and how much. The server knows their hashes, never the keys.
+
+A key is 256 random bits, and its plain SHA-256 gives nothing of it away: bcrypt and its like slow down the guessing of
+what people think up, and nobody guesses 256 bits.
+"""
+
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from deployments.engine.protocol.params import Priority
+from serve_app.config.deployments import Name
+from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.secret import Secret
+from serve_app.config.strict import Strict
+from serve_app.gateway.rate_limits import Limits
+
+log = logging.getLogger(__name__)
+
+Scope = Literal["generate", "operate"]
+Clock = Callable[[], float]
+
+# A changed file is found after as many seconds, at the next request.
+RELOAD_S: Final = 3.0
+
+# What scanners for published secrets can look for.
+_PREFIX: Final = "dk_"
+
+
+class Key(Strict):
+    """What one key allows. `priority` is the highest that may be asked for; `limits` go before those for all keys.
+
+    Keys of one `tenant` share what they have: their part of the engines, and what is kept for them.
+    """
+
+    id: Name
+    hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    tenant: Name
+    scopes: frozenset[Scope] = Field(default=frozenset({"generate"}), min_length=1)
+    priority: Priority = "normal"
+    limits: Limits = Limits()
+
+    def line(self) -> str:
+        """As a line of the file of keys."""
+        said = self.model_dump(exclude={"limits"}) | {"scopes": sorted(self.scopes)}
+        return f"- {json.dumps(said)}"
+
+
+_KEYS: Final = TypeAdapter(tuple[Key, ...])
+
+
+def drawn_key() -> str:
+    """A new key."""
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_of(key: str) -> str:
+    """As it stands in the file of keys."""
+    return f"sha256:{sha256(key.encode()).hexdigest()}"
+
+
+def parsed_keys(text: str) -> tuple[Key, ...]:
+    """The keys in a YAML or JSON list. Raises ConfigError, which never repeats what stands there.
+
+    An empty list is refused: it is what a file looks like that is just being written.
+    """
+    try:
+        keys = _KEYS.validate_python(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise ConfigError("keys: not valid YAML") from None
+    except ValidationError as error:
+        lines = [f"keys{'' if line.startswith('[') else ': '}{line}" for line in complaints(error, tell_values=False)]
+        raise ConfigError("\n".join(lines)) from None
+    if not keys:
+        raise ConfigError("keys: there is none in the list")
+    for what, values in (("id", [key.id for key in keys]), ("hash", [key.hash for key in keys])):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"keys: two of them have the same {what}")
+    return keys
+
+
+class Keyring:
+    """The keys of now. Keys in a file may change: it is read again when it has, and a broken one changes nothing.
+
+    Used on one event loop. Raises ConfigError where there are no good keys to begin with.
+    """
+
+    def __init__(self, source: Secret, clock: Clock = time.monotonic) -> None:
+        self._source = source
+        self._clock = clock
+        self._looked = clock()
+        self._stamp = self._stamp_of_now()
+        self._keys = parsed_keys(source.read("keys"))
+        self._complaint = ""
+
+    def find(self, given: str) -> Key | None:
+        """The key that was given, if it is one."""
+        self._keep_up()
+        digest, found = hash_of(given), None
+        # All of them, each in constant time: how long it takes says nothing of how near a guess came.
+        for key in self._keys:
+            if hmac.compare_digest(key.hash, digest):
+                found = key
+        return found
+
+    def _keep_up(self) -> None:
+        if self._source.file is None or self._clock() - self._looked < RELOAD_S:
+            return
+        self._looked = self._clock()
+        stamp = self._stamp_of_now()
+        if stamp == self._stamp:
+            return
+        try:
+            self._keys = parsed_keys(self._source.read("keys"))
+        except ConfigError as error:
+            if str(error) != self._complaint:
+                log.error("the keys of before stay in use: %s", error)
+            self._complaint = str(error)
+        else:
+            self._stamp, self._complaint = stamp, ""
+            log.info("%d keys are in use now", len(self._keys))
+
+    def _stamp_of_now(self) -> tuple[int, ...] | None:
+        """Another one whenever the file is; None where it is not there."""
+        try:
+            state = Path(self._source.file or "").stat()
+        except OSError:
+            return None
+        return state.st_mtime_ns, state.st_ino, state.st_size

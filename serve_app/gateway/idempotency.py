@@ -1,0 +1,144 @@
+"""Answers kept under the keys that their callers gave them, so that a request sent twice is done once.
+
+As draft-ietf-httpapi-idempotency-key-header-07 has it: the same key and the same request get the same answer again;
+while it is being made they are in conflict; the same key with another request is a mistake of the caller's.
+"""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pydantic import Field
+
+from serve_app.config.strict import Strict
+from serve_app.gateway.idempotency_store import Answer, SharedAnswers, Theirs, Work
+
+Clock = Callable[[], float]
+
+
+class IdempotencyConfig(Strict):
+    """`memory_bytes` is of each ingress process, `ttl_s` seconds how long an answer is kept."""
+
+    memory_bytes: int = Field(default=2**26, ge=2**20)
+    ttl_s: float = Field(default=86_400.0, gt=0, le=2_592_000)
+
+
+class InProgress(Exception):
+    """The same request is being worked on."""
+
+
+class Reused(Exception):
+    """The key belongs to another request."""
+
+
+class Idempotency:
+    """Used on one event loop. `counts` gets `idempotent_replays` and `idempotency_degraded`: Redis was to be asked, and
+    was gone, so that only this process remembers."""
+
+    def __init__(
+        self,
+        config: IdempotencyConfig,
+        shared: SharedAnswers | None,
+        counts: Counter[str],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.shared = shared
+        self.counts = counts
+        self.kept = _Kept(config.memory_bytes, config.ttl_s, clock)
+        self.running: dict[str, bytes] = {}
+
+    async def begin(self, work: Work) -> "Answer | Turn":
+        """The answer to `work`, if there is one, or else the caller's turn to find it, which must be ended.
+
+        Raises InProgress, Reused.
+        """
+        if work.name in self.running:
+            raise InProgress if self.running[work.name] == work.fingerprint else Reused
+        known = self.kept.get(work.name)
+        if known is not None:
+            return self._replayed(work, *known)
+        self.running[work.name] = work.fingerprint
+        turn = Turn(self, work)
+        try:
+            theirs = await turn.share()
+            if isinstance(theirs, Theirs):
+                raise InProgress if theirs.fingerprint == work.fingerprint else Reused
+            if theirs is not None:
+                self.kept.put(work.name, *theirs)
+                return self._replayed(work, *theirs)
+        except BaseException:
+            await turn.end()
+            raise
+        return turn
+
+    def _replayed(self, work: Work, fingerprint: bytes, answer: Answer) -> Answer:
+        self.running.pop(work.name, None)
+        if fingerprint != work.fingerprint:
+            raise Reused
+        self.counts["idempotent_replays"] += 1
+        return answer
+
+
+class Turn:
+    """The right to answer, held by one request. `end` gives it back, with an answer to keep or without."""
+
+    def __init__(self, owner: Idempotency, work: Work) -> None:
+        self._owner, self._work = owner, work
+        self._lock = None if owner.shared is None else owner.shared.lock(work)
+
+    async def share(self) -> tuple[bytes, Answer] | Theirs | None:
+        """Takes the turn in Redis as well; or what is found there in its place."""
+        if self._lock is None:
+            return None
+        found = await self._lock.take()
+        self._count()
+        return found
+
+    async def end(self, answer: Answer | None = None) -> None:
+        """The next one may begin, or gets `answer`."""
+        if answer is not None:
+            self._owner.kept.put(self._work.name, self._work.fingerprint, answer)
+        self._owner.running.pop(self._work.name, None)
+        if self._lock is not None:
+            await self._lock.leave(answer)
+            self._count()
+
+    def _count(self) -> None:
+        assert self._lock is not None
+        self._owner.counts["idempotency_degraded"] += self._lock.lost
+        self._lock.lost = 0
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Answers in memory, by name. What was not asked for longest goes first."""
+
+    bytes_at_most: int
+    ttl_s: float
+    clock: Clock
+    held: int = 0
+    entries: "OrderedDict[str, tuple[float, bytes, Answer]]" = field(default_factory=OrderedDict)
+
+    def get(self, name: str) -> tuple[bytes, Answer] | None:
+        """The fingerprint of the request, and its answer."""
+        found = self.entries.get(name)
+        if found is None or found[0] <= self.clock():
+            self._drop(name)
+            return None
+        self.entries.move_to_end(name)
+        return found[1:]
+
+    def put(self, name: str, fingerprint: bytes, answer: Answer) -> None:
+        """Keeps it, unless it is larger than everything may be."""
+        self._drop(name)
+        if answer.size > self.bytes_at_most:
+            return
+        self.entries[name] = (self.clock() + self.ttl_s, fingerprint, answer)
+        self.held += answer.size
+        while self.held > self.bytes_at_most:
+            self._drop(next(iter(self.entries)))
+
+    def _drop(self, name: str) -> None:
+        gone = self.entries.pop(name, None)
+        self.held -= 0 if gone is None else gone[2].size

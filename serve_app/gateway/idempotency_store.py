@@ -1,0 +1,213 @@
+"""Kept answers in Redis, and the lock on each while it is being made, which ends by itself where its process dies."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import re
+import secrets
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final
+
+from pydantic import Field
+from redis.asyncio import Redis
+
+from serve_app.config.strict import Strict
+from serve_app.store.redis import RedisGone, RedisTier
+from serve_app.store.redis_values import Damaged, content
+from serve_app.tasks import end
+
+log = logging.getLogger(__name__)
+
+# A lock that nobody renews is gone after as long.
+LOCK_S: Final = 15.0
+RENEW_S: Final = 5.0
+
+# More would not come through within a call's time-out on most networks, and hold up everybody's smaller ones.
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+
+# With its headers, and what signs it.
+MAX_READ_BYTES: Final = MAX_ANSWER_BYTES + 2**20
+
+_SIGNATURE_BYTES: Final = 32
+
+_SEEN_BYTES: Final = 256
+_LOCK: Final = re.compile(rb"lock:[0-9a-f]{16}:((?:[0-9a-f]{2}){1,64})")
+
+# Only by who holds it: a process that was away for longer than its lock must not touch its successor's.
+_IF_MINE: Final = "if redis.call('get', KEYS[1]) == ARGV[1] then return {} else return 0 end"
+_RENEW: Final = _IF_MINE.format("redis.call('pexpire', KEYS[1], ARGV[2])")
+_RELEASE: Final = _IF_MINE.format("redis.call('del', KEYS[1])")
+_ANSWER: Final = _IF_MINE.format("redis.call('set', KEYS[1], ARGV[3], 'PX', ARGV[2])")
+
+# Only what was seen there, so far as it was seen; whatever its type. KEYS: its key. ARGV: the lock, its time in
+# milliseconds, what was seen, its length.
+_REPLACE: Final = """
+if redis.call('type', KEYS[1]).ok == 'string' then
+  if redis.call('getrange', KEYS[1], 0, math.max(1, tonumber(ARGV[4])) - 1) ~= ARGV[3] then return 0 end
+end
+redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request under a key: `name` is the key's, with its tenant's in it; `fingerprint` is what was asked for."""
+
+    name: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer of HTTP."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes, and some for what is around them."""
+        return len(self.body) + sum(len(name) + len(value) for name, value in self.headers) + 512
+
+
+@dataclass(frozen=True, slots=True)
+class Theirs:
+    """Another process is working on the request with that fingerprint."""
+
+    fingerprint: bytes
+
+
+class _Head(Strict):
+    """What is kept of an answer beside its body."""
+
+    fingerprint: str
+    status: int = Field(ge=200, le=599)
+    headers: list[tuple[str, str]]
+
+
+class SharedAnswers:
+    """Where answers are shared, and for how long."""
+
+    def __init__(self, redis: RedisTier, key: bytes, ttl_s: float) -> None:
+        self.redis = redis
+        self.ttl_ms = round(ttl_s * 1000)
+        self._key = key
+
+    def lock(self, work: Work) -> "Lock":
+        """The lock on `work`, not yet taken."""
+        return Lock(self, work)
+
+    def packed(self, name: str, fingerprint: bytes, answer: Answer) -> bytes:
+        """Signature, one line of JSON, body."""
+        head = {"fingerprint": fingerprint.hex(), "status": answer.status, "headers": answer.headers}
+        content = json.dumps(head).encode() + b"\n" + answer.body
+        return self._signature(name, content) + content
+
+    def unpacked(self, name: str, data: bytes) -> tuple[bytes, Answer] | None:
+        """None unless it was packed under that name, with our key."""
+        signature, content = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._signature(name, content)):
+            log.warning("a kept answer in Redis is not used: its signature is wrong")
+            return None
+        line, _, body = content.partition(b"\n")
+        try:
+            head = _Head.model_validate_json(line)
+            return bytes.fromhex(head.fingerprint), Answer(head.status, tuple(head.headers), body)
+        except ValueError:
+            log.warning("a kept answer in Redis is not used: another version wrote it")
+            return None
+
+    def _signature(self, name: str, content: bytes) -> bytes:
+        # With its name, or an answer could be moved to another caller's.
+        return hmac.digest(self._key, f"idempotency:{name}\n".encode() + content, sha256)
+
+
+class Lock:
+    """`lost` counts the calls that Redis did not answer; whoever holds the lock goes on without it."""
+
+    def __init__(self, shared: SharedAnswers, work: Work) -> None:
+        self.lost = 0
+        self._shared, self._work = shared, work
+        self._name = f"{shared.redis.prefix}idempotency:{work.name}"
+        self._value = f"lock:{secrets.token_hex(8)}:{work.fingerprint.hex()}".encode()
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def take(self) -> tuple[bytes, Answer] | Theirs | None:
+        """None where it is taken, or nobody can say; else what is there: an answer, or another's lock."""
+
+        try:
+            # Once more where the first look has found what is not ours, and this one takes its place.
+            for _ in range(2):
+                found, left_ms = await self._shared.redis.call(self._look)
+                if found is None or found == self._value:
+                    self._hold()
+                    return None
+                if (theirs := await self._read(found, left_ms)) is not None:
+                    return theirs
+                self._shared.redis.note_damage("what is kept under an Idempotency-Key")
+                if await self._replace(found):
+                    self._hold()
+                    return None
+        except RedisGone:
+            self.lost += 1
+        return None
+
+    def _hold(self) -> None:
+        """The lock is ours, and is renewed from now on."""
+        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _look(self, client: Redis) -> tuple[bytes | None, int]:
+        """What is there, now that the lock was put there if nothing was; and its milliseconds to live."""
+        asked = client.pipeline(transaction=True)
+        asked.set(self._name, self._value, nx=True, px=round(LOCK_S * 1000))
+        asked.getrange(self._name, 0, MAX_READ_BYTES)
+        asked.pttl(self._name)
+        taken, found, left_ms = await asked.execute(raise_on_error=False)
+        if taken is True:
+            return None, left_ms
+        try:
+            return content(found, MAX_READ_BYTES) or b"", left_ms
+        except Damaged:
+            return (found[:_SEEN_BYTES] if isinstance(found, bytes) else b""), left_ms
+
+    async def _read(self, found: bytes, left_ms: int) -> tuple[bytes, Answer] | Theirs | None:
+        """Somebody else's lock or answer; None for what is neither."""
+        lock = _LOCK.fullmatch(found)
+        if lock is not None:
+            # One that does not end by itself is nobody's.
+            return Theirs(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
+        # Megabytes to hash, beside a loop that everybody needs.
+        return await asyncio.to_thread(self._shared.unpacked, self._work.name, found)
+
+    async def _replace(self, found: bytes) -> bool:
+        """Puts the lock in the place of what is not ours; False where that has just become something else."""
+        seen = found[:_SEEN_BYTES]
+        arguments = (self._value, round(LOCK_S * 1000), seen, len(seen))
+        return bool(await self._shared.redis.call(lambda client: client.eval(_REPLACE, 1, self._name, *arguments)))
+
+    async def leave(self, answer: Answer | None) -> None:
+        """Puts `answer` in the lock's place, or nothing."""
+        if self._renewing is None:
+            return
+        await end(self._renewing)
+        if answer is None or answer.size > MAX_ANSWER_BYTES:
+            await self._eval(_RELEASE)
+            return
+        data = await asyncio.to_thread(self._shared.packed, self._work.name, self._work.fingerprint, answer)
+        await self._eval(_ANSWER, self._shared.ttl_ms, data)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            await self._eval(_RENEW, round(LOCK_S * 1000))
+
+    async def _eval(self, script: str, *arguments: Any) -> None:
+        with contextlib.suppress(RedisGone):
+            await self._shared.redis.call(lambda client: client.eval(script, 1, self._name, self._value, *arguments))
+            return
+        self.lost += 1

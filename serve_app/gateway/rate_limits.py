@@ -1,0 +1,148 @@
+"""How much each caller may ask for: requests and work in a minute, requests at once, work in one request.
+
+Work is *cost*, in megapixel-steps: pixels x steps x images / 1,000,000, with every default filled in.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Final, Literal
+
+from pydantic import Field
+
+from serve_app.config.strict import Strict
+from serve_app.gateway.sliding_window import Clock, Standing, Windows
+from serve_app.store.redis import RedisTier
+
+LimitName = Literal["requests_per_minute", "concurrent_requests", "cost_per_minute"]
+
+# Nobody can know when one of the caller's own requests will end.
+_A_PLACE_S: Final = 1.0
+
+_MEGA: Final = 1_000_000
+
+
+class Limits(Strict):
+    """What one caller may ask for; None is as much as it likes. Costs are in megapixel-steps."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    concurrent_requests: int | None = Field(default=None, ge=1)
+    cost_per_minute: int | None = Field(default=None, ge=1)
+    max_cost: int | None = Field(default=None, ge=1)
+
+    def but(self, own: "Limits") -> "Limits":
+        """These, but for what `own` says."""
+        return self.model_copy(update=own.model_dump(exclude_unset=True))
+
+    @property
+    def costliest(self) -> int | None:
+        """What one request may cost: no more than fits into a minute, or it would be told to come back for ever."""
+        return min((cost for cost in (self.max_cost, self.cost_per_minute) if cost is not None), default=None)
+
+
+NO_LIMITS: Final = Limits()
+
+
+class LimitsConfig(Strict):
+    """`per_key` holds for every key that does not say otherwise, `per_address` for callers without a key.
+
+    `proxies` is how many proxies of yours every request has passed, each of which adds the address that it was asked
+    from to X-Forwarded-For. 0 is to trust nobody's word, and take the connection's own address.
+    """
+
+    per_key: Limits = NO_LIMITS
+    per_address: Limits = NO_LIMITS
+    proxies: int = Field(default=0, ge=0, le=16)
+
+
+class OverLimit(Exception):
+    """The caller has had what it may have. `limit` of `name`; in `wait_s` seconds there may be room."""
+
+    def __init__(self, name: LimitName, limit: int, wait_s: float) -> None:
+        super().__init__(name)
+        self.name, self.limit, self.wait_s = name, limit, wait_s
+
+
+class TooCostly(Exception):
+    """A single request of `cost`, where `limit` is the most: it will never be let in (both in megapixel-steps)."""
+
+    def __init__(self, cost: float, limit: int) -> None:
+        super().__init__("too costly")
+        self.cost, self.limit = cost, limit
+
+
+class RateLimits:
+    """The limits of one ingress process. What is used in a minute is shared through Redis, if there is one.
+
+    Requests at once are counted by each process for itself: a count that is shared would stay too high for ever where a
+    process dies. `counts` gets `rate_limited` and `limits_degraded`.
+    """
+
+    def __init__(self, config: LimitsConfig, redis: RedisTier | None, counts: Counter[str], clock: Clock) -> None:
+        self.config = config
+        self.counts = counts
+        self.running: Counter[str] = Counter()
+        self.windows = Windows(redis, self._degraded, clock)
+
+    def visit(self, caller: str, limits: Limits) -> "Visit":
+        """A request of `caller`, which is nobody else's name, on its way in."""
+        return Visit(self, caller, limits)
+
+    def refuse(self, name: LimitName, limit: int, wait_s: float) -> OverLimit:
+        """The refusal, counted."""
+        self.counts["rate_limited"] += 1
+        return OverLimit(name, limit, wait_s)
+
+    def _degraded(self) -> None:
+        self.counts["limits_degraded"] += 1
+
+
+class Visit:
+    """One request: `enter` before its body is read, `charge` when its cost is known, `leave` when it is answered.
+
+    `standings` are how its caller stands with each limit that was looked at, beside the limit itself.
+    """
+
+    def __init__(self, owner: RateLimits, caller: str, limits: Limits) -> None:
+        self.limits = limits
+        self.standings: dict[LimitName, tuple[int, Standing]] = {}
+        self._owner, self._caller = owner, caller
+
+    async def enter(self) -> None:
+        """Takes a place, and a request of the minute's. Raises OverLimit, and has taken nothing then."""
+        at_once = self.limits.concurrent_requests
+        if at_once is not None and self._owner.running[self._caller] >= at_once:
+            self.standings["concurrent_requests"] = at_once, Standing(False, 0, _A_PLACE_S)
+            raise self._owner.refuse("concurrent_requests", at_once, _A_PLACE_S)
+        self._owner.running[self._caller] += 1
+        try:
+            if self.limits.requests_per_minute is not None:
+                await self._take("requests_per_minute", 1, self.limits.requests_per_minute)
+        except BaseException:
+            self.leave()
+            raise
+
+    async def charge(self, pixel_steps: int) -> None:
+        """Takes what the request costs of the minute's. Raises OverLimit, or TooCostly where it can never be let in."""
+        cost, costliest = pixel_steps / _MEGA, self.limits.costliest
+        if costliest is not None and cost > costliest:
+            raise TooCostly(cost, costliest)
+        if self.limits.cost_per_minute is not None:
+            await self._take("cost_per_minute", pixel_steps, self.limits.cost_per_minute, _MEGA)
+
+    async def charge_refused(self, pixel_steps: int) -> None:
+        """Takes what reading in vain costs, or all that a minute has where that is less. Raises OverLimit."""
+        limit = self.limits.cost_per_minute
+        if limit is not None:
+            await self._take("cost_per_minute", min(pixel_steps, limit * _MEGA), limit, _MEGA)
+
+    def leave(self) -> None:
+        """Gives the place back."""
+        self._owner.running[self._caller] -= 1
+        if not self._owner.running[self._caller]:
+            del self._owner.running[self._caller]
+
+    async def _take(self, name: LimitName, amount: int, limit: int, unit: int = 1) -> None:
+        standing = await self._owner.windows.take(f"{name}:{self._caller}", amount, limit * unit)
+        self.standings[name] = limit, replace(standing, left=standing.left // unit)
+        if not standing.taken:
+            raise self._owner.refuse(name, limit, standing.wait_s)

@@ -1,0 +1,144 @@
+"""How much somebody has used of what a minute allows: a sliding window counter, in memory and, shared, in Redis.
+
+Two counters by caller: this window's, and the one's before, which counts by the share of it that is less than a window
+ago. So nobody gets twice the limit around the full minute, as with fixed windows, and a caller costs two numbers,
+whatever it does. The same arithmetic holds here and in Redis. It says exactly when an amount will fit, which `limits`
+and its like cannot for amounts other than 1; and Redis is reached through `RedisTier` only, whose time-outs hold.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from serve_app.store.redis import RedisGone, RedisTier
+from serve_app.store.redis_values import Damaged, listed, number
+
+WINDOW_S: Final = 60
+
+# Who has not been seen for longest is forgotten first. Some 20 MB.
+MAX_NAMES: Final = 100_000
+
+Clock = Callable[[], float]
+
+# Both counters are read and one is added to in one step, or two processes could each find the last place free. What is
+# no counter is removed: nothing is known then.
+_TAKE: Final = """
+local damaged = 0
+local function counted(key)
+  local said = redis.pcall('get', key)
+  if said == false then return 0 end
+  if type(said) == 'string' and #said < 16 and said:match('^%d+$') then return tonumber(said) end
+  redis.call('del', key)
+  damaged = 1
+  return 0
+end
+local before = counted(KEYS[1])
+local now = counted(KEYS[2])
+if before * tonumber(ARGV[1]) + now + tonumber(ARGV[2]) > tonumber(ARGV[3]) then return {0, before, now, damaged} end
+redis.call('incrby', KEYS[2], ARGV[2])
+redis.call('expire', KEYS[2], ARGV[4])
+return {1, before, now + tonumber(ARGV[2]), damaged}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """After an amount was asked for: whether it was `taken`, what is left, and in how many seconds there is more.
+
+    Where it was not taken, `wait_s` is the time until it would be, if nothing else is taken meanwhile; where it was,
+    the time until the window ends.
+    """
+
+    taken: bool
+    left: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What was taken in the window of now, and in the one before; `share` of the window of now has passed."""
+
+    before: int
+    now: int
+    share: float
+
+    def used(self) -> float:
+        """Of the limit, at this moment."""
+        return self.before * (1 - self.share) + self.now
+
+    def seconds_until(self, amount: int, limit: int) -> float:
+        """Until `amount`, which is at most `limit`, fits."""
+        if self.used() + amount <= limit:
+            return 0.0
+        if self.now + amount <= limit:
+            return (1 - (limit - self.now - amount) / self.before - self.share) * WINDOW_S
+        # In the next window, where what is counted now fades.
+        return (1 - self.share + 1 - (limit - amount) / self.now) * WINDOW_S
+
+
+class Windows:
+    """Used on one event loop. `degraded` is called whenever Redis was gone, and only this process' counters decided."""
+
+    def __init__(self, redis: RedisTier | None, degraded: Callable[[], None], clock: Clock = time.time) -> None:
+        self._redis = redis
+        self._degraded = degraded
+        # Not monotonic: all processes must mean the same window.
+        self._clock = clock
+        self._local: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
+
+    async def take(self, name: str, amount: int, limit: int) -> Standing:
+        """Takes `amount` of what `name` may have in a minute, if that much is left; else nothing."""
+        passed = self._clock() / WINDOW_S
+        window = int(passed)
+        taken, counters = await self._taken(name, window, passed - window, amount, limit)
+        wait = (1 - counters.share) * WINDOW_S if taken else counters.seconds_until(amount, limit)
+        return Standing(taken, max(0, int(limit - counters.used())), wait)
+
+    async def _taken(self, name: str, window: int, share: float, amount: int, limit: int) -> tuple[bool, Counters]:
+        if self._redis is not None:
+            try:
+                taken, before, now = await self._taken_in_redis(self._redis, name, window, share, amount, limit)
+            except (RedisGone, Damaged):
+                self._degraded()
+            else:
+                # What all processes know is where this one goes on from, should Redis go.
+                self._remember(name, window, before, now)
+                return bool(taken), Counters(before, now, share)
+        counters = self._recalled(name, window, share)
+        if counters.used() + amount > limit:
+            return False, counters
+        self._remember(name, window, counters.before, counters.now + amount)
+        return True, Counters(counters.before, counters.now + amount, share)
+
+    async def _taken_in_redis(
+        self, redis: RedisTier, name: str, window: int, share: float, amount: int, limit: int
+    ) -> list[int]:
+        keys = [f"{redis.prefix}limits:{name}:{index}" for index in (window - 1, window)]
+        arguments: list[str | int] = [repr(1 - share), amount, limit, 2 * WINDOW_S]
+
+        async def take(client: Redis) -> Any:
+            return await client.eval(_TAKE, 2, *keys, *arguments)
+
+        *figures, damaged = [number(figure) for figure in listed(await redis.call(take))]
+        if damaged:
+            redis.note_damage("a caller's counter")
+        return figures
+
+    def _recalled(self, name: str, window: int, share: float) -> Counters:
+        if name not in self._local:
+            return Counters(0, 0, share)
+        self._local.move_to_end(name)
+        of, before, now = self._local[name]
+        if of == window:
+            return Counters(before, now, share)
+        return Counters(now if of == window - 1 else 0, 0, share)
+
+    def _remember(self, name: str, window: int, before: int, now: int) -> None:
+        self._local[name] = (window, before, now)
+        self._local.move_to_end(name)
+        if len(self._local) > MAX_NAMES:
+            self._local.popitem(last=False)

@@ -1,0 +1,87 @@
+"""Everything about a request that is decided before the backend sees it: model, size, defaults, seed, style."""
+
+import secrets
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
+from deployments.engine.protocol.inputs import Task, Uploads
+from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.row import Request
+from serve_app.generation.result import Prepared
+from serve_app.generation.styles import expand
+from serve_app.generation.uploads import check_uploads, sized_like
+
+DRAWN_SEEDS = 2**32
+
+
+def prepare(
+    models: Sequence[ModelSpec],
+    params: GenerationParams,
+    uploads: Uploads | None,
+    previews: int,
+    name: str,
+    tenant: str,
+) -> Prepared:
+    """The request that one of `models` can run; it has an id of its own. Raises InvalidParameter."""
+    header = check_uploads(uploads) if uploads else None
+    task: Task = uploads.task if uploads else "text-to-image"
+    spec = _model_for(models, params, task)
+    asked = sized_like(with_seed(params), header, spec)
+    asked = effective_params(asked, spec, task)
+    _check_controls(asked, uploads, spec)
+    styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
+    request_id = f"{name}.{secrets.token_hex(4)}"
+    request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name)
+    return Prepared(request, asked, drawn=asked.seed != params.seed)
+
+
+def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
+    """The model with that name or alias; the first one for None. Raises UnknownModel."""
+    if name is None:
+        return models[0]
+    for spec in models:
+        if spec.answers_to(name):
+            return spec
+    raise UnknownModel("model_name", f"there is no such model; {_hint(name, models)}")
+
+
+def with_seed(params: GenerationParams) -> GenerationParams:
+    """`params` with a seed, drawn where none was given. Once per request: caching and replays depend on it."""
+    if params.seed is not None and params.seed >= 0:
+        return params
+    return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+
+
+def _hint(name: str, models: Sequence[ModelSpec]) -> str:
+    known = [known for spec in models for known in (spec.name, *spec.aliases)]
+    near = get_close_matches(name[:200], known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}"
+
+
+def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task) -> ModelSpec:
+    """The model asked for. Where it lacks the ControlNets, a model of the same source and revision that has them; where
+    none is asked for, the first that is made for the task and has them.
+    """
+    types = {control.type for control in params.controls}
+    able = [spec for spec in models if types <= set(spec.controlnets)]
+    if params.model_name is None:
+        made_for_it = [spec for spec in able if spec.inpaints_only == (task == "inpaint")]
+        return next(iter((*made_for_it, *able)), models[0])
+    named = find_model(models, params.model_name)
+    same_weights = [spec for spec in able if _weights(spec) == _weights(named)]
+    return named if named in able else next(iter(same_weights), named)
+
+
+def _weights(spec: ModelSpec) -> tuple[str | None, ...]:
+    return spec.source, spec.revision, spec.config, spec.prediction_type
+
+
+def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:
+    for control in params.controls:
+        if control.type not in spec.controlnets:
+            known = ", ".join(spec.controlnets) or "none"
+            raise InvalidParameter("controlnet_type", f"model {spec.name} has no such ControlNet; it has: {known}")
+    if len(params.controls) != len(uploads.hints if uploads else ()):
+        raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")

@@ -1,0 +1,159 @@
+"""Many requests as one: they run side by side, a bounded number at a time, and each comes to an end of its own.
+
+Equal entries are made once. An engine that is full is no reason to fail: nobody is there to come back later, so the
+entry itself waits and asks again, as long as its deadline allows.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Final
+
+from deployments.engine.protocol.errors import Cancelled, DeadlineExceeded, EngineError, Overloaded
+from deployments.engine.protocol.events import Event, Progress
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.row import part_of
+from serve_app.generation.cancellation import Word
+from serve_app.generation.result import Prepared, Result
+from serve_app.service import DiffusionService
+from serve_app.tasks import end
+
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], float]
+Outcome = Result | EngineError
+
+# Where a refusal does not say when to come back; and so that those who were refused together do not return together.
+RETRY_S: Final = 2.0
+JITTER: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request, and the entries that it answers: more than one where they are equal."""
+
+    prepared: Prepared
+    indices: Sequence[int]
+
+
+class Batch:
+    """The entries of `params` by their numbers, under one `name`, which `DiffusionService.cancel` knows it by.
+
+    At most `in_flight` run at a time, so that a batch does not fill the engines' queues all by itself. Deadlines count
+    from the batch's beginning, `age_s` seconds ago.
+    """
+
+    def __init__(
+        self,
+        service: DiffusionService,
+        params: Mapping[int, GenerationParams],
+        *,
+        name: str,
+        tenant: str = "",
+        in_flight: int,
+        age_s: float = 0.0,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._service = service
+        self._params = params
+        self._name, self._tenant = name, tenant
+        self._in_flight = in_flight
+        self._clock = clock
+        self._begun = clock() - age_s
+        self._shares: dict[int, float] = {}
+
+    @property
+    def progress(self) -> float:
+        """How much of it is done, from 0 to 1, by steps."""
+        return sum(self._shares.values()) / len(self._params) if self._params else 1.0
+
+    async def outcomes(self) -> AsyncGenerator[tuple[int, Outcome], None]:
+        """Each entry's number and what it came to, as they end. Closing this cancels what is not done."""
+        works: dict[GenerationParams, list[int]] = {}
+        prepared: dict[GenerationParams, Prepared] = {}
+        for index, params in self._params.items():
+            try:
+                ready = await self._service.prepare(params, request_id=part_of(self._name, index), tenant=self._tenant)
+            except EngineError as error:
+                self._shares[index] = 1.0
+                yield index, error
+                await asyncio.sleep(0)
+                continue
+            prepared.setdefault(ready.asked, ready)
+            works.setdefault(ready.asked, []).append(index)
+            # Preparing takes a tenth of a millisecond, but there may be a thousand.
+            await asyncio.sleep(0)
+        todo = [Work(prepared[asked], indices) for asked, indices in works.items()]
+        async with aclosing(self._made(todo)) as made:
+            async for work, outcome in made:
+                for index in work.indices:
+                    self._shares[index] = 1.0
+                    yield index, outcome
+
+    async def _made(self, works: Sequence[Work]) -> AsyncGenerator[tuple[Work, Outcome], None]:
+        todo = deque(works)
+        # Bounded: where nobody takes the results, no more are made.
+        done: asyncio.Queue[tuple[Work, Outcome]] = asyncio.Queue(self._in_flight)
+        with self._service.cancellations.named(self._name, self._tenant) as word:
+            makers = [
+                asyncio.ensure_future(self._make_all(todo, done, word)) for _ in range(min(self._in_flight, len(works)))
+            ]
+            try:
+                for _ in works:
+                    yield await done.get()
+            finally:
+                await end(*makers)
+
+    async def _make_all(self, todo: deque[Work], done: "asyncio.Queue[tuple[Work, Outcome]]", word: Word) -> None:
+        while todo:
+            work = todo.popleft()
+            await done.put((work, await self._outcome(work, word)))
+
+    async def _outcome(self, work: Work, word: Word) -> Outcome:
+        try:
+            return await self._make(work, word)
+        except Cancelled as error:
+            # Said through another process, which knows of those entries only that are in an engine now.
+            if error.name == self._name and not word.done():
+                word.set_result(None)
+            return error
+        except EngineError as error:
+            return error
+        except Exception:
+            log.exception("request %s: unexpected error", work.prepared.request.name)
+            return EngineError("something went wrong here; quote the request id when you report it")
+
+    async def _make(self, work: Work, word: Word) -> Result:
+        def heard(event: Event) -> None:
+            if isinstance(event, Progress):
+                self._shares.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))
+
+        while not word.done():
+            try:
+                return await self._service.collect(self._in_time(work.prepared), heard)
+            except Overloaded as full:
+                seconds = (full.retry_after or RETRY_S) * random.uniform(1, 1 + JITTER)
+                if seconds * 1000 > self._left_ms(work.prepared):
+                    raise DeadlineExceeded("the engines are full until after the deadline") from None
+                await asyncio.wait((word,), timeout=seconds)
+        raise Cancelled
+
+    def _in_time(self, prepared: Prepared) -> Prepared:
+        """The request with what is left of its deadline. Raises DeadlineExceeded where nothing is."""
+        params = prepared.request.params
+        if params.deadline_ms is None:
+            return prepared
+        left = self._left_ms(prepared)
+        if left < 1:
+            raise DeadlineExceeded("the deadline passed before it was begun")
+        params = params.model_copy(update={"deadline_ms": int(left)})
+        return replace(prepared, request=replace(prepared.request, params=params))
+
+    def _left_ms(self, prepared: Prepared) -> float:
+        deadline = prepared.request.params.deadline_ms
+        return float("inf") if deadline is None else deadline - (self._clock() - self._begun) * 1000

@@ -1,0 +1,189 @@
+"""The process behind `darkroom serve`: a Ray cluster of its own with the application on it. Started by `launcher.py`.
+
+The first line on standard input is its `Order`. It answers with one JSON line on standard output, `ready` or `failed`,
+and serves until its standard input is closed. That also happens when the launcher is killed, so it never stays behind.
+Everything else it and Ray have to say goes to standard error.
+"""
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from typing import TextIO
+
+import httpx
+from pydantic import BaseModel
+
+from serve_app.config.server import AppConfig
+from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, head_timeout_s
+
+HEALTH_PATH = "/ads/v2/diffusion/health"
+APP_NAME = "darkroom"
+
+_HEALTHY_WITHIN_S = 120.0
+# Pictures pass through the store one by one; Ray's default of a third of the memory would be taken from the models.
+_OBJECT_STORE_BYTES = 256 * 2**20
+# Ray's name for the line that says what was raised, somewhere inside the traceback of a constructor.
+_LOAD_ERROR = re.compile(r"ModelLoadError: (.+)")
+
+
+class Order(BaseModel):
+    """What to serve, and where."""
+
+    config: AppConfig
+    host: str
+    port: int
+    temp_dir: str
+
+
+def main() -> None:
+    """Serves one order."""
+    order = Order.model_validate_json(sys.stdin.readline())
+    answers = _take_standard_output()
+    try:
+        start(order)
+    except Exception as error:
+        logging.getLogger(__name__).exception("Darkroom did not start")
+        _answer(answers, "failed", explanation(error))
+        # Not sys.exit: threads of Ray's would be waited for, and the launcher ends what is left in any case.
+        os._exit(1)
+    _answer(answers, "ready", "")
+    sys.stdin.read()
+    stop()
+    shutil.rmtree(order.temp_dir, ignore_errors=True)
+    os._exit(0)
+
+
+def start(order: Order) -> None:
+    """Returns when a health request through the real port says healthy: every engine has made its warm-up pictures."""
+    prepare_environment()
+    import ray
+    from ray import serve
+    from ray.job_config import JobConfig
+
+    from serve_app.app import build_app
+
+    # Ray would have all workers import from the current folder first; it does not for a client's job, which may have
+    # been sent from another machine. Nothing else depends on that.
+    ray.init(
+        address="local",
+        namespace=APP_NAME,
+        num_cpus=_cpus(order.config),
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _temp_dir=order.temp_dir,
+        job_config=JobConfig(_client_job=True),
+    )
+    ingress = order.config.ingress
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": order.host,
+            "port": order.port,
+            "request_timeout_s": ingress.request_timeout_s,
+            "keep_alive_timeout_s": ingress.keep_alive_timeout_s,
+        },
+        logging_config=order.config.logging.serve_options(),
+    )
+    serve.run(build_app(order.config), name=APP_NAME, route_prefix="/")
+    wait_until_healthy(order.host, order.port)
+
+
+def prepare_environment() -> None:
+    """Settings that Ray reads while it is imported or started; its processes inherit them."""
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.update(
+        # The one of these that whoever starts a server may choose.
+        {**NODE_ENVIRONMENT, HEAD_TIMEOUT_VARIABLE: f"{head_timeout_s():g}"},
+        RAY_USAGE_STATS_ENABLED="0",
+        # Off, this node is 127.0.0.1 and nothing that Ray starts listens elsewhere, as on the systems in its name.
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        # A Ray cluster runs code for whoever reaches its ports; with a token of its own only its own processes can.
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+    )
+
+
+def stop() -> None:
+    """Drains the replicas and ends the cluster. How long that may take is the launcher's concern."""
+    import ray
+    from ray import serve
+
+    # First the application alone: `shutdown` begins by killing the proxies, and with them the connections of everybody
+    # whose picture is still being made.
+    serve.delete(APP_NAME)
+    serve.shutdown()
+    ray.shutdown(wait_for_processes=True)
+
+
+def wait_until_healthy(host: str, port: int) -> None:
+    """Asks through the port until the answer is 200. Raises TimeoutError when it takes too long."""
+    url = f"http://{reachable(host)}:{port}{HEALTH_PATH}"
+    deadline = time.monotonic() + _HEALTHY_WITHIN_S
+    # trust_env would send the question to a proxy that the user has configured for the world outside.
+    with httpx.Client(trust_env=False, timeout=10.0) as client:
+        while time.monotonic() < deadline:
+            try:
+                if client.get(url).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+    raise TimeoutError("the server came up, but it did not become healthy")
+
+
+def reachable(host: str) -> str:
+    """How a client on this machine writes the address that the server is bound to."""
+    if host in {"0.0.0.0", ""}:
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def explanation(error: Exception) -> str:
+    """One line for the user: the model's own complaint where there is one, else the kind of error."""
+    found = _LOAD_ERROR.findall(f"{error}\n{_statuses()}")
+    if found:
+        return str(found[-1]).strip()
+    if isinstance(error, TimeoutError):
+        return str(error)
+    return "the application could not be started; the log says why"
+
+
+def _statuses() -> str:
+    """What Serve keeps of a failed constructor's traceback."""
+    try:
+        from ray import serve
+
+        application = serve.status().applications[APP_NAME]
+    except Exception:
+        return ""
+    return "\n".join([application.message, *(state.message for state in application.deployments.values())])
+
+
+def _cpus(config: AppConfig) -> float:
+    """Enough for everything that is configured, or Serve would wait without end on a small machine."""
+    needed = 2 * config.ingress.replicas * config.ingress.num_cpus
+    needed += sum(deployment.most_replicas * deployment.num_cpus for deployment in config.deployments)
+    return max(float(os.cpu_count() or 1), float(int(needed) + 1))
+
+
+def _take_standard_output() -> TextIO:
+    """Our own way to the launcher; whatever Ray prints from now on goes to standard error instead."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(answers: TextIO, kind: str, message: str) -> None:
+    print(json.dumps({kind: message}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

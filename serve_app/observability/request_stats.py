@@ -1,0 +1,105 @@
+"""What this process has served: requests by model and end since it started, and how long they took."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, Final, Literal
+
+from deployments.engine.protocol.errors import Cancelled
+from deployments.engine.protocol.events import Event, Finished, ImageDone, ImageFailed, Refused
+from deployments.engine.protocol.latencies import Durations, Recorder, together
+from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
+from serve_app.observability.engine_stats import windows_ms
+
+Clock = Callable[[], float]
+Outcome = Literal["finished", "refused", "cancelled", "broken"]
+End = tuple[Outcome, str]
+
+_LEFT: Final[End] = ("cancelled", "")
+_BROKEN: Final[End] = ("broken", "internal_error")
+
+
+class Statistics:
+    """Watches the requests of one service. Used on one event loop; may be looked at from any thread.
+
+    Every request ends as exactly one of `finished`, `refused`, `cancelled` (the caller left, or ended it by its id) or
+    `broken` (an error that nobody expected, or no end at all), or is `active`. `images` and `failures` count images.
+    Beside its end, the code of the error is kept that refused it, or that the first of its images failed with.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._requests = 0
+        self._images: Counter[type[Event]] = Counter()
+        self._ends: Counter[tuple[str, Outcome, str]] = Counter()
+        self._took: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
+
+    async def watch(self, model: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        """Hands `events` of a request to `model` on and counts them. Closing this closes them."""
+        begun = self._clock()
+        self._requests += 1
+        end = _LEFT
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    end = self._end(event, end)
+                    yield event
+            if end[0] == "cancelled" and end[1] != Cancelled.code:
+                # Nobody left: the backend just ended, without a last word.
+                end = _BROKEN
+        except Exception:
+            end = _BROKEN
+            raise
+        finally:
+            self._ends[model, *end] += 1
+            if end[0] == "finished":
+                self._took[model].add(self._clock() - begun)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The counters and the latencies, as plain data."""
+        ends: Counter[str] = Counter()
+        refusals: Counter[str] = Counter()
+        for (_, outcome, code), number in list(self._ends.items()):
+            ends[outcome] += number
+            if outcome == "refused":
+                refusals[code] += number
+        return {
+            "requests": self._requests,
+            "active": self._requests - ends.total(),
+            "finished": ends["finished"],
+            "refused": ends["refused"],
+            "cancelled": ends["cancelled"],
+            "broken": ends["broken"],
+            "refusals": dict(refusals),
+            "images": self._images[ImageDone],
+            "failures": self._images[ImageFailed],
+            "latency_ms": windows_ms(together(self._durations().values())),
+        }
+
+    def samples(self) -> Iterator[Sample]:
+        """The same for Prometheus, by model."""
+        ends = list(self._ends.items())
+        for labels, number in ends:
+            yield Sample(REQUESTS, labels, number)
+        yield Sample(INFLIGHT, (), self._requests - sum(number for _, number in ends))
+        for model, durations in self._durations().items():
+            yield Sample(DURATION, (model,), durations.ever.values())
+
+    def _durations(self) -> dict[str, Durations]:
+        return {model: recorder.durations() for model, recorder in list(self._took.items())}
+
+    def _end(self, event: Event, before: End) -> End:
+        match event:
+            case ImageDone():
+                self._images[ImageDone] += 1
+            case ImageFailed(error=error):
+                self._images[ImageFailed] += 1
+                return before[0], before[1] or error.code
+            case Finished():
+                return "finished", before[1]
+            case Refused(error=Cancelled(code=code)):
+                return "cancelled", code
+            case Refused(error=error):
+                return "refused", error.code
+        return before

@@ -1,0 +1,41 @@
+"""What Ray reads from the environment of every node, before any configuration of ours can reach it."""
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from serve_app.launch.import_path import SAFE_PATH
+
+HEAD_TIMEOUT_VARIABLE: Final = "DARKROOM_HEAD_TIMEOUT_S"
+HEAD_TIMEOUT_S: Final = 10.0
+
+# `darkroom serve` sets these for its own cluster. Where nodes are started by `ray start`, they belong into the
+# environment of that command, on every node: Serve's controller and proxies get theirs from there.
+NODE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.serving.proxy_headers:middlewares",
+        # A replica that hangs cannot drain: asked to, it would keep its callers for all of the grace period.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        # HAProxy would take the place of Ray's own proxy, and of the layer around it.
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        # uvicorn would let whoever connects from this machine say which address it comes from.
+        "FORWARDED_ALLOW_IPS": "none",
+        # How long a request's headers may take (`http_protocol.py`).
+        HEAD_TIMEOUT_VARIABLE: f"{HEAD_TIMEOUT_S:g}",
+        **SAFE_PATH,
+        "OMP_WAIT_POLICY": "passive",
+    }
+)
+
+
+def head_timeout_s() -> float:
+    """How long a head may take, and the rest of a body after its answer. Raises ValueError where it is no such time."""
+    said = os.environ.get(HEAD_TIMEOUT_VARIABLE, str(HEAD_TIMEOUT_S))
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise ValueError(f"{HEAD_TIMEOUT_VARIABLE} must be seconds, more than 0 and at most 3600")
+    return seconds

@@ -1,0 +1,79 @@
+"""What comes back from Redis is what was put there, or nothing."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.engine.protocol.events import ImageDone
+from serve_app.cache.entry import BadEntry, Entry, packed, unpacked
+from serve_app.generation.fingerprint import Fingerprint
+
+KEY = b"k" * 32
+
+images = st.lists(
+    st.builds(
+        ImageDone,
+        request_id=st.just(""),
+        index=st.integers(0, 15),
+        seed=st.integers(0, 2**63),
+        format=st.sampled_from(["png", "webp", "jpeg"]),
+        width=st.integers(64, 2048),
+        height=st.integers(64, 2048),
+        data=st.binary(max_size=64),
+    ),
+    max_size=3,
+).map(tuple)
+entries = st.builds(
+    Entry,
+    fingerprint=st.builds(Fingerprint, work=st.text(max_size=40), seed=st.integers(0, 2**63)),
+    images=images,
+    seconds=st.floats(0, 1e6),
+    made=st.floats(0, 1e10),
+)
+
+ONE = Entry(Fingerprint("{}", 7), (ImageDone("", 0, 7, "png", 64, 64, b"png's bytes"),), 1.5, 1e9)
+
+
+@given(entries)
+def test_an_entry_comes_back_as_it_was(entry: Entry) -> None:
+    assert unpacked(packed(entry, KEY), KEY) == entry
+
+
+@given(entries, st.data())
+def test_an_entry_that_is_cut_or_longer_or_changed_anywhere_is_none(entry: Entry, data: st.DataObject) -> None:
+    whole = packed(entry, KEY)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    changed = whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :]
+    for bad in (whole[:place], whole + b"\0", changed):
+        with pytest.raises(BadEntry):
+            unpacked(bad, KEY)
+
+
+@pytest.mark.parametrize("bad", [b"", b"DRK1", pickle.dumps({"images": []}), json.dumps({"images": []}).encode()])
+def test_what_is_not_ours_is_none(bad: bytes) -> None:
+    with pytest.raises(BadEntry):
+        unpacked(bad, KEY)
+
+
+def test_another_key_or_another_version_is_none() -> None:
+    whole = packed(ONE, KEY)
+    for bad, key in ((whole, b"j" * 32), (b"DRK0" + whole[4:], KEY)):
+        with pytest.raises(BadEntry):
+            unpacked(bad, key)
+
+
+def test_lengths_that_are_signed_and_wrong_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours, by the signature; but no picture may begin in another, or end beyond the end."""
+    whole = packed(ONE, KEY)
+    monkeypatch.setattr("serve_app.cache.entry._mac", lambda body, key: whole[4:36])
+    for bad in (whole[:-1], whole + b"\0", whole[:36] + b"\xff" * 4 + whole[40:]):
+        with pytest.raises(BadEntry):
+            unpacked(bad, KEY)
+
+
+def test_what_a_request_hears_is_its_own() -> None:
+    accepted, image, finished = ONE.events("r9")
+    assert {accepted.request_id, image.request_id, finished.request_id} == {"r9"}
