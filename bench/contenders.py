@@ -21,7 +21,7 @@ from bench.pipelines import arguments, as_answered, pipeline_class
 from bench.timing import synchronize
 from bench.workload import like
 from deployments.engine.engine import Engine
-from deployments.engine.models import LoadedModel
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Finished, ImageDone, ImageFailed, Refused
 from deployments.engine.protocol.spec import as_part

@@ -33,7 +33,7 @@ from bench.checkpoints import write_controlnet
 from bench.contenders import Outcome, Pipelines, serve_with_engine
 from bench.report import ENGINE, LIKE_BATCHES, ONE_BY_ONE, print_table, print_workload, summary
 from bench.workload import CONTROL, GUIDANCE, STEPS, WORKLOADS
-from deployments.engine.models import LoadedModel, load_model
+from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
 

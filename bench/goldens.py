@@ -17,7 +17,7 @@ from deployments.engine.protocol.events import ImageDone
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.worker import EngineWorker
+from deployments.engine.worker.engine_worker import EngineWorker
 
 Pixels = NDArray[np.int16]
 

@@ -20,7 +20,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from deployments.engine.compositing import composite
+from deployments.engine.conditioning.compositing import composite
 from deployments.engine.protocol.inputs import Mask, Picture, Task
 from deployments.engine.row import Request
 

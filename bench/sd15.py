@@ -33,7 +33,7 @@ from bench.checkpoints import SD15, TINY, Architecture, write_checkpoint
 from bench.sd15_meters import Subject
 from bench.sd15_parts import MIXED, PARTS, Part
 from bench.timing import time_boxed
-from deployments.engine.models import load_model
+from deployments.engine.models.loaded_model import load_model
 from deployments.engine.protocol.spec import ModelSpec
 
 NO_CUDA = "no CUDA device"

@@ -18,9 +18,9 @@ from bench.checkpoints import Architecture, write_controlnet
 from bench.contenders import Outcome, Pipelines, serve_with_engine
 from bench.timing import median_ms
 from bench.workload import CONTROL, request
-from deployments.engine.attention import sample_inputs
 from deployments.engine.engine import Engine
-from deployments.engine.models import LoadedModel, load_model
+from deployments.engine.models.attention import sample_inputs
+from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.events import Event
 from deployments.engine.row import Request
 

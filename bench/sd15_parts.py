@@ -30,7 +30,7 @@ from bench.sd15_meters import (
 )
 from bench.timing import median_ms
 from bench.workload import mixed
-from deployments.engine.attention import sample_inputs
+from deployments.engine.models.attention import sample_inputs
 
 
 @dataclass(frozen=True, slots=True)

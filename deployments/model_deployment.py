@@ -13,12 +13,12 @@ from deployments.engine.protocol.events import Event, Finished, Refused
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.intake import Intake
 from deployments.metrics import engine_samples
-from deployments.pace import Pace
 from deployments.ray_metrics import Publisher
 from deployments.replica_port import stay_on_loopback
 from deployments.serve_log import speak_through_serve
+from deployments.throughput import Pace
+from deployments.uploads.intake import Intake
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ModelReplica:
         stay_on_loopback()
         speak_through_serve("deployments")
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
-        from deployments.engine.worker import EngineWorker
+        from deployments.engine.worker.engine_worker import EngineWorker
 
         # The request was copied on its way here, files included.
         self._intake = Intake(Annotators(annotators, device, end_process), owns_files=True)

@@ -14,9 +14,9 @@ from deployments.annotators.edges import HIGH, LOW, detect_edges
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit, MaskAlpha
-from deployments.images import decode_layer, over_white, resize, to_layer, to_rgb
-from deployments.masks import Box, create_mask
-from deployments.transparency import mask_of
+from deployments.uploads.image_files import decode_layer, over_white, resize, to_layer, to_rgb
+from deployments.uploads.masks import Box, create_mask
+from deployments.uploads.transparency import mask_of
 
 Source = str | Path | bytes | Image.Image
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.config_keys import ANY_NETWORK, NETWORKS
-from deployments.engine.config_rules import Rules
-from deployments.engine.original_layout import OTHER_CHANNELS, OTHERS
-from deployments.engine.pipeline_index import CLASSES, PIPELINES
-from tests.deployments.engine.checkpoints import SECTIONS, Case
-from tests.deployments.engine.schedulers import REFUSED, SERVED
+from deployments.engine.checkpoints.config_keys import ANY_NETWORK, NETWORKS
+from deployments.engine.checkpoints.config_rules import Rules
+from deployments.engine.checkpoints.original_layout import OTHER_CHANNELS, OTHERS
+from deployments.engine.checkpoints.pipeline_index import CLASSES, PIPELINES
+from tests.deployments.engine.checkpoints.cases import SECTIONS, Case
+from tests.deployments.engine.sampling.schedulers import REFUSED, SERVED
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "compatibility.md"
 

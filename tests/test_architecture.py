@@ -20,7 +20,7 @@ TORCH_FREE_ENGINE = (
     "protocol/params",
     "protocol/errors",
     "protocol/events",
-    "heartbeat",
+    "worker/heartbeat",
     "protocol/inputs",
     "locked",
     "protocol/numerics",
@@ -29,13 +29,13 @@ TORCH_FREE_ENGINE = (
     "scheduling/queue",
     "scheduling/bucket_share",
     "protocol/spec",
-    "original_configs",
-    "original_layout",
-    "safetensors_header",
+    "checkpoints/original_configs",
+    "checkpoints/original_layout",
+    "checkpoints/safetensors_header",
     "protocol/sampler_names",
-    "prompts",
+    "conditioning/prompt_syntax",
 )
-DOOR = {"worker.py", "mailbox.py"}
+DOOR = {"engine_worker.py", "mailbox.py"}
 RAY_SIDE = {"app.py", "ingress.py", "local_cluster.py", "serve_schema.py"}
 MAX_FILE_LINES = 320
 

@@ -101,7 +101,7 @@ import logging, threading, torch, diffusers, transformers
 from diffusers.utils import logging as of_diffusers
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging as of_transformers
-from deployments.engine.models import load_model
+from deployments.engine.models.loaded_model import load_model
 from deployments.engine.protocol.spec import ModelSpec
 
 def state():

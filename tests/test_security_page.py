@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deployments import images, pieces
-from deployments.engine import prompts
+from deployments.engine.conditioning import prompt_syntax
 from deployments.engine.protocol import params
+from deployments.uploads import file_chunks, image_files
 from serve_app.api.middleware import upload_budget
 from serve_app.api.parsing import body, forms, validation
 from serve_app.api.responses import event_stream
@@ -43,10 +43,11 @@ MIB = 2**20
         f"| keys of a JSON object | {body.MAX_KEYS} |",
         f"| lists and objects of a body | {body.MAX_CONTAINERS:,} |",
         f"| faults that an answer lists | {validation.MAX_FAULTS}, and",
-        f"weights 0 to {prompts.MAX_WEIGHT:g} |",
+        f"weights 0 to {prompt_syntax.MAX_WEIGHT:g} |",
         f"64 to {params.MAX_SIDE} in eights |",
-        f"| picture file | {images.MIN_SIDE} to {images.MAX_SIDE} a side, {images.MAX_PIXELS / 1e6:.1f} million "
-        f"pixels, one frame, {pieces.MAX_SMALL_PIECES} small chunks |",
+        f"| picture file | {image_files.MIN_SIDE} to {image_files.MAX_SIDE} a side, "
+        f"{image_files.MAX_PIXELS / 1e6:.1f} million "
+        f"pixels, one frame, {file_chunks.MAX_SMALL_PIECES} small chunks |",
         f"| ControlNets of a request | {params.MAX_CONTROLS} |",
     ],
 )

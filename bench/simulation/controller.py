@@ -17,7 +17,7 @@ from ray.serve.autoscaling_policy import (
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from deployments.autoscaling import WorkPolicy
-from deployments.pace import Pace
+from deployments.throughput import Pace
 from serve_app.config.deployments import AutoscalingConfig as OurConfig
 
 DEPLOYMENT = DeploymentID(name="sd15", app_name="darkroom")

@@ -69,7 +69,7 @@ class _LoadedAtFirstUse:
     def __call__(self, picture: Picture) -> Picture:
         """The hint. Raises EngineError: what goes wrong on a device is this request's trouble, or the process's."""
         # Imported here, as below.
-        from deployments.engine.device_errors import DeviceLost, is_out_of_memory, telling_device_lost
+        from deployments.engine.device.errors import DeviceLost, is_out_of_memory, telling_device_lost
 
         try:
             with self._lock, telling_device_lost():
@@ -103,7 +103,7 @@ def load(spec: AnnotatorSpec, device: str) -> Annotator:
     from deployments.annotators.depth import DepthAnnotator
     from deployments.annotators.pose import PoseAnnotator
     from deployments.annotators.segmentation import SegmentationAnnotator
-    from deployments.engine.parts import pick_device
+    from deployments.engine.models.components import pick_device
 
     where = pick_device(device)
     match spec:

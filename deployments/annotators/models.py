@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.annotators.spec import AnnotatorSpec, AnnotatorSpecs, DepthSpec, PoseSpec, SegmentationSpec, sources
-from deployments.engine.hub import locate
+from deployments.engine.models.hub import locate
 from deployments.engine.protocol.spec import PartSpec
 from deployments.pins import pinned
 from deployments.registry import check_part

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from deployments.engine.device_errors import raise_if_sticky
-from deployments.engine.hub import locate
-from deployments.engine.intact import read_config
-from deployments.engine.networks import load_network as load_whole
-from deployments.engine.parts import size_of
+from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.networks import load_network as load_whole
+from deployments.engine.checkpoints.reading import reading_weights
+from deployments.engine.device.errors import raise_if_sticky
+from deployments.engine.models.components import size_of
+from deployments.engine.models.hub import locate
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
 from deployments.engine.protocol.inputs import Picture
 from deployments.engine.protocol.spec import PartSpec
-from deployments.engine.reading import reading_weights
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,10 @@ from typing import Final
 
 import torch
 
-from deployments.engine.decode import Decoded, Decoder
-from deployments.engine.device_errors import is_out_of_memory, raise_if_sticky, telling_device_lost
-from deployments.engine.device_memory import CpuMemory, DeviceMemory
-from deployments.engine.ledger import Ledger
-from deployments.engine.models import LoadedModel
+from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky, telling_device_lost
+from deployments.engine.device.memory import CpuMemory, DeviceMemory
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
-from deployments.engine.prepare import begin_row, check, fitted, prepare
-from deployments.engine.previews import previews
 from deployments.engine.protocol.errors import (
     DeadlineExceeded,
     EngineError,
@@ -27,12 +23,16 @@ from deployments.engine.protocol.errors import (
     UnknownModel,
 )
 from deployments.engine.protocol.events import Event, Preview, Refused
+from deployments.engine.request_tracker import Ledger
 from deployments.engine.row import Bucket, Request, Row, Ticket
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.bucket_share import DeviceShare
 from deployments.engine.scheduling.fair_order import Arrival
 from deployments.engine.scheduling.running import Running
-from deployments.engine.stepper import Moved, Stepper
+from deployments.engine.steps.decode import Decoded, Decoder
+from deployments.engine.steps.prepare import begin_row, check, fitted, prepare
+from deployments.engine.steps.previews import previews
+from deployments.engine.steps.stepper import Moved, Stepper
 
 log = logging.getLogger(__name__)
 

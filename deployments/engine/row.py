@@ -11,10 +11,10 @@ from deployments.engine.protocol.params import GenerationParams
 if TYPE_CHECKING:
     import torch
 
-    from deployments.engine.controls import Control
-    from deployments.engine.latents import Blend
-    from deployments.engine.prompt_keys import Prompt
-    from deployments.engine.samplers import Schedule
+    from deployments.engine.conditioning.controlnet import Control
+    from deployments.engine.conditioning.cross_attention import Prompt
+    from deployments.engine.sampling.latents import Blend
+    from deployments.engine.sampling.samplers import Schedule
 
 
 NO_INPUTS: Final = Inputs()

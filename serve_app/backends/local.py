@@ -14,12 +14,12 @@ from deployments.engine.protocol.errors import EngineError, EngineStopped, Model
 from deployments.engine.protocol.events import Event, Refused
 from deployments.engine.protocol.spec import ModelSpec, with_native_size
 from deployments.engine.row import Request
-from deployments.intake import Intake
 from deployments.registry import check_source, clashes
+from deployments.uploads.intake import Intake
 from serve_app.backends.protocol import BackendReport
 
 if TYPE_CHECKING:
-    from deployments.engine.worker import EngineWorker
+    from deployments.engine.worker.engine_worker import EngineWorker
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class LocalBackend:
 
     def _load(self) -> "EngineWorker":
         # Imported here, because this is the only line of serve_app that needs torch.
-        from deployments.engine.worker import EngineWorker
+        from deployments.engine.worker.engine_worker import EngineWorker
 
         for spec in self._models:
             check_source(spec)

@@ -69,7 +69,7 @@ def fetch(
 ) -> None:
     """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
     # Heavy, and only for this.
-    from deployments import fetching, lookup
+    from deployments.weights import fetching, lookup
 
     settings = _settings(config)
     hosted = [
@@ -102,7 +102,7 @@ def convert(
 ) -> None:
     """Make a folder of safetensors out of pickled weights or a single file. Exit codes: 1 refused, 2 wrongly asked."""
     # Heavy, and only for this.
-    from deployments import conversion
+    from deployments.weights import conversion
 
     if prediction_type not in ("", "epsilon", "v_prediction"):
         raise failed("--prediction-type must be epsilon or v_prediction", EXIT_USAGE)

@@ -6,8 +6,8 @@ from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, SIZE_STEP, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.images import Header, read_header
-from deployments.masks import MASK_TYPES
+from deployments.uploads.image_files import Header, read_header
+from deployments.uploads.masks import MASK_TYPES
 
 
 def check_uploads(uploads: Uploads) -> Header | None:

@@ -8,7 +8,7 @@ import pytest
 
 from bench.contenders import Pipelines, largest_difference, serve_with_engine
 from bench.workload import mixed, text
-from deployments.engine.models import LoadedModel
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.params import ControlSettings
 from deployments.engine.row import Request

@@ -9,7 +9,7 @@ import pytest
 from bench.contenders import serve_with_engine
 from bench.forecast import COSTS, forecast, simulate
 from bench.workload import CONTROL, WORKLOADS, mixed, text
-from deployments.engine.models import LoadedModel
+from deployments.engine.models.loaded_model import LoadedModel
 
 
 @pytest.mark.parametrize("max_rows", [4, 16])

@@ -18,7 +18,7 @@ from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport, Load
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.row import Request
-from deployments.engine.worker import EngineWorker
+from deployments.engine.worker.engine_worker import EngineWorker
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
@@ -144,7 +144,7 @@ def test_the_engine_is_stopped_with_the_replica(replica: ModelReplica, worker: F
 
 LOSES_ITS_DEVICE = """
 import asyncio, sys
-from deployments.engine.device_errors import DeviceLost
+from deployments.engine.device.errors import DeviceLost
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from tests.deployments.engine.tiny import save_tiny_checkpoint

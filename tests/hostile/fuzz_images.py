@@ -14,9 +14,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["PIL", "deployments.images", "deployments.pieces"]):
+with atheris.instrument_imports(include=["PIL", "deployments.uploads.image_files", "deployments.uploads.file_chunks"]):
     from deployments.engine.protocol.errors import InvalidParameter
-    from deployments.images import decode, read_header
+    from deployments.uploads.image_files import decode, read_header
 
 from tests.hostile import pictures
 from tests.serve_app.api.parsing.test_hostile_forms import END

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.deployments.test_images import file_of, gradient, png_claiming, turned
+from tests.deployments.uploads.test_image_files import file_of, gradient, png_claiming, turned
 from tests.hostile.rows import DIFFUSION, IMAGE_DOOR, Headers, Row, said
 from tests.hostile.wire import request
 from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, FORMS, field, file, part

@@ -17,11 +17,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
-from deployments.engine.prompts import parse_weighted
+from deployments.engine.conditioning.prompt_syntax import parse_weighted
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Refused
 from deployments.engine.row import Request
-from deployments.intake import Intake
+from deployments.uploads.intake import Intake
 from serve_app.api.application import create_api
 from serve_app.api.parsing import body
 from serve_app.observability.logs import LoggingConfig, log_to

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from deployments.engine.prompts import MAX_WEIGHT, parse_weighted
+from deployments.engine.conditioning.prompt_syntax import MAX_WEIGHT, parse_weighted
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.middleware.request_id import ACCEPTED, request_id_of

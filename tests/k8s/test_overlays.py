@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from deployments import fetching
+from deployments.weights import fetching
 from serve_app.cli.main import app
 from serve_app.config.server import load_config
 from serve_app.kubernetes.checks import faults

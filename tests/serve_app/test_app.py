@@ -19,7 +19,7 @@ from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.engine.row import Request
-from deployments.engine.worker import EngineWorker
+from deployments.engine.worker.engine_worker import EngineWorker
 from serve_app.app import build_app, model_deployment
 from serve_app.config.server import AppConfig, load_config, packaged_configs
 from serve_app.serving.ingress import HandleBackend, Route

@@ -51,7 +51,7 @@ class Inputs:
 
 @dataclass(slots=True)
 class Uploads:
-    """The same as the caller sent it: files, not looked into yet. `deployments.intake` makes `Inputs` of it.
+    """The same as the caller sent it: files, not looked into yet. `deployments.uploads.intake` makes `Inputs` of it.
 
     Where there is an image and no mask file, `mask_type` may name a mask. `mask_alpha` says what a mask file's
     transparency means; None is to go by its colours, where they leave no doubt. With `preprocess` a hint file is a

@@ -8,9 +8,9 @@ from math import isqrt
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.intact import read_config
-from deployments.engine.original_configs import VAE
-from deployments.engine.original_layout import SingleFile, describe
+from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.original_configs import VAE
+from deployments.engine.checkpoints.original_layout import SingleFile, describe
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.sampler_names import CHECKPOINT
 

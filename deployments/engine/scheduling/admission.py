@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp
 from time import perf_counter
 
-from deployments.engine.device_memory import DeviceMemory
-from deployments.engine.models import LoadedModel
-from deployments.engine.parts import size_of
+from deployments.engine.device.memory import DeviceMemory
+from deployments.engine.models.components import size_of
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, Overloaded
 from deployments.engine.protocol.sampler_names import SAMPLERS
 from deployments.engine.row import Bucket, Request, Row, Ticket

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deployments.engine.protocol.params import PICTURE_FIELDS, GenerationParams
-from deployments.masks import MASK_TYPES
+from deployments.uploads.masks import MASK_TYPES
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
     {

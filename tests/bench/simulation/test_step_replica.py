@@ -7,7 +7,7 @@ import pytest
 from bench.contenders import serve_with_engine
 from bench.simulation.step_replica import Host, StepReplica
 from bench.simulation.trace import Kind
-from deployments.engine.models import LoadedModel
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import effective_params

@@ -16,7 +16,7 @@ from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
 from deployments.engine.protocol.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
 from tests.deployments.annotators.tiny import save_tiny_pose, save_tiny_segmenter
-from tests.deployments.engine.hub_server import COMMIT, REPOSITORY, serving
+from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, serving
 
 
 def load(folder: Path, revision: str | None = None) -> Network:

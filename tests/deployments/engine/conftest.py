@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.models import LoadedModel, load_model
+from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.spec import ModelSpec
 from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
 

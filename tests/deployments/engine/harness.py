@@ -15,7 +15,7 @@ from PIL import Image
 
 from bench.pipelines import arguments, as_answered, pipeline_class
 from deployments.engine.engine import Engine
-from deployments.engine.models import LoadedModel
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.events import Event, ImageDone
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.params import GenerationParams, effective_params

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from deployments.engine import engine as engine_module
-from deployments.engine import stepper as stepper_module
+from deployments.engine.conditioning.cross_attention import Prompt
 from deployments.engine.engine import Engine
-from deployments.engine.models import LoadedModel
-from deployments.engine.prompt_keys import Prompt
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import (
     GenerationFailed,
     InvalidParameter,
@@ -36,6 +35,7 @@ from deployments.engine.protocol.events import (
 from deployments.engine.protocol.inputs import Inputs, Picture
 from deployments.engine.protocol.sampler_names import SAMPLERS
 from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.steps import stepper as stepper_module
 from tests.deployments.engine.harness import Tape, difference, pixels_of, reference_image, request_for, run
 
 CROWD: tuple[dict[str, Any], ...] = (
@@ -212,7 +212,7 @@ def test_a_row_that_raises_in_a_step_fails_alone(tiny_model: LoadedModel) -> Non
 
 
 def test_a_row_whose_encoding_raises_fails_alone(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deployments.engine import decode
+    from deployments.engine.steps import decode
 
     encode = decode.encode_image
 

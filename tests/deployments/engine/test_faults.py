@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.engine import decode, stepper
 from deployments.engine import engine as engine_module
-from deployments.engine.conditioning import PromptEncoder
-from deployments.engine.decode import Decoder
-from deployments.engine.device_errors import DeviceLost
-from deployments.engine.device_memory import CpuMemory
+from deployments.engine.conditioning.image_encoder import PictureEncoder
+from deployments.engine.conditioning.prompt_encoder import PromptEncoder
+from deployments.engine.device.errors import DeviceLost
+from deployments.engine.device.memory import CpuMemory
 from deployments.engine.engine import Engine
-from deployments.engine.heartbeat import Heartbeat
-from deployments.engine.models import LoadedModel
-from deployments.engine.pictures import PictureEncoder
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, EngineLost, Overloaded
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Refused
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.row import Bucket, Request
-from deployments.engine.worker import EngineWorker
+from deployments.engine.steps import decode, stepper
+from deployments.engine.steps.decode import Decoder
+from deployments.engine.worker.engine_worker import EngineWorker
+from deployments.engine.worker.heartbeat import Heartbeat
 from tests.deployments.engine.harness import request_for
 
 AT_MOST_S = 2.0

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from deployments.engine import engine as engine_module
-from deployments.engine import previews as previews_module
-from deployments.engine.models import LoadedModel
-from deployments.engine.prepare import begin_row
+from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import GenerationFailed
 from deployments.engine.protocol.events import ImageFailed, Refused
 from deployments.engine.protocol.inputs import Inputs, Mask, Picture
 from deployments.engine.row import Request
+from deployments.engine.steps import previews as previews_module
+from deployments.engine.steps.prepare import begin_row
 from tests.deployments.engine.harness import Tape, difference, reference_image, request_for, run
 
 SAMPLERS: Final = ("ddim", "pndm", "euler_a", "dpmpp_2m", "unipc")

@@ -58,7 +58,7 @@ class StubWorker:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> StubWorker:
     worker = StubWorker()
-    monkeypatch.setitem(sys.modules, "deployments.engine.worker", SimpleNamespace(EngineWorker=worker))
+    monkeypatch.setitem(sys.modules, "deployments.engine.worker.engine_worker", SimpleNamespace(EngineWorker=worker))
     return worker
 
 

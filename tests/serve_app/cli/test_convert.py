@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
 from typer.testing import CliRunner, Result
 
-from deployments import conversion, converted_weights
-from deployments.engine.models import fetch_model
-from deployments.engine.parts import PartFolder, Parts
+from deployments.engine.models.components import PartFolder, Parts
+from deployments.engine.models.loaded_model import fetch_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.weights import conversion, converted_weights
 from serve_app.cli.main import app
-from tests.deployments.engine.original import original_checkpoint, write
+from tests.deployments.engine.checkpoints.original import original_checkpoint, write
 from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
 
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError
 from typer.testing import CliRunner, Result
 
-from deployments import lookup
+from deployments.weights import lookup
 from serve_app.cli.main import app
-from tests.deployments.engine.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
+from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
 
 TINY: dict[str, Any] = {"name": "tiny", "source": REPOSITORY, "revision": COMMIT, "native_size": 64}
 

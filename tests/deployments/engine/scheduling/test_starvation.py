@@ -12,7 +12,7 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.device_memory import Meter
+from deployments.engine.device.memory import Meter
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams, Priority
 from deployments.engine.row import Request, Row, Ticket

@@ -1,0 +1,124 @@
+"""Networks of diffusers' and transformers', loaded from safetensors whole or not at all."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import ModelMixin
+from torch import nn
+
+from deployments.engine.checkpoints.config_keys import ANY_NETWORK, NETWORKS
+from deployments.engine.checkpoints.config_rules import check_class, check_config
+from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.reading import reading_weights
+from deployments.engine.checkpoints.weight_files import (
+    DIFFUSERS,
+    TRANSFORMERS,
+    check_weights,
+    choose_weights,
+    first,
+    no_weights,
+)
+from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky
+from deployments.engine.protocol.errors import ModelLoadError
+
+log = logging.getLogger(__name__)
+
+# What older versions saved although it is computed, or only counts training steps.
+_HARMLESS: Final = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
+
+
+def load_network(
+    title: str, source: str, folder: Path, kind: Any, dtype: torch.dtype, device: torch.device, *, half: bool
+) -> Any:
+    """The network in `folder`, an instance of `kind`, ready to answer in `dtype` on `device`.
+
+    `kind` is a class of diffusers' or transformers', or one of transformers' Auto classes; `half` says which files are
+    wanted. The libraries would fill what is missing with random numbers and only warn. Raises ModelLoadError, which
+    begins with `title` and names the key or file, and what to do; `source` is what the configuration calls the folder.
+    """
+    config = read_config(title, folder / "config.json")
+    check_config(title, config, ANY_NETWORK)
+    if kind.__name__ in NETWORKS:
+        check_class(title, config, kind.__name__)
+        check_config(title, config, NETWORKS[kind.__name__])
+    names = [path.name for path in folder.iterdir()]
+    files = choose_weights(names, half=half, stem=DIFFUSERS if _is_diffusers(kind) else TRANSFORMERS)
+    if files is None:
+        raise no_weights(title, source, names)
+    check_weights(title, folder, files)
+    if files.half and not half:
+        log.info("%s has %s weights only; they are upcast to %s", title, files.variant, _name(dtype))
+    network = _from_pretrained(title, folder, kind, files.variant, dtype).to(device).eval().requires_grad_(False)
+    check_finite(title, network, dtype)
+    return network
+
+
+def _from_pretrained(title: str, folder: Path, kind: Any, variant: str | None, dtype: torch.dtype) -> Any:
+    # transformers has renamed the argument, diffusers has not.
+    precision = {"torch_dtype" if _is_diffusers(kind) else "dtype": dtype}
+    try:
+        with reading_weights():
+            network, found = kind.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                variant=variant,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told, too, and refused with their names
+                **precision,
+            )
+    except Exception as error:  # the libraries raise all sorts on configs that they cannot make a network of
+        raise_if_sticky(error)
+        if is_out_of_memory(error):
+            raise
+        raise ModelLoadError(
+            f"{title} could not be loaded: its config.json and its weights do not make a {kind.__name__}"
+        ) from error
+    _check_found(title, type(network).__name__, found)
+    empty = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
+    if empty:
+        raise ModelLoadError(f"{title} lacks weights that a {type(network).__name__} needs: {first(empty)}")
+    return network
+
+
+def _check_found(title: str, kind: str, found: Mapping[str, Any]) -> None:
+    told = {
+        f"lacks weights that a {kind} needs": found["missing_keys"],
+        "has weights of another shape than its config.json says": [key for key, *_ in found["mismatched_keys"]],
+        f"has weights that a {kind} does not know": _unless_harmless(found["unexpected_keys"]),
+    }
+    wrong = [f"{what} ({first(keys)})" for what, keys in told.items() if keys]
+    if wrong:
+        raise ModelLoadError(
+            f"{title} {', and '.join(wrong)}; bring the whole checkpoint of one, as its own `save_pretrained` writes it"
+        )
+
+
+def _unless_harmless(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if not _HARMLESS.search(key)]
+
+
+def check_finite(title: str, network: nn.Module, dtype: torch.dtype) -> None:
+    """Raises ModelLoadError, which begins with `title`, where weights of `network` are not finite in `dtype`."""
+    broken = [
+        name
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise ModelLoadError(
+            f"{title} has weights that are not finite in {_name(dtype)} ({first(broken)}); the checkpoint is broken, "
+            "or holds numbers that only a wider dtype can: set `dtype` to float32, or bring another"
+        )
+
+
+def _is_diffusers(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, ModelMixin)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,166 @@
+"""Says which model a single file in the original (CompVis) layout is, and which configs describe it. No torch.
+
+Other models that come as one file are refused by what they are. Where the keys leave something open, the file is not
+guessed at: its configuration must say it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from deployments.engine.checkpoints.original_configs import Family, PredictionType
+from deployments.engine.checkpoints.safetensors_header import Header, read_header
+from deployments.engine.protocol.errors import ModelLoadError
+
+UNET: Final = "model.diffusion_model."
+VAE_PREFIXES: Final = ("first_stage_model.", "vae.")
+CLIP: Final = "cond_stage_model.transformer.text_model."
+OPEN_CLIP: Final = "cond_stage_model.model."
+_OLD_CLIP: Final = "cond_stage_model.transformer."
+_FIRST: Final = f"{UNET}input_blocks.0.0.weight"
+
+# By a key that only they have, in the order in which diffusers looks (its `infer_diffusers_model_type`).
+OTHERS: Final[tuple[tuple[str, str], ...]] = (
+    ("edm_mean", "Playground 2.5, a Stable Diffusion XL"),
+    ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", "a Stable Diffusion XL"),
+    ("conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias", "a Stable Diffusion XL refiner"),
+    (f"{UNET}label_emb.0.0.weight", "a Stable Diffusion XL's UNet"),
+    (f"{UNET}input_blocks.10.0.skip_connection.bias", "the x4 upscaler"),
+    (f"{UNET}label_emb.weight", "an upscaler"),
+    ("control_model.time_embed.0.weight", "a ControlNet, which belongs under `controlnets`, as a folder"),
+    ("controlnet_cond_embedding.conv_in.weight", "a ControlNet, which belongs under `controlnets`, as a folder"),
+    ("clip_txt_mapper.weight", "a Stable Cascade"),
+    ("joint_blocks.0.context_block.adaLN_modulation.1.bias", "a Stable Diffusion 3"),
+    ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", "an AnimateDiff motion module"),
+    ("distilled_guidance_layer.in_proj.bias", "a Chroma"),
+    ("double_blocks.0.img_attn.norm.key_norm.scale", "a Flux"),
+    ("encoder.down.0.block.0.conv1.weight", "a VAE alone, which belongs under `parts: vae`"),
+    ("encoder.down_blocks.0.resnets.0.conv1.weight", "a VAE alone, which belongs under `parts: vae`"),
+    ("down_blocks.0.resnets.0.conv1.weight", "a UNet in diffusers' layout, which needs its folder"),
+    ("text_model.embeddings.token_embedding.weight", "a text encoder alone"),
+    ("emb_params", "a textual inversion"),
+)
+_LORA: Final = ("lora_unet_", "lora_te", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".hada_w1", ".lokr_w1")
+OTHER_CHANNELS: Final = {5: "depth-to-image, which sees depth", 7: "an upscaler", 8: "InstructPix2Pix"}
+# What some trainers leave in files whose schedule is not the original one. diffusers does not look at them.
+_MARKS: Final = ("v_pred", "ztsnr")
+_SAID: Final = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+
+
+@dataclass(frozen=True, slots=True)
+class SingleFile:
+    """A checkpoint in one file: its header, and what is known of it. `configs` has an entry for each part but the
+    tokenizer; `pad_token` is the tokenizer's.
+    """
+
+    path: Path
+    header: Header
+    configs: Mapping[str, Mapping[str, Any]]
+    pad_token: str
+    config_folder: Path | None
+
+
+def describe(title: str, path: Path, *, config: str, prediction_type: str, others: Iterable[str] = ()) -> SingleFile:
+    """What the file at `path` is. Raises ModelLoadError, which begins with `title`, where that is none that is served.
+
+    `config` is a folder in diffusers' layout whose configs describe it, "" where it is a plain Stable Diffusion 1.x or
+    2.x; `prediction_type` is what to take where it is not the file's own; `others` are the parts that do not come from
+    the file.
+    """
+    header = read_header(title, path)
+    missing = set(others)
+    _refuse_other_models(title, path, header)
+    if "vae" not in missing and not any(name.startswith(VAE_PREFIXES) for name in header.tensors):
+        raise ModelLoadError(f"{title}: {path.name!r} has no VAE; give one under `parts: vae`")
+    if "text_encoder" not in missing:
+        _check_text_encoder(title, path, header)
+    if config:
+        folder = Path(config)
+        return SingleFile(path, header, _read_configs(title, folder, prediction_type, missing), "", folder)
+    family = _family(title, path, header)
+    predicted = _predicted(title, path, header, family, prediction_type, told="scheduler" in missing)
+    return SingleFile(path, header, family.configs(predicted), family.pad_token, None)
+
+
+def _refuse_other_models(title: str, path: Path, header: Header) -> None:
+    names = header.tensors
+    if any(mark in name for name in names for mark in _LORA):
+        raise ModelLoadError(f"{title}: {path.name!r} is a LoRA, which changes a checkpoint and is none itself")
+    for key, what in OTHERS:
+        # A whole checkpoint has its VAE under a prefix, so that the keys of single networks do not meet it.
+        if key in names or f"{UNET}{key}" in names:
+            raise ModelLoadError(
+                f"{title}: {path.name!r} is {what}; single files are served of Stable Diffusion 1.x and 2.x"
+            )
+    if _FIRST not in names:
+        what = "has a VAE and no UNet" if any(name.startswith(VAE_PREFIXES) for name in names) else "has no UNet"
+        raise ModelLoadError(f"{title}: {path.name!r} {what} in the original layout: there is no tensor {_FIRST}")
+
+
+def _check_text_encoder(title: str, path: Path, header: Header) -> None:
+    if any(name.startswith((CLIP, OPEN_CLIP)) for name in header.tensors):
+        return
+    old = any(name.startswith(_OLD_CLIP) for name in header.tensors)
+    what = (
+        "names its text encoder's tensors as nothing else does (without `text_model.`)"
+        if old
+        else "has no text encoder"
+    )
+    raise ModelLoadError(f"{title}: {path.name!r} {what}; give one under `parts: text_encoder`")
+
+
+def _family(title: str, path: Path, header: Header) -> Family:
+    channels = header.tensors[_FIRST].shape[1]
+    if channels not in (4, 9):
+        what = OTHER_CHANNELS.get(channels, f"a UNet of {channels} input channels")
+        raise ModelLoadError(f"{title}: {path.name!r} is {what}; single files are served with 4 and, to inpaint, 9")
+    widths = {
+        tensor.shape[-1]
+        for name, tensor in header.tensors.items()
+        if name.startswith(UNET) and name.endswith("attn2.to_k.weight")
+    }
+    if widths == {768}:
+        return Family(1, channels == 9)
+    if widths == {1024}:
+        return Family(2, channels == 9)
+    raise ModelLoadError(
+        f"{title}: {path.name!r} is neither a Stable Diffusion 1.x, whose text is 768 wide, nor a 2.x with 1024; give "
+        "`config`, a folder in diffusers' layout whose configs describe it"
+    )
+
+
+def _predicted(title: str, path: Path, header: Header, family: Family, given: str, *, told: bool) -> PredictionType:
+    if given:
+        return cast(PredictionType, given)
+    marks = [mark for mark in _MARKS if mark in header.tensors]
+    if marks and not told:
+        raise ModelLoadError(
+            f"{title}: {path.name!r} has the mark `{marks[0]}`, so its schedule is not the original one; set "
+            "`prediction_type`, or give a scheduler's folder under `parts: scheduler`"
+        )
+    said = header.metadata.get("modelspec.prediction_type", "")
+    if said in _SAID:
+        return cast(PredictionType, _SAID[said])
+    if family.version == 1 or family.inpainting:
+        return "epsilon"
+    raise ModelLoadError(
+        f"{title}: a Stable Diffusion 2.x file does not say what it predicts; set `prediction_type` to v_prediction "
+        "(2.0 and 2.1 at 768 pixels) or epsilon (the base models at 512)"
+    )
+
+
+def _read_configs(title: str, folder: Path, prediction_type: str, missing: set[str]) -> Mapping[str, Mapping[str, Any]]:
+    names = {name: "config.json" for name in ("unet", "vae", "text_encoder")} | {"scheduler": "scheduler_config.json"}
+    configs: dict[str, Mapping[str, Any]] = {}
+    for part, file in names.items():
+        if part in missing:
+            continue
+        try:
+            configs[part] = json.loads((folder / part / file).read_text())
+        except (OSError, ValueError):
+            raise ModelLoadError(f"{title}: `config` has no {part}/{file} that can be read") from None
+    if prediction_type and "scheduler" in configs:
+        configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction_type}
+    return configs

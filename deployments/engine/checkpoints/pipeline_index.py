@@ -1,0 +1,60 @@
+"""A checkpoint's model_index.json: what kind of pipeline it is, and of which classes its parts are. No torch."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import INDEX
+
+PIPELINES: Final = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInpaintPipelineLegacy",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionPipelineSafe",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
+"""Those whose UNet, VAE, text encoder and tokenizer `StableDiffusionPipeline` takes for its own."""
+
+CLASSES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "unet": ("diffusers.UNet2DConditionModel",),
+        "vae": ("diffusers.AutoencoderKL",),
+        "text_encoder": ("transformers.CLIPTextModel",),
+        "tokenizer": ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast"),
+    }
+)
+"""Of which classes each part may be. The scheduler is read by itself; entries beside these make no picture."""
+
+
+def check_pipeline(title: str, root: Path, parts: Iterable[str]) -> None:
+    """Raises ModelLoadError where `root` is another kind of pipeline, or one of its own `parts` another kind of part.
+
+    A folder without the file is taken for its parts.
+    """
+    if not (root / INDEX).exists():
+        return
+    index = read_config(title, root / INDEX)
+    kind = index.get("_class_name", PIPELINES[0])
+    if kind not in PIPELINES:
+        raise ModelLoadError(
+            f"{title} is a {kind} by its {INDEX}, and served are Stable Diffusion 1 and 2 of these kinds: "
+            f"{', '.join(PIPELINES)}; bring such a checkpoint"
+        )
+    for part in (part for part in parts if part in CLASSES):
+        entry, served = index.get(part), CLASSES[part]
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
+            raise ModelLoadError(f"{title}: {INDEX} names no class for its {part}; bring one, or give it in `parts`")
+        named = f"{entry[0]}.{entry[1]}"
+        if named not in served:
+            raise ModelLoadError(
+                f"{title}: its {part} is a {named} by its {INDEX}, and served is a {served[0]}; bring one of those, or "
+                "give it in `parts`"
+            )

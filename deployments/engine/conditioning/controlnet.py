@@ -1,0 +1,149 @@
+"""ControlNets (Zhang et al. 2023) beside the UNet: they run on the rows that ask for them, in the same step."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deployments.engine.conditioning.image_encoder import unit_pixels
+from deployments.engine.padding import pad, padded_size
+from deployments.engine.protocol.inputs import Picture
+
+# In guess mode the early, wide maps are trusted least (Zhang's own figures, as in diffusers).
+_GUESS_FROM, _GUESS_TO = -1.0, 0.0
+
+
+class ControlNet:
+    """One ControlNet, with the part that sees the hint taken out: a hint never changes while a row runs."""
+
+    def __init__(self, name: str, network: Any) -> None:
+        """`network` is diffusers' `ControlNetModel`; it is changed, and must not be used elsewhere."""
+        self.name = name
+        self.network = network
+        self._embedder = network.controlnet_cond_embedding
+        self._flipped = network.config.controlnet_conditioning_channel_order == "bgr"
+        network.controlnet_cond_embedding = nn.Identity()
+        network.register_to_config(controlnet_conditioning_channel_order="rgb")
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All that has weights."""
+        return self.network, self._embedder
+
+    @property
+    def prompted_only(self) -> bool:
+        """Whether it never runs on the half without the prompt; its config says so for nets such as shuffle."""
+        return bool(self.network.config.global_pool_conditions)
+
+    @torch.inference_mode()
+    def embed(self, hint: Picture) -> Tensor:
+        """The hint [H, W, 3] as the network adds it to its first map: [C, h, w]."""
+        pixels = unit_pixels(hint)
+        pixels = pixels.flip(0) if self._flipped else pixels
+        weight = next(self._embedder.parameters())
+        embedded: Tensor = self._embedder(pixels[None].to(weight.device, weight.dtype))[0]
+        return embedded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Control:
+    """One ControlNet's part in one image. It acts from `start` to `end`, shares of the schedule in [0, 1]."""
+
+    net: ControlNet
+    hint: Tensor
+    scale: float
+    start: float
+    end: float
+    guess: bool
+
+    def acts(self, step: int, steps: int, prompted: bool) -> bool:
+        """Whether it has a say in evaluation `step` of `steps`, for the half with or without the prompt."""
+        if not prompted and (self.guess or self.net.prompted_only):
+            return False
+        return step / steps >= self.start and (step + 1) / steps <= self.end and self.scale != 0
+
+    def weights(self, maps: int) -> Tensor:
+        """What each of the net's `maps` answers counts, the middle one last: [maps]."""
+        if self.guess and not self.net.prompted_only:
+            return torch.logspace(_GUESS_FROM, _GUESS_TO, maps) * self.scale
+        return torch.full((maps,), self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands in a UNet call: at `index`, with or without its prompt, before evaluation `step`."""
+
+    index: int
+    controls: tuple[Control, ...]
+    step: int
+    steps: int
+    prompted: bool
+
+    @property
+    def acting(self) -> int:
+        """How many ControlNets run on it."""
+        return sum(control.acts(self.step, self.steps, self.prompted) for control in self.controls)
+
+
+_User = tuple[Place, Control]
+
+
+def residuals(
+    places: Sequence[Place], latents: Tensor, time: Tensor, context: Tensor, sizes: tuple[int, ...]
+) -> dict[str, Any]:
+    """The UNet's extra arguments: what all ControlNets add to its maps, zeros for rows without one.
+
+    `latents` [B, C, h, w], `time` [B] and `context` [B, tokens, dim] are the whole, padded call's; `sizes` are what
+    a ControlNet's own calls are padded to. Empty when no ControlNet acts.
+    """
+    answers = [
+        (_indices(part, latents), _answers(net, part, latents, time, context, padded_size(len(part), sizes)))
+        for net, users in _by_net(places).items()
+        for part in _parts(users, sizes[-1])
+    ]
+    if not answers:
+        return {}
+    totals = [
+        latents.new_zeros((len(latents), *torch.broadcast_shapes(*(each.shape[1:] for each in level))))
+        for level in zip(*(maps for _, maps in answers), strict=True)
+    ]
+    for where, maps in answers:
+        for total, answer in zip(totals, maps, strict=True):
+            total.index_add_(0, where, answer.expand(-1, *total.shape[1:]))
+    return {"down_block_additional_residuals": tuple(totals[:-1]), "mid_block_additional_residual": totals[-1]}
+
+
+def _by_net(places: Sequence[Place]) -> Mapping[ControlNet, list[_User]]:
+    users: dict[ControlNet, list[_User]] = {}
+    for place in places:
+        for control in place.controls:
+            if control.acts(place.step, place.steps, place.prompted):
+                users.setdefault(control.net, []).append((place, control))
+    return users
+
+
+def _parts(users: list[_User], limit: int) -> Iterator[list[_User]]:
+    return (users[begin : begin + limit] for begin in range(0, len(users), limit))
+
+
+def _indices(users: list[_User], like: Tensor) -> Tensor:
+    return torch.tensor([place.index for place, _ in users], device=like.device)
+
+
+def _answers(
+    net: ControlNet, users: list[_User], latents: Tensor, time: Tensor, context: Tensor, padded: int
+) -> list[Tensor]:
+    """One net's weighted answers for its users, the middle map last."""
+    where = _indices(users, latents)
+    down, middle = net.network(
+        pad(latents[where], padded),
+        pad(time[where], padded),
+        encoder_hidden_states=pad(context[where], padded),
+        controlnet_cond=pad(torch.stack([control.hint for _, control in users]), padded),
+        return_dict=False,
+    )
+    maps = [answer[: len(users)] for answer in (*down, middle)]
+    weights = torch.stack([control.weights(len(maps)) for _, control in users], 1).to(latents)
+    return [answer * weight.view(-1, 1, 1, 1) for answer, weight in zip(maps, weights, strict=True)]

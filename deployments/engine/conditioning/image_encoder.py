@@ -1,0 +1,82 @@
+"""What the networks see of a request's pictures: posteriors of the VAE, masks, hints. Computed once and remembered."""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deployments.engine.conditioning.compositing import repainted
+from deployments.engine.protocol.inputs import Mask, Picture
+from deployments.engine.sampling.latents import draw_noise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """The VAE's answer to a picture: a Gaussian over scaled latents, `mean` and `deviation` [C, h, w] fp32 on the CPU.
+
+    diffusers draws from it for every image, before it draws the noise; so does `draw`.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One sample [C, h, w]."""
+        return self.mean + self.deviation * draw_noise(generator, *self.mean.shape)
+
+
+class PictureEncoder:
+    """Encodes pictures with one model's VAE. Ads vary the prompt over one picture, so the latest answers are kept.
+
+    Used from one thread.
+    """
+
+    def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype, cache_size: int = 32) -> None:
+        self._vae = vae
+        self._device = device
+        self._dtype = dtype
+        self._size = cache_size
+        self._kept: OrderedDict[bytes, Posterior] = OrderedDict()
+
+    def posterior(self, picture: Picture, mask: Mask | None = None) -> Posterior:
+        """The posterior of `picture` [H, W, 3]; with a mask, of what is left outside of it, the rest being mid-grey."""
+        key = _digest(picture, mask)
+        found = self._kept.pop(key, None)
+        if found is None:
+            found = self._encode(picture, mask)
+        self._kept[key] = found
+        if len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return found
+
+    @torch.inference_mode()
+    def _encode(self, picture: Picture, mask: Mask | None) -> Posterior:
+        pixels = unit_pixels(picture) * 2 - 1
+        if mask is not None:
+            pixels = pixels * torch.from_numpy(~repainted(mask))
+        answer = self._vae.encode(pixels[None].to(self._device, self._dtype)).latent_dist
+        scale = float(self._vae.config.scaling_factor)
+        return Posterior(answer.mean[0].float().cpu() * scale, answer.std[0].float().cpu() * scale)
+
+
+def unit_pixels(picture: Picture) -> Tensor:
+    """`picture` [H, W, 3] as [3, H, W] fp32 in 0..1."""
+    # Copied, because torch takes no array that must not be written to.
+    return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1) / 255
+
+
+def latent_mask(mask: Mask, factor: int) -> Tensor:
+    """[1, h, w] fp32, 1 where latents are made anew: every `factor`-th pixel of the mask, as diffusers shrinks it."""
+    return torch.from_numpy(repainted(mask))[None, ::factor, ::factor].float()
+
+
+def _digest(picture: Picture, mask: Mask | None) -> bytes:
+    digest = hashlib.sha256(repr(picture.shape).encode())
+    digest.update(picture.tobytes())
+    if mask is not None:
+        digest.update(mask.tobytes())
+    return digest.digest()

@@ -1,0 +1,216 @@
+"""From prompts to what the UNet attends to: CLIP hidden states, for prompts of any length up to a stated limit."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deployments.engine.conditioning.prompt_syntax import parse_weighted
+from deployments.engine.conditioning.tokens import TextTokenizer
+from deployments.engine.protocol.errors import InvalidParameter
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What an encoder's cache did since it was made: `hits` and `misses` are counts of calls, `entries` of prompts."""
+
+    hits: int
+    misses: int
+    entries: int
+
+
+@dataclass
+class _Chunk:
+    """Up to 75 token ids of the prompt's own, with a weight each."""
+
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+
+class PromptEncoder:
+    """Encodes prompts with one model's CLIP text encoder, and remembers the latest ones.
+
+    A prompt is cut into chunks of 75 tokens, or where it says BREAK; each is wrapped in the start and end tokens,
+    padded to 77 and encoded alone, so that a prompt's embedding never depends on what else is encoded. The number of
+    chunks is rounded up to a power of two with empty ones: then any two lengths divide each other, and prompts of
+    different lengths share a UNet call through `repeat_to`. Where the tokenizer's `model_max_length` is less than 77,
+    so is all of this.
+
+    An unweighted prompt of one chunk gives bit for bit what diffusers' `encode_prompt` gives. Used from one thread.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_chunks: int = 4,
+        cache_size: int = 256,
+    ) -> None:
+        """`tokenizer` and `text_encoder` are transformers' CLIP classes; `max_chunks` is a power of two."""
+        if max_chunks < 1 or max_chunks & (max_chunks - 1):
+            raise ValueError(f"max_chunks must be a power of two, got {max_chunks}")
+        self._tokenizer = tokenizer
+        self._tokenize = TextTokenizer(tokenizer)
+        self._text_encoder = text_encoder
+        self._final_layer_norm = _final_layer_norm(text_encoder)
+        self._device = device
+        self._dtype = dtype
+        # A tokenizer may be told to stop before the text encoder must: diffusers pads to its length.
+        self._chunk_tokens = min(tokenizer.model_max_length, int(text_encoder.config.max_position_embeddings)) - 2
+        self._max_chunks = max_chunks
+        self._cache = _LruCache(cache_size)
+
+    @property
+    def text_encoder(self) -> Any:
+        """The network, which other models may share."""
+        return self._text_encoder
+
+    @property
+    def cache_stats(self) -> CacheStats:
+        """Counts since this encoder was made."""
+        return self._cache.stats
+
+    def encode(self, prompt: str, clip_skip: int = 0, field: str = "prompt") -> Tensor:
+        """The embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`. Do not modify it.
+
+        `clip_skip` counts the last layers left out, as in diffusers: 0 is the last hidden state. `field` is the
+        parameter that errors name. Raises InvalidParameter for a prompt beyond the limit (nothing is ever cut off),
+        for a weight out of range and for a `clip_skip` that leaves no layer.
+        """
+        cached = self._cache.get((prompt, clip_skip))
+        if cached is None:
+            self._check_clip_skip(clip_skip)
+            cached = self._encode(self._chunks(prompt, field), clip_skip)
+            self._cache.put((prompt, clip_skip), cached)
+        return cached
+
+    def _check_clip_skip(self, clip_skip: int) -> None:
+        layers = int(self._text_encoder.config.num_hidden_layers)
+        if not 0 <= clip_skip < layers:
+            rule = f"must be between 0 and {layers - 1} for this model, whose text encoder has {layers} layers"
+            raise InvalidParameter("clip_skip", rule)
+
+    def _chunks(self, prompt: str, field: str) -> list[_Chunk]:
+        chunks = [_Chunk()]
+        for fragment in parse_weighted(prompt, field):
+            if fragment.new_chunk:
+                chunks.append(_Chunk())
+            for token in self._tokenize(fragment.text):
+                if len(chunks[-1].ids) == self._chunk_tokens:
+                    chunks.append(_Chunk())
+                chunks[-1].ids.append(token)
+                chunks[-1].weights.append(fragment.weight)
+        if len(chunks) > 1 and not chunks[-1].ids:
+            chunks.pop()  # a BREAK at the very end
+        self._check_length(chunks, field)
+        padded = 1 << (len(chunks) - 1).bit_length()
+        return chunks + [_Chunk()] * (padded - len(chunks))
+
+    def _check_length(self, chunks: list[_Chunk], field: str) -> None:
+        if len(chunks) <= self._max_chunks:
+            return
+        tokens = sum(len(chunk.ids) for chunk in chunks)
+        raise InvalidParameter(
+            field,
+            f"is too long: it has {tokens} tokens, in {len(chunks)} chunks; the limit is "
+            f"{self._max_chunks * self._chunk_tokens} tokens, in {self._max_chunks} chunks of {self._chunk_tokens}",
+        )
+
+    @torch.no_grad()
+    def _encode(self, chunks: list[_Chunk], clip_skip: int) -> Tensor:
+        return torch.cat([self._encode_chunk(chunk, clip_skip) for chunk in chunks])
+
+    def _encode_chunk(self, chunk: _Chunk, clip_skip: int) -> Tensor:
+        hidden = self._hidden_states(chunk.ids, clip_skip)
+        if all(weight == 1.0 for weight in chunk.weights):
+            return hidden
+        weights = hidden.new_ones(self._chunk_tokens + 2, 1, dtype=torch.float32)
+        weights[1 : 1 + len(chunk.weights), 0] = torch.tensor(chunk.weights)
+        return emphasise(hidden, weights)
+
+    def _hidden_states(self, ids: list[int], clip_skip: int) -> Tensor:
+        tokenizer, padding = self._tokenizer, self._chunk_tokens - len(ids)
+        wrapped = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * padding]
+        # A few text encoders say in their config that padding is masked; diffusers obeys it, and so must this.
+        mask = None
+        if self._text_encoder.config.to_dict().get("use_attention_mask"):
+            mask = self._batch_of_one([1] * (len(ids) + 2) + [0] * padding)
+        # Named, because a config may ask for tuples.
+        output = self._text_encoder(
+            self._batch_of_one(wrapped), attention_mask=mask, output_hidden_states=clip_skip > 0, return_dict=True
+        )
+        hidden = output.last_hidden_state
+        if clip_skip:
+            hidden = self._final_layer_norm(output.hidden_states[-(clip_skip + 1)])
+        embedding: Tensor = hidden[0].to(device=self._device, dtype=self._dtype)
+        return embedding
+
+    def _batch_of_one(self, values: list[int]) -> Tensor:
+        return torch.tensor([values], device=self._device)
+
+
+def repeat_to(embedding: Tensor, tokens: int) -> Tensor:
+    """`embedding` [n, dim] repeated to [tokens, dim]; the UNet's answer stays the same, up to rounding.
+
+    Softmax attention over a set of keys that is there m times gives each copy 1/m of the weight, and the m copies of
+    a value sum to the value itself: exactly attention over the set once. So no mask is needed where prompts of
+    different lengths meet in one call. (Padding with zeros or with an empty prompt would take weight away.)
+
+    Raises ValueError when `tokens` is not a multiple of n.
+    """
+    copies, rest = divmod(tokens, embedding.shape[0])
+    if rest or not copies:
+        raise ValueError(f"cannot repeat {embedding.shape[0]} tokens to {tokens}")
+    return embedding if copies == 1 else embedding.repeat(copies, 1)
+
+
+def emphasise(hidden: Tensor, weights: Tensor) -> Tensor:
+    """`hidden` [n, dim] times `weights` [n, 1], then scaled back to its mean from before, as the web UI does.
+
+    Where the mean is next to nothing (under 1 % of the RMS, as in an encoder whose final layer norm has no bias), or
+    the weights have moved it beyond a factor of 10, a quotient of means is noise; then the mean is not restored, which
+    is the web UI's own "no norm" mode.
+    """
+    before = hidden.float()
+    after = before * weights
+    scale = before.mean() / after.mean()
+    meaningful = (before.mean().abs() > 0.01 * before.square().mean().sqrt()) & (scale > 0.1) & (scale < 10.0)
+    return (after * torch.where(meaningful, scale, 1.0)).to(hidden.dtype)
+
+
+def _final_layer_norm(text_encoder: nn.Module) -> nn.Module:
+    # By name, because transformers moved it: once under `text_model`, now an attribute of the encoder itself.
+    modules: dict[str, nn.Module] = dict(text_encoder.named_modules())
+    return next(module for name, module in modules.items() if name.endswith("final_layer_norm"))
+
+
+class _LruCache:
+    """Embeddings by (prompt, clip_skip), the least recently used leaving first."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
+        self._hits = 0
+        self._misses = 0
+
+    @property
+    def stats(self) -> CacheStats:
+        return CacheStats(self._hits, self._misses, len(self._entries))
+
+    def get(self, key: tuple[str, int]) -> Tensor | None:
+        found = self._entries.get(key)
+        if found is None:
+            self._misses += 1
+            return None
+        self._hits += 1
+        self._entries.move_to_end(key)
+        return found
+
+    def put(self, key: tuple[str, int], embedding: Tensor) -> None:
+        self._entries[key] = embedding
+        while len(self._entries) > self._size:
+            self._entries.popitem(last=False)

@@ -1,0 +1,45 @@
+"""From text to token ids: a caller's words, and the tokens that the model has learnt besides."""
+
+import json
+from typing import Any
+
+from diffusers.loaders import TextualInversionLoaderMixin
+from tokenizers import Tokenizer
+
+from deployments.engine.checkpoints.vocabulary import own_tokens
+
+
+class TextTokenizer:
+    """Reads texts with a CLIP tokenizer of transformers'.
+
+    Start, end, padding and unknown in a text are the characters that they are written with, never the tokens. All
+    other tokens that were added to CLIP's are the learnt ones, whether the tokenizer calls them special or not.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._learnt = bool(own_tokens(tokenizer))
+        self._plain = _without_special(tokenizer)
+
+    def __call__(self, text: str) -> list[int]:
+        """The ids of `text`, without start and end."""
+        return list(self._plain.encode(self._spelt_out(text), add_special_tokens=False).ids)
+
+    def _spelt_out(self, text: str) -> str:
+        """`text` with all tokens of what was learnt as several (`<cat>`, `<cat>_1`, ...), as diffusers spells it."""
+        if not self._learnt:
+            return text
+        spelt: str = TextualInversionLoaderMixin().maybe_convert_prompt(text, self._tokenizer)
+        return spelt
+
+
+def _without_special(tokenizer: Any) -> Tokenizer:
+    learnt = own_tokens(tokenizer)
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in described["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in learnt
+    plain = Tokenizer.from_str(json.dumps(described))
+    plain.encode_special_tokens = True  # as text, that is
+    plain.no_truncation()
+    plain.no_padding()
+    return plain

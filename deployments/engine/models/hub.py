@@ -1,0 +1,109 @@
+"""Where a model's files are: in a folder of this machine, or on the Hugging Face hub at a pinned commit.
+
+Only what is needed is fetched: configs, vocabularies and safetensors of the named parts, in half precision where the
+model runs in it and the repository has it. Nothing that could hold code. The hub's own settings hold: `HF_HOME`,
+`HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from deployments.engine.checkpoints.weight_files import choose_weights, no_weights, of_weights
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import INDEX
+
+_PLAIN: Final = (".json", ".txt")
+_CONFIG: Final = "config.json"
+
+
+def locate(title: str, source: str, revision: str | None, parts: Sequence[str], *, half: bool) -> Path:
+    """The folder that holds `parts` (subfolders; "" is the top level) of `source`, fetched first if need be.
+
+    A progress bar shows what is fetched. Raises ModelLoadError, which begins with `title` and says what to do.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if revision is None:
+        raise ModelLoadError(f"{title}: {source!r} is not a local folder and has no pinned revision")
+    try:
+        return _fetch(title, source, revision, parts, half)
+    except ModelLoadError:
+        raise
+    except (GatedRepoError, RepositoryNotFoundError):
+        raise ModelLoadError(
+            f"{title}: the hub shows no repository {source!r}; check `source`, or set HF_TOKEN if it is not public"
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelLoadError(
+            f"{title}: {source!r} has no revision {revision!r} on the hub; change `revision` of this row, in the "
+            "configuration or in deployments/pins.py"
+        ) from None
+    except Exception as error:
+        raise ModelLoadError(
+            f"{title}: the hub is out of reach, and not all of {source!r} at {revision!r} is in the cache; go online "
+            "once, point HF_HOME to a cache that has it, or set `source` to a local folder"
+        ) from error
+
+
+def wanted_files(
+    title: str, source: str, revision: str, files: Iterable[str], parts: Sequence[str], *, half: bool
+) -> Iterator[str]:
+    """Of the `files` of a repository at `revision` those that `parts` need.
+
+    Raises ModelLoadError where the weights of a part are not served.
+    """
+    yield INDEX
+    every = [PurePosixPath(file) for file in files]
+    for part in parts:
+        inside = {path.name: str(path) for path in every if str(path.parent).removesuffix(".") == part}
+        weights = choose_weights(inside, half=half)
+        if weights is None and _CONFIG in inside:
+            raise no_weights(f"{title}: its {part}" if part else title, source, inside, revision)
+        for name, path in inside.items():
+            if name in weights.names if weights and of_weights(name) else name.endswith(_PLAIN):
+                yield path
+
+
+def _fetch(title: str, source: str, revision: str, parts: Sequence[str], half: bool) -> Path:
+    # A commit never changes: what is in the cache needs no hub, and a server starts without one.
+    try:
+        files = [file.path for file in get_cached_repo_tree(source, revision=revision)]
+    except CachedRepoTreeNotFoundError:
+        cached = _cached(source, revision, parts, half)
+        if cached is not None:
+            return cached
+        files = HfApi().list_repo_files(source, revision=revision)
+    wanted = list(wanted_files(title, source, revision, files, parts, half=half))
+    return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+
+
+def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path | None:
+    """The snapshot in a cache that knows no list of the repository's files, as other programs leave it.
+
+    None where it is not whole. Half precision may come from full, and not the other way: there may be full on the hub.
+    """
+    try:
+        found = Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    described = "" in parts or (found / INDEX).exists()
+    return found if described and all(_is_whole(found / part, half) for part in parts) else None
+
+
+def _is_whole(folder: Path, half: bool) -> bool:
+    """Whether `folder` has what it takes to load it. Networks have a config.json, tokenizers and schedulers not."""
+    if not (folder / _CONFIG).exists():
+        return any(folder.glob("*.json"))
+    weights = choose_weights((path.name for path in folder.iterdir()), half=half)
+    return weights is not None and weights.complete and (half or not weights.half)

@@ -1,0 +1,110 @@
+"""Latents and what their sampler remembers of them, as one fp32 tensor per row.
+
+Layout of `Row.state`, [STATE_SLOTS, C, h, w]:
+
+    0..3   x[i] ... x[i-3]         what the last steps were given
+    4..6   out[i-1] ... out[i-3]   what the model answered
+    7      y[i]                    what the sampler answered last; differs from x[i] only where latents were blended
+
+The columns of a `Schedule`'s coefficients are x[i] ... x[i-3], out[i] ... out[i-3], y[i], noise, in this order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deployments.engine.sampling.schedule_compiler import OUT_TERMS, X_TERMS, Schedule
+
+X_SLOTS = X_TERMS
+OUT_SLOTS = OUT_TERMS - 1
+STATE_SLOTS = X_SLOTS + OUT_SLOTS + 1
+
+
+def draw_noise(generator: torch.Generator, channels: int, height: int, width: int) -> Tensor:
+    """One standard normal draw, [C, h, w], on the CPU, so that a seed means the same picture on every device.
+
+    diffusers draws [1, C, h, w]; the values are the same.
+    """
+    return torch.randn((1, channels, height, width), generator=generator)[0]
+
+
+def initial_state(latents: Tensor) -> Tensor:
+    """The state of a row whose first step is given `latents` [C, h, w]: [STATE_SLOTS, C, h, w] fp32."""
+    state = latents.new_zeros((STATE_SLOTS, *latents.shape), dtype=torch.float32)
+    state[0] = latents
+    state[-1] = latents
+    return state
+
+
+def model_input(states: Tensor, schedules: list[Schedule], steps: list[int]) -> Tensor:
+    """What the UNet sees, [B, C, h, w]: each row's newest latents times its sampler's input scale."""
+    scale = torch.stack([schedule.input_scale[i] for schedule, i in zip(schedules, steps, strict=True)])
+    return states[:, 0] * scale.to(states).view(-1, 1, 1, 1)
+
+
+def advance(states: Tensor, out: Tensor, noise: Tensor, coefficients: Tensor) -> Tensor:
+    """One sampler update of B rows at once, whatever their samplers.
+
+    `states` [B, STATE_SLOTS, C, h, w], `out` and `noise` [B, C, h, w], `coefficients` [B, 10]. Returns the next states.
+    A fixed order of additions, instead of a matrix product, keeps a row's bits independent of how many rows there are.
+    """
+    terms = (
+        *states[:, :X_SLOTS].unbind(1),
+        out,
+        *states[:, X_SLOTS:-1].unbind(1),
+        states[:, -1],
+        noise,
+    )
+    weights = coefficients.view(*coefficients.shape, 1, 1, 1).unbind(1)
+    answer = torch.zeros_like(out)
+    for weight, term in zip(weights, terms, strict=True):
+        answer = torch.addcmul(answer, weight, term)
+    kept = states[:, : X_SLOTS - 1], out[:, None], states[:, X_SLOTS : X_SLOTS + OUT_SLOTS - 1]
+    return torch.cat((answer[:, None], *kept, answer[:, None]), dim=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blend:
+    """What an inpaint row keeps: `image` and the `noise` it began with, [C, h, w], where `mask` [1, h, w] is 0."""
+
+    image: Tensor
+    noise: Tensor
+    mask: Tensor
+
+
+def blend(states: Tensor, schedules: list[Schedule], steps: list[int], blends: Sequence[Blend | None]) -> Tensor:
+    """`states` [B, STATE_SLOTS, C, h, w] with what is kept put back, at the noise level of each row's next step.
+
+    Inpainting without a checkpoint of its own (Lugmayr et al. 2022, without resampling; diffusers' 4-channel case).
+    `steps` are those just done. The sampler's own answer stays in the last slot: PNDM and UniPC need it.
+    """
+    where = [i for i, kept in enumerate(blends) if kept is not None]
+    if not where:
+        return states
+    chosen = [kept for kept in blends if kept is not None]
+    image = torch.stack([kept.image for kept in chosen]).to(states)
+    noise = torch.stack([kept.noise for kept in chosen]).to(states)
+    mask = torch.stack([kept.mask for kept in chosen]).to(states)
+    level = torch.stack([schedules[i].noised[steps[i]] for i in where]).to(states)
+    kept = level[:, 0].view(-1, 1, 1, 1) * image + level[:, 1].view(-1, 1, 1, 1) * noise
+    states[where, 0] = (1 - mask) * kept + mask * states[where, 0]
+    return states
+
+
+def predicted_original(
+    scaled: Tensor, out: Tensor, timestep: float, alphas_cumprod: Tensor, prediction_type: str
+) -> Tensor:
+    """The clean latents that the model expects behind a step, for previews (Ho et al., 2020, equation 15).
+
+    `scaled` is the model's input and `out` its answer, both [C, h, w]. Prediction types: epsilon, v_prediction
+    (Salimans and Ho, 2022), sample.
+    """
+    if prediction_type == "sample":
+        return out
+    alpha = alphas_cumprod[round(min(max(timestep, 0.0), len(alphas_cumprod) - 1))].to(scaled)
+    signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
+    if prediction_type == "v_prediction":
+        return signal * scaled - noise * out
+    return (scaled - noise * out) / signal

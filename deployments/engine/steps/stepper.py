@@ -1,0 +1,107 @@
+"""One step of one bucket, come what may: a batch that fails is split, so that only a row that fails alone fails."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from deployments.engine.device.errors import DeviceLost, is_out_of_memory, raise_if_sticky
+from deployments.engine.device.memory import Meter
+from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.padding import padded_size
+from deployments.engine.protocol.counters import Counters
+from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed
+from deployments.engine.row import Bucket, Row
+from deployments.engine.scheduling.admission import Admission
+from deployments.engine.steps.denoise import StepResult, denoise_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """`rows` are one evaluation further."""
+
+    rows: list[Row]
+    result: StepResult
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """`row` cannot go on."""
+
+    row: Row
+    error: EngineError
+
+
+class Stepper:
+    """Steps rows, measures what that takes, and tells the plan."""
+
+    def __init__(self, admission: Admission, sizes: tuple[int, ...]) -> None:
+        self._plan, self._costs, self._device = admission.plan, admission.costs, admission.device
+        self._sizes = sizes
+
+    def step(self, model: LoadedModel, bucket: Bucket, rows: list[Row], counters: Counters) -> Iterator[Moved | Stuck]:
+        """Moves every row by one evaluation, in halves where all at once fail. Raises DeviceLost."""
+        unet_rows = sum(row.request.unet_rows for row in rows)
+        padded = padded_size(unet_rows, self._sizes)
+        started = time.perf_counter()
+        meter = None
+        try:
+            with self._metered(bucket, padded, rows) as meter:
+                result = denoise_step(model, rows, self._sizes)
+        except Exception as error:
+            raise_if_sticky(error)
+            log.exception("a step of %d row(s) failed", len(rows))
+            failure: EngineError = GenerationFailed("the image could not be made")
+            if is_out_of_memory(error):
+                counters.out_of_memory += 1
+                self._plan.ran_out(bucket, padded)
+                failure = DoesNotFit("an image of this size does not fit into the memory that there is")
+        else:
+            _wait_for(model.device)
+            seconds = time.perf_counter() - started
+            if meter is None or self._device.always_metered:
+                self._costs.denoised(bucket, result.padded_rows, result.control_rows, seconds)
+            if meter is not None:
+                self._learn(bucket, result, meter)
+            counters.stepped(len(rows), result.unet_rows, result.padded_rows, seconds)
+            yield Moved(rows, result, seconds)
+            return
+        # Out of the handler: a traceback would keep the failed call's tensors alive.
+        self._device.release()
+        if len(rows) == 1:
+            yield Stuck(rows[0], failure)
+            return
+        counters.splits += 1
+        middle = len(rows) // 2
+        yield from self.step(model, bucket, rows[:middle], counters)
+        yield from self.step(model, bucket, rows[middle:], counters)
+
+    def _metered(self, bucket: Bucket, padded: int, rows: list[Row]) -> AbstractContextManager[Meter | None]:
+        """Metering, where it is free or tells something new: the UNet's bytes first, then what nets add to them."""
+        known = self._plan.knows("denoise", bucket, padded)
+        controlled = any(c.acts(row.step, len(row.schedule), prompted=True) for row in rows for c in row.controls)
+        news = known and not self._plan.knows("control", bucket, 1) if controlled else not known
+        return self._device.metered() if news or self._device.always_metered else nullcontext()
+
+    def _learn(self, bucket: Bucket, result: StepResult, meter: Meter) -> None:
+        if not result.control_rows:
+            self._plan.took("denoise", bucket, result.padded_rows, meter.peak)
+        elif self._plan.knows("denoise", bucket, result.padded_rows):
+            more = max(0, meter.peak - self._plan.predicted("denoise", bucket, result.padded_rows))
+            self._plan.took("control", bucket, 1, more // result.control_rows)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Returns when the step is really done. Its rows have moved: where it was not, nothing that they hold is true."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception as error:
+        raise DeviceLost("the device did not finish what it was given") from error

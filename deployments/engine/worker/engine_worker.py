@@ -1,0 +1,301 @@
+"""The engine's thread and its door for asyncio: requests go in through an inbox, events come out of a mailbox."""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+
+import torch
+
+from deployments.engine.device.errors import DeviceLost, telling_device_lost
+from deployments.engine.device.memory import memory_of
+from deployments.engine.engine import QUEUE_LIMIT, Engine
+from deployments.engine.models.components import pick_device, pick_dtype
+from deployments.engine.models.manager import DiffusionModelManager
+from deployments.engine.protocol.errors import (
+    Cancelled,
+    EngineError,
+    EngineLost,
+    EngineStopped,
+    InvalidParameter,
+    ModelLoadError,
+    Overloaded,
+)
+from deployments.engine.protocol.events import Event, Finished, Refused
+from deployments.engine.protocol.report import EngineReport, Load
+from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.row import Request
+from deployments.engine.worker.heartbeat import Heartbeat
+from deployments.engine.worker.hosting import Inbox, connect, load
+from deployments.engine.worker.mailbox import Mailbox
+from deployments.engine.worker.snapshot import load_of, report_of
+from deployments.engine.worker.warm_up import warm_up
+
+log = logging.getLogger(__name__)
+
+# One model loads at a time; what is asked for meanwhile queues up.
+_LOADERS = 2
+
+
+class EngineWorker:
+    """Runs an engine on a thread of its own. All methods may be called from any thread or loop."""
+
+    def __init__(
+        self,
+        build: Callable[[Callable[[Event], None]], Engine],
+        manager: DiffusionModelManager | None = None,
+        inbox: Inbox | None = None,
+        *,
+        threads: int | None = None,
+        on_device_lost: Callable[[], object] = lambda: None,
+        heart: Heartbeat | None = None,
+    ) -> None:
+        """`build` makes the engine from the function that takes its events. It runs on the engine's thread, so that
+        device contexts and torch's thread count (`threads`) belong to the thread that uses them. Blocks until the
+        engine is warm; raises what `build` or the warm-up raised. `manager` brings models that have left memory back
+        when a request asks for them, and tells the engine through `inbox`; without one the engine's models are all
+        there are. `on_device_lost` is called on the engine's thread when the device is of no more use to this process.
+        """
+        self._build = build
+        self._manager = manager
+        self._threads = threads
+        self._inbox = queue.SimpleQueue() if inbox is None else inbox
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._requests: dict[str, Request] = {}
+        self._engine: Engine | None = None
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._heart = heart or Heartbeat()
+        self._on_device_lost = on_device_lost
+        self._started = threading.Event()
+        # Of their own: callers of a model that has left memory wait here, and nobody else's work shall wait with them.
+        self._loaders = ThreadPoolExecutor(
+            _LOADERS, thread_name_prefix="load-model", initializer=set_threads, initargs=(threads,)
+        )
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if isinstance(self._failure, DeviceLost):
+            raise ModelLoadError("the device failed while the models were loaded") from self._failure
+        if self._failure is not None:
+            raise self._failure
+
+    @classmethod
+    def load(
+        cls,
+        specs: Sequence[ModelSpec],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_rows: int = 16,
+        queue_limit: int = QUEUE_LIMIT,
+        threads: int | None = None,
+        model_memory_bytes: int | None = None,
+        device_memory_bytes: int | None = None,
+        on_device_lost: Callable[[], object] = lambda: None,
+    ) -> "EngineWorker":
+        """Loads `specs` onto `device` (auto, cpu, cuda, cuda:0, ...) in `dtype` (auto, float32, float16, bfloat16).
+
+        `model_memory_bytes` bounds the weights in memory (None: no bound); see `DiffusionModelManager`.
+        `device_memory_bytes` is all that weights and work may take together (None: on CUDA what is free at the start).
+        """
+        where = pick_device(device)
+        precision = pick_dtype(dtype, where)
+
+        inbox: Inbox = queue.SimpleQueue()
+        manager = DiffusionModelManager(specs, where, precision, budget_bytes=model_memory_bytes)
+
+        def build(emit: Callable[[Event], None]) -> Engine:
+            # The first model is the one that is asked for most; loaded last, it is the last to leave.
+            for spec in reversed(specs):
+                manager.acquire(spec.name)
+                manager.release(spec.name)
+            hosted = manager.loaded()
+            models = [hosted[spec.name] for spec in specs if spec.name in hosted]
+            memory = memory_of(where, device_memory_bytes)
+            pictures = 4 if where.type == "cuda" else 1
+            engine = Engine(
+                models, emit, max_rows=max_rows, queue_limit=queue_limit, decode_batch=pictures, memory=memory
+            )
+            connect(manager, engine, inbox)
+            return engine
+
+        return cls(build, manager, inbox, threads=threads, on_device_lost=on_device_lost)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine makes progress: its threads run, and no turn takes far longer than any before."""
+        turns = self._thread.is_alive() and not self._stopping and not self._heart.stalled
+        return turns and (self._engine is None or self._engine.alive)
+
+    def check_room(self, request: Request) -> None:
+        """Raises Overloaded when the engine would refuse `request` for that alone.
+
+        The engine asks once more; but it can answer only between two steps, and who comes in vain shall know at once.
+        """
+        if self._engine is None:
+            return
+        try:
+            self._engine.admission.check_room(request.tenant)
+        except Overloaded:
+            self._tell(lambda engine: engine.ledger.turned_away(request))
+            raise
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events until it is finished. Closing the generator frees its rows before the next step."""
+        if request.id in self._mailboxes:
+            yield Refused(request.id, InvalidParameter("id", "a request with this id is running already"))
+            return
+        mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress)
+        self._requests[request.id] = request
+        try:
+            # Asked when its mailbox is known: an engine that ends from now on says so there.
+            if not self.alive:
+                raise EngineStopped("the engine has stopped")
+            self.check_room(request)
+            async with self._model_of(request), aclosing(self._events(request, mailbox)) as events:
+                async for event in events:
+                    yield event
+        except EngineError as error:
+            yield Refused(request.id, error)
+        finally:
+            self._mailboxes.pop(request.id, None)
+            self._requests.pop(request.id, None)
+
+    async def _events(self, request: Request, mailbox: Mailbox) -> AsyncGenerator[Event, None]:
+        finished = refused = False
+        self._tell(lambda engine: engine.submit(request))
+        try:
+            while not finished and not refused:
+                event = await mailbox.get()
+                finished, refused = isinstance(event, Finished), isinstance(event, Refused)
+                yield event
+        finally:
+            # Before the model is released: the engine must have let go of it when it is told to forget it.
+            # A refusal may be `cancel`'s, said before the engine had the request at all.
+            if not finished:
+                self.abort(request.id)
+
+    def abort(self, request_id: str) -> None:
+        """Cancels a request; its rows are gone before the next step. Unknown ids are no error."""
+        self._tell(lambda engine: engine.cancel(request_id))
+
+    def cancel(self, name: str, tenant: str) -> bool:
+        """Ends the tenant's requests of this name, and tells their callers. False where there is none."""
+        found = [request.id for request in list(self._requests.values()) if request.answers_to(name, tenant)]
+        for request_id in found:
+            self._emit(Refused(request_id, Cancelled(name=name)))
+            self.abort(request_id)
+        return bool(found)
+
+    def report(self) -> EngineReport:
+        """What the engine says of itself."""
+        return EngineReport() if self._engine is None else report_of(self._engine, self.alive)
+
+    def load_now(self) -> Load:
+        """What there is to do for the engine, now."""
+        return Load() if self._engine is None else load_of(self._engine)
+
+    def stop(self) -> None:
+        """Ends the thread; requests that were not finished are told so."""
+        self._stopping = True
+        self._wake()
+        self._loaders.shutdown(wait=False)
+        self._thread.join(timeout=30)
+
+    @asynccontextmanager
+    async def _model_of(self, request: Request) -> AsyncIterator[None]:
+        """Holds the request's model in memory; loads it, off the engine's thread, if it has left."""
+        manager, name = self._manager, request.model
+        if manager is None:
+            yield
+            return
+        if manager.acquire_loaded(name) is None:
+            await self._loaded(manager, name)
+        try:
+            yield
+        finally:
+            manager.release(name)
+
+    async def _loaded(self, manager: DiffusionModelManager, name: str) -> None:
+        """Acquires the model on a thread. A caller that leaves meanwhile does not stop it, nor keep the model."""
+        loading = asyncio.get_running_loop().run_in_executor(self._loaders, load, manager, name, self._tell)
+        try:
+            await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(lambda done: manager.release(name) if done.exception() is None else None)
+            raise
+
+    def _tell(self, message: Callable[[Engine], object]) -> None:
+        self._inbox.put(message)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._engine is not None:
+            self._engine.wake.set()
+
+    def _emit(self, event: Event) -> None:
+        mailbox = self._mailboxes.get(event.request_id)
+        if mailbox is not None:
+            mailbox.put(event)
+
+    def _run(self) -> None:
+        try:
+            with telling_device_lost():
+                set_threads(self._threads)
+                engine = self._build(self._emit)
+                warm_up(engine, self._drain)
+            self._engine = engine
+        except BaseException as error:
+            self._failure = error
+            if isinstance(error, DeviceLost):
+                self._on_device_lost()
+            return
+        finally:
+            self._started.set()
+        said: EngineStopped = EngineLost("the engine broke down before the request was finished")
+        try:
+            with telling_device_lost():
+                self._loop(engine)
+            said = EngineStopped("the engine stopped before the request was finished")
+        except DeviceLost:
+            log.critical("the device is lost to this process", exc_info=True)
+            self._on_device_lost()
+        except Exception:
+            log.exception("the engine's loop ended")
+        finally:
+            self._stopping = True
+            for request_id in list(self._mailboxes):
+                self._emit(Refused(request_id, said))
+            engine.close()
+
+    def _loop(self, engine: Engine) -> None:
+        while not self._stopping:
+            engine.wake.clear()
+            while not self._inbox.empty():
+                self._inbox.get()(engine)
+            if not self._turn(engine):
+                engine.wake.wait(timeout=1.0)
+
+    def _drain(self, engine: Engine) -> None:
+        """As `Engine.drain`, with an eye on how long turns take: warm-up is where that is learnt first."""
+        while engine.busy:
+            engine.wake.clear()
+            if not self._turn(engine) and engine.busy:
+                engine.wake.wait(timeout=1.0)
+
+    def _turn(self, engine: Engine) -> bool:
+        self._heart.begin()
+        worked = engine.step()
+        if worked:
+            self._heart.end()
+        return worked
+
+
+def set_threads(threads: int | None) -> None:
+    """Bounds what torch uses for calls of this thread."""
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,0 +1,108 @@
+"""Tells a serving engine which models come and go, and sees that those which come are warm before anyone uses them."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Collection
+from typing import Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from deployments.engine.device.errors import DeviceLost, is_out_of_memory, raise_if_sticky, telling_device_lost
+from deployments.engine.engine import Engine
+from deployments.engine.models.attention import sample_inputs
+from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.models.manager import DiffusionModelManager
+from deployments.engine.protocol.errors import EngineError, EngineLost, ModelLoadError
+from deployments.engine.steps.decode import decode_latents
+
+log = logging.getLogger(__name__)
+
+Inbox = queue.SimpleQueue[Callable[[Engine], object]]
+"""What the engine's thread shall do next, between two steps."""
+
+LET_GO_S: Final = 60.0
+"""For how long a load waits for the engine to let go of models: longer than a turn of its loop takes."""
+
+_ROWS: Final = 2
+"""One guided image."""
+
+
+def connect(manager: DiffusionModelManager, engine: Engine, inbox: Inbox) -> None:
+    """From now on models load beside `engine`, which serves meanwhile and is told of them through `inbox`.
+
+    Not earlier: what waits in an inbox that nobody reads yet would keep models that have left in memory.
+    """
+
+    def tell(message: Callable[[Engine], object]) -> None:
+        inbox.put(message)
+        engine.wake.set()
+
+    def let_go() -> None:
+        read = threading.Event()
+        tell(lambda _: read.set())
+        read.wait(LET_GO_S)
+
+    manager.on_load = lambda model: tell(lambda engine: engine.host(model))
+    manager.on_evict = lambda name: tell(lambda engine: engine.forget(name))
+    manager.let_go = let_go
+    manager.warm = warm
+
+
+def load(manager: DiffusionModelManager, name: str, tell: Callable[[Callable[[Engine], object]], object]) -> None:
+    """Acquires a model on a thread of the caller's. Raises EngineError; a device that was lost ends the engine, too."""
+    try:
+        with telling_device_lost():
+            manager.acquire(name)
+    except EngineError:
+        raise
+    except DeviceLost as error:
+        lost = error
+
+        def end(_: Engine) -> None:
+            raise lost
+
+        tell(end)
+        raise EngineLost("the device was lost while the model was loaded") from error
+    except Exception as error:
+        log.exception("model %s could not be loaded", name)
+        raise ModelLoadError(f"model {name!r} could not be loaded") from error
+
+
+def warm(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
+    """Calls every network of `model` once, so that its first request does not wait for kernels to be loaded.
+
+    For models that load while an engine serves: this runs on the loading thread, so the engine's loop goes on. Networks
+    `in_use` by other models are warm already, and not called: another thread may be inside them. A device too full for
+    it is no failure: then the model serves all the same, its first calls taking longer.
+    """
+    try:
+        _call_networks(model, in_use)
+        return
+    except Exception as error:
+        raise_if_sticky(error)
+        if not is_out_of_memory(error):
+            raise ModelLoadError(f"model {model.spec.name!r}: its warm-up picture could not be made") from error
+        log.warning("model %s is not warmed up: there is no memory for it now", model.spec.name)
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def _call_networks(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
+    if model.prompts.text_encoder not in in_use:
+        model.prompts.encode("warm-up", 0, "prompt")
+    inputs = sample_inputs(model.unet, _ROWS, model.device, model.dtype)
+    latents: torch.Tensor = model.unet(**inputs)[0]
+    if model.vae not in in_use:
+        decode_latents(model, latents[:1])
+    size = model.spec.native_size
+    for net in model.controlnets.values():
+        if net.network not in in_use:
+            hint = net.embed(np.full((size, size, 3), 128, dtype=np.uint8)).expand(_ROWS, -1, -1, -1)
+            small = inputs | {"sample": inputs["sample"][:, : model.channels]}
+            net.network(**small, controlnet_cond=hint)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

@@ -1,0 +1,64 @@
+"""Looks at an engine from another thread, and says what it sees."""
+
+from deployments.engine.engine import Engine
+from deployments.engine.protocol.latencies import PhaseRecorder
+from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.request_tracker import Ledger
+from deployments.engine.row import Bucket
+from deployments.engine.scheduling.admission import Admission
+from deployments.engine.scheduling.memory_plan import Kind
+
+
+def report_of(engine: Engine, ready: bool) -> EngineReport:
+    """All there is to say of `engine`."""
+    models = list(engine.models.values())
+    native = [Bucket(model.spec.name, *model.spec.native) for model in models]
+    admission = engine.admission
+    return EngineReport(
+        ready=ready,
+        device=next((model.device.type for model in models), ""),
+        loaded_models=tuple(model.spec.name for model in models),
+        models=_models(engine.ledger),
+        load=load_of(engine),
+        memory=MemoryReport(*admission.memory_used(engine.running)),
+        knees={bucket.model: admission.costs.knee(bucket) for bucket in native},
+        calls=_calls(admission),
+    )
+
+
+def load_of(engine: Engine) -> Load:
+    """How much there is to do, and how much can be done at once: asked for several times a second."""
+    admission = engine.admission
+    waiting, backlog = admission.queue.waiting_by_priority(), admission.queue.seconds
+    return Load(waiting, len(engine.running), engine.capacity, admission.worked, backlog)
+
+
+def _models(ledger: Ledger) -> dict[str, ModelReport]:
+    # Without making recorders here: two threads that each make the missing one lose what the first has taken down.
+    nothing_yet = PhaseRecorder()
+    return {
+        name: ModelReport(counters.copy(), ledger.phases.get(name, nothing_yet).durations())
+        for name, counters in list(ledger.tallies.items())
+    }
+
+
+def _calls(admission: Admission) -> tuple[CallReport, ...]:
+    seconds: dict[tuple[Kind, Bucket, int], float] = {
+        ("denoise", bucket, rows): taken
+        for bucket, sizes in admission.costs.curve().items()
+        for rows, taken in sizes.items()
+    }
+    measured = admission.plan.figures()
+    nothing = (None, None)
+    return tuple(
+        CallReport(
+            kind,
+            bucket.model,
+            bucket.width,
+            bucket.height,
+            rows,
+            seconds.get((kind, bucket, rows)),
+            *(measured.get((kind, bucket, rows)) or nothing),
+        )
+        for kind, bucket, rows in sorted({*seconds, *measured}, key=str)
+    )

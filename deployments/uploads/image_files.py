@@ -1,0 +1,185 @@
+"""Picture files in: what may come, checked from the header before anything is decoded, and plain RGB out of it."""
+
+import io
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Fit
+from deployments.uploads.file_chunks import pixels_only, scattered
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP")
+MIN_SIDE: Final = 16
+MAX_SIDE: Final = 8192
+MAX_PIXELS: Final = 4096 * 4096
+
+# Sixteen bits a channel are scaled, not cut off; Pillow's own conversion would clip them to white.
+_DEEP: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself, read without decoding it. Width and height are those after EXIF rotation."""
+
+    format: str
+    width: int
+    height: int
+
+
+def read_header(data: bytes, field: str) -> Header:
+    """What `data` is. Raises InvalidParameter, naming `field`, for all that `decode` would not take."""
+    with _opened(data, field) as image:
+        width, height = image.size
+        if _orientation(image) in _ON_ITS_SIDE:
+            width, height = height, width
+        return Header(str(image.format), width, height)
+
+
+def decode(data: bytes, field: str) -> Image.Image:
+    """The picture in `data` as RGB, upright. What is transparent becomes white. Raises InvalidParameter."""
+    return over_white(decode_layer(data, field))
+
+
+def decode_layer(data: bytes, field: str) -> Image.Image:
+    """The picture in `data` upright, as RGB, or as RGBA where it has transparency. Raises InvalidParameter."""
+    with _opened(data, field) as image:
+        try:
+            image.load()
+            _scale_transparent_colour(image, data)
+            return to_layer(image)
+        except Exception as error:  # a decoder may raise anything on a broken file, and leave a picture that is none
+            raise InvalidParameter(field, "is broken or cut off: it cannot be decoded") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as upright RGB [0, 255]: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
+    return over_white(to_layer(image))
+
+
+def to_layer(image: Image.Image) -> Image.Image:
+    """As `to_rgb`, but RGBA where it has transparency, of whatever kind: a channel, a palette's or one colour."""
+    turn = _UPRIGHT.get(_orientation(image))
+    image = image if turn is None else image.transpose(turn)
+    transparent = image.info.get("transparency")
+    if image.mode in ("1", "L", *_DEEP) and isinstance(transparent, int):
+        # Pillow's own conversion forgets the colour of sixteen bits.
+        visible = np.asarray(image.convert("L") if image.mode == "1" else image) != transparent
+        image = (_shallow(image) if image.mode in _DEEP else image).convert("RGB")
+        image.putalpha(Image.fromarray(np.where(visible, 255, 0).astype(np.uint8)))
+        return image
+    if image.mode in _DEEP:
+        image = _shallow(image)
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def over_white(layer: Image.Image) -> Image.Image:
+    """A picture of `to_layer` as RGB, on white paper."""
+    return over(layer, "white")
+
+
+def over(layer: Image.Image, colour: str) -> Image.Image:
+    """A picture of `to_layer` as RGB, on paper of that colour."""
+    if layer.mode == "RGB":
+        return layer
+    return Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB")
+
+
+def resize(image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
+    """`image` at exactly `width` x `height` pixels, except for `fit`.
+
+    `cover` fills it and crops the middle, `pad` keeps everything and fills up with the border's colours, `stretch`
+    distorts, `fit` keeps everything and stays within, so that one side may be shorter.
+    """
+    if image.size == (width, height):
+        return image
+    size = (width, height)
+    if fit == "cover":
+        return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    if fit == "stretch":
+        return image.resize(size, Image.Resampling.LANCZOS)
+    scale = min(width / image.width, height / image.height)
+    shrunk = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    inside = image.resize(shrunk, Image.Resampling.LANCZOS)
+    return inside if fit == "fit" else _extended(inside, width, height)
+
+
+_ORIENTATION: Final = 0x0112
+_ON_ITS_SIDE: Final = (5, 6, 7, 8)
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's figure, 1 to 8; 1, upright, where there is none or none that can be read.
+
+    Asked of the base class: a PNG's own `getexif` decodes the whole picture to look for EXIF behind it. Pillow's
+    `exif_transpose` would also write the EXIF anew, and fail on what real telephones put there.
+    """
+    try:
+        found = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # whatever a broken block makes Pillow's parser raise
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _opened(data: bytes, field: str) -> ImageFile.ImageFile:
+    if scattered(data):
+        raise InvalidParameter(field, "has too many chunks or segments; save the picture anew")
+    try:
+        image = Image.open(io.BytesIO(pixels_only(data)), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidParameter(field, _TOO_LARGE) from None
+    except Exception as error:  # Pillow's parsers raise far more than UnidentifiedImageError on hostile files
+        raise InvalidParameter(field, "must be a PNG, JPEG or WebP picture") from error
+    width, height = image.size
+    # A phone's JPEG may carry a second picture for itself, its depth for example; that is no animation.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise InvalidParameter(field, "must be one picture, not an animation")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InvalidParameter(field, _TOO_LARGE)
+    if min(width, height) < MIN_SIDE:
+        raise InvalidParameter(field, f"must be at least {MIN_SIDE} x {MIN_SIDE} pixels")
+    return image
+
+
+_TOO_LARGE: Final = f"must have at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all"
+
+
+def _scale_transparent_colour(image: Image.Image, data: bytes) -> None:
+    """Gives a PNG's one transparent colour as Pillow gives the pixels: of eight bits, whatever the file has."""
+    found = image.info.get("transparency")
+    if image.format != "PNG" or found is None:
+        return
+    depth = data[_PNG_DEPTH_AT]
+    if image.mode == "L" and isinstance(found, int):
+        most = 2**depth - 1
+        image.info["transparency"] = (found & most) * 255 // most
+    elif image.mode == "RGB" and depth == _SIXTEEN:
+        image.info["transparency"] = tuple(value >> 8 for value in found)
+
+
+# Its signature, a length, a name, width and height come first.
+_PNG_DEPTH_AT: Final = 24
+_SIXTEEN: Final = 16
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8), "L")
+
+
+def _extended(image: Image.Image, width: int, height: int) -> Image.Image:
+    """`image` in the middle of a larger canvas, its outermost pixels drawn out to the edges."""
+    left, top = (width - image.width) // 2, (height - image.height) // 2
+    sides = ((top, height - image.height - top), (left, width - image.width - left), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), sides, mode="edge"))

@@ -1,0 +1,120 @@
+"""On a replica: from the files that a request brings to the arrays that the engine takes. No torch."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from deployments.annotators.catalogue import Annotators
+from deployments.engine.protocol.errors import EngineError, GenerationFailed, InvalidParameter
+from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.inputs import Inputs, Mask, Picture, Uploads
+from deployments.engine.row import Request
+from deployments.freed_memory import FreedMemory
+from deployments.uploads.image_files import decode, decode_layer, resize
+from deployments.uploads.masks import create_mask
+from deployments.uploads.transparency import hint_of, mask_of
+
+log = logging.getLogger(__name__)
+
+# Each may hold several copies of a picture of 16 million pixels while it works.
+_THREADS = 2
+
+
+class Generator(Protocol):
+    """What takes a request whose pictures are ready: an `EngineWorker`."""
+
+    def check_room(self, request: Request) -> None: ...
+
+    def generate(self, request: Request) -> AsyncGenerator[Event, None]: ...
+
+
+class Intake:
+    """Decodes what comes with requests, on two threads of its own: a burst of large pictures takes no more memory."""
+
+    def __init__(self, annotators: Annotators, *, owns_files: bool = False) -> None:
+        """With `owns_files` files are dropped when they have been decoded, since nobody else will want them."""
+        self._annotators = annotators
+        self._owns_files = owns_files
+        self._freed = FreedMemory()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-upload")
+
+    async def generate(self, worker: Generator, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events. What is wrong with its files refuses it; so does, before that, a full queue."""
+        if request.uploads is not None:
+            try:
+                worker.check_room(request)
+                request = await self._taken_in(request)
+            except EngineError as error:
+                yield Refused(request.id, error)
+                return
+            except Exception:
+                log.exception("the pictures of a request could not be taken in")
+                yield Refused(request.id, GenerationFailed("the request's pictures could not be taken in"))
+                return
+        async with aclosing(worker.generate(request)) as events:
+            async for event in events:
+                yield event
+
+    def close(self) -> None:
+        """Ends the threads, when they have done what they were given."""
+        self._threads.shutdown(wait=False)
+
+    async def _taken_in(self, request: Request) -> Request:
+        try:
+            taken = await asyncio.get_running_loop().run_in_executor(self._threads, take_in, request, self._annotators)
+            if self._owns_files and request.uploads is not None:
+                request.uploads.drop()
+            return taken
+        finally:
+            # A small file may have been a large picture.
+            self._freed.soon()
+
+
+def take_in(request: Request, annotators: Annotators) -> Request:
+    """`request` with `inputs` in place of its `uploads`, all of its own size.
+
+    Raises InvalidParameter, and ModelLoadError where an annotator's network cannot be loaded.
+    """
+    uploads = request.uploads
+    if uploads is None:
+        return request
+    # Before anything is decoded: what nobody can make a hint of costs nothing.
+    makers = [annotators.of(control.type) for control in request.params.controls] if uploads.preprocess else []
+    size = (request.bucket.width, request.bucket.height)
+    image, mask = None, None
+    if uploads.image is not None:
+        image = _picture(uploads.image, uploads.image_field, uploads, size)
+    if uploads.task == "inpaint":
+        mask = _mask(uploads, size)
+    hints = tuple(_hint(hint, uploads, size) for hint in uploads.hints)
+    if makers:
+        hints = tuple(make(hint) for make, hint in zip(makers, hints, strict=True))
+    return replace(request, inputs=Inputs(image, mask, hints), uploads=None)
+
+
+def _picture(data: bytes, field: str, uploads: Uploads, size: tuple[int, int]) -> Picture:
+    return np.asarray(resize(decode(data, field), *size, uploads.fit), dtype=np.uint8)
+
+
+def _hint(data: bytes, uploads: Uploads, size: tuple[int, int]) -> Picture:
+    """A photo that a hint will be made of is a picture like any other."""
+    if uploads.preprocess:
+        return _picture(data, "control_image", uploads, size)
+    hint = hint_of(decode_layer(data, "control_image"))
+    return np.asarray(resize(hint, *size, uploads.fit), dtype=np.uint8)
+
+
+def _mask(uploads: Uploads, size: tuple[int, int]) -> Mask:
+    if uploads.mask is None:
+        return np.asarray(create_mask(*size, uploads.mask_type or "center"), dtype=np.uint8)
+    drawn = mask_of(decode_layer(uploads.mask, "mask"), uploads.mask_alpha)
+    mask = np.asarray(resize(drawn, *size, uploads.fit), dtype=np.uint8)
+    if mask.max() < 128:
+        raise InvalidParameter("mask", "must have something to paint: white is painted anew, black is kept")
+    return mask

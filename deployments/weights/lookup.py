@@ -1,0 +1,110 @@
+"""Asks the hub for what would be fetched, without fetching it: whether the commit, and the weights in it, are there."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from deployments.annotators.spec import AnnotatorSpecs, sources
+from deployments.engine.models.components import wants_half
+from deployments.engine.models.hub import wanted_files
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, as_part
+from deployments.weights.fetching import Hosted
+
+_WITHOUT_WEIGHTS: Final = ("tokenizer", "scheduler")
+_WEIGHTS: Final = ".safetensors"
+_CHANGE: Final = "change `revision` of this row, in the configuration or in deployments/pins.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A place that files come from: whose it is, which subfolders are wanted, and in which precision."""
+
+    title: str
+    part: PartSpec
+    folders: tuple[str, ...]
+    half: bool
+
+
+def look_up(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, bool]]:
+    """A line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
+    seen: set[Row] = set()
+    for row in (*_of_models(models), *_of_annotators(annotators)):
+        if row not in seen:
+            seen.add(row)
+            said, fine = _answer(row)
+            yield f"{row.title}: {row.part.source}: {said}", fine
+
+
+def _of_models(models: Iterable[Hosted]) -> Iterator[Row]:
+    for spec, device, dtype in models:
+        half = wants_half(device, dtype)
+        own = tuple(name for name in PARTS if name not in spec.parts)
+        title = f"model {spec.name!r}"
+        yield Row(title, PartSpec(spec.source, spec.revision), own, half)
+        yield from _named(spec, title, half)
+
+
+def _named(spec: ModelSpec, title: str, half: bool) -> Iterator[Row]:
+    for name, part in spec.parts.items():
+        yield Row(f"{title}: its {name}", as_part(part), ("",), half)
+    for name, part in spec.controlnets.items():
+        yield Row(f"{title}: its ControlNet {name!r}", as_part(part), ("",), half)
+
+
+def _of_annotators(annotators: AnnotatorSpecs) -> Iterator[Row]:
+    for kind, annotator in annotators.items():
+        for place, part in sources(annotator).items():
+            yield Row(": its ".join(step for step in (f"annotator {kind!r}", place) if step), part, ("",), half=False)
+
+
+def _answer(row: Row) -> tuple[str, bool]:
+    if Path(row.part.source).exists():
+        return "on this machine", True
+    try:
+        return _found(row)
+    except GatedRepoError:
+        return "it is gated: accept its terms on the hub, and set HF_TOKEN", False
+    except RevisionNotFoundError:
+        return f"the hub has no commit {row.part.revision!r} of it: {_CHANGE}", False
+    except RepositoryNotFoundError:
+        return (
+            "the hub shows no such repository: change `source` of this row, or set HF_TOKEN if it is not public",
+            False,
+        )
+    except Exception:  # the client raises all sorts where the hub does not answer
+        return "the hub is out of reach", False
+
+
+def _found(row: Row) -> tuple[str, bool]:
+    api = HfApi()
+    info = api.model_info(row.part.source, revision=row.part.revision, files_metadata=True)
+    if info.gated:
+        api.auth_check(row.part.source)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    revision = row.part.revision or ""
+    try:
+        files = list(wanted_files(row.title, row.part.source, revision, sizes, row.folders, half=row.half))
+    except ModelLoadError as error:
+        return error.message.removeprefix(f"{row.title}: "), False
+    lacking = _lacking(row, files)
+    if lacking:
+        return f"at {revision} it has no {', '.join(lacking)}: {_CHANGE}", False
+    weights = [name for name in files if name.endswith(_WEIGHTS)]
+    total = sum(sizes[name] for name in files) / 1e9
+    gated = ", gated, and open to this token" if info.gated else ""
+    return f"{revision} is there; {len(weights)} files of weights, {total:.2f} GB{gated}", True
+
+
+def _lacking(row: Row, files: Sequence[str]) -> list[str]:
+    """The wanted folders that are networks, and of which nothing would be fetched."""
+    there = {_folder(name) for name in files if name.endswith(_WEIGHTS)}
+    return [folder for folder in row.folders if folder and folder not in (*_WITHOUT_WEIGHTS, *there)]
+
+
+def _folder(name: str) -> str:
+    return str(PurePosixPath(name).parent).removesuffix(".")

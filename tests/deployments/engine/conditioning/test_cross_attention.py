@@ -1,0 +1,94 @@
+"""Keys and values are worked out once per prompt, and change nothing but the time that a step takes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deployments.engine.conditioning.cross_attention import PromptKeys
+from deployments.engine.models.loaded_model import LoadedModel, load_model
+from tests.deployments.engine.harness import request_for, run
+from tests.deployments.engine.tiny import WIDTH, tiny_unet
+
+
+def arguments(rows: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((rows, 4, 8, 8), generator=generator), torch.full((rows,), 300.0)
+
+
+@contextmanager
+def projections(unet: Any) -> Iterator[list[str]]:
+    """The cross-attentions' projections, once for each time that one of them runs."""
+    ran: list[str] = []
+    found = [(name, module) for name, module in unet.named_modules() if name.endswith(".projection")]
+    assert found
+    hooks = [module.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, module in found]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def embeddings(lengths: Sequence[int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn((length, WIDTH), generator=generator) for length in lengths]
+
+
+@torch.inference_mode()
+def test_a_unet_given_its_keys_answers_as_before() -> None:
+    unet, (latents, time) = tiny_unet(), arguments(4)
+    first, second = embeddings((77, 154))
+    context = torch.stack([first.repeat(2, 1), second, torch.zeros_like(second), torch.zeros_like(second)])
+    before = unet(latents, time, encoder_hidden_states=context).sample
+    keys = PromptKeys(unet)
+    with keys.given([keys.prompt(first), keys.prompt(second)], 154, 4) as given:
+        torch.testing.assert_close(given, context, rtol=0, atol=0)
+        after = unet(latents, time, encoder_hidden_states=torch.zeros_like(context)).sample
+    torch.testing.assert_close(after[:2], before[:2])
+    torch.testing.assert_close(unet(latents, time, encoder_hidden_states=context).sample, before)
+
+
+@torch.inference_mode()
+def test_a_call_that_fails_leaves_no_keys_behind() -> None:
+    unet, (latents, time) = tiny_unet(), arguments(1)
+    (embedding,) = embeddings((77,))
+    keys = PromptKeys(unet)
+    expected = unet(latents, time, encoder_hidden_states=embedding[None]).sample
+    with pytest.raises(RuntimeError, match="injected"), keys.given([keys.prompt(embedding * 2)], 77, 1):
+        raise RuntimeError("injected")
+    torch.testing.assert_close(unet(latents, time, encoder_hidden_states=embedding[None]).sample, expected)
+
+
+def test_prompts_are_projected_once_for_all_their_requests_and_to_the_same_bits(tiny_model: LoadedModel) -> None:
+    texts: dict[str, Any] = {"prompt": "shared by two", "negative_prompt": "as is this"}
+    with projections(tiny_model.unet) as projected:
+        asked = [request_for(tiny_model, name, num_images=3, num_inference_steps=6, **texts) for name in "xy"]
+        shared, _ = run(tiny_model, asked, padded_sizes=(16,))
+    assert len(projected) == 2 * len(set(projected))
+    for request in asked:
+        fresh = load_model(tiny_model.spec, torch.device("cpu"), torch.float32)
+        alone, _ = run(fresh, [request], padded_sizes=(16,))
+        assert all(map(np.array_equal, shared.images(request.id), alone.images(request.id)))
+
+
+@torch.inference_mode()
+def test_the_oldest_keys_go_when_the_bytes_are_used_up() -> None:
+    unet = tiny_unet()
+    first, second, third = embeddings((77, 77, 77))
+    room = 2 * PromptKeys(tiny_unet()).prompt(first).bytes
+    keys = PromptKeys(unet, kept_bytes=room)
+    a, _ = keys.prompt(first), keys.prompt(second)
+    assert keys.prompt(first) is a
+    keys.prompt(third)
+    assert keys.prompt(first) is a
+    with projections(unet) as projected:
+        keys.prompt(third)
+        assert not projected
+        keys.prompt(second)
+        assert projected
+    assert PromptKeys(tiny_unet(), kept_bytes=0).prompt(first).bytes == room // 2

@@ -1,0 +1,185 @@
+"""Files on their way into an engine: decoded beside everything else, made into hints where asked, and not kept."""
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from deployments.annotators.catalogue import Annotators
+from deployments.annotators.spec import DepthSpec
+from deployments.engine.protocol.errors import GenerationFailed, InvalidParameter, ModelLoadError, Overloaded
+from deployments.engine.protocol.events import Accepted, Event, Refused
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.spec import PartSpec
+from deployments.engine.row import Request
+from deployments.uploads import intake as intake_module
+from deployments.uploads.intake import Intake, take_in
+from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.tiny import save_tiny_depth
+
+PARAMS = GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64)
+
+
+class Engine:
+    """Accepts everything that it has room for, and remembers it."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self.full = full
+        self.asked: list[Request] = []
+
+    def check_room(self, request: Request) -> None:
+        if self.full:
+            raise Overloaded("full")
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        self.asked.append(request)
+        yield Accepted(request.id, 0)
+
+
+def picture(colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 64), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def request(**files: Any) -> Request:
+    return Request("r1", PARAMS, uploads=Uploads(**files))
+
+
+@pytest.fixture
+def intake() -> Iterator[Intake]:
+    intake = Intake(Annotators())
+    yield intake
+    intake.close()
+
+
+async def events_of(intake: Intake, engine: Engine, asked: Request) -> list[Event]:
+    return [event async for event in intake.generate(engine, asked)]
+
+
+async def test_files_become_pictures_of_the_requests_size(intake: Intake) -> None:
+    engine = Engine()
+    assert await events_of(intake, engine, request(image=picture(), mask=picture("white"))) == [Accepted("r1", 0)]
+    (asked,) = engine.asked
+    assert asked.uploads is None
+    assert asked.inputs.image is not None
+    assert asked.inputs.mask is not None
+    assert (asked.inputs.image.shape, asked.inputs.mask.shape) == ((64, 64, 3), (64, 64))
+
+
+async def test_a_broken_file_refuses_its_request(intake: Intake) -> None:
+    (refused,) = await events_of(intake, Engine(), request(hints=(picture()[:60],)))
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, InvalidParameter)
+    assert refused.error.field == "control_image"
+
+
+async def test_what_nobody_thought_of_refuses_its_request(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Request:
+        raise MemoryError
+
+    monkeypatch.setattr(intake_module, "take_in", fails)
+    (refused,) = await events_of(intake, Engine(), request(image=picture()))
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, GenerationFailed)
+
+
+async def test_a_full_queue_refuses_before_a_file_is_decoded(intake: Intake) -> None:
+    (refused,) = await events_of(intake, Engine(full=True), request(image=b"nobody looks into it"))
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, Overloaded)
+
+
+async def test_an_owner_drops_files_once_they_are_decoded_and_others_keep_them(intake: Intake) -> None:
+    kept, dropped, owner = (
+        request(image=picture(), hints=(picture(),)),
+        request(image=picture(), hints=(picture(),)),
+        Intake(Annotators(), owns_files=True),
+    )
+    await events_of(intake, Engine(), kept)
+    await events_of(owner, Engine(), dropped)
+    owner.close()
+    assert kept.uploads == Uploads(image=picture(), hints=(picture(),))
+    assert dropped.uploads == Uploads()
+
+
+async def test_decoding_waits_for_nobody_else_and_takes_two_threads_at_most(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+
+    def noted(asked: Request, annotators: Annotators) -> Request:
+        threads.add(threading.current_thread().name)
+        return take_in(asked, annotators)
+
+    monkeypatch.setattr(intake_module, "take_in", noted)
+    blocked = threading.Event()
+    others = [asyncio.ensure_future(asyncio.to_thread(blocked.wait)) for _ in range(64)]
+    try:
+        async with asyncio.timeout(10):
+            asked = [replace(request(image=picture()), id=f"r{i}") for i in range(8)]
+            answers = await asyncio.gather(*(events_of(intake, Engine(), each) for each in asked))
+    finally:
+        blocked.set()
+        await asyncio.gather(*others)
+    assert all(isinstance(events[0], Accepted) for events in answers)
+    assert 1 <= len(threads) <= 2
+
+
+def png(width: int = 96, height: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(patches(width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def controlled(*types: str, hint: bytes, preprocess: bool = True) -> Request:
+    controls = tuple(ControlSettings(type=kind) for kind in types)
+    params = GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=96, height=64, controls=controls)
+    return Request("r1", params, uploads=Uploads(hints=(hint,) * len(types), preprocess=preprocess))
+
+
+@pytest.fixture
+def annotators(tmp_path: Path) -> Annotators:
+    return Annotators({"depth": DepthSpec(PartSpec(str(save_tiny_depth(tmp_path))))}, "cpu")
+
+
+def test_each_control_gets_the_hint_of_its_own_type(annotators: Annotators) -> None:
+    inputs = take_in(controlled("depth", "canny", hint=png()), annotators).inputs
+    assert inputs
+    for hint, kind in zip(inputs.hints, ("depth", "canny"), strict=True):
+        assert (hint == annotators.of(kind)(patches(96, 64))).all()
+
+
+def test_a_hint_is_made_at_the_requests_size(annotators: Annotators) -> None:
+    inputs = take_in(controlled("depth", hint=png(200, 200)), annotators).inputs
+    assert inputs
+    assert inputs.hints[0].shape == (64, 96, 3)
+
+
+def test_a_finished_hint_is_left_alone(annotators: Annotators) -> None:
+    inputs = take_in(controlled("depth", hint=png(), preprocess=False), annotators).inputs
+    assert inputs
+    assert (inputs.hints[0] == patches(96, 64)).all()
+
+
+def test_what_nobody_can_make_a_hint_of_is_refused_before_anything_is_decoded(annotators: Annotators) -> None:
+    with pytest.raises(InvalidParameter) as refused:
+        take_in(controlled("canny", "pose", hint=b"not a picture"), annotators)
+    assert refused.value.field == "preprocess"
+
+
+async def test_a_network_that_cannot_be_loaded_refuses_the_request(annotators: Annotators, tmp_path: Path) -> None:
+    nowhere = Annotators({"depth": DepthSpec(PartSpec(str(tmp_path / "nowhere")))}, "cpu")
+    for mine, outcome in ((nowhere, Refused), (annotators, Accepted)):
+        intake = Intake(mine)
+        (event,) = await events_of(intake, Engine(), controlled("depth", hint=png()))
+        intake.close()
+        assert isinstance(event, outcome)
+        assert not isinstance(event, Refused) or isinstance(event.error, ModelLoadError)

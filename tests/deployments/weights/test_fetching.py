@@ -1,0 +1,38 @@
+"""What a model is made of is brought here whole, and tried again; from a hub: tests/serve_app/cli/test_fetch.py."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import ModelSpec, PartSpec
+from deployments.weights.fetching import fetch
+from tests.deployments.engine.tiny import save_tiny_checkpoint
+
+
+@pytest.mark.parametrize("place", ["controlnets", "parts"])
+def test_everything_that_a_model_is_made_of_is_fetched_and_tried_again(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is not there is a repository on a hub that does not answer; it comes up in the end."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder, late = save_tiny_checkpoint(tmp_path / "tiny"), tmp_path / "late"
+    named = {"controlnets": "canny", "parts": "vae"}[place]
+    given: dict[str, Any] = {place: {named: PartSpec(str(late), "0" * 40)}}
+    spec = ModelSpec("tiny", str(folder), native_size=64, **given)
+    said: list[str] = []
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            late.mkdir()
+
+    fetch([(spec, "cpu", "float32")], {}, 5, said.append, sleep)
+    assert pauses == [10.0, 20.0]
+    assert [named in line for line in said] == [True, True, False]
+    late.rmdir()
+    with pytest.raises(ModelLoadError, match=named):
+        fetch([(spec, "cpu", "float32")], {}, 1, said.append, sleep)
+    assert len(pauses) == 2
