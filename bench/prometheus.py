@@ -9,7 +9,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from bench.history import Counts
+from bench.clients.history import Counts
 from deployments.ray_metrics import PERIOD_S
 from serve_app.launch.processes import descendants
 

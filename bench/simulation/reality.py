@@ -15,7 +15,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from bench.served import Served
+from bench.server import Served
 from bench.simulation.devices import Device
 from bench.simulation.trace import Kind, Mix, Trace
 from deployments.engine.padding import powers_of_two

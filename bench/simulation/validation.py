@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from bench.served import served
+from bench.server import served
 from bench.simulation.cluster import Cluster, Run
 from bench.simulation.controller import ours
 from bench.simulation.devices import Device

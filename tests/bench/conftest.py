@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.checkpoints import TINY, write_checkpoint, write_controlnet
-from bench.workload import CONTROL
+from bench.engine.workload import CONTROL
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.spec import ModelSpec
 

@@ -2,7 +2,7 @@
 
 from prometheus_client.samples import Sample
 
-from bench.history import Counts
+from bench.clients.history import Counts
 from bench.prometheus import REQUESTS, exported_counts, growth, total
 
 

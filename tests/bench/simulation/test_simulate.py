@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import bench.simulate as simulate
+import bench.simulation.__main__ as simulate
 from bench.simulation.cases import Case
 
 TINY = [Case(gpus=1, hours=0.02), Case(gpus=1, hours=0.02, engine="whole"), Case(gpus=1, hours=0.02, policy="ray")]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from bench.contenders import serve_with_engine
+from bench.engine.contenders import serve_with_engine
 from bench.simulation.step_replica import Host, StepReplica
 from bench.simulation.trace import Kind
 from deployments.engine.models.loaded_model import LoadedModel

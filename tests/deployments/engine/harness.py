@@ -13,7 +13,7 @@ from diffusers import ControlNetModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.pipelines import arguments, as_answered, pipeline_class
+from bench.engine.pipelines import arguments, as_answered, pipeline_class
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.events import Event, ImageDone

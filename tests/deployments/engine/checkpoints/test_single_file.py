@@ -11,7 +11,7 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from torch import Tensor
 
-from bench.pipelines import arguments, as_answered
+from bench.engine.pipelines import arguments, as_answered
 from deployments.engine.checkpoints.clip_tokenizer import clip_tokenizer
 from deployments.engine.checkpoints.original_layout import describe
 from deployments.engine.checkpoints.single_file import FilePart, parts_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from bench.pipelines import arguments, as_answered, pipeline_class
+from bench.engine.pipelines import arguments, as_answered, pipeline_class
 from deployments.engine.models.components import Parts
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError

@@ -1,0 +1,153 @@
+"""Where does a GPU's time go at Stable Diffusion 1.5's own size, and how near to the machine's ceiling is the engine?
+
+`python -m bench.engine --size sd15` builds SD1.5's architecture with random weights in fp16 and measures, part by part:
+the matmul ceiling, the UNet and the engine's whole tick at 2 to 32 rows, the VAE, attention backends, whether
+neighbours show in a row's bits, and images per second at 20 and 50 steps: the engine's, and diffusers' pipeline's,
+eager and compiled, at batch 1 and 8; and those of both with requests of every kind at once. The forecasts were written
+down before the first measurement.
+
+Each part has a limit in time and fails alone; its result is printed as soon as it is there. The last line is one JSON
+document: a part that failed, or that the budget had no time for, is null there, and `reasons` says why. Without a CUDA
+device it says so and exits with 0.
+
+    python -m bench.engine --size sd15                                    # everything that fits in nine minutes
+    python -m bench.engine --size sd15 --parts gemm,ticks,engine          # only these
+    python -m bench.engine --size sd15 --workload mixed                   # only the part with requests of every kind
+    python -m bench.engine --size sd15 --budget 1800                      # more time for compiling
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.card import card, print_card
+from bench.checkpoints import SD15, TINY, Architecture, write_checkpoint
+from bench.gpu.meters import Subject
+from bench.gpu.parts import MIXED, PARTS, Part
+from bench.timing import time_boxed
+from deployments.engine.models.loaded_model import load_model
+from deployments.engine.protocol.spec import ModelSpec
+
+NO_CUDA = "no CUDA device"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where and on what the parts run: the real thing, or a rehearsal on the CPU."""
+
+    device: torch.device
+    dtype: torch.dtype
+    architecture: Architecture
+    rows: tuple[int, ...]
+    steps: tuple[int, ...]
+    images: int
+    gemm_size: int
+    compiled: Callable[[Any], Any]
+
+
+def main(options: argparse.Namespace) -> int:
+    if not options.rehearse and not torch.cuda.is_available():
+        print(f"{NO_CUDA}: this part of the bench measures SD1.5's size on a GPU, and there is none here")
+        print(json.dumps({"bench": "sd15", "parts": None, "reasons": {"all": NO_CUDA}}))
+        return 0
+    unknown = sorted(set(options.parts or ()) - set(PARTS))
+    if unknown:
+        print(f"no such part: {', '.join(unknown)}; parts: {', '.join(PARTS)}")
+        return 2
+    stage = rehearsal() if options.rehearse else on_cuda()
+    facts = card(stage.device)
+    print_card(facts)
+    everything = (MIXED,) if options.workload == "mixed" else PARTS
+    chosen = {name: PARTS[name] for name in options.parts or everything}
+    with tempfile.TemporaryDirectory() as folder:
+        document = {"bench": "sd15", "architecture": stage.architecture.name} | facts
+        document |= run_parts(partial(build, stage, Path(folder)), chosen, options.budget)
+    print(json.dumps(document))
+    return 0
+
+
+def run_parts(build: Callable[[], Subject], parts: dict[str, Part], budget: float) -> dict[str, Any]:
+    """Runs each part in its box. Whatever goes wrong becomes a null and a reason."""
+    ends = time.monotonic() + budget
+    results: dict[str, Any] = dict.fromkeys(parts)
+    reasons: dict[str, str] = {}
+    try:
+        subject = _boxed(build, budget)
+    except Exception as error:
+        return {"parts": results, "reasons": {"all": _why(error)}, "seconds": {}}
+    seconds: dict[str, float] = {}
+    for name, part in parts.items():
+        started = time.monotonic()
+        try:
+            results[name] = _boxed(partial(part.measure, subject), min(part.seconds, ends - started))
+        except Exception as error:
+            reasons[name] = _why(error)
+        seconds[name] = round(time.monotonic() - started, 1)
+        _print_part(name, results[name], reasons.get(name), seconds[name])
+        subject.tidy()
+    return {"parts": results, "reasons": reasons, "seconds": seconds}
+
+
+def on_cuda() -> Stage:
+    torch.backends.cudnn.benchmark = True
+    _allow_recompilation()
+    compiled = partial(torch.compile, mode="reduce-overhead", fullgraph=True, dynamic=False)
+    return Stage(torch.device("cuda"), torch.float16, SD15, (2, 4, 8, 16, 32), (20, 50), 32, 8192, compiled=compiled)
+
+
+def rehearsal() -> Stage:
+    """Tiny shapes on the CPU, traced but not compiled: tells whether the parts run, and nothing about speed."""
+    _allow_recompilation()
+    compiled = partial(torch.compile, backend="eager", dynamic=False)
+    return Stage(torch.device("cpu"), torch.float32, TINY, (2, 4), (2, 3), 4, 64, compiled=compiled)
+
+
+def build(stage: Stage, folder: Path) -> Subject:
+    """Writes the checkpoint, and loads it as the engine would load any other."""
+    write_checkpoint(stage.architecture, folder, stage.device, stage.dtype)
+    model = load_model(ModelSpec(stage.architecture.name, str(folder)), stage.device, stage.dtype)
+    return Subject(
+        model=model,
+        folder=folder,
+        architecture=stage.architecture,
+        rows=stage.rows,
+        steps=stage.steps,
+        images=stage.images,
+        gemm_size=stage.gemm_size,
+        compiled=stage.compiled,
+    )
+
+
+def _allow_recompilation() -> None:
+    """One graph per batch size and per caller: more than dynamo's default of eight."""
+    torch._dynamo.config.recompile_limit = 64
+
+
+def _boxed(call: Callable[[], Any], seconds: float) -> Any:
+    if seconds <= 1:
+        raise TimeoutError("the budget had no time left")
+    with time_boxed(seconds):
+        return call()
+
+
+def _why(error: BaseException) -> str:
+    first: Sequence[str] = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first[0][:300]}"
+
+
+def _print_part(name: str, result: Any, reason: str | None, seconds: float) -> None:
+    print(f"\n{name} ({seconds:.0f} s)" + (f": failed: {reason}" if reason else ""))
+    for key, value in result.items() if isinstance(result, dict) else ():
+        print(f"  {key:24} {value if not isinstance(value, dict) else _in_words(value)}", flush=True)
+
+
+def _in_words(figures: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {value}" for key, value in figures.items())

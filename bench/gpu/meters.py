@@ -1,0 +1,187 @@
+"""What the GPU bench measures, and with what: the subject, its forecasts, and the meters that its parts share.
+
+Milliseconds are medians from idle device to idle device.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from bench.checkpoints import Architecture, write_controlnet
+from bench.engine.contenders import Outcome, Pipelines, serve_with_engine
+from bench.engine.workload import CONTROL, request
+from bench.timing import median_ms
+from deployments.engine.engine import Engine
+from deployments.engine.models.attention import sample_inputs
+from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.protocol.events import Event
+from deployments.engine.row import Request
+
+# A model of one H200 from before the first measurement, all of it exact fp16 with CUDA graphs and fused kernels.
+FORECAST_CEILING_TFLOPS = 790.0
+FORECAST_UNET_MS = {2: 5.7, 4: 9.7, 8: 17.4, 16: 32.4, 32: 62.0}
+FORECAST_VAE_MS = {"eager": 24.0, "compiled": 7.5}
+FORECAST_IMAGES_PER_SECOND = {20: 11.5, 50: 4.9}
+
+ENGINE_ROWS = 16
+PIPELINE_BATCH = 8
+
+
+@dataclass
+class Subject:
+    """What is measured. `ceiling` is filled in by the part `gemm`, TFLOP/s."""
+
+    model: LoadedModel
+    folder: Path
+    architecture: Architecture
+    rows: tuple[int, ...]
+    steps: tuple[int, ...]
+    images: int
+    gemm_size: int
+    compiled: Callable[[Any], Any]
+    ceiling: float | None = None
+    _pipelines: Pipelines | None = field(default=None, repr=False)
+    _compiled_unet: Any = field(default=None, repr=False)
+
+    @property
+    def pipelines(self) -> Pipelines:
+        if self._pipelines is None:
+            self._pipelines = Pipelines(self.folder, self.model)
+        return self._pipelines
+
+    @cached_property
+    def controlled(self) -> LoadedModel:
+        """The same checkpoint with a ControlNet of random weights beside it."""
+        folder = self.folder / "controlnet"
+        write_controlnet(self.folder, folder, self.model.dtype)
+        spec = replace(self.model.spec, controlnets={CONTROL: str(folder)})
+        return load_model(spec, self.model.device, self.model.dtype)
+
+    @property
+    def compiled_unet(self) -> Any:
+        """The engine's UNet, compiled once for all parts; each batch size compiles at its first call."""
+        if self._compiled_unet is None:
+            self._compiled_unet = self.compiled(self.model.unet)
+        return self._compiled_unet
+
+    def requests(self, count: int, steps: int) -> list[Request]:
+        """Guided requests at the model's native size."""
+        return [
+            request(
+                self.model.spec,
+                f"image-{steps}-{index}",
+                prompt=f"a picture of number {index}",
+                seed=index,
+                steps=steps,
+                sampler="dpmpp_2m",
+                guidance=7.5,
+                size=None,
+            )
+            for index in range(count)
+        ]
+
+    def share(self, tflops: float) -> float | None:
+        return None if self.ceiling is None else round(tflops / self.ceiling, 3)
+
+    def tidy(self) -> None:
+        """Gives memory back between parts."""
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def tick_figures(subject: Subject, model: LoadedModel, rows: int) -> dict[str, Any]:
+    figures = unet_figures(subject, model.unet, rows)
+    longest = 64
+    engine = Engine([model], ignored, max_rows=rows, padded_sizes=(rows,))
+    try:
+        for one in subject.requests(rows // 2, longest):
+            engine.submit(one)
+        tick = median_ms(engine.step, model.device, repeats=10)
+    finally:
+        engine.close()
+    return figures | {"tick_ms": rounded(tick)}
+
+
+def unet_figures(subject: Subject, unet: Any, rows: int, *, channels_last: bool = False) -> dict[str, Any]:
+    device = subject.model.device
+    inputs = sample_inputs(subject.model.unet, rows, device, subject.model.dtype)
+    if channels_last:
+        inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        milliseconds = median_ms(lambda: unet(**inputs), device)
+    tflops = rows * subject.architecture.unet_gflop / milliseconds
+    return {
+        "unet_ms": rounded(milliseconds),
+        "ms_per_row": rounded(milliseconds / rows),
+        "tflops": rounded(tflops),
+        "share": subject.share(tflops),
+        "forecast_ms": FORECAST_UNET_MS.get(rows),
+    }
+
+
+def decode_figures(subject: Subject, decode: Callable[..., Any], batch: int) -> dict[str, Any]:
+    side = subject.model.unet.config.sample_size
+    latents = torch.randn(
+        (batch, subject.model.channels, side, side), device=subject.model.device, dtype=subject.model.dtype
+    )
+    with torch.inference_mode():
+        milliseconds = median_ms(lambda: decode(latents, return_dict=False), subject.model.device)
+    tflops = batch * subject.architecture.vae_gflop / milliseconds
+    return {"ms": rounded(milliseconds), "ms_per_image": rounded(milliseconds / batch), "share": subject.share(tflops)}
+
+
+def attention_ms(
+    backend: SDPBackend, operands: Sequence[torch.Tensor], scale: float, device: torch.device
+) -> float | str:
+    try:
+        query, key, value = operands
+        with sdpa_kernel(backend), torch.inference_mode():
+            return rounded(median_ms(lambda: scaled_dot_product_attention(query, key, value, scale=scale), device))
+    except RuntimeError as error:
+        return f"not available: {str(error).splitlines()[0][:80]}"
+
+
+def with_other_neighbours(value: Any) -> Any:
+    """`value` with every row but the first replaced."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.cat((value[:1], (value[1:] * 0.5).flip(0)))
+
+
+def engine_speed(subject: Subject, model: LoadedModel, steps: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"max_rows": ENGINE_ROWS, "padded_sizes": (ENGINE_ROWS,), "decode_batch": 4}
+    serve_with_engine(model, subject.requests(ENGINE_ROWS // 2, 2), **options)
+    return speed_figures(serve_with_engine(model, subject.requests(subject.images, steps), **options), steps)
+
+
+def pipeline_speed(subject: Subject, batch: int, steps: int) -> dict[str, Any]:
+    count = min(subject.images, 4 * batch)
+    requests = subject.requests(count, steps)
+    groups = [list(range(start, min(start + batch, count))) for start in range(0, count, batch)]
+    subject.pipelines.serve(subject.requests(batch, 2), [list(range(batch))])
+    return speed_figures(subject.pipelines.serve(requests, groups), steps)
+
+
+def speed_figures(outcome: Outcome, steps: int) -> dict[str, Any]:
+    return {
+        "images_per_second": round(len(outcome.latencies) / outcome.seconds, 3),
+        "images": len(outcome.latencies),
+        "seconds": round(outcome.seconds, 3),
+        "forecast": FORECAST_IMAGES_PER_SECOND.get(steps),
+    }
+
+
+def ignored(event: Event) -> None:
+    pass
+
+
+def rounded(value: float) -> float:
+    return round(value, 3)
