@@ -11,8 +11,8 @@ from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.events import Event, Finished, Refused
 from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from deployments.metrics import engine_samples
 from deployments.ray_metrics import Publisher
 from deployments.replica_port import stay_on_loopback

@@ -20,7 +20,7 @@ TORCH_FREE_ENGINE = (
     "protocol/params",
     "protocol/errors",
     "protocol/events",
-    "worker/heartbeat",
+    "heartbeat",
     "protocol/inputs",
     "locked",
     "protocol/numerics",

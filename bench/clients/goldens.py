@@ -15,8 +15,8 @@ from PIL import Image
 
 from deployments.engine.protocol.events import ImageDone
 from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from deployments.engine.worker.engine_worker import EngineWorker
 
 Pixels = NDArray[np.int16]

@@ -34,8 +34,8 @@ from bench.engine.contenders import Outcome, Pipelines, serve_with_engine
 from bench.engine.report import ENGINE, LIKE_BATCHES, ONE_BY_ONE, print_table, print_workload, summary
 from bench.engine.workload import CONTROL, GUIDANCE, STEPS, WORKLOADS
 from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 
 DEMO = Path(__file__).parents[2] / "deployments" / "demo_models" / "demo-sd"
 DEMO_CONTROLNET = DEMO.parent / f"controlnet-{CONTROL}"

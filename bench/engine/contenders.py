@@ -24,8 +24,8 @@ from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Finished, ImageDone, ImageFailed, Refused
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import as_part
-from deployments.engine.row import Request
 
 Pixels = NDArray[np.int16]
 

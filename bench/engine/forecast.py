@@ -11,8 +11,8 @@ from typing import Final
 
 from bench.engine.workload import like
 from deployments.engine.padding import padded_size, powers_of_two
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.sampler_names import SAMPLERS
-from deployments.engine.row import Request
 
 
 @dataclass(frozen=True, slots=True)

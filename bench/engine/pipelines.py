@@ -22,7 +22,7 @@ from PIL import Image
 
 from deployments.engine.conditioning.compositing import composite
 from deployments.engine.protocol.inputs import Mask, Picture, Task
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 
 _CLASSES: Final[Mapping[tuple[Task, bool], Any]] = MappingProxyType(
     {

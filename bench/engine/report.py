@@ -9,7 +9,7 @@ from bench.engine.contenders import Outcome, largest_difference
 from bench.engine.forecast import COSTS, forecast
 from bench.engine.workload import SAMPLERS, kind_of, like
 from bench.timing import percentile
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 
 TARGET = 1.8
 

@@ -18,8 +18,8 @@ import numpy as np
 from deployments.annotators.edges import detect_edges
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.request import NO_INPUTS, Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import NO_INPUTS, Request
 from deployments.training.demo.world import Scene, draw, random_scene
 from deployments.uploads.masks import create_mask
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from bench.clients.goldens import POISON
 from deployments.engine.protocol.events import Event, Progress
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from deployments.model_deployment import ModelReplica
 
 FAILING_STARTS = "failing-starts"

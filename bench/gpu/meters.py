@@ -22,7 +22,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.models.attention import sample_inputs
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.events import Event
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 
 # A model of one H200 from before the first measurement, all of it exact fp16 with CUDA graphs and fused kernels.
 FORECAST_CEILING_TFLOPS = 790.0

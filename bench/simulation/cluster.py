@@ -12,7 +12,7 @@ from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Finish, Job, Usage
 from bench.simulation.trace import Kind, Trace
 from deployments.engine.protocol.errors import Overloaded
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from deployments.engine.scheduling.cost_model import StepCosts
 
 KEPT_S: Final = 60.0

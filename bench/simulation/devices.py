@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.padding import padded_size, powers_of_two
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.cost_model import StepCosts
 
 MODEL: Final = "sd15"

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bench.simulation.trace import Kind
-from deployments.engine.row import Request, Ticket
+from deployments.engine.protocol.request import Request
+from deployments.engine.row import Ticket
 
 
 class Clock:

@@ -19,7 +19,7 @@ from bench.server import Served
 from bench.simulation.devices import Device
 from bench.simulation.trace import Kind, Mix, Trace
 from deployments.engine.padding import powers_of_two
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from serve_app.client import BASE
 
 NATIVE: Final = Bucket("demo-sd", 256, 256)

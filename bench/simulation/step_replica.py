@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from bench.simulation.decoder import Decoder
 from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Finish, Job, Row, Usage
-from deployments.engine.row import Bucket, Request, Ticket
+from deployments.engine.protocol.request import Bucket, Request
+from deployments.engine.row import Ticket
 from deployments.engine.scheduling.bucket_share import DeviceShare
 from deployments.engine.scheduling.cost_model import StepCosts
 from deployments.engine.scheduling.fair_order import Arrival

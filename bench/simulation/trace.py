@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from bench.simulation.devices import BUCKETS, Device
 from deployments.engine.protocol.params import GenerationParams, Priority
-from deployments.engine.row import Bucket, Request
-from deployments.engine.scheduling.admission import evaluations
+from deployments.engine.protocol.request import Bucket, Request
 
 PATIENCE: Final = 5.0
 """A request is served well within so many times what it takes alone on an idle replica (as in AlpaServe, 2023)."""
@@ -38,7 +37,7 @@ class Kind:
     @cached_property
     def steps(self) -> int:
         """UNet evaluations of each image."""
-        return evaluations(self.request)
+        return self.request.evaluations
 
     @cached_property
     def unet_rows(self) -> int:

@@ -11,7 +11,8 @@ from typing import Final
 import torch
 
 from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky, telling_device_lost
-from deployments.engine.device.memory import CpuMemory, DeviceMemory
+from deployments.engine.device.memory import CpuMemory
+from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
 from deployments.engine.protocol.errors import (
@@ -23,10 +24,12 @@ from deployments.engine.protocol.errors import (
     UnknownModel,
 )
 from deployments.engine.protocol.events import Event, Preview, Refused
+from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.request_tracker import Ledger
-from deployments.engine.row import Bucket, Request, Row, Ticket
+from deployments.engine.row import Row, Ticket
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.bucket_share import DeviceShare
+from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.fair_order import Arrival
 from deployments.engine.scheduling.running import Running
 from deployments.engine.steps.decode import Decoded, Decoder
@@ -70,8 +73,8 @@ class Engine:
         self.wake = threading.Event()
         self.sizes = padded_sizes or powers_of_two(max_rows)
         self.admission = Admission(queue_limit, self.sizes, memory or CpuMemory(), decode_batch)
-        self.admission.hosts(models)
-        self._stepper = Stepper(self.admission, self.sizes)
+        self._count_weights()
+        self._stepper = Stepper(self.admission.plan, self.admission.costs, self.admission.device, self.sizes)
         self._share = DeviceShare()
         self._decoded: queue.SimpleQueue[Decoded] = queue.SimpleQueue()
         self._decoder = Decoder(
@@ -100,12 +103,16 @@ class Engine:
     def host(self, model: LoadedModel) -> None:
         """Takes a model in."""
         self.models[model.spec.name] = model
-        self.admission.hosts(self.models.values())
+        self._count_weights()
 
     def forget(self, name: str) -> None:
         """Lets go of a model that no request uses."""
         self.models.pop(name, None)
-        self.admission.hosts(self.models.values())
+        self._count_weights()
+
+    def _count_weights(self) -> None:
+        networks = (network for model in self.models.values() for network in model.networks)
+        self.admission.count_weights(size_of(*networks))
 
     def submit(self, request: Request) -> None:
         """Lets a request in, or refuses it with a `Refused` event. Nothing is encoded yet, so a refusal costs nothing.
@@ -139,7 +146,7 @@ class Engine:
             return False
         called = self._denoise(bucket, self.running.rows[bucket])
         self._retire(bucket)
-        self.admission.turned(time.perf_counter() - begun, called)
+        self.admission.estimator.record_iteration(time.perf_counter() - begun, called)
         return True
 
     def drain(self) -> None:
@@ -225,7 +232,7 @@ class Engine:
             for ticket in paused:
                 self.ledger.tally(ticket.request).paused += 1
             self._begin()
-        if estimates := self.admission.foretell(self.running):
+        if estimates := self.admission.forecast(self.running):
             for position, (request, _) in enumerate(self.admission.queue.order()):
                 self.ledger.moved(request.id, position, estimates[request.id])
 
@@ -251,7 +258,9 @@ class Engine:
         for done in self._stepper.step(model, bucket, rows, tally):
             if isinstance(done, Moved):
                 called += done.seconds
-                self.admission.stepped(bucket, done.result.unet_rows, done.result.control_rows, done.seconds)
+                self.admission.estimator.record_call(
+                    bucket, done.result.unet_rows, done.result.control_rows, done.seconds
+                )
                 self._share.charge(
                     bucket, done.seconds, [self.admission.queue.urgency(row.ticket) for row in done.rows]
                 )
@@ -266,7 +275,7 @@ class Engine:
 
     def _retire(self, bucket: Bucket) -> None:
         """Reports progress, hands finished rows to the decoder and makes room for the next ones."""
-        self.ledger.stepped(self.running.of(bucket), self.admission.seconds_left)
+        self.ledger.stepped(self.running.of(bucket), self.admission.estimator.seconds_left)
         for row in self.running.drop(lambda row: row.done):
             error = self._failure_of(row.request, partial(self._retire_one, row), "image could not be finished")
             if error is not None:

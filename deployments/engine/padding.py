@@ -1,6 +1,11 @@
 """Batch sizes that networks are called at: few, so that shapes repeat and a row's bits do not depend on a crowd."""
 
-from torch import Tensor, cat
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def powers_of_two(limit: int) -> tuple[int, ...]:
@@ -22,5 +27,8 @@ def padded_size(rows: int, sizes: tuple[int, ...]) -> int:
 
 def pad(tensor: Tensor, rows: int) -> Tensor:
     """`tensor` with zero rows added at the end; zeros are finite, and what comes of them is dropped."""
-    missing = rows - len(tensor)
-    return cat((tensor, tensor.new_zeros((missing, *tensor.shape[1:])))) if missing else tensor
+    if rows == len(tensor):
+        return tensor
+    padded = tensor.new_zeros((rows, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    return padded

@@ -8,7 +8,8 @@ from deployments.engine.protocol.counters import Counters, total
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
 from deployments.engine.protocol.latencies import PhaseRecorder
-from deployments.engine.row import Request, Row
+from deployments.engine.protocol.request import Request
+from deployments.engine.row import Row
 from deployments.engine.scheduling.forecast import Estimate
 from deployments.engine.steps.request_state import Ongoing
 

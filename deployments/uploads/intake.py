@@ -14,7 +14,7 @@ from deployments.annotators.catalogue import Annotators
 from deployments.engine.protocol.errors import EngineError, GenerationFailed, InvalidParameter
 from deployments.engine.protocol.events import Event, Refused
 from deployments.engine.protocol.inputs import Inputs, Mask, Picture, Uploads
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from deployments.freed_memory import FreedMemory
 from deployments.uploads.image_files import decode, decode_layer, resize
 from deployments.uploads.masks import create_mask

@@ -12,8 +12,8 @@ from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.errors import EngineError, EngineStopped, ModelLoadError
 from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, with_native_size
-from deployments.engine.row import Request
 from deployments.registry import check_source, clashes
 from deployments.uploads.intake import Intake
 from serve_app.backends.protocol import BackendReport

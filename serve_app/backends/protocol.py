@@ -6,8 +6,8 @@ from typing import Protocol
 
 from deployments.engine.protocol.events import Event
 from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from functools import partial
 
 from deployments.engine.protocol.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
 from deployments.engine.protocol.events import Accepted, Event, ImageDone, ImageFailed, Preview, Refused
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from serve_app.backends.redis_quarantine import SharedQuarantine
 from serve_app.generation.fingerprint import canonical, hash_of, work_of
 

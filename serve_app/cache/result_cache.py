@@ -13,8 +13,8 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from deployments.engine.protocol.events import Event, Finished, ImageDone, Timings
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from deployments.metrics import CACHE_BYTES, CACHE_ERRORS, CACHE_REQUESTS, CACHE_SAVED, Sample
 from serve_app.cache.coalescing import Flights
 from serve_app.cache.entry import Entry

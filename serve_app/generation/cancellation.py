@@ -6,7 +6,7 @@ from contextlib import aclosing, contextmanager
 
 from deployments.engine.protocol.errors import Cancelled
 from deployments.engine.protocol.events import Event, Finished, Refused
-from deployments.engine.row import Request, is_part_of
+from deployments.engine.protocol.request import Request, is_part_of
 from serve_app.tasks import end
 
 Word = asyncio.Future[None]

@@ -13,8 +13,8 @@ from typing import Any, Final
 from deployments.engine.protocol.inputs import Mask, Picture
 from deployments.engine.protocol.numerics import NUMERICS_VERSION
 from deployments.engine.protocol.params import SERVICE_FIELDS
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, as_part
-from deployments.engine.row import Request
 
 # The prompt has the style in it. The seed is kept apart: a caller that gave none gets another with each try.
 _NOT_THE_WORK: Final = {"seed", "style_preset", *SERVICE_FIELDS}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from deployments.engine.protocol.events import ImageDone, ImageFailed, Source, Timings
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from deployments.uploads.image_files import to_layer
 
 

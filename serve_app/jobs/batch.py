@@ -17,7 +17,7 @@ from typing import Final
 from deployments.engine.protocol.errors import Cancelled, DeadlineExceeded, EngineError, Overloaded
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.row import part_of
+from deployments.engine.protocol.request import part_of
 from serve_app.generation.cancellation import Word
 from serve_app.generation.result import Prepared, Result
 from serve_app.service import DiffusionService

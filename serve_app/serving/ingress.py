@@ -21,8 +21,8 @@ from ray.serve.handle import DeploymentHandle
 from deployments.engine.protocol.errors import EngineError, EngineLost, EngineStopped, Overloaded
 from deployments.engine.protocol.events import Event, Finished, Refused
 from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from deployments.replica_port import stay_on_loopback
 from serve_app.backends.load_shedding import Shedding
 from serve_app.backends.protocol import BackendReport

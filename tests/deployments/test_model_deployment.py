@@ -16,8 +16,8 @@ from deployments.engine.protocol.events import Accepted, Event, Finished, Progre
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport, Load
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from deployments.engine.worker.engine_worker import EngineWorker
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from tests.deployments.engine.tiny import save_tiny_checkpoint

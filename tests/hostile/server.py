@@ -20,7 +20,7 @@ from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.engine.conditioning.prompt_syntax import parse_weighted
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Refused
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from deployments.uploads.intake import Intake
 from serve_app.api.application import create_api
 from serve_app.api.parsing import body

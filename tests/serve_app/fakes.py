@@ -20,8 +20,8 @@ from deployments.engine.protocol.events import (
     Timings,
 )
 from deployments.engine.protocol.report import EngineReport, ModelReport
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from serve_app.backends.protocol import BackendReport
 
 TINY = ModelSpec(

@@ -17,8 +17,8 @@ from deployments.engine.protocol.events import Accepted, Event, Finished, ImageD
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
-from deployments.engine.row import Request
 from deployments.engine.worker.engine_worker import EngineWorker
 from serve_app.app import build_app, model_deployment
 from serve_app.config.server import AppConfig, load_config, packaged_configs

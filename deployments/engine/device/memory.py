@@ -2,41 +2,15 @@
 
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
-class Meter:
-    """`peak`: the most bytes that lived at once of those that a piece of work made."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-
-
-class DeviceMemory(Protocol):
-    """Where tensors live."""
-
-    @property
-    def budget(self) -> int | None:
-        """All the bytes that this process may use for weights and work; None where nobody counts them."""
-
-    @property
-    def always_metered(self) -> bool:
-        """Whether metering is free, so that every call can be."""
-
-    def held(self, counted: int) -> int:
-        """The bytes in use between calls; `counted` is what the engine itself can name."""
-
-    def metered(self) -> AbstractContextManager[Meter]:
-        """Measures what is done inside it."""
-
-    def release(self) -> None:
-        """Gives back what is cached and not used."""
+from deployments.engine.scheduling.device import Meter
 
 
 class CudaMemory:

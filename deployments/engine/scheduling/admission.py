@@ -1,70 +1,55 @@
 """Who may begin: the queue's order, what memory holds, and the knee beyond which more rows help nobody."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import exp
 from time import perf_counter
 
-from deployments.engine.device.memory import DeviceMemory
-from deployments.engine.models.components import size_of
-from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, Overloaded
-from deployments.engine.protocol.sampler_names import SAMPLERS
-from deployments.engine.row import Bucket, Request, Row, Ticket
+from deployments.engine.protocol.request import Bucket, Request
+from deployments.engine.row import Row, Ticket
 from deployments.engine.scheduling.cost_model import StepCosts
-from deployments.engine.scheduling.forecast import Estimate, Work, forecast
+from deployments.engine.scheduling.device import DeviceMemory
+from deployments.engine.scheduling.estimator import Estimator
+from deployments.engine.scheduling.forecast import Estimate
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.scheduling.queue import Queue
 from deployments.engine.scheduling.running import Running
-
-FORECAST_EVERY_S = 0.25
 
 TRAYS = 4
 """Full calls' worth of UNet rows that are in the making at once, of all buckets together. A bucket more takes device
 time from all others: with ever new sizes none would ever be done, and nobody would be told that there is too much."""
 
-USUAL_S = 3.0
-"""How long ago counts for what is usual: the time constant of a mean that forgets exponentially."""
-
 
 class Admission:
-    """`pictures` is how many a VAE call decodes; `sizes` are what UNet calls are padded to, the last the largest.
-
-    `worked` is what all calls so far were worth: the device's seconds for their rows in calls as full as it pays.
-    """
+    """`decode_batch` is how many images a VAE call decodes; `sizes` are what UNet calls are padded to, ascending."""
 
     def __init__(
         self,
         queue_limit: int,
         sizes: Sequence[int],
         device: DeviceMemory,
-        pictures: int,
+        decode_batch: int,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.queue = Queue(queue_limit, clock)
         self.costs = StepCosts(sizes)
         self.device = device
         self.plan = MemoryPlan(device.budget, sizes, clock)
-        self.worked = 0.0
-        self._clock = clock
-        self._pictures = pictures
+        self.estimator = Estimator(self.costs, clock)
+        self._decode_batch = decode_batch
         self._largest = sizes[-1]
         self._weights = 0
         self._paused: dict[tuple[str, int], Row] = {}
-        self._usual: dict[Bucket, float] = {}
-        self._turn = 1.0
-        self._foretold: Mapping[str, Estimate] = {}
-        self._foretold_at = float("-inf")
 
-    def hosts(self, models: Iterable[LoadedModel]) -> None:
-        """These are the models in memory now."""
-        self._weights = size_of(*(network for model in models for network in model.networks))
+    def count_weights(self, weights: int) -> None:
+        """The models in memory take so many bytes from now on."""
+        self._weights = weights
 
     def arrive(self, request: Request, running: Running) -> None:
         """Lets a request into the queue. Raises Overloaded, DoesNotFit, and DeadlineExceeded where that is foreseen."""
         if self._rows_that_fit(request, 0, self.device.held(self._weights)) < request.unet_rows:
             raise DoesNotFit("an image of this size does not fit into the memory that there is")
         self.check_room(request.tenant)
-        self.queue.arrive(request, self.cost(request))
+        self.queue.arrive(request, self.estimator.cost(request))
         limit = request.params.deadline_ms
         if limit is not None:
             finish = self.estimates(running)[request.id].finish
@@ -77,16 +62,11 @@ class Admission:
         try:
             self.queue.check_room(tenant)
         except Overloaded as error:
-            raise Overloaded(error.message, retry_after=_next_place(self._foretold.values())) from None
-
-    def cost(self, request: Request) -> float:
-        """The device's seconds for a request, in calls that are as full as it pays."""
-        rows = evaluations(request) * request.unet_rows * request.params.num_images
-        return rows * self.costs.row_seconds(request.bucket)
+            raise Overloaded(error.message, retry_after=self.estimator.seconds_to_next_place()) from None
 
     def capacity(self, bucket: Bucket) -> int:
         """The UNet rows of `bucket` that run at once when nothing else does."""
-        fitting = self.plan.rows(bucket, self.device.held(self._weights), pictures=self._pictures)
+        fitting = self.plan.rows(bucket, self.device.held(self._weights), pictures=self._decode_batch)
         return min(fitting, self.costs.knee(bucket))
 
     def begin(self, running: Running) -> Iterable[Ticket]:
@@ -119,50 +99,27 @@ class Admission:
         self._paused = {key: row for key, row in self._paused.items() if key[0] != request_id}
         return self.queue.remove(request_id), gone
 
-    def stepped(self, bucket: Bucket, unet_rows: int, control_rows: int, seconds: float) -> None:
-        """A call of so many rows, with ControlNets on so many of them, took so long."""
-        self.worked += unet_rows * self.costs.row_seconds(bucket) + control_rows * self.costs.control_seconds(bucket)
-        before = self._usual.get(bucket, float(unet_rows))
-        self._usual[bucket] = unet_rows + (before - unet_rows) * exp(-seconds / USUAL_S)
-
-    def turned(self, seconds: float, called: float) -> None:
-        """A turn of the engine's loop took so long, the UNet calls in it so long: the rest is encoding, say."""
-        if called:
-            factor = max(1.0, seconds / called)
-            self._turn = factor + (self._turn - factor) * exp(-seconds / USUAL_S)
-
-    def foretell(self, running: Running) -> Mapping[str, Estimate]:
+    def forecast(self, running: Running) -> Mapping[str, Estimate]:
         """A new forecast, now and then; else nothing."""
-        if self._clock() - self._foretold_at < FORECAST_EVERY_S:
+        if not self.estimator.is_due():
             return {}
-        self._foretold_at = self._clock()
-        self._foretold = self.estimates(running)
-        return self._foretold
-
-    def seconds_left(self, request_id: str) -> float | None:
-        """To the end of a request, by the latest forecast."""
-        estimate = self._foretold.get(request_id)
-        if estimate is None:
-            return None
-        return max(0.0, round(estimate.finish - (self._clock() - self._foretold_at), 3))
+        estimates = self.estimates(running)
+        self.estimator.keep(estimates)
+        return estimates
 
     def estimates(self, running: Running) -> Mapping[str, Estimate]:
         """Seconds to begin and to finish, by request, in the order of beginning."""
-        if not len(running):
-            self._usual.clear()
-        now = [_work(row.request, len(row.schedule) - row.step) for row in running]
         paused = {key[0]: len(row.schedule) - row.step for key, row in self._paused.items()}
-        waiting = [
-            _work(request, paused.get(request.id, evaluations(request)), images)
-            for request, images in self.queue.order()
-        ]
-        return forecast(now, waiting, self.capacity, self.costs, self._usual, self._turn)
+        waiting = (
+            (request, paused.get(request.id, request.evaluations), images) for request, images in self.queue.order()
+        )
+        return self.estimator.estimate(running, waiting, self.capacity)
 
     def memory_used(self, running: Running) -> tuple[int | None, int, int]:
         """The budget; the bytes in use between calls; and those that are planned for at the most, calls included."""
         held = self.device.held(self._held(running))
         buckets = [bucket for bucket, rows in list(running.rows.items()) if rows]
-        call = max((self.plan.call(b, running.unet_rows(b), pictures=self._pictures) for b in buckets), default=0)
+        call = max((self.plan.call(b, running.unet_rows(b), pictures=self._decode_batch) for b in buckets), default=0)
         return self.plan.budget, held, held + call
 
     def _room(self, running: Running) -> Callable[[Request], int]:
@@ -192,22 +149,4 @@ class Admission:
 
     def _rows_that_fit(self, request: Request, control_rows: int, held: int) -> int:
         control_rows += request.unet_rows * len(request.params.controls)
-        return self.plan.rows(request.bucket, held, control_rows, self._pictures)
-
-
-def evaluations(request: Request) -> int:
-    """UNet evaluations of one image of a request."""
-    if request.evaluations is not None:
-        return request.evaluations
-    params = request.params
-    assert params.sampler is not None
-    return SAMPLERS[params.sampler].evaluations(params.num_inference_steps, params.strength)
-
-
-def _next_place(foretold: Iterable[Estimate]) -> float:
-    """Seconds until the queue has a place again: until the next request that waits has begun."""
-    return min((estimate.start for estimate in foretold if estimate.start > 0), default=1.0)
-
-
-def _work(request: Request, steps: int, images: int = 1) -> Work:
-    return Work(request.id, request.bucket, steps, request.unet_rows, len(request.params.controls), images)
+        return self.plan.rows(request.bucket, held, control_rows, self._decode_batch)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from deployments.engine.protocol.params import Priority
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 
 WEIGHTS: Final[Mapping[Priority, int]] = {"low": 1, "normal": 2, "high": 4}
 """What a row counts for its bucket's share of the device."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from deployments.engine.locked import Locked, locked
 from deployments.engine.padding import padded_size
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.size_limits import make_room
 
 KEPT: Final = 15

@@ -21,7 +21,7 @@ from math import inf
 from typing import Final, NamedTuple
 
 from deployments.engine.protocol.params import Priority
-from deployments.engine.row import Bucket, Request
+from deployments.engine.protocol.request import Bucket, Request
 
 PATIENCE: Final[Mapping[Priority, float]] = {"high": 0.0, "normal": 30.0, "low": 120.0}
 """Seconds by which an image lets later ones of a higher priority go before it."""

@@ -20,7 +20,8 @@ from typing import Final
 
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import Priority
-from deployments.engine.row import Bucket, Request, Ticket
+from deployments.engine.protocol.request import Bucket, Request
+from deployments.engine.row import Ticket
 from deployments.engine.scheduling.fair_order import PATIENCE, Arrival, Turns
 from deployments.engine.scheduling.lookahead import foreseen
 

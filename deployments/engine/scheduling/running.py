@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from deployments.engine.row import Bucket, Row
+from deployments.engine.protocol.request import Bucket
+from deployments.engine.row import Row
 
 
 @dataclass(slots=True)

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from deployments.engine.conditioning.compositing import composite
 from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky, telling_device_lost
-from deployments.engine.device.memory import DeviceMemory
+from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed, NumericalFailure
 from deployments.engine.protocol.inputs import Picture
 from deployments.engine.protocol.params import OutputFormat
-from deployments.engine.row import Request, Row
+from deployments.engine.protocol.request import Request
+from deployments.engine.row import Row
+from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.memory_plan import MemoryPlan
-from deployments.engine.worker.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.protocol.sampler_names import SamplerNotLinear
-from deployments.engine.row import Bucket, Request, Row
+from deployments.engine.row import Row
 from deployments.engine.sampling.latents import Blend, draw_noise, initial_state
 from deployments.engine.steps.request_state import Given, Ongoing
 
@@ -44,7 +45,7 @@ def fitted(request: Request, model: LoadedModel) -> Request:
     row = model.samplers.of(request.pipeline).row(params.sampler)
     evaluations = row.evaluations(params.num_inference_steps, params.strength)
     embeds = model.guidance_width is not None and tells_guidance(request.pipeline)
-    return replace(request, evaluations=evaluations, embeds_guidance=embeds)
+    return replace(request, own_evaluations=evaluations, embeds_guidance=embeds)
 
 
 def prepare(request: Request, model: LoadedModel, arrived: float) -> Ongoing:

@@ -10,7 +10,7 @@ from deployments.engine.conditioning.controlnet import Control
 from deployments.engine.conditioning.cross_attention import Prompt
 from deployments.engine.conditioning.image_encoder import Posterior
 from deployments.engine.protocol.events import Timings
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from deployments.engine.sampling.samplers import Schedule
 
 NEWS_EVERY_S: Final = 1.0

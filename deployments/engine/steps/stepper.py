@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from deployments.engine.device.errors import DeviceLost, is_out_of_memory, raise_if_sticky
-from deployments.engine.device.memory import Meter
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import padded_size
 from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed
-from deployments.engine.row import Bucket, Row
-from deployments.engine.scheduling.admission import Admission
+from deployments.engine.protocol.request import Bucket
+from deployments.engine.row import Row
+from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.device import DeviceMemory, Meter
+from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.steps.denoise import StepResult, denoise_step
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,8 @@ class Stuck:
 class Stepper:
     """Steps rows, measures what that takes, and tells the plan."""
 
-    def __init__(self, admission: Admission, sizes: tuple[int, ...]) -> None:
-        self._plan, self._costs, self._device = admission.plan, admission.costs, admission.device
-        self._sizes = sizes
+    def __init__(self, plan: MemoryPlan, costs: StepCosts, device: DeviceMemory, sizes: tuple[int, ...]) -> None:
+        self._plan, self._costs, self._device, self._sizes = plan, costs, device, sizes
 
     def step(self, model: LoadedModel, bucket: Bucket, rows: list[Row], counters: Counters) -> Iterator[Moved | Stuck]:
         """Moves every row by one evaluation, in halves where all at once fail. Raises DeviceLost."""

@@ -13,6 +13,7 @@ import torch
 from deployments.engine.device.errors import DeviceLost, telling_device_lost
 from deployments.engine.device.memory import memory_of
 from deployments.engine.engine import QUEUE_LIMIT, Engine
+from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.components import pick_device, pick_dtype
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.protocol.errors import (
@@ -26,9 +27,8 @@ from deployments.engine.protocol.errors import (
 )
 from deployments.engine.protocol.events import Event, Finished, Refused
 from deployments.engine.protocol.report import EngineReport, Load
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
-from deployments.engine.worker.heartbeat import Heartbeat
 from deployments.engine.worker.hosting import Inbox, connect, load
 from deployments.engine.worker.mailbox import Mailbox
 from deployments.engine.worker.snapshot import load_of, report_of

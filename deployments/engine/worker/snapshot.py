@@ -3,8 +3,8 @@
 from deployments.engine.engine import Engine
 from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.request_tracker import Ledger
-from deployments.engine.row import Bucket
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.memory_plan import Kind
 
@@ -30,7 +30,7 @@ def load_of(engine: Engine) -> Load:
     """How much there is to do, and how much can be done at once: asked for several times a second."""
     admission = engine.admission
     waiting, backlog = admission.queue.waiting_by_priority(), admission.queue.seconds
-    return Load(waiting, len(engine.running), engine.capacity, admission.worked, backlog)
+    return Load(waiting, len(engine.running), engine.capacity, admission.estimator.work_done, backlog)
 
 
 def _models(ledger: Ledger) -> dict[str, ModelReport]:

@@ -13,8 +13,8 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.events import Event, ImageFailed, Refused
 from deployments.engine.protocol.inputs import Inputs, Picture
 from deployments.engine.protocol.params import ControlSettings, GenerationParams, effective_params
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.sampler_names import SAMPLERS, resolve_sampler
-from deployments.engine.row import Request
 
 log = logging.getLogger(__name__)
 

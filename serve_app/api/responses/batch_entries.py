@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deployments.engine.row import part_of
+from deployments.engine.protocol.request import part_of
 from serve_app.api.problems import Problem, problem_of
 from serve_app.api.responses.schemas import answer_of
 from serve_app.generation.result import Result

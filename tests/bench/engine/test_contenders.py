@@ -11,7 +11,7 @@ from bench.engine.workload import mixed, text
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.params import ControlSettings
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from bench.engine.__main__ import RANDOM, compare, main
 from bench.engine.contenders import Outcome
 from bench.engine.report import ENGINE, LIKE_BATCHES, ONE_BY_ONE, summary
 from bench.engine.workload import WORKLOADS, text
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 
 SPEC = ModelSpec("any", "nowhere", native_size=64)
 

@@ -20,8 +20,8 @@ from bench.engine.workload import (
     text,
 )
 from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 
 SPEC = ModelSpec("any", "nowhere", native_size=64)
 

@@ -10,7 +10,7 @@ from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Job
 from bench.simulation.trace import Kind
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.row import Bucket, Request
+from deployments.engine.protocol.request import Bucket, Request
 
 SMALL = Bucket("sd15", 512, 512)
 LARGE = Bucket("sd15", 768, 768)

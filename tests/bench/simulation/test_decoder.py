@@ -2,7 +2,7 @@
 
 from bench.simulation.decoder import Decoder
 from bench.simulation.job import Job, Usage
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from tests.bench.simulation.scenes import kind
 
 

@@ -11,7 +11,7 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import effective_params
-from deployments.engine.row import Bucket, Request
+from deployments.engine.protocol.request import Bucket, Request
 from tests.bench.simulation.scenes import DECODE, LARGE, PREPARE, SMALL, STEP, device, kind, stage
 
 # Calls whose sizes cost differently: what is padded, and who shares with whom, shows in the seconds.

@@ -19,8 +19,8 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.events import Event, ImageDone
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.request import NO_INPUTS, Request
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
-from deployments.engine.row import NO_INPUTS, Request
 
 E = TypeVar("E")
 

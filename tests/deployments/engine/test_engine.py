@@ -116,8 +116,8 @@ def test_work_is_worth_what_it_costs_in_full_calls_whoever_shares_it(
     requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
     _, crowd = run(tiny_model, requests)
     alone = [run(tiny_model, [request])[1] for request in requests]
-    assert crowd.admission.worked == 0.5 * crowd.ledger.total.unet_rows
-    assert crowd.admission.worked == sum(engine.admission.worked for engine in alone)
+    assert crowd.admission.estimator.work_done == 0.5 * crowd.ledger.total.unet_rows
+    assert crowd.admission.estimator.work_done == sum(engine.admission.estimator.work_done for engine in alone)
     assert crowd.admission.queue.seconds == 0.0
 
 

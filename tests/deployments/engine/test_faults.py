@@ -21,15 +21,15 @@ from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.device.errors import DeviceLost
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.engine import Engine
+from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, EngineLost, Overloaded
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Refused
 from deployments.engine.protocol.inputs import Inputs
-from deployments.engine.row import Bucket, Request
+from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.steps import decode, stepper
 from deployments.engine.steps.decode import Decoder
 from deployments.engine.worker.engine_worker import EngineWorker
-from deployments.engine.worker.heartbeat import Heartbeat
 from tests.deployments.engine.harness import request_for
 
 AT_MOST_S = 2.0
@@ -139,10 +139,10 @@ def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exc
     """Its rows have moved by then: what they hold cannot be told from noise."""
     monkeypatch.setattr(stepper, "denoise_step", lambda *_: SimpleNamespace(padded_rows=2, control_rows=0))
     monkeypatch.setattr(torch.cuda, "synchronize", raising(error))
-    admission = SimpleNamespace(plan=SimpleNamespace(knows=lambda *_: True), costs=None, device=CpuMemory())
+    plan = SimpleNamespace(knows=lambda *_: True)
     row = SimpleNamespace(request=SimpleNamespace(unet_rows=2), controls=())
     model = SimpleNamespace(device=torch.device("cuda"))
-    stepping = stepper.Stepper(cast(Any, admission), (2,))
+    stepping = stepper.Stepper(cast(Any, plan), cast(Any, None), CpuMemory(), (2,))
     with pytest.raises(DeviceLost):
         list(stepping.step(cast(Any, model), Bucket("tiny", 64, 64), cast(Any, [row]), cast(Any, None)))
 

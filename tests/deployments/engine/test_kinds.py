@@ -11,7 +11,7 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import GenerationFailed
 from deployments.engine.protocol.events import ImageFailed, Refused
 from deployments.engine.protocol.inputs import Inputs, Mask, Picture
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from deployments.engine.steps import previews as previews_module
 from deployments.engine.steps.prepare import begin_row
 from tests.deployments.engine.harness import Tape, difference, reference_image, request_for, run

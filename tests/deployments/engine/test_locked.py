@@ -11,7 +11,7 @@ import pytest
 from deployments.engine.protocol.counters import Counters, total
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.latencies import PhaseRecorder
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.cost_model import StepCosts
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 

@@ -17,8 +17,8 @@ from deployments.engine.protocol.errors import GenerationFailed, InvalidParamete
 from deployments.engine.protocol.events import Accepted, Event, Refused
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import PartSpec
-from deployments.engine.row import Request
 from deployments.uploads import intake as intake_module
 from deployments.uploads.intake import Intake, take_in
 from tests.deployments.annotators.pictures import patches

@@ -14,7 +14,7 @@ from deployments.annotators.catalogue import Annotators
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from deployments.uploads.image_files import decode, decode_layer
 from deployments.uploads.intake import take_in
 from deployments.uploads.transparency import hint_of, mask_of

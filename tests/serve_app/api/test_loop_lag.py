@@ -18,7 +18,7 @@ from starlette.types import Message
 
 from deployments.engine.protocol.events import Accepted, Finished, ImageDone
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from serve_app.api.application import create_api
 from serve_app.api.garbage_collection import collect_seldom
 from serve_app.api.parsing.body import MAX_BODY_BYTES

@@ -16,8 +16,8 @@ from deployments.engine.protocol.errors import EngineStopped, ModelLoadError
 from deployments.engine.protocol.events import Event
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from serve_app.backends.local import LocalBackend
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import TINY, success

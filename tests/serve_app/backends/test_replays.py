@@ -19,7 +19,7 @@ from deployments.engine.protocol.errors import (
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
 from deployments.engine.protocol.inputs import Inputs, Uploads
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from serve_app.backends.replays import QUARANTINE_SECONDS, QUARANTINE_SIZE, Replays, fingerprint
 from tests.serve_app.fakes import until
 from tests.serve_app.virtual_time import in_virtual_time

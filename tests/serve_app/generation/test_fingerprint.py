@@ -7,8 +7,8 @@ import pytest
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import SERVICE_FIELDS, ControlSettings, GenerationParams
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
-from deployments.engine.row import Request
 from serve_app.generation import fingerprint
 from serve_app.generation.fingerprint import Fingerprint, fingerprint_of
 

@@ -16,8 +16,8 @@ from deployments.engine.protocol.errors import (
 )
 from deployments.engine.protocol.events import Accepted, Finished, Progress, Refused
 from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from serve_app.generation.result import Result, decoded
 from serve_app.jobs import batch as batches
 from serve_app.jobs.batch import Batch, Outcome

@@ -12,8 +12,8 @@ from bench.redis_server import RedisServer, redis_server
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.events import Accepted
 from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.config.jobs import JobsConfig
 from serve_app.jobs.job import Job

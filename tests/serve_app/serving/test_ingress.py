@@ -21,8 +21,8 @@ from deployments.engine.protocol.errors import (
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from serve_app.backends.protocol import BackendReport
 from serve_app.serving.ingress import HandleBackend, Route, as_engine_error
 

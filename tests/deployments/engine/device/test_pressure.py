@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from deployments.engine.device.errors import DeviceLost
-from deployments.engine.device.memory import CpuMemory, Meter
+from deployments.engine.device.memory import CpuMemory
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, NumericalFailure, Overloaded
 from deployments.engine.protocol.events import Accepted, Finished, ImageDone, ImageFailed, Progress, Refused
 from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.scheduling.device import Meter
 from deployments.engine.worker.warm_up import warm_up
 from tests.deployments.engine.harness import Tape, difference, request_for, run
 

@@ -18,8 +18,8 @@ from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.events import Refused
 from deployments.engine.protocol.inputs import Inputs, PipelineKind
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import INDEX, ModelSpec
-from deployments.engine.row import Request
 from deployments.engine.sampling.checkpoint_scheduler import SavedScheduler, corrections
 from deployments.engine.sampling.samplers import CHECKPOINT, SAMPLERS, PipelineSamplers
 from tests.deployments.engine.harness import Pixels, difference, request_for, run, use_sampler

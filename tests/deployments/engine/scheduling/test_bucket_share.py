@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bucket_share import DeviceShare
 
 SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)

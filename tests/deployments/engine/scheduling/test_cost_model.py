@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.cost_model import StepCosts
 
 SIZES = (1, 2, 4, 8, 16)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bucket_share import DeviceShare
 from deployments.engine.scheduling.cost_model import StepCosts
 from deployments.engine.scheduling.forecast import Work, forecast

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.memory_plan import AFTER_RUNNING_OUT, GIB, RESERVE, MemoryPlan, first_guess
 
 SIZES = (1, 2, 4, 8, 16)

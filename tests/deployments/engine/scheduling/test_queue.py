@@ -10,7 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams, Priority
-from deployments.engine.row import Bucket, Request, Ticket
+from deployments.engine.protocol.request import Bucket, Request
+from deployments.engine.row import Ticket
 from deployments.engine.scheduling.fair_order import PATIENCE
 from deployments.engine.scheduling.queue import Queue
 

@@ -1,6 +1,6 @@
 """Whoever asks for one size after another fills no memory, and what the warm-up has learnt stays."""
 
-from deployments.engine.row import Bucket
+from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.cost_model import StepCosts
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.scheduling.size_limits import MOST

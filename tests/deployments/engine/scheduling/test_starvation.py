@@ -12,12 +12,13 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.device.memory import Meter
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams, Priority
-from deployments.engine.row import Request, Row, Ticket
-from deployments.engine.scheduling.admission import TRAYS, Admission, evaluations
+from deployments.engine.protocol.request import Request
+from deployments.engine.row import Row, Ticket
+from deployments.engine.scheduling.admission import TRAYS, Admission
 from deployments.engine.scheduling.bucket_share import WEIGHTS, DeviceShare
+from deployments.engine.scheduling.device import Meter
 from deployments.engine.scheduling.fair_order import LEAD, PATIENCE
 from deployments.engine.scheduling.running import Running
 
@@ -76,7 +77,7 @@ class Player:
             self.admission.arrive(request, self.running)
         except Overloaded:
             return False
-        due = self.now + PATIENCE[request.params.priority] + self.admission.cost(request)
+        due = self.now + PATIENCE[request.params.priority] + self.admission.estimator.cost(request)
         self.lives[request.id] = Life(self.now, due, left=request.params.num_images)
         self.requests[request.id] = request
         return True
@@ -109,7 +110,7 @@ class Player:
     def work(self) -> float:
         """The device's seconds for all that is here, if every image were made alone."""
         left = [(self.requests[name], life) for name, life in self.lives.items() if life.ended is None]
-        return sum(life.left * evaluations(request) for request, life in left) * SECONDS * self.pace
+        return sum(life.left * request.evaluations for request, life in left) * SECONDS * self.pace
 
     def _begin(self) -> None:
         for ticket in self.admission.begin(self.running):
@@ -120,7 +121,7 @@ class Player:
 
 
 def row_of(ticket: Ticket) -> Row:
-    steps = cast(Any, range(evaluations(ticket.request)))
+    steps = cast(Any, range(ticket.request.evaluations))
     nothing = cast(Any, NO_BYTES)
     return Row(ticket.request, ticket.index, steps, nothing, nothing, nothing, None, due=ticket.due)
 

@@ -13,6 +13,7 @@ import torch
 
 from deployments.engine.device.errors import DeviceLost
 from deployments.engine.engine import Engine
+from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.protocol.errors import (
     Cancelled,
@@ -27,10 +28,9 @@ from deployments.engine.protocol.events import Accepted, Event, Finished, ImageD
 from deployments.engine.protocol.latencies import PHASES
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.report import Load
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, with_native_size
-from deployments.engine.row import Request
 from deployments.engine.worker.engine_worker import EngineWorker
-from deployments.engine.worker.heartbeat import Heartbeat
 from deployments.engine.worker.mailbox import Mailbox
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 

@@ -20,8 +20,8 @@ from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.protocol.errors import EngineError, EngineLost, ModelLoadError
 from deployments.engine.protocol.events import Event, Finished, ImageDone, Progress, Refused
+from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.row import Request
 from deployments.engine.worker import hosting
 from deployments.engine.worker.engine_worker import EngineWorker
 from deployments.engine.worker.hosting import warm

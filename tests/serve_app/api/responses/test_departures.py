@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from deployments.engine.protocol.events import Accepted, Event, Finished, Progress
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
 from serve_app.config.cache import CacheConfig

@@ -6,8 +6,7 @@ import httpx
 import pytest
 
 from deployments.engine.protocol.events import Accepted, Finished, Progress
-from deployments.engine.row import Request
-from deployments.engine.scheduling.admission import evaluations
+from deployments.engine.protocol.request import Request
 from serve_app.client import parse_events
 from tests.serve_app.api.parsing.test_hostile_forms import picture
 from tests.serve_app.fakes import EVENTS, PATH, TIMINGS, FakeBackend, Step, image
@@ -17,7 +16,7 @@ DOOR = "/ads/v2/diffusion/image-to-image"
 
 def honest(request: Request) -> list[Step]:
     """Says and counts as the engine does."""
-    steps = evaluations(request)
+    steps = request.evaluations
     return [
         Accepted(request.id, 0, steps),
         Progress(request.id, steps, steps),

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.engine.protocol.errors import NumericalFailure, Overloaded
 from deployments.engine.protocol.events import Accepted, Refused
-from deployments.engine.row import Request
+from deployments.engine.protocol.request import Request
 from serve_app.api.application import create_api
 from serve_app.client import ServerEvent, parse_events
 from serve_app.config.jobs import JobsConfig

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from deployments.engine.worker.heartbeat import FLOOR_SECONDS, RECENT_TURNS, Heartbeat
+from deployments.engine.heartbeat import FLOOR_SECONDS, RECENT_TURNS, Heartbeat
 
 
 @dataclass
