@@ -9,8 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from deployments.engine.checkpoints.native_size import single_file, with_native_size
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part, single_file
+from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part
 from deployments.pins import PINS, convert_command, pinned
 
 # Of a hub's repository that is given without a commit: loading refuses, and says where to pin. A branch name would let
@@ -217,3 +218,14 @@ def clashes(specs: Sequence[ModelSpec]) -> list[str]:
         twice.extend(sorted(names & seen))
         seen |= names
     return twice
+
+
+def with_known_size(spec: ModelSpec) -> ModelSpec:
+    """`spec` with its native size, from its folder if need be. Raises ModelLoadError where that cannot be known."""
+    try:
+        return with_native_size(spec)
+    except (OSError, LookupError, TypeError, ValueError):
+        raise ModelLoadError(
+            f"model {spec.name!r}: {spec.source!r} is not a folder in diffusers' layout; give `native_size` as well "
+            "for a repository on the hub"
+        ) from None

@@ -19,13 +19,14 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
+from deployments.registry import with_known_size
 from deployments.serve_log import speak_through_serve
-from serve_app.backends.local import sized
+from serve_app.backends.ray_serve import HandleBackend
 from serve_app.config.deployments import DeploymentConfig
 from serve_app.config.server import AppConfig
 from serve_app.gateway.setup import door
 from serve_app.observability.logs import LOGGERS, hush_parsers
-from serve_app.serving.ingress import HandleBackend, Ingress
+from serve_app.serving.ingress import Ingress
 
 
 def build_app(config: AppConfig) -> Application:
@@ -35,7 +36,7 @@ def build_app(config: AppConfig) -> Application:
 
 def application(config: AppConfig, replica: type[ModelReplica] = ModelReplica) -> Application:
     """As `build_app`, of replicas of one's own. Apart from it because Serve's builders may take one argument only."""
-    specs = [tuple(sized(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
+    specs = [tuple(with_known_size(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
     annotators = config.annotators.specs()
     logs = config.logging.serve_options()
     handles = [

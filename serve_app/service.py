@@ -26,7 +26,8 @@ from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import ResultCache
 from serve_app.generation.cancellation import Cancellations
 from serve_app.generation.prepare import find_model, prepare
-from serve_app.generation.result import Prepared, Result, decoded, encoded, result_of
+from serve_app.generation.prepared import Prepared
+from serve_app.generation.result import Result, decoded, encoded, result_of
 from serve_app.image_processor import ImageProcessor
 from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.health import Health, Status

@@ -30,8 +30,7 @@ from bench.faults import report
 from bench.faults.cases import BY_NAME, NAMES_OF_ROWS, OVERLOAD_EXPECTED, OVERLOAD_FAULT
 from bench.faults.runs import Servers, run_row
 from bench.faults.targets import misses, zeros
-from deployments.registry import known_models
-from serve_app.backends.local import sized
+from deployments.registry import known_models, with_known_size
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def demo_goldens() -> Goldens:
     """Of the demo model, whose ControlNets nobody asks for here."""
-    return make_goldens(sized(replace(known_models()["demo-sd"], controlnets={})))
+    return make_goldens(with_known_size(replace(known_models()["demo-sd"], controlnets={})))
 
 
 def _announce(name: str) -> None:

@@ -29,10 +29,10 @@ from serve_app.api.problems import Problem, http_problem, problem_of
 from serve_app.api.request_record import CLIENT_LEFT
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadata, operations
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import IdempotencyConfig, JobsConfig
 from serve_app.gateway.api_keys import Keyring
 from serve_app.gateway.hosts import Hosts
-from serve_app.gateway.idempotency import Idempotency, IdempotencyConfig
+from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.rate_limits import RateLimits
 from serve_app.jobs.manager import Jobs
 from serve_app.jobs.redis_store import JobShelf

@@ -7,8 +7,8 @@ from fastapi import Request
 
 from deployments.engine.protocol.params import GenerationParams, Priority
 from serve_app.api.problems import Fault, Problem, pointer_to
+from serve_app.config.sections import NO_LIMITS, Limits
 from serve_app.gateway.api_keys import Scope
-from serve_app.gateway.rate_limits import NO_LIMITS, Limits
 
 _PRIORITIES: Final = get_args(Priority)
 

@@ -13,8 +13,8 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.errors import EngineError, EngineStopped, ModelLoadError
 from deployments.engine.protocol.events import Event, Refused
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec, with_native_size
-from deployments.registry import check_source, clashes
+from deployments.engine.protocol.spec import ModelSpec
+from deployments.registry import check_source, clashes, with_known_size
 from deployments.uploads.intake import Intake
 from serve_app.backends.protocol import BackendReport
 
@@ -43,7 +43,7 @@ class LocalBackend:
         """`annotators` make hints from photos. Raises ModelLoadError where a model's folder does not say what it is."""
         if not specs or clashes(specs):
             raise ValueError(f"a name per model is needed, each used once: {', '.join(clashes(specs)) or 'no models'}")
-        self._models = tuple(sized(spec) for spec in specs)
+        self._models = tuple(with_known_size(spec) for spec in specs)
         self.annotators = Annotators(annotators, device)
         self._options: dict[str, Any] = {
             "device": device,
@@ -141,14 +141,3 @@ class LocalBackend:
     def _stop(loading: "Future[EngineWorker]") -> None:
         if loading.exception() is None:
             loading.result().stop()
-
-
-def sized(spec: ModelSpec) -> ModelSpec:
-    """`spec` with its native size, from its folder if need be. Raises ModelLoadError where that cannot be known."""
-    try:
-        return with_native_size(spec)
-    except (OSError, LookupError, TypeError, ValueError):
-        raise ModelLoadError(
-            f"model {spec.name!r}: {spec.source!r} is not a folder in diffusers' layout; give `native_size` as well "
-            "for a repository on the hub"
-        ) from None

@@ -20,9 +20,9 @@ from serve_app.cache.coalescing import Flights
 from serve_app.cache.entry import Entry
 from serve_app.cache.memory_tier import MemoryTier
 from serve_app.cache.redis_tier import SharedTier
-from serve_app.config.cache import CacheConfig
+from serve_app.config.sections import CacheConfig
 from serve_app.generation.fingerprint import Fingerprint, fingerprint_of
-from serve_app.generation.result import Prepared
+from serve_app.generation.prepared import Prepared
 from serve_app.store.redis import RedisTier
 
 log = logging.getLogger(__name__)

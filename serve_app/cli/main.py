@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.registry import check_source
-from serve_app.backends.local import sized
+from deployments.registry import check_source, with_known_size
 from serve_app.cli import batch, generate, keys
 from serve_app.cli import k8s as kubernetes_commands
 from serve_app.cli.generate import EXIT_USAGE, failed
@@ -149,7 +148,7 @@ def _settings(config: str) -> AppConfig:
         for deployment in settings.deployments:
             for spec in settings.specs_of(deployment):
                 check_source(spec)
-                sized(spec)
+                with_known_size(spec)
         for kind, annotator in settings.annotators.specs().items():
             check_annotator(kind, annotator)
     except (ConfigError, ModelLoadError) as error:

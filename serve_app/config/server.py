@@ -13,16 +13,18 @@ from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
-from serve_app.config.cache import CacheConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.errors import ConfigError, complaints, nearest
-from serve_app.config.jobs import JobsConfig
 from serve_app.config.secret import Secret
+from serve_app.config.sections import (
+    CacheConfig,
+    IdempotencyConfig,
+    JobsConfig,
+    LimitsConfig,
+    LoggingConfig,
+    RedisConfig,
+)
 from serve_app.config.strict import Strict
-from serve_app.gateway.idempotency import IdempotencyConfig
-from serve_app.gateway.rate_limits import LimitsConfig
-from serve_app.observability.logs import LoggingConfig
-from serve_app.store.redis import RedisConfig
 
 _PACKAGED = Path(__file__).parent / "packaged"
 

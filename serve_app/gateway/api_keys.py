@@ -21,8 +21,8 @@ from deployments.engine.protocol.params import Priority
 from serve_app.config.deployments import Name
 from serve_app.config.errors import ConfigError, complaints
 from serve_app.config.secret import Secret
+from serve_app.config.sections import Limits
 from serve_app.config.strict import Strict
-from serve_app.gateway.rate_limits import Limits
 
 log = logging.getLogger(__name__)
 

@@ -9,29 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated, Final
+from typing import Final
 
-from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
+from serve_app.config.host_name import ANY
 
-ANY: Final = "*"
 EVERY_ADDRESS: Final = frozenset(("", "0.0.0.0", "::"))
 
-_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
 _ORIGIN = re.compile(r"(https?)://([^/?#@]+)")
 _USUAL_PORTS: Final = {"http": "80", "https": "443"}
-
-
-def _host(written: str) -> str:
-    name = written.lower()
-    if name == ANY or _NAME.fullmatch(name) or _is_address(name):
-        return name
-    message = "{name} is no host: write a name, an address without its port, `*.example.com` or `*`"
-    raise PydanticCustomError("host", message, {"name": repr(written)})
-
-
-HostName = Annotated[str, AfterValidator(_host)]
-"""A name or an address, without a port; `*.example.com` for all below a name, `*` for any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +76,3 @@ def _split(host: str) -> tuple[str, str]:
         return name.lower(), rest.removeprefix(":")
     name, _, port = host.lower().partition(":")
     return name.removesuffix("."), port
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -9,19 +9,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pydantic import Field
-
-from serve_app.config.strict import Strict
+from serve_app.config.sections import IdempotencyConfig
 from serve_app.gateway.idempotency_store import Answer, SharedAnswers, Theirs, Work
 
 Clock = Callable[[], float]
-
-
-class IdempotencyConfig(Strict):
-    """`memory_bytes` is of each ingress process, `ttl_s` seconds how long an answer is kept."""
-
-    memory_bytes: int = Field(default=2**26, ge=2**20)
-    ttl_s: float = Field(default=86_400.0, gt=0, le=2_592_000)
 
 
 class InProgress(Exception):

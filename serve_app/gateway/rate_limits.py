@@ -7,9 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Final, Literal
 
-from pydantic import Field
-
-from serve_app.config.strict import Strict
+from serve_app.config.sections import Limits, LimitsConfig
 from serve_app.gateway.sliding_window import Clock, Standing, Windows
 from serve_app.store.redis import RedisTier
 
@@ -19,39 +17,6 @@ LimitName = Literal["requests_per_minute", "concurrent_requests", "cost_per_minu
 _A_PLACE_S: Final = 1.0
 
 _MEGA: Final = 1_000_000
-
-
-class Limits(Strict):
-    """What one caller may ask for; None is as much as it likes. Costs are in megapixel-steps."""
-
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    concurrent_requests: int | None = Field(default=None, ge=1)
-    cost_per_minute: int | None = Field(default=None, ge=1)
-    max_cost: int | None = Field(default=None, ge=1)
-
-    def but(self, own: "Limits") -> "Limits":
-        """These, but for what `own` says."""
-        return self.model_copy(update=own.model_dump(exclude_unset=True))
-
-    @property
-    def costliest(self) -> int | None:
-        """What one request may cost: no more than fits into a minute, or it would be told to come back for ever."""
-        return min((cost for cost in (self.max_cost, self.cost_per_minute) if cost is not None), default=None)
-
-
-NO_LIMITS: Final = Limits()
-
-
-class LimitsConfig(Strict):
-    """`per_key` holds for every key that does not say otherwise, `per_address` for callers without a key.
-
-    `proxies` is how many proxies of yours every request has passed, each of which adds the address that it was asked
-    from to X-Forwarded-For. 0 is to trust nobody's word, and take the connection's own address.
-    """
-
-    per_key: Limits = NO_LIMITS
-    per_address: Limits = NO_LIMITS
-    proxies: int = Field(default=0, ge=0, le=16)
 
 
 class OverLimit(Exception):

@@ -9,7 +9,7 @@ from deployments.engine.protocol.inputs import Task, Uploads
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from serve_app.generation.result import Prepared
+from serve_app.generation.prepared import Prepared
 from serve_app.generation.styles import expand
 from serve_app.generation.uploads import check_uploads, sized_like
 

@@ -1,4 +1,4 @@
-"""What a request becomes on its way in, and what it comes to."""
+"""The result of a request: its images, and how they were made."""
 
 import io
 from collections.abc import Sequence
@@ -8,22 +8,8 @@ from PIL import Image
 
 from deployments.engine.protocol.events import ImageDone, ImageFailed, Source, Timings
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.protocol.request import Request
 from deployments.uploads.image_files import to_layer
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request ready for the backend, beside what the caller asked for.
-
-    `asked` has every default filled in and a seed; `request.params` differs from it by the prompt, which has the style
-    in it. A request of `asked` and the same uploads gives the same images. `drawn` says that the seed is not the
-    caller's.
-    """
-
-    request: Request
-    asked: GenerationParams
-    drawn: bool = False
+from serve_app.generation.prepared import Prepared
 
 
 @dataclass(frozen=True, slots=True)

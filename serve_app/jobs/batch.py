@@ -19,7 +19,8 @@ from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import part_of
 from serve_app.generation.cancellation import Word
-from serve_app.generation.result import Prepared, Result
+from serve_app.generation.prepared import Prepared
+from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
 from serve_app.tasks import end
 

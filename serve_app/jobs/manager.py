@@ -18,7 +18,7 @@ from typing import Final
 
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import JobsConfig
 from serve_app.generation.prepare import with_seed
 from serve_app.jobs.fair_order import Turn, in_turn, next_number
 from serve_app.jobs.job import Document, Job

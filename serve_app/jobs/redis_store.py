@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import JobsConfig
 from serve_app.jobs.fair_order import Turn, in_turn
 from serve_app.jobs.job import Job, restored, spec_of, state_of
 from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS

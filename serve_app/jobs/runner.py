@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import Any, Final
 
 from deployments.engine.protocol.errors import Overloaded
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import JobsConfig
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.job import Document, Job
 from serve_app.jobs.memory_store import JobMemory

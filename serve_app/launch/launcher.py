@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from serve_app.config.server import AppConfig
-from serve_app.launch.import_path import installed_only
 from serve_app.launch.processes import adopt_orphans, sweep
+from serve_app.serving.import_path import installed_only
 
 EXIT_FAILED = 1
 EXIT_PORT_IN_USE = 2

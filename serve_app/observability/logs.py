@@ -3,25 +3,13 @@
 import json
 import logging
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TextIO
+from typing import Final, TextIO
 
-from serve_app.config.strict import Strict
+from serve_app.config.sections import LoggingConfig
 
 LOGGERS: Final = ("serve_app", "deployments")
 
 _OWN_TO_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class LoggingConfig(Strict):
-    """The log of requests and of what the server has to say. `prompts`: whether lines of requests hold prompts."""
-
-    encoding: Literal["json", "text"] = "json"
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    prompts: bool = False
-
-    def serve_options(self) -> dict[str, Any]:
-        """Ray Serve's `logging_config` of a deployment. Its own line per request would say less than ours."""
-        return {"encoding": self.encoding.upper(), "log_level": self.level, "enable_access_log": False}
 
 
 class JsonLines(logging.Formatter):

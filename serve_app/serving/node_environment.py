@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from serve_app.launch.import_path import SAFE_PATH
+from serve_app.serving.import_path import SAFE_PATH
 
 HEAD_TIMEOUT_VARIABLE: Final = "DARKROOM_HEAD_TIMEOUT_S"
 HEAD_TIMEOUT_S: Final = 10.0

@@ -15,14 +15,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from pydantic import Field
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-from serve_app.config.secret import Secret
-from serve_app.config.strict import Strict
+from serve_app.config.sections import RedisConfig
 from serve_app.store.redis_values import MEND, Kinds, is_wrong_type
 
 log = logging.getLogger(__name__)
@@ -35,22 +33,6 @@ KEY_CHARACTERS: Final = 32
 
 T = TypeVar("T")
 Clock = Callable[[], float]
-
-
-class RedisConfig(Strict):
-    """Where Redis is: `redis://` or, with TLS, `rediss://`. `prefix` goes before every key in it.
-
-    A user belongs into the url (`redis://user@host:6379/0`), its `password` into the environment or a file. `key`, the
-    same for all processes that share it, signs results, answers and jobs there: whoever can write to Redis can put
-    nothing into anybody's mouth.
-    """
-
-    url: str = Field(pattern=r"^rediss?://")
-    key: Secret
-    password: Secret | None = None
-    prefix: str = Field(default="darkroom:", max_length=64)
-    timeout_ms: float = Field(default=50.0, gt=0, le=10_000)
-    max_connections: int = Field(default=32, ge=1)
 
 
 class RedisGone(Exception):

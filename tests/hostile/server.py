@@ -24,7 +24,8 @@ from deployments.engine.protocol.request import Request
 from deployments.uploads.intake import Intake
 from serve_app.api.application import create_api
 from serve_app.api.parsing import body
-from serve_app.observability.logs import LoggingConfig, log_to
+from serve_app.config.sections import LoggingConfig
+from serve_app.observability.logs import log_to
 from serve_app.service import DiffusionService
 from serve_app.serving.proxy_headers import RAYS_OWN, middlewares
 from tests.serve_app.fakes import FakeBackend

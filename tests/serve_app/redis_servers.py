@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from bench.redis_server import RedisServer
 from serve_app.config.secret import Secret
-from serve_app.store.redis import RedisConfig
+from serve_app.config.sections import RedisConfig
 from tests.serve_app.servers import free_port
 
 # It need not be secret here, only long enough and the same for everybody.

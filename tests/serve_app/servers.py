@@ -19,9 +19,9 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
+from serve_app.config.sections import RedisConfig
 from serve_app.config.server import AppConfig
 from serve_app.launch.processes import descendants
-from serve_app.store.redis import RedisConfig
 
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 120.0

@@ -21,8 +21,8 @@ from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.engine.worker.engine_worker import EngineWorker
 from serve_app.app import build_app, model_deployment
+from serve_app.backends.ray_serve import HandleBackend, Route
 from serve_app.config.server import AppConfig, load_config, packaged_configs
-from serve_app.serving.ingress import HandleBackend, Route
 
 SPEC = ModelSpec("demo-sd", "nowhere", native_size=64)
 

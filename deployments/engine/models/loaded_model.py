@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deployments.engine.checkpoints.native_size import single_file, with_native_size
 from deployments.engine.checkpoints.pipeline_index import check_pipeline
 from deployments.engine.checkpoints.single_file import (
     FilePart,
@@ -32,7 +33,7 @@ from deployments.engine.models.hub import locate
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.inputs import PipelineKind, Task
 from deployments.engine.protocol.sampler_names import resolve_sampler
-from deployments.engine.protocol.spec import INDEX, PARTS, ModelSpec, PartSpec, as_part, single_file, with_native_size
+from deployments.engine.protocol.spec import INDEX, PARTS, ModelSpec, PartSpec, as_part
 from deployments.engine.sampling.samplers import PipelineSamplers
 
 log = logging.getLogger(__name__)

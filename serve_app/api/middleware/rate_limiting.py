@@ -18,7 +18,7 @@ from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.scopes import asks_for_work
 from serve_app.gateway.rate_limits import LimitName, OverLimit, RateLimits, TooCostly, Visit
 from serve_app.gateway.sliding_window import WINDOW_S
-from serve_app.generation.result import Prepared
+from serve_app.generation.prepared import Prepared
 
 # Name, unit in words, and how the draft's `RateLimit-Policy` goes on after the quota.
 _TOLD: Final[Mapping[LimitName, tuple[str, str]]] = MappingProxyType(

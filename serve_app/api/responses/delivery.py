@@ -11,14 +11,15 @@ from serve_app.api.middleware.rate_limiting import charge
 from serve_app.api.parsing.negotiation import EVENTS, JSON, wanted
 from serve_app.api.principal import caller_of
 from serve_app.api.request_record import entry_of
+from serve_app.api.responses.cache_headers import as_controlled, cache_control, told
 from serve_app.api.responses.disconnect import while_client_stays
 from serve_app.api.responses.event_stream import open_stream
 from serve_app.api.responses.idempotency import once, refuse_key
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.schemas import answer_of, server_timing
 from serve_app.api.responses.stream_events import Story
-from serve_app.api.routes.cache import as_controlled, cache_control, told
-from serve_app.generation.result import Prepared, Result
+from serve_app.generation.prepared import Prepared
+from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
 
 FORMATS = ("png", "webp", "jpeg")

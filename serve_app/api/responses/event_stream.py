@@ -21,10 +21,10 @@ from deployments.engine.protocol.errors import EngineStopped
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Refused
 from serve_app.api.problems import internal_error
 from serve_app.api.request_record import Entry, entry_of
+from serve_app.api.responses.cache_headers import told
 from serve_app.api.responses.disconnect import while_client_stays
 from serve_app.api.responses.large_json import encoded_json
 from serve_app.api.responses.stream_events import Story, Told
-from serve_app.api.routes.cache import told
 from serve_app.tasks import end
 
 log = logging.getLogger(__name__)

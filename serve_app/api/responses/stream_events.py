@@ -18,7 +18,8 @@ from deployments.engine.protocol.events import (
 )
 from serve_app.api.problems import problem_of
 from serve_app.api.responses.schemas import answer_of, failure_answer, image_answer
-from serve_app.generation.result import Prepared, result_of
+from serve_app.generation.prepared import Prepared
+from serve_app.generation.result import result_of
 
 Told = tuple[str, dict[str, Any]]
 

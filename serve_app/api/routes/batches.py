@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field, ValidationError
 
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
+from serve_app.api.dependencies import JobsHere, Service
 from serve_app.api.middleware.rate_limiting import charge, charge_refused
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.negotiation import EVENTS, JSON, wanted
@@ -19,30 +20,20 @@ from serve_app.api.principal import caller_of
 from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.responses import openapi
 from serve_app.api.responses.batch_entries import entry_answer, totals
+from serve_app.api.responses.cache_headers import as_controlled, cache_control
 from serve_app.api.responses.disconnect import while_client_stays
 from serve_app.api.responses.event_stream import EventStream, in_order
 from serve_app.api.responses.idempotency import once, refuse_key
 from serve_app.api.responses.job_schemas import job_answer, job_path
 from serve_app.api.responses.large_json import json_response, let_others_run
 from serve_app.api.responses.stream_events import Told
-from serve_app.api.routes.cache import as_controlled, cache_control
-from serve_app.api.routes.operations import Service
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import JobsConfig
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.manager import RETRY_S, Jobs, TooManyJobs, new_job_id
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
 RESPOND_ASYNC = "respond-async"
-
-
-def jobs_of(request: Request) -> Jobs:
-    """The jobs of this application."""
-    jobs: Jobs = request.app.state.jobs
-    return jobs
-
-
-JobsHere = Annotated[Jobs, Depends(jobs_of)]
 
 
 class BatchBody(StrictFields):

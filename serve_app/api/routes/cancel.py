@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
+from serve_app.api.dependencies import Service
 from serve_app.api.principal import caller_of
 from serve_app.api.responses.openapi import job_answers
-from serve_app.api.routes.operations import Service
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"], responses=job_answers())
 

@@ -10,13 +10,13 @@ from pydantic import BeforeValidator
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings
+from serve_app.api.dependencies import Service
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import Form, read_form
 from serve_app.api.parsing.validation import read_params
 from serve_app.api.responses import openapi
 from serve_app.api.responses.delivery import deliver
 from serve_app.api.responses.schemas import Answer
-from serve_app.api.routes.operations import Service
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.errors import EngineError
+from serve_app.api.dependencies import JobsHere
 from serve_app.api.principal import caller_of
 from serve_app.api.problems import Problem, problem_of
 from serve_app.api.responses.event_stream import EventStream, Numbered
 from serve_app.api.responses.job_schemas import entry_link, job_answer, job_summary
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.openapi import job_answers
-from serve_app.api.routes.batches import JobsHere
 from serve_app.jobs.job import Job
 
 router = APIRouter(prefix="/ads/v2/diffusion/jobs", tags=["jobs"], responses=job_answers())

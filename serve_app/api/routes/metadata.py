@@ -7,7 +7,8 @@ from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
-from serve_app.api.routes.operations import Service, health_answer
+from serve_app.api.dependencies import Service
+from serve_app.api.routes.operations import health_answer
 from serve_app.generation.styles import STYLES
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])

@@ -3,27 +3,19 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from serve_app.api.dependencies import Service
 from serve_app.api.parsing.negotiation import wanted
 from serve_app.api.responses.openapi import failure
 from serve_app.observability.health import Health
 from serve_app.observability.prometheus import OPENMETRICS, TEXT, exposition
-from serve_app.service import DiffusionService
 
 router = APIRouter(tags=["operations"])
 
-
-def service_of(request: Request) -> DiffusionService:
-    """The service that this application was made for."""
-    service: DiffusionService = request.app.state.service
-    return service
-
-
-Service = Annotated[DiffusionService, Depends(service_of)]
 
 _TEXTS = {kind: {"schema": {"type": "string"}} for kind in (TEXT, OPENMETRICS)}
 _METRICS: Mapping[int | str, dict[str, Any]] = MappingProxyType(

@@ -22,7 +22,8 @@ from deployments.engine.protocol.request import Request
 from serve_app.api.application import create_api
 from serve_app.api.garbage_collection import collect_seldom
 from serve_app.api.parsing.body import MAX_BODY_BYTES
-from serve_app.gateway.rate_limits import LimitsConfig, RateLimits
+from serve_app.config.sections import LimitsConfig
+from serve_app.gateway.rate_limits import RateLimits
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, field, file, picture
 from tests.serve_app.api.responses.test_disconnect import scope_of

@@ -16,11 +16,11 @@ from deployments.engine.protocol.params import GenerationParams
 from serve_app.cache import redis_tier
 from serve_app.cache.entry import packed, unpacked
 from serve_app.cache.result_cache import ResultCache
-from serve_app.config.cache import CacheConfig
 from serve_app.config.secret import Secret
+from serve_app.config.sections import CacheConfig, RedisConfig
 from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
-from serve_app.store.redis import RedisConfig, RedisGone, RedisTier
+from serve_app.store.redis import RedisGone, RedisTier
 from tests.serve_app.fakes import FakeBackend, until
 from tests.serve_app.redis_servers import Wire, wire_to
 

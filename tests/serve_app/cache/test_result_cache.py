@@ -13,7 +13,7 @@ from deployments.engine.protocol.events import Accepted, Event, Finished, ImageD
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.cache.result_cache import ResultCache
-from serve_app.config.cache import CacheConfig
+from serve_app.config.sections import CacheConfig
 from serve_app.generation.fingerprint import Fingerprint
 from serve_app.generation.result import Result, encoded
 from serve_app.service import DiffusionService

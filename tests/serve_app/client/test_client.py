@@ -17,8 +17,8 @@ from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from serve_app.api.application import create_api
 from serve_app.client import DarkroomClient, DarkroomError
-from serve_app.config.jobs import JobsConfig
 from serve_app.config.secret import Secret
+from serve_app.config.sections import JobsConfig
 from serve_app.gateway.api_keys import Key, Keyring, drawn_key, hash_of
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, failing, http, refusing, slow, success

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from bench.redis_server import redis_server
+from serve_app.config.sections import IdempotencyConfig
 from serve_app.gateway import idempotency_store
-from serve_app.gateway.idempotency import Idempotency, IdempotencyConfig, InProgress, Reused, Turn
+from serve_app.gateway.idempotency import Idempotency, InProgress, Reused, Turn
 from serve_app.gateway.idempotency_store import Answer, SharedAnswers, Work
 from serve_app.store.redis import RedisTier
 from tests.serve_app.redis_servers import redis_at

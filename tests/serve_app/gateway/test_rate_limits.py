@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from serve_app.gateway.rate_limits import Limits, LimitsConfig, OverLimit, RateLimits, TooCostly
+from serve_app.config.sections import Limits, LimitsConfig
+from serve_app.gateway.rate_limits import OverLimit, RateLimits, TooCostly
 from tests.serve_app.gateway.test_sliding_window import Clock
 
 MEGA = 1_000_000

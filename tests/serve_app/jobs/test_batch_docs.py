@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.api.application import create_api
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import JobsConfig
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, slow, success
 from tests.serve_app.servers import http_server

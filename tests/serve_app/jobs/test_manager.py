@@ -15,7 +15,7 @@ from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.api.responses.batch_entries import entry_document
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import JobsConfig
 from serve_app.jobs.job import Job
 from serve_app.jobs.manager import Jobs, TooManyJobs, new_job_id
 from serve_app.jobs.redis_store import JobShelf

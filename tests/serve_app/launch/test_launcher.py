@@ -16,7 +16,6 @@ import pytest
 
 from serve_app.config.server import load_config
 from serve_app.launch import launcher
-from serve_app.launch.import_path import installed_only
 from serve_app.launch.launcher import (
     CHILD,
     EXIT_PORT_IN_USE,
@@ -29,6 +28,7 @@ from serve_app.launch.launcher import (
     stop_signals,
 )
 from serve_app.launch.local_cluster import Order, reachable
+from serve_app.serving.import_path import installed_only
 from tests.serve_app.servers import ROOT, free_port, plant_modules, planted_that_ran
 
 

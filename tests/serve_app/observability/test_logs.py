@@ -6,7 +6,8 @@ import logging
 from datetime import datetime
 
 from deployments.serve_log import SERVES, IntoServesLog, speak_through_serve
-from serve_app.observability.logs import LoggingConfig, log_to
+from serve_app.config.sections import LoggingConfig
+from serve_app.observability.logs import log_to
 
 
 def spoken(config: LoggingConfig) -> str:

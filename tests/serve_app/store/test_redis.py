@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from bench.redis_server import RedisServer, redis_server
 from serve_app.config.errors import ConfigError
 from serve_app.config.secret import Secret
-from serve_app.store.redis import FAILURES, PAUSE_S, RedisConfig, RedisGone, RedisTier
+from serve_app.config.sections import RedisConfig
+from serve_app.store.redis import FAILURES, PAUSE_S, RedisGone, RedisTier
 from tests.serve_app.fakes import until
 from tests.serve_app.redis_servers import Mode, Wire, redis_at, wire_to
 

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from bench.redis_server import RedisServer, redis_server
 from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
-from serve_app.config.cache import CacheConfig
-from serve_app.config.jobs import JobsConfig
-from serve_app.gateway.idempotency import Idempotency, IdempotencyConfig
+from serve_app.config.sections import CacheConfig, IdempotencyConfig, JobsConfig, Limits, LimitsConfig
+from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.idempotency_store import SharedAnswers
-from serve_app.gateway.rate_limits import Limits, LimitsConfig, RateLimits
+from serve_app.gateway.rate_limits import RateLimits
 from serve_app.jobs.redis_store import JobShelf
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from bench.engine.pipelines import arguments, as_answered
 from deployments.engine.checkpoints.clip_tokenizer import clip_tokenizer
+from deployments.engine.checkpoints.native_size import with_native_size
 from deployments.engine.checkpoints.original_layout import describe
 from deployments.engine.checkpoints.single_file import FilePart, parts_of
 from deployments.engine.models.components import PartFolder, Parts
 from deployments.engine.models.loaded_model import LoadedModel, fetch_model, load_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec, with_native_size
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.registry import check_source
 from tests.deployments.engine.checkpoints.original import original_checkpoint, original_vae, write
 from tests.deployments.engine.harness import difference, request_for, run

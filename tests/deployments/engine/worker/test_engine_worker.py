@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deployments.engine.checkpoints.native_size import with_native_size
 from deployments.engine.device.errors import DeviceLost
 from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
@@ -29,7 +30,7 @@ from deployments.engine.protocol.latencies import PHASES
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.report import Load
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec, with_native_size
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.worker.engine_worker import EngineWorker
 from deployments.engine.worker.mailbox import Mailbox
 from tests.deployments.engine.tiny import save_tiny_checkpoint

@@ -17,8 +17,9 @@ from deployments.engine.protocol.errors import Overloaded
 from serve_app.api.application import create_api
 from serve_app.api.middleware.rate_limiting import address_of
 from serve_app.config.secret import Secret
+from serve_app.config.sections import LimitsConfig
 from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
-from serve_app.gateway.rate_limits import LimitsConfig, RateLimits
+from serve_app.gateway.rate_limits import RateLimits
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
 from tests.serve_app.api.parsing.test_hostile import assert_problem

@@ -17,7 +17,7 @@ from deployments.engine.protocol.events import Accepted, Event, Finished, Progre
 from deployments.engine.protocol.request import Request
 from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
-from serve_app.config.cache import CacheConfig
+from serve_app.config.sections import CacheConfig
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import PATH, TIMINGS, FakeBackend, image, until
 

@@ -13,7 +13,7 @@ from deployments.engine.protocol.events import Accepted, Refused
 from deployments.engine.protocol.request import Request
 from serve_app.api.application import create_api
 from serve_app.client import ServerEvent, parse_events
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import JobsConfig
 from serve_app.service import DiffusionService
 from tests.serve_app.api.responses.test_disconnect import Caller, scope_of
 from tests.serve_app.fakes import EVENTS, FakeBackend, Step, failing, http, slow, success, until

@@ -10,7 +10,7 @@ from deployments.engine.protocol.events import Accepted
 from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
 from serve_app.client import parse_events
-from serve_app.config.cache import CacheConfig
+from serve_app.config.sections import CacheConfig
 from serve_app.generation.result import encoded
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier

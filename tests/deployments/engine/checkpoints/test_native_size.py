@@ -10,9 +10,10 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from diffusers.configuration_utils import FrozenDict
 
+from deployments.engine.checkpoints.native_size import with_native_size
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.params import GenerationParams, effective_params
-from deployments.engine.protocol.spec import ModelSpec, with_native_size
+from deployments.engine.protocol.spec import ModelSpec
 
 
 def folder_with(tmp_path: Path, source: Path, **changes: Any) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from serve_app.config.jobs import JobsConfig
+from serve_app.config.sections import JobsConfig
 
 
 def test_limits_that_contradict_each_other_are_refused() -> None:

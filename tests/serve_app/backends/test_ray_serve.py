@@ -24,7 +24,7 @@ from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.protocol import BackendReport
-from serve_app.serving.ingress import HandleBackend, Route, as_engine_error
+from serve_app.backends.ray_serve import HandleBackend, Route, as_engine_error
 
 SPEC = ModelSpec("tiny", "nowhere", native_size=64)
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, num_images=2, model_name="tiny", width=64, height=64))

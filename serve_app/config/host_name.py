@@ -1,0 +1,32 @@
+"""The names and addresses that a configuration may say a server is served under."""
+
+import re
+from ipaddress import ip_address
+from typing import Annotated, Final
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+ANY: Final = "*"
+
+_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
+
+
+def _host(written: str) -> str:
+    name = written.lower()
+    if name == ANY or _NAME.fullmatch(name) or _is_address(name):
+        return name
+    message = "{name} is no host: write a name, an address without its port, `*.example.com` or `*`"
+    raise PydanticCustomError("host", message, {"name": repr(written)})
+
+
+HostName = Annotated[str, AfterValidator(_host)]
+"""A name or an address, without a port; `*.example.com` for all below a name, `*` for any."""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,114 @@
+"""The sections of the server's configuration: cache, jobs, limits, idempotency, Redis, logging."""
+
+from typing import Any, Final, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from serve_app.config.secret import Secret
+from serve_app.config.strict import Strict
+
+
+class CacheConfig(Strict):
+    """`memory_bytes` is of each ingress process; `ttl_s` seconds after it was made a result is forgotten."""
+
+    enabled: bool = True
+    memory_bytes: int = Field(default=2**28, ge=0)
+    ttl_s: float = Field(default=86_400.0, gt=0, le=31_536_000)
+
+
+class JobsConfig(Strict):
+    """A batch has at most `max_entries` and `max_images`; up to `sync_images` its caller may wait for the answer.
+
+    Of each batch `in_flight` entries run at a time, and `running` jobs in each ingress process; `waiting` jobs may be
+    unfinished, and of these `waiting_per_tenant` of one tenant, where there are keys that tell tenants apart. Finished
+    ones are kept for `keep_s` seconds, `kept` of them at most and `max_bytes` of pictures: the oldest go first. In
+    Redis, where there is one, any ingress takes up what one has left behind, `lease_s` seconds after it was last heard
+    of; else they live and die with the ingress.
+    """
+
+    max_entries: int = Field(default=1000, ge=1)
+    max_images: int = Field(default=2000, ge=1)
+    sync_images: int = Field(default=32, ge=0)
+    in_flight: int = Field(default=32, ge=1, le=1000)
+    running: int = Field(default=4, ge=1, le=100)
+    waiting: int = Field(default=100, ge=1)
+    waiting_per_tenant: int = Field(default=25, ge=1)
+    keep_s: int = Field(default=3600, ge=1)
+    kept: int = Field(default=1000, ge=1)
+    max_bytes: int = Field(default=2**29, ge=2**20)
+    lease_s: float = Field(default=15.0, ge=0.1, le=600)
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> "JobsConfig":
+        if self.sync_images > self.max_images:
+            raise PydanticCustomError("bounds", "sync_images must be at most max_images")
+        return self
+
+
+class Limits(Strict):
+    """What one caller may ask for; None is as much as it likes. Costs are in megapixel-steps."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    concurrent_requests: int | None = Field(default=None, ge=1)
+    cost_per_minute: int | None = Field(default=None, ge=1)
+    max_cost: int | None = Field(default=None, ge=1)
+
+    def but(self, own: "Limits") -> "Limits":
+        """These, but for what `own` says."""
+        return self.model_copy(update=own.model_dump(exclude_unset=True))
+
+    @property
+    def costliest(self) -> int | None:
+        """What one request may cost: no more than fits into a minute, or it would be told to come back for ever."""
+        return min((cost for cost in (self.max_cost, self.cost_per_minute) if cost is not None), default=None)
+
+
+NO_LIMITS: Final = Limits()
+
+
+class LimitsConfig(Strict):
+    """`per_key` holds for every key that does not say otherwise, `per_address` for callers without a key.
+
+    `proxies` is how many proxies of yours every request has passed, each of which adds the address that it was asked
+    from to X-Forwarded-For. 0 is to trust nobody's word, and take the connection's own address.
+    """
+
+    per_key: Limits = NO_LIMITS
+    per_address: Limits = NO_LIMITS
+    proxies: int = Field(default=0, ge=0, le=16)
+
+
+class IdempotencyConfig(Strict):
+    """`memory_bytes` is of each ingress process, `ttl_s` seconds how long an answer is kept."""
+
+    memory_bytes: int = Field(default=2**26, ge=2**20)
+    ttl_s: float = Field(default=86_400.0, gt=0, le=2_592_000)
+
+
+class RedisConfig(Strict):
+    """Where Redis is: `redis://` or, with TLS, `rediss://`. `prefix` goes before every key in it.
+
+    A user belongs into the url (`redis://user@host:6379/0`), its `password` into the environment or a file. `key`, the
+    same for all processes that share it, signs results, answers and jobs there: whoever can write to Redis can put
+    nothing into anybody's mouth.
+    """
+
+    url: str = Field(pattern=r"^rediss?://")
+    key: Secret
+    password: Secret | None = None
+    prefix: str = Field(default="darkroom:", max_length=64)
+    timeout_ms: float = Field(default=50.0, gt=0, le=10_000)
+    max_connections: int = Field(default=32, ge=1)
+
+
+class LoggingConfig(Strict):
+    """The log of requests and of what the server has to say. `prompts`: whether lines of requests hold prompts."""
+
+    encoding: Literal["json", "text"] = "json"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    prompts: bool = False
+
+    def serve_options(self) -> dict[str, Any]:
+        """Ray Serve's `logging_config` of a deployment. Its own line per request would say less than ours."""
+        return {"encoding": self.encoding.upper(), "log_level": self.level, "enable_access_log": False}
