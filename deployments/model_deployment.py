@@ -9,6 +9,7 @@ from typing import Any
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.events import Event, Finished, Refused
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
@@ -34,14 +35,7 @@ class ModelReplica:
     def __init__(
         self,
         specs: Sequence[ModelSpec],
-        *,
-        device: str,
-        dtype: str,
-        max_rows: int,
-        queue_limit: int,
-        threads: int | None,
-        model_memory_bytes: int | None = None,
-        device_memory_bytes: int | None = None,
+        config: EngineConfig,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
         stay_on_loopback()
@@ -50,18 +44,8 @@ class ModelReplica:
         from deployments.engine.worker.engine_worker import EngineWorker
 
         # The request was copied on its way here, files included.
-        self._intake = Intake(Annotators(annotators, device, end_process), owns_files=True)
-        self._worker = worker = EngineWorker.load(
-            specs,
-            device=device,
-            dtype=dtype,
-            max_rows=max_rows,
-            queue_limit=queue_limit,
-            threads=threads,
-            model_memory_bytes=model_memory_bytes,
-            device_memory_bytes=device_memory_bytes,
-            on_device_lost=end_process,
-        )
+        self._intake = Intake(Annotators(annotators, config.device, end_process), owns_files=True)
+        self._worker = worker = EngineWorker.load(specs, config, on_device_lost=end_process)
         self._pace = Pace()
         self._publisher = Publisher(lambda: engine_samples(worker.report()))
 

@@ -8,9 +8,10 @@ This module must not use `from __future__ import annotations`: Serve reads `buil
 arguments are an `AppConfig`, and a string there makes it pass a bare dict without a word.
 """
 
+import uuid
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve import Application
@@ -24,9 +25,12 @@ from deployments.serve_log import speak_through_serve
 from serve_app.backends.ray_serve import HandleBackend
 from serve_app.config.deployments import DeploymentConfig
 from serve_app.config.server import AppConfig
-from serve_app.gateway.setup import door
+from serve_app.gateway.setup import make_gateway
 from serve_app.observability.logs import LOGGERS, hush_parsers
 from serve_app.serving.ingress import Ingress
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def build_app(config: AppConfig) -> Application:
@@ -57,16 +61,16 @@ def model_deployment(
     logs: Mapping[str, Any] | None = None,
 ) -> Application:
     """One deployment of `replica`, hosting `specs`, with `annotators` for their hints; `logs` as Serve takes them."""
-    options = config.engine_options() | {"annotators": dict(annotators)}
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
-    bound: Application = deployment.bind(specs, **options)
+    bound: Application = deployment.bind(specs, config.engine_config(), dict(annotators))
     return bound
 
 
-def api_over(config: AppConfig, backend: HandleBackend) -> Any:
+def api_over(config: AppConfig, backend: HandleBackend) -> "FastAPI":
     """The ASGI application over `backend`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
+    from serve_app.jobs.redis_store import JobShelf
     from serve_app.service import DiffusionService
     from serve_app.store.redis import RedisTier
 
@@ -77,5 +81,16 @@ def api_over(config: AppConfig, backend: HandleBackend) -> Any:
         backend.share(redis)
     service = DiffusionService(backend, cache=ResultCache(config.cache, redis, config.numerics()), redis=redis)
     Publisher(service.samples)
-    options = config.ingress.api_options() | door(config, redis, service.door_counts)
-    return create_api(service, **options, log_prompts=config.logging.prompts)
+    shelf = None
+    if redis is not None:
+        shelf = JobShelf(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
+    return create_api(
+        service,
+        max_body_bytes=config.ingress.max_body_bytes,
+        max_upload_bytes=config.ingress.max_upload_bytes,
+        max_uploads_in_flight_bytes=config.ingress.max_uploads_in_flight_bytes,
+        log_prompts=config.logging.prompts,
+        gateway=make_gateway(config, redis, service.door_counts),
+        jobs_config=config.jobs,
+        shelf=shelf,
+    )

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 
 from deployments.annotators.catalogue import NO_NETWORKS
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
+from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError, EngineStopped
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Refused, Source
 from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
@@ -42,9 +43,7 @@ class DiffusionService:
     """Makes images from `GenerationParams`. Calls that run at the same time share batches.
 
     Without a backend the engine runs in this process: `models` (the demo models if none are given) are loaded at the
-    first use. `device` is auto, cpu, cuda or cuda:0; `dtype` is auto, float32, float16 or bfloat16.
-    `queue_limit` bounds the requests that wait: those beyond it are refused. `model_memory_bytes` bounds the weights in
-    memory: models that are not used leave it and come back when asked for; `device_memory_bytes` weights and work.
+    first use, and `engine` are the fields of `EngineConfig` for it: `device="cuda"`, `dtype="float16"`, ...
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
     whatever this process uses Redis for, and shows in `health`.
@@ -55,34 +54,19 @@ class DiffusionService:
         backend: Backend | None = None,
         *,
         models: Sequence[ModelSpec] | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        max_rows: int = 16,
-        queue_limit: int = 128,
-        threads: int | None = None,
-        model_memory_bytes: int | None = None,
-        device_memory_bytes: int | None = None,
         annotators: AnnotatorSpecs | None = None,
         cache: ResultCache | None = None,
         redis: RedisTier | None = None,
+        **engine: Unpack[EngineOptions],
     ) -> None:
-        if backend is not None and (models is not None or annotators is not None):
-            raise TypeError("give a backend or models and annotators, not both: a backend has its own")
+        if backend is not None and (models is not None or annotators is not None or engine):
+            raise TypeError("give a backend, or models, annotators and the engine's settings: a backend has its own")
         self._backend: Backend
         self._start: Callable[[], None] = _already_started
         if backend is None:
             chosen = DEMO_MODELS if models is None else models
-            local = LocalBackend(
-                chosen,
-                device=device,
-                dtype=dtype,
-                max_rows=max_rows,
-                queue_limit=queue_limit,
-                threads=threads,
-                model_memory_bytes=model_memory_bytes,
-                device_memory_bytes=device_memory_bytes,
-                annotators=DEMO_ANNOTATORS if models is None and annotators is None else annotators or NO_NETWORKS,
-            )
+            default = DEMO_ANNOTATORS if models is None else NO_NETWORKS
+            local = LocalBackend(chosen, EngineConfig(**engine), default if annotators is None else annotators)
             self._backend, self._start = local, local.start
             self.image_processor = ImageProcessor(local.annotators)
         else:

@@ -57,11 +57,9 @@ def test_the_page_tells_the_limits_that_there_are(row: str) -> None:
 
 def test_the_defaults_of_the_configuration_are_those_limits() -> None:
     ingress = AppConfig.model_validate({"deployments": [{"name": "a", "models": ["demo-sd"]}]}).ingress
-    assert ingress.api_options() == {
-        "max_body_bytes": body.MAX_BODY_BYTES,
-        "max_upload_bytes": forms.MAX_UPLOAD_BYTES,
-        "max_uploads_in_flight_bytes": upload_budget.MAX_UPLOADS_IN_FLIGHT_BYTES,
-    }
+    assert ingress.max_body_bytes == body.MAX_BODY_BYTES
+    assert ingress.max_upload_bytes == forms.MAX_UPLOAD_BYTES
+    assert ingress.max_uploads_in_flight_bytes == upload_budget.MAX_UPLOADS_IN_FLIGHT_BYTES
     demo = yaml.safe_load((ROOT / "serve_app" / "config" / "packaged" / "demo.yaml").read_text())
     assert f"| requests that wait in a replica | {demo['deployments'][0]['queue_limit']} (demo)" in PAGE
 

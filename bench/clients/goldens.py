@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.events import ImageDone
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
@@ -106,7 +107,7 @@ def difference(left: Pixels, right: Pixels) -> int:
 
 def make_goldens(spec: ModelSpec, names: Sequence[str] = tuple(ALL)) -> Goldens:
     """Made one by one, each alone, on one thread of this machine's CPU."""
-    worker = EngineWorker.load([spec], device="cpu", dtype="float32", threads=1)
+    worker = EngineWorker.load([spec], EngineConfig(device="cpu", dtype="float32", threads=1))
     try:
         return Goldens({name: pixels(asyncio.run(_made(worker, spec, name))) for name in names})
     finally:

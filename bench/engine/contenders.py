@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from diffusers import ControlNetModel, StableDiffusionPipeline
@@ -22,6 +22,7 @@ from bench.engine.workload import like
 from bench.timing import synchronize
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Finished, ImageDone, ImageFailed, Refused
 from deployments.engine.protocol.request import Request
@@ -61,10 +62,10 @@ class Inbox:
             self.errors.append(event.error)
 
 
-def serve_with_engine(model: LoadedModel, requests: Sequence[Request], **options: Any) -> Outcome:
-    """All `requests` at once through a fresh engine; `options` are the engine's own. Raises what the engine refuses."""
+def serve_with_engine(model: LoadedModel, requests: Sequence[Request], **options: Unpack[EngineOptions]) -> Outcome:
+    """All `requests` at once through a fresh engine; `options` are those of `EngineConfig`. Raises what it refuses."""
     inbox = Inbox()
-    engine = Engine([model], inbox, **options)
+    engine = Engine([model], inbox, EngineConfig(**options))
     try:
         started = time.perf_counter()
         for request in requests:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bench.clients.goldens import POISON
+from deployments.annotators.catalogue import NO_NETWORKS
+from deployments.annotators.spec import AnnotatorSpecs
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -54,9 +57,11 @@ class FaultyReplica(ModelReplica):
 
     folder: ClassVar[str]
 
-    def __init__(self, specs: Sequence[ModelSpec], **options: Any) -> None:
+    def __init__(
+        self, specs: Sequence[ModelSpec], config: EngineConfig, annotators: AnnotatorSpecs = NO_NETWORKS
+    ) -> None:
         fail_if_told_so(Path(self.folder))
-        super().__init__(specs, **options)
+        super().__init__(specs, config, annotators)
         self._faults = NetworkFaults()
         engine = self._worker._engine
         assert engine is not None

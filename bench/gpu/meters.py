@@ -21,6 +21,7 @@ from bench.timing import median_ms
 from deployments.engine.engine import Engine
 from deployments.engine.models.attention import sample_inputs
 from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.events import Event
 from deployments.engine.protocol.request import Request
 
@@ -100,7 +101,7 @@ class Subject:
 def tick_figures(subject: Subject, model: LoadedModel, rows: int) -> dict[str, Any]:
     figures = unet_figures(subject, model.unet, rows)
     longest = 64
-    engine = Engine([model], ignored, max_rows=rows, padded_sizes=(rows,))
+    engine = Engine([model], ignored, EngineConfig(max_rows=rows, padded_sizes=(rows,)))
     try:
         for one in subject.requests(rows // 2, longest):
             engine.submit(one)
@@ -157,7 +158,7 @@ def with_other_neighbours(value: Any) -> Any:
 
 
 def engine_speed(subject: Subject, model: LoadedModel, steps: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"max_rows": ENGINE_ROWS, "padded_sizes": (ENGINE_ROWS,), "decode_batch": 4}
+    options: EngineOptions = {"max_rows": ENGINE_ROWS, "padded_sizes": (ENGINE_ROWS,), "decode_batch": 4}
     serve_with_engine(model, subject.requests(ENGINE_ROWS // 2, 2), **options)
     return speed_figures(serve_with_engine(model, subject.requests(subject.images, steps), **options), steps)
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
 
 import torch
 
@@ -15,6 +14,7 @@ from deployments.engine.device.memory import CpuMemory
 from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
+from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
 from deployments.engine.protocol.errors import (
     DeadlineExceeded,
     EngineError,
@@ -39,8 +39,6 @@ from deployments.engine.steps.stepper import Moved, Stepper
 
 log = logging.getLogger(__name__)
 
-QUEUE_LIMIT: Final = 128
-
 # How long an idle engine may gather rows for a first, full call; far below what the worker takes for a standstill.
 _GATHER_SECONDS = 10.0
 
@@ -49,30 +47,24 @@ class Engine:
     """Makes images for many requests at once, one UNet call at a time.
 
     `emit` receives every event, on the engine's thread. `wake` is set when a picture has been decoded, so that an idle
-    driver knows when to call `step` again. `max_rows` bounds the UNet rows of one call (a power of two is well used),
-    `queue_limit` the requests that wait; `padded_sizes` are the batch sizes that calls are padded to, by default the
-    powers of two up to `max_rows`. `memory` says what there is; by default nobody counts.
+    driver knows when to call `step` again. `memory` says what there is; by default nobody counts.
     """
 
     def __init__(
         self,
         models: Sequence[LoadedModel],
         emit: Callable[[Event], None],
+        config: EngineConfig = DEFAULTS,
         *,
-        max_rows: int = 16,
-        padded_sizes: tuple[int, ...] | None = None,
-        queue_limit: int = QUEUE_LIMIT,
-        decode_batch: int = 1,
         memory: DeviceMemory | None = None,
     ) -> None:
-        if max_rows < 2:
-            raise ValueError("max_rows must be at least 2: a guided image takes two rows of a UNet call")
         self.models = {model.spec.name: model for model in models}
         self.ledger = Ledger(emit, lambda name: name in self.models)
         self.running = Running()
         self.wake = threading.Event()
-        self.sizes = padded_sizes or powers_of_two(max_rows)
-        self.admission = Admission(queue_limit, self.sizes, memory or CpuMemory(), decode_batch)
+        self.sizes = config.padded_sizes or powers_of_two(config.max_rows)
+        decode_batch = config.decode_batch or 1
+        self.admission = Admission(config.queue_limit, self.sizes, memory or CpuMemory(), decode_batch)
         self._count_weights()
         self._stepper = Stepper(self.admission.plan, self.admission.costs, self.admission.device, self.sizes)
         self._share = DeviceShare()

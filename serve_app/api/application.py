@@ -30,10 +30,8 @@ from serve_app.api.request_record import CLIENT_LEFT
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadata, operations
 from serve_app.config.sections import IdempotencyConfig, JobsConfig
-from serve_app.gateway.api_keys import Keyring
-from serve_app.gateway.hosts import Hosts
 from serve_app.gateway.idempotency import Idempotency
-from serve_app.gateway.rate_limits import RateLimits
+from serve_app.gateway.setup import Gateway
 from serve_app.jobs.manager import Jobs
 from serve_app.jobs.redis_store import JobShelf
 from serve_app.observability.versions import darkroom_version
@@ -42,6 +40,7 @@ from serve_app.service import DiffusionService
 log = logging.getLogger(__name__)
 
 NO_SETTINGS: Final = JobsConfig()
+OPEN: Final = Gateway()
 
 _ROUTERS: Final = (
     generate.router,
@@ -63,10 +62,7 @@ def create_api(
     max_upload_bytes: int = MAX_UPLOAD_BYTES,
     max_uploads_in_flight_bytes: int = MAX_UPLOADS_IN_FLIGHT_BYTES,
     log_prompts: bool = False,
-    keys: Keyring | None = None,
-    hosts: Hosts | None = None,
-    limits: RateLimits | None = None,
-    idempotency: Idempotency | None = None,
+    gateway: Gateway = OPEN,
     jobs_config: JobsConfig = NO_SETTINGS,
     shelf: JobShelf | None = None,
 ) -> FastAPI:
@@ -74,9 +70,7 @@ def create_api(
 
     All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
     Each request is a line in the log of `serve_app.api.middleware.access_log`, with its prompt if `log_prompts`.
-    Without `keys` nobody is asked for one; without `hosts` it is served under any name, to any page; without `limits`
-    there are none; without `idempotency`, answers that have an Idempotency-Key are kept in this process, up to a
-    default size. Jobs are kept on `shelf`, or else in this process.
+    `gateway` says who may ask, and how much. Jobs are kept on `shelf`, or else in this process.
     Whoever made `service` closes it.
     """
     app = FastAPI(
@@ -88,25 +82,25 @@ def create_api(
         # Its records of validation errors would hold what callers sent. Spans and metrics do not.
         telemetry={"logs": False},
         # It asks nobody for anything: the documentation's pages offer to give a key because of it.
-        dependencies=[] if keys is None else [Depends(HTTPBearer(auto_error=False))],
+        dependencies=[] if gateway.keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
     app.state.jobs = Jobs(service, jobs_config, entry_document, shelf)
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
-    app.state.idempotency = idempotency or Idempotency(IdempotencyConfig(), None, service.door_counts)
+    app.state.idempotency = gateway.idempotency or Idempotency(IdempotencyConfig(), None, service.door_counts)
     for router in _ROUTERS:
         app.include_router(router)
     documentation = [route for route in app.routes if isinstance(route, Route)]
     app.add_middleware(Methods, routes=[*documentation, *(route for router in _ROUTERS for route in router.routes)])
     app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
     # Each is around those before it: whom it is for, who asks, whether it may now, whether there is room.
-    if limits is not None:
-        app.add_middleware(Limiting, limits=limits)
-    if keys is not None:
-        app.add_middleware(Authentication, keys=keys)
-    if hosts is not None:
-        app.add_middleware(OwnPages, hosts=hosts)
+    if gateway.limits is not None:
+        app.add_middleware(Limiting, limits=gateway.limits)
+    if gateway.keys is not None:
+        app.add_middleware(Authentication, keys=gateway.keys)
+    if gateway.hosts is not None:
+        app.add_middleware(OwnPages, hosts=gateway.hosts)
     app.add_middleware(Memory)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(AccessLog, prompts=log_prompts)

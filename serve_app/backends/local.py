@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
+from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
 from deployments.engine.protocol.errors import EngineError, EngineStopped, ModelLoadError
 from deployments.engine.protocol.events import Event, Refused
 from deployments.engine.protocol.request import Request
@@ -30,30 +31,15 @@ class LocalBackend:
     def __init__(
         self,
         specs: Sequence[ModelSpec],
-        *,
-        device: str,
-        dtype: str,
-        max_rows: int = 16,
-        queue_limit: int = 128,
-        threads: int | None = None,
-        model_memory_bytes: int | None = None,
-        device_memory_bytes: int | None = None,
+        config: EngineConfig = DEFAULTS,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
         """`annotators` make hints from photos. Raises ModelLoadError where a model's folder does not say what it is."""
         if not specs or clashes(specs):
             raise ValueError(f"a name per model is needed, each used once: {', '.join(clashes(specs)) or 'no models'}")
         self._models = tuple(with_known_size(spec) for spec in specs)
-        self.annotators = Annotators(annotators, device)
-        self._options: dict[str, Any] = {
-            "device": device,
-            "dtype": dtype,
-            "max_rows": max_rows,
-            "queue_limit": queue_limit,
-            "threads": threads,
-            "model_memory_bytes": model_memory_bytes,
-            "device_memory_bytes": device_memory_bytes,
-        }
+        self.annotators = Annotators(annotators, config.device)
+        self._config = config
         self._intake = Intake(self.annotators)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-models")
         self._loading: Future[EngineWorker] | None = None
@@ -127,14 +113,14 @@ class LocalBackend:
             check_source(spec)
         log.info("loading %s", ", ".join(spec.name for spec in self._models))
         try:
-            return EngineWorker.load(self._models, **self._options)
+            return EngineWorker.load(self._models, self._config)
         except EngineError:
             raise
         except Exception as error:
             # A device that is not there, or memory that ends. Told as an EngineError, because health asks this too.
             log.exception("the models could not be loaded")
             raise ModelLoadError(
-                "the models could not be loaded on {device!r} as {dtype!r}".format(**self._options)
+                f"the models could not be loaded on {self._config.device!r} as {self._config.dtype!r}"
             ) from error
 
     @staticmethod

@@ -17,7 +17,7 @@ from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError, complaints
 from serve_app.config.server import AppConfig, load_config
 from serve_app.gateway.hosts import EVERY_ADDRESS
-from serve_app.gateway.setup import check_door
+from serve_app.gateway.setup import check_gateway
 from serve_app.launch import launcher
 from serve_app.serving.node_environment import head_timeout_s
 
@@ -50,7 +50,7 @@ def serve(
     settings = settings.model_copy(update={"without_keys": without_keys or settings.without_keys})
     settings = _with_hosts(settings, host, allow_host or [])
     try:
-        check_door(settings, host)
+        check_gateway(settings, host)
         head_timeout_s()
     except (ConfigError, ValueError) as error:
         raise failed(str(error), EXIT_USAGE) from None

@@ -89,7 +89,8 @@ def local_service(config: AppConfig, model: str | None) -> DiffusionService:
     specs = [(deployment, spec) for deployment in config.deployments for spec in config.specs_of(deployment)]
     for deployment, spec in specs:
         if model is None or spec.answers_to(model):
-            return DiffusionService(models=[spec], annotators=config.annotators.specs(), **deployment.engine_options())
+            options = deployment.engine_config().options
+            return DiffusionService(models=[spec], annotators=config.annotators.specs(), **options)
     known = [name for _, spec in specs for name in (spec.name, *spec.aliases)]
     raise UnknownModel("model_name", f"there is no such model{nearest(model, known)}")
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from deployments.engine.protocol.engine_config import EngineConfig
 from serve_app.config.host_name import HostName
 from serve_app.config.strict import Strict
 
@@ -107,17 +108,17 @@ class DeploymentConfig(Strict):
             raise PydanticCustomError("num_gpus", "a deployment on cuda needs `num_gpus`, or Ray hides the GPU from it")
         return self
 
-    def engine_options(self) -> dict[str, Any]:
-        """The keyword arguments of `ModelReplica`, besides its models."""
-        return {
-            "device": self.device,
-            "dtype": self.dtype,
-            "max_rows": self.max_rows,
-            "queue_limit": self.queue_limit,
-            "threads": self.threads,
-            "model_memory_bytes": _bytes(self.model_memory_gib),
-            "device_memory_bytes": _bytes(self.device_memory_gib),
-        }
+    def engine_config(self) -> EngineConfig:
+        """The settings of this deployment's engines."""
+        return EngineConfig(
+            device=self.device,
+            dtype=self.dtype,
+            max_rows=self.max_rows,
+            queue_limit=self.queue_limit,
+            threads=self.threads,
+            model_memory_bytes=_bytes(self.model_memory_gib),
+            device_memory_bytes=_bytes(self.device_memory_gib),
+        )
 
     def serve_options(self) -> dict[str, Any]:
         """The keyword arguments of `serve.deployment`."""
@@ -193,14 +194,6 @@ class IngressConfig(Strict):
         if self.max_uploads_in_flight_bytes < self.max_upload_bytes:
             raise PydanticCustomError("bounds", "max_uploads_in_flight_bytes must be at least max_upload_bytes")
         return self
-
-    def api_options(self) -> dict[str, Any]:
-        """The keyword arguments of `create_api`."""
-        return {
-            "max_body_bytes": self.max_body_bytes,
-            "max_upload_bytes": self.max_upload_bytes,
-            "max_uploads_in_flight_bytes": self.max_uploads_in_flight_bytes,
-        }
 
     def serve_options(self) -> dict[str, Any]:
         """The keyword arguments of `serve.deployment`."""

@@ -1,46 +1,56 @@
-"""What stands before the service, made from the configuration: keys, limits, answers that are kept, and jobs."""
+"""Sets up what stands before the service from the configuration: keys, hosts, limits and idempotency."""
 
 import logging
 import time
-import uuid
 from collections import Counter
+from dataclasses import dataclass
 from ipaddress import ip_address
 from socket import getaddrinfo
-from typing import Any
 
 from serve_app.config.errors import ConfigError
 from serve_app.config.server import AppConfig
 from serve_app.gateway.api_keys import Keyring
-from serve_app.gateway.hosts import hosts_of
+from serve_app.gateway.hosts import Hosts, hosts_of
 from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.idempotency_store import SharedAnswers
 from serve_app.gateway.rate_limits import RateLimits
-from serve_app.jobs.redis_store import JobShelf
 from serve_app.store.redis import RedisTier
 
 log = logging.getLogger(__name__)
 
 
-def door(config: AppConfig, redis: RedisTier | None, counts: Counter[str]) -> dict[str, Any]:
-    """The keyword arguments of `create_api` for it. Raises ConfigError where keys cannot be read."""
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What stands before the service: who may ask, under which names, how much, and what was answered before.
+
+    Without `keys` nobody is asked for one; without `hosts` it is served under any name, to any page; without `limits`
+    there are none; without `idempotency` answers with an Idempotency-Key are kept in this process, up to a default
+    size.
+    """
+
+    keys: Keyring | None = None
+    hosts: Hosts | None = None
+    limits: RateLimits | None = None
+    idempotency: Idempotency | None = None
+
+
+def make_gateway(config: AppConfig, redis: RedisTier | None, counts: Counter[str]) -> Gateway:
+    """The gateway that `config` describes. Raises ConfigError where keys cannot be read."""
     if config.keys is None and not config.without_keys:
         log.warning("no keys are configured: whoever reaches this server may use it")
-    shared, shelf = None, None
+    shared = None
     if redis is not None:
         shared = SharedAnswers(redis, redis.signing_key("answers"), config.idempotency.ttl_s)
-        shelf = JobShelf(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
-    return {
-        "keys": None if config.keys is None else Keyring(config.keys),
-        "hosts": hosts_of(config.ingress.hosts, keys=config.keys is not None),
-        "limits": RateLimits(config.limits, redis, counts, time.time),
-        "idempotency": Idempotency(config.idempotency, shared, counts),
-        "jobs_config": config.jobs,
-        "shelf": shelf,
-    }
+    return Gateway(
+        None if config.keys is None else Keyring(config.keys),
+        hosts_of(config.ingress.hosts, keys=config.keys is not None),
+        RateLimits(config.limits, redis, counts, time.time),
+        Idempotency(config.idempotency, shared, counts),
+    )
 
 
-def check_door(config: AppConfig, host: str) -> None:
-    """Raises ConfigError where the door could not be made, or others could reach `host`, and nobody asks for a key."""
+def check_gateway(config: AppConfig, host: str) -> None:
+    """Raises ConfigError where the gateway could not be made, or where others reach `host` without a key."""
     if config.redis is not None:
         RedisTier(config.redis)
     if config.keys is not None:

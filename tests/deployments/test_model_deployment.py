@@ -7,11 +7,11 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.events import Accepted, Event, Finished, Progress, Refused, Timings
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
@@ -23,7 +23,7 @@ from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64))
-OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_rows": 16, "queue_limit": 8, "threads": 1}
+CONFIG = EngineConfig(device="cpu", dtype="float32", max_rows=16, queue_limit=8, threads=1)
 
 
 class FakeWorker:
@@ -71,7 +71,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> FakeWorker:
 
 @pytest.fixture
 def replica(worker: FakeWorker) -> ModelReplica:
-    return ModelReplica([ModelSpec("tiny", "nowhere")], **OPTIONS)
+    return ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG)
 
 
 async def test_events_pass_through_in_order(replica: ModelReplica, worker: FakeWorker) -> None:
@@ -145,6 +145,7 @@ def test_the_engine_is_stopped_with_the_replica(replica: ModelReplica, worker: F
 LOSES_ITS_DEVICE = """
 import asyncio, sys
 from deployments.engine.device.errors import DeviceLost
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from tests.deployments.engine.tiny import save_tiny_checkpoint
@@ -153,8 +154,8 @@ def breaks(_):
     raise DeviceLost("injected")
 
 async def serves():
-    options = {"device": "cpu", "dtype": "float32", "max_rows": 2, "queue_limit": 8, "threads": 1}
-    replica = ModelReplica([ModelSpec("tiny", sys.argv[1])], **options)
+    config = EngineConfig(device="cpu", dtype="float32", max_rows=2, queue_limit=8, threads=1)
+    replica = ModelReplica([ModelSpec("tiny", sys.argv[1])], config)
     replica._worker._tell(breaks)
     await asyncio.sleep(60)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image, ImageChops
 
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import UnknownModel
 from serve_app import DiffusionService, GenerationParams, ModelSpec
 from serve_app.backends.local import LocalBackend
@@ -94,7 +95,7 @@ async def test_a_call_that_is_cancelled_frees_its_rows(checkpoint: ModelSpec) ->
 
 
 async def test_an_engine_that_stopped_is_unhealthy(checkpoint: ModelSpec) -> None:
-    backend = LocalBackend([checkpoint], device="cpu", dtype="float32")
+    backend = LocalBackend([checkpoint], EngineConfig(device="cpu", dtype="float32"))
     async with DiffusionService(backend) as service:
         assert (await service.health()).status == "starting"
         await service.generate(COFFEE)

@@ -7,15 +7,17 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
 import torch
 
 from deployments.engine.device.errors import DeviceLost, telling_device_lost
 from deployments.engine.device.memory import memory_of
-from deployments.engine.engine import QUEUE_LIMIT, Engine
+from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.components import pick_device, pick_dtype
 from deployments.engine.models.manager import DiffusionModelManager
+from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
 from deployments.engine.protocol.errors import (
     Cancelled,
     EngineError,
@@ -87,26 +89,18 @@ class EngineWorker:
     def load(
         cls,
         specs: Sequence[ModelSpec],
+        config: EngineConfig = DEFAULTS,
         *,
-        device: str = "auto",
-        dtype: str = "auto",
-        max_rows: int = 16,
-        queue_limit: int = QUEUE_LIMIT,
-        threads: int | None = None,
-        model_memory_bytes: int | None = None,
-        device_memory_bytes: int | None = None,
         on_device_lost: Callable[[], object] = lambda: None,
     ) -> "EngineWorker":
-        """Loads `specs` onto `device` (auto, cpu, cuda, cuda:0, ...) in `dtype` (auto, float32, float16, bfloat16).
-
-        `model_memory_bytes` bounds the weights in memory (None: no bound); see `DiffusionModelManager`.
-        `device_memory_bytes` is all that weights and work may take together (None: on CUDA what is free at the start).
-        """
-        where = pick_device(device)
-        precision = pick_dtype(dtype, where)
+        """Loads `specs` as `config` says."""
+        where = pick_device(config.device)
+        precision = pick_dtype(config.dtype, where)
+        if config.decode_batch is None:
+            config = replace(config, decode_batch=4 if where.type == "cuda" else 1)
 
         inbox: Inbox = queue.SimpleQueue()
-        manager = DiffusionModelManager(specs, where, precision, budget_bytes=model_memory_bytes)
+        manager = DiffusionModelManager(specs, where, precision, budget_bytes=config.model_memory_bytes)
 
         def build(emit: Callable[[Event], None]) -> Engine:
             # The first model is the one that is asked for most; loaded last, it is the last to leave.
@@ -115,15 +109,11 @@ class EngineWorker:
                 manager.release(spec.name)
             hosted = manager.loaded()
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
-            memory = memory_of(where, device_memory_bytes)
-            pictures = 4 if where.type == "cuda" else 1
-            engine = Engine(
-                models, emit, max_rows=max_rows, queue_limit=queue_limit, decode_batch=pictures, memory=memory
-            )
+            engine = Engine(models, emit, config, memory=memory_of(where, config.device_memory_bytes))
             connect(manager, engine, inbox)
             return engine
 
-        return cls(build, manager, inbox, threads=threads, on_device_lost=on_device_lost)
+        return cls(build, manager, inbox, threads=config.threads, on_device_lost=on_device_lost)
 
     @property
     def alive(self) -> bool:

@@ -2,10 +2,10 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import diffusers
 import numpy as np
@@ -16,11 +16,13 @@ from PIL import Image
 from bench.engine.pipelines import arguments, as_answered, pipeline_class
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.events import Event, ImageDone
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import NO_INPUTS, Request
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
+from deployments.engine.scheduling.device import DeviceMemory
 
 E = TypeVar("E")
 
@@ -55,10 +57,21 @@ def request_for(model: LoadedModel, name: str, inputs: Inputs = NO_INPUTS, **ask
     return Request(name, params, previews, inputs)
 
 
-def run(model: LoadedModel, requests: Sequence[Request], **engine_options: Any) -> tuple[Tape, Engine]:
+def engine_of(
+    model: LoadedModel,
+    emit: Callable[[Event], None],
+    *,
+    memory: DeviceMemory | None = None,
+    **settings: Unpack[EngineOptions],
+) -> Engine:
+    """An engine with one model, set up by the fields of `EngineConfig`."""
+    return Engine([model], emit, EngineConfig(**settings), memory=memory)
+
+
+def run(model: LoadedModel, requests: Sequence[Request], **settings: Unpack[EngineOptions]) -> tuple[Tape, Engine]:
     """All `requests` submitted together to a fresh engine, run to the end."""
     tape = Tape()
-    engine = Engine([model], tape, **engine_options)
+    engine = engine_of(model, tape, **settings)
     try:
         for request in requests:
             engine.submit(request)

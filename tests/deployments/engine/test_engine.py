@@ -36,7 +36,7 @@ from deployments.engine.protocol.inputs import Inputs, Picture
 from deployments.engine.protocol.sampler_names import SAMPLERS
 from deployments.engine.scheduling.cost_model import StepCosts
 from deployments.engine.steps import stepper as stepper_module
-from tests.deployments.engine.harness import Tape, difference, pixels_of, reference_image, request_for, run
+from tests.deployments.engine.harness import Tape, difference, engine_of, pixels_of, reference_image, request_for, run
 
 CROWD: tuple[dict[str, Any], ...] = (
     {"sampler": "ddim", "num_inference_steps": 10, "guidance_scale": 7.5, "seed": 11},
@@ -422,7 +422,7 @@ class driven:
 
     def __init__(self, model: LoadedModel, **options: Any) -> None:
         self._tape = Tape()
-        self._engine = Engine([model], self._tape, **options)
+        self._engine = engine_of(model, self._tape, **options)
 
     def __enter__(self) -> tuple[Engine, Tape]:
         return self._engine, self._tape

@@ -23,6 +23,7 @@ from deployments.engine.device.memory import CpuMemory
 from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, EngineLost, Overloaded
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Refused
 from deployments.engine.protocol.inputs import Inputs
@@ -104,7 +105,9 @@ class Broken:
 def working(model: LoadedModel) -> Iterator[Broken]:
     """A warm worker, of two rows so that this takes no time."""
     told = threading.Event()
-    worker = EngineWorker(lambda emit: Engine([model], emit, max_rows=2), threads=1, on_device_lost=told.set)
+    worker = EngineWorker(
+        lambda emit: Engine([model], emit, EngineConfig(max_rows=2)), threads=1, on_device_lost=told.set
+    )
     try:
         yield Broken(worker, told)
     finally:

@@ -24,6 +24,7 @@ from serve_app.api.garbage_collection import collect_seldom
 from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.config.sections import LimitsConfig
 from serve_app.gateway.rate_limits import RateLimits
+from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, field, file, picture
 from tests.serve_app.api.responses.test_disconnect import scope_of
@@ -278,7 +279,7 @@ async def test_only_the_first_faults_are_listed_and_the_others_counted(client: h
 
 async def test_a_batch_that_is_refused_costs_its_caller(service: DiffusionService) -> None:
     config = LimitsConfig.model_validate({"per_address": {"cost_per_minute": 100}})
-    app = create_api(service, limits=RateLimits(config, None, service.door_counts, time.time))
+    app = create_api(service, gateway=Gateway(limits=RateLimits(config, None, service.door_counts, time.time)))
     async with http(app) as client:
         first = await client.post(BATCH, content=BATCHES["1,000 with nothing"], headers=JSON)
         assert first.status_code == 200

@@ -15,6 +15,7 @@ from serve_app.api.application import create_api
 from serve_app.api.scopes import RULES
 from serve_app.config.secret import Secret
 from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile import assert_problem
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, http
@@ -34,7 +35,7 @@ def app(service: DiffusionService, tmp_path: Path) -> FastAPI:
     ]
     file = tmp_path / "keys.yaml"
     file.write_text(yaml.safe_dump(keys))
-    return create_api(service, keys=Keyring(Secret(file=file)))
+    return create_api(service, gateway=Gateway(keys=Keyring(Secret(file=file))))
 
 
 def bearer(key: str) -> dict[str, str]:

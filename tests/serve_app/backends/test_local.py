@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import EngineStopped, ModelLoadError
 from deployments.engine.protocol.events import Event
 from deployments.engine.protocol.params import GenerationParams
@@ -29,12 +29,12 @@ class StubWorker:
     """Looks like an `EngineWorker`, and takes a moment to load."""
 
     def __init__(self) -> None:
-        self.loads: list[tuple[Sequence[ModelSpec], dict[str, Any], str]] = []
+        self.loads: list[tuple[Sequence[ModelSpec], EngineConfig, str]] = []
         self.failure: Exception | None = None
         self.stopped = False
 
-    def load(self, specs: Sequence[ModelSpec], **options: Any) -> "StubWorker":
-        self.loads.append((specs, options, threading.current_thread().name))
+    def load(self, specs: Sequence[ModelSpec], config: EngineConfig) -> "StubWorker":
+        self.loads.append((specs, config, threading.current_thread().name))
         time.sleep(0.05)
         if self.failure:
             raise self.failure
@@ -68,15 +68,14 @@ def spec(tmp_path: Path) -> ModelSpec:
 
 
 async def test_models_load_once_off_the_loop_at_the_first_use(worker: StubWorker, spec: ModelSpec) -> None:
-    asked = {"device": "cpu", "dtype": "bfloat16", "max_rows": 4, "queue_limit": 9, "threads": 2}
-    asked |= {"model_memory_bytes": 2**20, "device_memory_bytes": 2**30}
-    async with DiffusionService(models=[spec], **asked) as service:  # type: ignore[arg-type]
+    asked = EngineConfig("cpu", "bfloat16", max_rows=4, queue_limit=9, threads=2, model_memory_bytes=2**20)
+    async with DiffusionService(models=[spec], **asked.options) as service:
         assert not worker.loads
         results = await asyncio.gather(*(service.generate(CUP) for _ in range(5)))
     assert len(results) == 5
-    ((specs, options, thread),) = worker.loads
+    ((specs, config, thread),) = worker.loads
     assert (list(specs), thread != threading.current_thread().name) == ([spec], True)
-    assert options == asked
+    assert config == asked
     assert worker.stopped
 
 
@@ -160,7 +159,7 @@ def test_a_folder_that_is_no_checkpoint_is_said_at_once(tmp_path: Path) -> None:
 
 def test_two_models_cannot_answer_to_one_name(spec: ModelSpec) -> None:
     with pytest.raises(ValueError, match="maker/tiny"):
-        LocalBackend([spec, replace(spec, name="other")], device="cpu", dtype="float32")
+        LocalBackend([spec, replace(spec, name="other")])
     with pytest.raises(ValueError, match="no models"):
         DiffusionService(models=[])
 

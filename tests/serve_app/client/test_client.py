@@ -20,6 +20,7 @@ from serve_app.client import DarkroomClient, DarkroomError
 from serve_app.config.secret import Secret
 from serve_app.config.sections import JobsConfig
 from serve_app.gateway.api_keys import Key, Keyring, drawn_key, hash_of
+from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, failing, http, refusing, slow, success
 from tests.serve_app.servers import http_server
@@ -38,7 +39,7 @@ class Through(httpx.BaseTransport):
     """The ASGI application, for a client that does not know asyncio."""
 
     def __init__(self, service: DiffusionService, keys: Keyring | None = None) -> None:
-        self.app = create_api(service, keys=keys)
+        self.app = create_api(service, gateway=Gateway(keys=keys))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         return asyncio.run(self._send(request))

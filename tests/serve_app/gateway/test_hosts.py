@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.server import AppConfig, load_config
 from serve_app.gateway.hosts import Hosts, hosts_of, is_own_origin
-from serve_app.gateway.setup import door
+from serve_app.gateway.setup import make_gateway
 
 HERE = ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.8.9.10", "[::1]", "[::ffff:127.0.0.1]"]
 ELSEWHERE = [
@@ -99,4 +99,4 @@ def test_without_keys_it_is_guarded_and_with_keys_only_named_hosts_count() -> No
     assert hosts_of((), keys=True) is None
     assert hosts_of(("a",), keys=True) == Hosts(("a",), guarded=False)
     for without in ({}, {"without_keys": True}):
-        assert door(config(**without), None, Counter())["hosts"] == Hosts()
+        assert make_gateway(config(**without), None, Counter()).hosts == Hosts()

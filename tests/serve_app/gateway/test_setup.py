@@ -13,7 +13,7 @@ from serve_app.app import api_over
 from serve_app.config.errors import ConfigError
 from serve_app.config.server import AppConfig
 from serve_app.gateway.api_keys import Key, drawn_key, hash_of
-from serve_app.gateway.setup import check_door, door
+from serve_app.gateway.setup import check_gateway, make_gateway
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
 from tests.serve_app.fakes import PATH, FakeBackend, http
@@ -35,15 +35,15 @@ def keys(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_on_this_machine_alone_no_keys_are_needed(host: str) -> None:
-    check_door(configured(), host)
+    check_gateway(configured(), host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1"])
 def test_where_others_come_in_keys_are_needed_or_that_none_are_is_said(host: str, keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--without-keys"):
-        check_door(configured(), host)
-    check_door(configured(**keys), host)
-    check_door(configured(without_keys=True), host)
+        check_gateway(configured(), host)
+    check_gateway(configured(**keys), host)
+    check_gateway(configured(without_keys=True), host)
 
 
 def test_keys_and_none_of_them_exclude_each_other(keys: dict[str, Any]) -> None:
@@ -55,18 +55,19 @@ def test_redis_without_its_key_is_found_out_before_anything_starts() -> None:
     with pytest.raises(ValidationError, match="redis"):
         configured(redis={"url": "redis://127.0.0.1:1"})
     with pytest.raises(ConfigError, match="NO_KEY_HERE must hold at least 32"):
-        check_door(configured(redis={"url": "redis://127.0.0.1:1", "key": {"env": "NO_KEY_HERE"}}), "127.0.0.1")
+        check_gateway(configured(redis={"url": "redis://127.0.0.1:1", "key": {"env": "NO_KEY_HERE"}}), "127.0.0.1")
 
 
-def test_answers_and_jobs_are_shared_where_there_is_a_redis() -> None:
-    alone = door(configured(), None, Counter())
-    assert (alone["idempotency"].shared, alone["shelf"]) == (None, None)
-    shared = door(configured(), RedisTier(redis_at("redis://127.0.0.1:1")), Counter())
-    assert shared["idempotency"].shared is not None
-    assert shared["shelf"] is not None
+def test_answers_are_shared_where_there_is_a_redis() -> None:
+    alone = make_gateway(configured(), None, Counter()).idempotency
+    shared = make_gateway(configured(), RedisTier(redis_at("redis://127.0.0.1:1")), Counter()).idempotency
+    assert alone is not None
+    assert alone.shared is None
+    assert shared is not None
+    assert shared.shared is not None
 
 
-async def test_processes_with_one_redis_are_one_door() -> None:
+async def test_processes_with_one_redis_are_one_gateway() -> None:
     limits = {"per_address": {"requests_per_minute": 3}}
     with redis_server() as server:
         ours = {"without_keys": True, "ingress": {"hosts": ["test"]}}
@@ -75,7 +76,7 @@ async def test_processes_with_one_redis_are_one_door() -> None:
         backends, tiers = [FakeBackend(), FakeBackend()], [RedisTier(config.redis), RedisTier(config.redis)]
         services = [DiffusionService(backend) for backend in backends]
         apps = [
-            create_api(service, **door(config, tier, service.door_counts))
+            create_api(service, gateway=make_gateway(config, tier, service.door_counts))
             for service, tier in zip(services, tiers, strict=True)
         ]
         async with http(apps[0]) as one, http(apps[1]) as other:

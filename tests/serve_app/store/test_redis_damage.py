@@ -17,6 +17,7 @@ from serve_app.config.sections import CacheConfig, IdempotencyConfig, JobsConfig
 from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.idempotency_store import SharedAnswers
 from serve_app.gateway.rate_limits import RateLimits
+from serve_app.gateway.setup import Gateway
 from serve_app.jobs.redis_store import JobShelf
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
@@ -55,8 +56,10 @@ class Ingress:
         limits = LimitsConfig(per_address=Limits(requests_per_minute=10_000, cost_per_minute=10_000))
         self.app = create_api(
             self.service,
-            limits=RateLimits(limits, self.tier, counts, lambda: 1_000_000.0),
-            idempotency=Idempotency(IdempotencyConfig(), shared, counts),
+            gateway=Gateway(
+                limits=RateLimits(limits, self.tier, counts, lambda: 1_000_000.0),
+                idempotency=Idempotency(IdempotencyConfig(), shared, counts),
+            ),
             jobs_config=jobs,
             shelf=JobShelf(self.tier, jobs, self.tier.signing_key("jobs"), "a" * 32),
         )

@@ -21,7 +21,7 @@ from deployments.engine.protocol.events import Accepted, Finished, ImageDone, Im
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.scheduling.device import Meter
 from deployments.engine.worker.warm_up import warm_up
-from tests.deployments.engine.harness import Tape, difference, request_for, run
+from tests.deployments.engine.harness import Tape, difference, engine_of, request_for, run
 
 NAMES = ("a", "b", "c", "d")
 
@@ -55,7 +55,7 @@ def full_above(rows: int) -> Callable[[torch.Tensor], None]:
 @contextmanager
 def driven(model: LoadedModel, **options: Any) -> Iterator[tuple[Engine, Tape]]:
     tape = Tape()
-    engine = Engine([model], tape, **options)
+    engine = engine_of(model, tape, **options)
     try:
         yield engine, tape
     finally:
@@ -311,7 +311,7 @@ def test_the_estimates_are_right_within_a_quarter_at_the_median(tiny_model: Load
     # More comes than can be made: the queue grows, and drains at the end.
     rng = random.Random(1)
     model = with_unet(tiny_model, slow)
-    engine = Engine([model], lambda _: None, max_rows=8)
+    engine = engine_of(model, lambda _: None, max_rows=8)
     try:
         warm_up(engine)
         engine.ledger.emit = emit

@@ -16,6 +16,7 @@ from deployments.engine.device.errors import DeviceLost
 from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.manager import DiffusionModelManager
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import (
     Cancelled,
     EngineLost,
@@ -39,7 +40,7 @@ from tests.deployments.engine.tiny import save_tiny_checkpoint
 @pytest.fixture
 async def worker(tiny_checkpoint: Path) -> AsyncIterator[EngineWorker]:
     spec = ModelSpec("tiny", str(tiny_checkpoint))
-    worker = await asyncio.to_thread(EngineWorker.load, [spec], device="cpu", max_rows=16, threads=1)
+    worker = await asyncio.to_thread(EngineWorker.load, [spec], EngineConfig(device="cpu", max_rows=16, threads=1))
     yield worker
     await asyncio.to_thread(worker.stop)
 
@@ -125,7 +126,9 @@ async def test_a_thousand_callers_that_leave_leave_nothing_behind(worker: Engine
 
 async def test_a_full_queue_refuses_at_once_though_a_step_takes_long(tiny_checkpoint: Path) -> None:
     spec = ModelSpec("tiny", str(tiny_checkpoint))
-    worker = await asyncio.to_thread(EngineWorker.load, [spec], device="cpu", max_rows=2, queue_limit=1, threads=1)
+    worker = await asyncio.to_thread(
+        EngineWorker.load, [spec], EngineConfig(device="cpu", max_rows=2, queue_limit=1, threads=1)
+    )
     try:
         running = worker.generate(request_for(tiny_checkpoint, "runs", steps=50))
         waiting = worker.generate(request_for(tiny_checkpoint, "waits"))
@@ -185,7 +188,9 @@ async def test_a_cancelled_request_is_told_so_and_frees_its_rows(worker: EngineW
 
 async def test_a_request_cancelled_before_the_engine_has_it_never_runs(tiny_checkpoint: Path) -> None:
     worker = await asyncio.to_thread(
-        EngineWorker.load, [ModelSpec("tiny", str(tiny_checkpoint))], device="cpu", threads=1, model_memory_bytes=1
+        EngineWorker.load,
+        [ModelSpec("tiny", str(tiny_checkpoint))],
+        EngineConfig(device="cpu", threads=1, model_memory_bytes=1),
     )
     try:
         async with asyncio.timeout(10):
@@ -235,7 +240,7 @@ async def test_a_lost_device_ends_the_loop_and_is_told_to_whoever_can_end_the_pr
     told = threading.Event()
     spec = ModelSpec("tiny", str(tiny_checkpoint))
     worker = await asyncio.to_thread(
-        EngineWorker.load, [spec], device="cpu", max_rows=16, threads=1, on_device_lost=told.set
+        EngineWorker.load, [spec], EngineConfig(device="cpu", max_rows=16, threads=1), on_device_lost=told.set
     )
     stream = worker.generate(request_for(tiny_checkpoint, "x", steps=150))
     assert isinstance(await anext(stream), Accepted)
@@ -314,12 +319,12 @@ async def test_a_step_that_hangs_is_noticed_and_one_that_is_slow_as_ever_is_not(
 
 def test_a_missing_checkpoint_is_said_at_start(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="safetensors"):
-        EngineWorker.load([ModelSpec("gone", str(tmp_path))], device="cpu")
+        EngineWorker.load([ModelSpec("gone", str(tmp_path))], EngineConfig(device="cpu"))
 
 
 def test_a_hub_model_without_a_revision_is_refused() -> None:
     with pytest.raises(ModelLoadError, match="revision"):
-        EngineWorker.load([ModelSpec("hub", "someone/something", native_size=512)], device="cpu")
+        EngineWorker.load([ModelSpec("hub", "someone/something", native_size=512)], EngineConfig(device="cpu"))
 
 
 async def test_unread_progress_is_replaced_and_nothing_else_is() -> None:
@@ -335,7 +340,7 @@ async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoin
     other = save_tiny_checkpoint(tmp_path / "other", seed=50)
     specs = [ModelSpec("tiny", str(tiny_checkpoint)), ModelSpec("other", str(other))]
     worker = await asyncio.to_thread(
-        EngineWorker.load, specs, device="cpu", max_rows=16, threads=1, model_memory_bytes=1
+        EngineWorker.load, specs, EngineConfig(device="cpu", max_rows=16, threads=1, model_memory_bytes=1)
     )
     try:
         for round_ in range(2):
@@ -356,7 +361,9 @@ async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoin
 
 async def test_a_caller_that_leaves_while_its_model_loads_does_not_keep_it(tiny_checkpoint: Path) -> None:
     worker = await asyncio.to_thread(
-        EngineWorker.load, [ModelSpec("tiny", str(tiny_checkpoint))], device="cpu", threads=1, model_memory_bytes=1
+        EngineWorker.load,
+        [ModelSpec("tiny", str(tiny_checkpoint))],
+        EngineConfig(device="cpu", threads=1, model_memory_bytes=1),
     )
     try:
         call = asyncio.create_task(events_of(worker, request_for(tiny_checkpoint, "x")))

@@ -18,6 +18,7 @@ from deployments.engine.models import loaded_model, manager
 from deployments.engine.models.attention import TORCH, AttentionChoice
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.models.manager import DiffusionModelManager
+from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import EngineError, EngineLost, ModelLoadError
 from deployments.engine.protocol.events import Event, Finished, ImageDone, Progress, Refused
 from deployments.engine.protocol.request import Request
@@ -48,8 +49,8 @@ def told() -> threading.Event:
 async def worker(specs: list[ModelSpec], told: threading.Event, tiny_model: LoadedModel) -> AsyncIterator[EngineWorker]:
     """Hosts `stays`; there was no room for `left`."""
     room = tiny_model.bytes + 1000
-    options: dict[str, Any] = {"device": "cpu", "max_rows": 2, "threads": 1, "on_device_lost": told.set}
-    worker = await asyncio.to_thread(EngineWorker.load, specs, model_memory_bytes=room, **options)
+    config = EngineConfig(device="cpu", max_rows=2, threads=1, model_memory_bytes=room)
+    worker = await asyncio.to_thread(EngineWorker.load, specs, config, on_device_lost=told.set)
     assert worker.report().loaded_models == ("stays",)
     yield worker
     await asyncio.to_thread(worker.stop)

@@ -10,6 +10,7 @@ from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
 from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
 from serve_app.gateway.hosts import Hosts
+from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, http
 
@@ -20,7 +21,7 @@ HERE = {"host": "localhost:8000"}
 
 
 def client_of(hosts: Hosts | None, backend: FakeBackend, keys: Keyring | None = None) -> httpx.AsyncClient:
-    return http(create_api(DiffusionService(backend), hosts=hosts, keys=keys))
+    return http(create_api(DiffusionService(backend), gateway=Gateway(hosts=hosts, keys=keys)))
 
 
 async def refused(answer: httpx.Response, status: int, code: str) -> None:

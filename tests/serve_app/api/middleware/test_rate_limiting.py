@@ -20,6 +20,7 @@ from serve_app.config.secret import Secret
 from serve_app.config.sections import LimitsConfig
 from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
 from serve_app.gateway.rate_limits import RateLimits
+from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
 from tests.serve_app.api.parsing.test_hostile import assert_problem
@@ -40,7 +41,9 @@ def clock() -> Clock:
 
 def limited(service: DiffusionService, clock: Clock, keys: Keyring | None = None, **config: Any) -> FastAPI:
     settings = LimitsConfig.model_validate(config)
-    return create_api(service, keys=keys, limits=RateLimits(settings, None, service.door_counts, clock))
+    return create_api(
+        service, gateway=Gateway(keys=keys, limits=RateLimits(settings, None, service.door_counts, clock))
+    )
 
 
 def caller(app: FastAPI, address: str = HERE, **headers: str) -> httpx.AsyncClient:
@@ -187,7 +190,7 @@ async def test_refusals_and_redis_that_is_gone_are_counted(service: DiffusionSer
         server.stop()
         tier = RedisTier(redis_at(server.url))
         settings = LimitsConfig.model_validate({"per_address": {"requests_per_minute": 1}})
-        app = create_api(service, limits=RateLimits(settings, tier, service.door_counts, clock))
+        app = create_api(service, gateway=Gateway(limits=RateLimits(settings, tier, service.door_counts, clock)))
         async with caller(app) as client:
             statuses = [(await client.post(PATH, json=CUP)).status_code for _ in range(3)]
             stats = (await client.get(f"{BASE}/stats")).json()

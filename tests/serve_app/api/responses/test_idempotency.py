@@ -25,6 +25,7 @@ from serve_app.api.application import create_api
 from serve_app.api.responses.idempotency import once
 from serve_app.config.secret import Secret
 from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile import assert_problem
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, failing, http, refusing, slow, success, until
@@ -224,7 +225,7 @@ async def tenants(service: DiffusionService, tmp_path: Path) -> AsyncIterator[di
     keys = {"acme-1": drawn_key(), "acme-2": drawn_key(), "other-1": drawn_key()}
     entries = [{"id": id, "hash": hash_of(key), "tenant": id.partition("-")[0]} for id, key in keys.items()]
     (tmp_path / "keys.yaml").write_text(yaml.safe_dump(entries))
-    app = create_api(service, keys=Keyring(Secret(file=tmp_path / "keys.yaml")))
+    app = create_api(service, gateway=Gateway(keys=Keyring(Secret(file=tmp_path / "keys.yaml"))))
     clients = {id: http(app) for id in keys}
     for id, client in clients.items():
         client.headers["X-API-Key"] = keys[id]
