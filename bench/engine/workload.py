@@ -20,7 +20,7 @@ from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import NO_INPUTS, Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.training.demo.world import Scene, draw, random_scene
+from deployments.training.demo.world.world import Scene, draw, random_scene
 from deployments.uploads.masks import create_mask
 
 T = TypeVar("T")

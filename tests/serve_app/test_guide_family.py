@@ -13,13 +13,13 @@ import pytest
 import pytest_asyncio
 from PIL import Image, ImageDraw
 
-from deployments.training.demo.figure import Limb, Pose
-from deployments.training.demo.hints import depth_hint, pose_hint, segmentation_hint
-from deployments.training.demo.judge import Verdict, judge
-from deployments.training.demo.judge_controls import depth_correlation, edge_f1, region_iou
-from deployments.training.demo.judge_pose import joints_right
-from deployments.training.demo.tableau import Person, Tableau, Thing, draw_tableau
-from deployments.training.demo.world import Scene, draw
+from deployments.training.demo.judging.judge import Verdict, judge
+from deployments.training.demo.judging.judge_controls import depth_correlation, edge_f1, region_iou
+from deployments.training.demo.judging.judge_pose import joints_right
+from deployments.training.demo.world.figure import Limb, Pose
+from deployments.training.demo.world.hints import depth_hint, pose_hint, segmentation_hint
+from deployments.training.demo.world.tableau import Person, Tableau, Thing, draw_tableau
+from deployments.training.demo.world.world import Scene, draw
 from serve_app import DiffusionService, GenerationParams
 from serve_app.api.application import create_api
 from tests.serve_app.fakes import http

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from deployments.training.demo.annotators import ANNOTATORS, train_annotator
-from deployments.training.demo.evaluate import load, table, trials
-from deployments.training.demo.evaluate_family import answers, load_sd21, summary
 from deployments.training.demo.export import MODELS, SHIPPED
 from deployments.training.demo.family import FAMILY
+from deployments.training.demo.judging.evaluate import load, table, trials
+from deployments.training.demo.judging.evaluate_family import answers, load_sd21, summary
+from deployments.training.demo.judging.sheet import answer_sheet, trial_sheet
 from deployments.training.demo.models import NATIVE
-from deployments.training.demo.sheet import answer_sheet, trial_sheet
-from deployments.training.demo.stages import Minutes, train, train_member
+from deployments.training.demo.stages.stages import Minutes, train, train_member
 
 Case = TypeVar("Case")
 

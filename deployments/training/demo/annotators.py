@@ -30,13 +30,13 @@ from transformers import (
 )
 
 from deployments.annotators.palette import ADE20K
-from deployments.training.demo.captions import sample
-from deployments.training.demo.figure import JOINTS
-from deployments.training.demo.hints import CLASSES
+from deployments.training.demo.learning.muon import optimizers
+from deployments.training.demo.learning.run import Run
 from deployments.training.demo.models import NATIVE, device
-from deployments.training.demo.muon import optimizers
-from deployments.training.demo.run import Run
-from deployments.training.demo.tableau import (
+from deployments.training.demo.world.captions import sample
+from deployments.training.demo.world.figure import JOINTS
+from deployments.training.demo.world.hints import CLASSES
+from deployments.training.demo.world.tableau import (
     FLOOR,
     WALL,
     Person,
@@ -49,7 +49,7 @@ from deployments.training.demo.tableau import (
     regions,
     tableau_of,
 )
-from deployments.training.demo.world import Image, draw
+from deployments.training.demo.world.world import Image, draw
 
 FAR: Final = 10  # metres, say: where the wall stands
 NEAR: Final = 1

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMix
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from deployments.training.demo.latents import Encoders
+from deployments.training.demo.learning.latents import Encoders
 
 MODELS: Final = Path(__file__).resolve().parents[2] / "demo_models"
 SHIPPED: Final = MODELS / "demo-sd"

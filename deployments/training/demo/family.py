@@ -10,10 +10,9 @@ from typing import Final
 from diffusers import ControlNetModel, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from torch import nn
 
-from deployments.training.demo.distil_text import cross_bridge, distil_text
 from deployments.training.demo.export import build_pipeline, export, export_network
-from deployments.training.demo.latents import Encoders
-from deployments.training.demo.lessons import (
+from deployments.training.demo.learning.latents import Encoders
+from deployments.training.demo.learning.lessons import (
     Teach,
     whole_scene,
     with_depth,
@@ -22,6 +21,7 @@ from deployments.training.demo.lessons import (
     with_pose,
     with_regions,
 )
+from deployments.training.demo.learning.pupils import Denoiser, Guide, Pupil
 from deployments.training.demo.models import (
     device,
     make_controlnet,
@@ -30,9 +30,9 @@ from deployments.training.demo.models import (
     make_sd21_scheduler,
     make_sd21_unet,
 )
-from deployments.training.demo.pupils import Denoiser, Guide, Pupil
 from deployments.training.demo.slim import start_from
-from deployments.training.demo.train_denoiser import Course
+from deployments.training.demo.stages.distil_text import cross_bridge, distil_text
+from deployments.training.demo.stages.train_denoiser import Course
 
 
 @dataclass(frozen=True)

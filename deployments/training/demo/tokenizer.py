@@ -13,8 +13,8 @@ from typing import Final
 
 from transformers import CLIPTokenizer
 
-from deployments.training.demo.captions import sample
 from deployments.training.demo.models import TOKENS
+from deployments.training.demo.world.captions import sample
 
 MERGES: Final = 900
 _START, _END = "<|startoftext|>", "<|endoftext|>"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deployments.training.demo import words
-from deployments.training.demo.captions import ATTRIBUTES, Caption, describe, is_held_out, sample
-from deployments.training.demo.evaluate import COUNTED, Trial, held_out
-from deployments.training.demo.judge import agrees, judge
-from deployments.training.demo.palette import COLOURS
-from deployments.training.demo.silhouettes import SILHOUETTES
-from deployments.training.demo.world import POSITIONS, STYLES, Image, Scene, draw, random_scene
+from deployments.training.demo.judging.evaluate import COUNTED, Trial, held_out
+from deployments.training.demo.judging.judge import agrees, judge
+from deployments.training.demo.world import words
+from deployments.training.demo.world.captions import ATTRIBUTES, Caption, describe, is_held_out, sample
+from deployments.training.demo.world.palette import COLOURS
+from deployments.training.demo.world.silhouettes import SILHOUETTES
+from deployments.training.demo.world.world import POSITIONS, STYLES, Image, Scene, draw, random_scene
 
 VALUES = {
     "product": list(SILHOUETTES),

@@ -10,15 +10,15 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from deployments.training.demo.evaluate import load
 from deployments.training.demo.export import SHIPPED
 from deployments.training.demo.family import FAMILY
-from deployments.training.demo.latents import Encoders
-from deployments.training.demo.lessons import with_edges, with_hole
+from deployments.training.demo.judging.evaluate import load
+from deployments.training.demo.learning.latents import Encoders
+from deployments.training.demo.learning.lessons import with_edges, with_hole
 from deployments.training.demo.models import make_controlnet, make_inpaint_unet, make_sd21_unet
 from deployments.training.demo.slim import start_from
-from deployments.training.demo.stages import train_member
-from deployments.training.demo.train_denoiser import Diet
+from deployments.training.demo.stages.stages import train_member
+from deployments.training.demo.stages.train_denoiser import Diet
 
 DIETS = {128: Diet(batch=2, first=4, added=1, limit=6)}
 
@@ -30,7 +30,7 @@ def demo() -> UNet2DConditionModel:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_member_is_trained_resumed_and_shipped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.training.demo.distil_text.MINUTES", 1e-3)
+    monkeypatch.setattr("deployments.training.demo.stages.distil_text.MINUTES", 1e-3)
     for _ in range(2):
         train_member(name, tmp_path / "run", 60, tmp_path / name, DIETS, iterations=1)
     state = torch.load(tmp_path / "run" / f"{name}.pt", weights_only=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from deployments.training.demo.learning.muon import Muon, optimizers, orthogonalise
 from deployments.training.demo.models import make_unet
-from deployments.training.demo.muon import Muon, optimizers, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 32), (32, 4), (3, 6, 20)])

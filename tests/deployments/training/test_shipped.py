@@ -10,13 +10,13 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image as Pictures
 
 from deployments.training.demo.__main__ import evaluate
-from deployments.training.demo.evaluate import COUNTED, load, paint
 from deployments.training.demo.export import MODELS, SHIPPED
-from deployments.training.demo.judge import agrees, judge
-from deployments.training.demo.latents import Encoders
-from deployments.training.demo.stages import Minutes, train
-from deployments.training.demo.train_denoiser import DenoiserTraining, Diet
-from deployments.training.demo.world import Scene
+from deployments.training.demo.judging.evaluate import COUNTED, load, paint
+from deployments.training.demo.judging.judge import agrees, judge
+from deployments.training.demo.learning.latents import Encoders
+from deployments.training.demo.stages.stages import Minutes, train
+from deployments.training.demo.stages.train_denoiser import DenoiserTraining, Diet
+from deployments.training.demo.world.world import Scene
 
 pytestmark = pytest.mark.skipif(
     not SHIPPED.exists(), reason=f"no demo model in {SHIPPED.name}: run `python -m deployments.training.demo` first"

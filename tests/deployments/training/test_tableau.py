@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 
 from deployments.annotators.edges import detect_edges
-from deployments.training.demo.figure import HEAD, JOINTS, Limb, Pose, joints
-from deployments.training.demo.hints import CLASSES, depth_hint, openpose, pose_hint, segmentation_hint
-from deployments.training.demo.judge_controls import depth_correlation, edge_f1, region_iou
-from deployments.training.demo.judge_pose import find_joints, joints_right
-from deployments.training.demo.lessons import around, hole, with_depth, with_edges, with_hole, with_pose, with_regions
-from deployments.training.demo.silhouettes import SILHOUETTES
-from deployments.training.demo.tableau import (
+from deployments.training.demo.judging.judge_controls import depth_correlation, edge_f1, region_iou
+from deployments.training.demo.judging.judge_pose import find_joints, joints_right
+from deployments.training.demo.learning.lessons import (
+    around,
+    hole,
+    with_depth,
+    with_edges,
+    with_hole,
+    with_pose,
+    with_regions,
+)
+from deployments.training.demo.world.figure import HEAD, JOINTS, Limb, Pose, joints
+from deployments.training.demo.world.hints import CLASSES, depth_hint, openpose, pose_hint, segmentation_hint
+from deployments.training.demo.world.silhouettes import SILHOUETTES
+from deployments.training.demo.world.tableau import (
     FLOOR,
     PERSON,
     WALL,
@@ -30,7 +38,7 @@ from deployments.training.demo.tableau import (
     regions,
     tableau_of,
 )
-from deployments.training.demo.world import Image, Scene, draw
+from deployments.training.demo.world.world import Image, Scene, draw
 
 SIZE = 256
 CASES = 8

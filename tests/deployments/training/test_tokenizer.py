@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from deployments.training.demo.models import TOKENS
+from deployments.training.demo.stages.train_text import tokenize
 from deployments.training.demo.tokenizer import make_tokenizer
-from deployments.training.demo.train_text import tokenize
 
 
 @cache

@@ -10,14 +10,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from deployments.training.demo import checkpoint, stages, train_text, train_vae
 from deployments.training.demo.__main__ import main
 from deployments.training.demo.export import SCALING, standardise
-from deployments.training.demo.latents import Encoders
+from deployments.training.demo.learning import checkpoint
+from deployments.training.demo.learning.latents import Encoders
+from deployments.training.demo.learning.pupils import Denoiser
 from deployments.training.demo.models import make_text_encoder, make_unet, make_vae
-from deployments.training.demo.pupils import Denoiser
-from deployments.training.demo.stages import FRESH, Minutes, measured_latents, train
-from deployments.training.demo.train_denoiser import DenoiserTraining, Diet
+from deployments.training.demo.stages import stages, train_text, train_vae
+from deployments.training.demo.stages.stages import FRESH, Minutes, measured_latents, train
+from deployments.training.demo.stages.train_denoiser import DenoiserTraining, Diet
 
 DIETS = {128: Diet(batch=2, first=4, added=1, limit=6)}
 MINUTES = Minutes(vae=60, text=60, unet=60)

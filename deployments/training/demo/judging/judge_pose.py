@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.training.demo.figure import HEAD, JOINTS, LIMB, Joints, Limb, Pose, joints
-from deployments.training.demo.judge import most_common
-from deployments.training.demo.palette import to_lab
-from deployments.training.demo.world import Image
+from deployments.training.demo.judging.judge import most_common
+from deployments.training.demo.world.figure import HEAD, JOINTS, LIMB, Joints, Limb, Pose, joints
+from deployments.training.demo.world.palette import to_lab
+from deployments.training.demo.world.world import Image
 
 _WORK: Final = 128  # every picture is judged at this size
 _DIFFERENT: Final = 14.0  # L*a*b* distance

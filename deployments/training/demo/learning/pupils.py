@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from deployments.training.demo.latents import Batch
+from deployments.training.demo.learning.latents import Batch
 
 
 class Pupil(Protocol):

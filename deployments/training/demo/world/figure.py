@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.training.demo.silhouettes import Contour
+from deployments.training.demo.world.silhouettes import Contour
 
 Joints = NDArray[np.float64]  # [13, 2] as x, y
 

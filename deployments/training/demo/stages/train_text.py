@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from deployments.training.demo.captions import ATTRIBUTES, Caption, sample
+from deployments.training.demo.learning.run import Run
 from deployments.training.demo.models import TEXT_WIDTH, TOKENS, device, make_text_encoder
-from deployments.training.demo.palette import COLOURS
-from deployments.training.demo.run import Run
-from deployments.training.demo.silhouettes import SILHOUETTES
-from deployments.training.demo.world import POSITIONS, SIZES, STYLES, Scene
+from deployments.training.demo.world.captions import ATTRIBUTES, Caption, sample
+from deployments.training.demo.world.palette import COLOURS
+from deployments.training.demo.world.silhouettes import SILHOUETTES
+from deployments.training.demo.world.world import POSITIONS, SIZES, STYLES, Scene
 
 _PEAK: Final = 2e-3
 _SHORT: Final = 40  # tokens; most captions end before

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from deployments.training.demo import words
-from deployments.training.demo.world import SIZES, STYLES, Scene, random_scene
+from deployments.training.demo.world import words
+from deployments.training.demo.world.world import SIZES, STYLES, Scene, random_scene
 
 ATTRIBUTES: Final = ("product", "colour", "background", "size", "position", "style")
 EMPTY_SHARE: Final = 0.1

@@ -14,10 +14,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from deployments.training.demo.captions import sample
+from deployments.training.demo.learning.run import Run
 from deployments.training.demo.models import SD21_TEXT_WIDTH, TEXT_WIDTH, TOKENS, device, make_text_encoder
-from deployments.training.demo.run import Run
-from deployments.training.demo.train_text import tokenize
+from deployments.training.demo.stages.train_text import tokenize
+from deployments.training.demo.world.captions import sample
 
 MINUTES: Final = 4.0
 BATCH: Final = 96

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.training.demo.palette import COLOURS, Rgb, detail, shade
-from deployments.training.demo.silhouettes import SILHOUETTES, Contour
+from deployments.training.demo.world.palette import COLOURS, Rgb, detail, shade
+from deployments.training.demo.world.silhouettes import SILHOUETTES, Contour
 
 Image = NDArray[np.uint8]  # [H, W, 3] RGB
 

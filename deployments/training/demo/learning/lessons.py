@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.annotators.edges import detect_edges
-from deployments.training.demo.captions import describe, sample
-from deployments.training.demo.hints import depth_hint, pose_hint, segmentation_hint
-from deployments.training.demo.silhouettes import SILHOUETTES
-from deployments.training.demo.tableau import (
+from deployments.training.demo.world.captions import describe, sample
+from deployments.training.demo.world.hints import depth_hint, pose_hint, segmentation_hint
+from deployments.training.demo.world.silhouettes import SILHOUETTES
+from deployments.training.demo.world.tableau import (
     PERSON,
     Tableau,
     draw_tableau,
@@ -23,7 +23,7 @@ from deployments.training.demo.tableau import (
     random_floor,
     random_people,
 )
-from deployments.training.demo.world import SIZES, Image, Scene, draw, product_centre
+from deployments.training.demo.world.world import SIZES, Image, Scene, draw, product_centre
 
 Mask = NDArray[np.uint8]  # [H, W], 255 where an inpainting model paints, 0 elsewhere
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the canvas

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.training.demo import checkpoint
-from deployments.training.demo.average import Average
-from deployments.training.demo.budget import Budget, cosine
+from deployments.training.demo.learning import checkpoint
+from deployments.training.demo.learning.average import Average
+from deployments.training.demo.learning.budget import Budget, cosine
 
 
 class Run:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from deployments.training.demo.hints import region_colours
-from deployments.training.demo.judge import most_common
-from deployments.training.demo.palette import to_lab
-from deployments.training.demo.tableau import FLOOR, WALL
-from deployments.training.demo.world import Image
+from deployments.training.demo.judging.judge import most_common
+from deployments.training.demo.world.hints import region_colours
+from deployments.training.demo.world.palette import to_lab
+from deployments.training.demo.world.tableau import FLOOR, WALL
+from deployments.training.demo.world.world import Image
 
 TOLERANCE: Final = 2  # pixels that an edge may be off, at 256
 _BLUR: Final = 2.0

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.training.demo.palette import nearest_colour, to_lab
-from deployments.training.demo.silhouettes import SILHOUETTES
-from deployments.training.demo.world import SIZES, STYLES, Image, Scene, draw
+from deployments.training.demo.world.palette import nearest_colour, to_lab
+from deployments.training.demo.world.silhouettes import SILHOUETTES
+from deployments.training.demo.world.world import SIZES, STYLES, Image, Scene, draw
 
 Mask = NDArray[np.bool_]  # [H, W]
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from deployments.training.demo.captions import EMPTY_SHARE
-from deployments.training.demo.lessons import Lesson, Teach
+from deployments.training.demo.learning.lessons import Lesson, Teach
 from deployments.training.demo.models import VAE_FACTOR
-from deployments.training.demo.train_text import tokenize
+from deployments.training.demo.stages.train_text import tokenize
+from deployments.training.demo.world.captions import EMPTY_SHARE
 
 _CHUNK_PIXELS: Final = 16 * 128 * 128
 _CHUNK: Final = 256

@@ -23,24 +23,24 @@ from diffusers import (
 from PIL import Image as Pictures
 
 from deployments.annotators.edges import detect_edges
-from deployments.training.demo.captions import describe
-from deployments.training.demo.evaluate import GUIDANCE, STEPS, held_out, load
 from deployments.training.demo.export import SHIPPED
-from deployments.training.demo.hints import depth_hint, pose_hint, segmentation_hint
-from deployments.training.demo.judge import judge
-from deployments.training.demo.judge_controls import depth_correlation, edge_f1, region_iou
-from deployments.training.demo.judge_pose import joints_right
-from deployments.training.demo.lessons import around, caption_of, hole
+from deployments.training.demo.judging.evaluate import GUIDANCE, STEPS, held_out, load
+from deployments.training.demo.judging.judge import judge
+from deployments.training.demo.judging.judge_controls import depth_correlation, edge_f1, region_iou
+from deployments.training.demo.judging.judge_pose import joints_right
+from deployments.training.demo.learning.lessons import around, caption_of, hole
 from deployments.training.demo.models import NATIVE, device
-from deployments.training.demo.silhouettes import SILHOUETTES
-from deployments.training.demo.tableau import (
+from deployments.training.demo.world.captions import describe
+from deployments.training.demo.world.hints import depth_hint, pose_hint, segmentation_hint
+from deployments.training.demo.world.silhouettes import SILHOUETTES
+from deployments.training.demo.world.tableau import (
     Tableau,
     draw_tableau,
     random_depths,
     random_floor,
     random_people,
 )
-from deployments.training.demo.world import Image, draw
+from deployments.training.demo.world.world import Image, draw
 
 # What each member is held to, on average over the cases.
 TARGETS: Final[Mapping[str, float]] = {

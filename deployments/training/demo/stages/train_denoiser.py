@@ -12,13 +12,13 @@ from typing import Final
 
 from torch import Tensor
 
-from deployments.training.demo.diffusion import HIGH_SHARE, Noising, Prediction
-from deployments.training.demo.latents import Encoders, Pool
-from deployments.training.demo.lessons import Teach
+from deployments.training.demo.learning.diffusion import HIGH_SHARE, Noising, Prediction
+from deployments.training.demo.learning.latents import Encoders, Pool
+from deployments.training.demo.learning.lessons import Teach
+from deployments.training.demo.learning.muon import optimizers
+from deployments.training.demo.learning.pupils import Pupil
+from deployments.training.demo.learning.run import Run
 from deployments.training.demo.models import device
-from deployments.training.demo.muon import optimizers
-from deployments.training.demo.pupils import Pupil
-from deployments.training.demo.run import Run
 
 
 @dataclass(frozen=True)

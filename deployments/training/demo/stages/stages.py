@@ -19,18 +19,18 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from deployments.training.demo import checkpoint
 from deployments.training.demo.export import MODELS, SCALING, SHIPPED, build_pipeline, export, standardise
 from deployments.training.demo.family import FAMILY, Start
-from deployments.training.demo.latents import Encoders
-from deployments.training.demo.lessons import whole_scene
+from deployments.training.demo.learning import checkpoint
+from deployments.training.demo.learning.latents import Encoders
+from deployments.training.demo.learning.lessons import whole_scene
+from deployments.training.demo.learning.pupils import Denoiser
 from deployments.training.demo.models import device, make_scheduler, make_unet, make_vae
-from deployments.training.demo.pupils import Denoiser
+from deployments.training.demo.stages.train_denoiser import Course, DenoiserTraining, Diet
+from deployments.training.demo.stages.train_text import train_text
+from deployments.training.demo.stages.train_vae import train_vae
 from deployments.training.demo.tokenizer import make_tokenizer
-from deployments.training.demo.train_denoiser import Course, DenoiserTraining, Diet
-from deployments.training.demo.train_text import train_text
-from deployments.training.demo.train_vae import train_vae
-from deployments.training.demo.world import draw, random_scene
+from deployments.training.demo.world.world import draw, random_scene
 
 MEASURED: Final = {128: 64, 256: 32}  # size: drawings whose latents are made standard
 

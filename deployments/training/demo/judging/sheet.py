@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image as Pictures
 from PIL import ImageDraw, ImageFont
 
-from deployments.training.demo.evaluate import Trial
-from deployments.training.demo.evaluate_family import Answer
-from deployments.training.demo.world import Image
+from deployments.training.demo.judging.evaluate import Trial
+from deployments.training.demo.judging.evaluate_family import Answer
+from deployments.training.demo.world.world import Image
 
 COLUMNS: Final = 8
 ROWS: Final = 6

@@ -12,10 +12,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from deployments.training.demo.learning.run import Run
 from deployments.training.demo.models import device, make_vae
-from deployments.training.demo.run import Run
-from deployments.training.demo.vae_start import start
-from deployments.training.demo.world import Image, draw, random_scene
+from deployments.training.demo.stages.vae_start import start
+from deployments.training.demo.world.world import Image, draw, random_scene
 
 CROPS: Final = (64, 128)  # pixels; the small ones for the first part of the budget, four times cheaper
 _SMALL_UNTIL: Final = 0.6

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from deployments.training.demo.captions import ATTRIBUTES, Caption, sample
-from deployments.training.demo.judge import Verdict, agrees, judge
+from deployments.training.demo.judging.judge import Verdict, agrees, judge
 from deployments.training.demo.models import NATIVE, device
-from deployments.training.demo.world import Image, Scene
+from deployments.training.demo.world.captions import ATTRIBUTES, Caption, sample
+from deployments.training.demo.world.world import Image, Scene
 
 STEPS: Final = 20
 GUIDANCE: Final = 6.0

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.training.demo import figure
-from deployments.training.demo.figure import Joints, Pose, random_pose
-from deployments.training.demo.palette import COLOURS, Rgb, blend, detail
-from deployments.training.demo.silhouettes import SILHOUETTES, Contour
-from deployments.training.demo.world import SIZES, Canvas, Image, Scene, product_centre
+from deployments.training.demo.world import figure
+from deployments.training.demo.world.figure import Joints, Pose, random_pose
+from deployments.training.demo.world.palette import COLOURS, Rgb, blend, detail
+from deployments.training.demo.world.silhouettes import SILHOUETTES, Contour
+from deployments.training.demo.world.world import SIZES, Canvas, Image, Scene, product_centre
 
 WALL, FLOOR, PERSON = "wall", "floor", "person"
 FAINTEST: Final = 0.3  # nearness of the farthest thing that is still to be seen

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from deployments.annotators.palette import ADE20K, Rgb
 from deployments.annotators.skeleton import JOINTS as OPENPOSE
 from deployments.annotators.skeleton import draw_skeleton
-from deployments.training.demo.figure import JOINTS, Joints
-from deployments.training.demo.tableau import FLOOR, PERSON, WALL, Person, Tableau, nearness, regions
-from deployments.training.demo.world import Image
+from deployments.training.demo.world.figure import JOINTS, Joints
+from deployments.training.demo.world.tableau import FLOOR, PERSON, WALL, Person, Tableau, nearness, regions
+from deployments.training.demo.world.world import Image
 
 # ADE20K knows no heart: each thing of the demo world borrows the class that is nearest to it, or else a free one.
 CLASSES: Final[dict[str, int]] = {
