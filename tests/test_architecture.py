@@ -1,47 +1,66 @@
-"""The laws of the house: imports run one way, the HTTP side stays slim, files stay readable."""
+"""The laws of the house: imports run one way, the HTTP side stays slim, files and folders stay readable.
+
+Folders say what may be imported in them, and imports are followed through files of ours, not only looked at.
+"""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "serve_app").rglob("*.py"), *(ROOT / "deployments").rglob("*.py")])
-ENGINE = [path for path in SOURCES if path.is_relative_to(ROOT / "deployments" / "engine")]
-HTTP_SIDE = [path for path in SOURCES if path.is_relative_to(ROOT / "serve_app")]
-MODELS_SIDE = [path for path in SOURCES if path.is_relative_to(ROOT / "deployments")]
+BENCHES = sorted((ROOT / "bench").rglob("*.py"))
+FOLDERS = sorted({path.parent for path in (*SOURCES, *BENCHES)})
 
 TORCH = {"torch", "torchvision", "diffusers", "transformers", "safetensors", "tokenizers", "xformers"}
 SERVING = {"ray", "fastapi", "starlette", "uvicorn", "httpx", "requests", "aiohttp"}
-TORCH_FREE_ENGINE = (
-    "protocol/params",
-    "protocol/errors",
-    "protocol/events",
-    "heartbeat",
-    "protocol/inputs",
-    "locked",
-    "protocol/numerics",
-    "row",
-    "scheduling/running",
-    "scheduling/queue",
-    "scheduling/bucket_share",
-    "protocol/spec",
-    "checkpoints/original_configs",
-    "checkpoints/original_layout",
-    "checkpoints/safetensors_header",
-    "protocol/sampler_names",
-    "conditioning/prompt_syntax",
+
+RAY_SIDE = (
+    "serve_app/app.py",
+    "serve_app/backends/ray_serve.py",
+    "serve_app/serving",
+    "serve_app/launch",
+    "serve_app/kubernetes",
+    "deployments/model_deployment.py",
+    "deployments/ray_metrics.py",
+    "deployments/replica_port.py",
+    "deployments/autoscaling.py",
+    "deployments/serve_log.py",
 )
-DOOR = {"engine_worker.py", "mailbox.py"}
-RAY_SIDE = {"app.py", "ingress.py", "local_cluster.py", "serve_schema.py"}
+LAZY = ("serve_app/backends/local.py", "deployments.engine.worker.engine_worker")
+"""The one import from serve_app into the engine besides its protocol: done when an engine is wanted in the process."""
+
 MAX_FILE_LINES = 320
+MAX_FOLDER_FILES = 15
 
 
-def imports(path: Path, *, at_import_time_only: bool = False) -> Iterator[str]:
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def within(*folders: str) -> list[Path]:
+    return [path for path in SOURCES if any(path.is_relative_to(ROOT / folder) for folder in folders)]
+
+
+ENGINE = within("deployments/engine")
+HTTP_SIDE = within("serve_app")
+MODELS_SIDE = within("deployments")
+TORCH_FREE = within("deployments/engine/protocol", "deployments/engine/scheduling", "serve_app")
+
+
+@cache
+def imports(path: Path, *, at_import_time_only: bool = False) -> frozenset[str]:
     """The modules that a file imports, as dotted names. TYPE_CHECKING blocks do not count."""
+    return frozenset(_imports(path, at_import_time_only))
+
+
+def _imports(path: Path, at_import_time_only: bool) -> Iterator[str]:
     pending: list[ast.AST] = [ast.parse(path.read_text())]
     while pending:
         node = pending.pop()
@@ -58,12 +77,34 @@ def imports(path: Path, *, at_import_time_only: bool = False) -> Iterator[str]:
             pending.extend(ast.iter_child_nodes(node))
 
 
+def file_of(module: str) -> Path | None:
+    """The file of a module of ours; None for what is not one."""
+    place = ROOT.joinpath(*module.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path in _SOURCES), None)
+
+
+_SOURCES = frozenset(SOURCES)
+
+
+def loaded_files(path: Path) -> dict[Path, str]:
+    """All files of ours that importing `path` loads, each with the way there."""
+    ways = {path: named(path)}
+    pending = [path]
+    while pending:
+        current = pending.pop()
+        for module in sorted(imports(current, at_import_time_only=True)):
+            # A package is loaded before what is in it.
+            parts = module.split(".")
+            for end in range(1, len(parts) + 1):
+                found = file_of(".".join(parts[:end]))
+                if found is not None and found not in ways:
+                    ways[found] = f"{ways[current]} -> {named(found)}"
+                    pending.append(found)
+    return ways
+
+
 def top_levels(path: Path, *, at_import_time_only: bool = False) -> set[str]:
     return {name.partition(".")[0] for name in imports(path, at_import_time_only=at_import_time_only)}
-
-
-def named(path: Path) -> str:
-    return str(path.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("path", MODELS_SIDE, ids=named)
@@ -78,20 +119,51 @@ def test_the_engine_imports_nothing_from_above(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ENGINE, ids=named)
-def test_the_engine_knows_neither_ray_nor_http_nor_asyncio(path: Path) -> None:
-    forbidden = SERVING if path.name in DOOR else SERVING | {"asyncio"}
-    assert not top_levels(path) & forbidden
+def test_the_engine_knows_neither_ray_nor_http_and_asyncio_only_in_its_worker(path: Path) -> None:
+    is_worker = path.is_relative_to(ROOT / "deployments" / "engine" / "worker")
+    assert not top_levels(path) & (SERVING if is_worker else SERVING | {"asyncio"})
 
 
 @pytest.mark.parametrize("path", HTTP_SIDE, ids=named)
-def test_the_http_side_never_imports_torch(path: Path) -> None:
-    assert not top_levels(path) & TORCH
+def test_the_http_side_sees_of_the_engine_only_its_protocol(path: Path) -> None:
+    seen = {name for name in imports(path) if name.startswith("deployments.engine.")}
+    if named(path) == LAZY[0]:
+        seen -= {name for name in seen if name.startswith(LAZY[1])}
+        assert not any(name.startswith(LAZY[1]) for name in imports(path, at_import_time_only=True))
+    assert not {name for name in seen if not name.startswith("deployments.engine.protocol")}
 
 
-@pytest.mark.parametrize("name", TORCH_FREE_ENGINE)
-def test_the_plain_half_of_the_engine_has_no_torch(name: str) -> None:
-    path = ROOT / "deployments" / "engine" / f"{name}.py"
-    assert not top_levels(path, at_import_time_only=True) & TORCH
+@pytest.mark.parametrize("path", TORCH_FREE, ids=named)
+def test_no_torch_is_loaded_by_the_http_side_the_protocol_and_scheduling(path: Path) -> None:
+    loads = {way: top_levels(file, at_import_time_only=True) & TORCH for file, way in loaded_files(path).items()}
+    assert not {way: found for way, found in loads.items() if found}
+
+
+@pytest.mark.parametrize("folder", ["deployments/engine", "serve_app", "serve_app/api", "bench"])
+def test_rooms_import_one_another_in_one_direction(folder: str) -> None:
+    """Of the folders and files in `folder`, as they lie there, none needs one that needs it."""
+    place = ROOT / folder
+    rooms: dict[str, set[str]] = {}
+    for path in sorted(place.rglob("*.py")):
+        needed = (_place_of(module, place) for module in imports(path))
+        rooms.setdefault(_room_of(path, place), set()).update(each for each in needed if each is not None)
+    for room, needs in rooms.items():
+        needs.discard(room)
+    while free := [room for room, needs in rooms.items() if not needs & rooms.keys()]:
+        for room in free:
+            del rooms[room]
+    assert not rooms
+
+
+def _room_of(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).parts[0]
+
+
+def _place_of(module: str, folder: Path) -> str | None:
+    """The room in `folder` that a module lies in; None for one that lies elsewhere, or is a name in a module."""
+    place = ROOT.joinpath(*module.split("."))
+    found = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    return _room_of(found, folder) if found is not None and found.is_relative_to(folder) else None
 
 
 @pytest.mark.parametrize("path", [path for path in MODELS_SIDE if "torch" in top_levels(path)], ids=named)
@@ -111,6 +183,22 @@ def test_files_can_be_read_in_one_go(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=named)
+def test_a_folder_can_be_seen_at_one_look(folder: Path) -> None:
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MAX_FOLDER_FILES
+
+
+def test_two_classes_do_not_share_a_name() -> None:
+    """One word has one meaning: whoever reads it need not ask where it comes from."""
+    classes = Counter(
+        node.name
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in classes.items() if count > 1] == []
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_there_is_no_drawer_for_odds_and_ends(path: Path) -> None:
     assert path.name not in {"utils.py", "util.py", "helpers.py", "common.py", "misc.py", "base.py"}
@@ -121,7 +209,7 @@ def test_the_policy_can_be_pickled_by_value() -> None:
     assert top_levels(ROOT / "deployments" / "autoscaling.py") <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path", [path for path in HTTP_SIDE if path.name not in RAY_SIDE], ids=named)
+@pytest.mark.parametrize("path", [path for path in SOURCES if path not in within(*RAY_SIDE)], ids=named)
 def test_ray_stays_in_the_files_that_are_about_it(path: Path) -> None:
     """The service, the API and the client work without Ray."""
     assert "ray" not in top_levels(path)

@@ -56,8 +56,10 @@ class SharedQuarantine:
     def add(self, fingerprint: str, seconds: float) -> None:
         """Tells the others, without waiting for it."""
         until = self._clock() + seconds
+        # Rounded down: whoever looks in the same millisecond must not take it for one of longer than is allowed.
+        until_ms = int(until * 1000)
         self._known[fingerprint] = until
-        task = asyncio.get_running_loop().create_task(self._tell(self._signed(fingerprint, round(until * 1000)), until))
+        task = asyncio.get_running_loop().create_task(self._tell(self._signed(fingerprint, until_ms), until))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
