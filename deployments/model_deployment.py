@@ -10,7 +10,7 @@ from typing import Any
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import EngineConfig
-from deployments.engine.protocol.events import Event, Finished, Refused
+from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -18,7 +18,7 @@ from deployments.metrics import engine_samples
 from deployments.ray_metrics import Publisher
 from deployments.replica_port import stay_on_loopback
 from deployments.serve_log import speak_through_serve
-from deployments.throughput import Pace
+from deployments.throughput import RateMeter
 from deployments.uploads.intake import Intake
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class ModelReplica:
         # The request was copied on its way here, files included.
         self._intake = Intake(Annotators(annotators, config.device, end_process), owns_files=True)
         self._worker = worker = EngineWorker.load(specs, config, on_device_lost=end_process)
-        self._pace = Pace()
+        self._pace = RateMeter()
         self._publisher = Publisher(lambda: engine_samples(worker.report()))
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -55,7 +55,7 @@ class ModelReplica:
         try:
             async with aclosing(self._intake.generate(self._worker, request)) as events:
                 async for event in events:
-                    finished = isinstance(event, Finished | Refused)
+                    finished = isinstance(event, Finished | Failed)
                     yield event
         except asyncio.CancelledError:
             log.info("request %s: the caller left", request.id)

@@ -9,7 +9,7 @@ OVER_S: Final = 10.0
 """Long enough to hold some UNet calls of a slow device, short beside the minutes in which replicas come."""
 
 
-class Pace:
+class RateMeter:
     """What a total has grown by a second, over the last OVER_S seconds; 0 until there are two looks at it."""
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:

@@ -1,6 +1,6 @@
 """START HERE. A Darkroom server is an ingress, which speaks HTTP, and one deployment of engines per configured entry.
 
-    config -> build_app -> Ingress -> create_api(DiffusionService(HandleBackend))     one or two processes, no torch
+    config -> build_app -> Ingress -> create_api(DiffusionService(RayBackend))     one or two processes, no torch
                               |
                               +-> ModelReplica -> EngineWorker -> Engine              per deployment, per replica
 
@@ -22,7 +22,7 @@ from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
 from deployments.registry import with_known_size
 from deployments.serve_log import speak_through_serve
-from serve_app.backends.ray_serve import HandleBackend
+from serve_app.backends.ray_serve import RayBackend
 from serve_app.config.deployments import DeploymentConfig
 from serve_app.config.server import AppConfig
 from serve_app.gateway.setup import make_gateway
@@ -66,11 +66,11 @@ def model_deployment(
     return bound
 
 
-def api_over(config: AppConfig, backend: HandleBackend) -> "FastAPI":
+def api_over(config: AppConfig, backend: RayBackend) -> "FastAPI":
     """The ASGI application over `backend`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
-    from serve_app.jobs.redis_store import JobShelf
+    from serve_app.jobs.redis_store import RedisJobStore
     from serve_app.service import DiffusionService
     from serve_app.store.redis import RedisTier
 
@@ -83,7 +83,7 @@ def api_over(config: AppConfig, backend: HandleBackend) -> "FastAPI":
     Publisher(service.samples)
     shelf = None
     if redis is not None:
-        shelf = JobShelf(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
+        shelf = RedisJobStore(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
     return create_api(
         service,
         max_body_bytes=config.ingress.max_body_bytes,

@@ -16,7 +16,7 @@ from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError, EngineStopped
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Refused, Source
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Source
 from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
@@ -25,7 +25,7 @@ from deployments.registry import DEMO_MODELS
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import ResultCache
-from serve_app.generation.cancellation import Cancellations
+from serve_app.generation.cancellation import RunningRequests
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result, decoded, encoded, result_of
@@ -74,7 +74,7 @@ class DiffusionService:
             self.image_processor = ImageProcessor()
         # For whatever stands before this service, which tells of it.
         self.door_counts: Counter[str] = Counter()
-        self.cancellations = Cancellations()
+        self.cancellations = RunningRequests()
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
         self._statistics = Statistics()
@@ -161,7 +161,7 @@ class DiffusionService:
                         images.append(event)
                     case ImageFailed():
                         failures.append(event)
-                    case Refused(error=error):
+                    case Failed(error=error):
                         raise error
                     case Finished(timings=timings):
                         return result_of(prepared, images, failures, timings, source)

@@ -8,7 +8,7 @@ import asyncio
 from typing import Any
 
 
-async def end(*tasks: asyncio.Future[Any]) -> None:
+async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
     """Cancels the tasks, and returns when they are over; what they failed with is nobody's any more.
 
     Being cancelled meanwhile is put off until then.

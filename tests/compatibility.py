@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deployments.engine.checkpoints.config_keys import ANY_NETWORK, NETWORKS
-from deployments.engine.checkpoints.config_rules import Rules
+from deployments.engine.checkpoints.config_rules import ConfigRules
 from deployments.engine.checkpoints.original_layout import OTHER_CHANNELS, OTHERS
 from deployments.engine.checkpoints.pipeline_index import CLASSES, PIPELINES
 from tests.deployments.engine.checkpoints.cases import SECTIONS, Case
@@ -106,7 +106,7 @@ def _single_files() -> Iterator[str]:
     yield from _table(("what", "told by"), rows.items())
 
 
-def _keys(rules: Rules) -> Iterator[str]:
+def _keys(rules: ConfigRules) -> Iterator[str]:
     return _table(
         ("key", "served", "why nothing else"), ((f"`{key}`", rule.served, rule.why) for key, rule in rules.items())
     )

@@ -24,7 +24,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError
-from deployments.engine.protocol.events import Event, Finished, ImageDone, ImageFailed, Refused
+from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, ImageFailed
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import as_part
 
@@ -58,7 +58,7 @@ class Inbox:
             self.images[event.request_id] = event.data
         elif isinstance(event, Finished):
             self.finished[event.request_id] = time.perf_counter()
-        elif isinstance(event, Refused | ImageFailed):
+        elif isinstance(event, Failed | ImageFailed):
             self.errors.append(event.error)
 
 

@@ -13,7 +13,7 @@ from bench.simulation.job import Clock, Finish, Job, Usage
 from bench.simulation.trace import Kind, Trace
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.request import Request
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 
 KEPT_S: Final = 60.0
 """How long a machine stays after its replica has left (the default of Ray's cluster autoscaler)."""
@@ -42,7 +42,7 @@ class Replica(Protocol):
     def advance(self) -> None: ...
 
 
-MakeReplica = Callable[[Device, StepCosts, Clock, Finish, int], Replica]
+MakeReplica = Callable[[Device, CostModel, Clock, Finish, int], Replica]
 
 
 @dataclass(slots=True, eq=False)

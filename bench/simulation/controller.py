@@ -17,7 +17,7 @@ from ray.serve.autoscaling_policy import (
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from deployments.autoscaling import WorkPolicy
-from deployments.throughput import Pace
+from deployments.throughput import RateMeter
 from serve_app.config.deployments import AutoscalingConfig as OurConfig
 
 DEPLOYMENT = DeploymentID(name="sd15", app_name="darkroom")
@@ -41,7 +41,7 @@ class Series:
 
     def __init__(self, length: int, clock: Callable[[], float]) -> None:
         self._samples: deque[tuple[float, float, float]] = deque(maxlen=length)
-        self._pace = Pace(clock)
+        self._pace = RateMeter(clock)
 
     def add(self, replica: Measured) -> None:
         self._samples.append((self._pace(replica.worked), replica.backlog, replica.ongoing))

@@ -11,7 +11,7 @@ from typing import Final
 
 from deployments.engine.padding import padded_size, powers_of_two
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 
 MODEL: Final = "sd15"
 
@@ -71,9 +71,9 @@ class Device:
         costs = self.costs()
         return {bucket: costs.row_seconds(bucket) for bucket in self.calls}
 
-    def costs(self) -> StepCosts:
+    def costs(self) -> CostModel:
         """The engine's own table, as if it had measured all this, with the knee that it finds at warm-up."""
-        costs = StepCosts(self.sizes)
+        costs = CostModel(self.sizes)
         for bucket, calls in self.calls.items():
             for rows, seconds in calls.items():
                 costs.denoised(bucket, rows, 0, seconds)

@@ -12,10 +12,10 @@ from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Finish, Job, Row, Usage
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.row import Ticket
-from deployments.engine.scheduling.bucket_share import DeviceShare
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.bucket_share import BucketShare
+from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.fair_order import Arrival
-from deployments.engine.scheduling.queue import Queue
+from deployments.engine.scheduling.queue import RequestQueue
 
 NEVER = math.inf
 
@@ -74,7 +74,7 @@ class StepReplica:
     def __init__(
         self,
         device: Device,
-        costs: StepCosts,
+        costs: CostModel,
         clock: Clock,
         finish: Finish,
         queue_limit: int,
@@ -87,8 +87,8 @@ class StepReplica:
         self.worked = 0.0
         self._device, self._costs, self._clock, self._finish = device, costs, clock, finish
         self._host = host if host is not None else Host()
-        self._queue = Queue(queue_limit, clock)
-        self._share = DeviceShare()
+        self._queue = RequestQueue(queue_limit, clock)
+        self._share = BucketShare()
         self._decoder = Decoder(device.overlap, self.usage, self._finished)
         self._jobs: dict[str, Job] = {}
         self._trays: dict[Bucket, Tray] = {}

@@ -9,7 +9,7 @@ import math
 from bench.simulation.devices import Device
 from bench.simulation.job import Clock, Finish, Job, Usage
 from deployments.engine.protocol.errors import Overloaded
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 
 NEVER = math.inf
 
@@ -17,7 +17,7 @@ NEVER = math.inf
 class WholeReplica:
     """`next_at` is when it wants to `advance`; `ongoing` are the requests that it has."""
 
-    def __init__(self, device: Device, costs: StepCosts, clock: Clock, finish: Finish, queue_limit: int) -> None:
+    def __init__(self, device: Device, costs: CostModel, clock: Clock, finish: Finish, queue_limit: int) -> None:
         self.next_at = NEVER
         self.usage = Usage()
         self.calls = 0

@@ -23,19 +23,19 @@ from deployments.engine.protocol.errors import (
     Overloaded,
     UnknownModel,
 )
-from deployments.engine.protocol.events import Event, Preview, Refused
+from deployments.engine.protocol.events import Event, Failed, Preview
 from deployments.engine.protocol.request import Bucket, Request
-from deployments.engine.request_tracker import Ledger
+from deployments.engine.request_tracker import RequestTracker
 from deployments.engine.row import Row, Ticket
 from deployments.engine.scheduling.admission import Admission
-from deployments.engine.scheduling.bucket_share import DeviceShare
+from deployments.engine.scheduling.bucket_share import BucketShare
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.fair_order import Arrival
-from deployments.engine.scheduling.running import Running
+from deployments.engine.scheduling.running import RunningRows
 from deployments.engine.steps.decode import Decoded, Decoder
-from deployments.engine.steps.prepare import begin_row, check, fitted, prepare
+from deployments.engine.steps.prepare import begin_row, check, prepare, with_model_facts
 from deployments.engine.steps.previews import previews
-from deployments.engine.steps.stepper import Moved, Stepper
+from deployments.engine.steps.stepper import StepDone, Stepper
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +59,15 @@ class Engine:
         memory: DeviceMemory | None = None,
     ) -> None:
         self.models = {model.spec.name: model for model in models}
-        self.ledger = Ledger(emit, lambda name: name in self.models)
-        self.running = Running()
+        self.ledger = RequestTracker(emit, lambda name: name in self.models)
+        self.running = RunningRows()
         self.wake = threading.Event()
         self.sizes = config.padded_sizes or powers_of_two(config.max_rows)
         decode_batch = config.decode_batch or 1
         self.admission = Admission(config.queue_limit, self.sizes, memory or CpuMemory(), decode_batch)
         self._count_weights()
         self._stepper = Stepper(self.admission.plan, self.admission.costs, self.admission.device, self.sizes)
-        self._share = DeviceShare()
+        self._share = BucketShare()
         self._decoded: queue.SimpleQueue[Decoded] = queue.SimpleQueue()
         self._decoder = Decoder(
             self._take_decoded, self.admission.plan, self.admission.device, decode_batch, on_failure=self.wake.set
@@ -107,9 +107,9 @@ class Engine:
         self.admission.count_weights(size_of(*networks))
 
     def submit(self, request: Request) -> None:
-        """Lets a request in, or refuses it with a `Refused` event. Nothing is encoded yet, so a refusal costs nothing.
+        """Lets a request in, or refuses it with a `Failed` event. Nothing is encoded yet, so a refusal costs nothing.
 
-        `Accepted` comes with one of the next steps; or `Refused` even then, where it cannot be prepared.
+        `Accepted` comes with one of the next steps; or `Failed` even then, where it cannot be prepared.
         """
         error = self._failure_of(request, lambda: self._let_in(request), "request could not be taken in")
         if error is not None:
@@ -176,7 +176,7 @@ class Engine:
     def _let_in(self, request: Request) -> None:
         model = self._model_of(request)
         check(request, model)
-        fitting = fitted(request, model)
+        fitting = with_model_facts(request, model)
         self.admission.arrive(fitting, self.running)
         self.ledger.arrived(fitting)
 
@@ -198,7 +198,7 @@ class Engine:
         for request in self.ledger.overdue():
             self._let_go(request.id)
             self.ledger.tally(request).expired += 1
-            self.ledger.emit(Refused(request.id, DeadlineExceeded("the deadline passed before it was finished")))
+            self.ledger.emit(Failed(request.id, DeadlineExceeded("the deadline passed before it was finished")))
 
     def _prepare(self) -> None:
         """Encodes what has arrived: one request a step while rows run, since they wait for it; else a call's worth."""
@@ -248,7 +248,7 @@ class Engine:
         called = 0.0
         model, tally = self.models[bucket.model], self.ledger.tally(rows[0].request)
         for done in self._stepper.step(model, bucket, rows, tally):
-            if isinstance(done, Moved):
+            if isinstance(done, StepDone):
                 called += done.seconds
                 self.admission.estimator.record_call(
                     bucket, done.result.unet_rows, done.result.control_rows, done.seconds

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator
 
 from deployments.engine.protocol.counters import Counters, total
 from deployments.engine.protocol.errors import EngineError
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Progress
 from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.protocol.request import Request
 from deployments.engine.row import Row
 from deployments.engine.scheduling.forecast import Estimate
-from deployments.engine.steps.request_state import Ongoing
+from deployments.engine.steps.request_state import RequestState
 
 
-class Ledger:
+class RequestTracker:
     """`emit` receives every event. `knows` says whether a model of that name is here: names come from outside."""
 
     def __init__(self, emit: Callable[[Event], None], knows: Callable[[str], bool]) -> None:
         self.emit = emit
-        self.ongoing: dict[str, Ongoing] = {}
+        self.ongoing: dict[str, RequestState] = {}
         self.tallies: dict[str, Counters] = {}
         self.phases: dict[str, PhaseRecorder] = defaultdict(PhaseRecorder)
         self._knows = knows
@@ -44,7 +44,7 @@ class Ledger:
         if request.params.deadline_ms is not None:
             self._deadlines[request.id] = (request, time.perf_counter() + request.params.deadline_ms / 1000)
 
-    def accepted(self, ongoing: Ongoing, position: int, estimate: Estimate) -> None:
+    def accepted(self, ongoing: RequestState, position: int, estimate: Estimate) -> None:
         """A request has been prepared, and waits for its rows' places with `position` requests before it."""
         request = ongoing.request
         self.ongoing[request.id] = ongoing
@@ -56,7 +56,7 @@ class Ledger:
         """Nothing comes of a request."""
         self.close(request.id)
         self.turned_away(request)
-        self.emit(Refused(request.id, error))
+        self.emit(Failed(request.id, error))
 
     def turned_away(self, request: Request) -> None:
         """A request was refused."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from deployments.engine.conditioning.controlnet import Control
-    from deployments.engine.conditioning.cross_attention import Prompt
+    from deployments.engine.conditioning.cross_attention import EncodedPrompt
     from deployments.engine.sampling.latents import Blend
     from deployments.engine.sampling.samplers import Schedule
 
@@ -43,8 +43,8 @@ class Row:
     schedule: Schedule
     generator: torch.Generator
     state: torch.Tensor = field(repr=False)
-    prompt: Prompt = field(repr=False)
-    negative: Prompt | None = field(repr=False)
+    prompt: EncodedPrompt = field(repr=False)
+    negative: EncodedPrompt | None = field(repr=False)
     controls: tuple[Control, ...] = ()
     blend: Blend | None = field(default=None, repr=False)
     channels: torch.Tensor | None = field(default=None, repr=False)

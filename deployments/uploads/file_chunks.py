@@ -22,7 +22,7 @@ _JPEG: Final = b"\xff\xd8\xff"
 _START_OF_SCAN: Final = 0xFFDA
 
 
-def scattered(data: bytes) -> bool:
+def has_too_many_chunks(data: bytes) -> bool:
     """Whether the file has more small pieces than a real picture would. Takes milliseconds, whatever the file."""
     small = (size for size in _sizes(data) if size < SMALL)
     return next(islice(small, MAX_SMALL_PIECES, None), None) is not None

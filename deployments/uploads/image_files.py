@@ -9,7 +9,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit
-from deployments.uploads.file_chunks import pixels_only, scattered
+from deployments.uploads.file_chunks import has_too_many_chunks, pixels_only
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 MIN_SIDE: Final = 16
@@ -21,7 +21,7 @@ _DEEP: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class ImageHeader:
     """What a file says of itself, read without decoding it. Width and height are those after EXIF rotation."""
 
     format: str
@@ -29,13 +29,13 @@ class Header:
     height: int
 
 
-def read_header(data: bytes, field: str) -> Header:
+def read_header(data: bytes, field: str) -> ImageHeader:
     """What `data` is. Raises InvalidParameter, naming `field`, for all that `decode` would not take."""
     with _opened(data, field) as image:
         width, height = image.size
         if _orientation(image) in _ON_ITS_SIDE:
             width, height = height, width
-        return Header(str(image.format), width, height)
+        return ImageHeader(str(image.format), width, height)
 
 
 def decode(data: bytes, field: str) -> Image.Image:
@@ -133,7 +133,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _opened(data: bytes, field: str) -> ImageFile.ImageFile:
-    if scattered(data):
+    if has_too_many_chunks(data):
         raise InvalidParameter(field, "has too many chunks or segments; save the picture anew")
     try:
         image = Image.open(io.BytesIO(pixels_only(data)), formats=FORMATS)

@@ -12,7 +12,7 @@ import numpy as np
 
 from deployments.annotators.catalogue import Annotators
 from deployments.engine.protocol.errors import EngineError, GenerationFailed, InvalidParameter
-from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.events import Event, Failed
 from deployments.engine.protocol.inputs import Inputs, Mask, Picture, Uploads
 from deployments.engine.protocol.request import Request
 from deployments.freed_memory import FreedMemory
@@ -51,11 +51,11 @@ class Intake:
                 worker.check_room(request)
                 request = await self._taken_in(request)
             except EngineError as error:
-                yield Refused(request.id, error)
+                yield Failed(request.id, error)
                 return
             except Exception:
                 log.exception("the pictures of a request could not be taken in")
-                yield Refused(request.id, GenerationFailed("the request's pictures could not be taken in"))
+                yield Failed(request.id, GenerationFailed("the request's pictures could not be taken in"))
                 return
         async with aclosing(worker.generate(request)) as events:
             async for event in events:

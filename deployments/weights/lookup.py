@@ -21,7 +21,7 @@ _CHANGE: Final = "change `revision` of this row, in the configuration or in depl
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FileSource:
     """A place that files come from: whose it is, which subfolders are wanted, and in which precision."""
 
     title: str
@@ -32,7 +32,7 @@ class Row:
 
 def look_up(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, bool]]:
     """A line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
-    seen: set[Row] = set()
+    seen: set[FileSource] = set()
     for row in (*_of_models(models), *_of_annotators(annotators)):
         if row not in seen:
             seen.add(row)
@@ -40,29 +40,31 @@ def look_up(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tu
             yield f"{row.title}: {row.part.source}: {said}", fine
 
 
-def _of_models(models: Iterable[Hosted]) -> Iterator[Row]:
+def _of_models(models: Iterable[Hosted]) -> Iterator[FileSource]:
     for spec, device, dtype in models:
         half = wants_half(device, dtype)
         own = tuple(name for name in PARTS if name not in spec.parts)
         title = f"model {spec.name!r}"
-        yield Row(title, PartSpec(spec.source, spec.revision), own, half)
+        yield FileSource(title, PartSpec(spec.source, spec.revision), own, half)
         yield from _named(spec, title, half)
 
 
-def _named(spec: ModelSpec, title: str, half: bool) -> Iterator[Row]:
+def _named(spec: ModelSpec, title: str, half: bool) -> Iterator[FileSource]:
     for name, part in spec.parts.items():
-        yield Row(f"{title}: its {name}", as_part(part), ("",), half)
+        yield FileSource(f"{title}: its {name}", as_part(part), ("",), half)
     for name, part in spec.controlnets.items():
-        yield Row(f"{title}: its ControlNet {name!r}", as_part(part), ("",), half)
+        yield FileSource(f"{title}: its ControlNet {name!r}", as_part(part), ("",), half)
 
 
-def _of_annotators(annotators: AnnotatorSpecs) -> Iterator[Row]:
+def _of_annotators(annotators: AnnotatorSpecs) -> Iterator[FileSource]:
     for kind, annotator in annotators.items():
         for place, part in sources(annotator).items():
-            yield Row(": its ".join(step for step in (f"annotator {kind!r}", place) if step), part, ("",), half=False)
+            yield FileSource(
+                ": its ".join(step for step in (f"annotator {kind!r}", place) if step), part, ("",), half=False
+            )
 
 
-def _answer(row: Row) -> tuple[str, bool]:
+def _answer(row: FileSource) -> tuple[str, bool]:
     if Path(row.part.source).exists():
         return "on this machine", True
     try:
@@ -80,7 +82,7 @@ def _answer(row: Row) -> tuple[str, bool]:
         return "the hub is out of reach", False
 
 
-def _found(row: Row) -> tuple[str, bool]:
+def _found(row: FileSource) -> tuple[str, bool]:
     api = HfApi()
     info = api.model_info(row.part.source, revision=row.part.revision, files_metadata=True)
     if info.gated:
@@ -100,7 +102,7 @@ def _found(row: Row) -> tuple[str, bool]:
     return f"{revision} is there; {len(weights)} files of weights, {total:.2f} GB{gated}", True
 
 
-def _lacking(row: Row, files: Sequence[str]) -> list[str]:
+def _lacking(row: FileSource, files: Sequence[str]) -> list[str]:
     """The wanted folders that are networks, and of which nothing would be fetched."""
     there = {_folder(name) for name in files if name.endswith(_WEIGHTS)}
     return [folder for folder in row.folders if folder and folder not in (*_WITHOUT_WEIGHTS, *there)]

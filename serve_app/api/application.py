@@ -16,11 +16,11 @@ from deployments.engine.protocol.errors import EngineError
 from serve_app.api.garbage_collection import collect_seldom
 from serve_app.api.middleware.access_log import AccessLog
 from serve_app.api.middleware.authentication import Authentication
-from serve_app.api.middleware.host_check import OwnPages
-from serve_app.api.middleware.memory import Memory
-from serve_app.api.middleware.methods import Methods
-from serve_app.api.middleware.rate_limiting import Limiting
-from serve_app.api.middleware.request_id import RequestIdMiddleware
+from serve_app.api.middleware.host_check import HostCheck
+from serve_app.api.middleware.memory import MemoryRelease
+from serve_app.api.middleware.methods import MethodHandling
+from serve_app.api.middleware.rate_limiting import RateLimiting
+from serve_app.api.middleware.request_id import RequestId
 from serve_app.api.middleware.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
@@ -33,7 +33,7 @@ from serve_app.config.sections import IdempotencyConfig, JobsConfig
 from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.setup import Gateway
 from serve_app.jobs.manager import Jobs
-from serve_app.jobs.redis_store import JobShelf
+from serve_app.jobs.redis_store import RedisJobStore
 from serve_app.observability.versions import darkroom_version
 from serve_app.service import DiffusionService
 
@@ -64,7 +64,7 @@ def create_api(
     log_prompts: bool = False,
     gateway: Gateway = OPEN,
     jobs_config: JobsConfig = NO_SETTINGS,
-    shelf: JobShelf | None = None,
+    shelf: RedisJobStore | None = None,
 ) -> FastAPI:
     """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
 
@@ -92,17 +92,19 @@ def create_api(
     for router in _ROUTERS:
         app.include_router(router)
     documentation = [route for route in app.routes if isinstance(route, Route)]
-    app.add_middleware(Methods, routes=[*documentation, *(route for router in _ROUTERS for route in router.routes)])
+    app.add_middleware(
+        MethodHandling, routes=[*documentation, *(route for router in _ROUTERS for route in router.routes)]
+    )
     app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
     # Each is around those before it: whom it is for, who asks, whether it may now, whether there is room.
     if gateway.limits is not None:
-        app.add_middleware(Limiting, limits=gateway.limits)
+        app.add_middleware(RateLimiting, limits=gateway.limits)
     if gateway.keys is not None:
         app.add_middleware(Authentication, keys=gateway.keys)
     if gateway.hosts is not None:
-        app.add_middleware(OwnPages, hosts=gateway.hosts)
-    app.add_middleware(Memory)
-    app.add_middleware(RequestIdMiddleware)
+        app.add_middleware(HostCheck, hosts=gateway.hosts)
+    app.add_middleware(MemoryRelease)
+    app.add_middleware(RequestId)
     app.add_middleware(AccessLog, prompts=log_prompts)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(Problem, _problem)

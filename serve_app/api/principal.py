@@ -14,7 +14,7 @@ _PRIORITIES: Final = get_args(Priority)
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Principal:
     """`tenant` shares engines and caches with nobody else; `priority` is the highest that may be asked for.
 
     `key` is the id of the key that was given, "" where none is needed. `limits` go before those for all keys.
@@ -40,14 +40,14 @@ class Caller:
         raise Problem(403, code, f"priority {message}", param="priority", faults=faults)
 
 
-ANYBODY: Final = Caller()
+ANYBODY: Final = Principal()
 """Where no keys are configured."""
 
-NOBODY: Final = Caller(scopes=frozenset())
+NOBODY: Final = Principal(scopes=frozenset())
 """Who asks without a key, where keys are configured, for what is open to all."""
 
 
-def caller_of(request: Request) -> Caller:
+def principal_of(request: Request) -> Principal:
     """The request's sender, as the door has found out."""
-    caller: Caller = getattr(request.state, "caller", ANYBODY)
+    caller: Principal = getattr(request.state, "caller", ANYBODY)
     return caller

@@ -27,7 +27,7 @@ from deployments.engine.protocol.errors import (
     Quarantined,
     UnknownModel,
 )
-from serve_app.api.request_record import entry_of
+from serve_app.api.request_record import record_of
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -111,12 +111,12 @@ class ProblemResponse(JSONResponse):
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        entry_of(scope).code = self._code
+        record_of(scope).code = self._code
         await super().__call__(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ErrorRule:
     """How a class of errors is told. `message` replaces the error's own where that one is for operators only.
 
     `retry_after` (seconds) is for an error that does not know it better.
@@ -128,22 +128,22 @@ class Rule:
 
 
 # The nearest class in the error's own ancestry counts.
-RULES: Mapping[type[EngineError], Rule] = MappingProxyType(
+RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
     {
-        InvalidParameter: Rule(422),
-        UnknownModel: Rule(404),
-        Overloaded: Rule(503, retry_after=2),
-        EngineStopped: Rule(503, retry_after=5),
-        DeadlineExceeded: Rule(504),
-        Cancelled: Rule(CLIENT_CLOSED),
+        InvalidParameter: ErrorRule(422),
+        UnknownModel: ErrorRule(404),
+        Overloaded: ErrorRule(503, retry_after=2),
+        EngineStopped: ErrorRule(503, retry_after=5),
+        DeadlineExceeded: ErrorRule(504),
+        Cancelled: ErrorRule(CLIENT_CLOSED),
         # It is the size that was asked for that this server cannot do; a smaller one may fit.
-        DoesNotFit: Rule(422),
+        DoesNotFit: ErrorRule(422),
         # The request's own content is refused, so 4xx; not 409 or 429, which clients repeat unasked, nor 403, for which
         # they look for other credentials.
-        Quarantined: Rule(422),
-        ModelLoadError: Rule(503, message="the model could not be loaded; the server's log says why"),
-        GenerationFailed: Rule(500),
-        EngineError: Rule(500),
+        Quarantined: ErrorRule(422),
+        ModelLoadError: ErrorRule(503, message="the model could not be loaded; the server's log says why"),
+        GenerationFailed: ErrorRule(500),
+        EngineError: ErrorRule(500),
     }
 )
 

@@ -12,7 +12,7 @@ CLIENT_LEFT = 499
 
 
 @dataclass(slots=True)
-class Entry:
+class RequestRecord:
     """One request's. `code` is that of the error it was answered with; `left`, that its client did not stay."""
 
     code: str = ""
@@ -30,7 +30,7 @@ class Entry:
         return "refused" if self.code or status >= 400 else "finished"
 
 
-def entry_of(scope: Scope) -> Entry:
+def record_of(scope: Scope) -> RequestRecord:
     """The entry of the request with that ASGI scope."""
-    entry: Entry = scope.setdefault("state", {}).setdefault("entry", Entry())
+    entry: RequestRecord = scope.setdefault("state", {}).setdefault("entry", RequestRecord())
     return entry

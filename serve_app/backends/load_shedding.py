@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from deployments.engine.protocol.errors import Overloaded
-from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.events import Event, Failed
 
 BELIEVED_S: Final = 0.25
 
@@ -18,7 +18,7 @@ REMEMBERED: Final = 10_000
 """Tenants; a flood of names must not become one of memory."""
 
 
-class Shedding:
+class LoadShedder:
     """Of one deployment: what its engines said last to tenants for whom there was no room. Used on one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,7 +27,7 @@ class Shedding:
 
     def saw(self, tenant: str, event: Event) -> None:
         """An engine has answered."""
-        if isinstance(event, Refused) and isinstance(event.error, Overloaded) and len(self._full) < REMEMBERED:
+        if isinstance(event, Failed) and isinstance(event.error, Overloaded) and len(self._full) < REMEMBERED:
             believed = min(BELIEVED_S, event.error.retry_after or BELIEVED_S)
             self._full[tenant] = (self._clock() + believed, event.error)
 

@@ -12,7 +12,7 @@ from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
 from deployments.engine.protocol.errors import EngineError, EngineStopped, ModelLoadError
-from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.events import Event, Failed
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.registry import check_source, clashes, with_known_size
@@ -65,7 +65,7 @@ class LocalBackend:
         try:
             worker = await self._worker()
         except EngineError as error:
-            yield Refused(request.id, error)
+            yield Failed(request.id, error)
             return
         async with aclosing(self._intake.generate(worker, request)) as events:
             async for event in events:

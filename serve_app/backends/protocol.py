@@ -47,7 +47,7 @@ class Backend(Protocol):
         """The request's events (`engine.protocol.events`). Closing the generator early cancels the request."""
 
     async def cancel(self, name: str, tenant: str) -> bool:
-        """Ends that tenant's requests of this name, whoever asked for them; each is told `Refused` with `Cancelled`.
+        """Ends that tenant's requests of this name, whoever asked for them; each ends with `Failed` of `Cancelled`.
 
         False where no engine has one.
         """

@@ -15,13 +15,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.protocol.errors import EngineError, EngineLost, EngineStopped, Overloaded
-from deployments.engine.protocol.events import Event, Finished, Refused
+from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from serve_app.backends.load_shedding import Shedding
+from serve_app.backends.load_shedding import LoadShedder
 from serve_app.backends.protocol import BackendReport
-from serve_app.backends.redis_quarantine import SharedQuarantine
+from serve_app.backends.redis_quarantine import RedisQuarantine
 from serve_app.backends.replays import QUARANTINE_SECONDS, Replays
 from serve_app.store.redis import RedisTier
 
@@ -43,10 +43,10 @@ class Route:
     handle: DeploymentHandle
     specs: tuple[ModelSpec, ...]
     replays: Replays = field(default_factory=Replays)
-    shedding: Shedding = field(default_factory=Shedding)
+    shedding: LoadShedder = field(default_factory=LoadShedder)
 
 
-class HandleBackend:
+class RayBackend:
     """A `Backend` whose engines are Ray Serve replicas."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
@@ -55,7 +55,7 @@ class HandleBackend:
         self._models = tuple(spec for route in routes for spec in route.specs)
         # asyncio keeps weak references only: without these a cancellation could be collected before it was sent.
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._shared: SharedQuarantine | None = None
+        self._shared: RedisQuarantine | None = None
         self._report: asyncio.Task[BackendReport] | None = None
         self._report_made = -REPORT_AGE_S
 
@@ -75,7 +75,7 @@ class HandleBackend:
         try:
             route.shedding.check(request.tenant)
         except Overloaded as error:
-            yield Refused(request.id, error)
+            yield Failed(request.id, error)
             return
         async with aclosing(route.replays.run(request, partial(self._attempt, route.handle))) as events:
             async for event in events:
@@ -96,7 +96,7 @@ class HandleBackend:
 
     def share(self, redis: RedisTier) -> None:
         """Shares with other processes what replicas have died of."""
-        self._shared = SharedQuarantine(redis, QUARANTINE_SECONDS)
+        self._shared = RedisQuarantine(redis, QUARANTINE_SECONDS)
         for route in self._all:
             route.replays.share(self._shared)
 
@@ -107,21 +107,21 @@ class HandleBackend:
             await self._shared.close()
 
     async def _attempt(self, handle: DeploymentHandle, request: Request) -> AsyncGenerator[Event, None]:
-        """The events of one replica's attempt; what goes wrong between here and there becomes a `Refused`."""
+        """The events of one replica's attempt; what goes wrong between here and there becomes a `Failed`."""
         stream = handle.options(stream=True).generate.remote(request)
         ended = False
         try:
             async for event in stream:
-                ended = isinstance(event, Finished | Refused)
+                ended = isinstance(event, Finished | Failed)
                 yield event
             if not ended:
-                yield Refused(request.id, EngineStopped("the engine stopped before the request was finished"))
+                yield Failed(request.id, EngineStopped("the engine stopped before the request was finished"))
         except Exception as error:
             refusal = as_engine_error(error)
             if refusal is None:
                 raise
             log.warning("request %s: %s", request.id, type(error).__name__)
-            yield Refused(request.id, refusal)
+            yield Failed(request.id, refusal)
         finally:
             # Serve's own cancellation of child calls leaks some of them when many callers leave at once, and a stream
             # that is merely dropped is never cancelled.

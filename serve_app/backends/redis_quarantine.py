@@ -33,7 +33,7 @@ _FORM: Final = re.compile(r"[0-9a-f]{16,128}:[0-9]{1,15}:[0-9a-f]{64}")
 Clock = Callable[[], float]
 
 
-class SharedQuarantine:
+class RedisQuarantine:
     """Used on one event loop. Nothing here raises RedisGone. `clock` gives seconds since 1970."""
 
     def __init__(self, redis: RedisTier, longest_s: float, clock: Clock = time.time) -> None:

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from deployments.engine.protocol.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
-from deployments.engine.protocol.events import Accepted, Event, ImageDone, ImageFailed, Preview, Refused
+from deployments.engine.protocol.events import Accepted, Event, Failed, ImageDone, ImageFailed, Preview
 from deployments.engine.protocol.request import Request
-from serve_app.backends.redis_quarantine import SharedQuarantine
+from serve_app.backends.redis_quarantine import RedisQuarantine
 from serve_app.generation.fingerprint import canonical, hash_of, work_of
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ QUARANTINE_SIZE = 1024
 
 Clock = Callable[[], float]
 Attempt = Callable[[Request], AsyncGenerator[Event, None]]
-"""One replica's try. A `Refused` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun."""
+"""One replica's try. A `Failed` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun."""
 
 
 class Replays:
@@ -50,13 +50,13 @@ class Replays:
         self._quarantine = Quarantine(clock)
         self._isolation = asyncio.Lock()
 
-    def share(self, shared: SharedQuarantine) -> None:
+    def share(self, shared: RedisQuarantine) -> None:
         """From now on what other processes have found out holds here, and what is found out here holds there."""
         self._quarantine.shared = shared
 
     async def run(self, request: Request, attempt: Attempt) -> AsyncGenerator[Event, None]:
         """The request's events, from as many attempts as it takes; nothing is told twice. Closing this ends it all."""
-        delivered = Delivered()
+        delivered = DeliveredEvents()
         arrived = self._clock()
         turns: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]
         for number, isolation in enumerate(turns):
@@ -64,9 +64,7 @@ class Replays:
                 # Each time: the like of it may have been convicted while this one waited.
                 if await self._quarantine.holds(request):
                     self.counts["quarantine_refusals"] += 1
-                    yield Refused(
-                        request.id, Quarantined("this request has just taken several engines down; change it")
-                    )
+                    yield Failed(request.id, Quarantined("this request has just taken several engines down; change it"))
                     return
                 asked = self._again(request, number, arrived) if number else request
                 async with aclosing(attempt(asked)) as events:
@@ -79,7 +77,7 @@ class Replays:
                         return
                 # Before the next one has its turn: it may be the like of this one.
                 if isolation is self._isolation:
-                    yield Refused(request.id, await self._verdict(request, loss))
+                    yield Failed(request.id, await self._verdict(request, loss))
 
     def _again(self, request: Request, number: int, arrived: float) -> Request:
         """The request under an id of its own, so that the abort of one attempt cannot end the next, and with what is
@@ -106,7 +104,7 @@ class Quarantine:
     """The fingerprints of convicted requests: the last `QUARANTINE_SIZE`, for `QUARANTINE_SECONDS`."""
 
     def __init__(self, clock: Clock) -> None:
-        self.shared: SharedQuarantine | None = None
+        self.shared: RedisQuarantine | None = None
         self._clock = clock
         self._until: OrderedDict[str, float] = OrderedDict()
 
@@ -131,7 +129,7 @@ class Quarantine:
 
 
 @dataclass(slots=True)
-class Delivered:
+class DeliveredEvents:
     """What the caller has seen of a request, so that a replay does not show it twice."""
 
     accepted: bool = False
@@ -155,7 +153,7 @@ class Delivered:
 
 def loss_of(event: Event) -> EngineStopped | None:
     """How the attempt that ends with `event` lost its engine; None where the engine is still there."""
-    return event.error if isinstance(event, Refused) and isinstance(event.error, EngineStopped) else None
+    return event.error if isinstance(event, Failed) and isinstance(event.error, EngineStopped) else None
 
 
 def fingerprint(request: Request) -> str:

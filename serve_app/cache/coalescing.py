@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import partial
 
 from deployments.engine.protocol.errors import Cancelled
-from deployments.engine.protocol.events import Accepted, Event, Finished, Progress, Refused
-from serve_app.backends.replays import Delivered, loss_of
-from serve_app.tasks import end
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, Progress
+from serve_app.backends.replays import DeliveredEvents, loss_of
+from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +24,19 @@ Make = Callable[[], AsyncGenerator[Event, None]]
 """Begins the work; closing what it gives ends it."""
 
 
-class Flights:
+class RequestCoalescer:
     """Who waits for what. Used on one event loop. `joined` counts the requests that found their work begun."""
 
     def __init__(self) -> None:
         self.joined = 0
-        self._flights: dict[Hashable, Flight] = {}
+        self._flights: dict[Hashable, SharedRun] = {}
 
     async def follow(self, request_id: str, work: Hashable | None, make: Make) -> AsyncGenerator[Event, None]:
         """The events of `work`, which `make` begins unless it is under way; None is work that cannot be shared.
 
         Nothing is told twice. Closing this ends the work, unless others follow it.
         """
-        delivered, ended = Delivered(), False
+        delivered, ended = DeliveredEvents(), False
         # The third time each for itself: nobody waits for strangers' work to be lost again and again.
         for number, key in enumerate((work, work, None)):
             source, joined = self._board(key, make)
@@ -46,7 +46,7 @@ class Flights:
                     async for event in events:
                         if joined and _is_anothers_end(event):
                             break
-                        ended = isinstance(event, Finished | Refused)
+                        ended = isinstance(event, Finished | Failed)
                         if delivered.is_news(event):
                             yield replace(_as_heard(event, joined), request_id=request_id)
             except Exception:
@@ -62,18 +62,18 @@ class Flights:
         flight, joined = self._flights.get(work), True
         if flight is None:
             joined = False
-            flight = self._flights[work] = Flight(make(), partial(self._over, work))
+            flight = self._flights[work] = SharedRun(make(), partial(self._over, work))
         return flight.events(), joined
 
-    def _over(self, work: Hashable, flight: "Flight") -> None:
+    def _over(self, work: Hashable, flight: "SharedRun") -> None:
         if self._flights.get(work) is flight:
             del self._flights[work]
 
 
-class Flight:
+class SharedRun:
     """One piece of work under way, as a task of its own, and what it has told so far. `over` is called at its end."""
 
-    def __init__(self, made: AsyncGenerator[Event, None], over: Callable[["Flight"], None]) -> None:
+    def __init__(self, made: AsyncGenerator[Event, None], over: Callable[["SharedRun"], None]) -> None:
         self._told: list[Event] = []
         self._news = asyncio.Event()
         self._error: Exception | None = None
@@ -108,7 +108,7 @@ class Flight:
             if not self._listeners:
                 # Nobody may come on board any more, not even while it ends.
                 self._over(self)
-                await end(self._task)
+                await cancel_and_wait(self._task)
 
     def _superseded(self, after: int) -> bool:
         return after < len(self._told) and isinstance(self._told[after], Progress)
@@ -118,7 +118,7 @@ class Flight:
             async with aclosing(made):
                 async for event in made:
                     self._told.append(event)
-                    if isinstance(event, Finished | Refused):
+                    if isinstance(event, Finished | Failed):
                         # Whoever comes now is too late for it, and must not be told of somebody else's loss.
                         self._over(self)
                     self._wake()
@@ -135,7 +135,7 @@ class Flight:
 
 
 def _is_anothers_end(event: Event) -> bool:
-    return loss_of(event) is not None or (isinstance(event, Refused) and isinstance(event.error, Cancelled))
+    return loss_of(event) is not None or (isinstance(event, Failed) and isinstance(event.error, Cancelled))
 
 
 def _as_heard(event: Event, joined: bool) -> Event:

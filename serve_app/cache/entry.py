@@ -28,7 +28,7 @@ class BadEntry(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CacheEntry:
     """All images of one request, in order, and how long engines took for them (`seconds`). `made` is Unix time."""
 
     fingerprint: Fingerprint
@@ -69,7 +69,7 @@ class _Header(_Strict):
     images: list[_Image]
 
 
-def packed(entry: Entry, key: bytes) -> bytes:
+def packed(entry: CacheEntry, key: bytes) -> bytes:
     """The entry as bytes, signed with `key`."""
     images = [
         _Image(
@@ -89,7 +89,7 @@ def packed(entry: Entry, key: bytes) -> bytes:
     return _MAGIC + _mac(body, key) + body
 
 
-def unpacked(data: bytes, key: bytes) -> Entry:
+def unpacked(data: bytes, key: bytes) -> CacheEntry:
     """The entry in `data`. Raises BadEntry unless it was signed with `key` and is whole."""
     if len(data) < _PREAMBLE or not data.startswith(_MAGIC):
         raise BadEntry("not an entry of this version")
@@ -104,7 +104,7 @@ def unpacked(data: bytes, key: bytes) -> Entry:
     if len(body) != begin + sum(image.bytes for image in header.images):
         raise BadEntry("its files are not of the lengths that it says")
     fingerprint = Fingerprint(header.work, header.seed)
-    return Entry(fingerprint, tuple(_images(header, body, begin)), header.seconds, header.made)
+    return CacheEntry(fingerprint, tuple(_images(header, body, begin)), header.seconds, header.made)
 
 
 def _images(header: _Header, body: bytes, begin: int) -> Iterator[ImageDone]:

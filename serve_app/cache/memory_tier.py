@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from serve_app.cache.entry import Entry
+from serve_app.cache.entry import CacheEntry
 from serve_app.generation.fingerprint import Fingerprint
 
 
@@ -13,26 +13,26 @@ class MemoryTier:
         self.bytes = 0
         self.evictions = 0
         self._limit = limit_bytes
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
         # Of each work, whatever its seed, the entry that came last.
         self._latest: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> CacheEntry | None:
         """The entry under that key, which is now the latest used."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
 
-    def latest(self, work_key: str) -> Entry | None:
+    def latest(self, work_key: str) -> CacheEntry | None:
         """The entry of that work that came last, if it is still here."""
         key = self._latest.get(work_key)
         return None if key is None else self.get(key)
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: CacheEntry) -> None:
         """Keeps the entry, in place of those that were not used for longest. One larger than all of it is not kept."""
         self.drop(entry.fingerprint)
         if entry.size > self._limit:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from serve_app.cache.entry import BadEntry, Entry, packed, unpacked
+from serve_app.cache.entry import BadEntry, CacheEntry, packed, unpacked
 from serve_app.generation.fingerprint import Fingerprint
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content, word
@@ -66,11 +66,11 @@ class SharedTier:
         # asyncio keeps weak references only.
         self._writes: set[asyncio.Task[None]] = set()
 
-    async def get(self, fingerprint: Fingerprint) -> Entry | None:
+    async def get(self, fingerprint: Fingerprint) -> CacheEntry | None:
         """What is under that fingerprint's hash: whether it has that fingerprint is for the caller to see."""
         return await self._entry(f"result:{fingerprint.key}")
 
-    async def latest(self, fingerprint: Fingerprint) -> Entry | None:
+    async def latest(self, fingerprint: Fingerprint) -> CacheEntry | None:
         """As `get`, for the result that came last of the same work, whatever its seed."""
         key = await self._fetched(f"latest:{fingerprint.work_key}", _WORD_BYTES)
         try:
@@ -79,7 +79,7 @@ class SharedTier:
             self._note("the place of a result")
             return None
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: CacheEntry) -> None:
         """Begins to store the entry, and does not wait. Its place is that of now, even if the cache is emptied soon."""
         if entry.size > MAX_ENTRY_BYTES:
             self.counts["too_large"] += 1
@@ -107,7 +107,7 @@ class SharedTier:
         """Waits for what is on its way, which takes no longer than a call may."""
         await asyncio.gather(*self._writes)
 
-    async def _entry(self, name: str) -> Entry | None:
+    async def _entry(self, name: str) -> CacheEntry | None:
         data = await self._fetched(name)
         if data is None:
             return None
@@ -165,7 +165,7 @@ class SharedTier:
         await redis.set(f"{self._prefix}generation", _drawn(), nx=not instead)
         return self._read(await redis.getrange(f"{self._prefix}generation", 0, _WORD_BYTES))
 
-    async def _write(self, entry: Entry, generation: bytes) -> None:
+    async def _write(self, entry: CacheEntry, generation: bytes) -> None:
         data = await asyncio.to_thread(packed, entry, self._key)
         milliseconds = max(1, round(self._ttl_s * 1000))
         result = self._name(f"result:{entry.fingerprint.key}", generation)

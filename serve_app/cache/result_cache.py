@@ -16,8 +16,8 @@ from deployments.engine.protocol.events import Event, Finished, ImageDone, Timin
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import CACHE_BYTES, CACHE_ERRORS, CACHE_REQUESTS, CACHE_SAVED, Sample
-from serve_app.cache.coalescing import Flights
-from serve_app.cache.entry import Entry
+from serve_app.cache.coalescing import RequestCoalescer
+from serve_app.cache.entry import CacheEntry
 from serve_app.cache.memory_tier import MemoryTier
 from serve_app.cache.redis_tier import SharedTier
 from serve_app.config.sections import CacheConfig
@@ -55,7 +55,7 @@ class ResultCache:
         self._shared: SharedTier | None = None
         if redis is not None and config.enabled:
             self._shared = SharedTier(redis, redis.signing_key("results"), config.ttl_s, self._forget)
-        self._flights = Flights()
+        self._flights = RequestCoalescer()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._bad = 0
         self._saved_s = 0.0
@@ -143,7 +143,7 @@ class ResultCache:
         # Megabytes of pictures to hash, and everybody else would wait.
         return fingerprint_of(*asked) if request.uploads is None else await asyncio.to_thread(fingerprint_of, *asked)
 
-    def _remembered(self, fingerprint: Fingerprint, any_seed: bool) -> Entry | None:
+    def _remembered(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
         """The result that this process remembers."""
         found = self._in_memory(fingerprint, any_seed)
         if found is not None and not self._is_it(found, fingerprint, any_seed):
@@ -151,10 +151,10 @@ class ResultCache:
             found = None
         return self._counted("memory", found)
 
-    def _in_memory(self, fingerprint: Fingerprint, any_seed: bool) -> Entry | None:
+    def _in_memory(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
         return self._memory.latest(fingerprint.work_key) if any_seed else self._memory.get(fingerprint.key)
 
-    async def _fetched(self, fingerprint: Fingerprint, any_seed: bool) -> Entry | None:
+    async def _fetched(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
         """The result that Redis has, which this process remembers from now on."""
         if self._shared is None:
             return None
@@ -165,7 +165,7 @@ class ResultCache:
             self._memory.put(found)
         return self._counted("redis", found)
 
-    def _is_it(self, entry: Entry, fingerprint: Fingerprint, any_seed: bool) -> bool:
+    def _is_it(self, entry: CacheEntry, fingerprint: Fingerprint, any_seed: bool) -> bool:
         """Whether the entry is what was asked for, all of it compared, and not too old."""
         same = entry.fingerprint.work == fingerprint.work and (any_seed or entry.fingerprint.seed == fingerprint.seed)
         if not same:
@@ -173,7 +173,7 @@ class ResultCache:
             log.warning("a cached result is not used: it is another request's")
         return same and self._clock() - entry.made < self._ttl_s
 
-    def _counted(self, tier: str, entry: Entry | None) -> Entry | None:
+    def _counted(self, tier: str, entry: CacheEntry | None) -> CacheEntry | None:
         self._counts[tier, "miss" if entry is None else "hit"] += 1
         self._saved_s += 0.0 if entry is None else entry.seconds
         return entry
@@ -198,7 +198,7 @@ class ResultCache:
     def _keep(self, fingerprint: Fingerprint, images: list[ImageDone], took: Timings) -> None:
         seconds = (took.encode_ms + took.denoise_ms + took.decode_ms) / 1000
         ordered = tuple(sorted(images, key=lambda image: image.index))
-        entry = Entry(fingerprint, ordered, seconds, self._clock())
+        entry = CacheEntry(fingerprint, ordered, seconds, self._clock())
         self._memory.put(entry)
         if self._shared is not None:
             self._shared.put(entry)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.engine.protocol.errors import InvalidParameter
-from serve_app.cli.generate import EXIT_INTERRUPTED, EXIT_USAGE, HERE, Priority, Url, failed
+from serve_app.cli.generate import DEFAULT_URL, EXIT_INTERRUPTED, EXIT_USAGE, Priority, Url, failed
 from serve_app.cli.progress import check_url
 from serve_app.client.client import POLL_SECONDS, DarkroomClient, DarkroomError, ServedEntry
 
@@ -22,7 +22,7 @@ JobId = Annotated[str, typer.Argument(help="What `darkroom batch` or the server 
 def batch(
     file: Annotated[Path, typer.Argument(help="One request a line, as JSON: what text-to-image takes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder; pictures are named LINE-IMAGE.")],
-    url: Url = HERE,
+    url: Url = DEFAULT_URL,
     priority: Priority = None,
 ) -> None:
     """Make the pictures of many requests. Exit codes: 1 some could not be made, 2 a slip, 130 Ctrl-C, which cancels."""
@@ -41,14 +41,14 @@ def batch(
 
 
 @jobs.command()
-def show(job_id: JobId, url: Url = HERE) -> None:
+def show(job_id: JobId, url: Url = DEFAULT_URL) -> None:
     """How a job is, as JSON."""
     with _told(url) as client:
         print(json.dumps(client.job(job_id), indent=2))
 
 
 @jobs.command()
-def cancel(job_id: JobId, url: Url = HERE) -> None:
+def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
     """End a job; what was done is kept."""
     with _told(url) as client:
         print(client.cancel_job(job_id)["state"])

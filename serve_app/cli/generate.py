@@ -52,14 +52,14 @@ Images = Annotated[int | None, typer.Option(help="Image i uses seed + i and is s
 Model = Annotated[str | None, typer.Option()]
 Priority = Annotated[str | None, typer.Option(help="low, normal or high.")]
 Strength = Annotated[float | None, typer.Option(help="How far to leave the picture: more than 0, to 1.")]
-HERE = "http://127.0.0.1:8000"
+DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def generate(
     context: typer.Context,
     prompt: str,
     output: Output,
-    url: Url = HERE,
+    url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
     config: Config = "demo",
@@ -85,7 +85,7 @@ def img2img(
     prompt: str,
     output: Output,
     strength: Strength = None,
-    url: Url = HERE,
+    url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
     config: Config = "demo",
@@ -118,7 +118,7 @@ def inpaint(
     ] = None,
     feather: Annotated[int | None, typer.Option(help="Pixels inside the mask's edge over which both mix.")] = None,
     strength: Strength = None,
-    url: Url = HERE,
+    url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
     config: Config = "demo",
@@ -153,7 +153,7 @@ def control(
     type: Annotated[str, typer.Option(help="The ControlNet: canny, depth, ...")] = "canny",
     scale: Annotated[float, typer.Option(help="How strongly it acts, 0 to 2.")] = 1.0,
     preprocess: Annotated[bool, typer.Option("--preprocess", help="Make the hint from a photo.")] = False,
-    url: Url = HERE,
+    url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
     config: Config = "demo",

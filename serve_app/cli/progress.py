@@ -50,7 +50,7 @@ class Failure:
     message: str
 
 
-Life = Iterator[Step | Picture | Failure]
+ProgressEvents = Iterator[Step | Picture | Failure]
 
 
 def output_format(output: Path) -> OutputFormat:
@@ -62,7 +62,9 @@ def output_format(output: Path) -> OutputFormat:
     return FORMATS[output.suffix.lower()]
 
 
-def from_server(url: str, params: GenerationParams, uploads: Uploads | None = None, api_key: str | None = None) -> Life:
+def from_server(
+    url: str, params: GenerationParams, uploads: Uploads | None = None, api_key: str | None = None
+) -> ProgressEvents:
     """The request's life as the server at `url` streams it. Raises EngineError."""
     check_url(url)
     try:
@@ -95,7 +97,7 @@ def local_service(config: AppConfig, model: str | None) -> DiffusionService:
     raise UnknownModel("model_name", f"there is no such model{nearest(model, known)}")
 
 
-def from_engine(service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None) -> Life:
+def from_engine(service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None) -> ProgressEvents:
     """The request's life in an engine of this process. Raises EngineError. Closes `service`."""
     # Read by OpenMP when torch is imported: threads that wait by spinning take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -111,7 +113,7 @@ def from_engine(service: DiffusionService, params: GenerationParams, uploads: Up
             runner.run(stack.aclose())
 
 
-def watch(life: Life, what: str, console: Console) -> Iterator[Picture | Failure]:
+def watch(life: ProgressEvents, what: str, console: Console) -> Iterator[Picture | Failure]:
     """Shows a bar on a terminal until the request is over; gives its images as they come."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -134,7 +136,7 @@ def _show(bar: Progress, task: TaskID, step: Step) -> None:
     bar.update(task, total=step.total or None, completed=step.done, state=state)
 
 
-def _from_server_event(event: ServerEvent) -> Life:
+def _from_server_event(event: ServerEvent) -> ProgressEvents:
     match event.name:
         case "progress":
             yield Step(event.data["step"], event.data["steps"], event.data["position"])
@@ -156,7 +158,7 @@ async def _next(events: Any) -> engine_events.Event | None:
     return event
 
 
-def _from_engine_event(event: engine_events.Event) -> Life:
+def _from_engine_event(event: engine_events.Event) -> ProgressEvents:
     match event:
         case engine_events.Progress():
             yield Step(event.step, event.steps, event.position)
@@ -164,5 +166,5 @@ def _from_engine_event(event: engine_events.Event) -> Life:
             yield Picture(event.index, event.seed, event.data)
         case engine_events.ImageFailed():
             yield Failure(event.index, event.error.message)
-        case engine_events.Refused():
+        case engine_events.Failed():
             raise event.error

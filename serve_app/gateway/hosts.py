@@ -20,7 +20,7 @@ _USUAL_PORTS: Final = {"http": "80", "https": "443"}
 
 
 @dataclass(frozen=True, slots=True)
-class Hosts:
+class AllowedHosts:
     """`named` are served besides the names of loopback. With `guarded` other pages' requests are refused, too."""
 
     named: tuple[str, ...] = ()
@@ -51,11 +51,11 @@ def is_own_origin(origin: str, host: str) -> bool:
     return (name, port or usual) == (asked, asked_port or usual)
 
 
-def hosts_of(named: Sequence[str], *, keys: bool) -> Hosts | None:
+def hosts_of(named: Sequence[str], *, keys: bool) -> AllowedHosts | None:
     """What holds for a server with `keys` or without; None where nothing does: the key says who asks."""
     if keys and not named:
         return None
-    return Hosts(tuple(named), guarded=not keys)
+    return AllowedHosts(tuple(named), guarded=not keys)
 
 
 def is_loopback_name(name: str) -> bool:

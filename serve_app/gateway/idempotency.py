@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serve_app.config.sections import IdempotencyConfig
-from serve_app.gateway.idempotency_store import Answer, SharedAnswers, Theirs, Work
+from serve_app.gateway.idempotency_store import HeldElsewhere, IdempotentRequest, RedisIdempotencyStore, StoredResponse
 
 Clock = Callable[[], float]
 
@@ -30,7 +30,7 @@ class Idempotency:
     def __init__(
         self,
         config: IdempotencyConfig,
-        shared: SharedAnswers | None,
+        shared: RedisIdempotencyStore | None,
         counts: Counter[str],
         clock: Clock = time.monotonic,
     ) -> None:
@@ -39,7 +39,7 @@ class Idempotency:
         self.kept = _Kept(config.memory_bytes, config.ttl_s, clock)
         self.running: dict[str, bytes] = {}
 
-    async def begin(self, work: Work) -> "Answer | Turn":
+    async def begin(self, work: IdempotentRequest) -> "StoredResponse | Lease":
         """The answer to `work`, if there is one, or else the caller's turn to find it, which must be ended.
 
         Raises InProgress, Reused.
@@ -50,10 +50,10 @@ class Idempotency:
         if known is not None:
             return self._replayed(work, *known)
         self.running[work.name] = work.fingerprint
-        turn = Turn(self, work)
+        turn = Lease(self, work)
         try:
             theirs = await turn.share()
-            if isinstance(theirs, Theirs):
+            if isinstance(theirs, HeldElsewhere):
                 raise InProgress if theirs.fingerprint == work.fingerprint else Reused
             if theirs is not None:
                 self.kept.put(work.name, *theirs)
@@ -63,7 +63,7 @@ class Idempotency:
             raise
         return turn
 
-    def _replayed(self, work: Work, fingerprint: bytes, answer: Answer) -> Answer:
+    def _replayed(self, work: IdempotentRequest, fingerprint: bytes, answer: StoredResponse) -> StoredResponse:
         self.running.pop(work.name, None)
         if fingerprint != work.fingerprint:
             raise Reused
@@ -71,14 +71,14 @@ class Idempotency:
         return answer
 
 
-class Turn:
+class Lease:
     """The right to answer, held by one request. `end` gives it back, with an answer to keep or without."""
 
-    def __init__(self, owner: Idempotency, work: Work) -> None:
+    def __init__(self, owner: Idempotency, work: IdempotentRequest) -> None:
         self._owner, self._work = owner, work
         self._lock = None if owner.shared is None else owner.shared.lock(work)
 
-    async def share(self) -> tuple[bytes, Answer] | Theirs | None:
+    async def share(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
         """Takes the turn in Redis as well; or what is found there in its place."""
         if self._lock is None:
             return None
@@ -86,7 +86,7 @@ class Turn:
         self._count()
         return found
 
-    async def end(self, answer: Answer | None = None) -> None:
+    async def end(self, answer: StoredResponse | None = None) -> None:
         """The next one may begin, or gets `answer`."""
         if answer is not None:
             self._owner.kept.put(self._work.name, self._work.fingerprint, answer)
@@ -109,9 +109,9 @@ class _Kept:
     ttl_s: float
     clock: Clock
     held: int = 0
-    entries: "OrderedDict[str, tuple[float, bytes, Answer]]" = field(default_factory=OrderedDict)
+    entries: "OrderedDict[str, tuple[float, bytes, StoredResponse]]" = field(default_factory=OrderedDict)
 
-    def get(self, name: str) -> tuple[bytes, Answer] | None:
+    def get(self, name: str) -> tuple[bytes, StoredResponse] | None:
         """The fingerprint of the request, and its answer."""
         found = self.entries.get(name)
         if found is None or found[0] <= self.clock():
@@ -120,7 +120,7 @@ class _Kept:
         self.entries.move_to_end(name)
         return found[1:]
 
-    def put(self, name: str, fingerprint: bytes, answer: Answer) -> None:
+    def put(self, name: str, fingerprint: bytes, answer: StoredResponse) -> None:
         """Keeps it, unless it is larger than everything may be."""
         self._drop(name)
         if answer.size > self.bytes_at_most:

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from serve_app.config.strict import Strict
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content
-from serve_app.tasks import end
+from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ return 1
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class IdempotentRequest:
     """A request under a key: `name` is the key's, with its tenant's in it; `fingerprint` is what was asked for."""
 
     name: str
@@ -62,7 +62,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoredResponse:
     """A whole answer of HTTP."""
 
     status: int
@@ -76,7 +76,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Theirs:
+class HeldElsewhere:
     """Another process is working on the request with that fingerprint."""
 
     fingerprint: bytes
@@ -90,7 +90,7 @@ class _Head(Strict):
     headers: list[tuple[str, str]]
 
 
-class SharedAnswers:
+class RedisIdempotencyStore:
     """Where answers are shared, and for how long."""
 
     def __init__(self, redis: RedisTier, key: bytes, ttl_s: float) -> None:
@@ -98,17 +98,17 @@ class SharedAnswers:
         self.ttl_ms = round(ttl_s * 1000)
         self._key = key
 
-    def lock(self, work: Work) -> "Lock":
+    def lock(self, work: IdempotentRequest) -> "Lock":
         """The lock on `work`, not yet taken."""
         return Lock(self, work)
 
-    def packed(self, name: str, fingerprint: bytes, answer: Answer) -> bytes:
+    def packed(self, name: str, fingerprint: bytes, answer: StoredResponse) -> bytes:
         """Signature, one line of JSON, body."""
         head = {"fingerprint": fingerprint.hex(), "status": answer.status, "headers": answer.headers}
         content = json.dumps(head).encode() + b"\n" + answer.body
         return self._signature(name, content) + content
 
-    def unpacked(self, name: str, data: bytes) -> tuple[bytes, Answer] | None:
+    def unpacked(self, name: str, data: bytes) -> tuple[bytes, StoredResponse] | None:
         """None unless it was packed under that name, with our key."""
         signature, content = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._signature(name, content)):
@@ -117,7 +117,7 @@ class SharedAnswers:
         line, _, body = content.partition(b"\n")
         try:
             head = _Head.model_validate_json(line)
-            return bytes.fromhex(head.fingerprint), Answer(head.status, tuple(head.headers), body)
+            return bytes.fromhex(head.fingerprint), StoredResponse(head.status, tuple(head.headers), body)
         except ValueError:
             log.warning("a kept answer in Redis is not used: another version wrote it")
             return None
@@ -130,14 +130,14 @@ class SharedAnswers:
 class Lock:
     """`lost` counts the calls that Redis did not answer; whoever holds the lock goes on without it."""
 
-    def __init__(self, shared: SharedAnswers, work: Work) -> None:
+    def __init__(self, shared: RedisIdempotencyStore, work: IdempotentRequest) -> None:
         self.lost = 0
         self._shared, self._work = shared, work
         self._name = f"{shared.redis.prefix}idempotency:{work.name}"
         self._value = f"lock:{secrets.token_hex(8)}:{work.fingerprint.hex()}".encode()
         self._renewing: asyncio.Task[None] | None = None
 
-    async def take(self) -> tuple[bytes, Answer] | Theirs | None:
+    async def take(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
         """None where it is taken, or nobody can say; else what is there: an answer, or another's lock."""
 
         try:
@@ -175,12 +175,12 @@ class Lock:
         except Damaged:
             return (found[:_SEEN_BYTES] if isinstance(found, bytes) else b""), left_ms
 
-    async def _read(self, found: bytes, left_ms: int) -> tuple[bytes, Answer] | Theirs | None:
+    async def _read(self, found: bytes, left_ms: int) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
         """Somebody else's lock or answer; None for what is neither."""
         lock = _LOCK.fullmatch(found)
         if lock is not None:
             # One that does not end by itself is nobody's.
-            return Theirs(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
+            return HeldElsewhere(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
         # Megabytes to hash, beside a loop that everybody needs.
         return await asyncio.to_thread(self._shared.unpacked, self._work.name, found)
 
@@ -190,11 +190,11 @@ class Lock:
         arguments = (self._value, round(LOCK_S * 1000), seen, len(seen))
         return bool(await self._shared.redis.call(lambda client: client.eval(_REPLACE, 1, self._name, *arguments)))
 
-    async def leave(self, answer: Answer | None) -> None:
+    async def leave(self, answer: StoredResponse | None) -> None:
         """Puts `answer` in the lock's place, or nothing."""
         if self._renewing is None:
             return
-        await end(self._renewing)
+        await cancel_and_wait(self._renewing)
         if answer is None or answer.size > MAX_ANSWER_BYTES:
             await self._eval(_RELEASE)
             return

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final, Literal
 
 from serve_app.config.sections import Limits, LimitsConfig
-from serve_app.gateway.sliding_window import Clock, Standing, Windows
+from serve_app.gateway.sliding_window import Clock, Remaining, SlidingWindows
 from serve_app.store.redis import RedisTier
 
 LimitName = Literal["requests_per_minute", "concurrent_requests", "cost_per_minute"]
@@ -46,11 +46,11 @@ class RateLimits:
         self.config = config
         self.counts = counts
         self.running: Counter[str] = Counter()
-        self.windows = Windows(redis, self._degraded, clock)
+        self.windows = SlidingWindows(redis, self._degraded, clock)
 
-    def visit(self, caller: str, limits: Limits) -> "Visit":
+    def visit(self, caller: str, limits: Limits) -> "Quota":
         """A request of `caller`, which is nobody else's name, on its way in."""
-        return Visit(self, caller, limits)
+        return Quota(self, caller, limits)
 
     def refuse(self, name: LimitName, limit: int, wait_s: float) -> OverLimit:
         """The refusal, counted."""
@@ -61,7 +61,7 @@ class RateLimits:
         self.counts["limits_degraded"] += 1
 
 
-class Visit:
+class Quota:
     """One request: `enter` before its body is read, `charge` when its cost is known, `leave` when it is answered.
 
     `standings` are how its caller stands with each limit that was looked at, beside the limit itself.
@@ -69,14 +69,14 @@ class Visit:
 
     def __init__(self, owner: RateLimits, caller: str, limits: Limits) -> None:
         self.limits = limits
-        self.standings: dict[LimitName, tuple[int, Standing]] = {}
+        self.standings: dict[LimitName, tuple[int, Remaining]] = {}
         self._owner, self._caller = owner, caller
 
     async def enter(self) -> None:
         """Takes a place, and a request of the minute's. Raises OverLimit, and has taken nothing then."""
         at_once = self.limits.concurrent_requests
         if at_once is not None and self._owner.running[self._caller] >= at_once:
-            self.standings["concurrent_requests"] = at_once, Standing(False, 0, _A_PLACE_S)
+            self.standings["concurrent_requests"] = at_once, Remaining(False, 0, _A_PLACE_S)
             raise self._owner.refuse("concurrent_requests", at_once, _A_PLACE_S)
         self._owner.running[self._caller] += 1
         try:

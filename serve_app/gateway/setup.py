@@ -10,9 +10,9 @@ from socket import getaddrinfo
 from serve_app.config.errors import ConfigError
 from serve_app.config.server import AppConfig
 from serve_app.gateway.api_keys import Keyring
-from serve_app.gateway.hosts import Hosts, hosts_of
+from serve_app.gateway.hosts import AllowedHosts, hosts_of
 from serve_app.gateway.idempotency import Idempotency
-from serve_app.gateway.idempotency_store import SharedAnswers
+from serve_app.gateway.idempotency_store import RedisIdempotencyStore
 from serve_app.gateway.rate_limits import RateLimits
 from serve_app.store.redis import RedisTier
 
@@ -29,7 +29,7 @@ class Gateway:
     """
 
     keys: Keyring | None = None
-    hosts: Hosts | None = None
+    hosts: AllowedHosts | None = None
     limits: RateLimits | None = None
     idempotency: Idempotency | None = None
 
@@ -40,7 +40,7 @@ def make_gateway(config: AppConfig, redis: RedisTier | None, counts: Counter[str
         log.warning("no keys are configured: whoever reaches this server may use it")
     shared = None
     if redis is not None:
-        shared = SharedAnswers(redis, redis.signing_key("answers"), config.idempotency.ttl_s)
+        shared = RedisIdempotencyStore(redis, redis.signing_key("answers"), config.idempotency.ttl_s)
     return Gateway(
         None if config.keys is None else Keyring(config.keys),
         hosts_of(config.ingress.hosts, keys=config.keys is not None),

@@ -46,7 +46,7 @@ return {1, before, now + tonumber(ARGV[2]), damaged}
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Remaining:
     """After an amount was asked for: whether it was `taken`, what is left, and in how many seconds there is more.
 
     Where it was not taken, `wait_s` is the time until it would be, if nothing else is taken meanwhile; where it was,
@@ -59,7 +59,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
+class WindowCounters:
     """What was taken in the window of now, and in the one before; `share` of the window of now has passed."""
 
     before: int
@@ -80,7 +80,7 @@ class Counters:
         return (1 - self.share + 1 - (limit - amount) / self.now) * WINDOW_S
 
 
-class Windows:
+class SlidingWindows:
     """Used on one event loop. `degraded` is called whenever Redis was gone, and only this process' counters decided."""
 
     def __init__(self, redis: RedisTier | None, degraded: Callable[[], None], clock: Clock = time.time) -> None:
@@ -90,15 +90,17 @@ class Windows:
         self._clock = clock
         self._local: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
-    async def take(self, name: str, amount: int, limit: int) -> Standing:
+    async def take(self, name: str, amount: int, limit: int) -> Remaining:
         """Takes `amount` of what `name` may have in a minute, if that much is left; else nothing."""
         passed = self._clock() / WINDOW_S
         window = int(passed)
         taken, counters = await self._taken(name, window, passed - window, amount, limit)
         wait = (1 - counters.share) * WINDOW_S if taken else counters.seconds_until(amount, limit)
-        return Standing(taken, max(0, int(limit - counters.used())), wait)
+        return Remaining(taken, max(0, int(limit - counters.used())), wait)
 
-    async def _taken(self, name: str, window: int, share: float, amount: int, limit: int) -> tuple[bool, Counters]:
+    async def _taken(
+        self, name: str, window: int, share: float, amount: int, limit: int
+    ) -> tuple[bool, WindowCounters]:
         if self._redis is not None:
             try:
                 taken, before, now = await self._taken_in_redis(self._redis, name, window, share, amount, limit)
@@ -107,12 +109,12 @@ class Windows:
             else:
                 # What all processes know is where this one goes on from, should Redis go.
                 self._remember(name, window, before, now)
-                return bool(taken), Counters(before, now, share)
+                return bool(taken), WindowCounters(before, now, share)
         counters = self._recalled(name, window, share)
         if counters.used() + amount > limit:
             return False, counters
         self._remember(name, window, counters.before, counters.now + amount)
-        return True, Counters(counters.before, counters.now + amount, share)
+        return True, WindowCounters(counters.before, counters.now + amount, share)
 
     async def _taken_in_redis(
         self, redis: RedisTier, name: str, window: int, share: float, amount: int, limit: int
@@ -128,14 +130,14 @@ class Windows:
             redis.note_damage("a caller's counter")
         return figures
 
-    def _recalled(self, name: str, window: int, share: float) -> Counters:
+    def _recalled(self, name: str, window: int, share: float) -> WindowCounters:
         if name not in self._local:
-            return Counters(0, 0, share)
+            return WindowCounters(0, 0, share)
         self._local.move_to_end(name)
         of, before, now = self._local[name]
         if of == window:
-            return Counters(before, now, share)
-        return Counters(now if of == window - 1 else 0, 0, share)
+            return WindowCounters(before, now, share)
+        return WindowCounters(now if of == window - 1 else 0, 0, share)
 
     def _remember(self, name: str, window: int, before: int, now: int) -> None:
         self._local[name] = (window, before, now)

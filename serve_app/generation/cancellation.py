@@ -5,15 +5,15 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 from deployments.engine.protocol.errors import Cancelled
-from deployments.engine.protocol.events import Event, Finished, Refused
+from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.request import Request, is_part_of
-from serve_app.tasks import end
+from serve_app.tasks import cancel_and_wait
 
 Word = asyncio.Future[None]
 """Done once the work that it stands for shall end."""
 
 
-class Cancellations:
+class RunningRequests:
     """What runs in this process, by tenant and name. Used on one event loop.
 
     It is the caller's wait that is ended, wherever the request is: in an engine, on the way to one, or waiting for one
@@ -42,12 +42,12 @@ class Cancellations:
         return bool(found)
 
     async def watch(self, request: Request, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """`events` of `request` up to their end, or to a `Refused` when it is cancelled. Closing this closes them."""
+        """`events` of `request` up to their end, or to a `Failed` when it is cancelled. Closing this closes them."""
         with self.named(request.name, request.tenant) as word:
             async with aclosing(events):
                 while (event := await _next_or(word, request, events)) is not None:
                     yield event
-                    if isinstance(event, Finished | Refused):
+                    if isinstance(event, Finished | Failed):
                         return
 
 
@@ -56,7 +56,7 @@ async def _next_or(word: Word, request: Request, events: AsyncGenerator[Event, N
     coming = asyncio.ensure_future(anext(events, None))
     try:
         await asyncio.wait((coming, word), return_when=asyncio.FIRST_COMPLETED)
-        return coming.result() if coming.done() else Refused(request.id, Cancelled())
+        return coming.result() if coming.done() else Failed(request.id, Cancelled())
     finally:
         # Over before `events` is closed: a generator cannot be closed while it runs.
-        await end(coming)
+        await cancel_and_wait(coming)

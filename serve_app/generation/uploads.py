@@ -6,11 +6,11 @@ from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, SIZE_STEP, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.uploads.image_files import Header, read_header
+from deployments.uploads.image_files import ImageHeader, read_header
 from deployments.uploads.masks import MASK_TYPES
 
 
-def check_uploads(uploads: Uploads) -> Header | None:
+def check_uploads(uploads: Uploads) -> ImageHeader | None:
     """The header of the picture that decides the size: the image, else the first hint. Raises InvalidParameter."""
     image = read_header(uploads.image, uploads.image_field) if uploads.image is not None else None
     if uploads.task == "inpaint" and image is None:
@@ -25,7 +25,7 @@ def check_uploads(uploads: Uploads) -> Header | None:
     return image or next(iter(hints), None)
 
 
-def sized_like(params: GenerationParams, header: Header | None, spec: ModelSpec) -> GenerationParams:
+def sized_like(params: GenerationParams, header: ImageHeader | None, spec: ModelSpec) -> GenerationParams:
     """`params` with the size that was left open: the picture's shape, at the model's native area."""
     if header is None or (params.width and params.height):
         return params

@@ -22,7 +22,7 @@ from serve_app.generation.cancellation import Word
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
-from serve_app.tasks import end
+from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ JITTER: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class EntryGroup:
     """A request, and the entries that it answers: more than one where they are equal."""
 
     prepared: Prepared
@@ -89,17 +89,17 @@ class Batch:
             works.setdefault(ready.asked, []).append(index)
             # Preparing takes a tenth of a millisecond, but there may be a thousand.
             await asyncio.sleep(0)
-        todo = [Work(prepared[asked], indices) for asked, indices in works.items()]
+        todo = [EntryGroup(prepared[asked], indices) for asked, indices in works.items()]
         async with aclosing(self._made(todo)) as made:
             async for work, outcome in made:
                 for index in work.indices:
                     self._shares[index] = 1.0
                     yield index, outcome
 
-    async def _made(self, works: Sequence[Work]) -> AsyncGenerator[tuple[Work, Outcome], None]:
+    async def _made(self, works: Sequence[EntryGroup]) -> AsyncGenerator[tuple[EntryGroup, Outcome], None]:
         todo = deque(works)
         # Bounded: where nobody takes the results, no more are made.
-        done: asyncio.Queue[tuple[Work, Outcome]] = asyncio.Queue(self._in_flight)
+        done: asyncio.Queue[tuple[EntryGroup, Outcome]] = asyncio.Queue(self._in_flight)
         with self._service.cancellations.named(self._name, self._tenant) as word:
             makers = [
                 asyncio.ensure_future(self._make_all(todo, done, word)) for _ in range(min(self._in_flight, len(works)))
@@ -108,14 +108,16 @@ class Batch:
                 for _ in works:
                     yield await done.get()
             finally:
-                await end(*makers)
+                await cancel_and_wait(*makers)
 
-    async def _make_all(self, todo: deque[Work], done: "asyncio.Queue[tuple[Work, Outcome]]", word: Word) -> None:
+    async def _make_all(
+        self, todo: deque[EntryGroup], done: "asyncio.Queue[tuple[EntryGroup, Outcome]]", word: Word
+    ) -> None:
         while todo:
             work = todo.popleft()
             await done.put((work, await self._outcome(work, word)))
 
-    async def _outcome(self, work: Work, word: Word) -> Outcome:
+    async def _outcome(self, work: EntryGroup, word: Word) -> Outcome:
         try:
             return await self._make(work, word)
         except Cancelled as error:
@@ -129,7 +131,7 @@ class Batch:
             log.exception("request %s: unexpected error", work.prepared.request.name)
             return EngineError("something went wrong here; quote the request id when you report it")
 
-    async def _make(self, work: Work, word: Word) -> Result:
+    async def _make(self, work: EntryGroup, word: Word) -> Result:
         def heard(event: Event) -> None:
             if isinstance(event, Progress):
                 self._shares.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
-class Turn(NamedTuple):
+class QueuedJob(NamedTuple):
     """An unfinished job, one that is being worked on included. `tenant` may be any word that stands for its tenant, and
     `number` is the round in which it has its turn.
     """
@@ -17,12 +17,12 @@ class Turn(NamedTuple):
     number: int
 
 
-def next_number(unfinished: Sequence[Turn], tenant: str) -> int:
+def next_round(unfinished: Sequence[QueuedJob], tenant: str) -> int:
     """The round of a job of `tenant` that comes now: the one that is on, or the one after the tenant's last."""
     now = min((turn.number for turn in unfinished), default=0)
     return max((turn.number + 1 for turn in unfinished if turn.tenant == tenant), default=now)
 
 
-def in_turn(unfinished: Iterable[Turn]) -> list[str]:
+def fair_order(unfinished: Iterable[QueuedJob]) -> list[str]:
     """The ids of jobs that are given in the order of their coming, in the order of their turns."""
     return [turn.id for turn in sorted(unfinished, key=lambda turn: turn.number)]

@@ -20,11 +20,11 @@ from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.config.sections import JobsConfig
 from serve_app.generation.prepare import with_seed
-from serve_app.jobs.fair_order import Turn, in_turn, next_number
+from serve_app.jobs.fair_order import QueuedJob, fair_order, next_round
 from serve_app.jobs.job import Document, Job
-from serve_app.jobs.memory_store import JobMemory
-from serve_app.jobs.redis_store import JobShelf, digest_of
-from serve_app.jobs.runner import Clock, JobRun, Tell, spawn
+from serve_app.jobs.memory_store import MemoryJobStore
+from serve_app.jobs.redis_store import RedisJobStore, digest_of
+from serve_app.jobs.runner import Clock, JobRunner, Tell, spawn
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisGone
 
@@ -57,13 +57,13 @@ class Jobs:
         service: DiffusionService,
         config: JobsConfig,
         tell: Tell,
-        shelf: JobShelf | None = None,
+        shelf: RedisJobStore | None = None,
         clock: Clock = time.time,
     ) -> None:
         self.config = config
         self._service, self._tell, self._shelf, self._clock = service, tell, shelf, clock
-        self._memory = JobMemory(config.keep_s, config.kept, config.max_bytes)
-        self._runs: dict[str, JobRun] = {}
+        self._memory = MemoryJobStore(config.keep_s, config.kept, config.max_bytes)
+        self._runs: dict[str, JobRunner] = {}
         self._arriving: Counter[str] = Counter()
         self._taking = asyncio.Lock()
         # asyncio keeps weak references only.
@@ -104,7 +104,7 @@ class Jobs:
         try:
             unfinished = await self._unfinished()
             self._check_room(unfinished, tenant)
-            job.turn = next_number(unfinished, digest_of(tenant))
+            job.turn = next_round(unfinished, digest_of(tenant))
             await self._keep(job)
         finally:
             self._arriving[tenant] -= 1
@@ -113,7 +113,7 @@ class Jobs:
         await self._take()
         return await self._now(job)
 
-    def _check_room(self, unfinished: Sequence[Turn], tenant: str) -> None:
+    def _check_room(self, unfinished: Sequence[QueuedJob], tenant: str) -> None:
         if len(unfinished) + self._arriving.total() > self.config.waiting:
             raise Overloaded("too many jobs are waiting; come back later", RETRY_S)
         own = sum(turn.tenant == digest_of(tenant) for turn in unfinished) + self._arriving[tenant]
@@ -131,7 +131,7 @@ class Jobs:
             except RedisGone:
                 raise _out_of_reach() from None
         elif job is not None and job.state == "queued":
-            job.ahead = in_turn(self._in_memory()).index(job.id)
+            job.ahead = fair_order(self._in_memory()).index(job.id)
         return job if job is not None and job.tenant == tenant else None
 
     async def of_tenant(self, tenant: str) -> list[Job]:
@@ -194,7 +194,7 @@ class Jobs:
             return await self.find(job.id, job.tenant) or job
         return job
 
-    async def _cancel_on(self, shelf: JobShelf, job: Job) -> None:
+    async def _cancel_on(self, shelf: RedisJobStore, job: Job) -> None:
         """Nobody works on the job, and it is over; or another ingress does, and is given a while to end."""
         if await shelf.lease(job.id):
             job.end(self._clock(), cancelled=True)
@@ -207,14 +207,14 @@ class Jobs:
                 async for _ in states:
                     pass
 
-    async def _unfinished(self) -> list[Turn]:
+    async def _unfinished(self) -> list[QueuedJob]:
         if self._shelf is not None:
             with suppress(RedisGone):
                 return await self._shelf.unfinished()
         return self._in_memory()
 
-    def _in_memory(self) -> list[Turn]:
-        return [Turn(job.id, digest_of(job.tenant), job.turn) for job in self._memory.unfinished]
+    def _in_memory(self) -> list[QueuedJob]:
+        return [QueuedJob(job.id, digest_of(job.tenant), job.turn) for job in self._memory.unfinished]
 
     async def _keep(self, job: Job) -> None:
         """On the shelf, or else here."""
@@ -241,7 +241,7 @@ class Jobs:
     async def _take(self) -> None:
         """Begins jobs while there is a hand free: those that are here only first, then the shelf's."""
         async with self._taking:
-            for job_id in in_turn(self._in_memory()):
+            for job_id in fair_order(self._in_memory()):
                 job = self._memory.get(job_id)
                 if job is not None and job_id not in self._runs and self._has_a_hand:
                     self._begin(job)
@@ -249,8 +249,8 @@ class Jobs:
                 with suppress(RedisGone):
                     await self._take_from(self._shelf)
 
-    async def _take_from(self, shelf: JobShelf) -> None:
-        for job_id in in_turn(await shelf.unfinished()):
+    async def _take_from(self, shelf: RedisJobStore) -> None:
+        for job_id in fair_order(await shelf.unfinished()):
             if not self._has_a_hand:
                 return
             if job_id in self._memory or not await shelf.lease(job_id):
@@ -275,8 +275,8 @@ class Jobs:
         if not self._stopped:
             self._in_background(self._take())
 
-    def _run_of(self, job: Job) -> JobRun:
-        return JobRun(job, self._service, self.config, self._tell, self._memory, self._shelf, self._clock)
+    def _run_of(self, job: Job) -> JobRunner:
+        return JobRunner(job, self._service, self.config, self._tell, self._memory, self._shelf, self._clock)
 
     def _in_background(self, work: object) -> None:
         task = spawn(work)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from serve_app.jobs.job import Job
 
 
-class JobMemory:
+class MemoryJobStore:
     """Finished jobs leave after `keep_s` seconds; and earlier, the oldest first, when they are more than `kept`, or
     when all pictures together take more than `max_bytes`.
     """

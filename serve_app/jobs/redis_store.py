@@ -3,7 +3,7 @@
 Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, and `cancel`
 once that was asked for. `jobs:unfinished` (by creation), `jobs:turns` (of each unfinished one), `jobs:finished` (by
 their end), `jobs:bytes` and, for each tenant, `jobs:of:<digest>` are what is looked through. All that is read back of a
-job was signed (`sealed.py`); what is not of our form is not used, and what has another type than ours is removed.
+job was signed (`sign.py`); what is not of our form is not used, and what has another type than ours is removed.
 Every method raises RedisGone.
 """
 
@@ -15,12 +15,12 @@ from typing import Any, Final, Literal, TypeVar, cast
 from redis.asyncio import Redis
 
 from serve_app.config.sections import JobsConfig
-from serve_app.jobs.fair_order import Turn, in_turn
+from serve_app.jobs.fair_order import QueuedJob, fair_order
 from serve_app.jobs.job import Job, restored, spec_of, state_of
 from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS
 from serve_app.store.redis import RedisGone, RedisTier, WrongType
 from serve_app.store.redis_values import JOB_ID, Damaged, Kinds, listed, moment, number, words
-from serve_app.store.signed import BrokenSeal, opened, sealed
+from serve_app.store.signed import BadSignature, sign, verify
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ _KINDS: Final = {
 _PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel")
 
 
-class JobShelf:
+class RedisJobStore:
     """`token` is this process' own: what it leases under that name, no other works on."""
 
     def __init__(self, tier: RedisTier, config: JobsConfig, key: bytes, token: str) -> None:
@@ -154,7 +154,7 @@ class JobShelf:
                 return None
             documents, broken = self._documents(job_id, rest)
             job = restored(job_id, self._open(job_id, "spec", spec), self._open(job_id, "state", state), documents)
-        except (BrokenSeal, Damaged, ValueError):
+        except (BadSignature, Damaged, ValueError):
             self._tier.note_damage(f"job {job_id}")
             return None
         if broken:
@@ -162,7 +162,7 @@ class JobShelf:
             if job.over:
                 return None
         job.turn = next((turn.number for turn in turns if turn.id == job_id), 0)
-        order = in_turn(turns)
+        order = fair_order(turns)
         job.ahead = order.index(job_id) if job.state == "queued" and job_id in order else 0
         return job
 
@@ -171,7 +171,7 @@ class JobShelf:
         told: dict[int, Any] = {}
         for entry, document in zip(said[::2], said[1::2], strict=True):
             index = number(entry, -1)
-            with suppress(BrokenSeal):
+            with suppress(BadSignature):
                 told[index] = self._open(job_id, f"document:{index}", document)
         return told, len(said) // 2 - len(told)
 
@@ -179,12 +179,12 @@ class JobShelf:
         """The pictures of an entry."""
         data = await self._script(FILES, (self._of(job_id, "files"),), str(index), self._max_bytes)
         try:
-            return opened(f"{job_id}:files:{index}", data, self._key)[1] if data else None
-        except BrokenSeal:
+            return verify(f"{job_id}:files:{index}", data, self._key)[1] if data else None
+        except BadSignature:
             self._tier.note_damage(f"a picture of job {job_id}")
             return None
 
-    async def unfinished(self) -> list[Turn]:
+    async def unfinished(self) -> list[QueuedJob]:
         """The jobs that run or wait, in the order of their coming; tenants are told by their digests."""
 
         return await self._turns()
@@ -235,7 +235,7 @@ class JobShelf:
         if ours := [job_id for job_id in gone if JOB_ID.fullmatch(job_id)]:
             await self.forget(*ours)
 
-    async def _turns(self) -> list[Turn]:
+    async def _turns(self) -> list[QueuedJob]:
         said = await self._script(TURNS, (self._key_of("unfinished"), self._key_of("turns")), MOST_MEMBERS)
         try:
             pairs = zip(listed(said)[::2], said[1::2], strict=True)
@@ -262,16 +262,16 @@ class JobShelf:
         return {key: _kind_of(key) for key in keys} | ({} if tenant is None else {self._tenant(tenant): "zset"})
 
     def _seal(self, job_id: str, place: str, header: Any) -> bytes:
-        return sealed(f"{job_id}:{place}", header, (), self._key)
+        return sign(f"{job_id}:{place}", header, (), self._key)
 
     def _open(self, job_id: str, place: str, data: bytes) -> Any:
-        return opened(f"{job_id}:{place}", data, self._key)[0]
+        return verify(f"{job_id}:{place}", data, self._key)[0]
 
     def _document(self, job_id: str, index: int, document: Any) -> bytes:
         return self._seal(job_id, f"document:{index}", document)
 
     def _files(self, job: Job, index: int) -> bytes:
-        return sealed(f"{job.id}:files:{index}", None, job.files[index], self._key)
+        return sign(f"{job.id}:files:{index}", None, job.files[index], self._key)
 
     def _of(self, job_id: str, part: str) -> str:
         return f"{self._tier.prefix}job:{job_id}:{part}"
@@ -293,7 +293,7 @@ def _kind_of(key: str) -> str:
     return _KINDS[key.rpartition(":")[2]]
 
 
-def _turn(job_id: str, said: Any) -> Turn:
+def _turn(job_id: str, said: Any) -> QueuedJob:
     """A job whose turn Redis has lost, or somebody has changed into something else, has it at once."""
     turn, _, tenant = (said if isinstance(said, bytes) else b"").partition(b" ")
-    return Turn(job_id, tenant.decode("ascii", errors="replace"), number(turn))
+    return QueuedJob(job_id, tenant.decode("ascii", errors="replace"), number(turn))

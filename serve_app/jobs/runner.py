@@ -11,11 +11,11 @@ from deployments.engine.protocol.errors import Overloaded
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.job import Document, Job
-from serve_app.jobs.memory_store import JobMemory
-from serve_app.jobs.redis_store import JobShelf
+from serve_app.jobs.memory_store import MemoryJobStore
+from serve_app.jobs.redis_store import RedisJobStore
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisGone
-from serve_app.tasks import end
+from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class LeaseLost(Exception):
     """Another ingress works on the job: this one may have been taken for dead."""
 
 
-class JobRun:
+class JobRunner:
     """Works on `job` once `start` is called. Where Redis does not answer it goes on, and the job is not `durable`."""
 
     def __init__(
@@ -39,8 +39,8 @@ class JobRun:
         service: DiffusionService,
         config: JobsConfig,
         tell: Tell,
-        memory: JobMemory,
-        shelf: JobShelf | None,
+        memory: MemoryJobStore,
+        shelf: RedisJobStore | None,
         clock: Clock,
     ) -> None:
         self.job = job
@@ -124,7 +124,7 @@ class JobRun:
                     self._add(index, outcome)
                     await self._save()
         finally:
-            await end(beat)
+            await cancel_and_wait(beat)
 
     def _progress(self) -> float:
         if self._batch is None:
@@ -167,7 +167,7 @@ class JobRun:
         except RedisGone:
             self.job.durable = False
 
-    async def _save_anew(self, shelf: JobShelf) -> None:
+    async def _save_anew(self, shelf: RedisJobStore) -> None:
         """The lease has run out, or Redis has lost its memory: goes on if nobody else has taken the job."""
         if await shelf.beat(self.job) == "missing":
             await shelf.put(self.job)

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final, Literal
 
 from deployments.engine.protocol.errors import Cancelled
-from deployments.engine.protocol.events import Event, Finished, ImageDone, ImageFailed, Refused
+from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, ImageFailed
 from deployments.engine.protocol.latencies import Durations, Recorder, together
 from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
 from serve_app.observability.engine_stats import windows_ms
@@ -98,8 +98,8 @@ class Statistics:
                 return before[0], before[1] or error.code
             case Finished():
                 return "finished", before[1]
-            case Refused(error=Cancelled(code=code)):
+            case Failed(error=Cancelled(code=code)):
                 return "cancelled", code
-            case Refused(error=error):
+            case Failed(error=error):
                 return "refused", error.code
         return before

@@ -26,35 +26,35 @@ class _Parts(Strict):
     bytes: list[Annotated[int, Field(ge=0)]]
 
 
-class BrokenSeal(Exception):
+class BadSignature(Exception):
     """Not what was sealed for this place, with this key."""
 
 
-def sealed(place: str, header: Any, files: Sequence[bytes], key: bytes) -> bytes:
+def sign(place: str, header: Any, files: Sequence[bytes], key: bytes) -> bytes:
     """`header`, which is JSON, and `files`, signed."""
     text = json.dumps({"header": header, "bytes": [len(file) for file in files]}).encode()
     body = b"".join((len(text).to_bytes(_LENGTH_BYTES, "big"), text, *files))
     return _MAGIC + _mac(place, body, key) + body
 
 
-def opened(place: str, data: bytes, key: bytes) -> tuple[Any, tuple[bytes, ...]]:
+def verify(place: str, data: bytes, key: bytes) -> tuple[Any, tuple[bytes, ...]]:
     """The header and the files in `data`. Raises BrokenSeal."""
     begin = len(_MAGIC) + _MAC_BYTES
     mac, body = data[len(_MAGIC) : begin], data[begin:]
     if not data.startswith(_MAGIC) or not hmac.compare_digest(mac, _mac(place, body, key)):
-        raise BrokenSeal("not sealed for this place with this key")
+        raise BadSignature("not sealed for this place with this key")
     # Signed by us, but perhaps by another version.
     end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "big")
     try:
         parts = _Parts.model_validate_json(body[_LENGTH_BYTES:end])
     except ValidationError:
-        raise BrokenSeal("not of this version's form") from None
+        raise BadSignature("not of this version's form") from None
     files = []
     for length in parts.bytes:
         files.append(body[end : end + length])
         end += length
     if end != len(body):
-        raise BrokenSeal("its files are not of the lengths that it says")
+        raise BadSignature("its files are not of the lengths that it says")
     return parts.header, tuple(files)
 
 

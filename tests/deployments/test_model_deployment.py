@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deployments.engine.protocol.engine_config import EngineConfig
-from deployments.engine.protocol.events import Accepted, Event, Finished, Progress, Refused, Timings
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, Progress, Timings
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport, Load
@@ -44,7 +44,7 @@ class FakeWorker:
         try:
             for event in self.events:
                 yield event
-            if not isinstance(self.events[-1], Finished | Refused):
+            if not isinstance(self.events[-1], Finished | Failed):
                 await asyncio.Event().wait()
         finally:
             self.closed += 1

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.engine.conditioning.prompt_syntax import parse_weighted
 from deployments.engine.protocol.errors import EngineError
-from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.events import Event, Failed
 from deployments.engine.protocol.request import Request
 from deployments.uploads.intake import Intake
 from serve_app.api.application import create_api
@@ -55,7 +55,7 @@ class Worker:
             for field in ("prompt", "negative_prompt"):
                 parse_weighted(getattr(request.params, field), field)
         except EngineError as error:
-            yield Refused(request.id, error)
+            yield Failed(request.id, error)
             return
         # It remembers whatever it was asked, and memory is being looked at.
         self._script.asked.clear()

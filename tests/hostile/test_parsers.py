@@ -20,7 +20,7 @@ from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.middleware.request_id import ACCEPTED, request_id_of
 from serve_app.api.parsing.body import announced_bytes, check_content_headers, parse_json_object
 from serve_app.api.parsing.forms import read_form
-from serve_app.api.parsing.negotiation import media_ranges, wanted
+from serve_app.api.parsing.negotiation import media_ranges, negotiate
 from serve_app.api.parsing.validation import read_params
 from serve_app.api.problems import Problem
 from serve_app.api.trace import named_trace_id
@@ -119,7 +119,7 @@ def with_headers(*headers: tuple[str, str]) -> Request:
 def test_an_accept_header_chooses_or_is_refused(accept: str) -> None:
     assert all(0 <= entry.quality <= 1 for entry in media_ranges(accept))
     offers = ["application/json", "image/png"]
-    chosen = tried(lambda: wanted(with_headers(("accept", accept)), offers))
+    chosen = tried(lambda: negotiate(with_headers(("accept", accept)), offers))
     assert chosen in offers or (isinstance(chosen, Problem) and chosen.status == 406)
 
 

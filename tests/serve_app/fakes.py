@@ -12,11 +12,11 @@ from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.events import (
     Accepted,
     Event,
+    Failed,
     Finished,
     ImageDone,
     ImageFailed,
     Progress,
-    Refused,
     Timings,
 )
 from deployments.engine.protocol.report import EngineReport, ModelReport
@@ -73,7 +73,7 @@ class FakeBackend:
                     case Exception():
                         raise step
                     case _:
-                        ended = isinstance(step, Finished | Refused)
+                        ended = isinstance(step, Finished | Failed)
                         yield step
         except (asyncio.CancelledError, GeneratorExit):
             if not ended:
@@ -108,7 +108,7 @@ def slow(request: Request) -> list[Step]:
 
 def refusing(error: Exception) -> Script:
     """Refuses everything with `error`."""
-    return lambda request: [Refused(request.id, error)]  # type: ignore[arg-type]
+    return lambda request: [Failed(request.id, error)]  # type: ignore[arg-type]
 
 
 def failing(error: Exception, *indices: int) -> Script:

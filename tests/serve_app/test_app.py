@@ -13,7 +13,7 @@ from ray import serve
 
 from deployments.annotators.spec import AnnotatorSpecs, DepthSpec
 from deployments.engine.protocol.errors import EngineError, InvalidParameter, ModelLoadError, Overloaded
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Refused, Timings
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, Timings
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import EngineReport
@@ -21,7 +21,7 @@ from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.engine.worker.engine_worker import EngineWorker
 from serve_app.app import build_app, model_deployment
-from serve_app.backends.ray_serve import HandleBackend, Route
+from serve_app.backends.ray_serve import RayBackend, Route
 from serve_app.config.server import AppConfig, load_config, packaged_configs
 
 SPEC = ModelSpec("demo-sd", "nowhere", native_size=64)
@@ -37,7 +37,7 @@ class EchoWorker:
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         if request.params.prompt == "too much":
-            yield Refused(request.id, Overloaded("the queue is full"))
+            yield Failed(request.id, Overloaded("the queue is full"))
             return
         yield Accepted(request.id, 0)
         yield ImageDone(request.id, 0, request.seed_of(0), "png", 64, 64, request.params.prompt.encode())
@@ -52,15 +52,15 @@ class EchoWorker:
 
 
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> HandleBackend:
+def backend(monkeypatch: pytest.MonkeyPatch) -> RayBackend:
     monkeypatch.setattr(EngineWorker, "load", lambda *_args, **_options: EchoWorker())
     return over_handle({})
 
 
-def over_handle(annotators: AnnotatorSpecs) -> HandleBackend:
+def over_handle(annotators: AnnotatorSpecs) -> RayBackend:
     app = model_deployment(load_config("demo").deployments[0], (SPEC,), annotators)
     handle = serve.run(app, _local_testing_mode=True)
-    return HandleBackend([Route(handle, (SPEC,))])
+    return RayBackend([Route(handle, (SPEC,))])
 
 
 def request(prompt: str) -> Request:
@@ -68,15 +68,15 @@ def request(prompt: str) -> Request:
     return Request(f"id of {prompt}", params)
 
 
-async def test_events_cross_a_handle_unchanged(backend: HandleBackend) -> None:
+async def test_events_cross_a_handle_unchanged(backend: RayBackend) -> None:
     events = [event async for event in backend.generate(request("a cup"))]
     name = "id of a cup"
     assert events == [Accepted(name, 0), ImageDone(name, 0, 5, "png", 64, 64, b"a cup"), Finished(name, Timings())]
 
 
-async def test_refusals_cross_a_handle_as_they_are(backend: HandleBackend) -> None:
+async def test_refusals_cross_a_handle_as_they_are(backend: RayBackend) -> None:
     (event,) = [event async for event in backend.generate(request("too much"))]
-    assert isinstance(event, Refused)
+    assert isinstance(event, Failed)
     assert isinstance(event.error, Overloaded)
     assert event.error.message == "the queue is full"
 
@@ -98,7 +98,7 @@ async def test_replicas_get_the_annotators_that_are_configured(
     monkeypatch.setattr(EngineWorker, "load", lambda *_args, **_options: EchoWorker())
     annotators = {"depth": DepthSpec(PartSpec(str(tmp_path / "nowhere")))}
     (event,) = [event async for event in over_handle(annotators).generate(asked)]
-    assert isinstance(event, Refused)
+    assert isinstance(event, Failed)
     assert type(event.error) is expected
 
 

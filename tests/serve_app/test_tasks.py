@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serve_app.tasks import end
+from serve_app.tasks import cancel_and_wait
 
 
 async def test_a_task_is_over_even_if_the_wait_for_it_is_cancelled_twice() -> None:
@@ -17,7 +17,7 @@ async def test_a_task_is_over_even_if_the_wait_for_it_is_cancelled_twice() -> No
 
     task = asyncio.create_task(slowly())
     await asyncio.sleep(0)
-    ending = asyncio.create_task(end(task))
+    ending = asyncio.create_task(cancel_and_wait(task))
     for _ in range(2):
         await asyncio.sleep(0.001)
         ending.cancel()
@@ -29,4 +29,4 @@ async def test_a_task_is_over_even_if_the_wait_for_it_is_cancelled_twice() -> No
 async def test_what_is_over_is_no_error() -> None:
     task = asyncio.create_task(asyncio.sleep(0))
     await task
-    await end(task, task)
+    await cancel_and_wait(task, task)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from deployments.engine.checkpoints.config_rules import Rule, Rules, anything, each_of, only
+from deployments.engine.checkpoints.config_rules import ConfigRule, ConfigRules, anything, each_of, only
 
 _MORE_INPUTS: Final = "such a network needs an input that text, picture and mask do not give"
 _OTHER_CONTEXT: Final = "the prompt's keys are computed once and shared among rows, which this way of attending is not"
@@ -19,11 +19,11 @@ def _is_one_width(value: Any) -> bool:
     return isinstance(value, int) or (isinstance(value, list | tuple) and len(set(value)) == 1)
 
 
-_WIDTH: Final = Rule(
+_WIDTH: Final = ConfigRule(
     "the text encoder's `hidden_size`", _is_one_width, "all blocks attend to the one text encoder of the model"
 )
 
-_SHARED: Final[dict[str, Rule]] = {
+_SHARED: Final[dict[str, ConfigRule]] = {
     "flip_sin_to_cos": anything(),
     "freq_shift": anything(),
     "only_cross_attention": anything(),
@@ -53,7 +53,7 @@ _SHARED: Final[dict[str, Rule]] = {
     "addition_embed_type": only(None, why=_MORE_INPUTS),
 }
 
-_UNET_ALONE: Final[dict[str, Rule]] = {
+_UNET_ALONE: Final[dict[str, ConfigRule]] = {
     "center_input_sample": anything(),
     "sample_size": anything("any; it gives the native size"),
     "in_channels": anything("the VAE's `latent_channels`; twice that and one more for inpainting"),
@@ -77,10 +77,10 @@ _UNET_ALONE: Final[dict[str, Rule]] = {
     "cross_attention_norm": only(None, why=_OTHER_CONTEXT),
 }
 
-UNET: Final[Rules] = MappingProxyType(_SHARED | _UNET_ALONE)
+UNET: Final[ConfigRules] = MappingProxyType(_SHARED | _UNET_ALONE)
 """`diffusers.UNet2DConditionModel`."""
 
-CONTROLNET: Final[Rules] = MappingProxyType(
+CONTROLNET: Final[ConfigRules] = MappingProxyType(
     _SHARED
     | {
         "in_channels": anything("the VAE's `latent_channels`"),
@@ -94,7 +94,7 @@ CONTROLNET: Final[Rules] = MappingProxyType(
 )
 """`diffusers.ControlNetModel`."""
 
-VAE: Final[Rules] = MappingProxyType(
+VAE: Final[ConfigRules] = MappingProxyType(
     {
         "in_channels": only(3, why="pictures have three colours"),
         "out_channels": only(3, why="pictures have three colours"),
@@ -106,7 +106,7 @@ VAE: Final[Rules] = MappingProxyType(
         "latent_channels": anything("the UNet's `out_channels`"),
         "norm_num_groups": anything(),
         "sample_size": anything("any, without effect"),
-        "scaling_factor": Rule(
+        "scaling_factor": ConfigRule(
             "a number above 0",
             lambda value: isinstance(value, int | float) and 0 < value < math.inf,
             "latents are divided by it",
@@ -122,7 +122,7 @@ VAE: Final[Rules] = MappingProxyType(
 )
 """`diffusers.AutoencoderKL`."""
 
-TEXT_ENCODER: Final[Rules] = MappingProxyType(
+TEXT_ENCODER: Final[ConfigRules] = MappingProxyType(
     {
         "model_type": only("clip_text_model", why="the text encoder of Stable Diffusion is CLIP's"),
         "vocab_size": anything("as many as the tokenizer knows, or up to a tenth more"),
@@ -145,7 +145,7 @@ TEXT_ENCODER: Final[Rules] = MappingProxyType(
 )
 """`transformers.CLIPTextConfig`."""
 
-ANY_NETWORK: Final[Rules] = MappingProxyType(
+ANY_NETWORK: Final[ConfigRules] = MappingProxyType(
     {
         "quantization_config": only(
             None, why="quantised checkpoints are not served; take the one that it was made from"
@@ -155,7 +155,7 @@ ANY_NETWORK: Final[Rules] = MappingProxyType(
 )
 """Keys that the libraries obey in every config."""
 
-NETWORKS: Final[Mapping[str, Rules]] = MappingProxyType(
+NETWORKS: Final[Mapping[str, ConfigRules]] = MappingProxyType(
     {
         "UNet2DConditionModel": UNET,
         "ControlNetModel": CONTROLNET,

@@ -11,7 +11,7 @@ _SHOWN: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ConfigRule:
     """`served` says for people which values are, `why` why others are refused; `fits` decides."""
 
     served: str
@@ -19,30 +19,30 @@ class Rule:
     why: str = ""
 
 
-Rules = Mapping[str, Rule]
+ConfigRules = Mapping[str, ConfigRule]
 """By the key of the config."""
 
 
-def anything(how: str = "any") -> Rule:
+def anything(how: str = "any") -> ConfigRule:
     """Whatever it says: diffusers' or transformers' own class does it, or the pipelines take no notice of it."""
-    return Rule(how, lambda _: True)
+    return ConfigRule(how, lambda _: True)
 
 
-def only(*values: Any, why: str) -> Rule:
+def only(*values: Any, why: str) -> ConfigRule:
     """One of `values`."""
-    return Rule(" or ".join(f"`{json.dumps(value)}`" for value in values), lambda value: value in values, why)
+    return ConfigRule(" or ".join(f"`{json.dumps(value)}`" for value in values), lambda value: value in values, why)
 
 
-def each_of(*values: Any, why: str) -> Rule:
+def each_of(*values: Any, why: str) -> ConfigRule:
     """A list of `values`."""
-    return Rule(
+    return ConfigRule(
         "a list of " + ", ".join(f"`{value}`" for value in values),
         lambda value: isinstance(value, list | tuple) and all(each in values for each in value),
         why,
     )
 
 
-def check_config(title: str, config: Mapping[str, Any], rules: Rules) -> None:
+def check_config(title: str, config: Mapping[str, Any], rules: ConfigRules) -> None:
     """Raises ModelLoadError, which begins with `title` and names the first key of `config` that is not served."""
     for key, rule in rules.items():
         if key in config and not rule.fits(config[key]):

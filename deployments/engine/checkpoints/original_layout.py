@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from deployments.engine.checkpoints.original_configs import Family, PredictionType
-from deployments.engine.checkpoints.safetensors_header import Header, read_header
+from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from deployments.engine.protocol.errors import ModelLoadError
 
 UNET: Final = "model.diffusion_model."
@@ -56,7 +56,7 @@ class SingleFile:
     """
 
     path: Path
-    header: Header
+    header: SafetensorsHeader
     configs: Mapping[str, Mapping[str, Any]]
     pad_token: str
     config_folder: Path | None
@@ -84,7 +84,7 @@ def describe(title: str, path: Path, *, config: str, prediction_type: str, other
     return SingleFile(path, header, family.configs(predicted), family.pad_token, None)
 
 
-def _refuse_other_models(title: str, path: Path, header: Header) -> None:
+def _refuse_other_models(title: str, path: Path, header: SafetensorsHeader) -> None:
     names = header.tensors
     if any(mark in name for name in names for mark in _LORA):
         raise ModelLoadError(f"{title}: {path.name!r} is a LoRA, which changes a checkpoint and is none itself")
@@ -99,7 +99,7 @@ def _refuse_other_models(title: str, path: Path, header: Header) -> None:
         raise ModelLoadError(f"{title}: {path.name!r} {what} in the original layout: there is no tensor {_FIRST}")
 
 
-def _check_text_encoder(title: str, path: Path, header: Header) -> None:
+def _check_text_encoder(title: str, path: Path, header: SafetensorsHeader) -> None:
     if any(name.startswith((CLIP, OPEN_CLIP)) for name in header.tensors):
         return
     old = any(name.startswith(_OLD_CLIP) for name in header.tensors)
@@ -111,7 +111,7 @@ def _check_text_encoder(title: str, path: Path, header: Header) -> None:
     raise ModelLoadError(f"{title}: {path.name!r} {what}; give one under `parts: text_encoder`")
 
 
-def _family(title: str, path: Path, header: Header) -> Family:
+def _family(title: str, path: Path, header: SafetensorsHeader) -> Family:
     channels = header.tensors[_FIRST].shape[1]
     if channels not in (4, 9):
         what = OTHER_CHANNELS.get(channels, f"a UNet of {channels} input channels")
@@ -131,7 +131,9 @@ def _family(title: str, path: Path, header: Header) -> Family:
     )
 
 
-def _predicted(title: str, path: Path, header: Header, family: Family, given: str, *, told: bool) -> PredictionType:
+def _predicted(
+    title: str, path: Path, header: SafetensorsHeader, family: Family, given: str, *, told: bool
+) -> PredictionType:
     if given:
         return cast(PredictionType, given)
     marks = [mark for mark in _MARKS if mark in header.tensors]

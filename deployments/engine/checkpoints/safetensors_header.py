@@ -25,14 +25,14 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class SafetensorsHeader:
     """The tensors by their names, and what the file says of itself."""
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
 
 
-def read_header(title: str, path: Path) -> Header:
+def read_header(title: str, path: Path) -> SafetensorsHeader:
     """The header of `path`. Raises ModelLoadError, which begins with `title`, where it is not whole, or none."""
     check_intact(title, path)
     size = path.stat().st_size
@@ -63,10 +63,10 @@ def _check_size(title: str, path: Path, size: int, end: int) -> None:
         raise ModelLoadError(f"{title}: {path.name} has {size - end:,} bytes too many; bring it again")
 
 
-def _parsed(entries: Mapping[str, Any], base: int) -> Header:
+def _parsed(entries: Mapping[str, Any], base: int) -> SafetensorsHeader:
     tensors = {
         name: Tensor(entry["dtype"], tuple(entry["shape"]), *(base + offset for offset in entry["data_offsets"]))
         for name, entry in entries.items()
         if name != "__metadata__"
     }
-    return Header(tensors, entries.get("__metadata__") or {})
+    return SafetensorsHeader(tensors, entries.get("__metadata__") or {})

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from deployments.engine.checkpoints.clip_tokenizer import clip_tokenizer
 from deployments.engine.checkpoints.original_configs import VAE
 from deployments.engine.checkpoints.original_layout import CLIP, OPEN_CLIP, UNET, VAE_PREFIXES, SingleFile
-from deployments.engine.checkpoints.safetensors_header import Header, read_header
+from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from deployments.engine.checkpoints.vocabulary import load_tokenizer
 from deployments.engine.checkpoints.weight_files import first
 from deployments.engine.protocol.errors import ModelLoadError
@@ -41,7 +41,7 @@ class FilePart:
 
     title: str
     path: Path
-    header: Header
+    header: SafetensorsHeader
     prefixes: tuple[str, ...]
     config: Mapping[str, Any]
 

@@ -72,7 +72,7 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CallSlot:
     """Where a row stands in a UNet call: at `index`, with or without its prompt, before evaluation `step`."""
 
     index: int
@@ -87,11 +87,11 @@ class Place:
         return sum(control.acts(self.step, self.steps, self.prompted) for control in self.controls)
 
 
-_User = tuple[Place, Control]
+_User = tuple[CallSlot, Control]
 
 
 def residuals(
-    places: Sequence[Place], latents: Tensor, time: Tensor, context: Tensor, sizes: tuple[int, ...]
+    places: Sequence[CallSlot], latents: Tensor, time: Tensor, context: Tensor, sizes: tuple[int, ...]
 ) -> dict[str, Any]:
     """The UNet's extra arguments: what all ControlNets add to its maps, zeros for rows without one.
 
@@ -115,7 +115,7 @@ def residuals(
     return {"down_block_additional_residuals": tuple(totals[:-1]), "mid_block_additional_residual": totals[-1]}
 
 
-def _by_net(places: Sequence[Place]) -> Mapping[ControlNet, list[_User]]:
+def _by_net(places: Sequence[CallSlot]) -> Mapping[ControlNet, list[_User]]:
     users: dict[ControlNet, list[_User]] = {}
     for place in places:
         for control in place.controls:

@@ -17,7 +17,7 @@ KEPT_BYTES: Final = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
+class EncodedPrompt:
     """A prompt as the UNet needs it: `embedding` [tokens, dim], and its `keys`, one [tokens, width] per projection."""
 
     embedding: Tensor
@@ -32,7 +32,7 @@ class Prompt:
         return sum(keys.nbytes for keys in self.keys)
 
 
-class PromptKeys:
+class CrossAttentionCache:
     """The key and value projections of a UNet's cross-attention, taken out of its loop. Used from one thread."""
 
     def __init__(self, unet: Any, kept_bytes: int = KEPT_BYTES) -> None:
@@ -43,15 +43,15 @@ class PromptKeys:
         self._projections = [_remembered(layer, name) for layer in _cross_attentions(unet) for name in ("to_k", "to_v")]
         self._limit = kept_bytes
         self._size = 0
-        self._kept: OrderedDict[int, Prompt] = OrderedDict()
+        self._kept: OrderedDict[int, EncodedPrompt] = OrderedDict()
 
     @torch.inference_mode()
-    def prompt(self, embedding: Tensor) -> Prompt:
+    def prompt(self, embedding: Tensor) -> EncodedPrompt:
         """`embedding` [tokens, dim] with its projections. Do not modify it: requests of one prompt share it."""
         # By identity, which is what the prompt encoder's cache hands out; a prompt that is kept keeps its tensor alive.
         found = self._kept.pop(id(embedding), None)
         if found is None:
-            found = Prompt(embedding, tuple(each.projection(embedding[None])[0] for each in self._projections))
+            found = EncodedPrompt(embedding, tuple(each.projection(embedding[None])[0] for each in self._projections))
             self._size += found.bytes
         self._kept[id(embedding)] = found
         while self._size > self._limit:
@@ -59,7 +59,7 @@ class PromptKeys:
         return found
 
     @contextmanager
-    def given(self, prompts: Sequence[Prompt], tokens: int, padded: int) -> Iterator[Tensor]:
+    def given(self, prompts: Sequence[EncodedPrompt], tokens: int, padded: int) -> Iterator[Tensor]:
         """Gives the embeddings of `prompts`, [padded, tokens, dim]; a UNet call inside is one for these prompts."""
         for i, each in enumerate(self._projections):
             each.answer = _stacked([prompt.keys[i] for prompt in prompts], tokens, padded)

@@ -29,7 +29,7 @@ class Posterior:
         return self.mean + self.deviation * draw_noise(generator, *self.mean.shape)
 
 
-class PictureEncoder:
+class ImageEncoder:
     """Encodes pictures with one model's VAE. Ads vary the prompt over one picture, so the latest answers are kept.
 
     Used from one thread.

@@ -36,7 +36,7 @@ class PartFolder:
     folder: Path
 
 
-class Parts:
+class Components:
     """Loads networks onto one device in one precision. A part lives as long as a model that uses it.
 
     What it loads is whole, or refused with a ModelLoadError.

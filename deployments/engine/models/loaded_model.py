@@ -22,12 +22,12 @@ from deployments.engine.checkpoints.single_file import (
 )
 from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
 from deployments.engine.conditioning.controlnet import ControlNet
-from deployments.engine.conditioning.cross_attention import PromptKeys
-from deployments.engine.conditioning.image_encoder import PictureEncoder
+from deployments.engine.conditioning.cross_attention import CrossAttentionCache
+from deployments.engine.conditioning.image_encoder import ImageEncoder
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.models.attention import AttentionChoice, adopt_attention, choose_attention
 from deployments.engine.models.component_fit import check_controlnet, check_parts
-from deployments.engine.models.components import PartFolder, Parts, is_half, size_of
+from deployments.engine.models.components import Components, PartFolder, is_half, size_of
 from deployments.engine.models.guidance_embedding import embedding_width
 from deployments.engine.models.hub import locate
 from deployments.engine.protocol.errors import ModelLoadError
@@ -58,8 +58,8 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     attention: AttentionChoice
-    pictures: PictureEncoder
-    keys: PromptKeys
+    pictures: ImageEncoder
+    keys: CrossAttentionCache
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
     networks: tuple[nn.Module, ...] = ()
     load_seconds: float = 0.0
@@ -94,7 +94,7 @@ def load_model(
     spec: ModelSpec,
     device: torch.device,
     dtype: torch.dtype,
-    parts: Parts | None = None,
+    parts: Components | None = None,
     attention: AttentionChoice | None = None,
 ) -> LoadedModel:
     """Loads `spec` from a local folder, or from the hub at its pinned revision; safetensors only, no remote code.
@@ -103,7 +103,7 @@ def load_model(
     before; without it the choice is measured. Raises ModelLoadError, which says what is missing, or not served, and in
     which part, or that a revision must be pinned.
     """
-    parts = parts or Parts(device, dtype)
+    parts = parts or Components(device, dtype)
     places = _locate_parts(spec, half=parts.half)
     # Parts in files stay as they were given: their configs are known without fetching anything.
     found = {name: as_part(part) for name, part in spec.parts.items()}
@@ -169,7 +169,7 @@ def _load(
     asked: ModelSpec,
     places: Mapping[str, Any],
     index: Path | None,
-    parts: Parts,
+    parts: Components,
     attention: AttentionChoice | None,
 ) -> LoadedModel:
     """`places` are those of all parts of `spec`, `asked` says where they come from; `index` is its model_index.json."""
@@ -206,8 +206,8 @@ def _load(
         device=device,
         dtype=dtype,
         attention=adopt_attention(unet, attention) if attention else choose_attention(unet, device, dtype),
-        pictures=PictureEncoder(vae, device, dtype),
-        keys=PromptKeys(unet),
+        pictures=ImageEncoder(vae, device, dtype),
+        keys=CrossAttentionCache(unet),
         controlnets=controlnets,
         networks=(unet, vae, text_encoder, *(network for net in controlnets.values() for network in net.networks)),
     )
@@ -220,7 +220,7 @@ def _load_tokenizer(title: str, place: Path | FileTokenizer) -> Any:
     return load_file_tokenizer(title, place) if isinstance(place, FileTokenizer) else load_tokenizer(title, place)
 
 
-def _controlnet(spec: ModelSpec, name: str, parts: Parts) -> ControlNet:
+def _controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNet:
     folder = _locate_controlnet(spec, name, half=parts.half)
     source = as_part(spec.controlnets[name]).source
     return parts.controlnet(name, PartFolder(_controlnet_title(spec, name), source, folder))

@@ -11,7 +11,7 @@ from torch import nn
 
 from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky
 from deployments.engine.models.attention import AttentionChoice
-from deployments.engine.models.components import Parts, size_of
+from deployments.engine.models.components import Components, size_of
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError, UnknownModel
 from deployments.engine.protocol.spec import ModelSpec
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ModelReport:
+class ModelInMemory:
     """A model in memory. `bytes` counts what it shares with others, too."""
 
     name: str
@@ -59,7 +59,7 @@ class DiffusionModelManager:
         on_evict: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        self._parts = Parts(device, dtype)
+        self._parts = Components(device, dtype)
         self._budget = budget_bytes
         self.on_load = on_load
         self.on_evict = on_evict
@@ -108,11 +108,11 @@ class DiffusionModelManager:
         with self._lock:
             return {name: held.model for name, held in self._held.items()}
 
-    def report(self) -> list[ModelReport]:
+    def report(self) -> list[ModelInMemory]:
         """What is in memory, the most recently used first."""
         with self._lock:
             newest = sorted(self._held.items(), key=lambda item: -item[1].used)
-            return [ModelReport(name, held.model.bytes, held.model.load_seconds, held.users) for name, held in newest]
+            return [ModelInMemory(name, held.model.bytes, held.model.load_seconds, held.users) for name, held in newest]
 
     @property
     def bytes(self) -> int:

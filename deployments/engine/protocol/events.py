@@ -1,7 +1,7 @@
 """What an engine says while it works on a request. Plain data without torch: events cross process boundaries.
 
-A request's stream is: one `Accepted` or `Refused`; any number of `Progress` and `Preview`; per image one `ImageDone` or
-`ImageFailed`; and one `Finished`. Where the engine itself stops first, a late `Refused` ends the stream instead.
+A request's stream is: one `Accepted` or `Failed`; any number of `Progress` and `Preview`; per image one `ImageDone` or
+`ImageFailed`; and one `Finished`. Where the engine itself stops first, a late `Failed` ends the stream instead.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Failed:
     """The request was not taken, and nothing was done for it."""
 
     request_id: str
@@ -103,4 +103,4 @@ class Finished:
     timings: Timings
 
 
-Event = Accepted | Refused | Progress | Preview | ImageDone | ImageFailed | Finished
+Event = Accepted | Failed | Progress | Preview | ImageDone | ImageFailed | Finished

@@ -6,13 +6,13 @@ from time import perf_counter
 from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, Overloaded
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.row import Row, Ticket
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.estimator import Estimator
 from deployments.engine.scheduling.forecast import Estimate
 from deployments.engine.scheduling.memory_plan import MemoryPlan
-from deployments.engine.scheduling.queue import Queue
-from deployments.engine.scheduling.running import Running
+from deployments.engine.scheduling.queue import RequestQueue
+from deployments.engine.scheduling.running import RunningRows
 
 TRAYS = 4
 """Full calls' worth of UNet rows that are in the making at once, of all buckets together. A bucket more takes device
@@ -30,8 +30,8 @@ class Admission:
         decode_batch: int,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.queue = Queue(queue_limit, clock)
-        self.costs = StepCosts(sizes)
+        self.queue = RequestQueue(queue_limit, clock)
+        self.costs = CostModel(sizes)
         self.device = device
         self.plan = MemoryPlan(device.budget, sizes, clock)
         self.estimator = Estimator(self.costs, clock)
@@ -44,7 +44,7 @@ class Admission:
         """The models in memory take so many bytes from now on."""
         self._weights = weights
 
-    def arrive(self, request: Request, running: Running) -> None:
+    def arrive(self, request: Request, running: RunningRows) -> None:
         """Lets a request into the queue. Raises Overloaded, DoesNotFit, and DeadlineExceeded where that is foreseen."""
         if self._rows_that_fit(request, 0, self.device.held(self._weights)) < request.unet_rows:
             raise DoesNotFit("an image of this size does not fit into the memory that there is")
@@ -69,11 +69,11 @@ class Admission:
         fitting = self.plan.rows(bucket, self.device.held(self._weights), pictures=self._decode_batch)
         return min(fitting, self.costs.knee(bucket))
 
-    def begin(self, running: Running) -> Iterable[Ticket]:
+    def begin(self, running: RunningRows) -> Iterable[Ticket]:
         """The images that begin now. Each must be added to `running`, or given up, before the next is asked for."""
         yield from self.queue.take(self._room(running))
 
-    def make_way(self, running: Running) -> list[Ticket]:
+    def make_way(self, running: RunningRows) -> list[Ticket]:
         """Pauses low images where a high one waits for their places; those that it paused."""
         room = self._room(running)
         for bucket, rows in list(running.rows.items()):
@@ -84,7 +84,7 @@ class Admission:
                 return victims
         return []
 
-    def _pause(self, ticket: Ticket, running: Running) -> None:
+    def _pause(self, ticket: Ticket, running: RunningRows) -> None:
         key = (ticket.request.id, ticket.index)
         (self._paused[key],) = running.drop(lambda row: (row.request.id, row.index) == key)
         self.queue.give_back(ticket)
@@ -99,7 +99,7 @@ class Admission:
         self._paused = {key: row for key, row in self._paused.items() if key[0] != request_id}
         return self.queue.remove(request_id), gone
 
-    def forecast(self, running: Running) -> Mapping[str, Estimate]:
+    def forecast(self, running: RunningRows) -> Mapping[str, Estimate]:
         """A new forecast, now and then; else nothing."""
         if not self.estimator.is_due():
             return {}
@@ -107,7 +107,7 @@ class Admission:
         self.estimator.keep(estimates)
         return estimates
 
-    def estimates(self, running: Running) -> Mapping[str, Estimate]:
+    def estimates(self, running: RunningRows) -> Mapping[str, Estimate]:
         """Seconds to begin and to finish, by request, in the order of beginning."""
         paused = {key[0]: len(row.schedule) - row.step for key, row in self._paused.items()}
         waiting = (
@@ -115,14 +115,14 @@ class Admission:
         )
         return self.estimator.estimate(running, waiting, self.capacity)
 
-    def memory_used(self, running: Running) -> tuple[int | None, int, int]:
+    def memory_used(self, running: RunningRows) -> tuple[int | None, int, int]:
         """The budget; the bytes in use between calls; and those that are planned for at the most, calls included."""
         held = self.device.held(self._held(running))
         buckets = [bucket for bucket, rows in list(running.rows.items()) if rows]
         call = max((self.plan.call(b, running.unet_rows(b), pictures=self._decode_batch) for b in buckets), default=0)
         return self.plan.budget, held, held + call
 
-    def _room(self, running: Running) -> Callable[[Request], int]:
+    def _room(self, running: RunningRows) -> Callable[[Request], int]:
         """The UNet rows that are free for a request, asked in the order of the queue.
 
         One that finds no memory though nothing of its bucket runs, or no place among the rows of all buckets, has the
@@ -143,7 +143,7 @@ class Admission:
 
         return room
 
-    def _held(self, running: Running) -> int:
+    def _held(self, running: RunningRows) -> int:
         rows: list[Row] = [*list(running), *list(self._paused.values())]
         return self._weights + sum(row.bytes for row in rows)
 

@@ -10,7 +10,7 @@ WEIGHTS: Final[Mapping[Priority, int]] = {"low": 1, "normal": 2, "high": 4}
 """What a row counts for its bucket's share of the device."""
 
 
-class DeviceShare:
+class BucketShare:
     """Weighted fair queueing (Demers, Keshav and Shenker, 1989) over buckets, in virtual seconds per weighted row.
 
     The bucket that has had the least device time for its rows runs next. A bucket that appears starts where all are on

@@ -26,7 +26,7 @@ _UNKNOWN: Final = 0.05
 Measured = dict[tuple[Bucket, int], deque[float]]
 
 
-class StepCosts(Locked):
+class CostModel(Locked):
     """`sizes` are the padded batch sizes that UNet calls have, ascending. One thread tells it, others ask."""
 
     def __init__(self, sizes: Sequence[int]) -> None:

@@ -5,9 +5,9 @@ from math import exp
 from typing import Final
 
 from deployments.engine.protocol.request import Bucket, Request
-from deployments.engine.scheduling.cost_model import StepCosts
-from deployments.engine.scheduling.forecast import Estimate, Work, forecast
-from deployments.engine.scheduling.running import Running
+from deployments.engine.scheduling.cost_model import CostModel
+from deployments.engine.scheduling.forecast import Estimate, PlannedWork, forecast
+from deployments.engine.scheduling.running import RunningRows
 
 FORECAST_EVERY_S: Final = 0.25
 
@@ -24,7 +24,7 @@ class Estimator:
     `work_done` is what all calls so far were worth: the device's seconds for their rows in calls as full as it pays.
     """
 
-    def __init__(self, costs: StepCosts, clock: Callable[[], float]) -> None:
+    def __init__(self, costs: CostModel, clock: Callable[[], float]) -> None:
         self.work_done = 0.0
         self._costs, self._clock = costs, clock
         self._usual_rows: dict[Bucket, float] = {}
@@ -51,7 +51,7 @@ class Estimator:
             self._loop_factor = factor + (self._loop_factor - factor) * exp(-seconds / USUAL_S)
 
     def estimate(
-        self, running: Running, waiting: Iterable[Waiting], capacity: Callable[[Bucket], int]
+        self, running: RunningRows, waiting: Iterable[Waiting], capacity: Callable[[Bucket], int]
     ) -> Mapping[str, Estimate]:
         """Seconds to begin and to finish, by request, in the order of beginning.
 
@@ -84,5 +84,5 @@ class Estimator:
         return min(starts, default=1.0)
 
 
-def _work(request: Request, steps: int, images: int = 1) -> Work:
-    return Work(request.id, request.bucket, steps, request.unet_rows, len(request.params.controls), images)
+def _work(request: Request, steps: int, images: int = 1) -> PlannedWork:
+    return PlannedWork(request.id, request.bucket, steps, request.unet_rows, len(request.params.controls), images)

@@ -30,14 +30,14 @@ LEAD: Final = 120.0
 """Seconds by which a tenant's turn is later than now at the most, however wrong costs are foreseen."""
 
 
-class Turn(NamedTuple):
+class TenantTurn(NamedTuple):
     """A tenant's next turn, and the patience of the most urgent request that it had when it got the last one."""
 
     at: float
     patience: float
 
 
-NO_TURN: Final = Turn(-inf, inf)
+NO_TURN: Final = TenantTurn(-inf, inf)
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Arrival:
     request: Request
     at: float
     cost: float
-    turn: Turn = NO_TURN
+    turn: TenantTurn = NO_TURN
     images: deque[int] = field(default_factory=deque)
     patience: float = field(init=False)
     due: float = field(init=False)
@@ -67,7 +67,7 @@ class Arrival:
     def image_cost(self) -> float:
         return self.cost / self.request.params.num_images
 
-    def rank(self, urgency: float, turn: Turn | None = None) -> float:
+    def rank(self, urgency: float, turn: TenantTurn | None = None) -> float:
         """The lowest goes first. `urgency` is the least patience among its tenant's that wait."""
         turn = turn or self.turn
         begun = len(self.images) < self.request.params.num_images
@@ -75,13 +75,13 @@ class Arrival:
         return max(self.at + self.patience, turn.at + left) + self.cost
 
 
-class Turns:
+class TenantTurns:
     """The turns of tenants who have been given something lately."""
 
     def __init__(self) -> None:
-        self._turns: dict[str, Turn] = {}
+        self._turns: dict[str, TenantTurn] = {}
 
-    def of(self, tenant: str) -> Turn:
+    def of(self, tenant: str) -> TenantTurn:
         """The tenant's next turn."""
         return self._turns.get(tenant, NO_TURN)
 
@@ -108,9 +108,9 @@ class Turns:
         self._turns = {name: turn for name, turn in self._turns.items() if turn.at > now or name in tenants}
 
 
-def after(turn: Turn, now: float, cost: float, urgency: float) -> Turn:
+def after(turn: TenantTurn, now: float, cost: float, urgency: float) -> TenantTurn:
     """The turn after one that is given `now`, for something that costs so much."""
-    return Turn(min(max(now, turn.at), now + LEAD) + cost, urgency)
+    return TenantTurn(min(max(now, turn.at), now + LEAD) + cost, urgency)
 
 
 def urgency_of(arrivals: Iterable[Arrival]) -> float:

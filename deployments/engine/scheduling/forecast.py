@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 
 _DONE: Final = 1e-6
 """Steps that rounding leaves over."""
@@ -21,7 +21,7 @@ NOTHING_USUAL: Final[Mapping[Bucket, float]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
-class Work:
+class PlannedWork:
     """`images` of a request: `steps` evaluations each, of `unet_rows` rows, with `controls` ControlNets on them."""
 
     request_id: str
@@ -47,10 +47,10 @@ class _Tray:
     bucket: Bucket
     room: int
     usual: float
-    rows: list[Work] = field(default_factory=list)
-    waiting: deque[Work] = field(default_factory=deque)
+    rows: list[PlannedWork] = field(default_factory=list)
+    waiting: deque[PlannedWork] = field(default_factory=deque)
 
-    def admit(self) -> Iterable[Work]:
+    def admit(self) -> Iterable[PlannedWork]:
         used = sum(work.unet_rows for work in self.rows)
         while self.waiting and used + self.waiting[0].unet_rows <= max(self.room, self.waiting[0].unet_rows):
             work = self.waiting.popleft()
@@ -58,17 +58,17 @@ class _Tray:
             self.rows.append(work)
             yield work
 
-    def pace(self, costs: StepCosts) -> float:
+    def pace(self, costs: CostModel) -> float:
         """Steps per second with the device to itself."""
         used = max(sum(work.unet_rows for work in self.rows), round(self.usual))
         return 1 / costs.call_seconds(self.bucket, used, sum(work.unet_rows * work.controls for work in self.rows))
 
 
 def forecast(
-    running: Sequence[Work],
-    waiting: Sequence[Work],
+    running: Sequence[PlannedWork],
+    waiting: Sequence[PlannedWork],
     room: Callable[[Bucket], int],
-    costs: StepCosts,
+    costs: CostModel,
     usual: Mapping[Bucket, float] = NOTHING_USUAL,
     turn: float = 1.0,
 ) -> dict[str, Estimate]:
@@ -102,16 +102,16 @@ def forecast(
     return {request_id: Estimate(starts[request_id], end) for request_id, end in ends.items()}
 
 
-def _single(work: Work) -> Iterable[Work]:
+def _single(work: PlannedWork) -> Iterable[PlannedWork]:
     return (
-        Work(work.request_id, work.bucket, max(work.steps, _DONE), work.unet_rows, work.controls)
+        PlannedWork(work.request_id, work.bucket, max(work.steps, _DONE), work.unet_rows, work.controls)
         for _ in range(work.images)
     )
 
 
-def _until_next_end(busy: Sequence[_Tray], costs: StepCosts) -> float:
+def _until_next_end(busy: Sequence[_Tray], costs: CostModel) -> float:
     """Moves all rows on until at least one is done; the seconds that it took."""
-    # Each bucket is given device time by its rows (`DeviceShare`).
+    # Each bucket is given device time by its rows (`BucketShare`).
     rows = sum(len(tray.rows) for tray in busy)
     paces = [tray.pace(costs) * len(tray.rows) / rows for tray in busy]
     seconds = min(min(work.steps for work in tray.rows) / pace for tray, pace in zip(busy, paces, strict=True))

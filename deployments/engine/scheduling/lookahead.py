@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
-from deployments.engine.scheduling.fair_order import Arrival, Turn, after
+from deployments.engine.scheduling.fair_order import Arrival, TenantTurn, after
 
 
 def foreseen(waiting: Iterable[Arrival], now: float) -> Iterator[tuple[float, Arrival]]:
@@ -31,7 +31,7 @@ class _Tenant:
     def __init__(self) -> None:
         self.waiting: deque[tuple[int, Arrival]] = deque()
         self._due: list[tuple[tuple[float, float], int, Arrival]] = []
-        self._turn: Turn | None = None
+        self._turn: TenantTurn | None = None
         self._patience: Counter[float] = Counter()
 
     def add(self, place: int, arrival: Arrival) -> None:

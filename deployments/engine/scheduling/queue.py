@@ -22,10 +22,10 @@ from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import Priority
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.row import Ticket
-from deployments.engine.scheduling.fair_order import PATIENCE, Arrival, Turns
+from deployments.engine.scheduling.fair_order import PATIENCE, Arrival, TenantTurns
 from deployments.engine.scheduling.lookahead import foreseen
 
-GREED: Final = 3
+MAX_SHARE_OF_FREE_PLACES: Final = 3
 """A tenant may hold so many times the places that are left free (dynamic thresholds: Choudhury and Hahne, 1998): one
 alone gets three quarters of the queue, and there is a place for the next one always."""
 
@@ -34,7 +34,7 @@ Line = deque[tuple[int, Arrival]]
 """One tenant's requests in the order in which they go, with their places among all."""
 
 
-class Queue:
+class RequestQueue:
     """Holds at most `limit` requests. One arrives, is prepared, and then its images are handed out one by one."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = perf_counter) -> None:
@@ -43,7 +43,7 @@ class Queue:
         self._arrived: dict[str, Arrival] = {}
         self._waiting: dict[str, Arrival] = {}
         self._returned: list[Ticket] = []
-        self._turns = Turns()
+        self._turns = TenantTurns()
 
     def __len__(self) -> int:
         """Requests of which at least one image waits for its first place."""
@@ -83,7 +83,7 @@ class Queue:
         if len(held) >= self._limit:
             raise Overloaded(f"the queue is full: {self._limit} requests are waiting")
         mine = sum(arrival.request.tenant == tenant for arrival in held)
-        if mine >= GREED * (self._limit - len(held)):
+        if mine >= MAX_SHARE_OF_FREE_PLACES * (self._limit - len(held)):
             raise Overloaded(f"{mine} of your requests are waiting already, and others need room, too")
 
     def arrive(self, request: Request, cost: float = 0.0) -> None:

@@ -8,7 +8,7 @@ from deployments.engine.row import Row
 
 
 @dataclass(slots=True)
-class Running:
+class RunningRows:
     """Rows in the tray, by bucket."""
 
     rows: dict[Bucket, list[Row]] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deployments.engine.conditioning.controlnet import Place, residuals
+from deployments.engine.conditioning.controlnet import CallSlot, residuals
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import pad, padded_size
 from deployments.engine.row import Row
@@ -37,7 +37,7 @@ def denoise_step(model: LoadedModel, rows: list[Row], sizes: tuple[int, ...]) ->
     padded = padded_size(unet_rows, sizes)
     order = [*range(len(rows)), *guided]
     places = [
-        Place(index, rows[owner].controls, rows[owner].step, len(rows[owner].schedule), prompted=index < len(rows))
+        CallSlot(index, rows[owner].controls, rows[owner].step, len(rows[owner].schedule), prompted=index < len(rows))
         for index, owner in enumerate(order)
     ]
     answers = _predict(model, rows, order, places, scaled, padded, sizes)
@@ -56,7 +56,7 @@ def _predict(
     model: LoadedModel,
     rows: list[Row],
     order: list[int],
-    places: list[Place],
+    places: list[CallSlot],
     scaled: Tensor,
     padded: int,
     sizes: tuple[int, ...],

@@ -17,7 +17,7 @@ from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.protocol.sampler_names import SamplerNotLinear
 from deployments.engine.row import Row
 from deployments.engine.sampling.latents import Blend, draw_noise, initial_state
-from deployments.engine.steps.request_state import Given, Ongoing
+from deployments.engine.steps.request_state import EncodedInputs, RequestState
 
 
 def check(request: Request, model: LoadedModel) -> None:
@@ -38,7 +38,7 @@ def check(request: Request, model: LoadedModel) -> None:
             raise InvalidParameter("controlnet_type", f"this model has no such ControlNet; it has: {known}")
 
 
-def fitted(request: Request, model: LoadedModel) -> Request:
+def with_model_facts(request: Request, model: LoadedModel) -> Request:
     """`request`, with what its model makes of it."""
     params = request.params
     assert params.sampler is not None
@@ -48,7 +48,7 @@ def fitted(request: Request, model: LoadedModel) -> Request:
     return replace(request, own_evaluations=evaluations, embeds_guidance=embeds)
 
 
-def prepare(request: Request, model: LoadedModel, arrived: float) -> Ongoing:
+def prepare(request: Request, model: LoadedModel, arrived: float) -> RequestState:
     """Everything that the images of a request share, which has been checked.
 
     `arrived` is in `time.perf_counter` seconds. Raises InvalidParameter for steps, strength and prompts.
@@ -66,11 +66,11 @@ def prepare(request: Request, model: LoadedModel, arrived: float) -> Ongoing:
     if request.unet_rows > 1:
         # diffusers leaves no layers out of the negative prompt, and diffusers' pictures are the law.
         negative = model.keys.prompt(model.prompts.encode(params.negative_prompt, 0, "negative_prompt"))
-    given = Given(*_encoded(request, model), _controls(params, request.inputs, model))
-    return Ongoing(request, schedule, prompt, negative, given, arrived, begun)
+    given = EncodedInputs(*_encoded(request, model), _controls(params, request.inputs, model))
+    return RequestState(request, schedule, prompt, negative, given, arrived, begun)
 
 
-def begin_row(ongoing: Ongoing, index: int, model: LoadedModel) -> Row:
+def begin_row(ongoing: RequestState, index: int, model: LoadedModel) -> Row:
     """Image `index` before its first step. All draws come from its own generator, in the order of diffusers' pipelines:
     the picture's latents, the noise, the masked picture's latents.
     """

@@ -7,7 +7,7 @@ from typing import Final
 from torch import Tensor
 
 from deployments.engine.conditioning.controlnet import Control
-from deployments.engine.conditioning.cross_attention import Prompt
+from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.image_encoder import Posterior
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.request import Request
@@ -18,7 +18,7 @@ NEWS_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Given:
+class EncodedInputs:
     """A request's pictures as the networks see them. `masked` is the picture without what is painted anew.
 
     `mask` is [1, h, w], 1 where latents are made anew.
@@ -31,14 +31,14 @@ class Given:
 
 
 @dataclass(slots=True, eq=False)
-class Ongoing:
+class RequestState:
     """Times are `time.perf_counter` seconds: when it `arrived`, when its preparation had `begun`, and so on."""
 
     request: Request
     schedule: Schedule
-    prompt: Prompt = field(repr=False)
-    negative: Prompt | None = field(repr=False)
-    given: Given = field(repr=False)
+    prompt: EncodedPrompt = field(repr=False)
+    negative: EncodedPrompt | None = field(repr=False)
+    given: EncodedInputs = field(repr=False)
     arrived: float
     begun: float
     encoded: float = field(default_factory=time.perf_counter)

@@ -15,7 +15,7 @@ from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.row import Row
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.device import DeviceMemory, Meter
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.steps.denoise import StepResult, denoise_step
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class StepDone:
     """`rows` are one evaluation further."""
 
     rows: list[Row]
@@ -33,7 +33,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Stuck:
+class StepFailed:
     """`row` cannot go on."""
 
     row: Row
@@ -43,10 +43,12 @@ class Stuck:
 class Stepper:
     """Steps rows, measures what that takes, and tells the plan."""
 
-    def __init__(self, plan: MemoryPlan, costs: StepCosts, device: DeviceMemory, sizes: tuple[int, ...]) -> None:
+    def __init__(self, plan: MemoryPlan, costs: CostModel, device: DeviceMemory, sizes: tuple[int, ...]) -> None:
         self._plan, self._costs, self._device, self._sizes = plan, costs, device, sizes
 
-    def step(self, model: LoadedModel, bucket: Bucket, rows: list[Row], counters: Counters) -> Iterator[Moved | Stuck]:
+    def step(
+        self, model: LoadedModel, bucket: Bucket, rows: list[Row], counters: Counters
+    ) -> Iterator[StepDone | StepFailed]:
         """Moves every row by one evaluation, in halves where all at once fail. Raises DeviceLost."""
         unet_rows = sum(row.request.unet_rows for row in rows)
         padded = padded_size(unet_rows, self._sizes)
@@ -71,12 +73,12 @@ class Stepper:
             if meter is not None:
                 self._learn(bucket, result, meter)
             counters.stepped(len(rows), result.unet_rows, result.padded_rows, seconds)
-            yield Moved(rows, result, seconds)
+            yield StepDone(rows, result, seconds)
             return
         # Out of the handler: a traceback would keep the failed call's tensors alive.
         self._device.release()
         if len(rows) == 1:
-            yield Stuck(rows[0], failure)
+            yield StepFailed(rows[0], failure)
             return
         counters.splits += 1
         middle = len(rows) // 2

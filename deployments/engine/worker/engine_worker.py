@@ -27,7 +27,7 @@ from deployments.engine.protocol.errors import (
     ModelLoadError,
     Overloaded,
 )
-from deployments.engine.protocol.events import Event, Finished, Refused
+from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.report import EngineReport, Load
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -137,7 +137,7 @@ class EngineWorker:
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events until it is finished. Closing the generator frees its rows before the next step."""
         if request.id in self._mailboxes:
-            yield Refused(request.id, InvalidParameter("id", "a request with this id is running already"))
+            yield Failed(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
         mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress)
         self._requests[request.id] = request
@@ -150,7 +150,7 @@ class EngineWorker:
                 async for event in events:
                     yield event
         except EngineError as error:
-            yield Refused(request.id, error)
+            yield Failed(request.id, error)
         finally:
             self._mailboxes.pop(request.id, None)
             self._requests.pop(request.id, None)
@@ -161,7 +161,7 @@ class EngineWorker:
         try:
             while not finished and not refused:
                 event = await mailbox.get()
-                finished, refused = isinstance(event, Finished), isinstance(event, Refused)
+                finished, refused = isinstance(event, Finished), isinstance(event, Failed)
                 yield event
         finally:
             # Before the model is released: the engine must have let go of it when it is told to forget it.
@@ -177,7 +177,7 @@ class EngineWorker:
         """Ends the tenant's requests of this name, and tells their callers. False where there is none."""
         found = [request.id for request in list(self._requests.values()) if request.answers_to(name, tenant)]
         for request_id in found:
-            self._emit(Refused(request_id, Cancelled(name=name)))
+            self._emit(Failed(request_id, Cancelled(name=name)))
             self.abort(request_id)
         return bool(found)
 
@@ -259,7 +259,7 @@ class EngineWorker:
         finally:
             self._stopping = True
             for request_id in list(self._mailboxes):
-                self._emit(Refused(request_id, said))
+                self._emit(Failed(request_id, said))
             engine.close()
 
     def _loop(self, engine: Engine) -> None:

@@ -4,7 +4,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.request_tracker import Ledger
+from deployments.engine.request_tracker import RequestTracker
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.memory_plan import Kind
 
@@ -33,7 +33,7 @@ def load_of(engine: Engine) -> Load:
     return Load(waiting, len(engine.running), engine.capacity, admission.estimator.work_done, backlog)
 
 
-def _models(ledger: Ledger) -> dict[str, ModelReport]:
+def _models(ledger: RequestTracker) -> dict[str, ModelReport]:
     # Without making recorders here: two threads that each make the missing one lose what the first has taken down.
     nothing_yet = PhaseRecorder()
     return {

@@ -10,7 +10,7 @@ import numpy as np
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.events import Event, ImageFailed, Refused
+from deployments.engine.protocol.events import Event, Failed, ImageFailed
 from deployments.engine.protocol.inputs import Inputs, Picture
 from deployments.engine.protocol.params import ControlSettings, GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
@@ -101,4 +101,4 @@ def _grey(model: LoadedModel) -> Picture:
 
 
 def _failure_of(event: Event) -> list[str]:
-    return [event.error.message] if isinstance(event, Refused | ImageFailed) else []
+    return [event.error.message] if isinstance(event, Failed | ImageFailed) else []

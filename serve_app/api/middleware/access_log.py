@@ -10,8 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.principal import caller_of
-from serve_app.api.request_record import CLIENT_LEFT, entry_of
+from serve_app.api.principal import principal_of
+from serve_app.api.request_record import CLIENT_LEFT, record_of
 from serve_app.api.trace import trace_id_of
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ class AccessLog:
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
-            entry_of(scope).left = True
+            record_of(scope).left = True
             raise
         finally:
-            line = exchange.line() | ({"prompt": entry_of(scope).prompt} if self._prompts else {})
+            line = exchange.line() | ({"prompt": record_of(scope).prompt} if self._prompts else {})
             log.info("%s %s %d", line["method"], line["route"] or "-", line["status"], extra=line)
 
 
@@ -72,7 +72,7 @@ class _Exchange:
 
     def line(self) -> dict[str, Any]:
         """What there is to tell: nothing in it is the caller's own words, but an id that has been found harmless."""
-        entry, timings = entry_of(self._scope), entry_of(self._scope).timings
+        entry, timings = record_of(self._scope), record_of(self._scope).timings
         method = self._scope["method"]
         return {
             "request_id": self._scope["state"].get("request_id"),
@@ -82,7 +82,7 @@ class _Exchange:
             "status": self._status,
             "code": entry.code or None,
             "outcome": entry.outcome(self._status),
-            "tenant": caller_of(Request(self._scope)).tenant,
+            "tenant": principal_of(Request(self._scope)).tenant,
             "model": entry.model or None,
             "queued_ms": round(timings.queued_ms, 1) if timings else None,
             "inference_ms": round(timings.total_ms - timings.queued_ms, 1) if timings else None,

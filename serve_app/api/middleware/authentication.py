@@ -4,7 +4,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.parsing.body import close_unread
-from serve_app.api.principal import NOBODY, Caller
+from serve_app.api.principal import NOBODY, Principal
 from serve_app.api.problems import Problem
 from serve_app.api.scopes import need_of
 from serve_app.gateway.api_keys import Key, Keyring
@@ -34,7 +34,7 @@ class Authentication:
             return
         await self.app(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Caller:
+    def _caller(self, scope: Scope) -> Principal:
         need = need_of(scope)
         if need == "nothing":
             return NOBODY
@@ -42,7 +42,7 @@ class Authentication:
         if need != "key" and need not in key.scopes:
             headers = {"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{need}"'}
             raise Problem(403, "insufficient_scope", f"this needs a key with the scope `{need}`", headers=headers)
-        return Caller(key.tenant, key.scopes, key.priority, key.id, key.limits)
+        return Principal(key.tenant, key.scopes, key.priority, key.id, key.limits)
 
     def _key(self, headers: Headers) -> Key:
         given = given_keys(headers)

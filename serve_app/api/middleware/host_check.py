@@ -7,19 +7,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.problems import Problem
-from serve_app.gateway.hosts import Hosts, is_own_origin
+from serve_app.gateway.hosts import AllowedHosts, is_own_origin
 
 PROBES: Final = frozenset(("/livez", "/readyz", "/ads/v2/diffusion/health"))
 """Asked by the address of a pod or machine, which no configuration knows. What they say is no secret."""
 
 
-class OwnPages:
+class HostCheck:
     """Answers 421 to requests for other hosts, and 403 to those from other hosts' pages where `hosts` is guarded.
 
     Nothing of the body has been read by then.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: AllowedHosts) -> None:
         self.app = app
         self._hosts = hosts
 

@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.freed_memory import LARGE_BYTES, FreedMemory, hold_large_blocks_apart
 
 
-class Memory:
+class MemoryRelease:
     """Counts what passes, and has freed memory given back after a request that was large, either way."""
 
     def __init__(self, app: ASGIApp) -> None:

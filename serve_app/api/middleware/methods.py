@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.problems import http_problem
-from serve_app.api.request_record import entry_of
+from serve_app.api.request_record import record_of
 
 
-class Methods:
+class MethodHandling:
     """Answers HEAD as GET without its body, OPTIONS with `Allow`, and with 405 what none of the path's routes takes."""
 
     def __init__(self, app: ASGIApp, *, routes: Sequence[BaseRoute]) -> None:
@@ -58,4 +58,4 @@ class Methods:
                 raise ClientDisconnect
 
         await self.app({**scope, "method": "GET"}, receive, send_headers)
-        entry_of(scope).left = False
+        record_of(scope).left = False

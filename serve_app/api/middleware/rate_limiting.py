@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.parsing.body import close_unread
-from serve_app.api.principal import caller_of
+from serve_app.api.principal import principal_of
 from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.scopes import asks_for_work
-from serve_app.gateway.rate_limits import LimitName, OverLimit, RateLimits, TooCostly, Visit
+from serve_app.gateway.rate_limits import LimitName, OverLimit, Quota, RateLimits, TooCostly
 from serve_app.gateway.sliding_window import WINDOW_S
 from serve_app.generation.prepared import Prepared
 
@@ -35,7 +35,7 @@ REFUSED_PIXEL_STEPS: Final = 100_000
 _COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
 
 
-class Limiting:
+class RateLimiting:
     """Answers 429 to who asks for more images than it may; looks at nothing but requests for images."""
 
     def __init__(self, app: ASGIApp, *, limits: RateLimits) -> None:
@@ -67,8 +67,8 @@ class Limiting:
         finally:
             visit.leave()
 
-    def _visit(self, scope: Scope) -> Visit:
-        caller, config = caller_of(Request(scope)), self._limits.config
+    def _visit(self, scope: Scope) -> Quota:
+        caller, config = principal_of(Request(scope)), self._limits.config
         if caller.key:
             return self._limits.visit(f"key:{caller.key}", config.per_key.but(caller.limits))
         return self._limits.visit(f"address:{address_of(scope, config.proxies)}", config.per_address)
@@ -76,7 +76,7 @@ class Limiting:
 
 async def charge(request: Request, *prepared: Prepared) -> None:
     """Charges the request's caller for all of `prepared`. Raises Problem: 429, or 422 where it can never be let in."""
-    visit: Visit | None = getattr(request.state, "visit", None)
+    visit: Quota | None = getattr(request.state, "visit", None)
     if visit is None:
         return
     try:
@@ -89,7 +89,7 @@ async def charge(request: Request, *prepared: Prepared) -> None:
 
 async def charge_refused(request: Request, entries: int) -> None:
     """Charges for a batch's entries that were only read. Raises Problem 429."""
-    visit: Visit | None = getattr(request.state, "visit", None)
+    visit: Quota | None = getattr(request.state, "visit", None)
     if visit is None or not entries:
         return
     try:
@@ -147,10 +147,10 @@ def _too_costly(error: TooCostly) -> Problem:
     return Problem(422, "too_costly", message, param="num_inference_steps", faults=faults)
 
 
-def _policy(visit: Visit) -> str:
+def _policy(visit: Quota) -> str:
     return ", ".join(f'"{name}";q={limit}{_TOLD[name][1]}' for name, (limit, _) in visit.standings.items())
 
 
-def _standing(visit: Visit) -> str:
+def _standing(visit: Quota) -> str:
     standings = visit.standings.items()
     return ", ".join(f'"{name}";r={now.left};t={whole_seconds(now.wait_s)}' for name, (_, now) in standings)

@@ -15,7 +15,7 @@ ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 
 
-class RequestIdMiddleware:
+class RequestId:
     """Takes the caller's `x-request-id` if it is harmless, else makes one; sets it, and `nosniff`, on every answer.
 
     An exception that reaches it is logged under that id and answered as 500. Starlette's own last resort would do so

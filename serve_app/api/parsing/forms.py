@@ -14,7 +14,7 @@ from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.texts import check_name
 from serve_app.api.parsing.body import check_content_headers, parse_json_object, read_body
-from serve_app.api.parsing.multipart import Part, parts_of
+from serve_app.api.parsing.multipart import FormPart, parts_of
 from serve_app.api.parsing.validation import read_params
 from serve_app.api.problems import Fault, Problem, pointer_to
 
@@ -128,7 +128,7 @@ def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str]
     return Form({name: tuple(each) for name, each in found.items()}, chosen, values)
 
 
-def _check_numbers(parts: Collection[Part], files: Collection[str]) -> None:
+def _check_numbers(parts: Collection[FormPart], files: Collection[str]) -> None:
     """Raises Problem."""
     count = sum(part.name in files or part.filename is not None for part in parts)
     if count > MAX_FILES or len(parts) - count > MAX_FIELDS:
@@ -171,7 +171,7 @@ def _texts_of(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-def _text(part: Part, files: Collection[str], options: Collection[str]) -> str:
+def _text(part: FormPart, files: Collection[str], options: Collection[str]) -> str:
     """A field's text; clients may send even a JSON part as a file."""
     known = part.name in options or part.name in _KINDS
     if part.filename is not None and not part.empty and known:
@@ -195,7 +195,7 @@ def _text(part: Part, files: Collection[str], options: Collection[str]) -> str:
         raise InvalidParameter(part.name, "must be UTF-8") from None
 
 
-def _check_writing(part: Part) -> None:
+def _check_writing(part: FormPart) -> None:
     if not part.plain:
         raise InvalidParameter(part.name, "must be sent as it is, without Content-Transfer-Encoding")
 

@@ -22,7 +22,7 @@ _UTF8: Final = ("utf-8", "utf8", "us-ascii")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FormPart:
     """A part: its field's name, its bytes, and the file name that came with it, if one did.
 
     `plain` says that the bytes are as they were, not in base64 for example; `utf8` that no other charset is named.
@@ -40,14 +40,14 @@ class Part:
         return not self.data and not self.filename
 
 
-def parts_of(body: bytes, parameters: dict[str, str], most: int) -> list[Part]:
+def parts_of(body: bytes, parameters: dict[str, str], most: int) -> list[FormPart]:
     """The parts of `body`, `most` at most. `parameters` are those of its Content-Type. Raises Problem 400."""
     boundary = _boundary(parameters)
     # Some clients end the headers' last line once more.
     begin = 2 if body.startswith(b"\r\n") else 0
     if not body.startswith(b"--" + boundary, begin):
         _refuse("the body does not begin with the boundary that its Content-Type names")
-    found: list[Part] = []
+    found: list[FormPart] = []
     for start, end in _spans(body, begin, boundary):
         if len(found) == most:
             _refuse(f"it may have at most {most} parts")
@@ -96,7 +96,7 @@ def _find(body: bytes, needle: bytes, start: int, end: int) -> int:
     return -1
 
 
-def _part(body: bytes, start: int, end: int) -> Part:
+def _part(body: bytes, start: int, end: int) -> FormPart:
     if body.startswith(b"\r\n", start):
         _refuse("a part has no Content-Disposition header")
     headers_end = _find(body, b"\r\n\r\n", start, min(end, start + MAX_HEADER_BYTES))
@@ -112,7 +112,7 @@ def _part(body: bytes, start: int, end: int) -> Part:
         _refuse('every part needs Content-Disposition: form-data; name="..."')
     filename = said.get("filename", said.get("filename*"))
     plain = headers.get("content-transfer-encoding", "binary").lower() in _PLAIN
-    return Part(said["name"], data, filename, plain, _is_utf8(headers.get("content-type", "text/plain")))
+    return FormPart(said["name"], data, filename, plain, _is_utf8(headers.get("content-type", "text/plain")))
 
 
 def _is_utf8(content_type: str) -> bool:

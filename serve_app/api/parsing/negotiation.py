@@ -32,7 +32,7 @@ class MediaRange:
         return (self.kind != "*") + (self.subkind != "*")
 
 
-def wanted(request: Request, offers: Sequence[str]) -> str:
+def negotiate(request: Request, offers: Sequence[str]) -> str:
     """The offer that the caller likes best; the earlier one where the caller does not care. Raises Problem 406.
 
     Between offers of the same quality one that was named wins over one that only fits a wildcard.

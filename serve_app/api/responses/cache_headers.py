@@ -13,12 +13,12 @@ HEADER: Final = "X-Cache"
 _TOLD: Final = MappingProxyType({"made": "MISS", "cache": "HIT", "shared": "COALESCED"})
 
 
-def as_controlled(params: GenerationParams, use: CacheUse | None) -> GenerationParams:
+def apply_cache_control(params: GenerationParams, use: CacheUse | None) -> GenerationParams:
     """`params` with what the request's Cache-Control says, where it says something."""
     return params if use is None else params.model_copy(update={"cache": use})
 
 
-def cache_control(request: Request) -> CacheUse | None:
+def read_cache_control(request: Request) -> CacheUse | None:
     """What the request's Cache-Control says (RFC 9111): `no-store` is to stay away from the cache, `no-cache` is for a
     new result, which is kept."""
     said = ",".join(request.headers.getlist("cache-control"))
@@ -28,6 +28,6 @@ def cache_control(request: Request) -> CacheUse | None:
     return "refresh" if "no-cache" in directives else None
 
 
-def told(source: Source) -> dict[str, str]:
+def cache_header(source: Source) -> dict[str, str]:
     """The header that says where an answer's images come from."""
     return {HEADER: _TOLD[source]}

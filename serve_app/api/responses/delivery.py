@@ -8,16 +8,16 @@ from fastapi import Request, Response
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.middleware.rate_limiting import charge
-from serve_app.api.parsing.negotiation import EVENTS, JSON, wanted
-from serve_app.api.principal import caller_of
-from serve_app.api.request_record import entry_of
-from serve_app.api.responses.cache_headers import as_controlled, cache_control, told
-from serve_app.api.responses.disconnect import while_client_stays
+from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
+from serve_app.api.principal import principal_of
+from serve_app.api.request_record import record_of
+from serve_app.api.responses.cache_headers import apply_cache_control, cache_header, read_cache_control
+from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.event_stream import open_stream
-from serve_app.api.responses.idempotency import once, refuse_key
+from serve_app.api.responses.idempotency import refuse_key, run_once
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.schemas import answer_of, server_timing
-from serve_app.api.responses.stream_events import Story
+from serve_app.api.responses.stream_events import StreamEncoder
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
@@ -35,16 +35,18 @@ async def deliver(
 ) -> Response:
     """The images of `params` as JSON, as one image's bytes or as a stream. A client that leaves frees its place.
 
-    Raises Problem 403 for a priority beyond the caller's, and what `charge` and `once` raise.
+    Raises Problem 403 for a priority beyond the caller's, and what `charge` and `run_once` raise.
     """
-    media_type = wanted(request, _offers(params))
-    params = as_controlled(caller_of(request).permitted(params), cache_control(request))
+    media_type = negotiate(request, _offers(params))
+    params = apply_cache_control(principal_of(request).permitted(params), read_cache_control(request))
     if media_type == EVENTS:
         refuse_key(request)
         prepared = await _prepared(request, service, params, uploads, previews)
-        return await open_stream(request, service.run(prepared), Story(prepared, request.state.request_id))
+        return await open_stream(request, service.run(prepared), StreamEncoder(prepared, request.state.request_id))
     asked = {"as": media_type, "params": params.model_dump(mode="json"), **_said_of(uploads)}
-    return await once(request, asked, _files_of(uploads), lambda: _whole(request, service, params, uploads, media_type))
+    return await run_once(
+        request, asked, _files_of(uploads), lambda: _whole(request, service, params, uploads, media_type)
+    )
 
 
 async def _whole(
@@ -54,8 +56,8 @@ async def _whole(
     if media_type != JSON:
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
     prepared = await _prepared(request, service, params, uploads)
-    result = await while_client_stays(request.receive, service.collect(prepared))
-    entry_of(request.scope).timings = result.timings
+    result = await run_until_disconnect(request.receive, service.collect(prepared))
+    record_of(request.scope).timings = result.timings
     if media_type == JSON:
         return await json_response(lambda: answer_of(result), headers=_headers(result))
     return _bytes(result, media_type)
@@ -70,9 +72,9 @@ async def _prepared(
         uploads=uploads,
         previews=previews,
         request_id=request.state.request_id,
-        tenant=caller_of(request).tenant,
+        tenant=principal_of(request).tenant,
     )
-    entry = entry_of(request.scope)
+    entry = record_of(request.scope)
     entry.model, entry.prompt = prepared.request.model, prepared.asked.prompt
     await charge(request, prepared)
     return prepared
@@ -112,4 +114,4 @@ def _bytes(result: Result, media_type: str) -> Response:
 
 
 def _headers(result: Result) -> dict[str, str]:
-    return {"Server-Timing": server_timing(result.timings), "Vary": "Accept", **told(result.source)}
+    return {"Server-Timing": server_timing(result.timings), "Vary": "Accept", **cache_header(result.source)}

@@ -10,12 +10,12 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from serve_app.tasks import end
+from serve_app.tasks import cancel_and_wait
 
 T = TypeVar("T")
 
 
-async def while_client_stays(receive: Receive, work: Awaitable[T]) -> T:
+async def run_until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`. When the client leaves first, `work` is cancelled, awaited, and ClientDisconnect raised."""
     task = asyncio.ensure_future(work)
     departure = asyncio.ensure_future(_departure(receive))
@@ -25,7 +25,7 @@ async def while_client_stays(receive: Receive, work: Awaitable[T]) -> T:
             raise ClientDisconnect
         return task.result()
     finally:
-        await end(task, departure)
+        await cancel_and_wait(task, departure)
 
 
 async def _departure(receive: Receive) -> None:

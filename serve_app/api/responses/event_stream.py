@@ -18,14 +18,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.protocol.errors import EngineStopped
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Refused
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone
 from serve_app.api.problems import internal_error
-from serve_app.api.request_record import Entry, entry_of
-from serve_app.api.responses.cache_headers import told
-from serve_app.api.responses.disconnect import while_client_stays
+from serve_app.api.request_record import RequestRecord, record_of
+from serve_app.api.responses.cache_headers import cache_header
+from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.large_json import encoded_json
-from serve_app.api.responses.stream_events import Story, Told
-from serve_app.tasks import end
+from serve_app.api.responses.stream_events import NamedEvent, StreamEncoder
+from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,7 +41,7 @@ LARGE: Final = ("image", "entry")
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-Numbered = tuple[str | None, Told]
+Numbered = tuple[str | None, NamedEvent]
 """What is told, with the id that a client that comes back may say it has got to."""
 
 
@@ -53,24 +53,24 @@ class EventStream(EventSourceResponse):
 
     def __init__(
         self,
-        told: AsyncGenerator[Numbered, None],
+        cache_header: AsyncGenerator[Numbered, None],
         source: AsyncGenerator[Any, None],
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
         fixed = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
         super().__init__((), headers=fixed | dict(headers))
-        self._told, self._source = told, source
+        self._told, self._source = cache_header, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's own way to notice a departure depends on the server's ASGI version; this one listens always.
-        entry = entry_of(scope)
+        entry = record_of(scope)
         async with aclosing(self._source):
             try:
-                await while_client_stays(receive, self._send_all(send, entry))
+                await run_until_disconnect(receive, self._send_all(send, entry))
             except (ClientDisconnect, TimeoutError):
                 entry.left = True
 
-    async def _send_all(self, send: Send, entry: Entry) -> None:
+    async def _send_all(self, send: Send, entry: RequestRecord) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._wire(entry)) as wire:
             async for chunk in wire:
@@ -78,7 +78,7 @@ class EventStream(EventSourceResponse):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _wire(self, entry: Entry) -> AsyncGenerator[bytes, None]:
+    async def _wire(self, entry: RequestRecord) -> AsyncGenerator[bytes, None]:
         async with aclosing(patiently(self._told, KEEPALIVE_SECONDS)) as told_or_silent:
             async for numbered in told_or_silent:
                 if numbered is None:
@@ -94,16 +94,16 @@ class EventStream(EventSourceResponse):
 
 def _line(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
     """The event on the wire; JSON has no lines of its own."""
-    end = "\n\n" if number is None else f"\nid: {number}\n\n"
-    return b"".join((f"event: {name}\ndata: ".encode(), encoded_json(data, ascii_only=True), end.encode()))
+    cancel_and_wait = "\n\n" if number is None else f"\nid: {number}\n\n"
+    return b"".join((f"event: {name}\ndata: ".encode(), encoded_json(data, ascii_only=True), cancel_and_wait.encode()))
 
 
-async def in_order(told: AsyncGenerator[Told, None], request_id: str) -> AsyncGenerator[Numbered, None]:
-    """`told`, numbered from 1. What nobody expected becomes a last `error`."""
+async def in_order(cache_header: AsyncGenerator[NamedEvent, None], request_id: str) -> AsyncGenerator[Numbered, None]:
+    """`cache_header`, numbered from 1. What nobody expected becomes a last `error`."""
     ids = count(1)
     try:
-        async with aclosing(told):
-            async for each in told:
+        async with aclosing(cache_header):
+            async for each in cache_header:
                 yield str(next(ids)), each
     except Exception:
         log.exception("request %s: unexpected error", request_id)
@@ -111,25 +111,25 @@ async def in_order(told: AsyncGenerator[Told, None], request_id: str) -> AsyncGe
 
 
 async def _story_of(
-    first: Event, events: AsyncGenerator[Event, None], story: Story, entry: Entry
-) -> AsyncGenerator[Told, None]:
+    first: Event, events: AsyncGenerator[Event, None], story: StreamEncoder, entry: RequestRecord
+) -> AsyncGenerator[NamedEvent, None]:
     """What there is to tell of a request. Ends with `done` or `error` in every case."""
     yield story.tell(first)
     ended = False
     async for event in events:
         yield await asyncio.to_thread(story.tell, event) if isinstance(event, ImageDone) else story.tell(event)
-        ended = isinstance(event, Finished | Refused)
+        ended = isinstance(event, Finished | Failed)
         if isinstance(event, Finished):
             entry.timings = event.timings
     if not ended:
         yield story.error(EngineStopped("the engine stopped before the request was finished"))
 
 
-async def open_stream(request: Request, events: AsyncGenerator[Event, None], story: Story) -> EventStream:
+async def open_stream(request: Request, events: AsyncGenerator[Event, None], story: StreamEncoder) -> EventStream:
     """Waits for the first event. Raises what refused the request, or ClientDisconnect; `events` are closed then."""
     try:
-        first = await while_client_stays(request.receive, anext(events, None))
-        if isinstance(first, Refused):
+        first = await run_until_disconnect(request.receive, anext(events, None))
+        if isinstance(first, Failed):
             raise first.error
         if first is None:
             raise EngineStopped("the engine stopped before the request was finished")
@@ -137,8 +137,8 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], sto
         # Left to the garbage collector, the generators within would be closed all at once, each by two.
         await events.aclose()
         raise
-    name, entry = request.state.request_id, entry_of(request.scope)
-    headers = told(first.source) if isinstance(first, Accepted) else NO_HEADERS
+    name, entry = request.state.request_id, record_of(request.scope)
+    headers = cache_header(first.source) if isinstance(first, Accepted) else NO_HEADERS
     return EventStream(in_order(_story_of(first, events, story, entry), name), events, headers)
 
 
@@ -155,5 +155,5 @@ async def patiently(items: AsyncGenerator[T, None], patience: float) -> AsyncGen
                 return
             finally:
                 # Cancelled and over before `items` is closed: a generator cannot be closed while it runs.
-                await end(coming)
+                await cancel_and_wait(coming)
             yield item

@@ -10,10 +10,10 @@ from typing import Any, Final
 from fastapi import Request, Response
 
 from deployments.engine.protocol.errors import EngineError
-from serve_app.api.principal import caller_of
+from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem, problem_of
 from serve_app.gateway.idempotency import Idempotency, InProgress, Reused
-from serve_app.gateway.idempotency_store import Answer, Work
+from serve_app.gateway.idempotency_store import IdempotentRequest, StoredResponse
 
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotent-Replayed"
@@ -28,7 +28,7 @@ _CONFLICT_S: Final = 2
 _NOT_FINAL: Final = frozenset((408, 409, 425, 429))
 
 
-async def once(
+async def run_once(
     request: Request, asked: Mapping[str, Any], files: Iterable[bytes | None], work: Callable[[], Awaitable[Response]]
 ) -> Response:
     """The answer that `work` gives; or the one that it gave before, where the request has an Idempotency-Key.
@@ -43,16 +43,16 @@ async def once(
     store: Idempotency = request.app.state.idempotency
     fingerprint = await asyncio.to_thread(_fingerprint, request.method, request.url.path, asked, files)
     try:
-        turn = await store.begin(Work(_name(caller_of(request).tenant, key), fingerprint))
+        turn = await store.begin(IdempotentRequest(_name(principal_of(request).tenant, key), fingerprint))
     except InProgress:
         message = "the first request with this Idempotency-Key is still being worked on"
         raise Problem(409, "idempotency_conflict", message, retry_after=_CONFLICT_S) from None
     except Reused:
         message = "this Idempotency-Key belongs to another request; every request needs one of its own"
         raise Problem(422, "idempotency_key_reused", message) from None
-    if isinstance(turn, Answer):
+    if isinstance(turn, StoredResponse):
         return _response(turn)
-    kept: Answer | None = None
+    kept: StoredResponse | None = None
     try:
         response = await work()
         kept = await asyncio.to_thread(_answer, response)
@@ -94,10 +94,10 @@ def _fingerprint(method: str, path: str, asked: Mapping[str, Any], files: Iterab
     return sha256(json.dumps([method, path, asked, digests], sort_keys=True).encode()).digest()
 
 
-def _answer(response: Response) -> Answer:
+def _answer(response: Response) -> StoredResponse:
     headers = tuple((name, value) for name, value in response.headers.items() if name != "content-length")
-    return Answer(response.status_code, headers, bytes(response.body))
+    return StoredResponse(response.status_code, headers, bytes(response.body))
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: StoredResponse) -> Response:
     return Response(answer.body, answer.status, {**dict(answer.headers), REPLAYED: "true"})

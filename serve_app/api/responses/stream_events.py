@@ -8,12 +8,12 @@ from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import (
     Accepted,
     Event,
+    Failed,
     Finished,
     ImageDone,
     ImageFailed,
     Preview,
     Progress,
-    Refused,
     Source,
 )
 from serve_app.api.problems import problem_of
@@ -21,10 +21,10 @@ from serve_app.api.responses.schemas import answer_of, failure_answer, image_ans
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import result_of
 
-Told = tuple[str, dict[str, Any]]
+NamedEvent = tuple[str, dict[str, Any]]
 
 
-class Story:
+class StreamEncoder:
     """Tells one request's events, in order, and remembers what the end must sum up."""
 
     def __init__(self, prepared: Prepared, request_id: str) -> None:
@@ -34,7 +34,7 @@ class Story:
         self._failures: list[ImageFailed] = []
         self._source: Source = "made"
 
-    def tell(self, event: Event) -> Told:
+    def tell(self, event: Event) -> NamedEvent:
         """The stream's event for an engine's. `Accepted` is the first progress; the last one is `done` or `error`."""
         match event:
             case Accepted():
@@ -59,16 +59,16 @@ class Story:
             case ImageFailed():
                 self._failures.append(event)
                 return "failed", dict(failure_answer(event))
-            case Refused(error=error):
+            case Failed(error=error):
                 return self.error(error)
             case Finished():
                 return self._end(event)
 
-    def error(self, error: EngineError) -> Told:
+    def error(self, error: EngineError) -> NamedEvent:
         """The end of a request that failed: the same body as an error answer's."""
         return "error", problem_of(error).body(self._request_id)
 
-    def _end(self, finished: Finished) -> Told:
+    def _end(self, finished: Finished) -> NamedEvent:
         try:
             result = result_of(self._prepared, self._images, self._failures, finished.timings, self._source)
         except EngineError as error:

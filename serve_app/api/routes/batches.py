@@ -14,19 +14,19 @@ from deployments.engine.protocol.params import GenerationParams, Priority, Stric
 from serve_app.api.dependencies import JobsHere, Service
 from serve_app.api.middleware.rate_limiting import charge, charge_refused
 from serve_app.api.parsing.body import read_json_object
-from serve_app.api.parsing.negotiation import EVENTS, JSON, wanted
+from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
 from serve_app.api.parsing.validation import MAX_FAULTS, broken_rules, params_or_problem
-from serve_app.api.principal import caller_of
+from serve_app.api.principal import principal_of
 from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.responses import openapi
 from serve_app.api.responses.batch_entries import entry_answer, totals
-from serve_app.api.responses.cache_headers import as_controlled, cache_control
-from serve_app.api.responses.disconnect import while_client_stays
+from serve_app.api.responses.cache_headers import apply_cache_control, read_cache_control
+from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.event_stream import EventStream, in_order
-from serve_app.api.responses.idempotency import once, refuse_key
+from serve_app.api.responses.idempotency import refuse_key, run_once
 from serve_app.api.responses.job_schemas import job_answer, job_path
 from serve_app.api.responses.large_json import json_response, let_others_run
-from serve_app.api.responses.stream_events import Told
+from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.manager import RETRY_S, Jobs, TooManyJobs, new_job_id
@@ -45,7 +45,7 @@ class BatchBody(StrictFields):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class BatchEntries:
     """The entries by their numbers: those that make sense, and what is wrong with the others."""
 
     params: dict[int, GenerationParams]
@@ -69,7 +69,7 @@ async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> 
     each `entry` comes when it is; with `Prefer: respond-async`, or where it is too large to wait for, it is a job.
     A client that leaves cancels what is not done, but for jobs.
     """
-    media_type = wanted(request, [JSON, EVENTS])
+    media_type = negotiate(request, [JSON, EVENTS])
     body = await read_json_object(request, request.app.state.max_body_bytes)
     try:
         asked, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
@@ -89,10 +89,10 @@ async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> 
             return await _as_job(request, jobs, asked, preferred)
         return await _whole(request, asked, _begun(request, service, jobs.config, asked))
 
-    return await once(request, {"later": later, "body": body}, (), work)
+    return await run_once(request, {"later": later, "body": body}, (), work)
 
 
-async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig) -> Asked:
+async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig) -> BatchEntries:
     """The entries in `body`, as the caller may ask for them.
 
     Raises Problem where it is the batch itself that is wrong, or too large.
@@ -104,10 +104,10 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     except ValidationError as error:
         raise broken_rules(error, known=set(BatchBody.model_fields)) from None
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
-    asked = Asked({}, {})
+    asked = BatchEntries({}, {})
     # Of the first faults all is told; of the entries behind them what is first wrong with each.
     room = MAX_FAULTS
-    use = cache_control(request)
+    use = read_cache_control(request)
     for index, entry in enumerate(batch.requests):
         said = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
         params = params_or_problem(said, max(1, room), hints=room > 0)
@@ -116,7 +116,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
             room -= len(params.faults)
         else:
             try:
-                asked.params[index] = as_controlled(caller_of(request).permitted(params), use)
+                asked.params[index] = apply_cache_control(principal_of(request).permitted(params), use)
             except Problem as problem:
                 asked.refused[index] = problem.with_traceback(None)
         await let_others_run()
@@ -142,7 +142,7 @@ def _check_size(count: int, limit: int, what: str) -> None:
         raise Problem(422, "batch_too_large", message, param="requests", faults=(fault,))
 
 
-async def _charge(request: Request, service: Service, asked: Asked) -> None:
+async def _charge(request: Request, service: Service, asked: BatchEntries) -> None:
     """Charges for the entries that can be made, and for having read the others; what is wrong they say themselves."""
     ready = []
     for params in asked.params.values():
@@ -154,27 +154,29 @@ async def _charge(request: Request, service: Service, asked: Asked) -> None:
 
 
 def _begun(
-    request: Request, service: Service, config: JobsConfig, asked: Asked
+    request: Request, service: Service, config: JobsConfig, asked: BatchEntries
 ) -> AsyncGenerator[tuple[int, Outcome], None]:
-    name, tenant = request.state.request_id, caller_of(request).tenant
+    name, tenant = request.state.request_id, principal_of(request).tenant
     return Batch(service, asked.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
 
 
-async def _whole(request: Request, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> Response:
+async def _whole(
+    request: Request, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+) -> Response:
     name = request.state.request_id
-    entries = await while_client_stays(request.receive, _all(name, asked, outcomes))
+    entries = await run_until_disconnect(request.receive, _all(name, asked, outcomes))
     answer = {"id": name, **totals(entries), "results": entries}
     return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})
 
 
-async def _as_job(request: Request, jobs: Jobs, asked: Asked, preferred: bool) -> Response:
+async def _as_job(request: Request, jobs: Jobs, asked: BatchEntries, preferred: bool) -> Response:
     job_id = new_job_id()
     refused = {}
     for index, problem in asked.refused.items():
         refused[index] = entry_answer(index, job_id, problem)
         await let_others_run()
     try:
-        job = await jobs.submit(job_id, asked.params, refused, caller_of(request).tenant)
+        job = await jobs.submit(job_id, asked.params, refused, principal_of(request).tenant)
     except TooManyJobs as error:
         message = f"the limit is {error.limit} unfinished jobs; come back when one is done"
         raise Problem(
@@ -188,7 +190,7 @@ async def _as_job(request: Request, jobs: Jobs, asked: Asked, preferred: bool) -
 
 
 async def _entries(
-    name: str, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+    name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> AsyncGenerator[dict[str, Any], None]:
     for index, problem in asked.refused.items():
         yield entry_answer(index, name, problem)
@@ -199,14 +201,16 @@ async def _entries(
             yield await asyncio.to_thread(entry_answer, index, name, outcome)
 
 
-async def _all(name: str, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> list[dict[str, Any]]:
+async def _all(
+    name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+) -> list[dict[str, Any]]:
     async with aclosing(_entries(name, asked, outcomes)) as entries:
         return sorted([entry async for entry in entries], key=lambda entry: entry["index"])
 
 
 async def _told(
-    name: str, asked: Asked, outcomes: AsyncGenerator[tuple[int, Outcome], None]
-) -> AsyncGenerator[Told, None]:
+    name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+) -> AsyncGenerator[NamedEvent, None]:
     """First the batch's id, then each entry as it is done, then the sum."""
     yield "progress", {"id": name, "entries": len(asked.params) + len(asked.refused)}
     told = []

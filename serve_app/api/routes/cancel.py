@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 
 from serve_app.api.dependencies import Service
-from serve_app.api.principal import caller_of
+from serve_app.api.principal import principal_of
 from serve_app.api.responses.openapi import job_answers
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"], responses=job_answers())
@@ -22,4 +22,4 @@ async def cancel(request: Request, request_id: Name, service: Service) -> dict[s
     Its caller is answered 499 `cancelled`; a stream ends with an `error` event that says so. Where nothing of that id
     is running, because it never was, or is done, or is cancelled already, `cancelled` is false: that is no error.
     """
-    return {"id": request_id, "cancelled": await service.cancel(request_id, caller_of(request).tenant)}
+    return {"id": request_id, "cancelled": await service.cancel(request_id, principal_of(request).tenant)}

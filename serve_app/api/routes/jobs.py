@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.errors import EngineError
 from serve_app.api.dependencies import JobsHere
-from serve_app.api.principal import caller_of
+from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem, problem_of
 from serve_app.api.responses.event_stream import EventStream, Numbered
 from serve_app.api.responses.job_schemas import entry_link, job_answer, job_summary
@@ -24,7 +24,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 @router.get("")
 async def list_jobs(request: Request, jobs: JobsHere) -> JSONResponse:
     """The caller's newest jobs, a hundred at most, the newest first, without their results."""
-    own = await jobs.of_tenant(caller_of(request).tenant)
+    own = await jobs.of_tenant(principal_of(request).tenant)
     return JSONResponse({"jobs": [job_summary(job) for job in own]}, headers=NO_STORE)
 
 
@@ -38,7 +38,7 @@ async def read_job(request: Request, job_id: str, jobs: JobsHere) -> Response:
 @router.delete("/{job_id}")
 async def cancel_job(request: Request, job_id: str, jobs: JobsHere) -> JSONResponse:
     """Ends the job. What was done is kept. One that is over stays as it is, however often this is asked."""
-    job = await jobs.cancel(job_id, caller_of(request).tenant)
+    job = await jobs.cancel(job_id, principal_of(request).tenant)
     if job is None:
         raise _no_such_job()
     return JSONResponse(job_answer(job), headers=NO_STORE)
@@ -106,7 +106,7 @@ def _seen(request: Request) -> int:
 
 
 async def _found(request: Request, jobs: JobsHere, job_id: str) -> Job:
-    job = await jobs.find(job_id, caller_of(request).tenant)
+    job = await jobs.find(job_id, principal_of(request).tenant)
     if job is None:
         raise _no_such_job()
     return job

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from serve_app.api.dependencies import Service
-from serve_app.api.parsing.negotiation import wanted
+from serve_app.api.parsing.negotiation import negotiate
 from serve_app.api.responses.openapi import failure
 from serve_app.observability.health import Health
 from serve_app.observability.prometheus import OPENMETRICS, TEXT, exposition
@@ -38,7 +38,7 @@ async def readyz(service: Service) -> JSONResponse:
 @router.get("/metrics", response_class=Response, responses=dict(_METRICS))
 async def metrics(request: Request, service: Service) -> Response:
     """Everything that this process and all engines have counted, for Prometheus. Engines' figures are added up."""
-    media_type = wanted(request, [TEXT, OPENMETRICS])
+    media_type = negotiate(request, [TEXT, OPENMETRICS])
     document, content_type = exposition(await service.all_samples(), media_type)
     return Response(document, headers={"Content-Type": content_type, "Vary": "Accept", "Cache-Control": "no-store"})
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deployments.engine import engine as engine_module
-from deployments.engine.conditioning.cross_attention import Prompt
+from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import (
@@ -25,16 +25,16 @@ from deployments.engine.protocol.errors import (
 from deployments.engine.protocol.events import (
     Accepted,
     Event,
+    Failed,
     Finished,
     ImageDone,
     ImageFailed,
     Preview,
     Progress,
-    Refused,
 )
 from deployments.engine.protocol.inputs import Inputs, Picture
 from deployments.engine.protocol.sampler_names import SAMPLERS
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.steps import stepper as stepper_module
 from tests.deployments.engine.harness import Tape, difference, engine_of, pixels_of, reference_image, request_for, run
 
@@ -112,7 +112,7 @@ def test_eight_requests_cost_no_more_calls_than_the_longest(tiny_model: LoadedMo
 def test_work_is_worth_what_it_costs_in_full_calls_whoever_shares_it(
     tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StepCosts, "row_seconds", lambda self, bucket: 0.5)
+    monkeypatch.setattr(CostModel, "row_seconds", lambda self, bucket: 0.5)
     requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
     _, crowd = run(tiny_model, requests)
     alone = [run(tiny_model, [request])[1] for request in requests]
@@ -203,7 +203,7 @@ def test_a_row_that_raises_in_a_step_fails_alone(tiny_model: LoadedModel) -> Non
             engine.submit(request_for(tiny_model, name, sampler="euler_a"))
         engine.step()
         poisoned = next(row for row in engine.running if row.request.id == "poison")
-        poisoned.prompt = Prompt(poisoned.prompt.embedding, tuple(keys[:, :-1] for keys in poisoned.prompt.keys))
+        poisoned.prompt = EncodedPrompt(poisoned.prompt.embedding, tuple(keys[:, :-1] for keys in poisoned.prompt.keys))
         engine.drain()
         assert isinstance(tape.of("poison", ImageFailed)[0].error, GenerationFailed)
         for name in ("a", "b", "c", "d"):
@@ -288,7 +288,7 @@ def test_previews_come_on_the_way_and_are_small_pictures(tiny_model: LoadedModel
 
 def test_too_long_a_prompt_is_refused_with_its_field(tiny_model: LoadedModel) -> None:
     tape, engine = run(tiny_model, [request_for(tiny_model, "x", negative_prompt="word " * 1500)])
-    (refused,) = tape.of("x", Refused)
+    (refused,) = tape.of("x", Failed)
     assert isinstance(refused.error, InvalidParameter)
     assert refused.error.field == "negative_prompt"
     assert engine.ledger.total.unet_calls == 0
@@ -298,14 +298,14 @@ def test_an_unknown_model_is_refused(tiny_model: LoadedModel) -> None:
     request = request_for(tiny_model, "x")
     stranger = replace(request, params=request.params.model_copy(update={"model_name": "no-such-model"}))
     tape, _ = run(tiny_model, [stranger])
-    assert isinstance(tape.of("x", Refused)[0].error, UnknownModel)
+    assert isinstance(tape.of("x", Failed)[0].error, UnknownModel)
 
 
 def test_a_full_queue_refuses_and_forgets_nothing(tiny_model: LoadedModel) -> None:
     tape, engine = run(tiny_model, [request_for(tiny_model, f"r{i}") for i in range(5)], queue_limit=3)
-    refused = [name for name in tape.events if tape.of(name, Refused)]
+    refused = [name for name in tape.events if tape.of(name, Failed)]
     assert len(refused) == 2
-    assert all(isinstance(tape.of(name, Refused)[0].error, Overloaded) for name in refused)
+    assert all(isinstance(tape.of(name, Failed)[0].error, Overloaded) for name in refused)
     assert engine.ledger.total.images == 3
 
 
@@ -316,8 +316,8 @@ def test_a_full_queue_and_a_wrong_request_are_refused_before_anything_is_encoded
         engine.submit(request_for(tiny_controlled, "first", hinted, **asked))
         engine.submit(request_for(tiny_controlled, "late", hinted, **asked))
         engine.submit(request_for(tiny_controlled, "wrong", hinted))
-        assert isinstance(tape.of("late", Refused)[0].error, Overloaded)
-        assert isinstance(tape.of("wrong", Refused)[0].error, InvalidParameter)
+        assert isinstance(tape.of("late", Failed)[0].error, Overloaded)
+        assert isinstance(tape.of("wrong", Failed)[0].error, InvalidParameter)
         assert not encoded
         engine.drain()
         assert {"CLIPTextModel", "Encoder", "ControlNetConditioningEmbedding"} == set(encoded)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from deployments.engine import engine as engine_module
-from deployments.engine.conditioning.image_encoder import PictureEncoder
+from deployments.engine.conditioning.image_encoder import ImageEncoder
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.device.errors import DeviceLost
 from deployments.engine.device.memory import CpuMemory
@@ -25,7 +25,7 @@ from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, EngineLost, Overloaded
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Preview, Refused
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Preview
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.steps import decode, stepper
@@ -74,7 +74,7 @@ def at(place: Any, name: str) -> Callable[[Patch, Exception], None]:
 
 PLACES: dict[str, Callable[[Patch, Exception], None]] = {
     "encoding a prompt": at(PromptEncoder, "encode"),
-    "encoding a picture": at(PictureEncoder, "posterior"),
+    "encoding a picture": at(ImageEncoder, "posterior"),
     "beginning a row": at(engine_module, "begin_row"),
     "a step": at(stepper, "denoise_step"),
     "looking for infinity": at(torch, "isfinite"),
@@ -128,7 +128,7 @@ async def test_a_lost_device_ends_the_process_wherever_it_shows(
         PLACES[place](monkeypatch, LOST)
         began = time.monotonic()
         answer = await broken.answer(picture_request(tiny_model))
-        assert isinstance(answer[-1], Refused)
+        assert isinstance(answer[-1], Failed)
         assert isinstance(answer[-1].error, EngineLost)
         assert broken.told.wait(AT_MOST_S)
         assert time.monotonic() - began < AT_MOST_S
@@ -169,7 +169,7 @@ async def test_a_full_device_costs_one_request_and_no_more(
         with monkeypatch.context() as patch:
             PLACES[place](patch, FULL)
             answer = await full.answer(picture_request(tiny_model))
-        failed = [event.error for event in answer if isinstance(event, ImageFailed | Refused)]
+        failed = [event.error for event in answer if isinstance(event, ImageFailed | Failed)]
         assert [type(each) for each in failed] == [error]
         assert full.worker.alive
         # A step that ran out is not tried again for a while; another model's prompt is as good as any.
@@ -199,7 +199,7 @@ async def test_a_decoders_thread_that_ends_is_noticed_at_once_and_nobody_waits_f
         monkeypatch.setattr(Decoder, name, raising(error))
         answers = await asyncio.gather(*(broken.answer(picture_request(tiny_model, each)) for each in "ab"))
         for answer in answers:
-            assert isinstance(answer[-1], Refused)
+            assert isinstance(answer[-1], Failed)
             assert isinstance(answer[-1].error, EngineLost)
         assert not broken.worker.alive
         assert not broken.told.is_set()
@@ -276,5 +276,5 @@ async def test_whoever_comes_while_the_loop_ends_is_told(tiny_model: LoadedModel
         assert isinstance(await anext(stream), Accepted)
         broken.worker._tell(raising(KeyError("a fault of ours")))
         answers = await asyncio.gather(*(broken.answer(picture_request(tiny_model, str(i))) for i in range(50)))
-        assert all(isinstance(answer[-1], Refused) for answer in answers)
+        assert all(isinstance(answer[-1], Failed) for answer in answers)
         await stream.aclose()

@@ -9,7 +9,7 @@ import pytest
 from deployments.engine import engine as engine_module
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import GenerationFailed
-from deployments.engine.protocol.events import ImageFailed, Refused
+from deployments.engine.protocol.events import Failed, ImageFailed
 from deployments.engine.protocol.inputs import Inputs, Mask, Picture
 from deployments.engine.protocol.request import Request
 from deployments.engine.steps import previews as previews_module
@@ -198,7 +198,7 @@ def test_what_cannot_be_done_is_refused_with_its_field(
     field: str, inputs: Inputs, asked: dict[str, Any], tiny_controlled: LoadedModel
 ) -> None:
     tape, engine = run(tiny_controlled, [request_for(tiny_controlled, "x", inputs, **asked)])
-    (refused,) = tape.of("x", Refused)
+    (refused,) = tape.of("x", Failed)
     assert getattr(refused.error, "field", None) == field
     assert engine.ledger.total.unet_calls == 0
 
@@ -207,7 +207,7 @@ def test_an_inpainting_checkpoint_refuses_what_it_never_learnt(tiny_model_9: Loa
     asked = [request_for(tiny_model_9, "text"), request_for(tiny_model_9, "image", Inputs(image=picture(1)))]
     tape, _ = run(tiny_model_9, asked)
     for request in asked:
-        (refused,) = tape.of(request.id, Refused)
+        (refused,) = tape.of(request.id, Failed)
         assert getattr(refused.error, "field", None) == "model_name"
 
 
@@ -220,7 +220,7 @@ def test_a_picture_that_cannot_be_encoded_refuses_its_request_alone(
     monkeypatch.setattr(tiny_controlled.vae, "encode", fails)
     asked = [request_for(tiny_controlled, "bad", Inputs(image=picture(123))), request_for(tiny_controlled, "good")]
     tape, _ = run(tiny_controlled, asked)
-    assert isinstance(tape.of("bad", Refused)[0].error, GenerationFailed)
+    assert isinstance(tape.of("bad", Failed)[0].error, GenerationFailed)
     assert len(tape.images("good")) == 1
 
 

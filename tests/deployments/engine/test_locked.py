@@ -12,7 +12,7 @@ from deployments.engine.protocol.counters import Counters, total
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 
 SIZES = (1, 2, 4, 8, 16)
@@ -86,11 +86,11 @@ def test_what_ran_out_while_others_asked_is_not_forgotten() -> None:
 
 
 def test_step_costs_are_asked_while_they_are_told() -> None:
-    current = [StepCosts(SIZES)]
+    current = [CostModel(SIZES)]
 
     def tell(bucket: Bucket) -> None:
         if bucket is OTHERS[0]:
-            current[0] = StepCosts(SIZES)
+            current[0] = CostModel(SIZES)
             current[0].denoised(NATIVE, 2, 0, 0.1)
         costs = current[0]
         costs.denoised(bucket, 2, 0, 0.1)

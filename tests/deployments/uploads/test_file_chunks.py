@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.uploads.file_chunks import scattered
+from deployments.uploads.file_chunks import has_too_many_chunks
 from deployments.uploads.image_files import decode, read_header
 
 
@@ -63,14 +63,14 @@ def test_what_cameras_and_editors_write_is_not_suspected() -> None:
         texts.add_text(f"key {i}", "value")
     real = (PNG, JPEG, WEBP, file_of("PNG", pnginfo=texts), file_of("JPEG", exif=exif, icc_profile=b"x" * 500_000))
     for data in real:
-        assert not scattered(data)
+        assert not has_too_many_chunks(data)
         assert read_header(data, "image").width == 1500
 
 
 def test_eight_kilobytes_of_pixels_a_chunk_are_common() -> None:
-    assert not scattered(PNG[:33] + png_chunk(b"IDAT", b"x" * 8192) * 4000 + png_chunk(b"IEND"))
+    assert not has_too_many_chunks(PNG[:33] + png_chunk(b"IDAT", b"x" * 8192) * 4000 + png_chunk(b"IEND"))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"GIF89a"])
 def test_a_stump_has_no_pieces(data: bytes) -> None:
-    assert not scattered(data)
+    assert not has_too_many_chunks(data)

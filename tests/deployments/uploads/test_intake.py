@@ -14,7 +14,7 @@ from PIL import Image
 from deployments.annotators.catalogue import Annotators
 from deployments.annotators.spec import DepthSpec
 from deployments.engine.protocol.errors import GenerationFailed, InvalidParameter, ModelLoadError, Overloaded
-from deployments.engine.protocol.events import Accepted, Event, Refused
+from deployments.engine.protocol.events import Accepted, Event, Failed
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.request import Request
@@ -76,7 +76,7 @@ async def test_files_become_pictures_of_the_requests_size(intake: Intake) -> Non
 
 async def test_a_broken_file_refuses_its_request(intake: Intake) -> None:
     (refused,) = await events_of(intake, Engine(), request(hints=(picture()[:60],)))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Failed)
     assert isinstance(refused.error, InvalidParameter)
     assert refused.error.field == "control_image"
 
@@ -87,13 +87,13 @@ async def test_what_nobody_thought_of_refuses_its_request(intake: Intake, monkey
 
     monkeypatch.setattr(intake_module, "take_in", fails)
     (refused,) = await events_of(intake, Engine(), request(image=picture()))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Failed)
     assert isinstance(refused.error, GenerationFailed)
 
 
 async def test_a_full_queue_refuses_before_a_file_is_decoded(intake: Intake) -> None:
     (refused,) = await events_of(intake, Engine(full=True), request(image=b"nobody looks into it"))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Failed)
     assert isinstance(refused.error, Overloaded)
 
 
@@ -177,9 +177,9 @@ def test_what_nobody_can_make_a_hint_of_is_refused_before_anything_is_decoded(an
 
 async def test_a_network_that_cannot_be_loaded_refuses_the_request(annotators: Annotators, tmp_path: Path) -> None:
     nowhere = Annotators({"depth": DepthSpec(PartSpec(str(tmp_path / "nowhere")))}, "cpu")
-    for mine, outcome in ((nowhere, Refused), (annotators, Accepted)):
+    for mine, outcome in ((nowhere, Failed), (annotators, Accepted)):
         intake = Intake(mine)
         (event,) = await events_of(intake, Engine(), controlled("depth", hint=png()))
         intake.close()
         assert isinstance(event, outcome)
-        assert not isinstance(event, Refused) or isinstance(event.error, ModelLoadError)
+        assert not isinstance(event, Failed) or isinstance(event.error, ModelLoadError)

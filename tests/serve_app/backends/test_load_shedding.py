@@ -3,13 +3,13 @@
 import pytest
 
 from deployments.engine.protocol.errors import InvalidParameter, Overloaded
-from deployments.engine.protocol.events import Accepted, Refused
-from serve_app.backends.load_shedding import BELIEVED_S, REMEMBERED, Shedding
+from deployments.engine.protocol.events import Accepted, Failed
+from serve_app.backends.load_shedding import BELIEVED_S, REMEMBERED, LoadShedder
 
-FULL = Refused("r1", Overloaded("the queue is full", 3.0))
+FULL = Failed("r1", Overloaded("the queue is full", 3.0))
 
 
-def is_shed(shedding: Shedding, tenant: str = "") -> bool:
+def is_shed(shedding: LoadShedder, tenant: str = "") -> bool:
     try:
         shedding.check(tenant)
     except Overloaded:
@@ -18,7 +18,7 @@ def is_shed(shedding: Shedding, tenant: str = "") -> bool:
 
 
 def test_who_is_shed_hears_what_the_engine_said() -> None:
-    shedding = Shedding(lambda: 0.0)
+    shedding = LoadShedder(lambda: 0.0)
     shedding.saw("", FULL)
     with pytest.raises(Overloaded, match="the queue is full") as caught:
         shedding.check("")
@@ -27,7 +27,7 @@ def test_who_is_shed_hears_what_the_engine_said() -> None:
 
 def test_a_refusal_is_believed_for_a_moment() -> None:
     now = 10.0
-    shedding = Shedding(lambda: now)
+    shedding = LoadShedder(lambda: now)
     assert not is_shed(shedding)
     shedding.saw("", FULL)
     assert is_shed(shedding)
@@ -38,28 +38,28 @@ def test_a_refusal_is_believed_for_a_moment() -> None:
 
 
 def test_another_tenant_may_find_room() -> None:
-    shedding = Shedding(lambda: 0.0)
+    shedding = LoadShedder(lambda: 0.0)
     shedding.saw("flood", FULL)
     assert not is_shed(shedding, "other")
 
 
 def test_a_place_that_is_free_sooner_is_asked_for_sooner() -> None:
     now = 0.0
-    shedding = Shedding(lambda: now)
-    shedding.saw("", Refused("r1", Overloaded("full", 0.1)))
+    shedding = LoadShedder(lambda: now)
+    shedding.saw("", Failed("r1", Overloaded("full", 0.1)))
     now = 0.15
     assert not is_shed(shedding)
 
 
-@pytest.mark.parametrize("event", [Accepted("r1", 0), Refused("r1", InvalidParameter("width", "is odd"))])
-def test_nothing_else_sheds(event: Accepted | Refused) -> None:
-    shedding = Shedding(lambda: 0.0)
+@pytest.mark.parametrize("event", [Accepted("r1", 0), Failed("r1", InvalidParameter("width", "is odd"))])
+def test_nothing_else_sheds(event: Accepted | Failed) -> None:
+    shedding = LoadShedder(lambda: 0.0)
     shedding.saw("", event)
     assert not is_shed(shedding)
 
 
 def test_a_flood_of_tenants_takes_bounded_memory() -> None:
-    shedding = Shedding(lambda: 0.0)
+    shedding = LoadShedder(lambda: 0.0)
     for n in range(2 * REMEMBERED):
         shedding.saw(str(n), FULL)
     assert len(shedding._full) == REMEMBERED

@@ -18,13 +18,13 @@ from deployments.engine.protocol.errors import (
     Overloaded,
     Quarantined,
 )
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, Progress, Timings
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.protocol import BackendReport
-from serve_app.backends.ray_serve import HandleBackend, Route, as_engine_error
+from serve_app.backends.ray_serve import RayBackend, Route, as_engine_error
 
 SPEC = ModelSpec("tiny", "nowhere", native_size=64)
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, num_images=2, model_name="tiny", width=64, height=64))
@@ -50,7 +50,7 @@ class FakeStream:
             if isinstance(item, Exception):
                 raise item
             yield item
-        if not isinstance(self.script[-1], Finished | Refused):
+        if not isinstance(self.script[-1], Finished | Failed):
             await asyncio.Event().wait()
 
     def cancel(self) -> None:
@@ -86,8 +86,8 @@ class FakeHandle:
         return self.reports
 
 
-def backend_of(*handles: FakeHandle) -> HandleBackend:
-    return HandleBackend([Route(handle, (SPEC,)) for handle in handles])
+def backend_of(*handles: FakeHandle) -> RayBackend:
+    return RayBackend([Route(handle, (SPEC,)) for handle in handles])
 
 
 def finished(request_id: str) -> Finished:
@@ -113,7 +113,7 @@ async def test_a_request_that_no_replica_survives_is_quarantined_in_its_deployme
     kinds = []
     for name in ("r1", "r2"):
         *_, last = [event async for event in backend.generate(replace(REQUEST, id=name))]
-        assert isinstance(last, Refused)
+        assert isinstance(last, Failed)
         kinds.append(type(last.error))
     assert kinds == [GenerationFailed, Quarantined]
     assert len(handle.asked) == 3
@@ -121,13 +121,13 @@ async def test_a_request_that_no_replica_survives_is_quarantined_in_its_deployme
 
 async def test_an_engine_that_stops_is_a_loss_too() -> None:
     def attempts(request_id: str) -> Script:
-        return [Refused("r1", EngineStopped("gone"))] if request_id == "r1" else [finished(request_id)]
+        return [Failed("r1", EngineStopped("gone"))] if request_id == "r1" else [finished(request_id)]
 
     assert [event async for event in backend_of(FakeHandle(attempts)).generate(REQUEST)] == [finished("r1")]
 
 
 async def test_a_refusal_is_passed_on_and_not_repeated() -> None:
-    refusal = Refused("r1", InvalidParameter("prompt", "is too long"))
+    refusal = Failed("r1", InvalidParameter("prompt", "is too long"))
     handle = FakeHandle(lambda _: [refusal])
     assert [event async for event in backend_of(handle).generate(REQUEST)] == [refusal]
     assert handle.asked == ["r1"]
@@ -136,7 +136,7 @@ async def test_a_refusal_is_passed_on_and_not_repeated() -> None:
 async def test_back_pressure_is_overload() -> None:
     handle = FakeHandle(lambda _: [BackPressureError(8, 8, retry_after_s=3.0)])
     (event,) = [event async for event in backend_of(handle).generate(REQUEST)]
-    assert isinstance(event, Refused)
+    assert isinstance(event, Failed)
     assert isinstance(event.error, Overloaded)
     assert event.error.retry_after == 3.0
 
@@ -196,11 +196,11 @@ async def test_what_nobody_expected_is_raised() -> None:
 
 
 async def test_who_comes_in_vain_to_a_full_deployment_does_not_go_there() -> None:
-    handle = FakeHandle(lambda request_id: [Refused(request_id, Overloaded("full", 3.0))])
+    handle = FakeHandle(lambda request_id: [Failed(request_id, Overloaded("full", 3.0))])
     backend = backend_of(handle)
     for _ in range(5):
         (refused,) = [event async for event in backend.generate(REQUEST)]
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Failed)
         assert isinstance(refused.error, Overloaded)
     assert len(handle.asked) == 1
 

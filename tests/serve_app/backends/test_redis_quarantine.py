@@ -10,9 +10,9 @@ import pytest
 
 from bench.redis_server import RedisServer, redis_server
 from deployments.engine.protocol.errors import GenerationFailed, Quarantined
-from deployments.engine.protocol.events import Event, Refused
+from deployments.engine.protocol.events import Event, Failed
 from serve_app.backends import redis_quarantine
-from serve_app.backends.redis_quarantine import WAIT_S, SharedQuarantine
+from serve_app.backends.redis_quarantine import WAIT_S, RedisQuarantine
 from serve_app.backends.replays import QUARANTINE_SECONDS, Replays
 from serve_app.store.redis import RedisTier
 from tests.serve_app.backends.test_replays import Scripted, events_of, lost, request, success
@@ -38,7 +38,7 @@ class Ingress:
 
     def __init__(self, url: str) -> None:
         self.tier = RedisTier(redis_at(url, timeout_ms=1000))
-        self.shared = SharedQuarantine(self.tier, QUARANTINE_SECONDS)
+        self.shared = RedisQuarantine(self.tier, QUARANTINE_SECONDS)
         self.replays = Replays()
         self.replays.share(self.shared)
 
@@ -48,7 +48,7 @@ class Ingress:
 
     async def refuses(self, prompt: str) -> bool:
         last = await self.ends_with(prompt)
-        return isinstance(last, Refused) and isinstance(last.error, Quarantined)
+        return isinstance(last, Failed) and isinstance(last.error, Quarantined)
 
     async def close(self) -> None:
         await self.shared.close()
@@ -70,7 +70,7 @@ async def ingresses(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Asy
 
 async def convict(ingress: Ingress, prompt: str) -> None:
     last = await ingress.ends_with(prompt, poison=True)
-    assert isinstance(last, Refused)
+    assert isinstance(last, Failed)
     assert isinstance(last.error, GenerationFailed)
     await ingress.shared.close()
 

@@ -16,7 +16,7 @@ from deployments.engine.protocol.errors import (
     InvalidParameter,
     Quarantined,
 )
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, Progress, Timings
 from deployments.engine.protocol.inputs import Inputs, Uploads
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
@@ -55,14 +55,14 @@ class Scripted:
         try:
             for event in events:
                 yield replace(event, request_id=asked.id)
-            if not isinstance(events[-1], Finished | Refused):
+            if not isinstance(events[-1], Finished | Failed):
                 await asyncio.Event().wait()
         finally:
             self.closed.append(asked.id)
 
 
 def lost(*before: Event, error: EngineStopped = LOST) -> list[Event]:
-    return [*before, Refused("", error)]
+    return [*before, Failed("", error)]
 
 
 async def events_of(replays: Replays, asked: Request, attempt: Scripted) -> list[Event]:
@@ -85,7 +85,7 @@ async def test_there_are_two_replays_and_no_more() -> None:
     attempt, replays = Scripted([lost(Accepted("", 0))]), Replays()
     *_, last = await events_of(replays, request(), attempt)
     assert len(attempt.asked) == 3
-    assert isinstance(last, Refused)
+    assert isinstance(last, Failed)
     assert last.request_id == "r1"
     assert isinstance(last.error, GenerationFailed)
     assert not last.error.retryable
@@ -96,16 +96,16 @@ async def test_only_an_engine_that_was_lost_convicts() -> None:
     """A deployment that is not running at all says nothing against the request."""
     attempt, replays = Scripted([lost(), lost(), lost(error=STOPPED)]), Replays()
     (last,) = await events_of(replays, request(), attempt)
-    assert isinstance(last, Refused)
+    assert isinstance(last, Failed)
     assert last.error is STOPPED
     (again, *_) = await events_of(replays, request("r2"), Scripted([success("")]))
     assert isinstance(again, Accepted)
 
 
 async def test_a_refusal_is_passed_on_and_not_repeated() -> None:
-    attempt = Scripted([[Refused("", InvalidParameter("prompt", "is too long"))]])
+    attempt = Scripted([[Failed("", InvalidParameter("prompt", "is too long"))]])
     (refused,) = await events_of(Replays(), request(), attempt)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Failed)
     assert isinstance(refused.error, InvalidParameter)
     assert attempt.asked == ["r1"]
 
@@ -117,7 +117,7 @@ async def test_the_like_of_a_convicted_request_is_refused_for_ten_minutes() -> N
     now = QUARANTINE_SECONDS - 1
     fine = Scripted([success("")])
     (refused,) = await events_of(replays, request("r2", seed=99), fine)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Failed)
     assert isinstance(refused.error, Quarantined)
     assert not refused.error.retryable
     assert fine.asked == []
@@ -186,7 +186,7 @@ class Replica:
             if not died.is_set():
                 died.set()
                 self.deaths, self.died = self.deaths + 1, asyncio.Event()
-        yield Refused(asked.id, LOST)
+        yield Failed(asked.id, LOST)
 
 
 async def outcomes(arrivals: Sequence[tuple[str, float, int]], fuse: float) -> list[Event]:
@@ -211,7 +211,7 @@ def test_no_neighbour_of_a_poisonous_request_ever_fails(
     neighbours: list[tuple[str, float, int]], at: float, fuse: float
 ) -> None:
     poisoned, *others = in_virtual_time(outcomes([("poison", at, 1), *neighbours], fuse))
-    assert isinstance(poisoned, Refused)
+    assert isinstance(poisoned, Failed)
     assert isinstance(poisoned.error, GenerationFailed)
     assert all(isinstance(event, Finished) for event in others)
 
@@ -228,7 +228,7 @@ async def test_identical_poison_kills_no_more_than_three_replicas() -> None:
     asked = [request(f"r{number}", prompt="poison", seed=number) for number in range(5)]
     ends = await asyncio.gather(*(_last(replays.run(one, replica.attempt)) for one in asked))
     assert replica.deaths == 3
-    assert sorted(type(end.error).__name__ for end in ends if isinstance(end, Refused)) == [
+    assert sorted(type(end.error).__name__ for end in ends if isinstance(end, Failed)) == [
         "GenerationFailed",
         *["Quarantined"] * 4,
     ]
@@ -286,7 +286,7 @@ async def test_a_replay_has_what_is_left_of_the_deadline() -> None:
         nonlocal now
         deadlines.append(asked.params.deadline_ms)
         now += 0.6
-        yield Refused(asked.id, LOST)
+        yield Failed(asked.id, LOST)
 
     async for _ in Replays(lambda: now).run(request(deadline_ms=1000), attempt):
         pass

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from deployments.engine.protocol.errors import Cancelled, EngineStopped, GenerationFailed
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Progress, Refused, Timings
-from serve_app.cache.coalescing import Flights
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, Progress, Timings
+from serve_app.cache.coalescing import RequestCoalescer
 from tests.serve_app.fakes import until
 
 IMAGE = ImageDone("r", 0, 7, "png", 64, 64, b"png")
 END = Finished("r", Timings())
-LOST = Refused("r", EngineStopped("gone"))
-CANCELLED = Refused("r", Cancelled())
+LOST = Failed("r", EngineStopped("gone"))
+CANCELLED = Failed("r", Cancelled())
 
 
 class Work:
@@ -42,7 +42,7 @@ class Work:
                 if isinstance(step, Exception):
                     raise step
                 yield step
-                if isinstance(step, Finished | Refused):
+                if isinstance(step, Finished | Failed):
                     return
         except (asyncio.CancelledError, GeneratorExit):
             self.ended += 1
@@ -52,11 +52,11 @@ class Work:
 class Listener:
     """A request that follows the work, on a task of its own."""
 
-    def __init__(self, flights: Flights, work: Work, name: str, key: Any = "work") -> None:
+    def __init__(self, flights: RequestCoalescer, work: Work, name: str, key: Any = "work") -> None:
         self.heard: list[Event] = []
         self.task = asyncio.create_task(self._listen(flights, work, name, key))
 
-    async def _listen(self, flights: Flights, work: Work, name: str, key: Any) -> None:
+    async def _listen(self, flights: RequestCoalescer, work: Work, name: str, key: Any) -> None:
         async with aclosing(flights.follow(name, key, work)) as events:
             async for event in events:
                 self.heard.append(event)
@@ -66,7 +66,7 @@ class Listener:
         await asyncio.wait((self.task,))
 
 
-async def listeners(flights: Flights, work: Work, *names: str, key: Any = "work") -> list[Listener]:
+async def listeners(flights: RequestCoalescer, work: Work, *names: str, key: Any = "work") -> list[Listener]:
     """In the order of their names; the first is the one that the work is begun for."""
     made = [Listener(flights, work, name, key) for name in names]
     await until(lambda: work.begun > 0)
@@ -75,7 +75,7 @@ async def listeners(flights: Flights, work: Work, *names: str, key: Any = "work"
 
 
 async def test_it_is_done_once_and_everybody_hears_it_under_its_own_name() -> None:
-    flights, work = Flights(), Work()
+    flights, work = RequestCoalescer(), Work()
     a, b = await listeners(flights, work, "a", "b")
     work.tell(Accepted("r", 3), Progress("r", 1, 2))
     await until(lambda: len(b.heard) == 2)
@@ -95,7 +95,7 @@ async def test_it_is_done_once_and_everybody_hears_it_under_its_own_name() -> No
 
 
 async def test_progress_that_nobody_read_gives_way_and_nothing_else_does() -> None:
-    flights, work = Flights(), Work()
+    flights, work = RequestCoalescer(), Work()
     other = replace(IMAGE, index=1)
     work.tell(Accepted("r", 0), *(Progress("r", step, 9) for step in range(9)), IMAGE, Progress("r", 9, 9), other, END)
     (a,) = await listeners(flights, work, "a")
@@ -109,7 +109,7 @@ async def test_progress_that_nobody_read_gives_way_and_nothing_else_does() -> No
 
 @pytest.mark.parametrize("leaves", ["a", "b"])
 async def test_whoever_leaves_the_others_get_their_images(leaves: str) -> None:
-    flights, work = Flights(), Work()
+    flights, work = RequestCoalescer(), Work()
     both = dict(zip("ab", await listeners(flights, work, "a", "b"), strict=True))
     work.tell(Accepted("r", 0))
     await until(lambda: all(each.heard for each in both.values()))
@@ -122,7 +122,7 @@ async def test_whoever_leaves_the_others_get_their_images(leaves: str) -> None:
 
 
 async def test_it_ends_at_once_when_the_last_one_leaves_and_who_comes_then_begins_anew() -> None:
-    flights, work = Flights(), Work()
+    flights, work = RequestCoalescer(), Work()
     a, b = await listeners(flights, work, "a", "b")
     await a.leave()
     assert work.ended == 0
@@ -139,14 +139,14 @@ async def test_it_ends_at_once_when_the_last_one_leaves_and_who_comes_then_begin
     "loss", [LOST, CANCELLED, RuntimeError("bug"), None], ids=["stopped", "cancelled", "broken", "no last word"]
 )
 async def test_work_that_is_lost_is_lost_for_one_and_begun_anew_for_the_others(loss: Event | Exception | None) -> None:
-    flights, work = Flights(), Work()
+    flights, work = RequestCoalescer(), Work()
     a, b, c = await listeners(flights, work, "a", "b", "c")
     work.tell(Accepted("r", 0), IMAGE, loss)
     await until(lambda: work.begun == 2)
     assert [type(event) for event in a.heard] == [
         Accepted,
         ImageDone,
-        *([Refused] if isinstance(loss, Refused) else []),
+        *([Failed] if isinstance(loss, Failed) else []),
     ]
     await asyncio.wait((a.task,))
     assert isinstance(a.task.exception(), RuntimeError) == isinstance(loss, RuntimeError)
@@ -158,29 +158,29 @@ async def test_work_that_is_lost_is_lost_for_one_and_begun_anew_for_the_others(l
 
 
 async def test_nobody_waits_for_strangers_work_to_be_lost_again_and_again() -> None:
-    flights, work = Flights(), Work()
+    flights, work = RequestCoalescer(), Work()
     everybody = await listeners(flights, work, *"abcdefgh")
     for begun in (1, 2, 8):
         await until(lambda begun=begun: work.begun == begun)  # type: ignore[misc]
         work.tell(LOST)
     work.tell(*[LOST] * 8)
     await asyncio.gather(*(each.task for each in everybody))
-    assert all(isinstance(each.heard[-1], Refused) for each in everybody)
+    assert all(isinstance(each.heard[-1], Failed) for each in everybody)
     assert work.begun == 8
 
 
 async def test_an_outcome_is_everybodys() -> None:
     """What the work itself comes to would come again: a refusal of it, or an engine that it has killed."""
-    flights, work = Flights(), Work()
+    flights, work = RequestCoalescer(), Work()
     a, b = await listeners(flights, work, "a", "b")
-    work.tell(Refused("r", GenerationFailed("every engine that worked on this request was lost")))
+    work.tell(Failed("r", GenerationFailed("every engine that worked on this request was lost")))
     await asyncio.gather(a.task, b.task)
     assert work.begun == 1
-    assert [type(each.heard[-1]) for each in (a, b)] == [Refused, Refused]
+    assert [type(each.heard[-1]) for each in (a, b)] == [Failed, Failed]
 
 
 async def test_other_work_is_done_beside_it_and_work_without_a_name_is_never_joined() -> None:
-    flights, work = Flights(), Work()
+    flights, work = RequestCoalescer(), Work()
     await listeners(flights, work, "a")
     for key in ("other", None, None):
         await listeners(flights, work, "b", key=key)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.protocol.events import ImageDone
-from serve_app.cache.entry import BadEntry, Entry, packed, unpacked
+from serve_app.cache.entry import BadEntry, CacheEntry, packed, unpacked
 from serve_app.generation.fingerprint import Fingerprint
 
 KEY = b"k" * 32
@@ -27,23 +27,23 @@ images = st.lists(
     max_size=3,
 ).map(tuple)
 entries = st.builds(
-    Entry,
+    CacheEntry,
     fingerprint=st.builds(Fingerprint, work=st.text(max_size=40), seed=st.integers(0, 2**63)),
     images=images,
     seconds=st.floats(0, 1e6),
     made=st.floats(0, 1e10),
 )
 
-ONE = Entry(Fingerprint("{}", 7), (ImageDone("", 0, 7, "png", 64, 64, b"png's bytes"),), 1.5, 1e9)
+ONE = CacheEntry(Fingerprint("{}", 7), (ImageDone("", 0, 7, "png", 64, 64, b"png's bytes"),), 1.5, 1e9)
 
 
 @given(entries)
-def test_an_entry_comes_back_as_it_was(entry: Entry) -> None:
+def test_an_entry_comes_back_as_it_was(entry: CacheEntry) -> None:
     assert unpacked(packed(entry, KEY), KEY) == entry
 
 
 @given(entries, st.data())
-def test_an_entry_that_is_cut_or_longer_or_changed_anywhere_is_none(entry: Entry, data: st.DataObject) -> None:
+def test_an_entry_that_is_cut_or_longer_or_changed_anywhere_is_none(entry: CacheEntry, data: st.DataObject) -> None:
     whole = packed(entry, KEY)
     place = data.draw(st.integers(0, len(whole) - 1))
     changed = whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :]

@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.protocol.events import ImageDone
-from serve_app.cache.entry import Entry
+from serve_app.cache.entry import CacheEntry
 from serve_app.cache.memory_tier import MemoryTier
 from serve_app.generation.fingerprint import Fingerprint
 
 
-def entry(work: str, seed: int = 1, data: bytes = b"") -> Entry:
-    return Entry(Fingerprint(work, seed), (ImageDone("", 0, seed, "png", 64, 64, data),), 1.0, 0.0)
+def entry(work: str, seed: int = 1, data: bytes = b"") -> CacheEntry:
+    return CacheEntry(Fingerprint(work, seed), (ImageDone("", 0, seed, "png", 64, 64, data),), 1.0, 0.0)
 
 
 SIZE = entry("a").size

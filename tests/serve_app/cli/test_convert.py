@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
 from typer.testing import CliRunner, Result
 
-from deployments.engine.models.components import PartFolder, Parts
+from deployments.engine.models.components import Components, PartFolder
 from deployments.engine.models.loaded_model import fetch_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
@@ -53,7 +53,7 @@ def pickled(
 
 
 def assert_same_networks(one: Path, other: Path) -> None:
-    parts = Parts(CPU, torch.float32)
+    parts = Components(CPU, torch.float32)
     for name, load in (("unet", parts.unet), ("vae", parts.vae), ("text_encoder", parts.text_encoder)):
         mine, theirs = (load(PartFolder(name, name, at / name)).state_dict() for at in (one, other))
         assert mine.keys() == theirs.keys()

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.server import AppConfig, load_config
-from serve_app.gateway.hosts import Hosts, hosts_of, is_own_origin
+from serve_app.gateway.hosts import AllowedHosts, hosts_of, is_own_origin
 from serve_app.gateway.setup import make_gateway
 
 HERE = ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.8.9.10", "[::1]", "[::ffff:127.0.0.1]"]
@@ -30,19 +30,19 @@ ELSEWHERE = [
 @pytest.mark.parametrize("host", HERE)
 @pytest.mark.parametrize("port", ["", ":80", ":8000", ":65535"])
 def test_loopback_is_always_served(host: str, port: str) -> None:
-    assert Hosts().serve(host + port)
-    assert Hosts(("darkroom.example",)).serve(host + port)
+    assert AllowedHosts().serve(host + port)
+    assert AllowedHosts(("darkroom.example",)).serve(host + port)
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
 def test_other_hosts_only_where_they_are_named(host: str) -> None:
-    assert not Hosts().serve(host)
-    assert not Hosts().serve(f"{host}:8000")
-    assert Hosts(("*",)).serve(host)
+    assert not AllowedHosts().serve(host)
+    assert not AllowedHosts().serve(f"{host}:8000")
+    assert AllowedHosts(("*",)).serve(host)
 
 
 def test_names_are_served_at_any_port_and_those_below_them_only_with_a_star() -> None:
-    hosts = Hosts(("darkroom.example", "*.inner.example", "10.0.0.5", "fd00::5"))
+    hosts = AllowedHosts(("darkroom.example", "*.inner.example", "10.0.0.5", "fd00::5"))
     for host in ("darkroom.example", "DARKROOM.example.:8000", "a.inner.example", "a.b.inner.example:1", "10.0.0.5:80"):
         assert hosts.serve(host)
     assert hosts.serve("[fd00::5]:8000")
@@ -76,10 +76,10 @@ def test_an_origin_is_ones_own_to_the_port(origin: str, host: str, own: bool) ->
 
 
 def test_pages_of_named_hosts_may_ask_and_a_star_names_no_page() -> None:
-    assert Hosts(("ui.example",)).name_origin("https://ui.example:3000")
-    assert not Hosts(("ui.example",)).name_origin("https://ui.example.evil")
-    assert not Hosts(("*",)).name_origin("https://evil.example")
-    assert not Hosts(("ui.example",)).name_origin("null")
+    assert AllowedHosts(("ui.example",)).name_origin("https://ui.example:3000")
+    assert not AllowedHosts(("ui.example",)).name_origin("https://ui.example.evil")
+    assert not AllowedHosts(("*",)).name_origin("https://evil.example")
+    assert not AllowedHosts(("ui.example",)).name_origin("null")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "http://a", "a:8000", "a/b", "*a", "a.*", "é.example", "[::1]", "a..b"])
@@ -94,9 +94,9 @@ def config(**settings: object) -> AppConfig:
 
 
 def test_without_keys_it_is_guarded_and_with_keys_only_named_hosts_count() -> None:
-    assert hosts_of((), keys=False) == Hosts()
-    assert hosts_of(("a",), keys=False) == Hosts(("a",))
+    assert hosts_of((), keys=False) == AllowedHosts()
+    assert hosts_of(("a",), keys=False) == AllowedHosts(("a",))
     assert hosts_of((), keys=True) is None
-    assert hosts_of(("a",), keys=True) == Hosts(("a",), guarded=False)
+    assert hosts_of(("a",), keys=True) == AllowedHosts(("a",), guarded=False)
     for without in ({}, {"without_keys": True}):
-        assert make_gateway(config(**without), None, Counter()).hosts == Hosts()
+        assert make_gateway(config(**without), None, Counter()).hosts == AllowedHosts()

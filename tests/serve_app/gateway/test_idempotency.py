@@ -10,14 +10,14 @@ import pytest
 from bench.redis_server import redis_server
 from serve_app.config.sections import IdempotencyConfig
 from serve_app.gateway import idempotency_store
-from serve_app.gateway.idempotency import Idempotency, InProgress, Reused, Turn
-from serve_app.gateway.idempotency_store import Answer, SharedAnswers, Work
+from serve_app.gateway.idempotency import Idempotency, InProgress, Lease, Reused
+from serve_app.gateway.idempotency_store import IdempotentRequest, RedisIdempotencyStore, StoredResponse
 from serve_app.store.redis import RedisTier
 from tests.serve_app.redis_servers import redis_at
 
-WORK = Work("somebodys-key", b"the request")
+WORK = IdempotentRequest("somebodys-key", b"the request")
 OTHER = replace(WORK, fingerprint=b"another request")
-ANSWER = Answer(200, (("content-type", "image/png"), ("x-seed", "7")), b"\x89PNG\n\r\n\x00")
+ANSWER = StoredResponse(200, (("content-type", "image/png"), ("x-seed", "7")), b"\x89PNG\n\r\n\x00")
 SIGNING = b"k" * 32
 
 
@@ -32,17 +32,17 @@ class Process:
 
     def __post_init__(self) -> None:
         self.tier = None if self.url is None else RedisTier(redis_at(self.url, timeout_ms=2000))
-        shared = None if self.tier is None else SharedAnswers(self.tier, self.key, self.config.ttl_s)
+        shared = None if self.tier is None else RedisIdempotencyStore(self.tier, self.key, self.config.ttl_s)
         self.store = Idempotency(self.config, shared, Counter(), lambda: self.now)
 
-    async def turn(self, work: Work = WORK) -> Turn:
+    async def turn(self, work: IdempotentRequest = WORK) -> Lease:
         begun = await self.store.begin(work)
-        assert isinstance(begun, Turn)
+        assert isinstance(begun, Lease)
         return begun
 
-    async def answer(self, work: Work = WORK) -> Answer:
+    async def answer(self, work: IdempotentRequest = WORK) -> StoredResponse:
         begun = await self.store.begin(work)
-        assert isinstance(begun, Answer)
+        assert isinstance(begun, StoredResponse)
         return begun
 
 
@@ -92,7 +92,7 @@ async def test_another_request_under_its_key_is_refused_and_leaves_it_alone() ->
 async def test_answers_are_kept_for_a_day_and_in_bounds() -> None:
     process = Process(config=IdempotencyConfig(memory_bytes=2**20))
     large = replace(ANSWER, body=bytes(400_000))
-    works = [Work(f"key-{number}", b"it") for number in range(3)]
+    works = [IdempotentRequest(f"key-{number}", b"it") for number in range(3)]
     for work in works[:2]:
         await (await process.turn(work)).end(large)
     assert await process.answer(works[0]) == large
@@ -134,7 +134,7 @@ async def test_a_turn_without_an_answer_is_the_next_ones(two: tuple[Process, Pro
 
 async def test_of_many_at_once_one_has_the_turn(two: tuple[Process, Process]) -> None:
     begun = await asyncio.gather(*(two[i % 2].store.begin(WORK) for i in range(20)), return_exceptions=True)
-    assert sum(isinstance(each, Turn) for each in begun) == 1
+    assert sum(isinstance(each, Lease) for each in begun) == 1
     assert sum(isinstance(each, InProgress) for each in begun) == 19
 
 
@@ -184,10 +184,10 @@ async def test_what_others_write_there_is_nobodys_answer(two: tuple[Process, Pro
     await (await one.turn()).end(ANSWER)
     # Nor is an answer that belongs to another key.
     assert one.tier is not None
-    mine = Work("mine", WORK.fingerprint)
+    mine = IdempotentRequest("mine", WORK.fingerprint)
     await (await one.turn(mine)).end(ANSWER)
     await one.tier.call(lambda redis: redis.copy("darkroom:idempotency:mine", "darkroom:idempotency:theirs"))
-    await (await other.turn(Work("theirs", WORK.fingerprint))).end()
+    await (await other.turn(IdempotentRequest("theirs", WORK.fingerprint))).end()
     assert await other.answer(mine) == ANSWER
 
 
@@ -206,9 +206,9 @@ async def test_without_redis_this_process_remembers_alone_and_it_is_counted() ->
         server.stop()
         await turn.end(ANSWER)
         assert await mine.answer() == ANSWER
-        again = await mine.turn(Work("another-key", b"it"))
+        again = await mine.turn(IdempotentRequest("another-key", b"it"))
         with pytest.raises(InProgress):
-            await mine.store.begin(Work("another-key", b"it"))
+            await mine.store.begin(IdempotentRequest("another-key", b"it"))
         await again.end()
     # The end of the first, and the beginning of the second; its end had no lock to give back.
     assert mine.store.counts["idempotency_degraded"] == 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bench.redis_server import redis_server
 from serve_app.gateway import sliding_window as windows_module
-from serve_app.gateway.sliding_window import WINDOW_S, Counters, Windows
+from serve_app.gateway.sliding_window import WINDOW_S, SlidingWindows, WindowCounters
 from serve_app.store.redis import RedisTier
 from tests.serve_app.redis_servers import redis_at
 
@@ -39,11 +39,11 @@ def fail() -> None:
     pytest.fail("Redis was there")
 
 
-def alone(clock: Clock) -> Windows:
-    return Windows(None, fail, clock)
+def alone(clock: Clock) -> SlidingWindows:
+    return SlidingWindows(None, fail, clock)
 
 
-async def taken(windows: Windows, times: int, limit: int = 10, name: str = "a") -> int:
+async def taken(windows: SlidingWindows, times: int, limit: int = 10, name: str = "a") -> int:
     """How many of so many, one by one, are let in."""
     return sum([(await windows.take(name, 1, limit)).taken for _ in range(times)])
 
@@ -92,11 +92,13 @@ def test_the_wait_that_is_told_is_the_shortest_that_helps(
     before: int, now: int, share: float, amount: int, spare: int
 ) -> None:
     limit = amount + spare
-    wait = Counters(before, now, share).seconds_until(amount, limit)
+    wait = WindowCounters(before, now, share).seconds_until(amount, limit)
 
     def fits(after: float) -> bool:
         passed = share + after / WINDOW_S
-        later = [Counters(before, now, passed), Counters(now, 0, passed - 1), Counters(0, 0, 0)][min(int(passed), 2)]
+        later = [WindowCounters(before, now, passed), WindowCounters(now, 0, passed - 1), WindowCounters(0, 0, 0)][
+            min(int(passed), 2)
+        ]
         return later.used() + amount <= limit
 
     assert 0 <= wait <= 2 * WINDOW_S
@@ -111,7 +113,7 @@ def test_redis_decides_as_memory_does(redis_url: str, steps: list[tuple[float, i
         clock = Clock()
         tier = RedisTier(redis_at(redis_url, timeout_ms=5000))
         await tier.call(lambda redis: redis.flushall())
-        shared, local = Windows(tier, fail, clock), alone(clock)
+        shared, local = SlidingWindows(tier, fail, clock), alone(clock)
         for seconds, amount in steps:
             clock.now += seconds
             assert await shared.take("a", amount, 12) == await local.take("a", amount, 12)
@@ -122,7 +124,7 @@ def test_redis_decides_as_memory_does(redis_url: str, steps: list[tuple[float, i
 
 async def test_processes_share_what_is_used(clock: Clock, redis_url: str) -> None:
     tiers = [RedisTier(redis_at(redis_url, timeout_ms=5000)) for _ in range(2)]
-    first, second = (Windows(tier, fail, clock) for tier in tiers)
+    first, second = (SlidingWindows(tier, fail, clock) for tier in tiers)
     let_in = await asyncio.gather(*(taken(windows, 8, name="both") for windows in (first, second)))
     assert sum(let_in) == 10
     for tier in tiers:
@@ -131,7 +133,7 @@ async def test_processes_share_what_is_used(clock: Clock, redis_url: str) -> Non
 
 async def test_what_redis_holds_ends_by_itself(clock: Clock, redis_url: str) -> None:
     tier = RedisTier(redis_at(redis_url, timeout_ms=5000, prefix="ends:"))
-    await taken(Windows(tier, fail, clock), 1)
+    await taken(SlidingWindows(tier, fail, clock), 1)
     names = await tier.call(lambda redis: redis.keys("ends:*"))
     assert len(names) == 1
     assert 0 < await tier.call(lambda redis: redis.ttl(names[0])) <= 2 * WINDOW_S
@@ -143,8 +145,8 @@ async def test_without_redis_the_limits_go_on_from_what_was_known(clock: Clock) 
     with redis_server() as server:
         tier = RedisTier(redis_at(server.url))
         other = RedisTier(redis_at(server.url, timeout_ms=5000))
-        windows = Windows(tier, lambda: lost.append(None), clock)
-        assert await taken(Windows(other, fail, clock), 6) == 6
+        windows = SlidingWindows(tier, lambda: lost.append(None), clock)
+        assert await taken(SlidingWindows(other, fail, clock), 6) == 6
         assert await taken(windows, 1) == 1
         await other.close()
         server.stop()

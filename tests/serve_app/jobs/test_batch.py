@@ -14,7 +14,7 @@ from deployments.engine.protocol.errors import (
     NumericalFailure,
     Overloaded,
 )
-from deployments.engine.protocol.events import Accepted, Finished, Progress, Refused
+from deployments.engine.protocol.events import Accepted, Failed, Finished, Progress
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -54,7 +54,7 @@ def seeds(outcome: Outcome) -> list[int]:
 async def test_each_entry_has_its_own_end(service: DiffusionService, backend: FakeBackend) -> None:
     def script(request: Request) -> Sequence[Step]:
         if request.params.prompt == "bad":
-            return [Refused(request.id, NumericalFailure("not finite"))]
+            return [Failed(request.id, NumericalFailure("not finite"))]
         if request.params.prompt == "bug":
             return [ZeroDivisionError()]
         return success(request)
@@ -99,7 +99,7 @@ def test_a_full_engine_is_asked_again_when_it_says(service: DiffusionService, ba
     def script(request: Request) -> Sequence[Step]:
         if refused.count(request.name) < 3:
             refused.append(request.name)
-            return [Refused(request.id, Overloaded("full", 7.0))]
+            return [Failed(request.id, Overloaded("full", 7.0))]
         return success(request)
 
     backend.script = script
@@ -110,7 +110,7 @@ def test_a_full_engine_is_asked_again_when_it_says(service: DiffusionService, ba
 
 
 def test_patience_ends_where_the_deadline_would_pass(service: DiffusionService, backend: FakeBackend) -> None:
-    backend.script = lambda request: [Refused(request.id, Overloaded("full", 2.0))]
+    backend.script = lambda request: [Failed(request.id, Overloaded("full", 2.0))]
     outcomes, took = in_virtual_time(timed(service, entries("a", deadline_ms=9_000)))
     assert isinstance(outcomes[0], DeadlineExceeded)
     assert 4 <= took <= 9
@@ -139,7 +139,7 @@ async def test_leaving_cancels_all_that_is_not_done(service: DiffusionService, b
 
 async def test_cancelled_by_its_name_nothing_more_is_begun(service: DiffusionService, backend: FakeBackend) -> None:
     def script(request: Request) -> Sequence[Step]:
-        return [Refused(request.id, Overloaded("full", 60.0))] if request.name == "b:0" else slow(request)
+        return [Failed(request.id, Overloaded("full", 60.0))] if request.name == "b:0" else slow(request)
 
     backend.script = script
     running = asyncio.ensure_future(outcomes_of(batch_of(service, entries("a", "b", "c", "d"), in_flight=3)))
@@ -211,7 +211,7 @@ async def test_a_batch_that_is_ended_through_another_process_begins_nothing_more
     """That process knows of those entries only that are in an engine."""
     first = iter([True])
     backend.script = lambda request: (
-        [Accepted(request.id, 0), Refused(request.id, Cancelled(name=said))] if next(first, False) else success(request)
+        [Accepted(request.id, 0), Failed(request.id, Cancelled(name=said))] if next(first, False) else success(request)
     )
     outcomes = await outcomes_of(batch_of(service, entries(*"abcde", seed=1), in_flight=1))
     assert isinstance(outcomes[0], Cancelled)

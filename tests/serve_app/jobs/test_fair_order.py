@@ -5,30 +5,30 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.jobs.fair_order import Turn, in_turn, next_number
+from serve_app.jobs.fair_order import QueuedJob, fair_order, next_round
 
 
-def come(waiting: list[Turn], name: str) -> None:
+def come(waiting: list[QueuedJob], name: str) -> None:
     """A job whose tenant is the first letter of its name."""
-    waiting.append(Turn(name, name[0], next_number(waiting, name[0])))
+    waiting.append(QueuedJob(name, name[0], next_round(waiting, name[0])))
 
 
-def served(waiting: list[Turn]) -> str:
+def served(waiting: list[QueuedJob]) -> str:
     """The next one, by the only hand that there is."""
-    name = in_turn(waiting)[0]
+    name = fair_order(waiting)[0]
     waiting[:] = [turn for turn in waiting if turn.id != name]
     return name
 
 
 def test_who_sends_many_holds_up_nobody_else() -> None:
-    waiting: list[Turn] = []
+    waiting: list[QueuedJob] = []
     for name in ("a1", "a2", "a3", "a4", "b1", "c1", "b2"):
         come(waiting, name)
     assert [served(waiting) for _ in range(7)] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
 def test_who_comes_late_does_not_catch_up_on_what_it_never_asked_for() -> None:
-    waiting: list[Turn] = []
+    waiting: list[QueuedJob] = []
     for number in range(6):
         come(waiting, f"a{number}")
     assert [served(waiting) for _ in range(3)] == ["a0", "a1", "a2"]
@@ -39,7 +39,7 @@ def test_who_comes_late_does_not_catch_up_on_what_it_never_asked_for() -> None:
 
 @given(st.lists(st.sampled_from(["a", "b", "c", "next"])))
 def test_with_all_waiting_nobody_is_served_twice_before_another_is_once(moves: list[str]) -> None:
-    waiting: list[Turn] = []
+    waiting: list[QueuedJob] = []
     sent: Counter[str] = Counter()
     order = []
     for move in moves:

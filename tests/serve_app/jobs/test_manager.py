@@ -18,7 +18,7 @@ from serve_app.api.responses.batch_entries import entry_document
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.job import Job
 from serve_app.jobs.manager import Jobs, TooManyJobs, new_job_id
-from serve_app.jobs.redis_store import JobShelf
+from serve_app.jobs.redis_store import RedisJobStore
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
 from tests.serve_app.fakes import FakeBackend, Script, Step, slow, success, until
@@ -50,7 +50,7 @@ class Process:
         self.service = service or DiffusionService(self.backend)
         self.tier = None if redis is None else RedisTier(redis_at(redis.url, timeout_ms=1000))
         settings = JobsConfig.model_validate({"lease_s": 0.6, "in_flight": 2} | config)
-        shelf = None if self.tier is None else JobShelf(self.tier, settings, KEY, name)
+        shelf = None if self.tier is None else RedisJobStore(self.tier, settings, KEY, name)
         self.jobs = Jobs(self.service, settings, entry_document, shelf)
 
     async def submit(self, *prompts: str, tenant: str = "", **asked: Any) -> Job:

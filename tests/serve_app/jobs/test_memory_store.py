@@ -1,7 +1,7 @@
 """The jobs in memory are bounded in time, number and bytes, and what is unfinished stays."""
 
 from serve_app.jobs.job import Job
-from serve_app.jobs.memory_store import JobMemory
+from serve_app.jobs.memory_store import MemoryJobStore
 
 
 def job(name: str, finished: float | None = None, size: int = 0) -> Job:
@@ -13,14 +13,14 @@ def job(name: str, finished: float | None = None, size: int = 0) -> Job:
     return made
 
 
-def memory_of(*jobs: Job, keep_s: float = 100, kept: int = 10, max_bytes: int = 100) -> JobMemory:
-    memory = JobMemory(keep_s, kept, max_bytes)
+def memory_of(*jobs: Job, keep_s: float = 100, kept: int = 10, max_bytes: int = 100) -> MemoryJobStore:
+    memory = MemoryJobStore(keep_s, kept, max_bytes)
     for each in jobs:
         memory.add(each)
     return memory
 
 
-def names(memory: JobMemory) -> list[str]:
+def names(memory: MemoryJobStore) -> list[str]:
     return [job.id for job in memory]
 
 

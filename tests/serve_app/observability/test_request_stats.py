@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 import pytest
 
 from deployments.engine.protocol.errors import Overloaded
-from deployments.engine.protocol.events import Accepted, Event, Finished, Refused, Timings
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, Timings
 from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
 from serve_app.observability.request_stats import Statistics
 
@@ -27,8 +27,8 @@ async def test_prometheus_is_told_the_same_by_model_and_reason() -> None:
     statistics = Statistics(lambda: now)
     for model, last in (
         ("tiny", Finished("r1", Timings())),
-        ("tiny", Refused("r2", Overloaded("full"))),
-        ("other", Refused("r3", Overloaded("full"))),
+        ("tiny", Failed("r2", Overloaded("full"))),
+        ("other", Failed("r3", Overloaded("full"))),
     ):
         async for _ in statistics.watch(model, stream([last])):
             now += 2.0

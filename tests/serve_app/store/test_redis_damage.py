@@ -15,10 +15,10 @@ from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
 from serve_app.config.sections import CacheConfig, IdempotencyConfig, JobsConfig, Limits, LimitsConfig
 from serve_app.gateway.idempotency import Idempotency
-from serve_app.gateway.idempotency_store import SharedAnswers
+from serve_app.gateway.idempotency_store import RedisIdempotencyStore
 from serve_app.gateway.rate_limits import RateLimits
 from serve_app.gateway.setup import Gateway
-from serve_app.jobs.redis_store import JobShelf
+from serve_app.jobs.redis_store import RedisJobStore
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
 from tests.serve_app.fakes import PATH, FakeBackend, http, until
@@ -52,7 +52,7 @@ class Ingress:
         cache = ResultCache(CacheConfig(memory_bytes=2**20), self.tier)
         self.service = DiffusionService(self.backend, cache=cache, redis=self.tier)
         counts = self.service.door_counts
-        shared = SharedAnswers(self.tier, self.tier.signing_key("answers"), 3600)
+        shared = RedisIdempotencyStore(self.tier, self.tier.signing_key("answers"), 3600)
         limits = LimitsConfig(per_address=Limits(requests_per_minute=10_000, cost_per_minute=10_000))
         self.app = create_api(
             self.service,
@@ -61,7 +61,7 @@ class Ingress:
                 idempotency=Idempotency(IdempotencyConfig(), shared, counts),
             ),
             jobs_config=jobs,
-            shelf=JobShelf(self.tier, jobs, self.tier.signing_key("jobs"), "a" * 32),
+            shelf=RedisJobStore(self.tier, jobs, self.tier.signing_key("jobs"), "a" * 32),
         )
 
     @contextlib.asynccontextmanager

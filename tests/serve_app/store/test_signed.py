@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.store.signed import BrokenSeal, opened, sealed
+from serve_app.store.signed import BadSignature, sign, verify
 
 KEY = b"a key of some length, as it should be"
 
@@ -10,20 +10,20 @@ KEY = b"a key of some length, as it should be"
 @pytest.mark.parametrize("files", [(), (b"one",), (b"", b"\x00two", b"three")])
 def test_what_was_sealed_comes_back(files: tuple[bytes, ...]) -> None:
     header = {"a": [1, None, "ü"]}
-    assert opened("place", sealed("place", header, files, KEY), KEY) == (header, files)
+    assert verify("place", sign("place", header, files, KEY), KEY) == (header, files)
 
 
 def test_every_changed_byte_is_noticed() -> None:
-    data = sealed("place", {"a": 1}, (b"file",), KEY)
+    data = sign("place", {"a": 1}, (b"file",), KEY)
     for position in range(len(data)):
         forged = bytearray(data)
         forged[position] ^= 1
-        with pytest.raises(BrokenSeal):
-            opened("place", bytes(forged), KEY)
+        with pytest.raises(BadSignature):
+            verify("place", bytes(forged), KEY)
 
 
 def test_another_place_key_or_length_is_noticed() -> None:
-    data = sealed("place", {}, (b"file",), KEY)
+    data = sign("place", {}, (b"file",), KEY)
     for place, forged, key in (
         ("place2", data, KEY),
         ("plac", data, KEY),
@@ -33,5 +33,5 @@ def test_another_place_key_or_length_is_noticed() -> None:
         ("place", b"", KEY),
         ("place", b"\x80\x04pickle", KEY),
     ):
-        with pytest.raises(BrokenSeal):
-            opened(place, forged, key)
+        with pytest.raises(BadSignature):
+            verify(place, forged, key)

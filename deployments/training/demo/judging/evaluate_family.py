@@ -72,7 +72,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedPicture:
     """The picture [H, W, 3] that a member made for a case, and how well it did: `right` means as well as the member
     shall do on average.
     """
@@ -83,7 +83,7 @@ class Answer:
     right: bool
 
 
-def answers(name: str, count: int, folder: Path) -> Iterator[Answer]:
+def answers(name: str, count: int, folder: Path) -> Iterator[JudgedPicture]:
     """Picture after picture of the member `name` in `folder`, judged."""
     pipeline = _load_member(name, folder)
     rng = random.Random(f"evaluation/{name}")
@@ -91,10 +91,10 @@ def answers(name: str, count: int, folder: Path) -> Iterator[Answer]:
         case = CASES[name](rng)
         image = _paint(pipeline, case, seed)
         score = case.score(image)
-        yield Answer(case, image, score, score >= TARGETS[name])
+        yield JudgedPicture(case, image, score, score >= TARGETS[name])
 
 
-def summary(name: str, done: Sequence[Answer]) -> str:
+def summary(name: str, done: Sequence[JudgedPicture]) -> str:
     """The result in Markdown."""
     scores = np.asarray([answer.score for answer in done])
     heads = "| member | measured | cases | mean | target | worst tenth |\n|---|---|---:|---:|---:|---:|\n"

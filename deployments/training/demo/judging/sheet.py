@@ -12,7 +12,7 @@ from PIL import Image as Pictures
 from PIL import ImageDraw, ImageFont
 
 from deployments.training.demo.judging.evaluate import Trial
-from deployments.training.demo.judging.evaluate_family import Answer
+from deployments.training.demo.judging.evaluate_family import JudgedPicture
 from deployments.training.demo.world.world import Image
 
 COLUMNS: Final = 8
@@ -32,7 +32,7 @@ def trial_sheet(done: Sequence[Trial], path: Path) -> None:
     _write([([trial.image], trial.caption.text, trial.right) for trial in done[: COLUMNS * ROWS]], path)
 
 
-def answer_sheet(done: Sequence[Answer], path: Path) -> None:
+def answer_sheet(done: Sequence[JudgedPicture], path: Path) -> None:
     """The same for answers to hints or holes: what was shown, and the picture."""
     shown = [([_holed(answer), answer.image], answer.case.text, answer.right) for answer in done[: COLUMNS // 2 * ROWS]]
     _write(shown, path)
@@ -68,7 +68,7 @@ def _place(sheet: Pictures.Image, entry: Entry, left: int, top: int) -> None:
     )
 
 
-def _holed(answer: Answer) -> Image:
+def _holed(answer: JudgedPicture) -> Image:
     """What was shown, its hole filled with stripes."""
     if answer.case.mask is None:
         return answer.case.shown

@@ -28,7 +28,7 @@ _CHUNK: Final = 256
 
 
 @dataclass(frozen=True)
-class Batch:
+class LatentBatch:
     """Rows to learn from: `latents` [B, 4, h, w], caption states `words` [B, 77, C], and, for members that take them,
     `hints` [B, 3, H, W] in [0, 1] and `holes` [B, 5, h, w], a mask and the latents of the picture without its inside.
     """
@@ -93,14 +93,14 @@ class Pool:
                 self._kept[name][slots] = encoded
             self._made += len(lessons)
 
-    def batch(self, count: int) -> Batch:
+    def batch(self, count: int) -> LatentBatch:
         """Random lessons, some of them with an empty caption."""
         rows = torch.randint(min(self._made, self.limit), (count,))
         words = self._kept["words"][rows].float()
         words[torch.rand(count) < EMPTY_SHARE * 0.7] = self.encoders.nothing
         hints = self._kept["hints"][rows].float() / 255 if "hints" in self._kept else None
         holes = self._kept["holes"][rows] if "holes" in self._kept else None
-        return Batch(self._kept["latents"][rows], words, hints, holes)
+        return LatentBatch(self._kept["latents"][rows], words, hints, holes)
 
     def _encode(self, lessons: list[Lesson]) -> dict[str, Tensor]:
         images = [lesson.image for lesson in lessons]

@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from deployments.training.demo.learning.latents import Batch
+from deployments.training.demo.learning.latents import LatentBatch
 
 
 class Pupil(Protocol):
@@ -20,7 +20,7 @@ class Pupil(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
-    def __call__(self, noisy: Tensor, steps: Tensor, batch: Batch) -> Tensor: ...
+    def __call__(self, noisy: Tensor, steps: Tensor, batch: LatentBatch) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Denoiser:
 
     network: UNet2DConditionModel
 
-    def __call__(self, noisy: Tensor, steps: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, noisy: Tensor, steps: Tensor, batch: LatentBatch) -> Tensor:
         seen = noisy if batch.holes is None else torch.cat([noisy, batch.holes], dim=1)
         guess: Tensor = self.network(seen, steps, batch.words).sample
         return guess
@@ -42,7 +42,7 @@ class Guide:
     network: ControlNetModel
     unet: UNet2DConditionModel
 
-    def __call__(self, noisy: Tensor, steps: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, noisy: Tensor, steps: Tensor, batch: LatentBatch) -> Tensor:
         down, mid = self.network(noisy, steps, batch.words, batch.hints, return_dict=False)
         guess: Tensor = self.unet(
             noisy, steps, batch.words, down_block_additional_residuals=down, mid_block_additional_residual=mid

@@ -119,7 +119,7 @@ def draw_tableau(tableau: Tableau, size: int) -> Image:
     """The picture [size, size, 3], anti-aliased."""
     wall, own = COLOURS[tableau.background], COLOURS[tableau.colour]
 
-    def ink(part: Part) -> Rgb:
+    def ink(part: TableauPart) -> Rgb:
         if part.name == FLOOR:
             return floor_colour(tableau.background)
         return blend(wall, detail(own) if part.is_detail else own, part.nearness)
@@ -131,7 +131,7 @@ def draw_tableau(tableau: Tableau, size: int) -> Image:
 def nearness(tableau: Tableau, size: int) -> NDArray[np.float32]:
     """How near each pixel is [size, size], in [0, 1]: the wall is 0. A floor says nothing of depth, and is wall."""
 
-    def ink(part: Part) -> Rgb:
+    def ink(part: TableauPart) -> Rgb:
         level = 0 if part.name == FLOOR else round(255 * part.nearness)
         return (level, level, level)
 
@@ -142,7 +142,7 @@ def regions(tableau: Tableau, size: int) -> NDArray[np.str_]:
     """What each pixel shows [size, size]: wall, floor, person, or a product's name."""
     names = [WALL, FLOOR, PERSON, *SILHOUETTES]
 
-    def ink(part: Part) -> Rgb:
+    def ink(part: TableauPart) -> Rgb:
         index = names.index(part.name)
         return (index, index, index)
 
@@ -150,7 +150,7 @@ def regions(tableau: Tableau, size: int) -> NDArray[np.str_]:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TableauPart:
     """One thing to paint: contours in shares of the canvas, filled together (even-odd)."""
 
     name: str
@@ -159,24 +159,24 @@ class Part:
     is_detail: bool = False
 
 
-def _painted(tableau: Tableau, side: int, ground: Rgb, ink: Callable[[Part], Rgb]) -> Image:
+def _painted(tableau: Tableau, side: int, ground: Rgb, ink: Callable[[TableauPart], Rgb]) -> Image:
     canvas = Canvas(side, ground)
     for part in _parts(tableau):
         canvas.fill(part.contours, ink(part))
     return canvas.pixels
 
 
-def _parts(tableau: Tableau) -> Iterator[Part]:
+def _parts(tableau: Tableau) -> Iterator[TableauPart]:
     """Back to front."""
     if tableau.horizon is not None:
         y = tableau.horizon
-        yield Part(FLOOR, 0.0, [np.asarray([(0, y), (1, y), (1, 1), (0, 1)], dtype=np.float64)])
+        yield TableauPart(FLOOR, 0.0, [np.asarray([(0, y), (1, y), (1, 1), (0, 1)], dtype=np.float64)])
     for thing in sorted(tableau.things, key=lambda thing: thing.nearness):
         shape = SILHOUETTES[thing.product]
         for group in shape.body:
-            yield Part(thing.product, thing.nearness, [c * thing.side + thing.centre for c in group])
+            yield TableauPart(thing.product, thing.nearness, [c * thing.side + thing.centre for c in group])
         for contour in shape.details:
-            yield Part(thing.product, thing.nearness, [contour * thing.side + thing.centre], is_detail=True)
+            yield TableauPart(thing.product, thing.nearness, [contour * thing.side + thing.centre], is_detail=True)
     if tableau.person is not None:
         for contour in figure.contours(tableau.person.joints, tableau.person.height):
-            yield Part(PERSON, 1.0, [contour])
+            yield TableauPart(PERSON, 1.0, [contour])

@@ -17,7 +17,7 @@ from deployments.engine.checkpoints.config_keys import CONTROLNET, NETWORKS, TEX
 from deployments.engine.checkpoints.config_rules import check_config
 from deployments.engine.checkpoints.vocabulary import load_tokenizer
 from deployments.engine.conditioning.tokens import TextTokenizer
-from deployments.engine.models.components import Parts
+from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
@@ -32,9 +32,9 @@ PROMPT: Final = "a <s0><s1> cup, <s0> on the blue"
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_checkpoint: Path) -> Iterator[Parts]:
+def parts(tiny_checkpoint: Path) -> Iterator[Components]:
     """Shared, and held by a model, so that samplers are looked into once."""
-    shared = Parts(CPU, torch.float32)
+    shared = Components(CPU, torch.float32)
     model = load(tiny_checkpoint, shared)
     yield shared
     del model
@@ -45,7 +45,7 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
 
 
-def load(folder: Path, shared: Parts, **more: Any) -> LoadedModel:
+def load(folder: Path, shared: Components, **more: Any) -> LoadedModel:
     return load_model(ModelSpec("mine", str(folder), **more), CPU, torch.float32, shared)
 
 
@@ -67,7 +67,7 @@ def picture_of_diffusers(folder: Path, prompt: str, variant: str | None) -> Pixe
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.refused], ids=lambda case: case.what)
-def test_what_is_served_gives_the_picture_of_diffusers(case: Case, folder: Path, parts: Parts) -> None:
+def test_what_is_served_gives_the_picture_of_diffusers(case: Case, folder: Path, parts: Components) -> None:
     case.change(folder)
     expected = picture_of_diffusers(folder, PROMPT, case.variant)
     assert expected.std() > 1
@@ -75,7 +75,7 @@ def test_what_is_served_gives_the_picture_of_diffusers(case: Case, folder: Path,
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.refused], ids=lambda case: case.what)
-def test_what_is_refused_is_refused_at_load_by_its_name(case: Case, folder: Path, parts: Parts) -> None:
+def test_what_is_refused_is_refused_at_load_by_its_name(case: Case, folder: Path, parts: Components) -> None:
     case.change(folder)
     with pytest.raises(ModelLoadError) as refused:
         load(folder, parts)
@@ -102,7 +102,9 @@ def test_every_key_of_clips_text_config_is_decided_and_its_default_is_served() -
     check_config("it", CLIPTextConfig().to_dict(), TEXT_ENCODER)
 
 
-def test_half_precision_that_is_made_full_is_said(folder: Path, parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
+def test_half_precision_that_is_made_full_is_said(
+    folder: Path, parts: Components, caplog: pytest.LogCaptureFixture
+) -> None:
     halves(folder)
     with caplog.at_level(logging.INFO):
         load(folder, parts)
@@ -131,7 +133,7 @@ def test_beside_learnt_tokens_start_and_end_still_mean_their_characters(special:
     assert tokenizer.decode(ids).replace(" ", "") == f"<s0>{special}<s1>"
 
 
-def test_weights_beside_learnt_tokens_weigh_them(folder: Path, parts: Parts) -> None:
+def test_weights_beside_learnt_tokens_weigh_them(folder: Path, parts: Components) -> None:
     learnt_tokens(folder)
     encoder = load(folder, parts).prompts
     plain, weighted = encoder.encode("a <s0> cup"), encoder.encode("a (<s0>:1.5) cup")
@@ -152,7 +154,7 @@ def test_weights_beside_learnt_tokens_weigh_them(folder: Path, parts: Parts) -> 
     ],
 )
 def test_a_controlnet_for_another_model_is_refused_by_the_key(
-    config: dict[str, Any], words: str, tiny_checkpoint: Path, tmp_path: Path, parts: Parts
+    config: dict[str, Any], words: str, tiny_checkpoint: Path, tmp_path: Path, parts: Components
 ) -> None:
     net = save_tiny_controlnet(tmp_path / "net", seed=1, **config)
     with pytest.raises(ModelLoadError, match="ControlNet 'canny'") as refused:
@@ -162,7 +164,7 @@ def test_a_controlnet_for_another_model_is_refused_by_the_key(
 
 @pytest.mark.parametrize("change", [without_first, spoilt_first])
 def test_a_controlnet_is_loaded_whole_or_not_at_all(
-    change: Any, tiny_checkpoint: Path, tmp_path: Path, parts: Parts
+    change: Any, tiny_checkpoint: Path, tmp_path: Path, parts: Components
 ) -> None:
     net = save_tiny_controlnet(tmp_path / "net", seed=1)
     rewrite(net, file="diffusion_pytorch_model.safetensors", change=change)
@@ -170,7 +172,9 @@ def test_a_controlnet_is_loaded_whole_or_not_at_all(
         load(tiny_checkpoint, parts, controlnets={"canny": str(net)})
 
 
-def test_a_part_from_elsewhere_is_named_in_what_to_convert(tiny_checkpoint: Path, folder: Path, parts: Parts) -> None:
+def test_a_part_from_elsewhere_is_named_in_what_to_convert(
+    tiny_checkpoint: Path, folder: Path, parts: Components
+) -> None:
     pickled(folder)
     elsewhere = str(folder / "unet")
     with pytest.raises(ModelLoadError) as refused:

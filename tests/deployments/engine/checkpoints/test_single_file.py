@@ -16,7 +16,7 @@ from deployments.engine.checkpoints.clip_tokenizer import clip_tokenizer
 from deployments.engine.checkpoints.native_size import with_native_size
 from deployments.engine.checkpoints.original_layout import describe
 from deployments.engine.checkpoints.single_file import FilePart, parts_of
-from deployments.engine.models.components import PartFolder, Parts
+from deployments.engine.models.components import Components, PartFolder
 from deployments.engine.models.loaded_model import LoadedModel, fetch_model, load_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.request import Request
@@ -57,7 +57,7 @@ def assert_the_same_picture(path: Path, config: Path, **more: Any) -> None:
 def assert_the_same_networks(path: Path, folder: Path) -> None:
     """Those in the file are those in the folder that it was made of, bit for bit."""
     inside = parts_of("mine", describe("mine", path, config=str(folder), prediction_type=""))
-    parts = Parts(CPU, torch.float32)
+    parts = Components(CPU, torch.float32)
     for name, load_part in (("unet", parts.unet), ("vae", parts.vae), ("text_encoder", parts.text_encoder)):
         part = inside[name]
         assert isinstance(part, FilePart)
@@ -120,7 +120,7 @@ def test_a_file_without_a_vae_or_text_encoder_takes_another(
 def test_two_files_with_the_same_vae_share_it(
     original: dict[str, Tensor], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    parts = Parts(CPU, torch.float32)
+    parts = Components(CPU, torch.float32)
     one = write(tmp_path / "one.safetensors", original)
     other = write(tmp_path / "other.safetensors", original | {FIRST: original[FIRST] + 1})
     third = write(tmp_path / "third.safetensors", {name: tensor + 1 for name, tensor in original.items()})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deployments.engine.conditioning.cross_attention import PromptKeys
+from deployments.engine.conditioning.cross_attention import CrossAttentionCache
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from tests.deployments.engine.harness import request_for, run
 from tests.deployments.engine.tiny import WIDTH, tiny_unet
@@ -45,7 +45,7 @@ def test_a_unet_given_its_keys_answers_as_before() -> None:
     first, second = embeddings((77, 154))
     context = torch.stack([first.repeat(2, 1), second, torch.zeros_like(second), torch.zeros_like(second)])
     before = unet(latents, time, encoder_hidden_states=context).sample
-    keys = PromptKeys(unet)
+    keys = CrossAttentionCache(unet)
     with keys.given([keys.prompt(first), keys.prompt(second)], 154, 4) as given:
         torch.testing.assert_close(given, context, rtol=0, atol=0)
         after = unet(latents, time, encoder_hidden_states=torch.zeros_like(context)).sample
@@ -57,7 +57,7 @@ def test_a_unet_given_its_keys_answers_as_before() -> None:
 def test_a_call_that_fails_leaves_no_keys_behind() -> None:
     unet, (latents, time) = tiny_unet(), arguments(1)
     (embedding,) = embeddings((77,))
-    keys = PromptKeys(unet)
+    keys = CrossAttentionCache(unet)
     expected = unet(latents, time, encoder_hidden_states=embedding[None]).sample
     with pytest.raises(RuntimeError, match="injected"), keys.given([keys.prompt(embedding * 2)], 77, 1):
         raise RuntimeError("injected")
@@ -80,8 +80,8 @@ def test_prompts_are_projected_once_for_all_their_requests_and_to_the_same_bits(
 def test_the_oldest_keys_go_when_the_bytes_are_used_up() -> None:
     unet = tiny_unet()
     first, second, third = embeddings((77, 77, 77))
-    room = 2 * PromptKeys(tiny_unet()).prompt(first).bytes
-    keys = PromptKeys(unet, kept_bytes=room)
+    room = 2 * CrossAttentionCache(tiny_unet()).prompt(first).bytes
+    keys = CrossAttentionCache(unet, kept_bytes=room)
     a, _ = keys.prompt(first), keys.prompt(second)
     assert keys.prompt(first) is a
     keys.prompt(third)
@@ -91,4 +91,4 @@ def test_the_oldest_keys_go_when_the_bytes_are_used_up() -> None:
         assert not projected
         keys.prompt(second)
         assert projected
-    assert PromptKeys(tiny_unet(), kept_bytes=0).prompt(first).bytes == room // 2
+    assert CrossAttentionCache(tiny_unet(), kept_bytes=0).prompt(first).bytes == room // 2

@@ -17,7 +17,7 @@ from deployments.engine.device.memory import CpuMemory
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, NumericalFailure, Overloaded
-from deployments.engine.protocol.events import Accepted, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.protocol.events import Accepted, Failed, Finished, ImageDone, ImageFailed, Progress
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.scheduling.device import Meter
 from deployments.engine.worker.warm_up import warm_up
@@ -128,7 +128,7 @@ def test_what_can_never_fit_is_refused_at_once(tiny_model: LoadedModel) -> None:
         engine.submit(request_for(tiny_model, "huge", width=512, height=512))
         engine.submit(request_for(tiny_model, "small"))
         engine.drain()
-        assert isinstance(tape.of("huge", Refused)[0].error, DoesNotFit)
+        assert isinstance(tape.of("huge", Failed)[0].error, DoesNotFit)
         assert len(tape.images("small")) == 1
 
 
@@ -241,7 +241,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(tiny_model: LoadedMode
     with driven(tiny_model) as (engine, tape):
         warm_up(engine)
         engine.submit(request_for(tiny_model, "late", num_inference_steps=150, deadline_ms=1))
-        (refused,) = tape.of("late", Refused)
+        (refused,) = tape.of("late", Failed)
         assert isinstance(refused.error, DeadlineExceeded)
         assert "it would take about" in refused.error.message
         assert not engine.busy
@@ -256,12 +256,12 @@ def test_what_misses_its_deadline_is_dropped_wherever_it_is(tiny_model: LoadedMo
         for name in ("runs", "waits"):
             engine.submit(request_for(tiny_model, name, num_inference_steps=50, deadline_ms=100))
         engine.submit(request_for(tiny_model, "patient", num_inference_steps=3))
-        while not tape.of("waits", Refused):
+        while not tape.of("waits", Failed):
             engine.step()
             time.sleep(0.01)
         engine.drain()
         for name in ("runs", "waits"):
-            assert isinstance(tape.of(name, Refused)[0].error, DeadlineExceeded)
+            assert isinstance(tape.of(name, Failed)[0].error, DeadlineExceeded)
             assert not tape.of(name, Finished)
         assert len(tape.images("patient")) == 1
         assert engine.ledger.total.expired == 2
@@ -273,7 +273,7 @@ def test_a_refusal_says_when_there_is_room_again(tiny_model: LoadedModel) -> Non
         engine.step()
         engine.submit(request_for(tiny_model, "b"))
         engine.submit(request_for(tiny_model, "c"))
-        (refused,) = tape.of("c", Refused)
+        (refused,) = tape.of("c", Failed)
         assert isinstance(refused.error, Overloaded)
         assert refused.error.retry_after is not None
         assert refused.error.retry_after > 0

@@ -13,10 +13,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bench.engine.pipelines import arguments, as_answered, pipeline_class
-from deployments.engine.models.components import Parts
+from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.events import Refused
+from deployments.engine.protocol.events import Failed
 from deployments.engine.protocol.inputs import Inputs, PipelineKind
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import INDEX, ModelSpec
@@ -64,7 +64,7 @@ def checkpoint_with(folder: Path, source: Path, scheduler: str, settings: dict[s
 
 def loaded_with(model: LoadedModel, folder: Path) -> LoadedModel:
     """`model`, with the samplers of another checkpoint of the same networks."""
-    samplers = Parts(model.device, model.dtype).samplers("model 'tiny'", folder / "scheduler", folder / INDEX)
+    samplers = Components(model.device, model.dtype).samplers("model 'tiny'", folder / "scheduler", folder / INDEX)
     alphas, prediction = samplers.alphas_cumprod, samplers.prediction_type
     return replace(model, samplers=samplers, alphas_cumprod=alphas, prediction_type=prediction)
 
@@ -120,7 +120,7 @@ def test_an_operator_may_name_another_default_for_a_scheduler_that_is_refused(
     model = load_model(spec, torch.device("cpu"), torch.float32)
     assert worst(model, folder, networks, ["text"]) == worst(model, folder, networks, ["text"], sampler="euler_a")
     tape, _ = run(model, [request_for(model, "own", sampler=CHECKPOINT)])
-    assert "`skip_prk_steps`" in tape.of("own", Refused)[0].error.message
+    assert "`skip_prk_steps`" in tape.of("own", Failed)[0].error.message
 
 
 def test_every_scheduler_of_diffusers_is_served_exactly_or_refused() -> None:
@@ -222,6 +222,6 @@ def test_a_scheduler_that_cannot_add_noise_refuses_pictures_and_nothing_else(
     folder = checkpoint_with(tmp_path / "x", tiny_checkpoint, "IPNDMScheduler", BETAS)
     model = loaded_with(tiny_model, folder)
     tape, _ = run(model, [request_for(model, "image", TASKS["image"][0]), request_for(model, "text", previews=2)])
-    assert "pictures" in tape.of("image", Refused)[0].error.message
+    assert "pictures" in tape.of("image", Failed)[0].error.message
     assert len(tape.images("text")) == 1
     shutil.rmtree(folder)

@@ -3,13 +3,13 @@
 from collections import Counter
 
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.bucket_share import DeviceShare
+from deployments.engine.scheduling.bucket_share import BucketShare
 
 SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)
 COST = {SMALL: 1.0, LARGE: 4.0}
 
 
-def seconds_used(share: DeviceShare, turns: int, rows: int = 1) -> Counter[Bucket]:
+def seconds_used(share: BucketShare, turns: int, rows: int = 1) -> Counter[Bucket]:
     used: Counter[Bucket] = Counter()
     for _ in range(turns):
         bucket = share.next_of((SMALL, LARGE))
@@ -20,16 +20,16 @@ def seconds_used(share: DeviceShare, turns: int, rows: int = 1) -> Counter[Bucke
 
 
 def test_nothing_to_run_is_none() -> None:
-    assert DeviceShare().next_of(()) is None
+    assert BucketShare().next_of(()) is None
 
 
 def test_time_is_shared_by_cost_and_not_by_count() -> None:
-    used = seconds_used(DeviceShare(), turns=100)
+    used = seconds_used(BucketShare(), turns=100)
     assert abs(used[SMALL] - used[LARGE]) <= 4
 
 
 def test_a_newcomer_neither_waits_nor_takes_over() -> None:
-    share = DeviceShare()
+    share = BucketShare()
     for _ in range(50):
         share.charge(share.next_of((SMALL,)) or SMALL, 1.0, ["normal"])
     used = seconds_used(share, turns=50)
@@ -37,7 +37,7 @@ def test_a_newcomer_neither_waits_nor_takes_over() -> None:
 
 
 def test_a_bucket_with_more_rows_gets_more_time() -> None:
-    share, used = DeviceShare(), Counter[Bucket]()
+    share, used = BucketShare(), Counter[Bucket]()
     rows = {SMALL: 3, LARGE: 1}
     for _ in range(200):
         bucket = share.next_of((SMALL, LARGE))
@@ -48,7 +48,7 @@ def test_a_bucket_with_more_rows_gets_more_time() -> None:
 
 
 def test_a_bucket_with_higher_priorities_gets_more_time() -> None:
-    share, used = DeviceShare(), Counter[Bucket]()
+    share, used = BucketShare(), Counter[Bucket]()
     for _ in range(200):
         bucket = share.next_of((SMALL, LARGE))
         assert bucket is not None

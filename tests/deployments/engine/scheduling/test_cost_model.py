@@ -3,14 +3,14 @@
 import pytest
 
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 
 SIZES = (1, 2, 4, 8, 16)
 SMALL, LARGE, OTHER = Bucket("m", 64, 64), Bucket("m", 128, 128), Bucket("n", 64, 64)
 
 
-def measured(seconds: dict[int, float], bucket: Bucket = SMALL) -> StepCosts:
-    costs = StepCosts(SIZES)
+def measured(seconds: dict[int, float], bucket: Bucket = SMALL) -> CostModel:
+    costs = CostModel(SIZES)
     for size, each in seconds.items():
         costs.denoised(bucket, size, 0, each)
     return costs
@@ -59,11 +59,11 @@ def test_the_knee_of_another_shape_lies_at_as_many_pixels() -> None:
 
 
 def test_without_measurements_nothing_is_held_back() -> None:
-    assert StepCosts(SIZES).knee(SMALL) == 16
+    assert CostModel(SIZES).knee(SMALL) == 16
 
 
 def test_decoding_is_scaled_by_pixels() -> None:
-    costs = StepCosts(SIZES)
+    costs = CostModel(SIZES)
     assert costs.decode_seconds(SMALL) == 0
     costs.decoded(SMALL, 0.1)
     assert costs.decode_seconds(LARGE) == pytest.approx(0.4)

@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.bucket_share import DeviceShare
-from deployments.engine.scheduling.cost_model import StepCosts
-from deployments.engine.scheduling.forecast import Work, forecast
+from deployments.engine.scheduling.bucket_share import BucketShare
+from deployments.engine.scheduling.cost_model import CostModel
+from deployments.engine.scheduling.forecast import PlannedWork, forecast
 
 SIZES = (1, 2, 4, 8)
 SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)
 
 
-def costs() -> StepCosts:
-    made = StepCosts(SIZES)
+def costs() -> CostModel:
+    made = CostModel(SIZES)
     for size in SIZES:
         made.denoised(SMALL, size, 0, 0.1 + 0.05 * size)
         made.denoised(LARGE, size, 0, 0.2 + 0.2 * size)
@@ -24,7 +24,7 @@ def costs() -> StepCosts:
 
 
 def test_a_request_alone_takes_its_steps() -> None:
-    estimate = forecast([], [Work("a", SMALL, 10, 2)], lambda _: 8, costs())["a"]
+    estimate = forecast([], [PlannedWork("a", SMALL, 10, 2)], lambda _: 8, costs())["a"]
     assert estimate.start == 0
     assert estimate.finish == pytest.approx(10 * 0.2)
 
@@ -32,31 +32,31 @@ def test_a_request_alone_takes_its_steps() -> None:
 def test_decoding_comes_on_top_one_after_the_other() -> None:
     measured = costs()
     measured.decoded(SMALL, 0.5)
-    estimate = forecast([], [Work("a", SMALL, 10, 2, images=3)], lambda _: 8, measured)["a"]
+    estimate = forecast([], [PlannedWork("a", SMALL, 10, 2, images=3)], lambda _: 8, measured)["a"]
     assert estimate.finish == pytest.approx(10 * 0.5 + 3 * 0.5)
 
 
 def test_what_finds_no_room_starts_when_the_first_row_is_done() -> None:
-    running = [Work("a", SMALL, 5, 2), Work("b", SMALL, 9, 2)]
-    estimates = forecast(running, [Work("c", SMALL, 4, 2)], lambda _: 4, costs())
+    running = [PlannedWork("a", SMALL, 5, 2), PlannedWork("b", SMALL, 9, 2)]
+    estimates = forecast(running, [PlannedWork("c", SMALL, 4, 2)], lambda _: 4, costs())
     assert estimates["c"].start == pytest.approx(5 * 0.3)
     assert estimates["c"].finish == pytest.approx(9 * 0.3)
 
 
 def test_buckets_share_the_device() -> None:
-    estimates = forecast([Work("a", SMALL, 10, 2), Work("b", LARGE, 10, 2)], [], lambda _: 8, costs())
+    estimates = forecast([PlannedWork("a", SMALL, 10, 2), PlannedWork("b", LARGE, 10, 2)], [], lambda _: 8, costs())
     assert estimates["b"].finish == pytest.approx(10 * 0.2 + 10 * 0.6)
 
 
 def test_what_is_larger_than_the_room_still_runs_alone() -> None:
-    assert forecast([], [Work("a", SMALL, 3, 2)], lambda _: 1, costs())["a"].finish > 0
+    assert forecast([], [PlannedWork("a", SMALL, 3, 2)], lambda _: 1, costs())["a"].finish > 0
 
 
-def played(works: list[Work], room: int, measured: StepCosts) -> dict[str, float]:
+def played(works: list[PlannedWork], room: int, measured: CostModel) -> dict[str, float]:
     """When each of `works` ends, by the engine's own rules."""
     waiting = {bucket: deque(work for work in works if work.bucket == bucket) for bucket in (SMALL, LARGE)}
-    rows: dict[Bucket, list[Work]] = {}
-    share, now, ends = DeviceShare(), 0.0, {}
+    rows: dict[Bucket, list[PlannedWork]] = {}
+    share, now, ends = BucketShare(), 0.0, {}
     while any(waiting.values()) or rows:
         for bucket, line in waiting.items():
             while line and sum(work.unet_rows for work in rows.get(bucket, ())) + line[0].unet_rows <= room:
@@ -81,8 +81,8 @@ def played(works: list[Work], room: int, measured: StepCosts) -> dict[str, float
     )
 )
 def test_the_forecast_is_what_happens(works: list[tuple[Bucket, int, int]]) -> None:
-    def made() -> list[Work]:
-        return [Work(str(i), bucket, steps, rows) for i, (bucket, steps, rows) in enumerate(works)]
+    def made() -> list[PlannedWork]:
+        return [PlannedWork(str(i), bucket, steps, rows) for i, (bucket, steps, rows) in enumerate(works)]
 
     foretold = forecast([], made(), lambda _: 8, costs())
     for name, end in played(made(), 8, costs()).items():

@@ -13,7 +13,7 @@ from deployments.engine.protocol.params import GenerationParams, Priority
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.row import Ticket
 from deployments.engine.scheduling.fair_order import PATIENCE
-from deployments.engine.scheduling.queue import Queue
+from deployments.engine.scheduling.queue import RequestQueue
 
 
 class Clock:
@@ -47,7 +47,7 @@ def asked(
     return Request(name, params, tenant=tenant)
 
 
-def enter(queue: Queue, request: Request, cost: float = 0.0) -> None:
+def enter(queue: RequestQueue, request: Request, cost: float = 0.0) -> None:
     """`request` arrives, and is prepared."""
     queue.arrive(request, cost)
     arrival = queue.next_arrival()
@@ -55,7 +55,7 @@ def enter(queue: Queue, request: Request, cost: float = 0.0) -> None:
     queue.add(arrival)
 
 
-def tickets(queue: Queue, room: int) -> Iterator[Ticket]:
+def tickets(queue: RequestQueue, room: int) -> Iterator[Ticket]:
     """What the queue hands out while `room` rows are free in each bucket."""
     used: Counter[Bucket] = Counter()
     for ticket in queue.take(lambda request: room - used[request.bucket]):
@@ -63,17 +63,17 @@ def tickets(queue: Queue, room: int) -> Iterator[Ticket]:
         yield ticket
 
 
-def taken(queue: Queue, room: int) -> list[tuple[str, int]]:
+def taken(queue: RequestQueue, room: int) -> list[tuple[str, int]]:
     return [(ticket.request.id, ticket.index) for ticket in tickets(queue, room)]
 
 
-def names(queue: Queue, room: int = 1000) -> list[str]:
+def names(queue: RequestQueue, room: int = 1000) -> list[str]:
     return [name for name, _ in taken(queue, room)]
 
 
 def test_first_come_first_served() -> None:
     clock = Clock()
-    queue = Queue(10, clock)
+    queue = RequestQueue(10, clock)
     for name in "abc":
         enter(queue, asked(name))
         clock.now += 1
@@ -82,20 +82,20 @@ def test_first_come_first_served() -> None:
 
 
 def test_requests_of_one_moment_keep_their_order() -> None:
-    queue = Queue(10, Clock())
+    queue = RequestQueue(10, Clock())
     for name in "abc":
         enter(queue, asked(name))
     assert names(queue) == ["a", "b", "c"]
 
 
 def test_a_request_without_guidance_takes_half_the_room() -> None:
-    queue = Queue(10, Clock())
+    queue = RequestQueue(10, Clock())
     enter(queue, asked("cheap", images=4, guidance=1.0))
     assert len(taken(queue, room=4)) == 4
 
 
 def test_a_large_request_does_not_have_to_fit_at_once() -> None:
-    queue = Queue(10, Clock())
+    queue = RequestQueue(10, Clock())
     enter(queue, asked("many", images=3))
     assert taken(queue, room=2) == [("many", 0)]
     assert len(queue) == 1
@@ -104,14 +104,14 @@ def test_a_large_request_does_not_have_to_fit_at_once() -> None:
 
 
 def test_sizes_do_not_wait_for_each_other() -> None:
-    queue = Queue(10, Clock())
+    queue = RequestQueue(10, Clock())
     for name, side in (("a", 64), ("b", 64), ("c", 128)):
         enter(queue, asked(name, side=side))
     assert taken(queue, room=2) == [("a", 0), ("c", 0)]
 
 
 def test_what_waits_is_counted_in_seconds_image_by_image() -> None:
-    queue = Queue(10, Clock())
+    queue = RequestQueue(10, Clock())
     queue.arrive(asked("unprepared", images=2), cost=6.0)
     assert queue.seconds == 6.0
     enter(queue, asked("waiting", images=4), cost=8.0)
@@ -125,7 +125,7 @@ def test_what_waits_is_counted_in_seconds_image_by_image() -> None:
 
 
 def test_a_higher_priority_goes_first() -> None:
-    queue = Queue(10, Clock())
+    queue = RequestQueue(10, Clock())
     order: tuple[Priority, ...] = ("low", "normal", "high")
     for priority in order:
         enter(queue, asked(priority, priority=priority))
@@ -134,7 +134,7 @@ def test_a_higher_priority_goes_first() -> None:
 
 def test_nobody_who_comes_after_its_patience_goes_before_a_low_one() -> None:
     clock = Clock()
-    queue = Queue(100, clock)
+    queue = RequestQueue(100, clock)
     enter(queue, asked("low", priority="low"))
     started = clock.now
     for second in range(1, 300):
@@ -148,7 +148,7 @@ def test_nobody_who_comes_after_its_patience_goes_before_a_low_one() -> None:
 
 def test_one_tenants_flood_does_not_starve_another() -> None:
     clock = Clock()
-    queue = Queue(1000, clock)
+    queue = RequestQueue(1000, clock)
     for i in range(100):
         enter(queue, asked(f"flood {i}", tenant="loud"), cost=1.0)
     served: Counter[str] = Counter()
@@ -163,7 +163,7 @@ def test_one_tenants_flood_does_not_starve_another() -> None:
 
 def test_a_tenant_that_comes_late_does_not_wait_for_the_flood_before_it() -> None:
     clock = Clock()
-    queue = Queue(1000, clock)
+    queue = RequestQueue(1000, clock)
     for i in range(100):
         enter(queue, asked(f"flood {i}", tenant=f"loud {i % 3}"), cost=1.0)
     for _ in range(30):
@@ -179,7 +179,7 @@ def test_a_tenant_that_comes_late_does_not_wait_for_the_flood_before_it() -> Non
 
 def test_tenants_share_by_cost_and_not_by_count() -> None:
     clock = Clock()
-    queue = Queue(1000, clock)
+    queue = RequestQueue(1000, clock)
     for i in range(60):
         enter(queue, asked(f"long {i}", tenant="long"), cost=5.0)
         enter(queue, asked(f"short {i}", tenant="short"), cost=1.0)
@@ -194,7 +194,7 @@ def test_tenants_share_by_cost_and_not_by_count() -> None:
 
 def test_a_tenants_own_old_requests_age_too() -> None:
     clock = Clock()
-    queue = Queue(1000, clock)
+    queue = RequestQueue(1000, clock)
     enter(queue, asked("old", priority="low"), cost=1.0)
     for i in range(300):
         enter(queue, asked(f"new {i}", priority="high"), cost=1.0)
@@ -206,7 +206,7 @@ def test_a_tenants_own_old_requests_age_too() -> None:
 
 
 def test_short_work_passes_long_work_of_the_same_moment() -> None:
-    queue = Queue(10, Clock())
+    queue = RequestQueue(10, Clock())
     for name, cost in (("long", 9.0), ("short", 1.0), ("middle", 3.0)):
         enter(queue, asked(name), cost)
     assert names(queue) == ["short", "middle", "long"]
@@ -214,7 +214,7 @@ def test_short_work_passes_long_work_of_the_same_moment() -> None:
 
 def test_long_work_is_passed_for_no_longer_than_it_costs() -> None:
     clock = Clock()
-    queue = Queue(100, clock)
+    queue = RequestQueue(100, clock)
     enter(queue, asked("long"), cost=10.0)
     passed = 0
     for i in range(50):
@@ -232,21 +232,21 @@ def test_shortest_first_lowers_the_mean_wait() -> None:
     def mean_wait(ordered: list[float]) -> float:
         return sum(sum(ordered[:i]) for i in range(len(ordered))) / len(ordered)
 
-    queue = Queue(10, Clock())
+    queue = RequestQueue(10, Clock())
     for i, cost in enumerate(costs):
         enter(queue, asked(str(i)), cost)
     assert mean_wait([costs[int(name)] for name in names(queue)]) < 0.6 * mean_wait(costs)
 
 
 def test_a_full_queue_refuses() -> None:
-    queue = Queue(1, Clock())
+    queue = RequestQueue(1, Clock())
     queue.arrive(asked("a"))
     with pytest.raises(Overloaded, match="1 requests"):
         queue.arrive(asked("b"))
 
 
 def test_a_flood_leaves_places_for_others() -> None:
-    queue = Queue(100, Clock())
+    queue = RequestQueue(100, Clock())
     for i in range(75):
         queue.arrive(asked(f"flood {i}", tenant="loud"))
     with pytest.raises(Overloaded, match="75 of your requests"):
@@ -256,7 +256,7 @@ def test_a_flood_leaves_places_for_others() -> None:
 
 
 def test_what_has_arrived_counts_and_waits_for_its_preparation() -> None:
-    queue = Queue(2, Clock())
+    queue = RequestQueue(2, Clock())
     queue.arrive(asked("a", images=3))
     assert (len(queue), queue.images, queue.unet_rows) == (1, 3, 0)
     assert taken(queue, room=9) == []
@@ -272,7 +272,7 @@ def test_what_has_arrived_counts_and_waits_for_its_preparation() -> None:
 
 
 def test_who_goes_first_is_prepared_first() -> None:
-    queue = Queue(9, Clock())
+    queue = RequestQueue(9, Clock())
     queue.arrive(asked("low", priority="low"))
     queue.arrive(asked("high", priority="high"))
     first = queue.next_arrival()
@@ -281,14 +281,14 @@ def test_who_goes_first_is_prepared_first() -> None:
 
 
 def test_removing_what_is_not_there_is_no_error() -> None:
-    queue = Queue(1, Clock())
+    queue = RequestQueue(1, Clock())
     assert queue.remove("nobody") is None
     assert taken(queue, room=9) == []
 
 
 def test_the_order_that_is_foretold_is_the_order_that_comes() -> None:
     clock = Clock()
-    queue = Queue(100, clock)
+    queue = RequestQueue(100, clock)
     priorities: tuple[Priority, ...] = ("low", "normal", "high")
     for i in range(30):
         enter(queue, asked(str(i), priority=priorities[i % 3], tenant=str(i % 4)), cost=float(1 + i % 5))
@@ -302,7 +302,7 @@ def test_the_order_that_is_foretold_is_the_order_that_comes() -> None:
 
 
 def test_only_a_high_image_takes_a_low_ones_place() -> None:
-    queue = Queue(9, Clock())
+    queue = RequestQueue(9, Clock())
     enter(queue, asked("low", priority="low"))
     enter(queue, asked("normal"))
     running = list(tickets(queue, room=4))
@@ -317,7 +317,7 @@ def test_only_a_high_image_takes_a_low_ones_place() -> None:
 
 def test_who_has_waited_long_enough_keeps_its_place() -> None:
     clock = Clock()
-    queue = Queue(9, clock)
+    queue = RequestQueue(9, clock)
     enter(queue, asked("low", priority="low"))
     running = list(tickets(queue, room=2))
     clock.now += PATIENCE["low"] + 1
@@ -327,7 +327,7 @@ def test_who_has_waited_long_enough_keeps_its_place() -> None:
 
 def test_who_made_way_comes_back_at_its_old_rank() -> None:
     clock = Clock()
-    queue = Queue(9, clock)
+    queue = RequestQueue(9, clock)
     enter(queue, asked("first", priority="low"))
     (ticket,) = tickets(queue, room=2)
     clock.now += 1
@@ -343,7 +343,7 @@ def test_who_made_way_comes_back_at_its_old_rank() -> None:
     room=st.integers(2, 9),
 )
 def test_nothing_is_lost_and_nothing_comes_twice(images: list[int], removed: set[int], room: int) -> None:
-    queue = Queue(100, Clock())
+    queue = RequestQueue(100, Clock())
     for i, count in enumerate(images):
         enter(queue, asked(str(i), images=count, side=64 if i % 2 else 128))
     for i in removed:
@@ -366,7 +366,7 @@ class AnyHistory(RuleBasedStateMachine):
     def begin(self, limit: int) -> None:
         self.clock = Clock()
         self.limit = limit
-        self.queue = Queue(limit, self.clock)
+        self.queue = RequestQueue(limit, self.clock)
         self.waiting: set[tuple[str, int]] = set()
         self.running: dict[tuple[str, int], Ticket] = {}
         self.count = 0

@@ -1,7 +1,7 @@
 """Whoever asks for one size after another fills no memory, and what the warm-up has learnt stays."""
 
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.cost_model import StepCosts
+from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.scheduling.size_limits import MOST
 
@@ -9,7 +9,7 @@ NATIVE = Bucket("m", 512, 512)
 
 
 def test_what_is_learnt_of_sizes_has_a_bound_and_the_first_stays() -> None:
-    costs, plan = StepCosts((2, 4)), MemoryPlan(None, (2, 4))
+    costs, plan = CostModel((2, 4)), MemoryPlan(None, (2, 4))
     sizes = [Bucket("m", 64 + 8 * i, 64 + 8 * j) for i in range(40) for j in range(40)]
     for bucket in (NATIVE, *sizes):
         costs.denoised(bucket, 2, 0, 1.0 if bucket == NATIVE else 2.0)

@@ -17,10 +17,10 @@ from deployments.engine.protocol.params import GenerationParams, Priority
 from deployments.engine.protocol.request import Request
 from deployments.engine.row import Row, Ticket
 from deployments.engine.scheduling.admission import TRAYS, Admission
-from deployments.engine.scheduling.bucket_share import WEIGHTS, DeviceShare
+from deployments.engine.scheduling.bucket_share import WEIGHTS, BucketShare
 from deployments.engine.scheduling.device import Meter
 from deployments.engine.scheduling.fair_order import LEAD, PATIENCE
-from deployments.engine.scheduling.running import Running
+from deployments.engine.scheduling.running import RunningRows
 
 SIZES = (2, 4)
 SECONDS = 1.0
@@ -63,11 +63,11 @@ class Player:
         self.now = 1000.0
         self.pace = pace
         self.admission = Admission(limit, SIZES, NoMemory(), 1, lambda: self.now)
-        self.running = Running()
+        self.running = RunningRows()
         self.lives: dict[str, Life] = {}
         self.requests: dict[str, Request] = {}
         self.most_rows = 0
-        self._share = DeviceShare()
+        self._share = BucketShare()
 
     def arrive(self, request: Request) -> bool:
         """Whether there was room for it."""

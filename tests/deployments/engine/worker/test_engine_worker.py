@@ -26,7 +26,7 @@ from deployments.engine.protocol.errors import (
     Overloaded,
     UnknownModel,
 )
-from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, ImageFailed, Progress, Refused
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Progress
 from deployments.engine.protocol.latencies import PHASES
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.report import Load
@@ -142,7 +142,7 @@ async def test_a_full_queue_refuses_at_once_though_a_step_takes_long(tiny_checkp
         (refused,) = await events_of(worker, request_for(tiny_checkpoint, "in vain"))
         assert time.monotonic() - began < 2
         held.set()
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Failed)
         assert isinstance(refused.error, Overloaded)
         assert refused.error.retry_after
         async with asyncio.timeout(5):
@@ -164,7 +164,7 @@ async def test_an_id_that_runs_already_is_refused(worker: EngineWorker, tiny_che
     first = worker.generate(request_for(tiny_checkpoint, "same", steps=50))
     assert isinstance(await anext(first), Accepted)
     (refused,) = await events_of(worker, request_for(tiny_checkpoint, "same"))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Failed)
     assert isinstance(refused.error, InvalidParameter)
     await first.aclose()
 
@@ -177,7 +177,7 @@ async def test_a_cancelled_request_is_told_so_and_frees_its_rows(worker: EngineW
     assert not worker.cancel("batch:", "me")
     assert worker.cancel("batch", "me")
     last = [event async for event in stream][-1]
-    assert isinstance(last, Refused)
+    assert isinstance(last, Failed)
     assert isinstance(last.error, Cancelled)
     assert not worker.cancel("batch", "me")
     async with asyncio.timeout(5):
@@ -201,7 +201,7 @@ async def test_a_request_cancelled_before_the_engine_has_it_never_runs(tiny_chec
         await asyncio.sleep(0)
         assert worker.cancel("x", "")
         (refused,) = await call
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Failed)
         assert isinstance(refused.error, Cancelled)
         async with asyncio.timeout(5):
             while not sum(model.counters.cancelled for model in worker.report().models.values()):
@@ -215,11 +215,11 @@ async def test_stopping_tells_those_who_wait(worker: EngineWorker, tiny_checkpoi
     assert isinstance(await anext(stream), Accepted)
     await asyncio.to_thread(worker.stop)
     last = [event async for event in stream][-1]
-    assert isinstance(last, Refused)
+    assert isinstance(last, Failed)
     assert isinstance(last.error, EngineStopped)
     assert not worker.alive
     (refused,) = await events_of(worker, request_for(tiny_checkpoint, "late"))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Failed)
 
 
 async def test_a_loop_that_dies_is_not_ready_and_says_so(worker: EngineWorker, tiny_checkpoint: Path) -> None:
@@ -231,7 +231,7 @@ async def test_a_loop_that_dies_is_not_ready_and_says_so(worker: EngineWorker, t
 
     worker._tell(dies)
     last = [event async for event in stream][-1]
-    assert isinstance(last, Refused)
+    assert isinstance(last, Failed)
     assert isinstance(last.error, EngineLost)
     assert not worker.report().ready
 
@@ -253,7 +253,7 @@ async def test_a_lost_device_ends_the_loop_and_is_told_to_whoever_can_end_the_pr
 
     worker._tell(breaks)
     last = [event async for event in stream][-1]
-    assert isinstance(last, Refused)
+    assert isinstance(last, Failed)
     assert isinstance(last.error, EngineLost)
     assert await asyncio.to_thread(told.wait, 5)
     assert not worker.alive
@@ -310,7 +310,7 @@ async def test_a_step_that_hangs_is_noticed_and_one_that_is_slow_as_ever_is_not(
             lived.append(worker.alive)
         assert lived == [True, False]
         (refused,) = await events_of(worker, request_for(tiny_checkpoint, "x"))
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Failed)
         assert isinstance(refused.error, EngineStopped)
     finally:
         go_on.set()
@@ -353,7 +353,7 @@ async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoin
                 while worker.report().loaded_models:
                     await asyncio.sleep(0.01)
         (refused,) = await events_of(worker, asking(requests[0], "gone"))
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Failed)
         assert isinstance(refused.error, UnknownModel)
     finally:
         await asyncio.to_thread(worker.stop)

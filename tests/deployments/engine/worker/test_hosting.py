@@ -20,7 +20,7 @@ from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import EngineError, EngineLost, ModelLoadError
-from deployments.engine.protocol.events import Event, Finished, ImageDone, Progress, Refused
+from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, Progress
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.worker import hosting
@@ -180,7 +180,7 @@ async def test_a_model_that_cannot_be_loaded_costs_its_callers_only(
         patch.setattr(manager, "load_model", fails)
         refusals = [(await answer(worker, ask("left")))[-1] for _ in range(2)]
     for refused in refusals:
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Failed)
         assert isinstance(refused.error, ModelLoadError)
         assert told_as in refused.error.message
     assert worker.alive
@@ -205,13 +205,13 @@ async def test_a_device_that_is_lost_while_a_model_loads_ends_the_process(
     waiting = worker.generate(ask("stays", steps=150))
     await anext(waiting)
     refused = (await answer(worker, ask("left")))[-1]
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Failed)
     error: EngineError = refused.error
     assert isinstance(error, EngineLost)
     assert await asyncio.to_thread(told.wait, 2)
     assert not worker.alive
     last = [event async for event in waiting][-1]
-    assert isinstance(last, Refused)
+    assert isinstance(last, Failed)
     assert isinstance(last.error, EngineLost)
 
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.engine.protocol.errors import NumericalFailure, Overloaded
 from serve_app.api.application import create_api
-from serve_app.api.principal import Caller
+from serve_app.api.principal import Principal
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, failing, http, refusing, slow, until
 from tests.serve_app.servers import http_server
@@ -150,7 +150,7 @@ async def test_the_line_knows_the_tenant(backend: FakeBackend, lines: list[loggi
             self.app = app
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            scope.setdefault("state", {})["caller"] = Caller("acme")
+            scope.setdefault("state", {})["caller"] = Principal("acme")
             await self.app(scope, receive, send)
 
     app.add_middleware(Known)

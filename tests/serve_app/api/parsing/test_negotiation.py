@@ -3,7 +3,7 @@
 import pytest
 from starlette.requests import Request
 
-from serve_app.api.parsing.negotiation import EVENTS, JSON, wanted
+from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
 from serve_app.api.problems import Problem
 
 PNG, WEBP = "image/png", "image/webp"
@@ -11,7 +11,7 @@ PNG, WEBP = "image/png", "image/webp"
 
 def choose(*accept: str) -> str:
     headers = [(b"accept", value.encode("latin-1")) for value in accept]
-    return wanted(Request({"type": "http", "headers": headers}), [JSON, EVENTS, PNG, WEBP])
+    return negotiate(Request({"type": "http", "headers": headers}), [JSON, EVENTS, PNG, WEBP])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from deployments.engine.protocol.errors import EngineStopped, InvalidParameter, NumericalFailure
-from deployments.engine.protocol.events import Accepted, Preview, Refused
+from deployments.engine.protocol.events import Accepted, Failed, Preview
 from serve_app.api.responses import event_stream
 from serve_app.client import ServerEvent, parse_events
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, failing, refusing, success
@@ -73,7 +73,7 @@ async def test_a_failed_image_is_told_and_done_sums_it_up(client: httpx.AsyncCli
 @pytest.mark.parametrize(
     ("end", "code"),
     [
-        ([lambda r: Refused(r, EngineStopped("it stopped"))], "engine_stopped"),
+        ([lambda r: Failed(r, EngineStopped("it stopped"))], "engine_stopped"),
         ([lambda _: RuntimeError("SECRET")], "internal_error"),
         ([], "engine_stopped"),
     ],

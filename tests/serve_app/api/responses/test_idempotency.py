@@ -22,7 +22,7 @@ from deployments.engine.protocol.errors import (
     Quarantined,
 )
 from serve_app.api.application import create_api
-from serve_app.api.responses.idempotency import once
+from serve_app.api.responses.idempotency import run_once
 from serve_app.config.secret import Secret
 from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
 from serve_app.gateway.setup import Gateway
@@ -95,7 +95,7 @@ async def test_nor_may_the_same_one_at_another_door(service: DiffusionService) -
         async def work() -> Response:
             return Response(request.url.path)
 
-        return await once(request, {"the": "same"}, (), work)
+        return await run_once(request, {"the": "same"}, (), work)
 
     for path in ("/one", "/other"):
         app.post(path)(anything)

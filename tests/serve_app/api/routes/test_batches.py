@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from deployments.engine.protocol.errors import NumericalFailure, Overloaded
-from deployments.engine.protocol.events import Accepted, Refused
+from deployments.engine.protocol.events import Accepted, Failed
 from deployments.engine.protocol.request import Request
 from serve_app.api.application import create_api
 from serve_app.client import ServerEvent, parse_events
@@ -58,7 +58,7 @@ async def test_answers_are_in_order_whoever_is_done_first(client: httpx.AsyncCli
 
 async def test_a_bad_entry_fails_alone_and_says_where(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.script = lambda request: (
-        [Refused(request.id, NumericalFailure("not finite"))] if request.params.seed == 4 else success(request)
+        [Failed(request.id, NumericalFailure("not finite"))] if request.params.seed == 4 else success(request)
     )
     asked = cups({}, {"width": 511, "steps": 3}, {"width": 2048, "height": 2048}, {"model_name": "gone"}, {})
     asked["requests"] += [7, {"num_images": 2}, [[]]]
@@ -138,7 +138,7 @@ async def test_a_full_engine_does_not_refuse_a_batch(client: httpx.AsyncClient, 
         if request.name in refused:
             return success(request)
         refused.add(request.name)
-        return [Refused(request.id, Overloaded("full", 0.01))]
+        return [Failed(request.id, Overloaded("full", 0.01))]
 
     backend.script = script
     answer = await client.post(BATCH, json=cups({}, {}, {}))

@@ -9,9 +9,9 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.protocol.errors import Cancelled
-from deployments.engine.protocol.events import Accepted, Refused
+from deployments.engine.protocol.events import Accepted, Failed
 from serve_app.api.application import create_api
-from serve_app.api.principal import Caller
+from serve_app.api.principal import Principal
 from serve_app.client import parse_events
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import EVENTS, FOREVER, PATH, FakeBackend, http, slow, until
@@ -28,7 +28,7 @@ class Named:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tenant = dict(scope.get("headers", ())).get(b"x-tenant", b"").decode()
-        scope.setdefault("state", {})["caller"] = Caller(tenant=tenant)
+        scope.setdefault("state", {})["caller"] = Principal(tenant=tenant)
         await self.app(scope, receive, send)
 
 
@@ -122,7 +122,7 @@ async def test_what_is_not_here_is_looked_for_in_the_engines(client: httpx.Async
 async def test_a_cancelled_request_counts_as_that(
     client: httpx.AsyncClient, backend: FakeBackend, service: DiffusionService
 ) -> None:
-    backend.script = lambda request: [Accepted(request.id, 0), Refused(request.id, Cancelled())]
+    backend.script = lambda request: [Accepted(request.id, 0), Failed(request.id, Cancelled())]
     assert (await client.post(PATH, json=CUP)).status_code == 499
     stats = await service.get_generation_stats()
     assert (stats["cancelled"], stats["refused"], stats["broken"], stats["active"]) == (1, 0, 0, 0)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deployments.engine.protocol.errors import NumericalFailure
-from deployments.engine.protocol.events import Accepted, Refused
+from deployments.engine.protocol.events import Accepted, Failed
 from serve_app.api.application import create_api
 from serve_app.client import ServerEvent, parse_events
 from serve_app.config.sections import JobsConfig
@@ -55,7 +55,7 @@ async def events_of(client: httpx.AsyncClient, url: str, **headers: str) -> list
 
 async def test_a_job_tells_what_has_come_of_each_entry(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.script = lambda request: (
-        [Refused(request.id, NumericalFailure("not finite"))] if request.params.seed == 3 else success(request)
+        [Failed(request.id, NumericalFailure("not finite"))] if request.params.seed == 3 else success(request)
     )
     job = await ended(client, await submitted(client, {"num_images": 2}, {"width": 3}, {}, {}))
     assert (job["state"], job["entries"], job["succeeded"], job["failed"]) == ("succeeded", 4, 2, 2)
