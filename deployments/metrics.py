@@ -76,7 +76,7 @@ REPLAYED: Final = _counter("idempotent_replays", "Answers given again, to reques
 IDEMPOTENCY_DEGRADED: Final = _counter(
     "idempotency_degraded", "Times that an Idempotency-Key was not shared, because Redis was gone"
 )
-DOOR_COUNTS: Final = {
+GATEWAY_COUNTS: Final = {
     metric.name.removeprefix("diffusion_"): metric
     for metric in (RATE_LIMITED, LIMITS_DEGRADED, REPLAYED, IDEMPOTENCY_DEGRADED)
 }

@@ -90,7 +90,7 @@ def api_over(config: AppConfig, backend: RayBackend) -> "FastAPI":
         max_upload_bytes=config.ingress.max_upload_bytes,
         max_uploads_in_flight_bytes=config.ingress.max_uploads_in_flight_bytes,
         log_prompts=config.logging.prompts,
-        gateway=make_gateway(config, redis, service.door_counts),
+        gateway=make_gateway(config, redis, service.gateway_counts),
         jobs_config=config.jobs,
         shelf=shelf,
     )

@@ -20,7 +20,7 @@ from deployments.engine.protocol.events import Accepted, Event, Failed, Finished
 from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.metrics import COUNTS, DOOR_COUNTS, REDIS_DAMAGED, Sample, engine_samples
+from deployments.metrics import COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
@@ -73,7 +73,7 @@ class DiffusionService:
             self._backend = backend
             self.image_processor = ImageProcessor()
         # For whatever stands before this service, which tells of it.
-        self.door_counts: Counter[str] = Counter()
+        self.gateway_counts: Counter[str] = Counter()
         self.cancellations = RunningRequests()
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
@@ -227,7 +227,7 @@ class DiffusionService:
             "loaded_models": len(report.loaded_models),
             **self._statistics.snapshot(),
             **{name: counts.get(name, 0) for name in COUNTS},
-            **{name: self.door_counts[name] for name in DOOR_COUNTS},
+            **{name: self.gateway_counts[name] for name in GATEWAY_COUNTS},
             "redis_damaged": 0 if self._redis is None else self._redis.damaged,
             **engine_figures(report.engines),
         }
@@ -239,8 +239,8 @@ class DiffusionService:
         yield from self._cache.samples()
         for name, metric in COUNTS.items():
             yield Sample(metric, (), self._backend.counts.get(name, 0))
-        for name, metric in DOOR_COUNTS.items():
-            yield Sample(metric, (), self.door_counts[name])
+        for name, metric in GATEWAY_COUNTS.items():
+            yield Sample(metric, (), self.gateway_counts[name])
         yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
 
     async def all_samples(self) -> list[Sample]:

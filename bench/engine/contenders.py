@@ -80,9 +80,9 @@ def serve_with_engine(model: LoadedModel, requests: Sequence[Request], **options
         seconds,
         tuple(inbox.finished[request.id] - started for request in requests),
         tuple(_pixels(Image.open(io.BytesIO(inbox.images[request.id]))) for request in requests),
-        engine.ledger.total.unet_calls,
-        engine.ledger.total.unet_rows,
-        engine.ledger.total.padded_rows,
+        engine.tracker.total.unet_calls,
+        engine.tracker.total.unet_rows,
+        engine.tracker.total.padded_rows,
     )
 
 

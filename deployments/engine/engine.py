@@ -59,7 +59,7 @@ class Engine:
         memory: DeviceMemory | None = None,
     ) -> None:
         self.models = {model.spec.name: model for model in models}
-        self.ledger = RequestTracker(emit, lambda name: name in self.models)
+        self.tracker = RequestTracker(emit, lambda name: name in self.models)
         self.running = RunningRows()
         self.wake = threading.Event()
         self.sizes = config.padded_sizes or powers_of_two(config.max_rows)
@@ -81,7 +81,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self.ledger.ongoing) or len(self.admission.queue) > 0
+        return bool(self.tracker.ongoing) or len(self.admission.queue) > 0
 
     @property
     def capacity(self) -> int:
@@ -113,13 +113,13 @@ class Engine:
         """
         error = self._failure_of(request, lambda: self._let_in(request), "request could not be taken in")
         if error is not None:
-            self.ledger.refuse(request, error)
+            self.tracker.refuse(request, error)
 
     def cancel(self, request_id: str) -> bool:
         """Forgets a request: its rows are gone before the next step. False if it is not here (any more)."""
         request = self._let_go(request_id)
         if request is not None:
-            self.ledger.tally(request).cancelled += 1
+            self.tracker.tally(request).cancelled += 1
         return request is not None
 
     @telling_device_lost()
@@ -150,7 +150,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine's threads. Unfinished requests get no further event."""
-        self.ledger.ongoing.clear()
+        self.tracker.ongoing.clear()
         self.running.rows.clear()
         self._decoder.close()
 
@@ -168,7 +168,7 @@ class Engine:
             full = is_out_of_memory(error)
         if not full:
             return GenerationFailed(f"the {what}")
-        self.ledger.tally(request).out_of_memory += 1
+        self.tracker.tally(request).out_of_memory += 1
         # Out of the handler: a traceback would keep alive what there was no memory for.
         self.admission.device.release()
         return Overloaded(f"the {what}: there is no memory for it now")
@@ -178,7 +178,7 @@ class Engine:
         check(request, model)
         fitting = with_model_facts(request, model)
         self.admission.arrive(fitting, self.running)
-        self.ledger.arrived(fitting)
+        self.tracker.arrived(fitting)
 
     def _model_of(self, request: Request) -> LoadedModel:
         model = self.models.get(request.model)
@@ -189,16 +189,16 @@ class Engine:
     def _let_go(self, request_id: str) -> Request | None:
         """Forgets all that there is of a request, which is returned."""
         waited, paused = self.admission.remove(request_id)
-        begun = self.ledger.close(request_id)
+        begun = self.tracker.close(request_id)
         for row in (*paused, *self.running.drop(lambda row: row.request.id == request_id)):
-            self.ledger.tally(row.request).wasted_steps += row.step
+            self.tracker.tally(row.request).wasted_steps += row.step
         return begun or waited
 
     def _expire(self) -> None:
-        for request in self.ledger.overdue():
+        for request in self.tracker.overdue():
             self._let_go(request.id)
-            self.ledger.tally(request).expired += 1
-            self.ledger.emit(Failed(request.id, DeadlineExceeded("the deadline passed before it was finished")))
+            self.tracker.tally(request).expired += 1
+            self.tracker.emit(Failed(request.id, DeadlineExceeded("the deadline passed before it was finished")))
 
     def _prepare(self) -> None:
         """Encodes what has arrived: one request a step while rows run, since they wait for it; else a call's worth."""
@@ -206,7 +206,7 @@ class Engine:
         while (arrival := self.admission.queue.next_arrival()) is not None:
             error = self._failure_of(arrival.request, partial(self._accept, arrival), "request could not be prepared")
             if error is not None:
-                self.ledger.refuse(arrival.request, error)
+                self.tracker.refuse(arrival.request, error)
             full = self.admission.queue.unet_rows >= self.sizes[-1]
             if len(self.running) or full or time.perf_counter() > enough_at:
                 return
@@ -216,28 +216,28 @@ class Engine:
         ongoing = prepare(request, self._model_of(request), arrival.at)
         self.admission.queue.add(arrival)
         waiting = [waiting.id for waiting, _ in self.admission.queue.order()]
-        self.ledger.accepted(ongoing, waiting.index(request.id), self.admission.estimates(self.running)[request.id])
+        self.tracker.accepted(ongoing, waiting.index(request.id), self.admission.estimates(self.running)[request.id])
 
     def _admit(self) -> None:
         self._begin()
         if paused := self.admission.make_way(self.running):
             for ticket in paused:
-                self.ledger.tally(ticket.request).paused += 1
+                self.tracker.tally(ticket.request).paused += 1
             self._begin()
         if estimates := self.admission.forecast(self.running):
             for position, (request, _) in enumerate(self.admission.queue.order()):
-                self.ledger.moved(request.id, position, estimates[request.id])
+                self.tracker.moved(request.id, position, estimates[request.id])
 
     def _begin(self) -> None:
         for ticket in self.admission.begin(self.running):
             error = self._failure_of(ticket.request, partial(self._begin_one, ticket), "image could not be begun")
             if error is not None:
-                self.ledger.settle(ticket.request, ticket.index, error)
+                self.tracker.settle(ticket.request, ticket.index, error)
 
     def _begin_one(self, ticket: Ticket) -> None:
         row = self.admission.resumed(ticket)
         if row is None:
-            ongoing = self.ledger.ongoing[ticket.request.id]
+            ongoing = self.tracker.ongoing[ticket.request.id]
             ongoing.rows_admitted()
             row = begin_row(ongoing, ticket.index, self.models[ticket.request.model])
             row.due = ticket.due
@@ -246,7 +246,7 @@ class Engine:
     def _denoise(self, bucket: Bucket, rows: list[Row]) -> float:
         """The seconds that UNet calls took."""
         called = 0.0
-        model, tally = self.models[bucket.model], self.ledger.tally(rows[0].request)
+        model, tally = self.models[bucket.model], self.tracker.tally(rows[0].request)
         for done in self._stepper.step(model, bucket, rows, tally):
             if isinstance(done, StepDone):
                 called += done.seconds
@@ -262,19 +262,19 @@ class Engine:
                 stuck = done.row
                 self.running.drop(lambda row: row is stuck)  # noqa: B023 - used at once
                 tally.wasted_steps += stuck.step
-                self.ledger.settle(stuck.request, stuck.index, done.error)
+                self.tracker.settle(stuck.request, stuck.index, done.error)
         return called
 
     def _retire(self, bucket: Bucket) -> None:
         """Reports progress, hands finished rows to the decoder and makes room for the next ones."""
-        self.ledger.stepped(self.running.of(bucket), self.admission.estimator.seconds_left)
+        self.tracker.stepped(self.running.of(bucket), self.admission.estimator.seconds_left)
         for row in self.running.drop(lambda row: row.done):
             error = self._failure_of(row.request, partial(self._retire_one, row), "image could not be finished")
             if error is not None:
-                self.ledger.settle(row.request, row.index, error)
+                self.tracker.settle(row.request, row.index, error)
 
     def _retire_one(self, row: Row) -> None:
-        self.ledger.ongoing[row.request.id].denoised()
+        self.tracker.ongoing[row.request.id].denoised()
         if bool(torch.isfinite(row.state[0]).all()):
             self._decoder.finish(row, self.models[row.request.model])
         else:
@@ -282,12 +282,12 @@ class Engine:
 
     def _start_again(self, row: Row) -> None:
         """An image that is not finite gets one second chance, from its noise on: not every cause comes twice."""
-        tally = self.ledger.tally(row.request)
+        tally = self.tracker.tally(row.request)
         tally.wasted_steps += row.step
         if row.restarted:
             raise NumericalFailure("the network's output for this image was not finite")
         tally.retries += 1
-        anew = begin_row(self.ledger.ongoing[row.request.id], row.index, self.models[row.request.model])
+        anew = begin_row(self.tracker.ongoing[row.request.id], row.index, self.models[row.request.model])
         anew.due, anew.restarted = row.due, True
         self.running.add(anew)
 
@@ -304,11 +304,11 @@ class Engine:
         while not self._decoded.empty():
             decoded = self._decoded.get()
             row = decoded.row
-            if row.request.id not in self.ledger.ongoing:
+            if row.request.id not in self.tracker.ongoing:
                 continue
             if decoded.preview_step is None:
-                self.ledger.tally(row.request).retries += decoded.retried
+                self.tracker.tally(row.request).retries += decoded.retried
                 self.admission.costs.decoded(row.request.bucket, decoded.milliseconds / 1000 / decoded.pictures)
-                self.ledger.settle(row.request, row.index, decoded.result, decoded.milliseconds)
+                self.tracker.settle(row.request, row.index, decoded.result, decoded.milliseconds)
             elif isinstance(decoded.result, bytes):
-                self.ledger.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))
+                self.tracker.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))

@@ -88,7 +88,7 @@ def create_api(
     app.state.jobs = Jobs(service, jobs_config, entry_document, shelf)
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
-    app.state.idempotency = gateway.idempotency or Idempotency(IdempotencyConfig(), None, service.door_counts)
+    app.state.idempotency = gateway.idempotency or Idempotency(IdempotencyConfig(), None, service.gateway_counts)
     for router in _ROUTERS:
         app.include_router(router)
     documentation = [route for route in app.routes if isinstance(route, Route)]

@@ -49,5 +49,5 @@ NOBODY: Final = Principal(scopes=frozenset())
 
 def principal_of(request: Request) -> Principal:
     """The request's sender, as the door has found out."""
-    caller: Principal = getattr(request.state, "caller", ANYBODY)
-    return caller
+    principal: Principal = getattr(request.state, "caller", ANYBODY)
+    return principal

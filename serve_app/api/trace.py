@@ -20,5 +20,5 @@ def named_trace_id(headers: Headers) -> str | None:
     given = headers.getlist(HEADER)
     if len(given) != 1:
         return None
-    caller = trace.get_current_span(_PROPAGATOR.extract({HEADER: given[0]})).get_span_context()
-    return trace.format_trace_id(caller.trace_id) if caller.is_valid else None
+    parent = trace.get_current_span(_PROPAGATOR.extract({HEADER: given[0]})).get_span_context()
+    return trace.format_trace_id(parent.trace_id) if parent.is_valid else None

@@ -25,7 +25,7 @@ class LoadShedder:
         self._clock = clock
         self._full: dict[str, tuple[float, Overloaded]] = {}
 
-    def saw(self, tenant: str, event: Event) -> None:
+    def record(self, tenant: str, event: Event) -> None:
         """An engine has answered."""
         if isinstance(event, Failed) and isinstance(event.error, Overloaded) and len(self._full) < REMEMBERED:
             believed = min(BELIEVED_S, event.error.retry_after or BELIEVED_S)

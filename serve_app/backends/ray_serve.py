@@ -43,7 +43,7 @@ class Route:
     handle: DeploymentHandle
     specs: tuple[ModelSpec, ...]
     replays: Replays = field(default_factory=Replays)
-    shedding: LoadShedder = field(default_factory=LoadShedder)
+    shedder: LoadShedder = field(default_factory=LoadShedder)
 
 
 class RayBackend:
@@ -73,13 +73,13 @@ class RayBackend:
         """The request's events. When its replica is lost, another repeats it (see `replays.py`)."""
         route = self._routes[request.model]
         try:
-            route.shedding.check(request.tenant)
+            route.shedder.check(request.tenant)
         except Overloaded as error:
             yield Failed(request.id, error)
             return
         async with aclosing(route.replays.run(request, partial(self._attempt, route.handle))) as events:
             async for event in events:
-                route.shedding.saw(request.tenant, event)
+                route.shedder.record(request.tenant, event)
                 yield event
 
     async def cancel(self, name: str, tenant: str) -> bool:

@@ -59,14 +59,14 @@ class RequestCoalescer:
     def _board(self, work: Hashable | None, make: Make) -> tuple[AsyncGenerator[Event, None], bool]:
         if work is None:
             return make(), False
-        flight, joined = self._flights.get(work), True
-        if flight is None:
+        run, joined = self._flights.get(work), True
+        if run is None:
             joined = False
-            flight = self._flights[work] = SharedRun(make(), partial(self._over, work))
-        return flight.events(), joined
+            run = self._flights[work] = SharedRun(make(), partial(self._over, work))
+        return run.events(), joined
 
-    def _over(self, work: Hashable, flight: "SharedRun") -> None:
-        if self._flights.get(work) is flight:
+    def _over(self, work: Hashable, run: "SharedRun") -> None:
+        if self._flights.get(work) is run:
             del self._flights[work]
 
 

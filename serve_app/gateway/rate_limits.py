@@ -48,7 +48,7 @@ class RateLimits:
         self.running: Counter[str] = Counter()
         self.windows = SlidingWindows(redis, self._degraded, clock)
 
-    def visit(self, caller: str, limits: Limits) -> "Quota":
+    def quota_of(self, caller: str, limits: Limits) -> "Quota":
         """A request of `caller`, which is nobody else's name, on its way in."""
         return Quota(self, caller, limits)
 
@@ -64,19 +64,19 @@ class RateLimits:
 class Quota:
     """One request: `enter` before its body is read, `charge` when its cost is known, `leave` when it is answered.
 
-    `standings` are how its caller stands with each limit that was looked at, beside the limit itself.
+    `remaining` are how its caller stands with each limit that was looked at, beside the limit itself.
     """
 
     def __init__(self, owner: RateLimits, caller: str, limits: Limits) -> None:
         self.limits = limits
-        self.standings: dict[LimitName, tuple[int, Remaining]] = {}
+        self.remaining: dict[LimitName, tuple[int, Remaining]] = {}
         self._owner, self._caller = owner, caller
 
     async def enter(self) -> None:
         """Takes a place, and a request of the minute's. Raises OverLimit, and has taken nothing then."""
         at_once = self.limits.concurrent_requests
         if at_once is not None and self._owner.running[self._caller] >= at_once:
-            self.standings["concurrent_requests"] = at_once, Remaining(False, 0, _A_PLACE_S)
+            self.remaining["concurrent_requests"] = at_once, Remaining(False, 0, _A_PLACE_S)
             raise self._owner.refuse("concurrent_requests", at_once, _A_PLACE_S)
         self._owner.running[self._caller] += 1
         try:
@@ -107,7 +107,7 @@ class Quota:
             del self._owner.running[self._caller]
 
     async def _take(self, name: LimitName, amount: int, limit: int, unit: int = 1) -> None:
-        standing = await self._owner.windows.take(f"{name}:{self._caller}", amount, limit * unit)
-        self.standings[name] = limit, replace(standing, left=standing.left // unit)
-        if not standing.taken:
-            raise self._owner.refuse(name, limit, standing.wait_s)
+        remaining = await self._owner.windows.take(f"{name}:{self._caller}", amount, limit * unit)
+        self.remaining[name] = limit, replace(remaining, left=remaining.left // unit)
+        if not remaining.taken:
+            raise self._owner.refuse(name, limit, remaining.wait_s)

@@ -93,7 +93,7 @@ class RedisJobStore:
         keys = (self._of(job_id, "lease"), self._key_of("unfinished"))
         return bool(await self._script(LEASE, keys, self._token, self._lease_ms, job_id))
 
-    async def beat(self, job: Job) -> Heard:
+    async def renew_lease(self, job: Job) -> Heard:
         """Holds the lease a while longer, and tells how far the job is. `missing` where Redis has forgotten it."""
         keys = tuple(self._of(job.id, part) for part in ("lease", "spec", "state", "cancel"))
         state = self._seal(job.id, "state", state_of(job))

@@ -117,14 +117,14 @@ class JobRunner:
         self._batch = batch = Batch(
             self._service, job.left, name=job.id, tenant=job.tenant, in_flight=config.in_flight, age_s=age_s
         )
-        beat = spawn(self._beat())
+        renew_lease = spawn(self._beat())
         try:
             async with aclosing(batch.outcomes()) as outcomes:
                 async for index, outcome in outcomes:
                     self._add(index, outcome)
                     await self._save()
         finally:
-            await cancel_and_wait(beat)
+            await cancel_and_wait(renew_lease)
 
     def _progress(self) -> float:
         if self._batch is None:
@@ -142,7 +142,7 @@ class JobRunner:
         job, shelf = self.job, self._shelf
         while shelf is not None:
             try:
-                match await shelf.beat(job):
+                match await shelf.renew_lease(job):
                     case "ours":
                         job.durable = not job.unsaved
                     case "cancel":
@@ -169,7 +169,7 @@ class JobRunner:
 
     async def _save_anew(self, shelf: RedisJobStore) -> None:
         """The lease has run out, or Redis has lost its memory: goes on if nobody else has taken the job."""
-        if await shelf.beat(self.job) == "missing":
+        if await shelf.renew_lease(self.job) == "missing":
             await shelf.put(self.job)
         if not await shelf.lease(self.job.id) or not await shelf.save(self.job):
             raise LeaseLost

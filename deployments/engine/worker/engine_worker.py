@@ -131,7 +131,7 @@ class EngineWorker:
         try:
             self._engine.admission.check_room(request.tenant)
         except Overloaded:
-            self._tell(lambda engine: engine.ledger.turned_away(request))
+            self._tell(lambda engine: engine.tracker.turned_away(request))
             raise
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:

@@ -18,7 +18,7 @@ def report_of(engine: Engine, ready: bool) -> EngineReport:
         ready=ready,
         device=next((model.device.type for model in models), ""),
         loaded_models=tuple(model.spec.name for model in models),
-        models=_models(engine.ledger),
+        models=_models(engine.tracker),
         load=load_of(engine),
         memory=MemoryReport(*admission.memory_used(engine.running)),
         knees={bucket.model: admission.costs.knee(bucket) for bucket in native},
@@ -33,12 +33,12 @@ def load_of(engine: Engine) -> Load:
     return Load(waiting, len(engine.running), engine.capacity, admission.estimator.work_done, backlog)
 
 
-def _models(ledger: RequestTracker) -> dict[str, ModelReport]:
+def _models(tracker: RequestTracker) -> dict[str, ModelReport]:
     # Without making recorders here: two threads that each make the missing one lose what the first has taken down.
     nothing_yet = PhaseRecorder()
     return {
-        name: ModelReport(counters.copy(), ledger.phases.get(name, nothing_yet).durations())
-        for name, counters in list(ledger.tallies.items())
+        name: ModelReport(counters.copy(), tracker.phases.get(name, nothing_yet).durations())
+        for name, counters in list(tracker.tallies.items())
     }
 
 

@@ -35,15 +35,15 @@ def warm_up(engine: Engine, drain: Callable[[Engine], None] = Engine.drain) -> N
     `drain` steps the engine until nothing is left to do. Raises ModelLoadError if a picture fails.
     """
     failed: list[str] = []
-    emit, engine.ledger.emit = engine.ledger.emit, lambda event: failed.extend(_failure_of(event))
+    emit, engine.tracker.emit = engine.tracker.emit, lambda event: failed.extend(_failure_of(event))
     for model in engine.models.values():
         for request in _first_requests(model):
             engine.submit(request)
             drain(engine)
         if not failed:
             _find_knee(engine, model)
-    engine.ledger.emit = emit
-    engine.ledger.start_anew()
+    engine.tracker.emit = emit
+    engine.tracker.start_anew()
     if failed:
         raise ModelLoadError(f"the warm-up picture could not be made: {failed[0]}")
 

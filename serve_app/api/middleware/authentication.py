@@ -13,7 +13,7 @@ _REALM = 'Bearer realm="darkroom"'
 
 
 class Authentication:
-    """Sets `state.caller`, or answers 401 to callers without a good key, 403 to those whose key is not for this.
+    """Sets `state.principal`, or answers 401 to callers without a good key, 403 to those whose key is not for this.
 
     Nothing of the body has been read by then.
     """

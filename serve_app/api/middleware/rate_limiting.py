@@ -46,41 +46,41 @@ class RateLimiting:
         if not asks_for_work(scope):
             await self.app(scope, receive, send)
             return
-        visit = self._visit(scope)
+        quota = self._visit(scope)
 
         async def send_with_standings(message: Message) -> None:
-            if message["type"] == "http.response.start" and visit.standings:
+            if message["type"] == "http.response.start" and quota.remaining:
                 headers = MutableHeaders(scope=message)
-                headers["RateLimit-Policy"], headers["RateLimit"] = _policy(visit), _standing(visit)
+                headers["RateLimit-Policy"], headers["RateLimit"] = _policy(quota), _standing(quota)
             await send(message)
 
         try:
-            await visit.enter()
+            await quota.enter()
         except OverLimit as over:
             problem = _refusal(over)
             problem.headers |= close_unread(Headers(scope=scope))
             await problem.response(scope["state"]["request_id"])(scope, receive, send_with_standings)
             return
-        scope["state"]["visit"] = visit
+        scope["state"]["visit"] = quota
         try:
             await self.app(scope, receive, send_with_standings)
         finally:
-            visit.leave()
+            quota.leave()
 
     def _visit(self, scope: Scope) -> Quota:
-        caller, config = principal_of(Request(scope)), self._limits.config
-        if caller.key:
-            return self._limits.visit(f"key:{caller.key}", config.per_key.but(caller.limits))
-        return self._limits.visit(f"address:{address_of(scope, config.proxies)}", config.per_address)
+        principal, config = principal_of(Request(scope)), self._limits.config
+        if principal.key:
+            return self._limits.quota_of(f"key:{principal.key}", config.per_key.but(principal.limits))
+        return self._limits.quota_of(f"address:{address_of(scope, config.proxies)}", config.per_address)
 
 
 async def charge(request: Request, *prepared: Prepared) -> None:
     """Charges the request's caller for all of `prepared`. Raises Problem: 429, or 422 where it can never be let in."""
-    visit: Quota | None = getattr(request.state, "visit", None)
-    if visit is None:
+    quota: Quota | None = getattr(request.state, "visit", None)
+    if quota is None:
         return
     try:
-        await visit.charge(sum(pixel_steps(each) for each in prepared))
+        await quota.charge(sum(pixel_steps(each) for each in prepared))
     except OverLimit as over:
         raise _refusal(over) from None
     except TooCostly as error:
@@ -89,11 +89,11 @@ async def charge(request: Request, *prepared: Prepared) -> None:
 
 async def charge_refused(request: Request, entries: int) -> None:
     """Charges for a batch's entries that were only read. Raises Problem 429."""
-    visit: Quota | None = getattr(request.state, "visit", None)
-    if visit is None or not entries:
+    quota: Quota | None = getattr(request.state, "visit", None)
+    if quota is None or not entries:
         return
     try:
-        await visit.charge_refused(entries * REFUSED_PIXEL_STEPS)
+        await quota.charge_refused(entries * REFUSED_PIXEL_STEPS)
     except OverLimit as over:
         raise _refusal(over) from None
 
@@ -147,10 +147,10 @@ def _too_costly(error: TooCostly) -> Problem:
     return Problem(422, "too_costly", message, param="num_inference_steps", faults=faults)
 
 
-def _policy(visit: Quota) -> str:
-    return ", ".join(f'"{name}";q={limit}{_TOLD[name][1]}' for name, (limit, _) in visit.standings.items())
+def _policy(quota: Quota) -> str:
+    return ", ".join(f'"{name}";q={limit}{_TOLD[name][1]}' for name, (limit, _) in quota.remaining.items())
 
 
-def _standing(visit: Quota) -> str:
-    standings = visit.standings.items()
-    return ", ".join(f'"{name}";r={now.left};t={whole_seconds(now.wait_s)}' for name, (_, now) in standings)
+def _standing(quota: Quota) -> str:
+    remaining = quota.remaining.items()
+    return ", ".join(f'"{name}";r={now.left};t={whole_seconds(now.wait_s)}' for name, (_, now) in remaining)

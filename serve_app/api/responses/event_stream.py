@@ -111,21 +111,21 @@ async def in_order(cache_header: AsyncGenerator[NamedEvent, None], request_id: s
 
 
 async def _story_of(
-    first: Event, events: AsyncGenerator[Event, None], story: StreamEncoder, entry: RequestRecord
+    first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, entry: RequestRecord
 ) -> AsyncGenerator[NamedEvent, None]:
     """What there is to tell of a request. Ends with `done` or `error` in every case."""
-    yield story.tell(first)
+    yield encoder.encode(first)
     ended = False
     async for event in events:
-        yield await asyncio.to_thread(story.tell, event) if isinstance(event, ImageDone) else story.tell(event)
+        yield await asyncio.to_thread(encoder.encode, event) if isinstance(event, ImageDone) else encoder.encode(event)
         ended = isinstance(event, Finished | Failed)
         if isinstance(event, Finished):
             entry.timings = event.timings
     if not ended:
-        yield story.error(EngineStopped("the engine stopped before the request was finished"))
+        yield encoder.error(EngineStopped("the engine stopped before the request was finished"))
 
 
-async def open_stream(request: Request, events: AsyncGenerator[Event, None], story: StreamEncoder) -> EventStream:
+async def open_stream(request: Request, events: AsyncGenerator[Event, None], encoder: StreamEncoder) -> EventStream:
     """Waits for the first event. Raises what refused the request, or ClientDisconnect; `events` are closed then."""
     try:
         first = await run_until_disconnect(request.receive, anext(events, None))
@@ -139,7 +139,7 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], sto
         raise
     name, entry = request.state.request_id, record_of(request.scope)
     headers = cache_header(first.source) if isinstance(first, Accepted) else NO_HEADERS
-    return EventStream(in_order(_story_of(first, events, story, entry), name), events, headers)
+    return EventStream(in_order(_story_of(first, events, encoder, entry), name), events, headers)
 
 
 async def patiently(items: AsyncGenerator[T, None], patience: float) -> AsyncGenerator[T | None, None]:

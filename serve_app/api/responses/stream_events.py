@@ -34,7 +34,7 @@ class StreamEncoder:
         self._failures: list[ImageFailed] = []
         self._source: Source = "made"
 
-    def tell(self, event: Event) -> NamedEvent:
+    def encode(self, event: Event) -> NamedEvent:
         """The stream's event for an engine's. `Accepted` is the first progress; the last one is `done` or `error`."""
         match event:
             case Accepted():

@@ -103,10 +103,10 @@ def test_neighbours_do_not_change_a_bit_at_a_fixed_padded_size(tiny_model: Loade
 
 def test_eight_requests_cost_no_more_calls_than_the_longest(tiny_model: LoadedModel) -> None:
     requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
-    longest = max(run(tiny_model, [request])[1].ledger.total.unet_calls for request in requests)
+    longest = max(run(tiny_model, [request])[1].tracker.total.unet_calls for request in requests)
     _, engine = run(tiny_model, requests)
-    assert engine.ledger.total.unet_calls <= longest + 2
-    assert engine.ledger.total.images == 8
+    assert engine.tracker.total.unet_calls <= longest + 2
+    assert engine.tracker.total.images == 8
 
 
 def test_work_is_worth_what_it_costs_in_full_calls_whoever_shares_it(
@@ -116,7 +116,7 @@ def test_work_is_worth_what_it_costs_in_full_calls_whoever_shares_it(
     requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
     _, crowd = run(tiny_model, requests)
     alone = [run(tiny_model, [request])[1] for request in requests]
-    assert crowd.admission.estimator.work_done == 0.5 * crowd.ledger.total.unet_rows
+    assert crowd.admission.estimator.work_done == 0.5 * crowd.tracker.total.unet_rows
     assert crowd.admission.estimator.work_done == sum(engine.admission.estimator.work_done for engine in alone)
     assert crowd.admission.queue.seconds == 0.0
 
@@ -137,10 +137,10 @@ def test_a_cancelled_request_has_no_rows_in_the_next_step(tiny_model: LoadedMode
         engine.submit(request_for(tiny_model, "stays", num_inference_steps=20, guidance_scale=1.0))
         engine.submit(request_for(tiny_model, "leaves", num_inference_steps=20, num_images=4))
         engine.step()
-        before = engine.ledger.total.unet_rows
+        before = engine.tracker.total.unet_rows
         assert engine.cancel("leaves")
         engine.step()
-        assert engine.ledger.total.unet_rows - before == 1
+        assert engine.tracker.total.unet_rows - before == 1
         assert not engine.cancel("leaves")
         engine.drain()
         assert not tape.of("leaves", ImageDone)
@@ -164,7 +164,7 @@ def test_a_waiting_request_can_be_cancelled(tiny_model: LoadedModel) -> None:
 def test_rows_beyond_the_capacity_wait_and_still_come(tiny_model: LoadedModel) -> None:
     tape, engine = run(tiny_model, [request_for(tiny_model, "many", num_images=5)], max_rows=4)
     assert len(tape.images("many")) == 5
-    assert engine.ledger.total.unet_rows <= 4 * engine.ledger.total.unet_calls
+    assert engine.tracker.total.unet_rows <= 4 * engine.tracker.total.unet_calls
 
 
 def test_a_row_of_nan_fails_alone(tiny_model: LoadedModel) -> None:
@@ -174,13 +174,13 @@ def test_a_row_of_nan_fails_alone(tiny_model: LoadedModel) -> None:
             engine.submit(request)
         engine.step()
         spoil(engine, "sick", torch.nan)
-        while not engine.ledger.total.retries:
+        while not engine.tracker.total.retries:
             engine.step()
         spoil(engine, "sick", torch.nan)
         engine.drain()
         (failure,) = tape.of("sick", ImageFailed)
         assert isinstance(failure.error, NumericalFailure)
-        assert engine.ledger.total.retries == 1
+        assert engine.tracker.total.retries == 1
         healthy, _ = run(tiny_model, [requests[1]])
         assert difference(tape.images("well")[0], healthy.images("well")[0]) <= 1
 
@@ -194,7 +194,7 @@ def test_a_row_of_nan_is_made_again_once(tiny_model: LoadedModel) -> None:
         engine.drain()
         healthy, _ = run(tiny_model, [request])
         assert difference(tape.images("sick")[0], healthy.images("sick")[0]) == 0
-        assert engine.ledger.total.wasted_steps == engine.ledger.total.row_steps // 2
+        assert engine.tracker.total.wasted_steps == engine.tracker.total.row_steps // 2
 
 
 def test_a_row_that_raises_in_a_step_fails_alone(tiny_model: LoadedModel) -> None:
@@ -229,7 +229,7 @@ def test_a_row_whose_encoding_raises_fails_alone(tiny_model: LoadedModel, monkey
     tape, engine = run(tiny_model, requests)
     assert isinstance(tape.of("bad", ImageFailed)[0].error, GenerationFailed)
     assert len(tape.images("good")) == 1
-    assert (engine.ledger.total.images, engine.ledger.total.failures) == (1, 1)
+    assert (engine.tracker.total.images, engine.tracker.total.failures) == (1, 1)
 
 
 def test_an_image_that_cannot_be_decoded_fails_alone(tiny_model: LoadedModel) -> None:
@@ -291,7 +291,7 @@ def test_too_long_a_prompt_is_refused_with_its_field(tiny_model: LoadedModel) ->
     (refused,) = tape.of("x", Failed)
     assert isinstance(refused.error, InvalidParameter)
     assert refused.error.field == "negative_prompt"
-    assert engine.ledger.total.unet_calls == 0
+    assert engine.tracker.total.unet_calls == 0
 
 
 def test_an_unknown_model_is_refused(tiny_model: LoadedModel) -> None:
@@ -306,7 +306,7 @@ def test_a_full_queue_refuses_and_forgets_nothing(tiny_model: LoadedModel) -> No
     refused = [name for name in tape.events if tape.of(name, Failed)]
     assert len(refused) == 2
     assert all(isinstance(tape.of(name, Failed)[0].error, Overloaded) for name in refused)
-    assert engine.ledger.total.images == 3
+    assert engine.tracker.total.images == 3
 
 
 def test_a_full_queue_and_a_wrong_request_are_refused_before_anything_is_encoded(tiny_controlled: LoadedModel) -> None:

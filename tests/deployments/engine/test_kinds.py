@@ -78,7 +78,7 @@ def crowd(request: pytest.FixtureRequest, tiny_controlled: LoadedModel) -> tuple
     asked = requests_of(tiny_controlled, list(KINDS), request.param)
     asked += [request_for(tiny_controlled, f"text {i}", sampler=request.param, guidance_scale=i) for i in (0, 3)]
     tape, engine = run(tiny_controlled, asked, max_rows=32)
-    assert engine.ledger.total.unet_calls < 12  # 8 steps: one call for all of them, in every step
+    assert engine.tracker.total.unet_calls < 12  # 8 steps: one call for all of them, in every step
     return asked, tape
 
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_done_is_refused_with_its_field(
     tape, engine = run(tiny_controlled, [request_for(tiny_controlled, "x", inputs, **asked)])
     (refused,) = tape.of("x", Failed)
     assert getattr(refused.error, "field", None) == field
-    assert engine.ledger.total.unet_calls == 0
+    assert engine.tracker.total.unet_calls == 0
 
 
 def test_an_inpainting_checkpoint_refuses_what_it_never_learnt(tiny_model_9: LoadedModel) -> None:

@@ -279,7 +279,7 @@ async def test_only_the_first_faults_are_listed_and_the_others_counted(client: h
 
 async def test_a_batch_that_is_refused_costs_its_caller(service: DiffusionService) -> None:
     config = LimitsConfig.model_validate({"per_address": {"cost_per_minute": 100}})
-    app = create_api(service, gateway=Gateway(limits=RateLimits(config, None, service.door_counts, time.time)))
+    app = create_api(service, gateway=Gateway(limits=RateLimits(config, None, service.gateway_counts, time.time)))
     async with http(app) as client:
         first = await client.post(BATCH, content=BATCHES["1,000 with nothing"], headers=JSON)
         assert first.status_code == 200

@@ -52,12 +52,12 @@ class Work:
 class Listener:
     """A request that follows the work, on a task of its own."""
 
-    def __init__(self, flights: RequestCoalescer, work: Work, name: str, key: Any = "work") -> None:
+    def __init__(self, coalescer: RequestCoalescer, work: Work, name: str, key: Any = "work") -> None:
         self.heard: list[Event] = []
-        self.task = asyncio.create_task(self._listen(flights, work, name, key))
+        self.task = asyncio.create_task(self._listen(coalescer, work, name, key))
 
-    async def _listen(self, flights: RequestCoalescer, work: Work, name: str, key: Any) -> None:
-        async with aclosing(flights.follow(name, key, work)) as events:
+    async def _listen(self, coalescer: RequestCoalescer, work: Work, name: str, key: Any) -> None:
+        async with aclosing(coalescer.follow(name, key, work)) as events:
             async for event in events:
                 self.heard.append(event)
 
@@ -66,24 +66,24 @@ class Listener:
         await asyncio.wait((self.task,))
 
 
-async def listeners(flights: RequestCoalescer, work: Work, *names: str, key: Any = "work") -> list[Listener]:
+async def listeners(coalescer: RequestCoalescer, work: Work, *names: str, key: Any = "work") -> list[Listener]:
     """In the order of their names; the first is the one that the work is begun for."""
-    made = [Listener(flights, work, name, key) for name in names]
+    made = [Listener(coalescer, work, name, key) for name in names]
     await until(lambda: work.begun > 0)
     await asyncio.sleep(0)
     return made
 
 
 async def test_it_is_done_once_and_everybody_hears_it_under_its_own_name() -> None:
-    flights, work = RequestCoalescer(), Work()
-    a, b = await listeners(flights, work, "a", "b")
+    coalescer, work = RequestCoalescer(), Work()
+    a, b = await listeners(coalescer, work, "a", "b")
     work.tell(Accepted("r", 3), Progress("r", 1, 2))
     await until(lambda: len(b.heard) == 2)
-    (late,) = await listeners(flights, work, "late")
+    (late,) = await listeners(coalescer, work, "late")
     work.tell(IMAGE, END)
     await asyncio.gather(a.task, b.task, late.task)
     assert work.begun == 1
-    assert (work.ended, flights.joined) == (0, 2)
+    assert (work.ended, coalescer.joined) == (0, 2)
     for listener, name, source in ((a, "a", "made"), (b, "b", "shared"), (late, "late", "shared")):
         told = [
             Accepted(name, 3, source=source),  # type: ignore[arg-type]
@@ -95,10 +95,10 @@ async def test_it_is_done_once_and_everybody_hears_it_under_its_own_name() -> No
 
 
 async def test_progress_that_nobody_read_gives_way_and_nothing_else_does() -> None:
-    flights, work = RequestCoalescer(), Work()
+    coalescer, work = RequestCoalescer(), Work()
     other = replace(IMAGE, index=1)
     work.tell(Accepted("r", 0), *(Progress("r", step, 9) for step in range(9)), IMAGE, Progress("r", 9, 9), other, END)
-    (a,) = await listeners(flights, work, "a")
+    (a,) = await listeners(coalescer, work, "a")
     await a.task
     heard = [event if isinstance(event, Progress) else type(event) for event in a.heard]
     assert heard[0] is Accepted
@@ -109,8 +109,8 @@ async def test_progress_that_nobody_read_gives_way_and_nothing_else_does() -> No
 
 @pytest.mark.parametrize("leaves", ["a", "b"])
 async def test_whoever_leaves_the_others_get_their_images(leaves: str) -> None:
-    flights, work = RequestCoalescer(), Work()
-    both = dict(zip("ab", await listeners(flights, work, "a", "b"), strict=True))
+    coalescer, work = RequestCoalescer(), Work()
+    both = dict(zip("ab", await listeners(coalescer, work, "a", "b"), strict=True))
     work.tell(Accepted("r", 0))
     await until(lambda: all(each.heard for each in both.values()))
     await both.pop(leaves).leave()
@@ -122,13 +122,13 @@ async def test_whoever_leaves_the_others_get_their_images(leaves: str) -> None:
 
 
 async def test_it_ends_at_once_when_the_last_one_leaves_and_who_comes_then_begins_anew() -> None:
-    flights, work = RequestCoalescer(), Work()
-    a, b = await listeners(flights, work, "a", "b")
+    coalescer, work = RequestCoalescer(), Work()
+    a, b = await listeners(coalescer, work, "a", "b")
     await a.leave()
     assert work.ended == 0
     await b.leave()
     assert work.ended == 1
-    (c,) = await listeners(flights, work, "c")
+    (c,) = await listeners(coalescer, work, "c")
     work.tell(Accepted("r", 0), IMAGE, END)
     await c.task
     assert work.begun == 2
@@ -139,8 +139,8 @@ async def test_it_ends_at_once_when_the_last_one_leaves_and_who_comes_then_begin
     "loss", [LOST, CANCELLED, RuntimeError("bug"), None], ids=["stopped", "cancelled", "broken", "no last word"]
 )
 async def test_work_that_is_lost_is_lost_for_one_and_begun_anew_for_the_others(loss: Event | Exception | None) -> None:
-    flights, work = RequestCoalescer(), Work()
-    a, b, c = await listeners(flights, work, "a", "b", "c")
+    coalescer, work = RequestCoalescer(), Work()
+    a, b, c = await listeners(coalescer, work, "a", "b", "c")
     work.tell(Accepted("r", 0), IMAGE, loss)
     await until(lambda: work.begun == 2)
     assert [type(event) for event in a.heard] == [
@@ -158,8 +158,8 @@ async def test_work_that_is_lost_is_lost_for_one_and_begun_anew_for_the_others(l
 
 
 async def test_nobody_waits_for_strangers_work_to_be_lost_again_and_again() -> None:
-    flights, work = RequestCoalescer(), Work()
-    everybody = await listeners(flights, work, *"abcdefgh")
+    coalescer, work = RequestCoalescer(), Work()
+    everybody = await listeners(coalescer, work, *"abcdefgh")
     for begun in (1, 2, 8):
         await until(lambda begun=begun: work.begun == begun)  # type: ignore[misc]
         work.tell(LOST)
@@ -171,8 +171,8 @@ async def test_nobody_waits_for_strangers_work_to_be_lost_again_and_again() -> N
 
 async def test_an_outcome_is_everybodys() -> None:
     """What the work itself comes to would come again: a refusal of it, or an engine that it has killed."""
-    flights, work = RequestCoalescer(), Work()
-    a, b = await listeners(flights, work, "a", "b")
+    coalescer, work = RequestCoalescer(), Work()
+    a, b = await listeners(coalescer, work, "a", "b")
     work.tell(Failed("r", GenerationFailed("every engine that worked on this request was lost")))
     await asyncio.gather(a.task, b.task)
     assert work.begun == 1
@@ -180,9 +180,9 @@ async def test_an_outcome_is_everybodys() -> None:
 
 
 async def test_other_work_is_done_beside_it_and_work_without_a_name_is_never_joined() -> None:
-    flights, work = RequestCoalescer(), Work()
-    await listeners(flights, work, "a")
+    coalescer, work = RequestCoalescer(), Work()
+    await listeners(coalescer, work, "a")
     for key in ("other", None, None):
-        await listeners(flights, work, "b", key=key)
+        await listeners(coalescer, work, "b", key=key)
     assert work.begun == 4
-    assert flights.joined == 0
+    assert coalescer.joined == 0

@@ -76,7 +76,7 @@ async def test_processes_with_one_redis_are_one_gateway() -> None:
         backends, tiers = [FakeBackend(), FakeBackend()], [RedisTier(config.redis), RedisTier(config.redis)]
         services = [DiffusionService(backend) for backend in backends]
         apps = [
-            create_api(service, gateway=make_gateway(config, tier, service.door_counts))
+            create_api(service, gateway=make_gateway(config, tier, service.gateway_counts))
             for service, tier in zip(services, tiers, strict=True)
         ]
         async with http(apps[0]) as one, http(apps[1]) as other:

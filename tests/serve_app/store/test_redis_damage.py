@@ -51,7 +51,7 @@ class Ingress:
         jobs = JobsConfig(lease_s=5.0)
         cache = ResultCache(CacheConfig(memory_bytes=2**20), self.tier)
         self.service = DiffusionService(self.backend, cache=cache, redis=self.tier)
-        counts = self.service.door_counts
+        counts = self.service.gateway_counts
         shared = RedisIdempotencyStore(self.tier, self.tier.signing_key("answers"), 3600)
         limits = LimitsConfig(per_address=Limits(requests_per_minute=10_000, cost_per_minute=10_000))
         self.app = create_api(

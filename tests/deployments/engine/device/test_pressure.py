@@ -68,7 +68,7 @@ def test_a_batch_that_does_not_fit_is_split_and_everyone_gets_the_same_picture(t
         for request in requests:
             engine.submit(request)
         engine.drain()
-        counted = engine.ledger.total
+        counted = engine.tracker.total
     for request in requests:
         alone, _ = run(tiny_model, [request])
         # Split down to pairs, every call had the size of one alone: not a bit differs.
@@ -83,11 +83,11 @@ def test_what_ran_out_once_is_not_tried_again(tiny_model: LoadedModel) -> None:
         for name in NAMES:
             engine.submit(request_for(tiny_model, name))
         engine.drain()
-        spent = engine.ledger.total.out_of_memory
+        spent = engine.tracker.total.out_of_memory
         for name in ("e", "f", "g", "h"):
             engine.submit(request_for(tiny_model, name))
         engine.drain()
-        assert engine.ledger.total.out_of_memory == spent
+        assert engine.tracker.total.out_of_memory == spent
         assert len(tape.of("h", ImageDone)) == 1
 
 
@@ -117,7 +117,7 @@ def test_batches_are_planned_to_the_budget(tiny_model: LoadedModel) -> None:
         for i in range(6):
             engine.submit(request_for(tiny_model, str(i)))
         engine.drain()
-        counted = engine.ledger.total
+        counted = engine.tracker.total
     assert max(counted.batch_sizes) == 4
     assert counted.images == 6
 
@@ -169,7 +169,7 @@ def test_a_black_picture_is_never_a_success(tiny_model: LoadedModel) -> None:
         engine.submit(request_for(model, "x"))
         engine.drain()
         assert isinstance(tape.of("x", ImageFailed)[0].error, NumericalFailure)
-        assert engine.ledger.total.retries == 1
+        assert engine.tracker.total.retries == 1
 
 
 def test_a_vae_that_overflows_in_half_precision_is_asked_again_in_full(tiny_model: LoadedModel) -> None:
@@ -216,8 +216,8 @@ def test_a_high_row_takes_a_low_ones_place_and_both_get_their_pictures(tiny_mode
             engine.step()
         assert not tape.of("low", Finished)
         engine.drain()
-        assert engine.ledger.total.row_steps == 16
-        assert engine.ledger.total.paused == 1
+        assert engine.tracker.total.row_steps == 16
+        assert engine.tracker.total.paused == 1
     for request in (low, high):
         alone, _ = run(tiny_model, [request], max_rows=2, padded_sizes=(2,))
         assert difference(tape.images(request.id)[0], alone.images(request.id)[0]) == 0
@@ -233,7 +233,7 @@ def test_a_paused_row_is_cancelled_as_any_other(tiny_model: LoadedModel) -> None
         assert engine.cancel("low")
         engine.drain()
         assert not tape.of("low", Finished)
-        assert engine.ledger.total.wasted_steps == 3
+        assert engine.tracker.total.wasted_steps == 3
         assert len(tape.images("high")) == 1
 
 
@@ -264,7 +264,7 @@ def test_what_misses_its_deadline_is_dropped_wherever_it_is(tiny_model: LoadedMo
             assert isinstance(tape.of(name, Failed)[0].error, DeadlineExceeded)
             assert not tape.of(name, Finished)
         assert len(tape.images("patient")) == 1
-        assert engine.ledger.total.expired == 2
+        assert engine.tracker.total.expired == 2
 
 
 def test_a_refusal_says_when_there_is_room_again(tiny_model: LoadedModel) -> None:
@@ -314,7 +314,7 @@ def test_the_estimates_are_right_within_a_quarter_at_the_median(tiny_model: Load
     engine = engine_of(model, lambda _: None, max_rows=8)
     try:
         warm_up(engine)
-        engine.ledger.emit = emit
+        engine.tracker.emit = emit
         for i in range(60):
             steps, images = rng.choice((10, 20, 30)), rng.choice((1, 1, 2))
             engine.submit(request_for(model, str(i), sampler="ddim", num_inference_steps=steps, num_images=images))

@@ -67,8 +67,8 @@ def test_rows_of_any_guidance_and_kind_share_calls_and_are_the_pictures_of_diffu
     ]
     tape, engine = run(model, requests, max_rows=32)
     # Only beside a ControlNet and from a picture do diffusers' pipelines run the negative half.
-    assert engine.ledger.total.unet_calls == 4
-    assert engine.ledger.total.batch_sizes[len(KINDS) + 2] > 0
+    assert engine.tracker.total.unet_calls == 4
+    assert engine.tracker.total.batch_sizes[len(KINDS) + 2] > 0
     far = {one.id: difference(tape.images(one.id)[0], reference_image(distilled, model, one)) for one in requests}
     assert max(far.values()) <= 1, far
 

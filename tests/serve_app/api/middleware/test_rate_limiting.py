@@ -42,7 +42,7 @@ def clock() -> Clock:
 def limited(service: DiffusionService, clock: Clock, keys: Keyring | None = None, **config: Any) -> FastAPI:
     settings = LimitsConfig.model_validate(config)
     return create_api(
-        service, gateway=Gateway(keys=keys, limits=RateLimits(settings, None, service.door_counts, clock))
+        service, gateway=Gateway(keys=keys, limits=RateLimits(settings, None, service.gateway_counts, clock))
     )
 
 
@@ -190,7 +190,7 @@ async def test_refusals_and_redis_that_is_gone_are_counted(service: DiffusionSer
         server.stop()
         tier = RedisTier(redis_at(server.url))
         settings = LimitsConfig.model_validate({"per_address": {"requests_per_minute": 1}})
-        app = create_api(service, gateway=Gateway(limits=RateLimits(settings, tier, service.door_counts, clock)))
+        app = create_api(service, gateway=Gateway(limits=RateLimits(settings, tier, service.gateway_counts, clock)))
         async with caller(app) as client:
             statuses = [(await client.post(PATH, json=CUP)).status_code for _ in range(3)]
             stats = (await client.get(f"{BASE}/stats")).json()
