@@ -7,7 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 _PACKAGES = ("torch", "diffusers", "transformers", "xformers", "numpy", "ray")
 
@@ -76,3 +78,10 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def silence_libraries() -> None:
+    """Keeps the libraries' progress bars from between the lines of a report."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

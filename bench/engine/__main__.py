@@ -13,7 +13,6 @@ is one JSON document with everything. It exits with 1 when the pictures differ: 
     python -m bench.engine --workload mixed
     python -m bench.engine --model path/to/checkpoint --repeats 5 --threads 2
     python -m bench.engine --requests 4 --steps 3,5 --repeats 1        # a quick look
-    python -m bench.engine --size sd15                                 # SD1.5's own size, needs CUDA; see sd15.py
 """
 
 import argparse
@@ -24,11 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
-from bench.card import card, print_card
+from bench.card import card, print_card, silence_libraries
 from bench.checkpoints import write_controlnet
 from bench.engine.contenders import Outcome, Pipelines, serve_with_engine
 from bench.engine.report import ENGINE, LIKE_BATCHES, ONE_BY_ONE, print_table, print_workload, summary
@@ -47,11 +44,7 @@ Contenders = Mapping[str, Callable[[Sequence[Request]], Outcome]]
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    _quiet()
-    if options.size == "sd15":
-        from bench.gpu import __main__
-
-        return __main__.main(options)
+    silence_libraries()
     if not options.model.is_dir():
         print(f"there is no checkpoint in {options.model.name}/: train the demo model, or name one with --model FOLDER")
         return 2
@@ -125,32 +118,21 @@ def _named(controlnet: Path | None) -> str | None:
     return controlnet.name if controlnet == DEMO_CONTROLNET else RANDOM
 
 
-def _quiet() -> None:
-    """No progress bars of libraries between the lines of the report."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-
-
 def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return lambda text: tuple(kind(part) for part in text.split(","))
 
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.engine", description="The engine against diffusers.")
-    parser.add_argument("--size", choices=("demo", "sd15"), default="demo", help="which network to measure")
     parser.add_argument("--workload", choices=tuple(WORKLOADS), default="text", help="what is asked for")
-    parser.add_argument("--model", type=Path, default=DEMO, help="demo: a folder in diffusers' layout")
-    parser.add_argument("--pixels", type=int, default=None, help="demo: picture side; the model's own by default")
+    parser.add_argument("--model", type=Path, default=DEMO, help="a folder in diffusers' layout")
+    parser.add_argument("--pixels", type=int, default=None, help="picture side; the model's own by default")
     parser.add_argument("--requests", type=int, default=None, help="16 in text, 20 in mixed by default")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=_numbers(int), default=STEPS, help="demo: step counts that are dealt")
-    parser.add_argument("--guidance", type=_numbers(float), default=GUIDANCE, help="demo: scales that are dealt")
+    parser.add_argument("--steps", type=_numbers(int), default=STEPS, help="step counts that are dealt")
+    parser.add_argument("--guidance", type=_numbers(float), default=GUIDANCE, help="scales that are dealt")
     parser.add_argument("--max-rows", type=int, default=16, help="UNet rows of one call of the engine, at most")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads, for every contender")
-    parser.add_argument("--budget", type=float, default=540.0, help="sd15: seconds for all parts together")
-    parser.add_argument("--parts", type=_numbers(str), default=None, help="sd15: only these parts, in this order")
-    parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)  # sd15 on the CPU, tiny shapes
     return parser
 
 

@@ -1,6 +1,6 @@
 """Where does a GPU's time go at Stable Diffusion 1.5's own size, and how near to the machine's ceiling is the engine?
 
-`python -m bench.engine --size sd15` builds SD1.5's architecture with random weights in fp16 and measures, part by part:
+It builds SD1.5's architecture with random weights in fp16 and measures, part by part:
 the matmul ceiling, the UNet and the engine's whole tick at 2 to 32 rows, the VAE, attention backends, whether
 neighbours show in a row's bits, and images per second at 20 and 50 steps: the engine's, and diffusers' pipeline's,
 eager and compiled, at batch 1 and 8; and those of both with requests of every kind at once. The forecasts were written
@@ -10,14 +10,15 @@ Each part has a limit in time and fails alone; its result is printed as soon as 
 document: a part that failed, or that the budget had no time for, is null there, and `reasons` says why. Without a CUDA
 device it says so and exits with 0.
 
-    python -m bench.engine --size sd15                                    # everything that fits in nine minutes
-    python -m bench.engine --size sd15 --parts gemm,ticks,engine          # only these
-    python -m bench.engine --size sd15 --workload mixed                   # only the part with requests of every kind
-    python -m bench.engine --size sd15 --budget 1800                      # more time for compiling
+    python -m bench.gpu                                 # everything that fits in nine minutes
+    python -m bench.gpu --parts gemm,ticks,engine       # only these
+    python -m bench.gpu --workload mixed                # only the part with requests of every kind
+    python -m bench.gpu --budget 1800                   # more time for compiling
 """
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 
-from bench.card import card, print_card
+from bench.card import card, print_card, silence_libraries
 from bench.checkpoints import SD15, TINY, Architecture, write_checkpoint
 from bench.gpu.meters import Subject
 from bench.gpu.parts import MIXED, PARTS, Part
@@ -53,7 +54,10 @@ class Stage:
     compiled: Callable[[Any], Any]
 
 
-def main(options: argparse.Namespace) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    silence_libraries()
     if not options.rehearse and not torch.cuda.is_available():
         print(f"{NO_CUDA}: this part of the bench measures SD1.5's size on a GPU, and there is none here")
         print(json.dumps({"bench": "sd15", "parts": None, "reasons": {"all": NO_CUDA}}))
@@ -72,6 +76,18 @@ def main(options: argparse.Namespace) -> int:
         document |= run_parts(partial(build, stage, Path(folder)), chosen, options.budget)
     print(json.dumps(document))
     return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="The engine at SD1.5's own size.")
+    parser.add_argument(
+        "--workload", choices=("text", "mixed"), default="text", help="mixed: only the part of that name"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads on the CPU")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all parts together")
+    parser.add_argument("--parts", type=lambda names: names.split(","), default=None, help="only these, in this order")
+    parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)  # on the CPU, tiny shapes
+    return parser
 
 
 def run_parts(build: Callable[[], Subject], parts: dict[str, Part], budget: float) -> dict[str, Any]:
@@ -151,3 +167,7 @@ def _print_part(name: str, result: Any, reason: str | None, seconds: float) -> N
 
 def _in_words(figures: dict[str, Any]) -> str:
     return "  ".join(f"{key} {value}" for key, value in figures.items())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

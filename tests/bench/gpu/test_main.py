@@ -11,9 +11,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.checkpoints import SD15
-from bench.engine.__main__ import main
 from bench.gpu import __main__
-from bench.gpu.__main__ import run_parts
+from bench.gpu.__main__ import main, run_parts
 from bench.gpu.meters import Subject
 from bench.gpu.parts import MIXED, PARTS, Part
 
@@ -37,19 +36,19 @@ def test_without_cuda_it_says_so_and_exits_with_zero(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["--size", "sd15", "--threads", "1"]) == 0
+    assert main(["--threads", "1"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("no CUDA device")
     assert last_json(text)["reasons"] == {"all": __main__.NO_CUDA}
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--size", "sd15", "--rehearse", "--parts", "gem", "--threads", "1"]) == 2
+    assert main(["--rehearse", "--parts", "gem", "--threads", "1"]) == 2
     assert "no such part: gem" in capsys.readouterr().out
 
 
 def test_the_mixed_workload_is_one_part(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--size", "sd15", "--rehearse", "--workload", "mixed", "--threads", "1"]) == 0
+    assert main(["--rehearse", "--workload", "mixed", "--threads", "1"]) == 0
     assert list(last_json(capsys.readouterr().out)["parts"]) == [MIXED]
 
 
@@ -65,7 +64,7 @@ def rehearsed() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda network, **_: network)  # tracing takes minutes and is torch's own affair
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        assert main(["--size", "sd15", "--rehearse", "--threads", "1"]) == 0
+        assert main(["--rehearse", "--threads", "1"]) == 0
     return last_json("\n".join(lines))
 
 
