@@ -1,16 +1,20 @@
-"""Who would come in vain to a full deployment is refused here, without the way there.
+"""Refuses requests for a deployment that has just said it is full, without asking it again.
 
-Under a flood most requests are refused, and each way to a replica and back costs milliseconds of the machine that the
-engine then lacks. A refusal is therefore believed for a moment: short against what it takes until a place is free, so
-that none stays free for want of asking.
+Under a flood most requests are refused, and each trip to a replica and back costs milliseconds of the machine that the
+engine then lacks. A refusal is therefore believed for a moment, which is short compared with the time until a place is
+free, so that no place stays free for want of asking.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Final
 
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.events import Event, Failed
+from deployments.engine.protocol.request import Request
+from serve_app.backends.layer import Layer
+from serve_app.backends.protocol import Backend
 
 BELIEVED_S: Final = 0.25
 
@@ -40,3 +44,22 @@ class LoadShedder:
         if tenant in self._full:
             _, error = self._full[tenant]
             raise Overloaded(error.message, error.retry_after)
+
+
+class SheddingBackend(Layer):
+    """Refuses, without asking `inner`, what it would refuse as well."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner)
+        self._shedder = LoadShedder()
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        try:
+            self._shedder.check(request.tenant)
+        except Overloaded as error:
+            yield Failed(request.id, error)
+            return
+        async with aclosing(self.inner.generate(request)) as events:
+            async for event in events:
+                self._shedder.record(request.tenant, event)
+                yield event

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,8 @@ from functools import partial
 from deployments.engine.protocol.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
 from deployments.engine.protocol.events import Accepted, Event, Failed, ImageDone, ImageFailed, Preview
 from deployments.engine.protocol.request import Request
+from serve_app.backends.layer import Layer
+from serve_app.backends.protocol import Backend
 from serve_app.backends.redis_quarantine import RedisQuarantine
 from serve_app.generation.fingerprint import canonical, hash_of, work_of
 
@@ -34,28 +36,35 @@ QUARANTINE_SECONDS = 600.0
 QUARANTINE_SIZE = 1024
 
 Clock = Callable[[], float]
-Attempt = Callable[[Request], AsyncGenerator[Event, None]]
-"""One replica's try. A `Failed` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun."""
 
 
-class Replays:
-    """The attempts of one deployment's requests. Used on one event loop.
+class ReplayingBackend(Layer):
+    """Repeats the requests of one deployment. Used on one event loop.
 
-    `counts` has `replays`, `quarantined` (requests convicted) and `quarantine_refusals`.
+    Of `inner`, a `Failed` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun. `shared`
+    is the quarantine of all processes. `counts` has `replays`, `quarantined` (requests convicted) and
+    `quarantine_refusals`.
     """
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self.counts: Counter[str] = Counter()
+    def __init__(self, inner: Backend, shared: RedisQuarantine | None = None, clock: Clock = time.monotonic) -> None:
+        super().__init__(inner)
+        self._counts: Counter[str] = Counter()
         self._clock = clock
-        self._quarantine = Quarantine(clock)
+        self._quarantine = Quarantine(clock, shared)
         self._isolation = asyncio.Lock()
 
-    def share(self, shared: RedisQuarantine) -> None:
-        """From now on what other processes have found out holds here, and what is found out here holds there."""
-        self._quarantine.shared = shared
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self._counts
 
-    async def run(self, request: Request, attempt: Attempt) -> AsyncGenerator[Event, None]:
-        """The request's events, from as many attempts as it takes; nothing is told twice. Closing this ends it all."""
+    async def close(self) -> None:
+        """Waits for verdicts on their way to Redis as well."""
+        await self.inner.close()
+        if self._quarantine.shared is not None:
+            await self._quarantine.shared.close()
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events, from as many attempts as it takes; none comes twice. Closing this ends all of them."""
         delivered = DeliveredEvents()
         arrived = self._clock()
         turns: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]
@@ -63,11 +72,11 @@ class Replays:
             async with isolation:
                 # Each time: the like of it may have been convicted while this one waited.
                 if await self._quarantine.holds(request):
-                    self.counts["quarantine_refusals"] += 1
+                    self._counts["quarantine_refusals"] += 1
                     yield Failed(request.id, Quarantined("this request has just taken several engines down; change it"))
                     return
                 asked = self._again(request, number, arrived) if number else request
-                async with aclosing(attempt(asked)) as events:
+                async with aclosing(self.inner.generate(asked)) as events:
                     async for event in events:
                         if loss := loss_of(event):
                             break
@@ -83,7 +92,7 @@ class Replays:
         """The request under an id of its own, so that the abort of one attempt cannot end the next, and with what is
         left of its deadline."""
         log.warning("request %s: its replica was lost; it is repeated (%d)", request.id, number)
-        self.counts["replays"] += 1
+        self._counts["replays"] += 1
         params = request.params
         if params.deadline_ms is not None:
             left = params.deadline_ms - round((self._clock() - arrived) * 1000)
@@ -95,7 +104,7 @@ class Replays:
         if not isinstance(loss, EngineLost):
             return loss
         log.error("request %s: every replica that ran it was lost; the like of it is refused for a while", request.id)
-        self.counts["quarantined"] += 1
+        self._counts["quarantined"] += 1
         await self._quarantine.add(request)
         return GenerationFailed("every engine that worked on this request was lost")
 
@@ -103,8 +112,8 @@ class Replays:
 class Quarantine:
     """The fingerprints of convicted requests: the last `QUARANTINE_SIZE`, for `QUARANTINE_SECONDS`."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.shared: RedisQuarantine | None = None
+    def __init__(self, clock: Clock, shared: RedisQuarantine | None = None) -> None:
+        self.shared = shared
         self._clock = clock
         self._until: OrderedDict[str, float] = OrderedDict()
 

@@ -16,13 +16,14 @@ from deployments.engine.protocol.events import Event, Finished, ImageDone, Timin
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import CACHE_BYTES, CACHE_ERRORS, CACHE_REQUESTS, CACHE_SAVED, Sample
+from serve_app.backends.layer import Layer
+from serve_app.backends.protocol import Backend
 from serve_app.cache.coalescing import RequestCoalescer
 from serve_app.cache.entry import CacheEntry
 from serve_app.cache.memory_tier import MemoryTier
 from serve_app.cache.redis_tier import SharedTier
 from serve_app.config.sections import CacheConfig
 from serve_app.generation.fingerprint import Fingerprint, fingerprint_of
-from serve_app.generation.prepared import Prepared
 from serve_app.store.redis import RedisTier
 
 log = logging.getLogger(__name__)
@@ -66,17 +67,16 @@ class ResultCache:
         """Results in this process' memory."""
         return len(self._memory)
 
-    async def generate(self, prepared: Prepared, spec: ModelSpec, make: Generate) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: Request, spec: ModelSpec, make: Generate) -> AsyncGenerator[Event, None]:
         """The request's events; `make` is what makes them where they are not here. Closing this cancels the request."""
-        request = prepared.request
         if not self._enabled or request.params.cache == "off":
             async with aclosing(make(request)) as events:
                 async for event in events:
                     yield event
             return
         fingerprint = await self._fingerprint(request, spec)
-        any_seed = prepared.drawn and request.params.cache == "reuse"
-        asks = any_seed or not (prepared.drawn or request.params.cache == "refresh")
+        any_seed = request.seed_drawn and request.params.cache == "reuse"
+        asks = any_seed or not (request.seed_drawn or request.params.cache == "refresh")
         # Who does not find it here hears of an emptied cache as Redis is asked for it: one wait for Redis at most.
         if self._shared is not None and (not asks or self._in_memory(fingerprint, any_seed)):
             await self._shared.keep_up()
@@ -232,3 +232,19 @@ def _shareable(request: Request, fingerprint: Fingerprint) -> Hashable | None:
 
 def _tier(counts: Mapping[tuple[str, str], int], tier: str) -> dict[str, int]:
     return {"hits": counts.get((tier, "hit"), 0), "misses": counts.get((tier, "miss"), 0)}
+
+
+class CachingBackend(Layer):
+    """Serves from `cache` what `inner` has made before, and joins requests for what it is making."""
+
+    def __init__(self, inner: Backend, cache: ResultCache) -> None:
+        super().__init__(inner)
+        self._cache = cache
+
+    def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        spec = next(spec for spec in self.models if spec.name == request.model)
+        return self._cache.generate(request, spec, self.inner.generate)
+
+    async def close(self) -> None:
+        await self.inner.close()
+        await self._cache.close()

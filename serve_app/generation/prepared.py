@@ -11,10 +11,8 @@ class Prepared:
     """A request ready for the backend, beside what the caller asked for.
 
     `asked` has every default filled in and a seed; `request.params` differs from it by the prompt, which has the style
-    in it. A request of `asked` and the same uploads gives the same images. `drawn` says that the seed is not the
-    caller's.
+    in it. A request of `asked` and the same uploads gives the same images.
     """
 
     request: Request
     asked: GenerationParams
-    drawn: bool = False

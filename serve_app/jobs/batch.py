@@ -18,7 +18,7 @@ from deployments.engine.protocol.errors import Cancelled, DeadlineExceeded, Engi
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import part_of
-from serve_app.generation.cancellation import Word
+from serve_app.backends.cancellation import CancelSignal
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
@@ -100,9 +100,10 @@ class Batch:
         todo = deque(works)
         # Bounded: where nobody takes the results, no more are made.
         done: asyncio.Queue[tuple[EntryGroup, Outcome]] = asyncio.Queue(self._in_flight)
-        with self._service.cancellations.named(self._name, self._tenant) as word:
+        with self._service.running.named(self._name, self._tenant) as signal:
             makers = [
-                asyncio.ensure_future(self._make_all(todo, done, word)) for _ in range(min(self._in_flight, len(works)))
+                asyncio.ensure_future(self._make_all(todo, done, signal))
+                for _ in range(min(self._in_flight, len(works)))
             ]
             try:
                 for _ in works:
@@ -111,19 +112,19 @@ class Batch:
                 await cancel_and_wait(*makers)
 
     async def _make_all(
-        self, todo: deque[EntryGroup], done: "asyncio.Queue[tuple[EntryGroup, Outcome]]", word: Word
+        self, todo: deque[EntryGroup], done: "asyncio.Queue[tuple[EntryGroup, Outcome]]", signal: CancelSignal
     ) -> None:
         while todo:
             work = todo.popleft()
-            await done.put((work, await self._outcome(work, word)))
+            await done.put((work, await self._outcome(work, signal)))
 
-    async def _outcome(self, work: EntryGroup, word: Word) -> Outcome:
+    async def _outcome(self, work: EntryGroup, signal: CancelSignal) -> Outcome:
         try:
-            return await self._make(work, word)
+            return await self._make(work, signal)
         except Cancelled as error:
             # Said through another process, which knows of those entries only that are in an engine now.
-            if error.name == self._name and not word.done():
-                word.set_result(None)
+            if error.name == self._name and not signal.done():
+                signal.set_result(None)
             return error
         except EngineError as error:
             return error
@@ -131,19 +132,19 @@ class Batch:
             log.exception("request %s: unexpected error", work.prepared.request.name)
             return EngineError("something went wrong here; quote the request id when you report it")
 
-    async def _make(self, work: EntryGroup, word: Word) -> Result:
+    async def _make(self, work: EntryGroup, signal: CancelSignal) -> Result:
         def heard(event: Event) -> None:
             if isinstance(event, Progress):
                 self._shares.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))
 
-        while not word.done():
+        while not signal.done():
             try:
                 return await self._service.collect(self._in_time(work.prepared), heard)
             except Overloaded as full:
                 seconds = (full.retry_after or RETRY_S) * random.uniform(1, 1 + JITTER)
                 if seconds * 1000 > self._left_ms(work.prepared):
                     raise DeadlineExceeded("the engines are full until after the deadline") from None
-                await asyncio.wait((word,), timeout=seconds)
+                await asyncio.wait((signal,), timeout=seconds)
         raise Cancelled
 
     def _in_time(self, prepared: Prepared) -> Prepared:
