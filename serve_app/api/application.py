@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from deployments.engine.protocol.errors import EngineError
+from serve_app.api.exchange import CLIENT_LEFT, exchange_of
 from serve_app.api.garbage_collection import collect_seldom
 from serve_app.api.middleware.access_log import AccessLog
 from serve_app.api.middleware.authentication import Authentication
@@ -26,7 +27,6 @@ from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
 from serve_app.api.parsing.validation import fault_of, invalid
 from serve_app.api.problems import Problem, http_problem, problem_of
-from serve_app.api.request_record import CLIENT_LEFT
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadata, operations
 from serve_app.config.sections import IdempotencyConfig, JobsConfig
@@ -129,25 +129,25 @@ async def _engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     problem = problem_of(error)
     if problem.status >= 500:
-        log.warning("request %s: %s", request.state.request_id, error.message)
-    return problem.response(request.state.request_id)
+        log.warning("request %s: %s", exchange_of(request.scope).request_id, error.message)
+    return problem.response(exchange_of(request.scope).request_id)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return error.response(request.state.request_id)
+    return error.response(exchange_of(request.scope).request_id)
 
 
 async def _invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # FastAPI puts where it looked, "query", before the name.
     faults = tuple(fault_of({**detail, "loc": detail["loc"][1:]}, "?{}") for detail in error.errors())
-    return invalid(faults, len(faults)).response(request.state.request_id)
+    return invalid(faults, len(faults)).response(exchange_of(request.scope).request_id)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return http_problem(error.status_code, error.headers).response(request.state.request_id)
+    return http_problem(error.status_code, error.headers).response(exchange_of(request.scope).request_id)
 
 
 async def _client_left(_request: Request, _: Exception) -> Response:

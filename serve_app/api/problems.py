@@ -27,7 +27,7 @@ from deployments.engine.protocol.errors import (
     Quarantined,
     UnknownModel,
 )
-from serve_app.api.request_record import record_of
+from serve_app.api.exchange import exchange_of
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -111,7 +111,7 @@ class ProblemResponse(JSONResponse):
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).code = self._code
+        exchange_of(scope).code = self._code
         await super().__call__(scope, receive, send)
 
 

@@ -19,8 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.engine.protocol.errors import EngineStopped
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone
+from serve_app.api.exchange import Exchange, exchange_of
 from serve_app.api.problems import internal_error
-from serve_app.api.request_record import RequestRecord, record_of
 from serve_app.api.responses.cache_headers import cache_header
 from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.large_json import encoded_json
@@ -63,14 +63,14 @@ class EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's own way to notice a departure depends on the server's ASGI version; this one listens always.
-        entry = record_of(scope)
+        entry = exchange_of(scope)
         async with aclosing(self._source):
             try:
                 await run_until_disconnect(receive, self._send_all(send, entry))
             except (ClientDisconnect, TimeoutError):
                 entry.left = True
 
-    async def _send_all(self, send: Send, entry: RequestRecord) -> None:
+    async def _send_all(self, send: Send, entry: Exchange) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._wire(entry)) as wire:
             async for chunk in wire:
@@ -78,7 +78,7 @@ class EventStream(EventSourceResponse):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _wire(self, entry: RequestRecord) -> AsyncGenerator[bytes, None]:
+    async def _wire(self, entry: Exchange) -> AsyncGenerator[bytes, None]:
         async with aclosing(patiently(self._told, KEEPALIVE_SECONDS)) as told_or_silent:
             async for numbered in told_or_silent:
                 if numbered is None:
@@ -111,7 +111,7 @@ async def in_order(cache_header: AsyncGenerator[NamedEvent, None], request_id: s
 
 
 async def _story_of(
-    first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, entry: RequestRecord
+    first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, entry: Exchange
 ) -> AsyncGenerator[NamedEvent, None]:
     """What there is to tell of a request. Ends with `done` or `error` in every case."""
     yield encoder.encode(first)
@@ -137,7 +137,7 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], enc
         # Left to the garbage collector, the generators within would be closed all at once, each by two.
         await events.aclose()
         raise
-    name, entry = request.state.request_id, record_of(request.scope)
+    name, entry = exchange_of(request.scope).request_id, exchange_of(request.scope)
     headers = cache_header(first.source) if isinstance(first, Accepted) else NO_HEADERS
     return EventStream(in_order(_story_of(first, events, encoder, entry), name), events, headers)
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
 from serve_app.api.dependencies import JobsHere, Service
+from serve_app.api.exchange import exchange_of
 from serve_app.api.middleware.rate_limiting import charge, charge_refused
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
@@ -80,7 +81,7 @@ async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> 
     if media_type == EVENTS and not later:
         refuse_key(request)
         await _charge(request, service, asked)
-        outcomes, name = _begun(request, service, jobs.config, asked), request.state.request_id
+        outcomes, name = _begun(request, service, jobs.config, asked), exchange_of(request.scope).request_id
         return EventStream(in_order(_told(name, asked, outcomes), name), outcomes)
 
     async def work() -> Response:
@@ -156,14 +157,14 @@ async def _charge(request: Request, service: Service, asked: BatchEntries) -> No
 def _begun(
     request: Request, service: Service, config: JobsConfig, asked: BatchEntries
 ) -> AsyncGenerator[tuple[int, Outcome], None]:
-    name, tenant = request.state.request_id, principal_of(request).tenant
+    name, tenant = exchange_of(request.scope).request_id, principal_of(request).tenant
     return Batch(service, asked.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
 
 
 async def _whole(
     request: Request, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> Response:
-    name = request.state.request_id
+    name = exchange_of(request.scope).request_id
     entries = await run_until_disconnect(request.receive, _all(name, asked, outcomes))
     answer = {"id": name, **totals(entries), "results": entries}
     return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})

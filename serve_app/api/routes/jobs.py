@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.errors import EngineError
 from serve_app.api.dependencies import JobsHere
+from serve_app.api.exchange import exchange_of
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem, problem_of
 from serve_app.api.responses.event_stream import EventStream, Numbered
@@ -70,7 +71,7 @@ async def follow_job(request: Request, job_id: str, jobs: JobsHere) -> Response:
     """
     job = await _found(request, jobs, job_id)
     states = jobs.follow(job.id, job.tenant)
-    return EventStream(_told(states, _seen(request), request.state.request_id), states)
+    return EventStream(_told(states, _seen(request), exchange_of(request.scope).request_id), states)
 
 
 async def _told(states: AsyncGenerator[Job, None], seen: int, request_id: str) -> AsyncGenerator[Numbered, None]:
