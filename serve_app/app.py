@@ -74,6 +74,8 @@ def api_over(config: AppConfig, deployments: Sequence[RayBackend]) -> "FastAPI":
     """The ASGI application over `deployments`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
+    from serve_app.jobs.local_jobs import LocalJobs
+    from serve_app.jobs.redis_jobs import RedisJobs
     from serve_app.jobs.redis_store import RedisJobStore
     from serve_app.service import DiffusionService
     from serve_app.store.redis import RedisTier
@@ -85,9 +87,10 @@ def api_over(config: AppConfig, deployments: Sequence[RayBackend]) -> "FastAPI":
     backend = route_to(deployments, quarantine)
     service = DiffusionService(backend, cache=ResultCache(config.cache, redis, config.numerics()), redis=redis)
     Publisher(service.samples)
-    shelf = None
+    job_store = None
     if redis is not None:
-        shelf = RedisJobStore(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
+        jobs = RedisJobs(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
+        job_store = RedisJobStore(LocalJobs(config.jobs), jobs)
     return create_api(
         service,
         max_body_bytes=config.ingress.max_body_bytes,
@@ -96,5 +99,5 @@ def api_over(config: AppConfig, deployments: Sequence[RayBackend]) -> "FastAPI":
         log_prompts=config.logging.prompts,
         gateway=make_gateway(config, redis, service.gateway_counts),
         jobs_config=config.jobs,
-        shelf=shelf,
+        job_store=job_store,
     )

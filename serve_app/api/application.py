@@ -32,8 +32,10 @@ from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadat
 from serve_app.config.sections import IdempotencyConfig, JobsConfig
 from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.setup import Gateway
+from serve_app.jobs.local_jobs import LocalJobs
 from serve_app.jobs.manager import Jobs
-from serve_app.jobs.redis_store import RedisJobStore
+from serve_app.jobs.memory_store import MemoryJobStore
+from serve_app.jobs.store import JobStore
 from serve_app.observability.versions import darkroom_version
 from serve_app.service import DiffusionService
 
@@ -64,13 +66,13 @@ def create_api(
     log_prompts: bool = False,
     gateway: Gateway = OPEN,
     jobs_config: JobsConfig = NO_SETTINGS,
-    shelf: RedisJobStore | None = None,
+    job_store: JobStore | None = None,
 ) -> FastAPI:
     """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
 
     All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
     Each request is a line in the log of `serve_app.api.middleware.access_log`, with its prompt if `log_prompts`.
-    `gateway` says who may ask, and how much. Jobs are kept on `shelf`, or else in this process.
+    `gateway` says who may ask, and how much. Jobs are kept in `job_store`, or else in this process.
     Whoever made `service` closes it.
     """
     app = FastAPI(
@@ -85,7 +87,7 @@ def create_api(
         dependencies=[] if gateway.keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
-    app.state.jobs = Jobs(service, jobs_config, entry_document, shelf)
+    app.state.jobs = Jobs(service, jobs_config, entry_document, job_store or MemoryJobStore(LocalJobs(jobs_config)))
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.idempotency = gateway.idempotency or Idempotency(IdempotencyConfig(), None, service.gateway_counts)

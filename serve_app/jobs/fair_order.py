@@ -3,6 +3,7 @@
 Start-time fair queueing (Goyal, Vin, Cheng, 1996), a job being one unit of service.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -26,3 +27,8 @@ def next_round(unfinished: Sequence[QueuedJob], tenant: str) -> int:
 def fair_order(unfinished: Iterable[QueuedJob]) -> list[str]:
     """The ids of jobs that are given in the order of their coming, in the order of their turns."""
     return [turn.id for turn in sorted(unfinished, key=lambda turn: turn.number)]
+
+
+def digest_of(tenant: str) -> str:
+    """Returns what stands for a tenant in Redis, where names of tenants do not belong."""
+    return hashlib.blake2b(tenant.encode(), digest_size=16).hexdigest()

@@ -26,8 +26,8 @@ DONE: Final = 200
 class Job:
     """`params` are the entries to be made, with seeds, by their numbers; of `entries`, some may have been refused at
     the door. `documents` are in the order of their coming, `files` the pictures that this process holds; `unsaved` are
-    entries that only this process knows. Times are seconds since 1970. `turn` is its round (`job_turns.py`), and
-    `ahead` unfinished jobs have their turn before it.
+    entries that only this process knows. Times are seconds since 1970. `round` is when its tenant's turn comes
+    (`fair_order.py`), and `ahead` unfinished jobs come before it.
 
     It has `succeeded` where at least one entry has pictures, and `failed` where none has.
     """
@@ -44,7 +44,7 @@ class Job:
     files: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
     unsaved: set[int] = field(default_factory=set)
     durable: bool = False
-    turn: int = 0
+    round: int = 0
     ahead: int = 0
     told_progress: float = 0.0
     gauge: Callable[[], float] | None = None
