@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from serve_app.cache.entry import BadEntry, CacheEntry, packed, unpacked
+from serve_app.cache.entry import BadEntry, CacheEntry, pack, unpack
 from serve_app.generation.fingerprint import Fingerprint
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content, word
@@ -113,7 +113,7 @@ class SharedTier:
             return None
         try:
             # Megabytes to hash, beside a loop that everybody needs.
-            return await asyncio.to_thread(unpacked, data, self._key)
+            return await asyncio.to_thread(unpack, data, self._key)
         except BadEntry as error:
             self._note(f"a result ({error})")
             return None
@@ -166,7 +166,7 @@ class SharedTier:
         return self._read(await redis.getrange(f"{self._prefix}generation", 0, _WORD_BYTES))
 
     async def _write(self, entry: CacheEntry, generation: bytes) -> None:
-        data = await asyncio.to_thread(packed, entry, self._key)
+        data = await asyncio.to_thread(pack, entry, self._key)
         milliseconds = max(1, round(self._ttl_s * 1000))
         result = self._name(f"result:{entry.fingerprint.key}", generation)
         latest = self._name(f"latest:{entry.fingerprint.work_key}", generation)

@@ -5,9 +5,10 @@ while it is being made they are in conflict; the same key with another request i
 """
 
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from cachetools import TTLCache
 
 from serve_app.config.sections import IdempotencyConfig
 from serve_app.gateway.idempotency_store import HeldElsewhere, IdempotentRequest, RedisIdempotencyStore, StoredResponse
@@ -36,8 +37,15 @@ class Idempotency:
     ) -> None:
         self.shared = shared
         self.counts = counts
-        self.kept = _Kept(config.memory_bytes, config.ttl_s, clock)
+        self.kept: TTLCache[str, tuple[bytes, StoredResponse]] = TTLCache(
+            config.memory_bytes, config.ttl_s, clock, getsizeof=lambda kept: kept[1].size
+        )
         self.running: dict[str, bytes] = {}
+
+    def keep(self, name: str, fingerprint: bytes, response: StoredResponse) -> None:
+        """Remembers a response in this process, unless it is larger than all of them may be together."""
+        if response.size <= self.kept.maxsize:
+            self.kept[name] = (fingerprint, response)
 
     async def begin(self, work: IdempotentRequest) -> "StoredResponse | Lease":
         """The answer to `work`, if there is one, or else the caller's turn to find it, which must be ended.
@@ -56,7 +64,7 @@ class Idempotency:
             if isinstance(theirs, HeldElsewhere):
                 raise InProgress if theirs.fingerprint == work.fingerprint else Reused
             if theirs is not None:
-                self.kept.put(work.name, *theirs)
+                self.keep(work.name, *theirs)
                 return self._replayed(work, *theirs)
         except BaseException:
             await turn.end()
@@ -89,7 +97,7 @@ class Lease:
     async def end(self, answer: StoredResponse | None = None) -> None:
         """The next one may begin, or gets `answer`."""
         if answer is not None:
-            self._owner.kept.put(self._work.name, self._work.fingerprint, answer)
+            self._owner.keep(self._work.name, self._work.fingerprint, answer)
         self._owner.running.pop(self._work.name, None)
         if self._lock is not None:
             await self._lock.leave(answer)
@@ -99,37 +107,3 @@ class Lease:
         assert self._lock is not None
         self._owner.counts["idempotency_degraded"] += self._lock.lost
         self._lock.lost = 0
-
-
-@dataclass(slots=True)
-class _Kept:
-    """Answers in memory, by name. What was not asked for longest goes first."""
-
-    bytes_at_most: int
-    ttl_s: float
-    clock: Clock
-    held: int = 0
-    entries: "OrderedDict[str, tuple[float, bytes, StoredResponse]]" = field(default_factory=OrderedDict)
-
-    def get(self, name: str) -> tuple[bytes, StoredResponse] | None:
-        """The fingerprint of the request, and its answer."""
-        found = self.entries.get(name)
-        if found is None or found[0] <= self.clock():
-            self._drop(name)
-            return None
-        self.entries.move_to_end(name)
-        return found[1:]
-
-    def put(self, name: str, fingerprint: bytes, answer: StoredResponse) -> None:
-        """Keeps it, unless it is larger than everything may be."""
-        self._drop(name)
-        if answer.size > self.bytes_at_most:
-            return
-        self.entries[name] = (self.clock() + self.ttl_s, fingerprint, answer)
-        self.held += answer.size
-        while self.held > self.bytes_at_most:
-            self._drop(next(iter(self.entries)))
-
-    def _drop(self, name: str) -> None:
-        gone = self.entries.pop(name, None)
-        self.held -= 0 if gone is None else gone[2].size

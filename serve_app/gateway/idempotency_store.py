@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import hmac
-import json
 import logging
 import re
 import secrets
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Final
 
 from pydantic import Field
@@ -17,6 +14,7 @@ from redis.asyncio import Redis
 from serve_app.config.strict import Strict
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content
+from serve_app.store.signed import BadSignature, sign, verify
 from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
@@ -30,8 +28,6 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 
 # With its headers, and what signs it.
 MAX_READ_BYTES: Final = MAX_ANSWER_BYTES + 2**20
-
-_SIGNATURE_BYTES: Final = 32
 
 _SEEN_BYTES: Final = 256
 _LOCK: Final = re.compile(rb"lock:[0-9a-f]{16}:((?:[0-9a-f]{2}){1,64})")
@@ -102,29 +98,22 @@ class RedisIdempotencyStore:
         """The lock on `work`, not yet taken."""
         return Lock(self, work)
 
-    def packed(self, name: str, fingerprint: bytes, answer: StoredResponse) -> bytes:
-        """Signature, one line of JSON, body."""
-        head = {"fingerprint": fingerprint.hex(), "status": answer.status, "headers": answer.headers}
-        content = json.dumps(head).encode() + b"\n" + answer.body
-        return self._signature(name, content) + content
+    def pack(self, name: str, fingerprint: bytes, response: StoredResponse) -> bytes:
+        """Returns the response as bytes, signed for this name: it cannot be moved to another caller's."""
+        head = {"fingerprint": fingerprint.hex(), "status": response.status, "headers": response.headers}
+        return sign(f"idempotency:{name}", head, (response.body,), self._key)
 
-    def unpacked(self, name: str, data: bytes) -> tuple[bytes, StoredResponse] | None:
-        """None unless it was packed under that name, with our key."""
-        signature, content = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._signature(name, content)):
-            log.warning("a kept answer in Redis is not used: its signature is wrong")
-            return None
-        line, _, body = content.partition(b"\n")
+    def unpack(self, name: str, data: bytes) -> tuple[bytes, StoredResponse] | None:
+        """Returns the fingerprint and the response; None unless they were packed under that name, with our key."""
         try:
-            head = _Head.model_validate_json(line)
+            content, (body,) = verify(f"idempotency:{name}", data, self._key)
+            head = _Head.model_validate(content)
             return bytes.fromhex(head.fingerprint), StoredResponse(head.status, tuple(head.headers), body)
+        except BadSignature:
+            log.warning("a kept answer in Redis is not used: its signature is wrong")
         except ValueError:
             log.warning("a kept answer in Redis is not used: another version wrote it")
-            return None
-
-    def _signature(self, name: str, content: bytes) -> bytes:
-        # With its name, or an answer could be moved to another caller's.
-        return hmac.digest(self._key, f"idempotency:{name}\n".encode() + content, sha256)
+        return None
 
 
 class Lock:
@@ -182,7 +171,7 @@ class Lock:
             # One that does not end by itself is nobody's.
             return HeldElsewhere(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
         # Megabytes to hash, beside a loop that everybody needs.
-        return await asyncio.to_thread(self._shared.unpacked, self._work.name, found)
+        return await asyncio.to_thread(self._shared.unpack, self._work.name, found)
 
     async def _replace(self, found: bytes) -> bool:
         """Puts the lock in the place of what is not ours; False where that has just become something else."""
@@ -198,7 +187,7 @@ class Lock:
         if answer is None or answer.size > MAX_ANSWER_BYTES:
             await self._eval(_RELEASE)
             return
-        data = await asyncio.to_thread(self._shared.packed, self._work.name, self._work.fingerprint, answer)
+        data = await asyncio.to_thread(self._shared.pack, self._work.name, self._work.fingerprint, answer)
         await self._eval(_ANSWER, self._shared.ttl_ms, data)
 
     async def _renew(self) -> None:
