@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Collection
 from serve_app.jobs.fair_order import QueuedJob, fair_order
 from serve_app.jobs.job import Job
 from serve_app.jobs.local_jobs import LocalJobs
-from serve_app.jobs.store import Lease
+from serve_app.jobs.store import LeaseState
 
 
 class MemoryJobStore:
@@ -45,7 +45,7 @@ class MemoryJobStore:
     async def request_cancel(self, job: Job) -> None:
         """Nobody else works on it."""
 
-    async def renew_lease(self, job: Job) -> Lease:
+    async def renew_lease(self, job: Job) -> LeaseState:
         return "ours"
 
     async def save(self, job: Job) -> None:

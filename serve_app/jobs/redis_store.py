@@ -13,7 +13,7 @@ from serve_app.jobs.job import Job
 from serve_app.jobs.local_jobs import LocalJobs
 from serve_app.jobs.memory_store import MemoryJobStore
 from serve_app.jobs.redis_jobs import RedisJobs
-from serve_app.jobs.store import Lease, LeaseLost
+from serve_app.jobs.store import LeaseLost, LeaseState
 from serve_app.store.redis import RedisGone
 
 
@@ -102,7 +102,7 @@ class RedisJobStore:
         except RedisGone:
             raise _out_of_reach() from None
 
-    async def renew_lease(self, job: Job) -> Lease:
+    async def renew_lease(self, job: Job) -> LeaseState:
         try:
             match await self._redis.renew_lease(job):
                 case "cancel":

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from serve_app.jobs.fair_order import QueuedJob
 from serve_app.jobs.job import Job
 
-Lease = Literal["ours", "cancel", "lost"]
+LeaseState = Literal["ours", "cancel", "lost"]
 """Of a job being worked on: still ours; ours, and somebody has asked for its end; or another process'."""
 
 
@@ -45,7 +45,7 @@ class JobStore(Protocol):
     async def request_cancel(self, job: Job) -> None:
         """Asks whichever process works on the job to end it."""
 
-    async def renew_lease(self, job: Job) -> Lease:
+    async def renew_lease(self, job: Job) -> LeaseState:
         """Holds the lease a while longer, and publishes how far the job is."""
 
     async def save(self, job: Job) -> None:
