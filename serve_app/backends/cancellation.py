@@ -16,7 +16,7 @@ CancelSignal = asyncio.Future[None]
 
 
 class RunningRequests:
-    """What runs in this process, by tenant and name. Used on one event loop.
+    """The running requests of this process, by tenant and name. Used on one event loop.
 
     Cancelling ends the caller's wait, wherever the request is: in an engine, on the way to one, or waiting for one to
     come back. The generator is closed as if the caller had left, so an engine that has the request frees its rows.
@@ -27,7 +27,7 @@ class RunningRequests:
 
     @contextmanager
     def named(self, name: str, tenant: str) -> Iterator[CancelSignal]:
-        """As long as this lasts, `cancel` by that name sets the signal."""
+        """Registers a name for as long as this lasts, and gives the signal that `cancel` sets."""
         signal: CancelSignal = asyncio.get_running_loop().create_future()
         self._running[signal] = (name, tenant)
         try:
@@ -67,7 +67,7 @@ class CancellableBackend(Layer):
 async def _next_or_cancelled(
     signal: CancelSignal, request: Request, events: AsyncGenerator[Event, None]
 ) -> Event | None:
-    """The next event; None where there is none any more."""
+    """Returns the next event, a `Failed` where the request is cancelled first, or None at the end."""
     coming = asyncio.ensure_future(anext(events, None))
     try:
         await asyncio.wait((coming, signal), return_when=asyncio.FIRST_COMPLETED)

@@ -23,20 +23,20 @@ REMEMBERED: Final = 10_000
 
 
 class LoadShedder:
-    """Of one deployment: what its engines said last to tenants for whom there was no room. Used on one event loop."""
+    """Remembers, by tenant, that a deployment has just been full. Used on one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._full: dict[str, tuple[float, Overloaded]] = {}
 
     def record(self, tenant: str, event: Event) -> None:
-        """An engine has answered."""
+        """Learns from an event that an engine has sent."""
         if isinstance(event, Failed) and isinstance(event.error, Overloaded) and len(self._full) < REMEMBERED:
             believed = min(BELIEVED_S, event.error.retry_after or BELIEVED_S)
             self._full[tenant] = (self._clock() + believed, event.error)
 
     def check(self, tenant: str) -> None:
-        """Raises Overloaded where an engine has just said so to this tenant."""
+        """Raises Overloaded where an engine has just refused this tenant."""
         if not self._full:
             return
         now = self._clock()

@@ -78,10 +78,10 @@ class RayBackend:
             # that is merely dropped is never cancelled.
             if not ended:
                 stream.cancel()
-                self._in_background(self._ask_replicas("abort", request.id))
+                self._start_task(self._ask_replicas("abort", request.id))
 
     async def _ask_replicas(self, method: str, *arguments: str) -> Sequence[Any]:
-        """What every replica answers to a call of `method`; nothing where they cannot be asked in time."""
+        """Calls `method` of every replica and returns the answers; none where they do not come in time."""
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_S):
                 answers: Sequence[Any] = await self._handle.broadcast(method, *arguments).results_async(
@@ -92,14 +92,14 @@ class RayBackend:
             log.warning("a deployment did not answer to %s: %s", method, type(error).__name__)
             return []
 
-    def _in_background(self, work: Any) -> None:
+    def _start_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
 def as_engine_error(error: Exception) -> EngineError | None:
-    """What a failure of Ray's means to the caller; None for what nobody expected. Never carries Ray's text."""
+    """Translates a failure of Ray's for the caller; None for an unexpected one. Never carries Ray's text."""
     if isinstance(error, EngineError):
         # Ray's wrapper is an instance of the class too, but its text holds a remote traceback.
         cause = getattr(error, "cause", error)

@@ -1,4 +1,4 @@
-"""Requests whose replica is lost: repeated on another, and refused for a while once they are what replicas die of.
+"""Repeats requests whose replica was lost on another one, and refuses those that crash replicas for a while.
 
 A request is a pure function of its parameters and its seed, so another replica makes the same images. But one that
 kills every replica that runs it would take its neighbours down with it each time. Hence three attempts, which differ:
@@ -67,15 +67,15 @@ class ReplayingBackend(Layer):
         """The request's events, from as many attempts as it takes; none comes twice. Closing this ends all of them."""
         delivered = DeliveredEvents()
         arrived = self._clock()
-        turns: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]
-        for number, isolation in enumerate(turns):
+        isolations: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]
+        for number, isolation in enumerate(isolations):
             async with isolation:
-                # Each time: the like of it may have been convicted while this one waited.
+                # Before each attempt: a request for the same work may have been convicted while this one waited.
                 if await self._quarantine.holds(request):
                     self._counts["quarantine_refusals"] += 1
                     yield Failed(request.id, Quarantined("this request has just taken several engines down; change it"))
                     return
-                asked = self._again(request, number, arrived) if number else request
+                asked = self._next_attempt(request, number, arrived) if number else request
                 async with aclosing(self.inner.generate(asked)) as events:
                     async for event in events:
                         if loss := loss_of(event):
@@ -84,13 +84,13 @@ class ReplayingBackend(Layer):
                             yield replace(event, request_id=request.id)
                     else:
                         return
-                # Before the next one has its turn: it may be the like of this one.
+                # Before the next one runs alone: it may be for the same work.
                 if isolation is self._isolation:
-                    yield Failed(request.id, await self._verdict(request, loss))
+                    yield Failed(request.id, await self._convict(request, loss))
 
-    def _again(self, request: Request, number: int, arrived: float) -> Request:
-        """The request under an id of its own, so that the abort of one attempt cannot end the next, and with what is
-        left of its deadline."""
+    def _next_attempt(self, request: Request, number: int, arrived: float) -> Request:
+        """Returns the request with what is left of its deadline, under an id of its own: the abort of one attempt must
+        not end the next."""
         log.warning("request %s: its replica was lost; it is repeated (%d)", request.id, number)
         self._counts["replays"] += 1
         params = request.params
@@ -99,8 +99,8 @@ class ReplayingBackend(Layer):
             params = params.model_copy(update={"deadline_ms": max(1, left)})
         return replace(request, id=f"{request.id}.replay-{number}", params=params)
 
-    async def _verdict(self, request: Request, loss: EngineStopped) -> EngineStopped | GenerationFailed:
-        """What to say when the last attempt, too, has lost its replica."""
+    async def _convict(self, request: Request, loss: EngineStopped) -> EngineStopped | GenerationFailed:
+        """Returns the error for a request whose last attempt, too, has lost its replica."""
         if not isinstance(loss, EngineLost):
             return loss
         log.error("request %s: every replica that ran it was lost; the like of it is refused for a while", request.id)
@@ -110,7 +110,7 @@ class ReplayingBackend(Layer):
 
 
 class Quarantine:
-    """The fingerprints of convicted requests: the last `QUARANTINE_SIZE`, for `QUARANTINE_SECONDS`."""
+    """Holds the fingerprints of convicted requests: the last `QUARANTINE_SIZE`, for `QUARANTINE_SECONDS`."""
 
     def __init__(self, clock: Clock, shared: RedisQuarantine | None = None) -> None:
         self.shared = shared
@@ -118,7 +118,7 @@ class Quarantine:
         self._until: OrderedDict[str, float] = OrderedDict()
 
     async def add(self, request: Request) -> None:
-        """Refuses the like of `request` from now on."""
+        """Refuses requests for the same work as `request` from now on."""
         convicted = await asyncio.to_thread(fingerprint, request)
         self._until[convicted] = self._clock() + QUARANTINE_SECONDS
         self._until.move_to_end(convicted)
@@ -128,7 +128,7 @@ class Quarantine:
             self.shared.add(convicted, QUARANTINE_SECONDS)
 
     async def holds(self, request: Request) -> bool:
-        """Whether the like of it was convicted a short while ago."""
+        """Whether a request for the same work was convicted a short while ago."""
         while self._until and next(iter(self._until.values())) <= self._clock():
             self._until.popitem(last=False)
         # Nearly always empty; and hashing a form's pictures takes a while, so it happens on a thread.
@@ -139,7 +139,7 @@ class Quarantine:
 
 @dataclass(slots=True)
 class DeliveredEvents:
-    """What the caller has seen of a request, so that a replay does not show it twice."""
+    """Remembers what the caller has seen of a request, so that a replay does not send it twice."""
 
     accepted: bool = False
     images: set[int] = field(default_factory=set)
@@ -161,10 +161,10 @@ class DeliveredEvents:
 
 
 def loss_of(event: Event) -> EngineStopped | None:
-    """How the attempt that ends with `event` lost its engine; None where the engine is still there."""
+    """Returns the error of an attempt that lost its engine and ends with `event`; None where it did not."""
     return event.error if isinstance(event, Failed) and isinstance(event.error, EngineStopped) else None
 
 
 def fingerprint(request: Request) -> str:
-    """A hash of what the request makes an engine do: equal for equal work, whoever asks and under whichever id."""
+    """Hashes what the request makes an engine do: equal for equal work, whoever asks and under whichever id."""
     return hash_of(canonical(work_of(request) | {"previews": request.previews}).encode())

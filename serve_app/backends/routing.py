@@ -18,7 +18,7 @@ REPORT_AGE_S: Final = 1.0
 
 
 def route_to(deployments: Sequence[Backend], quarantine: RedisQuarantine | None = None) -> "RoutingBackend":
-    """The backend over `deployments`: for each, what happens to a request on its way there, from the outside in."""
+    """Makes the backend over `deployments`: what happens to a request on its way to each, from the outside in."""
     return RoutingBackend([SheddingBackend(ReplayingBackend(each, quarantine)) for each in deployments])
 
 

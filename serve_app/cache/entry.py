@@ -36,7 +36,7 @@ class CacheEntry:
         return sum(len(image.data) for image in self.images) + len(self.fingerprint.work) + _OVERHEAD
 
     def events(self, request_id: str) -> Iterator[Event]:
-        """What a request hears that is served with it."""
+        """Yields the events of a request that is served with it."""
         yield Accepted(request_id, 0, source="cache")
         yield from (replace(image, request_id=request_id) for image in self.images)
         yield Finished(request_id, Timings())

@@ -1,4 +1,4 @@
-"""The result cache: who asks for images that were made before is served with them, for images in the making joins.
+"""Serves images made before, and joins requests for images already being made.
 
 Between the service and its backend: this process' memory, then Redis where there is one, then the engines. The rules
 are in docs/caching.md. Only complete results are kept; a failure never is, and black images fail already in the engine.
@@ -56,7 +56,7 @@ class ResultCache:
         self._shared: SharedTier | None = None
         if redis is not None and config.enabled:
             self._shared = SharedTier(redis, redis.signing_key("results"), config.ttl_s, self._forget)
-        self._flights = RequestCoalescer()
+        self._coalescer = RequestCoalescer()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._bad = 0
         self._saved_s = 0.0
@@ -80,16 +80,16 @@ class ResultCache:
         # Who does not find it here hears of an emptied cache as Redis is asked for it: one wait for Redis at most.
         if self._shared is not None and (not asks or self._in_memory(fingerprint, any_seed)):
             await self._shared.keep_up()
-        if asks and (entry := self._remembered(fingerprint, any_seed)):
+        if asks and (entry := self._find_in_memory(fingerprint, any_seed)):
             for event in entry.events(request.id):
                 yield event
             return
 
         def work() -> AsyncGenerator[Event, None]:
-            return self._made(request, fingerprint, make, asks, any_seed)
+            return self._fetch_or_make(request, fingerprint, make, asks, any_seed)
 
-        shared = _shareable(request, fingerprint) if asks and not any_seed else None
-        async with aclosing(self._flights.follow(request.id, shared, work)) as events:
+        shared = _sharing_key(request, fingerprint) if asks and not any_seed else None
+        async with aclosing(self._coalescer.follow(request.id, shared, work)) as events:
             async for event in events:
                 yield event
 
@@ -120,7 +120,7 @@ class ResultCache:
             "total_cache_entries": len(self._memory),
             "cache": {
                 **{tier: _tier(counts, tier) for tier in ("memory", "redis")},
-                "coalesced": self._flights.joined,
+                "coalesced": self._coalescer.joined,
                 "bytes": self._memory.bytes,
                 "evictions": self._memory.evictions,
                 "saved_seconds": round(self._saved_s, 3),
@@ -132,7 +132,7 @@ class ResultCache:
         """The same for Prometheus."""
         for labels, number in list(self._counts.items()):
             yield Sample(CACHE_REQUESTS, labels, number)
-        yield Sample(CACHE_REQUESTS, ("inflight", "coalesced"), self._flights.joined)
+        yield Sample(CACHE_REQUESTS, ("inflight", "coalesced"), self._coalescer.joined)
         for kind, number in self._errors().items():
             yield Sample(CACHE_ERRORS, (kind,), number)
         yield Sample(CACHE_SAVED, (), self._saved_s)
@@ -143,46 +143,46 @@ class ResultCache:
         # Megabytes of pictures to hash, and everybody else would wait.
         return fingerprint_of(*asked) if request.uploads is None else await asyncio.to_thread(fingerprint_of, *asked)
 
-    def _remembered(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
-        """The result that this process remembers."""
+    def _find_in_memory(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
+        """Returns the result that this process has."""
         found = self._in_memory(fingerprint, any_seed)
-        if found is not None and not self._is_it(found, fingerprint, any_seed):
+        if found is not None and not self._matches(found, fingerprint, any_seed):
             self._memory.drop(found.fingerprint)
             found = None
-        return self._counted("memory", found)
+        return self._count("memory", found)
 
     def _in_memory(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
         return self._memory.latest(fingerprint.work_key) if any_seed else self._memory.get(fingerprint.key)
 
-    async def _fetched(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
-        """The result that Redis has, which this process remembers from now on."""
+    async def _find_in_redis(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
+        """Returns the result that Redis has, and keeps it in this process."""
         if self._shared is None:
             return None
         found = await (self._shared.latest(fingerprint) if any_seed else self._shared.get(fingerprint))
-        if found is not None and not self._is_it(found, fingerprint, any_seed):
+        if found is not None and not self._matches(found, fingerprint, any_seed):
             found = None
         if found is not None:
             self._memory.put(found)
-        return self._counted("redis", found)
+        return self._count("redis", found)
 
-    def _is_it(self, entry: CacheEntry, fingerprint: Fingerprint, any_seed: bool) -> bool:
-        """Whether the entry is what was asked for, all of it compared, and not too old."""
+    def _matches(self, entry: CacheEntry, fingerprint: Fingerprint, any_seed: bool) -> bool:
+        """Whether the entry is for the very same work, and not too old."""
         same = entry.fingerprint.work == fingerprint.work and (any_seed or entry.fingerprint.seed == fingerprint.seed)
         if not same:
             self._bad += 1
             log.warning("a cached result is not used: it is another request's")
         return same and self._clock() - entry.made < self._ttl_s
 
-    def _counted(self, tier: str, entry: CacheEntry | None) -> CacheEntry | None:
+    def _count(self, tier: str, entry: CacheEntry | None) -> CacheEntry | None:
         self._counts[tier, "miss" if entry is None else "hit"] += 1
         self._saved_s += 0.0 if entry is None else entry.seconds
         return entry
 
-    async def _made(
+    async def _fetch_or_make(
         self, request: Request, fingerprint: Fingerprint, make: Generate, asks: bool, any_seed: bool
     ) -> AsyncGenerator[Event, None]:
-        """The request's events, from Redis or from the engines; what these make is kept."""
-        if asks and (entry := await self._fetched(fingerprint, any_seed)):
+        """Yields the request's events, from Redis or from the engines; what these make is kept."""
+        if asks and (entry := await self._find_in_redis(fingerprint, any_seed)):
             for event in entry.events(request.id):
                 yield event
             return
@@ -208,7 +208,7 @@ class ResultCache:
         self._epoch += 1
 
     def _errors(self) -> dict[str, int]:
-        """What went wrong, by its kind."""
+        """Counts what went wrong, by its kind."""
         shared = self._shared
         counts = {} if shared is None else shared.counts
         return {
@@ -220,8 +220,8 @@ class ResultCache:
         }
 
 
-def _shareable(request: Request, fingerprint: Fingerprint) -> Hashable | None:
-    """Under what the work can be joined; None where it cannot.
+def _sharing_key(request: Request, fingerprint: Fingerprint) -> Hashable | None:
+    """Returns the key under which others may join the work; None where they may not.
 
     A request that shows more on the way, or is more urgent, is work of its own, though its images are the same. And one
     with a deadline is dropped at it, which is not what those who came later have asked for.

@@ -89,9 +89,9 @@ class IdempotencyConfig(Strict):
 class RedisConfig(Strict):
     """Where Redis is: `redis://` or, with TLS, `rediss://`. `prefix` goes before every key in it.
 
-    A user belongs into the url (`redis://user@host:6379/0`), its `password` into the environment or a file. `key`, the
-    same for all processes that share it, signs results, answers and jobs there: whoever can write to Redis can put
-    nothing into anybody's mouth.
+    A user goes in the URL (`redis://user@host:6379/0`), its `password` in the environment or a file. `key`, the same
+    for all processes that share it, signs results, answers and jobs there: whoever can write to Redis cannot forge
+    entries.
     """
 
     url: str = Field(pattern=r"^rediss?://")

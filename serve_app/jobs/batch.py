@@ -1,7 +1,7 @@
-"""Many requests as one: they run side by side, a bounded number at a time, and each comes to an end of its own.
+"""Runs many requests side by side, a bounded number at a time; each ends on its own.
 
-Equal entries are made once. An engine that is full is no reason to fail: nobody is there to come back later, so the
-entry itself waits and asks again, as long as its deadline allows.
+Equal entries are made once. A full engine is no reason to fail: nobody is there to come back later, so the entry itself
+waits and asks again, as long as its deadline allows.
 """
 
 import asyncio
@@ -66,47 +66,47 @@ class Batch:
         self._in_flight = in_flight
         self._clock = clock
         self._begun = clock() - age_s
-        self._shares: dict[int, float] = {}
+        self._progress_of: dict[int, float] = {}
 
     @property
     def progress(self) -> float:
         """How much of it is done, from 0 to 1, by steps."""
-        return sum(self._shares.values()) / len(self._params) if self._params else 1.0
+        return sum(self._progress_of.values()) / len(self._params) if self._params else 1.0
 
     async def outcomes(self) -> AsyncGenerator[tuple[int, Outcome], None]:
-        """Each entry's number and what it came to, as they end. Closing this cancels what is not done."""
-        works: dict[GenerationParams, list[int]] = {}
+        """Yields each entry's number and outcome as it ends. Closing this cancels what is not done."""
+        groups: dict[GenerationParams, list[int]] = {}
         prepared: dict[GenerationParams, Prepared] = {}
         for index, params in self._params.items():
             try:
                 ready = await self._service.prepare(params, request_id=part_of(self._name, index), tenant=self._tenant)
             except EngineError as error:
-                self._shares[index] = 1.0
+                self._progress_of[index] = 1.0
                 yield index, error
                 await asyncio.sleep(0)
                 continue
             prepared.setdefault(ready.asked, ready)
-            works.setdefault(ready.asked, []).append(index)
+            groups.setdefault(ready.asked, []).append(index)
             # Preparing takes a tenth of a millisecond, but there may be a thousand.
             await asyncio.sleep(0)
-        todo = [EntryGroup(prepared[asked], indices) for asked, indices in works.items()]
-        async with aclosing(self._made(todo)) as made:
+        todo = [EntryGroup(prepared[asked], indices) for asked, indices in groups.items()]
+        async with aclosing(self._run_groups(todo)) as made:
             async for work, outcome in made:
                 for index in work.indices:
-                    self._shares[index] = 1.0
+                    self._progress_of[index] = 1.0
                     yield index, outcome
 
-    async def _made(self, works: Sequence[EntryGroup]) -> AsyncGenerator[tuple[EntryGroup, Outcome], None]:
-        todo = deque(works)
+    async def _run_groups(self, groups: Sequence[EntryGroup]) -> AsyncGenerator[tuple[EntryGroup, Outcome], None]:
+        todo = deque(groups)
         # Bounded: where nobody takes the results, no more are made.
         done: asyncio.Queue[tuple[EntryGroup, Outcome]] = asyncio.Queue(self._in_flight)
         with self._service.running.named(self._name, self._tenant) as signal:
             makers = [
                 asyncio.ensure_future(self._make_all(todo, done, signal))
-                for _ in range(min(self._in_flight, len(works)))
+                for _ in range(min(self._in_flight, len(groups)))
             ]
             try:
-                for _ in works:
+                for _ in groups:
                     yield await done.get()
             finally:
                 await cancel_and_wait(*makers)
@@ -133,13 +133,13 @@ class Batch:
             return EngineError("something went wrong here; quote the request id when you report it")
 
     async def _make(self, work: EntryGroup, signal: CancelSignal) -> Result:
-        def heard(event: Event) -> None:
+        def note_progress(event: Event) -> None:
             if isinstance(event, Progress):
-                self._shares.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))
+                self._progress_of.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))
 
         while not signal.done():
             try:
-                return await self._service.collect(self._in_time(work.prepared), heard)
+                return await self._service.collect(self._with_deadline_left(work.prepared), note_progress)
             except Overloaded as full:
                 seconds = (full.retry_after or RETRY_S) * random.uniform(1, 1 + JITTER)
                 if seconds * 1000 > self._left_ms(work.prepared):
@@ -147,8 +147,8 @@ class Batch:
                 await asyncio.wait((signal,), timeout=seconds)
         raise Cancelled
 
-    def _in_time(self, prepared: Prepared) -> Prepared:
-        """The request with what is left of its deadline. Raises DeadlineExceeded where nothing is."""
+    def _with_deadline_left(self, prepared: Prepared) -> Prepared:
+        """Returns the request with what is left of its deadline. Raises DeadlineExceeded where nothing is."""
         params = prepared.request.params
         if params.deadline_ms is None:
             return prepared

@@ -9,7 +9,7 @@ from serve_app.jobs.job import Job
 
 class LocalJobs:
     """Finished jobs leave after `keep_s` seconds; and earlier, the oldest first, when they are more than `kept`, or
-    when all pictures together take more than `max_bytes`.
+    when all images together take more than `max_bytes`.
     """
 
     def __init__(self, config: JobsConfig) -> None:
@@ -20,36 +20,36 @@ class LocalJobs:
         return job_id in self._jobs
 
     def __iter__(self) -> Iterator[Job]:
-        """In the order of their coming."""
+        """In the order of their creation."""
         return iter(sorted(self._jobs.values(), key=lambda job: job.created))
 
     @property
     def unfinished(self) -> list[Job]:
-        """Those that run or wait, in the order of their coming."""
+        """The jobs that run or wait, in the order of their creation."""
         return [job for job in self if not job.over]
 
     @property
     def queue(self) -> list[QueuedJob]:
-        """The same, as the fair order knows them."""
+        """The unfinished jobs, as the fair order knows them."""
         return [QueuedJob(job.id, digest_of(job.tenant), job.round) for job in self.unfinished]
 
     def get(self, job_id: str) -> Job | None:
-        """The job of that id."""
+        """Returns the job of that id."""
         return self._jobs.get(job_id)
 
     def find(self, job_id: str) -> Job | None:
-        """The job of that id, with the number of jobs `ahead` of it."""
+        """Returns the job of that id, with the number of jobs `ahead` of it."""
         job = self._jobs.get(job_id)
         if job is not None and job.state == "queued":
             job.ahead = fair_order(self.queue).index(job.id)
         return job
 
     def of_tenant(self, tenant: str) -> list[Job]:
-        """The tenant's jobs, the newest first."""
+        """Returns the tenant's jobs, the newest first."""
         return [job for job in self if job.tenant == tenant][::-1]
 
     def add(self, job: Job) -> None:
-        """Takes a job in."""
+        """Adds a job."""
         self._jobs[job.id] = job
 
     def drop(self, job: Job) -> None:
@@ -65,14 +65,14 @@ class LocalJobs:
                 self.drop(job)
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` bytes of pictures can be kept; makes room for them where that is possible.
+        """Whether `size` bytes of images can be kept; makes room for them where that is possible.
 
         What is saved elsewhere leaves first, then finished jobs, the oldest first.
         """
         held = sum(job.size for job in self) + size
         for job in self:
             if held > self._max_bytes:
-                held -= _released(job)
+                held -= _release_files(job)
         for job in self._finished():
             if held > self._max_bytes:
                 held -= job.size
@@ -83,8 +83,8 @@ class LocalJobs:
         return sorted((job for job in self if job.over), key=lambda job: job.finished or 0.0)
 
 
-def _released(job: Job) -> int:
-    """The bytes of the pictures that it does not hold any more, because they are saved."""
+def _release_files(job: Job) -> int:
+    """Drops the image files that are saved elsewhere, and returns their bytes."""
     before = job.size
     if job.durable:
         job.files = {index: files for index, files in job.files.items() if index in job.unsaved}

@@ -1,4 +1,4 @@
-"""Jobs: batches that run though nobody waits for them, here or, where Redis keeps them, on any ingress.
+"""Manages jobs: batches that run though nobody waits for them, here or, where Redis keeps them, on any ingress.
 
 Each process works on a few at a time (`runner.py`). Where Redis keeps jobs, they wait there, and a process with
 capacity takes the next (`fair_order.py`) whose lease nobody holds: a new one, or one whose ingress has died. Entries
@@ -68,7 +68,7 @@ class Jobs:
 
     def start(self) -> None:
         """Begins to look for jobs that others have left behind, and to let go of old ones."""
-        self._in_background(self._look_after_jobs())
+        self._start_task(self._look_after_jobs())
 
     async def stop(self) -> None:
         """Ends the work here. Jobs in Redis are left to others; those that are here only are lost."""
@@ -85,7 +85,7 @@ class Jobs:
     async def submit(
         self, job_id: str, params: Mapping[int, GenerationParams], refused: Mapping[int, Document], tenant: str
     ) -> Job:
-        """A new job of these entries, some of which were `refused` at the door.
+        """Creates a job of these entries, some of which were `refused` when they were read.
 
         Raises Overloaded where many wait, TooManyJobs where many of the tenant's do.
 
@@ -104,7 +104,7 @@ class Jobs:
             await self._store.add(job)
         finally:
             self._arriving[tenant] -= 1
-            # Or it would remember everybody who ever came.
+            # Without its zeros, or it would hold every tenant that ever came.
             self._arriving += Counter()
         await self._begin_jobs()
         return await self._now(job)
@@ -117,18 +117,18 @@ class Jobs:
             raise TooManyJobs(self.config.waiting_per_tenant)
 
     async def find(self, job_id: str, tenant: str) -> Job | None:
-        """The tenant's job of that id."""
+        """Returns the tenant's job of that id."""
         if not _ID.fullmatch(job_id):
             return None
         job = await self._store.find(job_id)
         return job if job is not None and job.tenant == tenant else None
 
     async def of_tenant(self, tenant: str) -> list[Job]:
-        """The tenant's newest jobs, the newest first."""
+        """Returns the tenant's newest jobs, the newest first."""
         return await self._store.of_tenant(tenant, LISTED)
 
     async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
-        """The pictures of an entry, in its document's order; None where there are none (any more)."""
+        """Returns the image files of an entry, in its document's order; None where there are none (any more)."""
         return await self._store.files(job, index)
 
     async def cancel(self, job_id: str, tenant: str) -> Job | None:
@@ -152,9 +152,9 @@ class Jobs:
         return await self._now(job)
 
     async def follow(self, job_id: str, tenant: str) -> AsyncGenerator[Job, None]:
-        """The job now, and again whenever it has changed, or might have, to its end. Nothing where there is none."""
+        """Yields the job now, and again whenever it may have changed, to its end. Nothing where there is none."""
         while (job := await self.find(job_id, tenant)) is not None:
-            # Whoever is given it takes a while, and must be given its end as well.
+            # The consumer takes a while with it, and must get its end as well.
             changed, over = job.changed, job.over
             yield job
             if over:
@@ -195,19 +195,19 @@ class Jobs:
 
     def _begin(self, job: Job) -> None:
         run = self._runs[job.id] = JobRunner(job, self._service, self.config, self._describe, self._store, self._clock)
-        run.start(lambda: self._ran(job.id))
+        run.start(lambda: self._end_run(job.id))
 
-    def _ran(self, job_id: str) -> None:
+    def _end_run(self, job_id: str) -> None:
         del self._runs[job_id]
         if not self._stopped:
-            self._in_background(self._begin_jobs())
+            self._start_task(self._begin_jobs())
 
-    def _in_background(self, work: object) -> None:
+    def _start_task(self, work: object) -> None:
         task = spawn(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
 def new_job_id() -> str:
-    """An id that nobody can guess, in the form that all have."""
+    """Draws an id that nobody can guess, in the form that all have."""
     return uuid.uuid4().hex

@@ -1,9 +1,9 @@
-"""Jobs in Redis: any ingress can tell of them, and one at a time, which holds the lease, works on each.
+"""Reads and writes jobs in Redis: every ingress can read them; the one that holds the lease of a job works on it.
 
 Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, and `cancel`
 once that was asked for. `jobs:unfinished` (by creation), `jobs:turns` (of each unfinished one), `jobs:finished` (by
 their end), `jobs:bytes` and, for each tenant, `jobs:of:<digest>` are what is looked through. All that is read back of a
-job was signed (`sign.py`); what is not of our form is not used, and what has another type than ours is removed.
+job was signed (`store/signed.py`); what is not of our form is not used, and what has another type than ours is removed.
 Every method raises RedisGone.
 """
 
@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.fair_order import QueuedJob, digest_of, fair_order
-from serve_app.jobs.job import Job, restored, spec_of, state_of
+from serve_app.jobs.job import Job, restore, spec_of, state_of
 from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS
 from serve_app.store.redis import RedisGone, RedisTier, WrongType
 from serve_app.store.redis_values import JOB_ID, Damaged, Kinds, listed, moment, number, words
@@ -23,8 +23,13 @@ from serve_app.store.signed import BadSignature, sign, verify
 
 T = TypeVar("T")
 
-Heard = Literal["ours", "cancel", "lost", "missing"]
-_HEARD: Final[Mapping[Any, Heard]] = {b"ours": "ours", b"cancel": "cancel", b"lost": "lost", b"missing": "missing"}
+LeaseReply = Literal["ours", "cancel", "lost", "missing"]
+_LEASE_REPLIES: Final[Mapping[Any, LeaseReply]] = {
+    b"ours": "ours",
+    b"cancel": "cancel",
+    b"lost": "lost",
+    b"missing": "missing",
+}
 
 # Nobody's request waits for these calls, and they carry whole pictures.
 CALL_S: Final = 5.0
@@ -63,8 +68,8 @@ class RedisJobs:
         self._lease_ms = int(config.lease_s * 1000)
 
     async def put(self, job: Job) -> None:
-        """Everything that is known of the job here. It is there for whoever takes it up."""
-        spec, state = self._seal(job.id, "spec", spec_of(job)), self._seal(job.id, "state", state_of(job))
+        """Stores all that is known of the job here, for any process to take it up."""
+        spec, state = self._sign(job.id, "spec", spec_of(job)), self._sign(job.id, "state", state_of(job))
         saved = set(job.documents)
 
         async def do(redis: Redis) -> None:
@@ -92,17 +97,17 @@ class RedisJobs:
         keys = (self._of(job_id, "lease"), self._key_of("unfinished"))
         return bool(await self._script(LEASE, keys, self._token, self._lease_ms, job_id))
 
-    async def renew_lease(self, job: Job) -> Heard:
-        """Holds the lease a while longer, and tells how far the job is. `missing` where Redis has forgotten it."""
+    async def renew_lease(self, job: Job) -> LeaseReply:
+        """Renews the lease, and publishes how far the job is. `missing` where Redis has forgotten it."""
         keys = tuple(self._of(job.id, part) for part in ("lease", "spec", "state", "cancel"))
-        state = self._seal(job.id, "state", state_of(job))
+        state = self._sign(job.id, "state", state_of(job))
         said = await self._script(BEAT, keys, self._token, self._lease_ms, state, UNFINISHED_S)
-        if said not in _HEARD:
+        if said not in _LEASE_REPLIES:
             raise RedisGone("it did not answer as it should")
-        return _HEARD[said]
+        return _LEASE_REPLIES[said]
 
     async def save(self, job: Job) -> bool:
-        """What has not been saved of the job. False, and nothing is, where another has the lease."""
+        """Saves what is new of the job. Does nothing and returns False where another process has the lease."""
         fresh = sorted(job.unsaved)
         keys = (*(self._of(job.id, part) for part in ("lease", "state", "documents", "files")), self._key_of("bytes"))
         entries = [
@@ -111,14 +116,14 @@ class RedisJobs:
             for part in (str(index), self._document(job.id, index, job.documents[index]), self._files(job, index))
         ]
         size = sum(len(file) for index in fresh for file in job.files[index])
-        state = self._seal(job.id, "state", state_of(job))
+        state = self._sign(job.id, "state", state_of(job))
         if not await self._script(SAVE, keys, self._token, state, UNFINISHED_S, job.id, size, *entries):
             return False
         job.unsaved.difference_update(fresh)
         return True
 
     async def finish(self, job: Job) -> None:
-        """The job is over: it is kept for a while, and the lease ends. To be saved before."""
+        """Keeps a job that is over, and was saved, for a while, and ends the lease."""
         assert job.finished is not None
         finished, now = job.finished, job.finished
 
@@ -136,23 +141,23 @@ class RedisJobs:
         await self._trim(now)
 
     async def release(self, job: Job) -> None:
-        """Gives the lease back: the next one need not wait until it has run out."""
+        """Ends the lease: the next process need not wait until it has run out."""
         await self._script(RELEASE, (self._of(job.id, "lease"),), self._token)
 
     async def load(self, job_id: str) -> Job | None:
-        """All that is known of the job but its pictures; None where there is none, or it was tampered with.
+        """Returns all that is known of the job but its image files; None where there is none, or it was tampered with.
 
         Of one that is not over, an entry whose document was tampered with is to be made again.
         """
         keys = tuple(self._of(job_id, part) for part in ("spec", "state", "documents"))
         said = await self._script(LOAD, keys, MOST_BYTES, MOST_MEMBERS)
-        turns = await self._turns()
+        turns = await self._read_queue()
         try:
             spec, state, *rest = listed(said)
             if not spec or not state:
                 return None
             documents, broken = self._documents(job_id, rest)
-            job = restored(job_id, self._open(job_id, "spec", spec), self._open(job_id, "state", state), documents)
+            job = restore(job_id, self._verify(job_id, "spec", spec), self._verify(job_id, "state", state), documents)
         except (BadSignature, Damaged, ValueError):
             self._tier.note_damage(f"job {job_id}")
             return None
@@ -160,22 +165,22 @@ class RedisJobs:
             self._tier.note_damage(f"{broken} entries of job {job_id}")
             if job.over:
                 return None
-        job.round = next((turn.number for turn in turns if turn.id == job_id), 0)
+        job.round = next((turn.round for turn in turns if turn.id == job_id), 0)
         order = fair_order(turns)
         job.ahead = order.index(job_id) if job.state == "queued" and job_id in order else 0
         return job
 
     def _documents(self, job_id: str, said: Sequence[Any]) -> tuple[dict[int, Any], int]:
-        """The documents by entries, and how many are not ours."""
+        """Returns the documents by entries, and how many are not ours."""
         told: dict[int, Any] = {}
         for entry, document in zip(said[::2], said[1::2], strict=True):
             index = number(entry, -1)
             with suppress(BadSignature):
-                told[index] = self._open(job_id, f"document:{index}", document)
+                told[index] = self._verify(job_id, f"document:{index}", document)
         return told, len(said) // 2 - len(told)
 
     async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
-        """The pictures of an entry."""
+        """Returns the image files of an entry."""
         data = await self._script(FILES, (self._of(job_id, "files"),), str(index), self._max_bytes)
         try:
             return verify(f"{job_id}:files:{index}", data, self._key)[1] if data else None
@@ -184,22 +189,22 @@ class RedisJobs:
             return None
 
     async def unfinished(self) -> list[QueuedJob]:
-        """The jobs that run or wait, in the order of their coming; tenants are told by their digests."""
+        """Returns the jobs that run or wait, in the order of their creation; their tenants are digests."""
 
-        return await self._turns()
+        return await self._read_queue()
 
     async def of_tenant(self, tenant: str, most: int) -> list[str]:
-        """The ids of the tenant's jobs, the newest first; some of them may be gone."""
+        """Returns the ids of the tenant's jobs, the newest first; some of them may be gone."""
         key = self._tenant(tenant)
         found: Any = await self._call(lambda redis: redis.zrevrange(key, 0, most - 1), {key: "zset"})
         return words(found, JOB_ID)
 
-    async def ask_to_cancel(self, job_id: str) -> None:
-        """Whoever works on it shall end it."""
+    async def request_cancel(self, job_id: str) -> None:
+        """Asks whichever process works on it to end it."""
         await self._call(lambda redis: redis.set(self._of(job_id, "cancel"), b"1", ex=CANCEL_S), {})
 
     async def forget(self, *job_ids: str) -> None:
-        """Removes all that there is of these jobs."""
+        """Removes these jobs."""
 
         async def do(redis: Redis) -> None:
             async with redis.pipeline(transaction=True) as pipe:
@@ -234,16 +239,16 @@ class RedisJobs:
         if ours := [job_id for job_id in gone if JOB_ID.fullmatch(job_id)]:
             await self.forget(*ours)
 
-    async def _turns(self) -> list[QueuedJob]:
+    async def _read_queue(self) -> list[QueuedJob]:
         said = await self._script(TURNS, (self._key_of("unfinished"), self._key_of("turns")), MOST_MEMBERS)
         try:
             pairs = zip(listed(said)[::2], said[1::2], strict=True)
-            return [_turn(job_id.decode(), turn) for job_id, turn in pairs if words([job_id], JOB_ID)]
+            return [_parse_queued(job_id.decode(), turn) for job_id, turn in pairs if words([job_id], JOB_ID)]
         except (Damaged, ValueError):
             raise RedisGone("it did not answer as it should") from None
 
     async def _call(self, do: Callable[[Redis], Awaitable[T]], kinds: Kinds) -> T:
-        """What `do` makes of Redis; once more where something of another type had taken the place of one of `kinds`."""
+        """Calls `do`; once more where something of another type had taken the place of one of `kinds`."""
         try:
             return await self._tier.call(do, CALL_S)
         except WrongType:
@@ -255,19 +260,19 @@ class RedisJobs:
         return await self._call(lambda redis: redis.eval(script, len(keys), *keys, *arguments), kinds)
 
     def _kinds(self, *job_ids: str, tenant: str | None = None) -> Kinds:
-        """The types of everything that there is of these jobs."""
+        """Returns the types of all keys of these jobs."""
         keys = [self._of(job_id, part) for job_id in job_ids for part in _PARTS]
         keys += [self._key_of(name) for name in ("unfinished", "finished", "turns", "bytes")]
         return {key: _kind_of(key) for key in keys} | ({} if tenant is None else {self._tenant(tenant): "zset"})
 
-    def _seal(self, job_id: str, place: str, header: Any) -> bytes:
+    def _sign(self, job_id: str, place: str, header: Any) -> bytes:
         return sign(f"{job_id}:{place}", header, (), self._key)
 
-    def _open(self, job_id: str, place: str, data: bytes) -> Any:
+    def _verify(self, job_id: str, place: str, data: bytes) -> Any:
         return verify(f"{job_id}:{place}", data, self._key)[0]
 
     def _document(self, job_id: str, index: int, document: Any) -> bytes:
-        return self._seal(job_id, f"document:{index}", document)
+        return self._sign(job_id, f"document:{index}", document)
 
     def _files(self, job: Job, index: int) -> bytes:
         return sign(f"{job.id}:files:{index}", None, job.files[index], self._key)
@@ -283,11 +288,11 @@ class RedisJobs:
 
 
 def _kind_of(key: str) -> str:
-    """The type in Redis of what we keep under a key."""
+    """Returns the type in Redis of what we keep under a key."""
     return _KINDS[key.rpartition(":")[2]]
 
 
-def _turn(job_id: str, said: Any) -> QueuedJob:
-    """A job whose turn Redis has lost, or somebody has changed into something else, has it at once."""
+def _parse_queued(job_id: str, said: Any) -> QueuedJob:
+    """Parses a job's round; one that Redis has lost, or that was tampered with, is the first."""
     turn, _, tenant = (said if isinstance(said, bytes) else b"").partition(b" ")
     return QueuedJob(job_id, tenant.decode("ascii", errors="replace"), number(turn))

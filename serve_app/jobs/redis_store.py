@@ -98,7 +98,7 @@ class RedisJobStore:
 
     async def request_cancel(self, job: Job) -> None:
         try:
-            await self._redis.ask_to_cancel(job.id)
+            await self._redis.request_cancel(job.id)
         except RedisGone:
             raise _out_of_reach() from None
 

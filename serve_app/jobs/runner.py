@@ -46,25 +46,25 @@ class JobRunner:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, over: Callable[[], object]) -> None:
-        """Begins; `over` is called at the end."""
+        """Starts working; `over` is called at the end."""
         self.job.begin(self._clock(), self._progress)
         self._task = spawn(self._run())
         self._task.add_done_callback(lambda _: over())
 
     def cancel(self) -> None:
-        """The job is to end, and what is done is kept."""
+        """Ends the job, and keeps what is done."""
         self._cancelled = True
         self.stop()
 
     def stop(self) -> None:
-        """This process is to leave the job to others, as it is."""
+        """Leaves the job, as it is, to other processes."""
         self._stopped = True
         # A task that is cancelled before its first step would never know why.
         if self._task is not None and self._working:
             self._task.cancel()
 
     async def ended(self) -> None:
-        """Returns when nothing more is done here."""
+        """Waits until nothing more is done here."""
         if self._task is not None:
             await asyncio.wait((self._task,))
 
@@ -132,5 +132,5 @@ class JobRunner:
 
 
 def spawn(work: Any) -> "asyncio.Task[None]":
-    """A task of its own, and not in its caller's context: when that one's client leaves, Ray cancels all in it."""
+    """Starts a task outside the caller's context: when that one's client leaves, Ray cancels all that runs in it."""
     return asyncio.get_running_loop().create_task(work, context=Context())

@@ -152,7 +152,7 @@ async def test_clients_that_leave_leave_nothing_behind(seed: int, caplog: pytest
     assert [record.getMessage() for record in caplog.records] == []
     assert heard == []
     assert service.running._running == {}
-    assert service._cache._flights._flights == {}
+    assert service._cache._coalescer._runs == {}
 
 
 @pytest.mark.parametrize("path", [PATH, BATCH])
@@ -188,7 +188,7 @@ async def test_there_is_no_turn_of_the_loop_at_which_a_departure_leaves_anything
     assert [record.getMessage() for record in caplog.records] == []
     assert heard == []
     assert service.running._running == {}
-    assert service._cache._flights._flights == {}
+    assert service._cache._coalescer._runs == {}
 
 
 async def nobody_hears(_: Message) -> None:
