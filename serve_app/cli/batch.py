@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from deployments.engine.protocol.errors import InvalidParameter
-from serve_app.cli.generate import DEFAULT_URL, EXIT_INTERRUPTED, EXIT_USAGE, Priority, Url, failed
+from serve_app.cli.exits import EXIT_INTERRUPTED, EXIT_USAGE, exit_with
+from serve_app.cli.options import DEFAULT_URL, Priority, Url
 from serve_app.cli.progress import check_url
 from serve_app.client.client import POLL_SECONDS, DarkroomClient, DarkroomError, ServedEntry
 
@@ -37,7 +38,7 @@ def batch(
             client.cancel_job(job_id)
             raise
     if errors:
-        raise failed(f"{errors} of {len(requests)} requests could not be made as asked")
+        raise exit_with(f"{errors} of {len(requests)} requests could not be made as asked")
 
 
 @jobs.command()
@@ -84,7 +85,7 @@ def _requests(file: Path) -> dict[int, dict[str, Any]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise failed(f"file: {str(file)!r} cannot be read as text", EXIT_USAGE) from None
+        raise exit_with(f"file: {str(file)!r} cannot be read as text", EXIT_USAGE) from None
     found = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -92,11 +93,11 @@ def _requests(file: Path) -> dict[int, dict[str, Any]]:
         try:
             found[number] = json.loads(line)
         except ValueError:
-            raise failed(f"file: line {number} is not JSON", EXIT_USAGE) from None
+            raise exit_with(f"file: line {number} is not JSON", EXIT_USAGE) from None
         if not isinstance(found[number], dict):
-            raise failed(f"file: line {number} is not a JSON object", EXIT_USAGE)
+            raise exit_with(f"file: line {number} is not a JSON object", EXIT_USAGE)
     if not found:
-        raise failed("file: there is no request in it", EXIT_USAGE)
+        raise exit_with("file: there is no request in it", EXIT_USAGE)
     return found
 
 
@@ -108,10 +109,10 @@ def _told(url: str) -> Iterator[DarkroomClient]:
         with DarkroomClient(url) as client:
             yield client
     except InvalidParameter as error:
-        raise failed(f"{error.field}: {error.message}", EXIT_USAGE) from None
+        raise exit_with(f"{error.field}: {error.message}", EXIT_USAGE) from None
     except DarkroomError as error:
-        raise failed(error.message, EXIT_USAGE if error.status == 422 else 1) from None
+        raise exit_with(error.message, EXIT_USAGE if error.status == 422 else 1) from None
     except OSError as error:
-        raise failed(f"the pictures could not be saved: {error.strerror}") from None
+        raise exit_with(f"the pictures could not be saved: {error.strerror}") from None
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from serve_app.cli.generate import EXIT_FAILED, EXIT_USAGE, failed
+from serve_app.cli.exits import EXIT_FAILED, EXIT_USAGE, exit_with
 from serve_app.config.errors import ConfigError
 from serve_app.kubernetes.manifests import Unbuildable, built
 from serve_app.kubernetes.rendering import rendered
@@ -24,14 +24,14 @@ def render(
     try:
         files = dict(rendered(folder))
     except ConfigError as error:
-        raise failed(str(error), EXIT_USAGE) from None
+        raise exit_with(str(error), EXIT_USAGE) from None
     stale = [file for file, text in files.items() if not file.is_file() or file.read_text() != text]
     for file in stale:
         print(f"{file} {'is not' if check else 'now is'} what the configuration says")
         if not check:
             file.write_text(files[file])
     if check and stale:
-        raise failed("run `darkroom k8s render`", EXIT_FAILED)
+        raise exit_with("run `darkroom k8s render`", EXIT_FAILED)
 
 
 @app.command()
@@ -43,13 +43,13 @@ def check(
     try:
         from serve_app.kubernetes.checks import faults
     except ImportError:
-        raise failed("this needs more packages: pip install 'darkroom[k8s]'", EXIT_USAGE) from None
+        raise exit_with("this needs more packages: pip install 'darkroom[k8s]'", EXIT_USAGE) from None
     try:
         found = list(faults(built(overlay), crd))
     except Unbuildable as error:
-        raise failed(str(error), EXIT_USAGE) from None
+        raise exit_with(str(error), EXIT_USAGE) from None
     for fault in found:
         print(fault)
     if found:
-        raise failed(f"{len(found)} of these must be put right", EXIT_FAILED)
+        raise exit_with(f"{len(found)} of these must be put right", EXIT_FAILED)
     print("nothing is wrong, as far as can be seen without a cluster")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from serve_app.cli.generate import EXIT_USAGE, failed
+from serve_app.cli.exits import EXIT_USAGE, exit_with
 from serve_app.config.errors import complaints
 from serve_app.gateway.api_keys import Key, drawn_key, hash_of
 
@@ -38,7 +38,7 @@ def new(
             }
         )
     except ValidationError as error:
-        raise failed(next(complaints(error)), EXIT_USAGE) from None
+        raise exit_with(next(complaints(error)), EXIT_USAGE) from None
     typer.secho("The key, for its user; nobody can show it again. Then the line for the file of keys:", err=True)
     print(key)
     print(entry.line())

@@ -12,7 +12,7 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.registry import check_source, with_known_size
 from serve_app.cli import batch, generate, keys
 from serve_app.cli import k8s as kubernetes_commands
-from serve_app.cli.generate import EXIT_USAGE, failed
+from serve_app.cli.exits import EXIT_USAGE, exit_with
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError, complaints
 from serve_app.config.server import AppConfig, load_config
@@ -46,18 +46,18 @@ def serve(
     """Serve in the foreground until Ctrl-C. Exit codes: 1 it could not run, 2 port or configuration are wrong."""
     settings = _settings(config)
     if without_keys and settings.keys is not None:
-        raise failed("--without-keys, but the configuration has `keys`", EXIT_USAGE)
+        raise exit_with("--without-keys, but the configuration has `keys`", EXIT_USAGE)
     settings = settings.model_copy(update={"without_keys": without_keys or settings.without_keys})
     settings = _with_hosts(settings, host, allow_host or [])
     try:
         check_gateway(settings, host)
         head_timeout_s()
     except (ConfigError, ValueError) as error:
-        raise failed(str(error), EXIT_USAGE) from None
+        raise exit_with(str(error), EXIT_USAGE) from None
     try:
         launcher.serve(settings, host, port, say=lambda line: print(line, flush=True))
     except launcher.LaunchError as error:
-        raise failed(str(error), error.exit_code) from None
+        raise exit_with(str(error), error.exit_code) from None
 
 
 @app.command()
@@ -79,12 +79,12 @@ def fetch(
     if check:
         answers = list(_told(lookup.look_up(hosted, settings.annotators.specs())))
         if wrong := answers.count(False):
-            raise failed(f"{wrong} of {len(answers)} rows cannot be loaded")
+            raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
     try:
         fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
     except ModelLoadError as error:
-        raise failed(error.message) from None
+        raise exit_with(error.message) from None
 
 
 @app.command()
@@ -104,13 +104,13 @@ def convert(
     from deployments.weights import conversion
 
     if prediction_type not in ("", "epsilon", "v_prediction"):
-        raise failed("--prediction-type must be epsilon or v_prediction", EXIT_USAGE)
+        raise exit_with("--prediction-type must be epsilon or v_prediction", EXIT_USAGE)
     try:
         conversion.convert(source, folder, revision, conversion.Settings(config, prediction_type))
     except ModelLoadError as error:
-        raise failed(error.message) from None
+        raise exit_with(error.message) from None
     except OSError as error:
-        raise failed(f"the folder could not be written: {error.strerror}") from None
+        raise exit_with(f"the folder could not be written: {error.strerror}") from None
     print(f"{folder} is ready: set it as `source`")
 
 
@@ -137,7 +137,7 @@ def _with_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfi
     try:
         ingress = IngressConfig.model_validate(settings.ingress.model_dump(exclude_unset=True) | {"hosts": named})
     except ValidationError as error:
-        raise failed(f"--allow-host: {next(complaints(error)).partition(': ')[2]}", EXIT_USAGE) from None
+        raise exit_with(f"--allow-host: {next(complaints(error)).partition(': ')[2]}", EXIT_USAGE) from None
     return settings.model_copy(update={"ingress": ingress})
 
 
@@ -152,7 +152,7 @@ def _settings(config: str) -> AppConfig:
         for kind, annotator in settings.annotators.specs().items():
             check_annotator(kind, annotator)
     except (ConfigError, ModelLoadError) as error:
-        raise failed(str(error), EXIT_USAGE) from None
+        raise exit_with(str(error), EXIT_USAGE) from None
     return settings
 
 

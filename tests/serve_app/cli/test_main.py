@@ -17,7 +17,7 @@ from deployments.engine.protocol.errors import EngineError, InvalidParameter
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.application import create_api
 from serve_app.cli import progress
-from serve_app.cli.generate import EXIT_FAILED, EXIT_USAGE
+from serve_app.cli.exits import EXIT_FAILED, EXIT_USAGE
 from serve_app.cli.main import app
 from serve_app.cli.progress import Failure, Picture, Step, output_format, watch
 from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
