@@ -38,7 +38,7 @@ class ImageProcessor:
         path. Raises InvalidParameter for what is no PNG, JPEG or WebP, and FileNotFoundError for a `Path` that is not
         there.
         """
-        return over_white(_layer(source, "image"))
+        return over_white(_load_layer(source, "image"))
 
     def load_mask(self, source: Source, mask_alpha: MaskAlpha | None = None) -> Image.Image:
         """A mask as grey, white where it is painted anew, from whatever `load` takes.
@@ -46,7 +46,7 @@ class ImageProcessor:
         What transparency means is told in docs/pictures.md; `mask_alpha` says it where the colours leave it open.
         Raises as `load` does.
         """
-        return mask_of(_layer(source, "mask"), mask_alpha)
+        return mask_of(_load_layer(source, "mask"), mask_alpha)
 
     def resize(self, image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
         """`image` at `width` x `height`: `cover` crops the middle, `pad` fills up, `stretch` distorts; `fit` keeps the
@@ -75,17 +75,17 @@ class ImageProcessor:
         This and the next two raise InvalidParameter where there is no annotator for the type or the image is smaller
         than 64 pixels, and ModelLoadError where its network cannot be loaded.
         """
-        return self._annotated(image, "depth")
+        return self._annotate(image, "depth")
 
     def apply_pose_estimation(self, image: Image.Image) -> Image.Image:
         """The hint for a pose ControlNet, of the image's size: people as OpenPose's skeletons on black."""
-        return self._annotated(image, "pose")
+        return self._annotate(image, "pose")
 
     def apply_segmentation(self, image: Image.Image) -> Image.Image:
         """The hint for a segmentation ControlNet, of the image's size: what is where, in ADE20K's colours."""
-        return self._annotated(image, "segmentation")
+        return self._annotate(image, "segmentation")
 
-    def _annotated(self, image: Image.Image, controlnet_type: str) -> Image.Image:
+    def _annotate(self, image: Image.Image, controlnet_type: str) -> Image.Image:
         picture = np.asarray(to_rgb(image), dtype=np.uint8)
         return Image.fromarray(self._annotators.of(controlnet_type)(picture))
 
@@ -104,24 +104,24 @@ class ImageProcessor:
         return Image.fromarray(np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8))
 
 
-def _layer(source: Source, field: str) -> Image.Image:
+def _load_layer(source: Source, field: str) -> Image.Image:
     if isinstance(source, Image.Image):
         return to_layer(source)
     if isinstance(source, bytes):
         return decode_layer(source, field)
-    if isinstance(source, Path) or _names_a_file(source):
+    if isinstance(source, Path) or _is_file(source):
         return decode_layer(Path(source).read_bytes(), field)
-    return decode_layer(_from_base64(source), field)
+    return decode_layer(_decode_base64(source), field)
 
 
-def _names_a_file(text: str) -> bool:
+def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
     except (OSError, ValueError):  # too long for a name, or with a null byte: base64, then
         return False
 
 
-def _from_base64(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     payload = text.partition(",")[2] if text.startswith("data:image/") else text
     try:
         return base64.b64decode("".join(payload.split()), validate=True)

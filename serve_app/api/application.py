@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from deployments.engine.protocol.errors import EngineError
-from serve_app.api.garbage_collection import collect_seldom
+from serve_app.api.garbage_collection import tune_garbage_collector
 from serve_app.api.middleware.access_log import AccessLog
 from serve_app.api.middleware.authentication import Authentication
 from serve_app.api.middleware.host_check import HostCheck
@@ -24,7 +24,7 @@ from serve_app.api.middleware.request_id import RequestId
 from serve_app.api.middleware.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
-from serve_app.api.parsing.validation import fault_of, invalid
+from serve_app.api.parsing.validation import fault_of, problem_of_faults
 from serve_app.api.problems import Problem, http_problem, problem_of
 from serve_app.api.request_record import CLIENT_LEFT
 from serve_app.api.responses.batch_entries import entry_document
@@ -39,8 +39,8 @@ from serve_app.service import DiffusionService
 
 log = logging.getLogger(__name__)
 
-NO_SETTINGS: Final = JobsConfig()
-OPEN: Final = Gateway()
+DEFAULT_JOBS: Final = JobsConfig()
+OPEN_GATEWAY: Final = Gateway()
 
 _ROUTERS: Final = (
     generate.router,
@@ -62,8 +62,8 @@ def create_api(
     max_upload_bytes: int = MAX_UPLOAD_BYTES,
     max_uploads_in_flight_bytes: int = MAX_UPLOADS_IN_FLIGHT_BYTES,
     log_prompts: bool = False,
-    gateway: Gateway = OPEN,
-    jobs_config: JobsConfig = NO_SETTINGS,
+    gateway: Gateway = OPEN_GATEWAY,
+    jobs_config: JobsConfig = DEFAULT_JOBS,
     shelf: RedisJobStore | None = None,
 ) -> FastAPI:
     """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
@@ -106,11 +106,11 @@ def create_api(
     app.add_middleware(MemoryRelease)
     app.add_middleware(RequestId)
     app.add_middleware(AccessLog, prompts=log_prompts)
-    app.add_exception_handler(EngineError, _engine_error)
-    app.add_exception_handler(Problem, _problem)
-    app.add_exception_handler(RequestValidationError, _invalid_query)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(EngineError, _answer_engine_error)
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_query)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientDisconnect, _answer_client_left)
     return app
 
 
@@ -120,12 +120,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.jobs.start()
     # It takes a while, which whoever asks for it first would make all others wait.
     app.openapi()
-    collect_seldom()
+    tune_garbage_collector()
     yield
     await app.state.jobs.stop()
 
 
-async def _engine_error(request: Request, error: Exception) -> Response:
+async def _answer_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     problem = problem_of(error)
     if problem.status >= 500:
@@ -133,23 +133,23 @@ async def _engine_error(request: Request, error: Exception) -> Response:
     return problem.response(request.state.request_id)
 
 
-async def _problem(request: Request, error: Exception) -> Response:
+async def _answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return error.response(request.state.request_id)
 
 
-async def _invalid_query(request: Request, error: Exception) -> Response:
+async def _answer_invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # FastAPI puts where it looked, "query", before the name.
     faults = tuple(fault_of({**detail, "loc": detail["loc"][1:]}, "?{}") for detail in error.errors())
-    return invalid(faults, len(faults)).response(request.state.request_id)
+    return problem_of_faults(faults, len(faults)).response(request.state.request_id)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return http_problem(error.status_code, error.headers).response(request.state.request_id)
 
 
-async def _client_left(_request: Request, _: Exception) -> Response:
+async def _answer_client_left(_request: Request, _: Exception) -> Response:
     # The answer reaches nobody.
     return Response(status_code=CLIENT_LEFT)

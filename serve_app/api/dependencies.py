@@ -14,7 +14,7 @@ def service_of(request: Request) -> DiffusionService:
     return service
 
 
-Service = Annotated[DiffusionService, Depends(service_of)]
+ServiceDep = Annotated[DiffusionService, Depends(service_of)]
 
 
 def jobs_of(request: Request) -> Jobs:
@@ -23,4 +23,4 @@ def jobs_of(request: Request) -> Jobs:
     return jobs
 
 
-JobsHere = Annotated[Jobs, Depends(jobs_of)]
+JobsDep = Annotated[Jobs, Depends(jobs_of)]

@@ -10,7 +10,7 @@ from typing import Final
 _THRESHOLDS: Final = (50_000, 20, 50)
 
 
-def collect_seldom() -> None:
+def tune_garbage_collector() -> None:
     """To be called once, when all is there that will stay: that much is never looked through again."""
     gc.collect()
     gc.freeze()

@@ -73,7 +73,7 @@ class Problem(Exception):
         """The problem+json object."""
         return {
             "type": f"urn:darkroom:problem:{self.code}",
-            "title": _title(self.status),
+            "title": _title_of(self.status),
             "status": self.status,
             "detail": self.message,
             "instance": f"urn:darkroom:request:{request_id}",
@@ -88,7 +88,7 @@ class Problem(Exception):
             "retryable": self.retryable,
         }
 
-    def within(self, place: str) -> "Problem":
+    def relocate(self, place: str) -> "Problem":
         """The same problem where the body that it is about stands at `place` in a larger one."""
         param = f"{place}/{self.param}" if self.param else place
         faults = tuple(
@@ -160,7 +160,7 @@ def problem_of(error: EngineError) -> Problem:
     return Problem(rule.status, error.code, message, param=field, faults=faults, retry_after=retry_after)
 
 
-def _title(status: int) -> str:
+def _title_of(status: int) -> str:
     return "Client Closed Request" if status == CLIENT_CLOSED else HTTPStatus(status).phrase
 
 

@@ -43,11 +43,11 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
 """By path, for every method. A route without a rule is a mistake, which a test finds."""
 
 
-async def _nowhere(_: Any) -> None:
+async def _never_called(_: Any) -> None:
     """Never called: routes are only used to match paths, exactly as the router will."""
 
 
-_ROUTES: Final = tuple((Route(path, _nowhere), need) for path, need in RULES.items())
+_ROUTES: Final = tuple((Route(path, _never_called), need) for path, need in RULES.items())
 
 
 def need_of(scope: Scope) -> Need:

@@ -26,7 +26,7 @@ from deployments.engine.protocol.errors import EngineLost, EngineStopped, Genera
 from deployments.engine.protocol.events import Accepted, Event, Failed, ImageDone, ImageFailed, Preview
 from deployments.engine.protocol.request import Request
 from serve_app.backends.redis_quarantine import RedisQuarantine
-from serve_app.generation.fingerprint import canonical, hash_of, work_of
+from serve_app.generation.fingerprint import canonical_json, hash_of, work_of
 
 log = logging.getLogger(__name__)
 
@@ -158,4 +158,4 @@ def loss_of(event: Event) -> EngineStopped | None:
 
 def fingerprint(request: Request) -> str:
     """A hash of what the request makes an engine do: equal for equal work, whoever asks and under whichever id."""
-    return hash_of(canonical(work_of(request) | {"previews": request.previews}).encode())
+    return hash_of(canonical_json(work_of(request) | {"previews": request.previews}).encode())

@@ -27,8 +27,8 @@ def batch(
     priority: Priority = None,
 ) -> None:
     """Make the pictures of many requests. Exit codes: 1 some could not be made, 2 a slip, 130 Ctrl-C, which cancels."""
-    requests = _requests(file)
-    with _told(url) as client:
+    requests = _read_requests(file)
+    with _connect(url) as client:
         output.mkdir(parents=True, exist_ok=True)
         job_id = client.submit(list(requests.values()), priority=priority)
         print(f"job {job_id}", flush=True)
@@ -44,32 +44,32 @@ def batch(
 @jobs.command()
 def show(job_id: JobId, url: Url = DEFAULT_URL) -> None:
     """How a job is, as JSON."""
-    with _told(url) as client:
+    with _connect(url) as client:
         print(json.dumps(client.job(job_id), indent=2))
 
 
 @jobs.command()
 def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
     """End a job; what was done is kept."""
-    with _told(url) as client:
+    with _connect(url) as client:
         print(client.cancel_job(job_id)["state"])
 
 
 def _save_all(client: DarkroomClient, job_id: str, lines: list[int], output: Path) -> int:
     """Saves pictures as they come. Says what went wrong with which line, and how often something did."""
-    told: set[int] = set()
+    seen: set[int] = set()
     errors = 0
     while True:
         job = client.job(job_id)
-        for entry in client.entries_of(job, but=told):
-            told.add(entry.index)
+        for entry in client.entries_of(job, but=seen):
+            seen.add(entry.index)
             line = lines[entry.index]
             _save(entry, line, output)
             if entry.error is not None:
                 errors += 1
                 typer.echo(f"line {line}: {entry.error.message}", err=True)
         if job["state"] not in ("queued", "running"):
-            return errors + len(lines) - len(told)
+            return errors + len(lines) - len(seen)
         time.sleep(POLL_SECONDS)
 
 
@@ -80,7 +80,7 @@ def _save(entry: ServedEntry, line: int, output: Path) -> None:
         print(f"{path} (seed {image.seed})", flush=True)
 
 
-def _requests(file: Path) -> dict[int, dict[str, Any]]:
+def _read_requests(file: Path) -> dict[int, dict[str, Any]]:
     """By line, from 1. What is in them the server judges, each for itself."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -102,7 +102,7 @@ def _requests(file: Path) -> dict[int, dict[str, Any]]:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[DarkroomClient]:
+def _connect(url: str) -> Iterator[DarkroomClient]:
     """A client whose errors end the command in one line."""
     try:
         check_url(url)

@@ -14,7 +14,7 @@ from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from serve_app.cli import progress
 from serve_app.cli.exits import EXIT_INTERRUPTED, EXIT_USAGE, exit_with
 from serve_app.cli.options import OwnInputs, ReadInputs, option_of, parameters_of, with_shared_options
-from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.server import load_config
 
 _Strength = Annotated[float | None, typer.Option(help="How far to leave the picture: more than 0, to 1.")]
@@ -27,11 +27,11 @@ def _run(read_inputs: ReadInputs, options: Mapping[str, Any]) -> None:
         own = read_inputs()
         params = _read_params(parameters_of(options, own.parameters), output)
         if options["local"]:
-            service = progress.local_service(load_config(options["config"]), params.model_name)
-            life = progress.from_engine(service, params, own.uploads)
+            service = progress.create_local_service(load_config(options["config"]), params.model_name)
+            events = progress.run_in_process(service, params, own.uploads)
         else:
-            life = progress.from_server(options["url"], params, own.uploads, options["api_key"])
-        _save(progress.watch(life, output.name, Console(stderr=True)), output, numbered=params.num_images > 1)
+            events = progress.stream_from_server(options["url"], params, own.uploads, options["api_key"])
+        _save(progress.show_progress(events, output.name, Console(stderr=True)), output, numbered=params.num_images > 1)
     except ConfigError as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     except InvalidParameter as error:
@@ -107,7 +107,7 @@ def _check(kind: Any, fields: dict[str, Any]) -> Any:
     try:
         return kind(**fields)
     except ValidationError as error:
-        field, _, rule = next(complaints(error)).partition(": ")
+        field, _, rule = next(describe_errors(error)).partition(": ")
         raise InvalidParameter(field, rule) from None
 
 
@@ -118,7 +118,7 @@ def _read_file(path: Path, field: str) -> bytes:
         raise InvalidParameter(field, f"{path.name!r} cannot be read: {error.strerror}") from None
 
 
-def _save(images: Iterator[progress.Picture | progress.Failure], output: Path, *, numbered: bool) -> None:
+def _save(images: Iterator[progress.FinishedImage | progress.Failure], output: Path, *, numbered: bool) -> None:
     """Writes each image as soon as it is there, so that one that fails does not cost the others."""
     failures: list[str] = []
     for item in images:

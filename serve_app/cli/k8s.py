@@ -7,8 +7,8 @@ import typer
 
 from serve_app.cli.exits import EXIT_FAILED, EXIT_USAGE, exit_with
 from serve_app.config.errors import ConfigError
-from serve_app.kubernetes.manifests import Unbuildable, built
-from serve_app.kubernetes.rendering import rendered
+from serve_app.kubernetes.manifests import Unbuildable, build
+from serve_app.kubernetes.rendering import render_files
 
 app = typer.Typer(help="Manifests for KubeRay.", no_args_is_help=True)
 
@@ -22,7 +22,7 @@ def render(
 ) -> None:
     """Write what the manifests say of the application, from each overlay's `darkroom.yaml`."""
     try:
-        files = dict(rendered(folder))
+        files = dict(render_files(folder))
     except ConfigError as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     stale = [file for file, text in files.items() if not file.is_file() or file.read_text() != text]
@@ -41,11 +41,11 @@ def check(
 ) -> None:
     """Look for what a cluster would refuse, or accept and never make ready. Needs `pip install 'darkroom[k8s]'`."""
     try:
-        from serve_app.kubernetes.checks import faults
+        from serve_app.kubernetes.checks import find_faults
     except ImportError:
         raise exit_with("this needs more packages: pip install 'darkroom[k8s]'", EXIT_USAGE) from None
     try:
-        found = list(faults(built(overlay), crd))
+        found = list(find_faults(build(overlay), crd))
     except Unbuildable as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     for fault in found:

@@ -14,12 +14,12 @@ from serve_app.cli import batch, generate, keys
 from serve_app.cli import k8s as kubernetes_commands
 from serve_app.cli.exits import EXIT_USAGE, exit_with
 from serve_app.config.deployments import IngressConfig
-from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.server import AppConfig, load_config
 from serve_app.gateway.hosts import EVERY_ADDRESS
 from serve_app.gateway.setup import check_gateway
 from serve_app.launch import launcher
-from serve_app.serving.node_environment import head_timeout_s
+from serve_app.serving.node_environment import read_head_timeout_s
 
 app = typer.Typer(
     name="darkroom",
@@ -44,14 +44,14 @@ def serve(
     ] = None,
 ) -> None:
     """Serve in the foreground until Ctrl-C. Exit codes: 1 it could not run, 2 port or configuration are wrong."""
-    settings = _settings(config)
+    settings = _read_config(config)
     if without_keys and settings.keys is not None:
         raise exit_with("--without-keys, but the configuration has `keys`", EXIT_USAGE)
     settings = settings.model_copy(update={"without_keys": without_keys or settings.without_keys})
-    settings = _with_hosts(settings, host, allow_host or [])
+    settings = _add_hosts(settings, host, allow_host or [])
     try:
         check_gateway(settings, host)
-        head_timeout_s()
+        read_head_timeout_s()
     except (ConfigError, ValueError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     try:
@@ -70,14 +70,14 @@ def fetch(
     # Heavy, and only for this.
     from deployments.weights import fetching, lookup
 
-    settings = _settings(config)
+    settings = _read_config(config)
     hosted = [
         (spec, "cuda" if deployment.num_gpus else "cpu", deployment.dtype)
         for deployment in settings.deployments
         for spec in settings.specs_of(deployment)
     ]
     if check:
-        answers = list(_told(lookup.look_up(hosted, settings.annotators.specs())))
+        answers = list(_print_answers(lookup.look_up(hosted, settings.annotators.specs())))
         if wrong := answers.count(False):
             raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
@@ -114,7 +114,7 @@ def convert(
     print(f"{folder} is ready: set it as `source`")
 
 
-def _told(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
+def _print_answers(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
     """Says each line when it is known."""
     for line, fine in answers:
         print(f"{'ok   ' if fine else 'WRONG'} {line}", flush=True)
@@ -129,7 +129,7 @@ app.add_typer(batch.jobs, name="jobs")
 app.add_typer(kubernetes_commands.app, name="k8s")
 
 
-def _with_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
+def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
     """`settings`, with the names from the command line. Where names count, the address that it listens on is one."""
     named = [*settings.ingress.hosts, *allowed]
     if (named or settings.keys is None) and bound not in EVERY_ADDRESS:
@@ -137,11 +137,11 @@ def _with_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfi
     try:
         ingress = IngressConfig.model_validate(settings.ingress.model_dump(exclude_unset=True) | {"hosts": named})
     except ValidationError as error:
-        raise exit_with(f"--allow-host: {next(complaints(error)).partition(': ')[2]}", EXIT_USAGE) from None
+        raise exit_with(f"--allow-host: {next(describe_errors(error)).partition(': ')[2]}", EXIT_USAGE) from None
     return settings.model_copy(update={"ingress": ingress})
 
 
-def _settings(config: str) -> AppConfig:
+def _read_config(config: str) -> AppConfig:
     """The configuration, with models and annotators whose files can be expected to be there."""
     try:
         settings = load_config(config)

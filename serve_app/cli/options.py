@@ -1,6 +1,6 @@
 """The options that the commands share, in one table, and the decorator that adds them to a command.
 
-Typer reads a command's options from its signature. `with_shared_options` writes that signature in the order of `--help`:
+Typer reads options from a command's signature. `with_shared_options` writes that signature, in the order of `--help`:
 the command's own required arguments, `PROMPT`, `OUTPUT`, its own options, `CONNECTION` and `PARAMETERS`.
 """
 

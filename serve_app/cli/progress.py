@@ -17,7 +17,7 @@ from deployments.engine.protocol.errors import EngineError, InvalidParameter, Un
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams, OutputFormat
 from serve_app.client import DarkroomClient, DarkroomError, ServedImage, ServerEvent
-from serve_app.config.errors import nearest
+from serve_app.config.errors import suggest
 from serve_app.config.server import AppConfig
 from serve_app.service import DiffusionService
 
@@ -34,7 +34,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class FinishedImage:
     """A finished image, as a file's content."""
 
     index: int
@@ -50,7 +50,7 @@ class Failure:
     message: str
 
 
-ProgressEvents = Iterator[Step | Picture | Failure]
+ProgressEvents = Iterator[Step | FinishedImage | Failure]
 
 
 def output_format(output: Path) -> OutputFormat:
@@ -62,7 +62,7 @@ def output_format(output: Path) -> OutputFormat:
     return FORMATS[output.suffix.lower()]
 
 
-def from_server(
+def stream_from_server(
     url: str, params: GenerationParams, uploads: Uploads | None = None, api_key: str | None = None
 ) -> ProgressEvents:
     """The request's life as the server at `url` streams it. Raises EngineError."""
@@ -72,7 +72,7 @@ def from_server(
             for event in client.stream(params, uploads=uploads):
                 yield from _from_server_event(event)
     except DarkroomError as error:
-        raise _explained(error, url) from None
+        raise _explain(error, url) from None
 
 
 def check_url(url: str) -> None:
@@ -86,7 +86,7 @@ def check_url(url: str) -> None:
         raise InvalidParameter("url", f"must be like http://127.0.0.1:8000, got {url!r}")
 
 
-def local_service(config: AppConfig, model: str | None) -> DiffusionService:
+def create_local_service(config: AppConfig, model: str | None) -> DiffusionService:
     """A service in this process with that model only, set up as in `config`. Raises EngineError."""
     specs = [(deployment, spec) for deployment in config.deployments for spec in config.specs_of(deployment)]
     for deployment, spec in specs:
@@ -94,10 +94,12 @@ def local_service(config: AppConfig, model: str | None) -> DiffusionService:
             options = deployment.engine_config().options
             return DiffusionService(models=[spec], annotators=config.annotators.specs(), **options)
     known = [name for _, spec in specs for name in (spec.name, *spec.aliases)]
-    raise UnknownModel("model_name", f"there is no such model{nearest(model, known)}")
+    raise UnknownModel("model_name", f"there is no such model{suggest(model, known)}")
 
 
-def from_engine(service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None) -> ProgressEvents:
+def run_in_process(
+    service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None
+) -> ProgressEvents:
     """The request's life in an engine of this process. Raises EngineError. Closes `service`."""
     # Read by OpenMP when torch is imported: threads that wait by spinning take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -113,19 +115,19 @@ def from_engine(service: DiffusionService, params: GenerationParams, uploads: Up
             runner.run(stack.aclose())
 
 
-def watch(life: ProgressEvents, what: str, console: Console) -> Iterator[Picture | Failure]:
+def show_progress(events: ProgressEvents, what: str, console: Console) -> Iterator[FinishedImage | Failure]:
     """Shows a bar on a terminal until the request is over; gives its images as they come."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, state="starting")
-        for item in life:
+        for item in events:
             if isinstance(item, Step):
                 _show(bar, task, item)
             else:
                 yield item
 
 
-def path_of(picture: Picture, output: Path, *, numbered: bool) -> Path:
+def path_of(picture: FinishedImage, output: Path, *, numbered: bool) -> Path:
     """The file for a picture: `output` itself, or numbered beside it."""
     return output.with_stem(f"{output.stem}-{picture.index}") if numbered else output
 
@@ -142,12 +144,12 @@ def _from_server_event(event: ServerEvent) -> ProgressEvents:
             yield Step(event.data["step"], event.data["steps"], event.data["position"])
         case "image":
             image = ServedImage.from_json(event.data)
-            yield Picture(image.index, image.seed, image.data)
+            yield FinishedImage(image.index, image.seed, image.data)
         case "failed":
             yield Failure(event.data["index"], event.data["message"])
 
 
-def _explained(error: DarkroomError, url: str) -> EngineError:
+def _explain(error: DarkroomError, url: str) -> EngineError:
     if error.code == "unreachable":
         return EngineError(f"no server answers at {url}; start one with `make serve`, or make it here with --local")
     return InvalidParameter(error.field, error.message) if error.field else EngineError(error.message)
@@ -163,7 +165,7 @@ def _from_engine_event(event: engine_events.Event) -> ProgressEvents:
         case engine_events.Progress():
             yield Step(event.step, event.steps, event.position)
         case engine_events.ImageDone():
-            yield Picture(event.index, event.seed, event.data)
+            yield FinishedImage(event.index, event.seed, event.data)
         case engine_events.ImageFailed():
             yield Failure(event.index, event.error.message)
         case engine_events.Failed():

@@ -58,7 +58,7 @@ class DarkroomClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = _authorization(os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key)
-        with _reachable():
+        with _translate_errors():
             # A company's proxy cannot reach this machine's loopback, and httpx would ask it all the same.
             local = httpx.URL(base_url).host in LOOPBACK
             self._http = httpx.Client(base_url=base_url, headers=headers, transport=transport, trust_env=not local)
@@ -88,9 +88,11 @@ class DarkroomClient:
         With `uploads` they start from pictures: image-to-image, inpainting, ControlNet. Raises DarkroomError, also
         where only some of the images could be made.
         """
-        door, options = asking(_body(params, fields), uploads)
-        with _reachable():
-            response = self._http.post(door, timeout=self._answer_timeout, headers=_named(request_id), **options)
+        path, options = encode_request(_body(params, fields), uploads)
+        with _translate_errors():
+            response = self._http.post(
+                path, timeout=self._answer_timeout, headers=_request_id_header(request_id), **options
+            )
         _check(response)
         answer = response.json()
         if failure := failure_of(answer):
@@ -110,17 +112,17 @@ class DarkroomClient:
 
         The first one tells its `id`.
         """
-        door, options = asking(_body(params, fields), uploads)
+        path, options = encode_request(_body(params, fields), uploads)
         options |= {
             "params": {"previews": previews},
-            "headers": {"Accept": "text/event-stream", **_named(request_id)},
+            "headers": {"Accept": "text/event-stream", **_request_id_header(request_id)},
             "timeout": self._stream_timeout,
         }
-        with _reachable(), self._http.stream("POST", door, **options) as response:
+        with _translate_errors(), self._http.stream("POST", path, **options) as response:
             if response.is_error:
                 response.read()
             _check(response)
-            yield from _until_done(parse_events(response.iter_lines()))
+            yield from _read_until_done(parse_events(response.iter_lines()))
 
     def cancel(self, request_id: str) -> bool:
         """Ends one's own request or batch of that id; False where there is none. Whoever waits for it is told."""
@@ -149,7 +151,7 @@ class DarkroomClient:
 
     def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
         """What had come of the job when it was looked at, with the images; `but` are entries to leave out."""
-        return [self._entry(entry) for entry in job["results"] if entry["index"] not in but]
+        return [self._read_entry(entry) for entry in job["results"] if entry["index"] not in but]
 
     def cancel_job(self, job_id: str) -> dict[str, Any]:
         """Ends the job, if it is not over, and tells how it is. What was done is kept."""
@@ -157,27 +159,27 @@ class DarkroomClient:
 
     def health(self) -> dict[str, Any]:
         """What the server says of itself, healthy or not."""
-        with _reachable():
+        with _translate_errors():
             health: dict[str, Any] = self._http.get(HEALTH, timeout=self._answer_timeout).json()
         return health
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        with _reachable():
+        with _translate_errors():
             response = self._http.request(method, path, timeout=self._answer_timeout, **options)
         _check(response)
         answer: dict[str, Any] = response.json()
         return answer
 
-    def _entry(self, entry: dict[str, Any]) -> ServedEntry:
+    def _read_entry(self, entry: dict[str, Any]) -> ServedEntry:
         if "images" not in entry:
             return ServedEntry(entry["index"], (), error_of(entry))
-        images = tuple(self._image(image) for image in entry["images"])
+        images = tuple(self._read_image(image) for image in entry["images"])
         return ServedEntry(entry["index"], images, failure_of(entry))
 
-    def _image(self, image: dict[str, Any]) -> ServedImage:
+    def _read_image(self, image: dict[str, Any]) -> ServedImage:
         if "url" not in image:
             return ServedImage.from_json(image)
-        with _reachable():
+        with _translate_errors():
             response = self._http.get(image["url"], timeout=self._answer_timeout)
         _check(response)
         return ServedImage.from_json(image, response.content)
@@ -190,7 +192,7 @@ def _authorization(api_key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def asking(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
+def encode_request(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
     """Which door takes this, and httpx' arguments for it: JSON for text, a form where pictures come along.
 
     Raises ValueError for uploads without a file.
@@ -199,8 +201,8 @@ def asking(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str
         return f"{BASE}/text-to-image", {"json": body}
     if uploads.image is None and uploads.mask is None and not uploads.hints:
         raise ValueError("the uploads hold no file: give them an image or hints, or leave them out")
-    door = "controlnet" if uploads.hints else uploads.task
-    image_name = "image" if door == "inpaint" else "init_image"
+    path = "controlnet" if uploads.hints else uploads.task
+    image_name = "image" if path == "inpaint" else "init_image"
     named = [(image_name, uploads.image), ("mask", uploads.mask), *(("control_image", hint) for hint in uploads.hints)]
     said = {
         "mask_type": uploads.mask_type,
@@ -210,7 +212,7 @@ def asking(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str
     }
     data = {"params": json.dumps(body | {name: value for name, value in said.items() if value is not None})}
     files = [(name, (name, content)) for name, content in named if content is not None]
-    return f"{BASE}/{door}", {"data": data, "files": files}
+    return f"{BASE}/{path}", {"data": data, "files": files}
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
@@ -229,7 +231,7 @@ def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
             data.append(value)
 
 
-def _until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
+def _read_until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
     done = False
     # Read to the very end: a connection that is closed earlier looks to the server like a caller that left.
     for event in events:
@@ -255,12 +257,12 @@ def _batch(requests: Sequence[Entry], priority: str | None, deadline_ms: int | N
     return {"requests": bodies} | {name: value for name, value in said.items() if value is not None}
 
 
-def _named(request_id: str | None) -> dict[str, str]:
+def _request_id_header(request_id: str | None) -> dict[str, str]:
     return {} if request_id is None else {"X-Request-Id": request_id}
 
 
 @contextmanager
-def _reachable() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except httpx.ConnectError:

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from deployments.annotators.models import ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.protocol.spec import PartSpec
-from serve_app.config.errors import nearest
+from serve_app.config.errors import suggest
 from serve_app.config.strict import Strict
 
 Row = TypeVar("Row", DepthSpec, PoseSpec, SegmentationSpec)
@@ -46,7 +46,7 @@ class _AnnotatorConfig(WeightsConfig):
             return None
         rows = {name: spec for name, spec in ANNOTATORS.items() if isinstance(spec, kind)}
         if self.model not in rows:
-            text = f"there is no such annotator as {self.model!r}{nearest(self.model, rows)}"
+            text = f"there is no such annotator as {self.model!r}{suggest(self.model, rows)}"
             raise PydanticCustomError("unknown_model", "{text}", {"text": text})
         return rows[self.model]
 

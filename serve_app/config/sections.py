@@ -54,7 +54,7 @@ class Limits(Strict):
     cost_per_minute: int | None = Field(default=None, ge=1)
     max_cost: int | None = Field(default=None, ge=1)
 
-    def but(self, own: "Limits") -> "Limits":
+    def overridden_by(self, own: "Limits") -> "Limits":
         """These, but for what `own` says."""
         return self.model_copy(update=own.model_dump(exclude_unset=True))
 

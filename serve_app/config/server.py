@@ -14,7 +14,7 @@ from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
-from serve_app.config.errors import ConfigError, complaints, nearest
+from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.secret import Secret
 from serve_app.config.sections import (
     CacheConfig,
@@ -119,7 +119,7 @@ class AppConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _the_door_is_clear(self) -> "AppConfig":
+    def _keys_are_clear(self) -> "AppConfig":
         if self.keys is not None and self.without_keys:
             raise PydanticCustomError("keys", "`keys` and `without_keys` exclude each other")
         return self
@@ -138,7 +138,7 @@ class AppConfig(Strict):
         rows = known_models() | {model.name: model.spec() for model in self.models}
         for name in deployment.models:
             if name not in rows:
-                text = f"deployment {deployment.name!r}: there is no model {name!r}{nearest(name, rows)}"
+                text = f"deployment {deployment.name!r}: there is no model {name!r}{suggest(name, rows)}"
                 raise PydanticCustomError("unknown_model", "{text}", {"text": text})
         return tuple(rows[name] for name in deployment.models)
 
@@ -151,11 +151,11 @@ def load_config(path_or_name: str | Path) -> AppConfig:
     """
     text = _read(str(path_or_name))
     try:
-        return AppConfig.model_validate(_extended(yaml.safe_load(text) or {}))
+        return AppConfig.model_validate(_extend(yaml.safe_load(text) or {}))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path_or_name}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path_or_name}: {line}" for line in complaints(error))) from None
+        raise ConfigError("\n".join(f"{path_or_name}: {line}" for line in describe_errors(error))) from None
 
 
 def packaged_configs() -> list[str]:
@@ -163,19 +163,19 @@ def packaged_configs() -> list[str]:
     return sorted(path.stem for path in _PACKAGED.glob("*.yaml"))
 
 
-def _extended(said: Any) -> Any:
+def _extend(said: Any) -> Any:
     """`said`, on top of the packaged configuration that it extends, if any."""
     if not isinstance(said, dict) or "extends" not in said:
         return said
     changes = {name: value for name, value in said.items() if name != "extends"}
     if said["extends"] not in packaged_configs():
         raise ConfigError(f"extends: there is {', '.join(packaged_configs())}")
-    return _merged(yaml.safe_load(_read(said["extends"])), changes)
+    return _merge(yaml.safe_load(_read(said["extends"])), changes)
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     sections = {
-        name: _merged(base[name], changes[name])
+        name: _merge(base[name], changes[name])
         for name in base.keys() & changes.keys()
         if isinstance(base[name], dict) and isinstance(changes[name], dict)
     }

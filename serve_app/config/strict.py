@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve_app.config.errors import nearest
+from serve_app.config.errors import suggest
 
 
 class Strict(BaseModel):
@@ -20,6 +20,6 @@ class Strict(BaseModel):
         for key in data if isinstance(data, dict) else ():
             if key not in cls.model_fields:
                 raise PydanticCustomError(
-                    "unknown_key", "{text}", {"text": f"unknown key {key!r}{nearest(key, cls.model_fields)}"}
+                    "unknown_key", "{text}", {"text": f"unknown key {key!r}{suggest(key, cls.model_fields)}"}
                 )
         return data

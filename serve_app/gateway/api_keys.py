@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from deployments.engine.protocol.params import Priority
 from serve_app.config.deployments import Name
-from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.secret import Secret
 from serve_app.config.sections import Limits
 from serve_app.config.strict import Strict
@@ -49,7 +49,7 @@ class Key(Strict):
     priority: Priority = "normal"
     limits: Limits = Limits()
 
-    def line(self) -> str:
+    def to_line(self) -> str:
         """As a line of the file of keys."""
         said = self.model_dump(exclude={"limits"}) | {"scopes": sorted(self.scopes)}
         return f"- {json.dumps(said)}"
@@ -58,7 +58,7 @@ class Key(Strict):
 _KEYS: Final = TypeAdapter(tuple[Key, ...])
 
 
-def drawn_key() -> str:
+def generate_key() -> str:
     """A new key."""
     return _PREFIX + secrets.token_urlsafe(32)
 
@@ -68,7 +68,7 @@ def hash_of(key: str) -> str:
     return f"sha256:{sha256(key.encode()).hexdigest()}"
 
 
-def parsed_keys(text: str) -> tuple[Key, ...]:
+def parse_keys(text: str) -> tuple[Key, ...]:
     """The keys in a YAML or JSON list. Raises ConfigError, which never repeats what stands there.
 
     An empty list is refused: it is what a file looks like that is just being written.
@@ -78,7 +78,9 @@ def parsed_keys(text: str) -> tuple[Key, ...]:
     except yaml.YAMLError:
         raise ConfigError("keys: not valid YAML") from None
     except ValidationError as error:
-        lines = [f"keys{'' if line.startswith('[') else ': '}{line}" for line in complaints(error, tell_values=False)]
+        lines = [
+            f"keys{'' if line.startswith('[') else ': '}{line}" for line in describe_errors(error, tell_values=False)
+        ]
         raise ConfigError("\n".join(lines)) from None
     if not keys:
         raise ConfigError("keys: there is none in the list")
@@ -98,13 +100,13 @@ class Keyring:
         self._source = source
         self._clock = clock
         self._looked = clock()
-        self._stamp = self._stamp_of_now()
-        self._keys = parsed_keys(source.read("keys"))
+        self._stamp = self._read_stamp()
+        self._keys = parse_keys(source.read("keys"))
         self._complaint = ""
 
     def find(self, given: str) -> Key | None:
         """The key that was given, if it is one."""
-        self._keep_up()
+        self._reload_if_changed()
         digest, found = hash_of(given), None
         # All of them, each in constant time: how long it takes says nothing of how near a guess came.
         for key in self._keys:
@@ -112,15 +114,15 @@ class Keyring:
                 found = key
         return found
 
-    def _keep_up(self) -> None:
+    def _reload_if_changed(self) -> None:
         if self._source.file is None or self._clock() - self._looked < RELOAD_S:
             return
         self._looked = self._clock()
-        stamp = self._stamp_of_now()
+        stamp = self._read_stamp()
         if stamp == self._stamp:
             return
         try:
-            self._keys = parsed_keys(self._source.read("keys"))
+            self._keys = parse_keys(self._source.read("keys"))
         except ConfigError as error:
             if str(error) != self._complaint:
                 log.error("the keys of before stay in use: %s", error)
@@ -129,7 +131,7 @@ class Keyring:
             self._stamp, self._complaint = stamp, ""
             log.info("%d keys are in use now", len(self._keys))
 
-    def _stamp_of_now(self) -> tuple[int, ...] | None:
+    def _read_stamp(self) -> tuple[int, ...] | None:
         """Another one whenever the file is; None where it is not there."""
         try:
             state = Path(self._source.file or "").stat()

@@ -21,22 +21,22 @@ _USUAL_PORTS: Final = {"http": "80", "https": "443"}
 
 @dataclass(frozen=True, slots=True)
 class AllowedHosts:
-    """`named` are served besides the names of loopback. With `guarded` other pages' requests are refused, too."""
+    """`named` are served besides the names of loopback. With `checks_origins` other pages' requests are refused, too."""
 
     named: tuple[str, ...] = ()
-    guarded: bool = True
+    checks_origins: bool = True
 
-    def serve(self, host: str) -> bool:
+    def is_allowed_host(self, host: str) -> bool:
         """Whether requests to `host`, as the Host header has it, are for this server."""
-        name, _ = _split(host)
-        return is_loopback_name(name) or ANY in self.named or self._names(name)
+        name, _ = _split_port(host)
+        return is_loopback_name(name) or ANY in self.named or self._is_named(name)
 
-    def name_origin(self, origin: str) -> bool:
+    def is_allowed_origin(self, origin: str) -> bool:
         """Whether pages of `origin` come from a host that is named."""
         match = _ORIGIN.fullmatch(origin.lower())
-        return match is not None and self._names(_split(match[2])[0])
+        return match is not None and self._is_named(_split_port(match[2])[0])
 
-    def _names(self, name: str) -> bool:
+    def _is_named(self, name: str) -> bool:
         below = (f".{name}".endswith(each[1:]) and name != each[2:] for each in self.named if each.startswith("*."))
         return name in self.named or any(below)
 
@@ -47,7 +47,7 @@ def is_own_origin(origin: str, host: str) -> bool:
     if match is None:
         return False
     usual = _USUAL_PORTS[match[1]]
-    (name, port), (asked, asked_port) = _split(match[2]), _split(host)
+    (name, port), (asked, asked_port) = _split_port(match[2]), _split_port(host)
     return (name, port or usual) == (asked, asked_port or usual)
 
 
@@ -55,7 +55,7 @@ def hosts_of(named: Sequence[str], *, keys: bool) -> AllowedHosts | None:
     """What holds for a server with `keys` or without; None where nothing does: the key says who asks."""
     if keys and not named:
         return None
-    return AllowedHosts(tuple(named), guarded=not keys)
+    return AllowedHosts(tuple(named), checks_origins=not keys)
 
 
 def is_loopback_name(name: str) -> bool:
@@ -69,7 +69,7 @@ def is_loopback_name(name: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def _split(host: str) -> tuple[str, str]:
+def _split_port(host: str) -> tuple[str, str]:
     """Name, in small letters and without brackets and the root's dot, and port."""
     if host.startswith("["):
         name, _, rest = host[1:].partition("]")

@@ -36,7 +36,7 @@ class Idempotency:
     ) -> None:
         self.shared = shared
         self.counts = counts
-        self.kept = _Kept(config.memory_bytes, config.ttl_s, clock)
+        self.kept = _MemoryStore(config.memory_bytes, config.ttl_s, clock)
         self.running: dict[str, bytes] = {}
 
     async def begin(self, work: IdempotentRequest) -> "StoredResponse | Lease":
@@ -48,22 +48,22 @@ class Idempotency:
             raise InProgress if self.running[work.name] == work.fingerprint else Reused
         known = self.kept.get(work.name)
         if known is not None:
-            return self._replayed(work, *known)
+            return self._replay(work, *known)
         self.running[work.name] = work.fingerprint
-        turn = Lease(self, work)
+        lease = Lease(self, work)
         try:
-            theirs = await turn.share()
+            theirs = await lease.take_in_redis()
             if isinstance(theirs, HeldElsewhere):
                 raise InProgress if theirs.fingerprint == work.fingerprint else Reused
             if theirs is not None:
                 self.kept.put(work.name, *theirs)
-                return self._replayed(work, *theirs)
+                return self._replay(work, *theirs)
         except BaseException:
-            await turn.end()
+            await lease.release()
             raise
-        return turn
+        return lease
 
-    def _replayed(self, work: IdempotentRequest, fingerprint: bytes, answer: StoredResponse) -> StoredResponse:
+    def _replay(self, work: IdempotentRequest, fingerprint: bytes, answer: StoredResponse) -> StoredResponse:
         self.running.pop(work.name, None)
         if fingerprint != work.fingerprint:
             raise Reused
@@ -72,37 +72,37 @@ class Idempotency:
 
 
 class Lease:
-    """The right to answer, held by one request. `end` gives it back, with an answer to keep or without."""
+    """The right to answer, held by one request. `release` gives it back, with an answer to keep or without."""
 
     def __init__(self, owner: Idempotency, work: IdempotentRequest) -> None:
         self._owner, self._work = owner, work
         self._lock = None if owner.shared is None else owner.shared.lock(work)
 
-    async def share(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
+    async def take_in_redis(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
         """Takes the turn in Redis as well; or what is found there in its place."""
         if self._lock is None:
             return None
         found = await self._lock.take()
-        self._count()
+        self._count_losses()
         return found
 
-    async def end(self, answer: StoredResponse | None = None) -> None:
+    async def release(self, answer: StoredResponse | None = None) -> None:
         """The next one may begin, or gets `answer`."""
         if answer is not None:
             self._owner.kept.put(self._work.name, self._work.fingerprint, answer)
         self._owner.running.pop(self._work.name, None)
         if self._lock is not None:
-            await self._lock.leave(answer)
-            self._count()
+            await self._lock.release(answer)
+            self._count_losses()
 
-    def _count(self) -> None:
+    def _count_losses(self) -> None:
         assert self._lock is not None
         self._owner.counts["idempotency_degraded"] += self._lock.lost
         self._lock.lost = 0
 
 
 @dataclass(slots=True)
-class _Kept:
+class _MemoryStore:
     """Answers in memory, by name. What was not asked for longest goes first."""
 
     bytes_at_most: int

@@ -102,13 +102,13 @@ class RedisIdempotencyStore:
         """The lock on `work`, not yet taken."""
         return Lock(self, work)
 
-    def packed(self, name: str, fingerprint: bytes, answer: StoredResponse) -> bytes:
+    def pack(self, name: str, fingerprint: bytes, answer: StoredResponse) -> bytes:
         """Signature, one line of JSON, body."""
         head = {"fingerprint": fingerprint.hex(), "status": answer.status, "headers": answer.headers}
         content = json.dumps(head).encode() + b"\n" + answer.body
         return self._signature(name, content) + content
 
-    def unpacked(self, name: str, data: bytes) -> tuple[bytes, StoredResponse] | None:
+    def unpack(self, name: str, data: bytes) -> tuple[bytes, StoredResponse] | None:
         """None unless it was packed under that name, with our key."""
         signature, content = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._signature(name, content)):
@@ -143,25 +143,25 @@ class Lock:
         try:
             # Once more where the first look has found what is not ours, and this one takes its place.
             for _ in range(2):
-                found, left_ms = await self._shared.redis.call(self._look)
+                found, left_ms = await self._shared.redis.call(self._set_or_read)
                 if found is None or found == self._value:
-                    self._hold()
+                    self._start_renewing()
                     return None
                 if (theirs := await self._read(found, left_ms)) is not None:
                     return theirs
                 self._shared.redis.note_damage("what is kept under an Idempotency-Key")
                 if await self._replace(found):
-                    self._hold()
+                    self._start_renewing()
                     return None
         except RedisGone:
             self.lost += 1
         return None
 
-    def _hold(self) -> None:
+    def _start_renewing(self) -> None:
         """The lock is ours, and is renewed from now on."""
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
-    async def _look(self, client: Redis) -> tuple[bytes | None, int]:
+    async def _set_or_read(self, client: Redis) -> tuple[bytes | None, int]:
         """What is there, now that the lock was put there if nothing was; and its milliseconds to live."""
         asked = client.pipeline(transaction=True)
         asked.set(self._name, self._value, nx=True, px=round(LOCK_S * 1000))
@@ -182,7 +182,7 @@ class Lock:
             # One that does not end by itself is nobody's.
             return HeldElsewhere(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
         # Megabytes to hash, beside a loop that everybody needs.
-        return await asyncio.to_thread(self._shared.unpacked, self._work.name, found)
+        return await asyncio.to_thread(self._shared.unpack, self._work.name, found)
 
     async def _replace(self, found: bytes) -> bool:
         """Puts the lock in the place of what is not ours; False where that has just become something else."""
@@ -190,7 +190,7 @@ class Lock:
         arguments = (self._value, round(LOCK_S * 1000), seen, len(seen))
         return bool(await self._shared.redis.call(lambda client: client.eval(_REPLACE, 1, self._name, *arguments)))
 
-    async def leave(self, answer: StoredResponse | None) -> None:
+    async def release(self, answer: StoredResponse | None) -> None:
         """Puts `answer` in the lock's place, or nothing."""
         if self._renewing is None:
             return
@@ -198,7 +198,7 @@ class Lock:
         if answer is None or answer.size > MAX_ANSWER_BYTES:
             await self._eval(_RELEASE)
             return
-        data = await asyncio.to_thread(self._shared.packed, self._work.name, self._work.fingerprint, answer)
+        data = await asyncio.to_thread(self._shared.pack, self._work.name, self._work.fingerprint, answer)
         await self._eval(_ANSWER, self._shared.ttl_ms, data)
 
     async def _renew(self) -> None:

@@ -14,7 +14,7 @@ from serve_app.store.redis import RedisTier
 LimitName = Literal["requests_per_minute", "concurrent_requests", "cost_per_minute"]
 
 # Nobody can know when one of the caller's own requests will end.
-_A_PLACE_S: Final = 1.0
+_RETRY_S: Final = 1.0
 
 _MEGA: Final = 1_000_000
 
@@ -46,7 +46,7 @@ class RateLimits:
         self.config = config
         self.counts = counts
         self.running: Counter[str] = Counter()
-        self.windows = SlidingWindows(redis, self._degraded, clock)
+        self.windows = SlidingWindows(redis, self._count_degraded, clock)
 
     def quota_of(self, caller: str, limits: Limits) -> "Quota":
         """A request of `caller`, which is nobody else's name, on its way in."""
@@ -57,7 +57,7 @@ class RateLimits:
         self.counts["rate_limited"] += 1
         return OverLimit(name, limit, wait_s)
 
-    def _degraded(self) -> None:
+    def _count_degraded(self) -> None:
         self.counts["limits_degraded"] += 1
 
 
@@ -76,8 +76,8 @@ class Quota:
         """Takes a place, and a request of the minute's. Raises OverLimit, and has taken nothing then."""
         at_once = self.limits.concurrent_requests
         if at_once is not None and self._owner.running[self._caller] >= at_once:
-            self.remaining["concurrent_requests"] = at_once, Remaining(False, 0, _A_PLACE_S)
-            raise self._owner.refuse("concurrent_requests", at_once, _A_PLACE_S)
+            self.remaining["concurrent_requests"] = at_once, Remaining(False, 0, _RETRY_S)
+            raise self._owner.refuse("concurrent_requests", at_once, _RETRY_S)
         self._owner.running[self._caller] += 1
         try:
             if self.limits.requests_per_minute is not None:

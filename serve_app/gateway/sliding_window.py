@@ -66,13 +66,13 @@ class WindowCounters:
     now: int
     share: float
 
-    def used(self) -> float:
+    def usage(self) -> float:
         """Of the limit, at this moment."""
         return self.before * (1 - self.share) + self.now
 
     def seconds_until(self, amount: int, limit: int) -> float:
         """Until `amount`, which is at most `limit`, fits."""
-        if self.used() + amount <= limit:
+        if self.usage() + amount <= limit:
             return 0.0
         if self.now + amount <= limit:
             return (1 - (limit - self.now - amount) / self.before - self.share) * WINDOW_S
@@ -81,11 +81,11 @@ class WindowCounters:
 
 
 class SlidingWindows:
-    """Used on one event loop. `degraded` is called whenever Redis was gone, and only this process' counters decided."""
+    """Used on one event loop. `on_degraded` is called whenever Redis was gone, and only this process' counters decided."""
 
-    def __init__(self, redis: RedisTier | None, degraded: Callable[[], None], clock: Clock = time.time) -> None:
+    def __init__(self, redis: RedisTier | None, on_degraded: Callable[[], None], clock: Clock = time.time) -> None:
         self._redis = redis
-        self._degraded = degraded
+        self._on_degraded = on_degraded
         # Not monotonic: all processes must mean the same window.
         self._clock = clock
         self._local: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
@@ -94,29 +94,29 @@ class SlidingWindows:
         """Takes `amount` of what `name` may have in a minute, if that much is left; else nothing."""
         passed = self._clock() / WINDOW_S
         window = int(passed)
-        taken, counters = await self._taken(name, window, passed - window, amount, limit)
+        taken, counters = await self._take_amount(name, window, passed - window, amount, limit)
         wait = (1 - counters.share) * WINDOW_S if taken else counters.seconds_until(amount, limit)
-        return Remaining(taken, max(0, int(limit - counters.used())), wait)
+        return Remaining(taken, max(0, int(limit - counters.usage())), wait)
 
-    async def _taken(
+    async def _take_amount(
         self, name: str, window: int, share: float, amount: int, limit: int
     ) -> tuple[bool, WindowCounters]:
         if self._redis is not None:
             try:
-                taken, before, now = await self._taken_in_redis(self._redis, name, window, share, amount, limit)
+                taken, before, now = await self._take_in_redis(self._redis, name, window, share, amount, limit)
             except (RedisGone, Damaged):
-                self._degraded()
+                self._on_degraded()
             else:
                 # What all processes know is where this one goes on from, should Redis go.
                 self._remember(name, window, before, now)
                 return bool(taken), WindowCounters(before, now, share)
-        counters = self._recalled(name, window, share)
-        if counters.used() + amount > limit:
+        counters = self._recall(name, window, share)
+        if counters.usage() + amount > limit:
             return False, counters
         self._remember(name, window, counters.before, counters.now + amount)
         return True, WindowCounters(counters.before, counters.now + amount, share)
 
-    async def _taken_in_redis(
+    async def _take_in_redis(
         self, redis: RedisTier, name: str, window: int, share: float, amount: int, limit: int
     ) -> list[int]:
         keys = [f"{redis.prefix}limits:{name}:{index}" for index in (window - 1, window)]
@@ -130,7 +130,7 @@ class SlidingWindows:
             redis.note_damage("a caller's counter")
         return figures
 
-    def _recalled(self, name: str, window: int, share: float) -> WindowCounters:
+    def _recall(self, name: str, window: int, share: float) -> WindowCounters:
         if name not in self._local:
             return WindowCounters(0, 0, share)
         self._local.move_to_end(name)

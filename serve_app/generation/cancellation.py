@@ -9,7 +9,7 @@ from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.request import Request, is_part_of
 from serve_app.tasks import cancel_and_wait
 
-Word = asyncio.Future[None]
+CancelSignal = asyncio.Future[None]
 """Done once the work that it stands for shall end."""
 
 
@@ -21,12 +21,12 @@ class RunningRequests:
     """
 
     def __init__(self) -> None:
-        self._running: dict[Word, tuple[str, str]] = {}
+        self._running: dict[CancelSignal, tuple[str, str]] = {}
 
     @contextmanager
-    def named(self, name: str, tenant: str) -> Iterator[Word]:
+    def track(self, name: str, tenant: str) -> Iterator[CancelSignal]:
         """As long as this lasts, `cancel` by that name gives the word."""
-        word: Word = asyncio.get_running_loop().create_future()
+        word: CancelSignal = asyncio.get_running_loop().create_future()
         self._running[word] = (name, tenant)
         try:
             yield word
@@ -43,15 +43,15 @@ class RunningRequests:
 
     async def watch(self, request: Request, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
         """`events` of `request` up to their end, or to a `Failed` when it is cancelled. Closing this closes them."""
-        with self.named(request.name, request.tenant) as word:
+        with self.track(request.name, request.tenant) as word:
             async with aclosing(events):
-                while (event := await _next_or(word, request, events)) is not None:
+                while (event := await _next_or_cancelled(word, request, events)) is not None:
                     yield event
                     if isinstance(event, Finished | Failed):
                         return
 
 
-async def _next_or(word: Word, request: Request, events: AsyncGenerator[Event, None]) -> Event | None:
+async def _next_or_cancelled(word: CancelSignal, request: Request, events: AsyncGenerator[Event, None]) -> Event | None:
     """The next event; None where there is none any more."""
     coming = asyncio.ensure_future(anext(events, None))
     try:

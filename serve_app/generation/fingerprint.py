@@ -51,7 +51,7 @@ def fingerprint_of(request: Request, spec: ModelSpec, setting: Any) -> Fingerpri
         "setting": setting,
         **work_of(request),
     }
-    return Fingerprint(canonical(work), request.params.seed)
+    return Fingerprint(canonical_json(work), request.params.seed)
 
 
 def work_of(request: Request) -> dict[str, Any]:
@@ -59,22 +59,22 @@ def work_of(request: Request) -> dict[str, Any]:
     inputs, files = request.inputs, request.uploads
     return {
         "params": request.params.model_dump(mode="json", exclude=_NOT_THE_WORK),
-        "inputs": [_array(each) for each in (inputs.image, inputs.mask, *inputs.hints)],
+        "inputs": [_hash_array(each) for each in (inputs.image, inputs.mask, *inputs.hints)],
         "uploads": None
         if files is None
         else {
-            "image": _file(files.image),
-            "mask": _file(files.mask),
+            "image": _hash_file(files.image),
+            "mask": _hash_file(files.mask),
             "mask_type": files.mask_type,
             "mask_alpha": files.mask_alpha,
-            "hints": [_file(hint) for hint in files.hints],
+            "hints": [_hash_file(hint) for hint in files.hints],
             "preprocess": files.preprocess,
             "fit": files.fit,
         },
     }
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """`value` as JSON in the one form that equal values have."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -92,17 +92,17 @@ def _weights_of(spec: ModelSpec) -> list[Any]:
         spec.revision,
         spec.config,
         spec.prediction_type,
-        *({name: _place(each) for name, each in named.items()} for named in made_of),
+        *({name: _source_of(each) for name, each in named.items()} for named in made_of),
     ]
 
 
-def _place(part: Any) -> list[str | None]:
+def _source_of(part: Any) -> list[str | None]:
     return [as_part(part).source, as_part(part).revision]
 
 
-def _array(picture: Picture | Mask | None) -> list[Any] | None:
+def _hash_array(picture: Picture | Mask | None) -> list[Any] | None:
     return None if picture is None else [list(picture.shape), hash_of(picture.tobytes())]
 
 
-def _file(content: bytes | None) -> str | None:
+def _hash_file(content: bytes | None) -> str | None:
     return None if content is None else hash_of(content)

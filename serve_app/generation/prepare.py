@@ -10,8 +10,8 @@ from deployments.engine.protocol.params import GenerationParams, effective_param
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.styles import expand
-from serve_app.generation.uploads import check_uploads, sized_like
+from serve_app.generation.styles import add_style
+from serve_app.generation.uploads import check_uploads, fill_in_size
 
 DRAWN_SEEDS = 2**32
 
@@ -28,10 +28,10 @@ def prepare(
     header = check_uploads(uploads) if uploads else None
     task: Task = uploads.task if uploads else "text-to-image"
     spec = _model_for(models, params, task)
-    asked = sized_like(with_seed(params), header, spec)
+    asked = fill_in_size(with_seed(params), header, spec)
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
-    styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
+    styled = asked.model_copy(update={"prompt": add_style(asked.prompt, asked.style_preset)})
     request_id = f"{name}.{secrets.token_hex(4)}"
     request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name)
     return Prepared(request, asked, drawn=asked.seed != params.seed)
@@ -44,7 +44,7 @@ def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
     for spec in models:
         if spec.answers_to(name):
             return spec
-    raise UnknownModel("model_name", f"there is no such model; {_hint(name, models)}")
+    raise UnknownModel("model_name", f"there is no such model; {_suggest_model(name, models)}")
 
 
 def with_seed(params: GenerationParams) -> GenerationParams:
@@ -54,7 +54,7 @@ def with_seed(params: GenerationParams) -> GenerationParams:
     return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
 
 
-def _hint(name: str, models: Sequence[ModelSpec]) -> str:
+def _suggest_model(name: str, models: Sequence[ModelSpec]) -> str:
     known = [known for spec in models for known in (spec.name, *spec.aliases)]
     near = get_close_matches(name[:200], known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}"

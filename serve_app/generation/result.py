@@ -58,14 +58,14 @@ def result_of(
     )
 
 
-def decoded(image: ImageDone) -> Image.Image:
+def decode_image(image: ImageDone) -> Image.Image:
     """The picture itself."""
     picture = Image.open(io.BytesIO(image.data), formats=[image.format.upper()])
     picture.load()
     return picture
 
 
-def encoded(picture: Image.Image) -> bytes:
+def to_png(picture: Image.Image) -> bytes:
     """`picture` as the file that a remote caller would send, with its transparency."""
     buffer = io.BytesIO()
     to_layer(picture).save(buffer, "PNG", compress_level=1)

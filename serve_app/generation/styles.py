@@ -25,7 +25,7 @@ _ROWS = (
 STYLES: Mapping[str, Style] = MappingProxyType({style.name: style for style in _ROWS})
 
 
-def expand(prompt: str, style_preset: str | None) -> str:
+def add_style(prompt: str, style_preset: str | None) -> str:
     """`prompt` with the style after it: a known style's text, or else `style_preset` itself, as free text."""
     asked = (style_preset or "").strip()
     if not asked:

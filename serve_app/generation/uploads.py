@@ -25,7 +25,7 @@ def check_uploads(uploads: Uploads) -> ImageHeader | None:
     return image or next(iter(hints), None)
 
 
-def sized_like(params: GenerationParams, header: ImageHeader | None, spec: ModelSpec) -> GenerationParams:
+def fill_in_size(params: GenerationParams, header: ImageHeader | None, spec: ModelSpec) -> GenerationParams:
     """`params` with the size that was left open: the picture's shape, at the model's native area."""
     if header is None or (params.width and params.height):
         return params

@@ -18,7 +18,7 @@ from deployments.engine.protocol.errors import Cancelled, DeadlineExceeded, Engi
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import part_of
-from serve_app.generation.cancellation import Word
+from serve_app.generation.cancellation import CancelSignal
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
@@ -100,7 +100,7 @@ class Batch:
         todo = deque(works)
         # Bounded: where nobody takes the results, no more are made.
         done: asyncio.Queue[tuple[EntryGroup, Outcome]] = asyncio.Queue(self._in_flight)
-        with self._service.cancellations.named(self._name, self._tenant) as word:
+        with self._service.cancellations.track(self._name, self._tenant) as word:
             makers = [
                 asyncio.ensure_future(self._make_all(todo, done, word)) for _ in range(min(self._in_flight, len(works)))
             ]
@@ -111,13 +111,13 @@ class Batch:
                 await cancel_and_wait(*makers)
 
     async def _make_all(
-        self, todo: deque[EntryGroup], done: "asyncio.Queue[tuple[EntryGroup, Outcome]]", word: Word
+        self, todo: deque[EntryGroup], done: "asyncio.Queue[tuple[EntryGroup, Outcome]]", word: CancelSignal
     ) -> None:
         while todo:
             work = todo.popleft()
             await done.put((work, await self._outcome(work, word)))
 
-    async def _outcome(self, work: EntryGroup, word: Word) -> Outcome:
+    async def _outcome(self, work: EntryGroup, word: CancelSignal) -> Outcome:
         try:
             return await self._make(work, word)
         except Cancelled as error:
@@ -131,7 +131,7 @@ class Batch:
             log.exception("request %s: unexpected error", work.prepared.request.name)
             return EngineError("something went wrong here; quote the request id when you report it")
 
-    async def _make(self, work: EntryGroup, word: Word) -> Result:
+    async def _make(self, work: EntryGroup, word: CancelSignal) -> Result:
         def heard(event: Event) -> None:
             if isinstance(event, Progress):
                 self._shares.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))

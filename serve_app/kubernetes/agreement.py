@@ -19,22 +19,22 @@ DRAIN: Final = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 NODES: Final = "darkroom-nodes"
 
 
-def agreement_faults(manifests: Manifests) -> Iterator[str]:
+def find_disagreements(manifests: Manifests) -> Iterator[str]:
     """All of them."""
     config = configuration_of(manifests)
     if (said := manifests.cluster.get("rayVersion")) != version("ray"):
         yield f"rayVersion: it says {said}, and the code runs on {version('ray')}"
-    yield from _drain(manifests, config)
-    yield from _gpus(manifests, config)
-    yield from _room(manifests, config)
+    yield from _check_drain(manifests, config)
+    yield from _check_gpus(manifests, config)
+    yield from _check_capacity(manifests, config)
     for pod in manifests.ray_pods():
-        yield from _pod(pod)
-    yield from _secrets(manifests, config)
-    yield from _budgets(manifests)
-    yield from _pins(config)
+        yield from _check_pod(pod)
+    yield from _check_secrets(manifests, config)
+    yield from _check_disruption_budgets(manifests)
+    yield from _check_pins(config)
 
 
-def _drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+def _check_drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     """Each of these must be longer than the one before. The head has no replicas to drain."""
     replicas = [deployment.graceful_shutdown_timeout_s for deployment in config.deployments]
     steps: list[tuple[str, float | None]] = [
@@ -56,7 +56,7 @@ def _drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
                 yield f"drain: {shorter} ({low}) must be less than {longer} ({high})"
 
 
-def _gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+def _check_gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     for pod in manifests.ray_pods():
         asked, limit = (_amounts(pod, kind).get(GPU) for kind in ("requests", "limits"))
         if asked != limit:
@@ -67,7 +67,7 @@ def _gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
             yield f"deployment {deployment.name}: no worker has the {deployment.num_gpus:g} GPUs of a replica"
 
 
-def _room(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+def _check_capacity(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     """Whether all replicas that the configuration allows find a place, and those beside them in an update."""
     most = sum(deployment.num_gpus * deployment.most_replicas for deployment in config.deployments)
     there = sum(_gpus_of(group) * group.get("maxReplicas", 0) for group in manifests.groups)
@@ -82,7 +82,7 @@ def _room(manifests: Manifests, config: AppConfig) -> Iterator[str]:
         yield f"room: everything together may want {cpus:g} CPUs, and all groups together may have {there:g}"
 
 
-def _pod(pod: PodTemplate) -> Iterator[str]:
+def _check_pod(pod: PodTemplate) -> Iterator[str]:
     ports = {each["containerPort"]: each["name"] for each in pod.main.get("ports", ())}
     if ports.get(PORT) != "serve":
         yield f"{pod.name}: port {PORT}, where Serve's proxy listens, must be named `serve`"
@@ -99,7 +99,7 @@ def _pod(pod: PodTemplate) -> Iterator[str]:
         yield f"{pod.name}: a preStop hook would end Ray before it has drained"
 
 
-def _secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     """Secrets that the configuration reads must be where a replica of the ingress can run, which is on any worker."""
     wanted: list[tuple[str, Any]] = [("keys", config.keys)]
     if config.redis is not None:
@@ -116,15 +116,15 @@ def _secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
                 yield f"{pod.name}: {what} is read from {secret.file}, where nothing is mounted"
 
 
-def _budgets(manifests: Manifests) -> Iterator[str]:
+def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:
     """A RayCluster has no scale subresource, from which Kubernetes would learn how many pods are wanted."""
-    for budget in manifests.of("PodDisruptionBudget"):
+    for budget in manifests.of_kind("PodDisruptionBudget"):
         if not isinstance(budget["spec"].get("minAvailable"), int):
             name = budget["metadata"]["name"]
             yield f"PodDisruptionBudget {name}: of Ray's pods only `minAvailable`, as a number, ever lets one go"
 
 
-def _pins(config: AppConfig) -> Iterator[str]:
+def _check_pins(config: AppConfig) -> Iterator[str]:
     """Folders are whoever's who fills them; what comes from the hub must be a commit, and have safetensors."""
     found = [spec for deployment in config.deployments for spec in config.specs_of(deployment)]
     parts = [part for spec in found for part in sources_of(spec)]

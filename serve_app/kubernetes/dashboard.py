@@ -131,7 +131,7 @@ PANELS: Final = (
 )
 
 
-def dashboard() -> str:
+def render_dashboard() -> str:
     """The JSON."""
     variables = [
         {"name": "source", "type": "datasource", "query": "prometheus", "label": "Prometheus"},
@@ -144,12 +144,12 @@ def dashboard() -> str:
         "refresh": "30s",
         "time": {"from": "now-3h", "to": "now"},
         "templating": {"list": variables},
-        "panels": [_panel(number, panel) for number, panel in enumerate(PANELS)],
+        "panels": [_render_panel(number, panel) for number, panel in enumerate(PANELS)],
     }
     return json.dumps(board, indent=1) + "\n"
 
 
-def _panel(number: int, panel: Panel) -> dict[str, Any]:
+def _render_panel(number: int, panel: Panel) -> dict[str, Any]:
     row, column = divmod(number, COLUMNS)
     targets = [
         {"refId": chr(ord("A") + i), "expr": query, "legendFormat": legend, "datasource": SOURCE}

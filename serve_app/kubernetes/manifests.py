@@ -39,14 +39,14 @@ class Manifests:
 
     documents: Sequence[Document]
 
-    def of(self, kind: str) -> list[Document]:
+    def of_kind(self, kind: str) -> list[Document]:
         """Those of that kind."""
         return [document for document in self.documents if document.get("kind") == kind]
 
     @cached_property
     def service(self) -> Document:
         """The one RayService. Raises Unbuildable where there is another number of them."""
-        found = self.of("RayService")
+        found = self.of_kind("RayService")
         if len(found) != 1:
             raise Unbuildable(f"an overlay has one RayService, and here are {len(found)}")
         return found[0]
@@ -79,7 +79,7 @@ class Manifests:
             yield _template(f"group {group['groupName']}", group["template"])
 
 
-def built(folder: Path) -> Manifests:
+def build(folder: Path) -> Manifests:
     """What `kubectl kustomize` makes of `folder`. Raises Unbuildable."""
     try:
         done = subprocess.run(

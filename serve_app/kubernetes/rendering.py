@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from serve_app.config.server import AppConfig, load_config
-from serve_app.kubernetes.dashboard import dashboard
+from serve_app.kubernetes.dashboard import render_dashboard
 from serve_app.launch.local_cluster import APP_NAME
 from serve_app.serving.node_environment import NODE_ENVIRONMENT
 
@@ -26,13 +26,13 @@ PORT: Final = 8000
 _HEAD: Final = "# Rendered by `darkroom k8s render` from {source}; change that.\n"
 
 
-def rendered(root: Path) -> Iterator[tuple[Path, str]]:
+def render_files(root: Path) -> Iterator[tuple[Path, str]]:
     """Every file below `root`, the folder of `base` and `overlays`, that is rendered, and what must stand in it.
 
     Raises ConfigError where an overlay's configuration is wrong.
     """
     yield root / "base" / NODES, node_environment()
-    yield root / "observability" / DASHBOARD, dashboard()
+    yield root / "observability" / DASHBOARD, render_dashboard()
     for file in sorted((root / "overlays").glob(f"*/{CONFIGURATION}")):
         yield file.with_name(SERVE_CONFIG), serve_config_patch(load_config(str(file)))
 

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from serve_app.config.server import AppConfig
 from serve_app.launch.processes import adopt_orphans, sweep
-from serve_app.serving.import_path import installed_only
+from serve_app.serving.import_path import restrict_to_installed
 
 EXIT_FAILED = 1
 EXIT_PORT_IN_USE = 2
@@ -59,7 +59,7 @@ class Server:
     host: str
     port: int
     temp_dir: Path
-    news: "queue.SimpleQueue[tuple[str, str]]" = field(default_factory=queue.SimpleQueue)
+    messages: "queue.SimpleQueue[tuple[str, str]]" = field(default_factory=queue.SimpleQueue)
     process: "subprocess.Popen[bytes] | None" = None
     ready: bool = False
 
@@ -68,7 +68,7 @@ class Server:
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
                 CHILD,
-                env=installed_only(os.environ),
+                env=restrict_to_installed(os.environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -105,17 +105,17 @@ class Server:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         if self.ready:
-            self._wait_unless_hurried(GRACE_S)
+            self._wait_for_exit(GRACE_S)
         sweep(SWEEP_S)
         self.process.poll()
 
-    def _wait_unless_hurried(self, grace_s: float) -> None:
+    def _wait_for_exit(self, grace_s: float) -> None:
         """A second Ctrl-C means: now."""
         assert self.process is not None
         deadline = time.monotonic() + grace_s
         while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
-                if self.news.get(timeout=0.1)[0] == "stop":
+                if self.messages.get(timeout=0.1)[0] == "stop":
                     return
 
     def _listen(self, answers: IO[bytes]) -> None:
@@ -123,18 +123,18 @@ class Server:
             with answers:
                 for line in answers:
                     kind, message = next(iter(json.loads(line).items()))
-                    self.news.put((kind, message))
+                    self.messages.put((kind, message))
         finally:
             # Also where it says what nobody understands: whoever waits for news waits for this thread's.
-            self.news.put(("gone", ""))
+            self.messages.put(("gone", ""))
 
 
 def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = print) -> None:
     """Serves until SIGINT or SIGTERM; `say` gets the one line that says where. Raises LaunchError if it cannot."""
-    with held_port(host, port):
+    with hold_port(host, port):
         adopt_orphans()
         server = Server(config, host, port, make_temp_dir())
-        with stop_signals(server.news):
+        with handle_stop_signals(server.messages):
             try:
                 run(server, say)
             finally:
@@ -146,23 +146,23 @@ def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = p
 def run(server: Server, say: Callable[[str], Any]) -> None:
     """Starts `server` and returns after a signal. Raises LaunchError when it fails, or ends on its own."""
     server.start()
-    while (kind_and_message := server.news.get())[0] != "stop":
+    while (kind_and_message := server.messages.get())[0] != "stop":
         kind, message = kind_and_message
         if kind != "ready":
             why = message or ("the server ended unexpectedly" if server.ready else "the server did not start")
             raise LaunchError(f"{why} (log: {server.log_file})")
         server.ready = True
-        say(f"Darkroom is ready at http://{_shown(server.host)}:{server.port}")
+        say(f"Darkroom is ready at http://{_format_host(server.host)}:{server.port}")
 
 
 @contextlib.contextmanager
-def held_port(host: str, port: int) -> Iterator[None]:
+def hold_port(host: str, port: int) -> Iterator[None]:
     """Keeps `host`:`port` for this server while it starts: a second one, started meanwhile, is refused as well.
 
     Raises LaunchError where the port cannot be bound, before anything has been started.
     """
-    refuse_port_in_use(host, port)
-    family, kind, protocol, _, address = _addressed(host, port)
+    check_port(host, port)
+    family, kind, protocol, _, address = _resolve(host, port)
     with socket.socket(family, kind, protocol) as held:
         # Ray's proxy shares its port with whoever of this user shares it too. On Linux a socket that does not listen
         # gets no connections; elsewhere that is not certain.
@@ -172,12 +172,12 @@ def held_port(host: str, port: int) -> Iterator[None]:
         yield
 
 
-def refuse_port_in_use(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     """Raises LaunchError where `host`:`port` cannot be bound."""
     if not 0 < port < 65536:
         raise LaunchError(f"{port} is no port number", EXIT_PORT_IN_USE)
     try:
-        family, kind, protocol, _, address = _addressed(host, port)
+        family, kind, protocol, _, address = _resolve(host, port)
         with socket.socket(family, kind, protocol) as probe:
             # A connection that ended a moment ago does not hold the port; a listener does, whatever its options.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,7 +192,7 @@ def refuse_port_in_use(host: str, port: int) -> None:
         raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}", EXIT_PORT_IN_USE) from None
 
 
-def _addressed(host: str, port: int) -> tuple[Any, ...]:
+def _resolve(host: str, port: int) -> tuple[Any, ...]:
     """Family, kind, protocol, name and address for a socket."""
     return socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
 
@@ -209,10 +209,10 @@ def make_temp_dir() -> Path:
 
 
 @contextlib.contextmanager
-def stop_signals(news: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
+def handle_stop_signals(messages: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
     """Turns SIGINT, SIGTERM and SIGHUP into news. Nothing is raised: an exception could come anywhere and be lost."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: news.put(("stop", ""))) for number in signals}
+    before = {number: signal.signal(number, lambda *_: messages.put(("stop", ""))) for number in signals}
     try:
         yield
     finally:
@@ -220,5 +220,5 @@ def stop_signals(news: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _shown(host: str) -> str:
+def _format_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host

@@ -19,7 +19,7 @@ import httpx
 from pydantic import BaseModel
 
 from serve_app.config.server import AppConfig
-from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, head_timeout_s
+from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, read_head_timeout_s
 
 HEALTH_PATH = "/ads/v2/diffusion/health"
 APP_NAME = "darkroom"
@@ -48,7 +48,7 @@ def main() -> None:
         start(order)
     except Exception as error:
         logging.getLogger(__name__).exception("Darkroom did not start")
-        _answer(answers, "failed", explanation(error))
+        _answer(answers, "failed", explain(error))
         # Not sys.exit: threads of Ray's would be waited for, and the launcher ends what is left in any case.
         os._exit(1)
     _answer(answers, "ready", "")
@@ -72,7 +72,7 @@ def start(order: Order) -> None:
     ray.init(
         address="local",
         namespace=APP_NAME,
-        num_cpus=_cpus(order.config),
+        num_cpus=_count_cpus(order.config),
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=_OBJECT_STORE_BYTES,
@@ -99,7 +99,7 @@ def prepare_environment() -> None:
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(
         # The one of these that whoever starts a server may choose.
-        {**NODE_ENVIRONMENT, HEAD_TIMEOUT_VARIABLE: f"{head_timeout_s():g}"},
+        {**NODE_ENVIRONMENT, HEAD_TIMEOUT_VARIABLE: f"{read_head_timeout_s():g}"},
         RAY_USAGE_STATS_ENABLED="0",
         # Off, this node is 127.0.0.1 and nothing that Ray starts listens elsewhere, as on the systems in its name.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
@@ -123,7 +123,7 @@ def stop() -> None:
 
 def wait_until_healthy(host: str, port: int) -> None:
     """Asks through the port until the answer is 200. Raises TimeoutError when it takes too long."""
-    url = f"http://{reachable(host)}:{port}{HEALTH_PATH}"
+    url = f"http://{client_host_of(host)}:{port}{HEALTH_PATH}"
     deadline = time.monotonic() + _HEALTHY_WITHIN_S
     # trust_env would send the question to a proxy that the user has configured for the world outside.
     with httpx.Client(trust_env=False, timeout=10.0) as client:
@@ -137,7 +137,7 @@ def wait_until_healthy(host: str, port: int) -> None:
     raise TimeoutError("the server came up, but it did not become healthy")
 
 
-def reachable(host: str) -> str:
+def client_host_of(host: str) -> str:
     """How a client on this machine writes the address that the server is bound to."""
     if host in {"0.0.0.0", ""}:
         return "127.0.0.1"
@@ -146,9 +146,9 @@ def reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def explanation(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """One line for the user: the model's own complaint where there is one, else the kind of error."""
-    found = _LOAD_ERROR.findall(f"{error}\n{_statuses()}")
+    found = _LOAD_ERROR.findall(f"{error}\n{_read_statuses()}")
     if found:
         return str(found[-1]).strip()
     if isinstance(error, TimeoutError):
@@ -156,7 +156,7 @@ def explanation(error: Exception) -> str:
     return "the application could not be started; the log says why"
 
 
-def _statuses() -> str:
+def _read_statuses() -> str:
     """What Serve keeps of a failed constructor's traceback."""
     try:
         from ray import serve
@@ -167,7 +167,7 @@ def _statuses() -> str:
     return "\n".join([application.message, *(state.message for state in application.deployments.values())])
 
 
-def _cpus(config: AppConfig) -> float:
+def _count_cpus(config: AppConfig) -> float:
     """Enough for everything that is configured, or Serve would wait without end on a small machine."""
     needed = 2 * config.ingress.replicas * config.ingress.num_cpus
     needed += sum(deployment.most_replicas * deployment.num_cpus for deployment in config.deployments)

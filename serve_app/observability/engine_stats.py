@@ -19,7 +19,7 @@ def engine_figures(engines: Iterable[EngineReport]) -> dict[str, Any]:
     """`unet_calls` and more of all engines; `waiting_by_priority`; by model under `models`; `engines` one by one."""
     every = list(engines)
     models = _by_model(every)
-    together_all = _merged([part for parts in models.values() for part in parts])
+    together_all = _merge([part for parts in models.values() for part in parts])
     counted = together_all.counters
     waiting: dict[str, int] = {}
     for engine in every:
@@ -33,8 +33,8 @@ def engine_figures(engines: Iterable[EngineReport]) -> dict[str, Any]:
         "images_running": sum(engine.load.running for engine in every),
         "waiting_by_priority": waiting,
         "total": _figures_of(together_all),
-        "models": {name: _figures_of(_merged(parts)) for name, parts in sorted(models.items()) if name},
-        "engines": [_one(engine) for engine in every],
+        "models": {name: _figures_of(_merge(parts)) for name, parts in sorted(models.items()) if name},
+        "engines": [_engine_report(engine) for engine in every],
     }
 
 
@@ -51,7 +51,7 @@ def _by_model(engines: list[EngineReport]) -> dict[str, list[ModelReport]]:
     return models
 
 
-def _merged(parts: list[ModelReport]) -> ModelReport:
+def _merge(parts: list[ModelReport]) -> ModelReport:
     durations: dict[Phase, Durations] = {
         phase: together(part.durations[phase] for part in parts if phase in part.durations) for phase in PHASES
     }
@@ -68,7 +68,7 @@ def _counters(counters: Counters) -> dict[str, Any]:
     return {**counters.numbers(), "denoise_seconds": round(counters.denoise_seconds, 3), "batch_sizes": sizes}
 
 
-def _one(engine: EngineReport) -> dict[str, Any]:
+def _engine_report(engine: EngineReport) -> dict[str, Any]:
     return {
         "ready": engine.ready,
         "device": engine.device,

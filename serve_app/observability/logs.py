@@ -9,7 +9,7 @@ from serve_app.config.sections import LoggingConfig
 
 LOGGERS: Final = ("serve_app", "deployments")
 
-_OWN_TO_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonLines(logging.Formatter):
@@ -31,10 +31,10 @@ class JsonLines(logging.Formatter):
 
 def _is_extra(name: str) -> bool:
     # Libraries mark records for themselves: Ray, which makes records of its own, does so in all of them.
-    return name not in _OWN_TO_EVERY_RECORD and not name.startswith("_")
+    return name not in _STANDARD_ATTRIBUTES and not name.startswith("_")
 
 
-def hush_parsers() -> None:
+def silence_parsers() -> None:
     """Has libraries that read what callers send keep their remarks on it to themselves: we say what we refuse."""
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
@@ -43,7 +43,7 @@ def log_to(stream: TextIO, config: LoggingConfig) -> None:
     """Has our loggers, and Python's warnings, write to `stream`: for processes that Ray Serve does not run."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines() if config.encoding == "json" else logging.Formatter(logging.BASIC_FORMAT))
-    hush_parsers()
+    silence_parsers()
     logging.captureWarnings(True)
     for name in (*LOGGERS, "py.warnings"):
         logger = logging.getLogger(name)

@@ -33,7 +33,7 @@ class Statistics:
         self._requests = 0
         self._images: Counter[type[Event]] = Counter()
         self._ends: Counter[tuple[str, Outcome, str]] = Counter()
-        self._took: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
+        self._durations_by_model: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
 
     async def watch(self, model: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
         """Hands `events` of a request to `model` on and counts them. Closing this closes them."""
@@ -43,7 +43,7 @@ class Statistics:
         try:
             async with aclosing(events):
                 async for event in events:
-                    end = self._end(event, end)
+                    end = self._outcome_after(event, end)
                     yield event
             if end[0] == "cancelled" and end[1] != Cancelled.code:
                 # Nobody left: the backend just ended, without a last word.
@@ -54,7 +54,7 @@ class Statistics:
         finally:
             self._ends[model, *end] += 1
             if end[0] == "finished":
-                self._took[model].add(self._clock() - begun)
+                self._durations_by_model[model].add(self._clock() - begun)
 
     def snapshot(self) -> dict[str, Any]:
         """The counters and the latencies, as plain data."""
@@ -87,9 +87,9 @@ class Statistics:
             yield Sample(DURATION, (model,), durations.ever.values())
 
     def _durations(self) -> dict[str, Durations]:
-        return {model: recorder.durations() for model, recorder in list(self._took.items())}
+        return {model: recorder.durations() for model, recorder in list(self._durations_by_model.items())}
 
-    def _end(self, event: Event, before: End) -> End:
+    def _outcome_after(self, event: Event, before: End) -> End:
         match event:
             case ImageDone():
                 self._images[ImageDone] += 1

@@ -8,16 +8,16 @@ from deployments.metrics import BUILD, Sample
 
 def darkroom_version() -> str:
     """This package's; "0" where it is not installed."""
-    return _version("darkroom")
+    return _version_of("darkroom")
 
 
 def build_sample() -> Sample:
     """For Prometheus: always 1, and its labels say it all."""
-    versions = (darkroom_version(), platform.python_version(), *map(_version, ("ray", "torch", "diffusers")))
+    versions = (darkroom_version(), platform.python_version(), *map(_version_of, ("ray", "torch", "diffusers")))
     return Sample(BUILD, versions, 1)
 
 
-def _version(package: str) -> str:
+def _version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

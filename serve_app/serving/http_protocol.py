@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from serve_app.api.middleware.request_id import NOSNIFF, request_id_of
 from serve_app.api.problems import Problem
-from serve_app.serving.node_environment import head_timeout_s
+from serve_app.serving.node_environment import read_head_timeout_s
 from serve_app.serving.request_head import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -29,7 +29,7 @@ from serve_app.serving.request_head import (
 )
 
 # The parser gets no more at once, so that what it keeps to itself is bounded as well.
-_PIECE_BYTES: Final = 16 * 1024
+_FEED_BYTES: Final = 16 * 1024
 
 # What the framing of a chunk may take: a size, two line ends. Extensions, which nobody reads, are what goes beyond it.
 _CHUNK_FRAMING_BYTES: Final = 24
@@ -41,15 +41,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._in_head = True
-        self._over = False  # nothing is read any more
-        self._told = 0  # how often the parser has called
+        self._is_over = False  # nothing is read any more
+        self._parser_calls = 0  # how often the parser has called
         self._silent_bytes = 0  # fed since it last did
         self._head_bytes = 0
         self._header_count = 0
         self._extension_bytes = 0
         self._body_left: int | None = None  # of a request that asked for another protocol: its body is read here
         self._deadline: asyncio.TimerHandle | None = None
-        self._head_timeout_s = head_timeout_s()
+        self._head_timeout_s = read_head_timeout_s()
         super().__init__(*args, **options)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,30 +58,30 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_deadline()
-        self._over = True
+        self._is_over = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        for start in range(0, len(data), _PIECE_BYTES):
-            if not self._over:
-                self._feed(data[start : start + _PIECE_BYTES])
+        for start in range(0, len(data), _FEED_BYTES):
+            if not self._is_over:
+                self._feed(data[start : start + _FEED_BYTES])
 
     def on_message_begin(self) -> None:
-        self._told += 1
+        self._parser_calls += 1
         self._head_bytes = self._header_count = self._extension_bytes = 0
         self._unset_keepalive_if_required()
         self._start_deadline()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._told += 1
+        self._parser_calls += 1
         self._head_bytes += len(url)
         if self._head_bytes > MAX_TARGET_BYTES:
             raise target_too_long()
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._told += 1
+        self._parser_calls += 1
         self._head_bytes += len(name) + len(value) + len(": \r\n")
         self._header_count += 1
         if self._head_bytes > MAX_HEAD_BYTES or self._header_count > MAX_HEADERS:
@@ -91,7 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._told += 1
+        self._parser_calls += 1
         check_head(self.parser.get_method(), self.parser.get_http_version(), self.url, self.headers)
         self._in_head = False
         self._end_deadline()
@@ -103,23 +103,23 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_chunk_header(self) -> None:
         """Called by the parser."""
-        self._told += 1
+        self._parser_calls += 1
         self._extension_bytes -= _CHUNK_FRAMING_BYTES
 
     def on_body(self, body: bytes) -> None:
-        self._told += 1
+        self._parser_calls += 1
         self._extension_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._told += 1
+        self._parser_calls += 1
         if self._body_left is not None:
             return
         super().on_message_complete()
         self._in_head = True
         self._end_deadline()
         if not self.parser.should_keep_alive():
-            self._over = True
+            self._is_over = True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -134,7 +134,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._body_left is not None:
             self._take_body(piece)
             return
-        told, in_body = self._told, not self._in_head
+        told, in_body = self._parser_calls, not self._in_head
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
@@ -144,7 +144,7 @@ class BoundedProtocol(HttpToolsProtocol):
             reason = error.__context__
             self._refuse(reason if isinstance(reason, Problem) else malformed())
             return
-        self._silent_bytes = self._silent_bytes + len(piece) if told == self._told else 0
+        self._silent_bytes = self._silent_bytes + len(piece) if told == self._parser_calls else 0
         self._extension_bytes += len(piece) if in_body else 0
         if self._silent_bytes > MAX_HEAD_BYTES:
             self._refuse(headers_too_large())
@@ -160,10 +160,10 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_body(body)
         if self._body_left == 0:
             super().on_message_complete()
-            self._in_head, self._over = True, True
+            self._in_head, self._is_over = True, True
 
     def _start_deadline(self) -> None:
-        if self._deadline is None and not self._over:
+        if self._deadline is None and not self._is_over:
             self._deadline = self.loop.call_later(self._head_timeout_s, self._expire)
 
     def _end_deadline(self) -> None:
@@ -176,14 +176,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             # The answer to the request before is on its way; what is owed is waited for after it.
             self._start_deadline()
-        elif self._in_head and self.headers is not None and not self._over:
+        elif self._in_head and self.headers is not None and not self._is_over:
             self._refuse(head_too_slow())
         else:
             self.transport.close()
 
     def _refuse(self, problem: Problem) -> None:
         """Answers with `problem`, after what was asked before on this connection, and then closes it."""
-        self._over = True
+        self._is_over = True
         self._end_deadline()
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
@@ -201,7 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.pipeline.popleft()
             else:
                 before = None
-        self.cycle = self._cycle_of_refusal()
+        self.cycle = self._create_refusal_cycle()
         # uvicorn's types and Starlette's say the same of an application in different words.
         answer: Any = _Refusal(problem)
         if before is None or before.response_complete:
@@ -209,7 +209,7 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self.pipeline.appendleft((self.cycle, answer))
 
-    def _cycle_of_refusal(self) -> RequestResponseCycle:
+    def _create_refusal_cycle(self) -> RequestResponseCycle:
         scope = {
             "type": "http",
             "http_version": "1.1",

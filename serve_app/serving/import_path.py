@@ -9,7 +9,7 @@ SAFE_PATH: Final[Mapping[str, str]] = MappingProxyType({"PYTHONSAFEPATH": "1"})
 """As `python -P`, for all processes below: neither the current folder nor a script's own is on their path."""
 
 
-def installed_only(environment: Mapping[str, str]) -> dict[str, str]:
+def restrict_to_installed(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` for such a process. PYTHONPATH keeps whole paths only: an empty entry is the current folder."""
     folders = environment.get("PYTHONPATH", "").split(os.pathsep)
     whole = os.pathsep.join(folder for folder in folders if os.path.isabs(folder))

@@ -29,7 +29,7 @@ NODE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 )
 
 
-def head_timeout_s() -> float:
+def read_head_timeout_s() -> float:
     """How long a head may take, and the rest of a body after its answer. Raises ValueError where it is no such time."""
     said = os.environ.get(HEAD_TIMEOUT_VARIABLE, str(HEAD_TIMEOUT_S))
     try:

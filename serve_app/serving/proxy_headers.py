@@ -16,7 +16,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from serve_app.api.middleware.request_id import request_id_of
 from serve_app.api.trace import HEADER, named_trace_id
-from serve_app.serving.node_environment import head_timeout_s
+from serve_app.serving.node_environment import read_head_timeout_s
 from serve_app.serving.proxy_errors import ProxyAnswers
 from serve_app.serving.proxy_pages import ProxyPages
 
@@ -67,7 +67,7 @@ def middlewares() -> list[Middleware]:
 
     The server that Ray makes next takes what uvicorn has under `auto`, and has no setting for it.
     """
-    head_timeout_s()
+    read_head_timeout_s()
     HTTP_PROTOCOLS["auto"] = PROTOCOL
     return [Middleware(ProxyPages), Middleware(ProxyAnswers), Middleware(ProxyHeaders)]
 

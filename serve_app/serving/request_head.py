@@ -23,7 +23,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)/", re.IGNORECASE)
 
 def check_head(method: bytes, version: str, target: bytes, headers: Headers) -> None:
     """Raises Problem where the head of a request breaks a rule. Names of `headers` are in lower case."""
-    host = _host(version, headers)
+    host = _check_host(version, headers)
     _check_target(method, target, host)
     _check_length(version, headers)
     if any(value.lower() != b"100-continue" for value in values_of(headers, b"expect")):
@@ -61,7 +61,7 @@ def malformed() -> Problem:
     return Problem(400, "malformed_request", "this is not well-formed HTTP/1.1")
 
 
-def _host(version: str, headers: Headers) -> bytes | None:
+def _check_host(version: str, headers: Headers) -> bytes | None:
     hosts = values_of(headers, b"host")
     if not hosts and version != "1.1":
         return None
@@ -96,11 +96,11 @@ def _check_length(version: str, headers: Headers) -> None:
         raise Problem(400, "ambiguous_length", "a body has either Content-Length or Transfer-Encoding")
     if len(lengths) > 1:
         raise Problem(400, "ambiguous_length", "a body has one Content-Length")
-    if codings and values_of(headers, b"upgrade") and upgrades(headers):
+    if codings and values_of(headers, b"upgrade") and asks_for_upgrade(headers):
         raise Problem(400, "invalid_upgrade", "no other protocol is spoken here: leave out Upgrade, or chunked")
 
 
-def upgrades(headers: Headers) -> bool:
+def asks_for_upgrade(headers: Headers) -> bool:
     """Whether the request asks for another protocol on this connection."""
     tokens = b",".join(values_of(headers, b"connection")).lower().split(b",")
     return b"upgrade" in (token.strip() for token in tokens)

@@ -26,24 +26,24 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            problem = self._objection(scope["path"], headers)
+            problem = self._find_problem(scope["path"], headers)
             if problem is not None:
                 problem.headers |= close_unread(headers)
                 await problem.response(scope["state"]["request_id"])(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _objection(self, path: str, headers: Headers) -> Problem | None:
+    def _find_problem(self, path: str, headers: Headers) -> Problem | None:
         # No browser leaves Host out; HTTP/1.0 may.
         host = ",".join(headers.getlist("host"))
-        if host and path not in PROBES and not self._hosts.serve(host):
+        if host and path not in PROBES and not self._hosts.is_allowed_host(host):
             message = "this server is not served under that Host; its operator names others under `ingress.hosts`"
             return Problem(421, "unknown_host", message)
-        if not self._hosts.guarded:
+        if not self._hosts.checks_origins:
             return None
         message = "this server takes no requests from other sites' pages"
         origins = headers.getlist("origin")
-        if len(origins) == 1 and self._hosts.name_origin(origins[0]):
+        if len(origins) == 1 and self._hosts.is_allowed_origin(origins[0]):
             return None
         if len(origins) > 1 or not all(is_own_origin(origin, host) for origin in origins):
             return Problem(403, "foreign_origin", message)

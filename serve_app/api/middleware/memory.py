@@ -16,19 +16,19 @@ class MemoryRelease:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         passed = 0
 
-        async def counting_receive() -> Message:
+        async def receive_and_count() -> Message:
             nonlocal passed
             message = await receive()
             passed += len(message.get("body", b""))
             return message
 
-        async def counting_send(message: Message) -> None:
+        async def send_and_count(message: Message) -> None:
             nonlocal passed
             passed += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self.app(scope, counting_receive, counting_send)
+            await self.app(scope, receive_and_count, send_and_count)
         finally:
             if passed >= LARGE_BYTES:
                 self._freed.soon()

@@ -21,23 +21,23 @@ class MethodHandling:
         self._routes = [route for route in routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        methods = self._methods_of(scope) if scope["type"] == "http" else frozenset[str]()
+        methods = self._find_methods(scope) if scope["type"] == "http" else frozenset[str]()
         # Where there is no such path the router says so.
         if not methods or (scope["method"] in methods and scope["method"] != "HEAD"):
             await self.app(scope, receive, send)
         elif scope["method"] == "HEAD" and "GET" in methods:
-            await self._head(scope, receive, send)
+            await self._answer_head(scope, receive, send)
         else:
-            await self._told(scope, methods)(scope, receive, send)
+            await self._answer(scope, methods)(scope, receive, send)
 
-    def _told(self, scope: Scope, methods: frozenset[str]) -> Response:
+    def _answer(self, scope: Scope, methods: frozenset[str]) -> Response:
         unread = close_unread(Headers(scope=scope))
         if scope["method"] == "OPTIONS":
             return Response(status_code=204, headers={"Allow": ", ".join(sorted(methods | {"OPTIONS"})), **unread})
         allow = {"Allow": ", ".join(sorted(methods)), **unread}
         return http_problem(405, allow).response(scope["state"]["request_id"])
 
-    def _methods_of(self, scope: Scope) -> frozenset[str]:
+    def _find_methods(self, scope: Scope) -> frozenset[str]:
         """The methods of all routes that lead to the path; none where there is no such path."""
         methods: set[str] = set()
         for route in self._routes:
@@ -47,7 +47,7 @@ class MethodHandling:
                 scope.setdefault("route", found.get("route", route))
         return frozenset(methods | {"HEAD"} if "GET" in methods else methods)
 
-    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As GET up to the headers. A stream is told with its first event that nobody listens, and ends."""
 
         async def send_headers(message: Message) -> None:

@@ -25,7 +25,7 @@ class UploadBudget:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size = self._size(scope)
+        size = self._size_of(scope)
         if self._held + size > self._together:
             problem = problem_of(Overloaded("too many uploads are on their way; come back later"))
             problem.headers |= CLOSE
@@ -37,7 +37,7 @@ class UploadBudget:
         finally:
             self._held -= size
 
-    def _size(self, scope: Scope) -> int:
+    def _size_of(self, scope: Scope) -> int:
         """Bytes that the request may come to hold; 0 where it is no form."""
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         if not headers.get("content-type", "").strip().lower().startswith("multipart/"):

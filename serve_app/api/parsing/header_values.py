@@ -11,7 +11,7 @@ _PARAMETER: Final = re.compile(rf';[ \t]*(?:({_TOKEN})=(?:"((?:[^"\\]|\\.)*+)"|(
 MAX_LENGTH: Final = 8192
 
 
-def value_and_parameters(header: str) -> tuple[str, dict[str, str]]:
+def parse_header_value(header: str) -> tuple[str, dict[str, str]]:
     """The header's value in lower case, and its parameters by their names in lower case.
 
     Raises ValueError where it is too long, malformed, or has a parameter twice: two readers could take either.

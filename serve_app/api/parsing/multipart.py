@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from serve_app.api.parsing.header_values import value_and_parameters
+from serve_app.api.parsing.header_values import parse_header_value
 from serve_app.api.problems import Problem
 
 MAX_BOUNDARY_CHARACTERS: Final = 256
@@ -25,37 +25,37 @@ _UTF8: Final = ("utf-8", "utf8", "us-ascii")
 class FormPart:
     """A part: its field's name, its bytes, and the file name that came with it, if one did.
 
-    `plain` says that the bytes are as they were, not in base64 for example; `utf8` that no other charset is named.
+    `is_plain` says that the bytes are as they were, not in base64 for example; `is_utf8` that no other charset is named.
     """
 
     name: str
     data: bytes
     filename: str | None = None
-    plain: bool = True
-    utf8: bool = True
+    is_plain: bool = True
+    is_utf8: bool = True
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether it says nothing: a field left empty, or a file input for which no file was chosen."""
         return not self.data and not self.filename
 
 
-def parts_of(body: bytes, parameters: dict[str, str], most: int) -> list[FormPart]:
+def parse_parts(body: bytes, parameters: dict[str, str], most: int) -> list[FormPart]:
     """The parts of `body`, `most` at most. `parameters` are those of its Content-Type. Raises Problem 400."""
-    boundary = _boundary(parameters)
+    boundary = _read_boundary(parameters)
     # Some clients end the headers' last line once more.
     begin = 2 if body.startswith(b"\r\n") else 0
     if not body.startswith(b"--" + boundary, begin):
         _refuse("the body does not begin with the boundary that its Content-Type names")
     found: list[FormPart] = []
-    for start, end in _spans(body, begin, boundary):
+    for start, end in _find_spans(body, begin, boundary):
         if len(found) == most:
             _refuse(f"it may have at most {most} parts")
-        found.append(_part(body, start, end))
+        found.append(_parse_part(body, start, end))
     return found
 
 
-def _boundary(parameters: dict[str, str]) -> bytes:
+def _read_boundary(parameters: dict[str, str]) -> bytes:
     """Raises Problem for what a browser would not send, `boundary*` among it, which some would read and others not."""
     if any(name.startswith("boundary*") for name in parameters):
         _refuse("its Content-Type must name the boundary as `boundary=` and in no other way")
@@ -67,7 +67,7 @@ def _boundary(parameters: dict[str, str]) -> bytes:
     return boundary.encode()
 
 
-def _spans(body: bytes, begin: int, boundary: bytes) -> Iterator[tuple[int, int]]:
+def _find_spans(body: bytes, begin: int, boundary: bytes) -> Iterator[tuple[int, int]]:
     """Where each part begins and ends, its headers included. Raises Problem."""
     delimiter = b"\r\n--" + boundary
     at = begin + len(delimiter) - 2
@@ -96,35 +96,35 @@ def _find(body: bytes, needle: bytes, start: int, end: int) -> int:
     return -1
 
 
-def _part(body: bytes, start: int, end: int) -> FormPart:
+def _parse_part(body: bytes, start: int, end: int) -> FormPart:
     if body.startswith(b"\r\n", start):
         _refuse("a part has no Content-Disposition header")
     headers_end = _find(body, b"\r\n\r\n", start, min(end, start + MAX_HEADER_BYTES))
     if headers_end < 0:
         _refuse(f"a part's headers do not end, or are longer than {MAX_HEADER_BYTES} bytes together")
-    headers = _headers(body[start:headers_end])
+    headers = _parse_headers(body[start:headers_end])
     data = body[headers_end + 4 : end]
     try:
-        kind, said = value_and_parameters(headers.get("content-disposition", ""))
+        kind, said = parse_header_value(headers.get("content-disposition", ""))
     except ValueError:
         _refuse("a part's Content-Disposition is missing, malformed, or says a thing twice")
     if kind != "form-data" or "name" not in said:
         _refuse('every part needs Content-Disposition: form-data; name="..."')
     filename = said.get("filename", said.get("filename*"))
-    plain = headers.get("content-transfer-encoding", "binary").lower() in _PLAIN
-    return FormPart(said["name"], data, filename, plain, _is_utf8(headers.get("content-type", "text/plain")))
+    is_plain = headers.get("content-transfer-encoding", "binary").lower() in _PLAIN
+    return FormPart(said["name"], data, filename, is_plain, _is_utf8(headers.get("content-type", "text/plain")))
 
 
 def _is_utf8(content_type: str) -> bool:
     """Whether a text of that type is UTF-8, which it is where no charset can be made out."""
     try:
-        _, parameters = value_and_parameters(content_type)
+        _, parameters = parse_header_value(content_type)
     except ValueError:
         return "charset" not in content_type.lower()
     return parameters.get("charset", "utf-8").lower() in _UTF8
 
 
-def _headers(block: bytes) -> dict[str, str]:
+def _parse_headers(block: bytes) -> dict[str, str]:
     """By their names in lower case. Raises Problem."""
     found: dict[str, str] = {}
     for line in block.decode(errors="replace").split("\r\n"):

@@ -23,12 +23,12 @@ class MediaRange:
     subkind: str
     quality: float
 
-    def fits(self, media_type: str) -> bool:
+    def matches(self, media_type: str) -> bool:
         kind, _, subkind = media_type.partition("/")
         return self.kind in ("*", kind) and self.subkind in ("*", subkind)
 
     @property
-    def precision(self) -> int:
+    def specificity(self) -> int:
         return (self.kind != "*") + (self.subkind != "*")
 
 
@@ -37,7 +37,7 @@ def negotiate(request: Request, offers: Sequence[str]) -> str:
 
     Between offers of the same quality one that was named wins over one that only fits a wildcard.
     """
-    ranges = media_ranges(",".join(request.headers.getlist("accept")))
+    ranges = parse_accept(",".join(request.headers.getlist("accept")))
     if not ranges:
         return offers[0]
     scores = {offer: _score(offer, ranges) for offer in offers}
@@ -47,23 +47,23 @@ def negotiate(request: Request, offers: Sequence[str]) -> str:
     return best
 
 
-def media_ranges(accept: str) -> list[MediaRange]:
+def parse_accept(accept: str) -> list[MediaRange]:
     """The entries of an Accept header. Those that make no sense are left out. Raises Problem 406 for too many."""
     entries = dict.fromkeys(accept.split(","))
     if len(entries) > MAX_RANGES:
         raise Problem(406, "not_acceptable", f"the Accept header may name at most {MAX_RANGES} media ranges")
-    return [found for entry in entries if (found := _media_range(entry)) is not None]
+    return [found for entry in entries if (found := _parse_media_range(entry)) is not None]
 
 
 def _score(offer: str, ranges: Sequence[MediaRange]) -> tuple[float, int]:
-    fitting = [entry for entry in ranges if entry.fits(offer)]
+    fitting = [entry for entry in ranges if entry.matches(offer)]
     if not fitting:
         return (0.0, 0)
-    nearest = max(fitting, key=lambda entry: entry.precision)
-    return (nearest.quality, nearest.precision)
+    nearest = max(fitting, key=lambda entry: entry.specificity)
+    return (nearest.quality, nearest.specificity)
 
 
-def _media_range(entry: str) -> MediaRange | None:
+def _parse_media_range(entry: str) -> MediaRange | None:
     if len(entry) > MAX_RANGE_CHARACTERS:
         return None
     media_type, *parameters = (part.strip().lower() for part in entry.split(";"))

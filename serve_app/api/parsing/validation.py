@@ -68,13 +68,13 @@ MAX_FAULTS: Final = 20
 
 def read_params(body: Any) -> GenerationParams:
     """`body` as parameters. Raises Problem 422, which lists the first faults."""
-    params = params_or_problem(body)
+    params = validate_params(body)
     if isinstance(params, Problem):
         raise params
     return params
 
 
-def params_or_problem(body: Any, most: int = MAX_FAULTS, *, hints: bool = True) -> GenerationParams | Problem:
+def validate_params(body: Any, most: int = MAX_FAULTS, *, hints: bool = True) -> GenerationParams | Problem:
     """`body` as parameters, or the problem 422 with the first `most` faults.
 
     Without `hints` it does not look for what the caller may have meant. A problem that was not raised holds on to
@@ -83,11 +83,11 @@ def params_or_problem(body: Any, most: int = MAX_FAULTS, *, hints: bool = True) 
     try:
         return GenerationParams.model_validate(body)
     except ValidationError as error:
-        problem = broken_rules(error, most=most, hints=hints)
+        problem = problem_of_errors(error, most=most, hints=hints)
     return problem
 
 
-def broken_rules(
+def problem_of_errors(
     error: ValidationError,
     place: str = "#/{}",
     known: Collection[str] = _PARAMETERS,
@@ -97,10 +97,12 @@ def broken_rules(
 ) -> Problem:
     """pydantic's errors as one problem, in our words, where the body has the fields `known`."""
     details = islice(error.errors(include_url=False), most)
-    return invalid(tuple(fault_of(detail, place, known, hints=hints) for detail in details), error.error_count())
+    return problem_of_faults(
+        tuple(fault_of(detail, place, known, hints=hints) for detail in details), error.error_count()
+    )
 
 
-def invalid(faults: tuple[Fault, ...], count: int) -> Problem:
+def problem_of_faults(faults: tuple[Fault, ...], count: int) -> Problem:
     """422, told by the first of `count` faults; `faults` are those that are listed."""
     first = faults[0]
     field = first.pointer.lstrip("#/?") or None
@@ -126,26 +128,26 @@ def fault_of(
         said = str(context["error"])
         return Fault(where, "invalid_value", said if hints else said.partition(";")[0])
     code, words = _RULES.get(kind, ("invalid_value", "is not valid"))
-    return Fault(where, code, words.format_map(context) + _nearest_multiple(detail))
+    return Fault(where, code, words.format_map(context) + _suggest_multiple(detail))
 
 
 def _unknown_field(path: Sequence[str], fields: Collection[str], *, hints: bool) -> Fault:
     """A field's name is the caller's own; it is told only where it is harmless."""
     *above, name = path
-    hint = _meant(name, list(ControlSettings.model_fields if above else fields), above) if hints else ""
+    hint = _suggest_field(name, list(ControlSettings.model_fields if above else fields), above) if hints else ""
     if _HARMLESS_NAME.fullmatch(name):
         return Fault(pointer_to("/".join(path)), "unknown_field", f"is not a field{hint}")
     return Fault(pointer_to("/".join(above)), "unknown_field", f"unknown field{hint}")
 
 
-def _meant(name: str, known: Sequence[str], above: Sequence[str]) -> str:
+def _suggest_field(name: str, known: Sequence[str], above: Sequence[str]) -> str:
     synonym = None if above else _SYNONYMS.get(name[:64].lower())
     synonym = synonym if synonym in known else None
     near = synonym or next(iter(get_close_matches(name[:64], known, n=1)), None)
     return f"; did you mean {near}?" if near else f"; the fields are {', '.join(known)}"
 
 
-def _nearest_multiple(detail: Mapping[str, Any]) -> str:
+def _suggest_multiple(detail: Mapping[str, Any]) -> str:
     if detail["type"] != "multiple_of":
         return ""
     step, given = int(detail["ctx"]["multiple_of"]), int(detail["input"])

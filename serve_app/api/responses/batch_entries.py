@@ -18,7 +18,7 @@ def entry_answer(index: int, batch: str, outcome: Outcome | Problem) -> dict[str
     if isinstance(outcome, Result):
         return {"index": index, "status": DONE, **answer_of(outcome), "id": name}
     problem = outcome if isinstance(outcome, Problem) else problem_of(outcome)
-    return {"index": index, "id": name, **problem.within(f"{REQUESTS}/{index}").body(name)}
+    return {"index": index, "id": name, **problem.relocate(f"{REQUESTS}/{index}").body(name)}
 
 
 def entry_document(job: Job, index: int, outcome: Outcome) -> tuple[Document, tuple[bytes, ...]]:
@@ -30,7 +30,7 @@ def entry_document(job: Job, index: int, outcome: Outcome) -> tuple[Document, tu
     return answer, tuple(image.data for image in outcome.images)
 
 
-def totals(entries: list[dict[str, Any]]) -> dict[str, int]:
+def count_entries(entries: list[dict[str, Any]]) -> dict[str, int]:
     """How many have pictures, and how many have a problem."""
     succeeded = sum(entry["status"] == DONE for entry in entries)
     return {"succeeded": succeeded, "failed": len(entries) - succeeded}

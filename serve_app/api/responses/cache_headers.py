@@ -10,7 +10,7 @@ from deployments.engine.protocol.params import CacheUse, GenerationParams
 
 HEADER: Final = "X-Cache"
 
-_TOLD: Final = MappingProxyType({"made": "MISS", "cache": "HIT", "shared": "COALESCED"})
+_HEADER_VALUES: Final = MappingProxyType({"made": "MISS", "cache": "HIT", "shared": "COALESCED"})
 
 
 def apply_cache_control(params: GenerationParams, use: CacheUse | None) -> GenerationParams:
@@ -30,4 +30,4 @@ def read_cache_control(request: Request) -> CacheUse | None:
 
 def cache_header(source: Source) -> dict[str, str]:
     """The header that says where an answer's images come from."""
-    return {HEADER: _TOLD[source]}
+    return {HEADER: _HEADER_VALUES[source]}

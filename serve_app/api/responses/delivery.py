@@ -37,33 +37,33 @@ async def deliver(
 
     Raises Problem 403 for a priority beyond the caller's, and what `charge` and `run_once` raise.
     """
-    media_type = negotiate(request, _offers(params))
+    media_type = negotiate(request, _offers_of(params))
     params = apply_cache_control(principal_of(request).permitted(params), read_cache_control(request))
     if media_type == EVENTS:
         refuse_key(request)
-        prepared = await _prepared(request, service, params, uploads, previews)
+        prepared = await _prepare(request, service, params, uploads, previews)
         return await open_stream(request, service.run(prepared), StreamEncoder(prepared, request.state.request_id))
-    asked = {"as": media_type, "params": params.model_dump(mode="json"), **_said_of(uploads)}
+    asked = {"as": media_type, "params": params.model_dump(mode="json"), **_options_of(uploads)}
     return await run_once(
-        request, asked, _files_of(uploads), lambda: _whole(request, service, params, uploads, media_type)
+        request, asked, _files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
     )
 
 
-async def _whole(
+async def _answer_whole(
     request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, media_type: str
 ) -> Response:
     """The answer that is not a stream."""
     if media_type != JSON:
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
-    prepared = await _prepared(request, service, params, uploads)
+    prepared = await _prepare(request, service, params, uploads)
     result = await run_until_disconnect(request.receive, service.collect(prepared))
     record_of(request.scope).timings = result.timings
     if media_type == JSON:
-        return await json_response(lambda: answer_of(result), headers=_headers(result))
-    return _bytes(result, media_type)
+        return await json_response(lambda: answer_of(result), headers=_headers_of(result))
+    return _image_response(result, media_type)
 
 
-async def _prepared(
+async def _prepare(
     request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, previews: int = 0
 ) -> Prepared:
     """The request as its caller is charged for it, and as it stands in the log."""
@@ -80,7 +80,7 @@ async def _prepared(
     return prepared
 
 
-def _said_of(uploads: Uploads | None) -> dict[str, Any]:
+def _options_of(uploads: Uploads | None) -> dict[str, Any]:
     """All of `uploads` but the files."""
     if uploads is None:
         return {}
@@ -96,16 +96,16 @@ def _files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
     return () if uploads is None else (uploads.image, uploads.mask, *uploads.hints)
 
 
-def _offers(params: GenerationParams) -> list[str]:
+def _offers_of(params: GenerationParams) -> list[str]:
     """What the request can be answered as, the best first; bytes only for a single image."""
     formats = sorted(FORMATS, key=lambda name: name != params.output_format) if params.num_images == 1 else []
     return [JSON, EVENTS, *(f"image/{name}" for name in formats)]
 
 
-def _bytes(result: Result, media_type: str) -> Response:
+def _image_response(result: Result, media_type: str) -> Response:
     image = result.images[0]
     headers = {
-        **_headers(result),
+        **_headers_of(result),
         "X-Seed": str(image.seed),
         "X-Model": quote(result.model, safe="/:@"),
         "Content-Disposition": f'inline; filename="{result.id}.{image.format}"',
@@ -113,5 +113,5 @@ def _bytes(result: Result, media_type: str) -> Response:
     return Response(image.data, media_type=media_type, headers=headers)
 
 
-def _headers(result: Result) -> dict[str, str]:
+def _headers_of(result: Result) -> dict[str, str]:
     return {"Server-Timing": server_timing(result.timings), "Vary": "Accept", **cache_header(result.source)}

@@ -18,7 +18,7 @@ T = TypeVar("T")
 async def run_until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`. When the client leaves first, `work` is cancelled, awaited, and ClientDisconnect raised."""
     task = asyncio.ensure_future(work)
-    departure = asyncio.ensure_future(_departure(receive))
+    departure = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
         await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -28,6 +28,6 @@ async def run_until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
         await cancel_and_wait(task, departure)
 
 
-async def _departure(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

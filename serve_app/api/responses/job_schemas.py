@@ -24,9 +24,9 @@ def job_summary(job: Job) -> dict[str, Any]:
         "entries": job.entries,
         "succeeded": job.succeeded,
         "failed": done - job.succeeded,
-        "created_at": _time(job.created),
-        "started_at": _time(job.started),
-        "finished_at": _time(job.finished),
+        "created_at": _format_time(job.created),
+        "started_at": _format_time(job.started),
+        "finished_at": _format_time(job.finished),
         "durable": job.durable,
         "url": job_path(job),
     }
@@ -45,7 +45,7 @@ def entry_link(job: Job, document: Document) -> Document:
     return {**document, "images": [{**image, "url": f"{place}/{image['index']}"} for image in document["images"]]}
 
 
-def _time(seconds: float | None) -> str | None:
+def _format_time(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -12,18 +12,18 @@ from starlette.types import Receive, Scope, Send
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _ASCII_ENCODER: Final = json.JSONEncoder(allow_nan=False)
 
-_PIECE_BYTES: Final = 256 * 1024
+_CHUNK_BYTES: Final = 256 * 1024
 
 
-class Pieces(Response):
+class ChunkedResponse(Response):
     """An answer that is handed to the server in pieces, each when the one before has been taken."""
 
     media_type = "application/json"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for start in range(0, len(self.body), _PIECE_BYTES):
-            piece = bytes(self.body[start : start + _PIECE_BYTES])
+        for start in range(0, len(self.body), _CHUNK_BYTES):
+            piece = bytes(self.body[start : start + _CHUNK_BYTES])
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await let_others_run()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -33,10 +33,10 @@ async def json_response(
     make: Callable[[], Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """What `make` gives as a JSON answer. Both it and its encoding run in a thread."""
-    return Pieces(await asyncio.to_thread(lambda: encoded_json(make())), status, headers)
+    return ChunkedResponse(await asyncio.to_thread(lambda: encode_json(make())), status, headers)
 
 
-def encoded_json(value: Any, *, ascii_only: bool = False) -> memoryview:
+def encode_json(value: Any, *, ascii_only: bool = False) -> memoryview:
     """`value` as JSON. Unlike `json.dumps` it can be interrupted between any two values."""
     encoded = bytearray()
     for text in (_ASCII_ENCODER if ascii_only else _ENCODER).iterencode(value):

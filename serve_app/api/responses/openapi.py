@@ -117,7 +117,7 @@ def params_schema() -> dict[str, Any]:
     return schema
 
 
-def asking(body: dict[str, Any]) -> dict[str, Any]:
+def extra_of(body: dict[str, Any]) -> dict[str, Any]:
     """OpenAPI's additions to a door that takes `body`."""
     description = "Any text of 1 to 255 characters, a UUID for example: the same request is then made only once."
     schema = {"type": "string", "minLength": 1, "maxLength": 255}

@@ -60,17 +60,17 @@ class StreamEncoder:
                 self._failures.append(event)
                 return "failed", dict(failure_answer(event))
             case Failed(error=error):
-                return self.error(error)
+                return self.encode_error(error)
             case Finished():
-                return self._end(event)
+                return self._encode_end(event)
 
-    def error(self, error: EngineError) -> NamedEvent:
+    def encode_error(self, error: EngineError) -> NamedEvent:
         """The end of a request that failed: the same body as an error answer's."""
         return "error", problem_of(error).body(self._request_id)
 
-    def _end(self, finished: Finished) -> NamedEvent:
+    def _encode_end(self, finished: Finished) -> NamedEvent:
         try:
             result = result_of(self._prepared, self._images, self._failures, finished.timings, self._source)
         except EngineError as error:
-            return self.error(error)
+            return self.encode_error(error)
         return "done", {name: value for name, value in answer_of(result).items() if name != "images"}

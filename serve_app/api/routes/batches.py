@@ -11,18 +11,18 @@ from pydantic import Field, ValidationError
 
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
-from serve_app.api.dependencies import JobsHere, Service
+from serve_app.api.dependencies import JobsDep, ServiceDep
 from serve_app.api.middleware.rate_limiting import charge, charge_refused
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
-from serve_app.api.parsing.validation import MAX_FAULTS, broken_rules, params_or_problem
+from serve_app.api.parsing.validation import MAX_FAULTS, problem_of_errors, validate_params
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.responses import openapi
-from serve_app.api.responses.batch_entries import entry_answer, totals
+from serve_app.api.responses.batch_entries import count_entries, entry_answer
 from serve_app.api.responses.cache_headers import apply_cache_control, read_cache_control
 from serve_app.api.responses.disconnect import run_until_disconnect
-from serve_app.api.responses.event_stream import EventStream, in_order
+from serve_app.api.responses.event_stream import EventStream, number_events
 from serve_app.api.responses.idempotency import refuse_key, run_once
 from serve_app.api.responses.job_schemas import job_answer, job_path
 from serve_app.api.responses.large_json import json_response, let_others_run
@@ -58,10 +58,10 @@ class BatchEntries:
 
 @router.post(
     "/batch-generate",
-    openapi_extra=openapi.asking(openapi.batch_body()),
+    openapi_extra=openapi.extra_of(openapi.batch_body()),
     responses=openapi.batch_answers(),
 )
-async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> Response:
+async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -> Response:
     """Makes the images of many requests, which share UNet calls as far as they can.
 
     Each entry of `requests` takes what text-to-image takes, and has a `status` of its own: one that fails leaves the
@@ -74,20 +74,20 @@ async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> 
     try:
         asked, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
     except Problem:
-        await charge_refused(request, min(_entries_in(body), jobs.config.max_entries))
+        await charge_refused(request, min(_count_entries_in(body), jobs.config.max_entries))
         raise
     later = preferred or asked.images > jobs.config.sync_images
     if media_type == EVENTS and not later:
         refuse_key(request)
         await _charge(request, service, asked)
-        outcomes, name = _begun(request, service, jobs.config, asked), request.state.request_id
-        return EventStream(in_order(_told(name, asked, outcomes), name), outcomes)
+        outcomes, name = _start_batch(request, service, jobs.config, asked), request.state.request_id
+        return EventStream(number_events(_encode_stream(name, asked, outcomes), name), outcomes)
 
     async def work() -> Response:
         await _charge(request, service, asked)
         if later:
-            return await _as_job(request, jobs, asked, preferred)
-        return await _whole(request, asked, _begun(request, service, jobs.config, asked))
+            return await _submit_job(request, jobs, asked, preferred)
+        return await _answer_whole(request, asked, _start_batch(request, service, jobs.config, asked))
 
     return await run_once(request, {"later": later, "body": body}, (), work)
 
@@ -98,11 +98,11 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     Raises Problem where it is the batch itself that is wrong, or too large.
     """
     # Before each is looked at: there may be hundreds of thousands.
-    _check_size(_entries_in(body), config.max_entries, "entries")
+    _check_size(_count_entries_in(body), config.max_entries, "entries")
     try:
         batch = BatchBody.model_validate(body)
     except ValidationError as error:
-        raise broken_rules(error, known=set(BatchBody.model_fields)) from None
+        raise problem_of_errors(error, known=set(BatchBody.model_fields)) from None
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
     asked = BatchEntries({}, {})
     # Of the first faults all is told; of the entries behind them what is first wrong with each.
@@ -110,7 +110,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     use = read_cache_control(request)
     for index, entry in enumerate(batch.requests):
         said = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
-        params = params_or_problem(said, max(1, room), hints=room > 0)
+        params = validate_params(said, max(1, room), hints=room > 0)
         if isinstance(params, Problem):
             asked.refused[index] = params
             room -= len(params.faults)
@@ -124,7 +124,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     return asked
 
 
-def _entries_in(body: dict[str, Any]) -> int:
+def _count_entries_in(body: dict[str, Any]) -> int:
     entries = body.get("requests")
     return len(entries) if isinstance(entries, list) else 1
 
@@ -142,7 +142,7 @@ def _check_size(count: int, limit: int, what: str) -> None:
         raise Problem(422, "batch_too_large", message, param="requests", faults=(fault,))
 
 
-async def _charge(request: Request, service: Service, asked: BatchEntries) -> None:
+async def _charge(request: Request, service: ServiceDep, asked: BatchEntries) -> None:
     """Charges for the entries that can be made, and for having read the others; what is wrong they say themselves."""
     ready = []
     for params in asked.params.values():
@@ -153,23 +153,23 @@ async def _charge(request: Request, service: Service, asked: BatchEntries) -> No
     await charge(request, *ready)
 
 
-def _begun(
-    request: Request, service: Service, config: JobsConfig, asked: BatchEntries
+def _start_batch(
+    request: Request, service: ServiceDep, config: JobsConfig, asked: BatchEntries
 ) -> AsyncGenerator[tuple[int, Outcome], None]:
     name, tenant = request.state.request_id, principal_of(request).tenant
     return Batch(service, asked.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
 
 
-async def _whole(
+async def _answer_whole(
     request: Request, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> Response:
     name = request.state.request_id
-    entries = await run_until_disconnect(request.receive, _all(name, asked, outcomes))
-    answer = {"id": name, **totals(entries), "results": entries}
+    entries = await run_until_disconnect(request.receive, _collect_entries(name, asked, outcomes))
+    answer = {"id": name, **count_entries(entries), "results": entries}
     return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})
 
 
-async def _as_job(request: Request, jobs: Jobs, asked: BatchEntries, preferred: bool) -> Response:
+async def _submit_job(request: Request, jobs: Jobs, asked: BatchEntries, preferred: bool) -> Response:
     job_id = new_job_id()
     refused = {}
     for index, problem in asked.refused.items():
@@ -189,7 +189,7 @@ async def _as_job(request: Request, jobs: Jobs, asked: BatchEntries, preferred: 
     return await json_response(lambda: answer, 202, headers)
 
 
-async def _entries(
+async def _encode_entries(
     name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> AsyncGenerator[dict[str, Any], None]:
     for index, problem in asked.refused.items():
@@ -201,21 +201,21 @@ async def _entries(
             yield await asyncio.to_thread(entry_answer, index, name, outcome)
 
 
-async def _all(
+async def _collect_entries(
     name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> list[dict[str, Any]]:
-    async with aclosing(_entries(name, asked, outcomes)) as entries:
+    async with aclosing(_encode_entries(name, asked, outcomes)) as entries:
         return sorted([entry async for entry in entries], key=lambda entry: entry["index"])
 
 
-async def _told(
+async def _encode_stream(
     name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> AsyncGenerator[NamedEvent, None]:
     """First the batch's id, then each entry as it is done, then the sum."""
     yield "progress", {"id": name, "entries": len(asked.params) + len(asked.refused)}
     told = []
-    async with aclosing(_entries(name, asked, outcomes)) as entries:
+    async with aclosing(_encode_entries(name, asked, outcomes)) as entries:
         async for entry in entries:
             told.append({"status": entry["status"]})
             yield "entry", entry
-    yield "done", {"id": name, **totals(told)}
+    yield "done", {"id": name, **count_entries(told)}

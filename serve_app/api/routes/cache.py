@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter
 
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.problems import Problem
 from serve_app.api.responses.openapi import failure
 from serve_app.store.redis import RedisGone
@@ -22,7 +22,7 @@ _RETRY_S: Final = 5
         503: failure("Redis could not be told; this process has forgotten its results."),
     },
 )
-async def empty_cache(service: Service) -> dict[str, Any]:
+async def empty_cache(service: ServiceDep) -> dict[str, Any]:
     """Forgets all cached results, for every tenant and in every process; `emptied` is the number of this one's."""
     try:
         return {"emptied": await service.empty_cache()}

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.principal import principal_of
 from serve_app.api.responses.openapi import job_answers
 
@@ -16,7 +16,7 @@ Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]+(:[0-9]+)?$", max_length=14
 
 
 @router.delete("/requests/{request_id}")
-async def cancel(request: Request, request_id: Name, service: Service) -> dict[str, Any]:
+async def cancel(request: Request, request_id: Name, service: ServiceDep) -> dict[str, Any]:
     """Ends the caller's own request, or batch, of that id, through whichever process it came.
 
     Its caller is answered 499 `cancelled`; a stream ends with an `error` event that says so. Where nothing of that id

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import Form, read_form
 from serve_app.api.parsing.validation import read_params
@@ -21,14 +21,14 @@ from serve_app.api.responses.schemas import Answer
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
 
-def _plain_count(value: Any) -> Any:
+def _parse_count(value: Any) -> Any:
     """Digits as a number, and nothing as none; pydantic would also read ` 1_0`."""
     return int(value) if re.fullmatch(r"[0-9]{1,9}", str(value)) else value or 0
 
 
 Previews = Annotated[
     int,
-    BeforeValidator(_plain_count),
+    BeforeValidator(_parse_count),
     Query(strict=True, ge=0, le=8, description="Cheap looks at each image on the way; in a stream only."),
 ]
 
@@ -46,10 +46,10 @@ _CONTROL_FIELDS: Final = (
 @router.post(
     "/text-to-image",
     response_model=Answer,
-    openapi_extra=openapi.asking(openapi.request_body()),
+    openapi_extra=openapi.extra_of(openapi.request_body()),
     responses=openapi.answers(),
 )
-async def text_to_image(request: Request, service: Service, previews: Previews = 0) -> Response:
+async def text_to_image(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
     """Makes images from a prompt.
 
     The Accept header chooses the answer: `application/json`, one image's bytes (`image/png`, `image/webp`,
@@ -63,26 +63,26 @@ async def text_to_image(request: Request, service: Service, previews: Previews =
 @router.post(
     "/image-to-image",
     response_model=Answer,
-    openapi_extra=openapi.asking(openapi.form_body("image-to-image")),
+    openapi_extra=openapi.extra_of(openapi.form_body("image-to-image")),
     responses=openapi.answers(),
 )
-async def image_to_image(request: Request, service: Service, previews: Previews = 0) -> Response:
+async def image_to_image(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
     """Changes `init_image` as the prompt says, as far as `strength` goes. Answers as text-to-image does.
 
     Parameters come as fields of their own, or as one JSON part named `params`.
     """
     form = await read_form(request, request.app.state.max_upload_bytes, ("init_image",), (_FIT,))
-    uploads = Uploads(image=form.required("init_image"), fit=_fit(form), image_field="init_image")
-    return await deliver(request, service, form.params(), uploads=uploads, previews=previews)
+    uploads = Uploads(image=form.require_file("init_image"), fit=_read_fit(form), image_field="init_image")
+    return await deliver(request, service, form.read_params(), uploads=uploads, previews=previews)
 
 
 @router.post(
     "/inpaint",
     response_model=Answer,
-    openapi_extra=openapi.asking(openapi.form_body("inpaint")),
+    openapi_extra=openapi.extra_of(openapi.form_body("inpaint")),
     responses=openapi.answers(),
 )
-async def inpaint(request: Request, service: Service, previews: Previews = 0) -> Response:
+async def inpaint(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
     """Paints `image` anew where `mask` is white, or where `mask_type` says. Answers as text-to-image does.
 
     What is outside the mask comes back as it was, to the byte.
@@ -90,21 +90,21 @@ async def inpaint(request: Request, service: Service, previews: Previews = 0) ->
     form = await read_form(
         request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE, _MASK_ALPHA)
     )
-    mask, mask_type = _mask(form)
+    mask, mask_type = _read_mask(form)
     if mask is None and mask_type is None:
         raise InvalidParameter("mask", "is required, as a file, or else mask_type")
-    image, alpha = form.required("image"), _mask_alpha(form)
-    uploads = Uploads(image=image, mask=mask, mask_type=mask_type, mask_alpha=alpha, fit=_fit(form))
-    return await deliver(request, service, form.params(), uploads=uploads, previews=previews)
+    image, alpha = form.require_file("image"), _read_mask_alpha(form)
+    uploads = Uploads(image=image, mask=mask, mask_type=mask_type, mask_alpha=alpha, fit=_read_fit(form))
+    return await deliver(request, service, form.read_params(), uploads=uploads, previews=previews)
 
 
 @router.post(
     "/controlnet",
     response_model=Answer,
-    openapi_extra=openapi.asking(openapi.form_body("controlnet")),
+    openapi_extra=openapi.extra_of(openapi.form_body("controlnet")),
     responses=openapi.answers(),
 )
-async def controlnet(request: Request, service: Service, previews: Previews = 0) -> Response:
+async def controlnet(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
     """Makes images that follow `control_image`. Answers as text-to-image does.
 
     With `preprocess` the control image is a photo, and the hint is made from it. Several control images go with as many
@@ -125,22 +125,22 @@ async def controlnet(request: Request, service: Service, previews: Previews = 0)
     hints = form.files.get("control_image", ())
     if not hints:
         raise InvalidParameter("control_image", "is required, as a file")
-    mask, mask_type = _mask(form)
+    mask, mask_type = _read_mask(form)
     uploads = Uploads(
-        image=form.file("init_image"),
+        image=form.get_file("init_image"),
         mask=mask,
         mask_type=mask_type,
-        mask_alpha=_mask_alpha(form),
+        mask_alpha=_read_mask_alpha(form),
         hints=hints,
-        preprocess=form.truth("preprocess"),
-        fit=_fit(form),
+        preprocess=form.get_flag("preprocess"),
+        fit=_read_fit(form),
         image_field="init_image",
     )
-    named = {"controls": _controls(form, len(hints))} if _names_controls(form) else {}
-    return await deliver(request, service, form.params(**named), uploads=uploads, previews=previews)
+    named = {"controls": _read_controls(form, len(hints))} if _has_control_fields(form) else {}
+    return await deliver(request, service, form.read_params(**named), uploads=uploads, previews=previews)
 
 
-def _names_controls(form: Form) -> bool:
+def _has_control_fields(form: Form) -> bool:
     """Whether the ControlNets come as fields. Raises InvalidParameter where they come as `controls`, too."""
     said = [name for name in _CONTROL_FIELDS if name in form.options]
     if said and "controls" in form.parameters:
@@ -150,14 +150,14 @@ def _names_controls(form: Form) -> bool:
     return bool(said)
 
 
-def _controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
+def _read_controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
     """One ControlNet per hint. What is given once holds for all of them."""
     types = tuple(kind for kind in form.options["controlnet_type"] if kind)
     if len(types) != hints:
         raise InvalidParameter("controlnet_type", "must be there once for each control_image")
-    scales = _numbers(form, "controlnet_conditioning_scale", hints, 1.0, high=2.0)
-    starts = _numbers(form, "control_guidance_start", hints, 0.0)
-    ends = _numbers(form, "control_guidance_end", hints, 1.0)
+    scales = _read_numbers(form, "controlnet_conditioning_scale", hints, 1.0, high=2.0)
+    starts = _read_numbers(form, "control_guidance_start", hints, 0.0)
+    ends = _read_numbers(form, "control_guidance_end", hints, 1.0)
     if any(start >= end for start, end in zip(starts, ends, strict=True)):
         raise InvalidParameter("control_guidance_start", "must be less than control_guidance_end")
     return tuple(
@@ -166,8 +166,8 @@ def _controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
     )
 
 
-def _numbers(form: Form, name: str, count: int, default: float, high: float = 1.0) -> Sequence[float]:
-    numbers = form.numbers(name, default) or [default]
+def _read_numbers(form: Form, name: str, count: int, default: float, high: float = 1.0) -> Sequence[float]:
+    numbers = form.get_numbers(name, default) or [default]
     if not all(0 <= number <= high for number in numbers):
         raise InvalidParameter(name, f"must be between 0 and {high:g}")
     if len(numbers) == 1:
@@ -177,28 +177,28 @@ def _numbers(form: Form, name: str, count: int, default: float, high: float = 1.
     return numbers
 
 
-def _mask(form: Form) -> tuple[bytes | None, str | None]:
+def _read_mask(form: Form) -> tuple[bytes | None, str | None]:
     """The mask's file or the type of one. Raises InvalidParameter where both are there."""
-    mask, mask_type = form.file("mask"), form.option(_MASK_TYPE)
+    mask, mask_type = form.get_file("mask"), form.get_option(_MASK_TYPE)
     if mask is not None and mask_type is not None:
         raise InvalidParameter(_MASK_TYPE, "cannot be there beside a mask")
     return mask, mask_type
 
 
-def _mask_alpha(form: Form) -> MaskAlpha | None:
+def _read_mask_alpha(form: Form) -> MaskAlpha | None:
     """Raises InvalidParameter, also where there is no mask file that could have any."""
-    said = form.option(_MASK_ALPHA)
+    said = form.get_option(_MASK_ALPHA)
     if said is None:
         return None
     if said not in get_args(MaskAlpha):
         raise InvalidParameter(_MASK_ALPHA, f"must be one of {', '.join(get_args(MaskAlpha))}")
-    if form.file("mask") is None:
+    if form.get_file("mask") is None:
         raise InvalidParameter(_MASK_ALPHA, "is for a mask that comes as a file")
     return cast(MaskAlpha, said)
 
 
-def _fit(form: Form) -> Fit:
-    said = form.option(_FIT) or "cover"
+def _read_fit(form: Form) -> Fit:
+    said = form.get_option(_FIT) or "cover"
     if said not in get_args(Fit):
         raise InvalidParameter(_FIT, f"must be one of {', '.join(get_args(Fit))}")
     return cast(Fit, said)

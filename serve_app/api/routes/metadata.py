@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.routes.operations import health_answer
 from serve_app.generation.styles import STYLES
 
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
 
 @router.get("/models")
-async def models(service: Service) -> dict[str, Any]:
+async def models(service: ServiceDep) -> dict[str, Any]:
     """The models that can be asked for; the first is the default."""
     return {
         "models": [
@@ -70,18 +70,18 @@ async def styles() -> dict[str, Any]:
 
 
 @router.get("/stats")
-async def stats(service: Service) -> dict[str, Any]:
+async def stats(service: ServiceDep) -> dict[str, Any]:
     """Counters since the start, and latencies of the last minutes."""
     return await service.get_generation_stats()
 
 
 @router.get("/health", responses={503: {"description": "No image can be made now; the body says why."}})
-async def health(service: Service) -> JSONResponse:
+async def health(service: ServiceDep) -> JSONResponse:
     """Whether images can be made now: 200 if they can, else 503."""
     return health_answer(await service.health())
 
 
-def _bounds(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
+def _bounds_of(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
     """Smallest and largest values, from the parameters' own schema, so that they cannot disagree."""
     told = {"minimum": "min", "maximum": "max", "multipleOf": "multiple_of"}
     found = {}
@@ -92,4 +92,4 @@ def _bounds(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 # A schema takes milliseconds to make.
-_BOUNDS: Final = _bounds(GenerationParams.model_json_schema()["properties"])
+_BOUNDS: Final = _bounds_of(GenerationParams.model_json_schema()["properties"])

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.parsing.negotiation import negotiate
 from serve_app.api.responses.openapi import failure
 from serve_app.observability.health import Health
@@ -30,13 +30,13 @@ async def livez() -> dict[str, str]:
 
 
 @router.get("/readyz", responses={503: {"description": "No image can be made now."}})
-async def readyz(service: Service) -> JSONResponse:
+async def readyz(service: ServiceDep) -> JSONResponse:
     """200 when images can be made now, else 503."""
     return health_answer(await service.health())
 
 
 @router.get("/metrics", response_class=Response, responses=dict(_METRICS))
-async def metrics(request: Request, service: Service) -> Response:
+async def metrics(request: Request, service: ServiceDep) -> Response:
     """Everything that this process and all engines have counted, for Prometheus. Engines' figures are added up."""
     media_type = negotiate(request, [TEXT, OPENMETRICS])
     document, content_type = exposition(await service.all_samples(), media_type)
