@@ -1,4 +1,4 @@
-"""The HTTP application over a service. It only wires; it knows no Ray and can be served by any ASGI server."""
+"""The HTTP application over a service: wiring only. It imports no Ray, and any ASGI server can serve it."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -66,12 +66,12 @@ def create_api(
     jobs_config: JobsConfig = DEFAULT_JOBS,
     shelf: RedisJobStore | None = None,
 ) -> FastAPI:
-    """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
+    """Returns the HTTP application over `service`, which whoever created it also closes.
 
-    All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
-    Each request is a line in the log of `serve_app.api.middleware.access_log`, with its prompt if `log_prompts`.
-    `gateway` says who may ask, and how much. Jobs are kept on `shelf`, or else in this process.
-    Whoever made `service` closes it.
+    A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`, and all forms still being
+    answered `max_uploads_in_flight_bytes` together.
+    `serve_app.api.middleware.access_log` logs each request as one line, with its prompt if `log_prompts`.
+    `gateway` decides who may ask for how much. Jobs are kept on `shelf`, or in this process without one.
     """
     app = FastAPI(
         title="Darkroom",

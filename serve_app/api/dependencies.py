@@ -1,4 +1,4 @@
-"""What routes depend on: the service and the jobs of the application that they belong to."""
+"""The FastAPI dependencies of the routes: the application's service and its jobs."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from serve_app.service import DiffusionService
 
 
 def service_of(request: Request) -> DiffusionService:
-    """The service that this application was made for."""
+    """The service that this application was created for."""
     service: DiffusionService = request.app.state.service
     return service
 

@@ -1,4 +1,4 @@
-"""The commands for many pictures at once: a file of requests, and the jobs that they become on the server."""
+"""The commands for many images at once: a file of requests, and the jobs that they become on the server."""
 
 import json
 import time
@@ -56,7 +56,7 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
 
 
 def _save_all(client: DarkroomClient, job_id: str, lines: list[int], output: Path) -> int:
-    """Saves pictures as they come. Says what went wrong with which line, and how often something did."""
+    """Saves images as they come. Prints which lines had errors, and returns how many."""
     seen: set[int] = set()
     errors = 0
     while True:
@@ -81,7 +81,7 @@ def _save(entry: ServedEntry, line: int, output: Path) -> None:
 
 
 def _read_requests(file: Path) -> dict[int, dict[str, Any]]:
-    """By line, from 1. What is in them the server judges, each for itself."""
+    """Reads the requests by their line, from 1. The server validates each."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""`darkroom k8s`: manifests from the configuration, and whether an overlay is one that a cluster would run."""
+"""`darkroom k8s`: renders manifests from the configuration, and checks whether a cluster would run an overlay."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`darkroom keys`: the commands about API keys."""
+"""`darkroom keys`: the commands for API keys."""
 
 import secrets
 from typing import Annotated

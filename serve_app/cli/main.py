@@ -1,4 +1,4 @@
-"""The command line. Errors are one line; exit codes are in `--help`."""
+"""The `darkroom` command. Errors are one line; exit codes are in `--help`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,7 +115,7 @@ def convert(
 
 
 def _print_answers(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
-    """Says each line when it is known."""
+    """Prints each line as soon as it is known."""
     for line, fine in answers:
         print(f"{'ok   ' if fine else 'WRONG'} {line}", flush=True)
         yield fine
@@ -130,7 +130,7 @@ app.add_typer(kubernetes_commands.app, name="k8s")
 
 
 def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
-    """`settings`, with the names from the command line. Where names count, the address that it listens on is one."""
+    """Returns `settings` with the names from the command line, and the address it listens on if names are restricted."""
     named = [*settings.ingress.hosts, *allowed]
     if (named or settings.keys is None) and bound not in EVERY_ADDRESS:
         named.append(bound.partition("%")[0])
@@ -142,7 +142,7 @@ def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig
 
 
 def _read_config(config: str) -> AppConfig:
-    """The configuration, with models and annotators whose files can be expected to be there."""
+    """Loads the configuration, and checks that its models' and annotators' files can be expected to exist."""
     try:
         settings = load_config(config)
         for deployment in settings.deployments:

@@ -1,4 +1,4 @@
-"""One request, to a server or to an engine in this process, shown as it goes, and kept as files."""
+"""Runs one request, on a server or in this process, and shows its progress on the terminal."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ FORMATS: Mapping[str, OutputFormat] = {".png": "png", ".webp": "webp", ".jpg": "
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`done` of `total` steps; `position` requests come first while none is done."""
+    """`done` of `total` steps; `position` is the number of requests ahead while none is done."""
 
     done: int
     total: int
@@ -44,7 +44,7 @@ class FinishedImage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image that could not be made, though others may be."""
+    """An image that failed, though others may not have."""
 
     index: int
     message: str
@@ -54,7 +54,7 @@ ProgressEvents = Iterator[Step | FinishedImage | Failure]
 
 
 def output_format(output: Path) -> OutputFormat:
-    """The format that the file's name asks for. Raises InvalidParameter where that is none, or has nowhere to go."""
+    """The format that the file's name asks for. Raises InvalidParameter if it asks for none, or its folder is missing."""
     if output.suffix.lower() not in FORMATS:
         raise InvalidParameter("output", f"must end in one of {', '.join(FORMATS)}, got {output.name!r}")
     if not output.absolute().parent.is_dir():
@@ -65,7 +65,7 @@ def output_format(output: Path) -> OutputFormat:
 def stream_from_server(
     url: str, params: GenerationParams, uploads: Uploads | None = None, api_key: str | None = None
 ) -> ProgressEvents:
-    """The request's life as the server at `url` streams it. Raises EngineError."""
+    """Yields the request's progress as the server at `url` streams it. Raises EngineError."""
     check_url(url)
     try:
         with DarkroomClient(url, api_key=api_key) as client:
@@ -76,7 +76,7 @@ def stream_from_server(
 
 
 def check_url(url: str) -> None:
-    """Raises InvalidParameter unless `url` is where a server could be."""
+    """Raises InvalidParameter unless `url` could be a server's."""
     try:
         parts = urlsplit(url)
         fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -87,7 +87,7 @@ def check_url(url: str) -> None:
 
 
 def create_local_service(config: AppConfig, model: str | None) -> DiffusionService:
-    """A service in this process with that model only, set up as in `config`. Raises EngineError."""
+    """Creates a service in this process with that model only, set up as in `config`. Raises EngineError."""
     specs = [(deployment, spec) for deployment in config.deployments for spec in config.specs_of(deployment)]
     for deployment, spec in specs:
         if model is None or spec.answers_to(model):
@@ -100,7 +100,7 @@ def create_local_service(config: AppConfig, model: str | None) -> DiffusionServi
 def run_in_process(
     service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None
 ) -> ProgressEvents:
-    """The request's life in an engine of this process. Raises EngineError. Closes `service`."""
+    """Yields the request's progress in an engine of this process. Raises EngineError. Closes `service`."""
     # Read by OpenMP when torch is imported: threads that wait by spinning take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with asyncio.Runner() as runner:
@@ -116,7 +116,7 @@ def run_in_process(
 
 
 def show_progress(events: ProgressEvents, what: str, console: Console) -> Iterator[FinishedImage | Failure]:
-    """Shows a bar on a terminal until the request is over; gives its images as they come."""
+    """Shows a progress bar on a terminal until the request is over; yields its images as they come."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, state="starting")
@@ -128,7 +128,7 @@ def show_progress(events: ProgressEvents, what: str, console: Console) -> Iterat
 
 
 def path_of(picture: FinishedImage, output: Path, *, numbered: bool) -> Path:
-    """The file for a picture: `output` itself, or numbered beside it."""
+    """The file for an image: `output` itself, or one numbered beside it."""
     return output.with_stem(f"{output.stem}-{picture.index}") if numbered else output
 
 

@@ -1,4 +1,4 @@
-"""A client of a Darkroom server, for Python programs and the command line. No torch, no Ray."""
+"""The client of a Darkroom server, for Python programs and the command line. Imports no torch and no Ray."""
 
 import json
 import os
@@ -43,10 +43,10 @@ class ServerEvent:
 
 
 class DarkroomClient:
-    """Asks a server for images. Use it as a context manager, or close it. May be shared by threads.
+    """Asks a server for images. Use it as a context manager, or close it. Threads may share it.
 
-    `timeout` is how many seconds a whole JSON answer may take; a stream only has to say something now and then.
-    `api_key` is for servers that ask for one; where it is not given, the environment's DARKROOM_API_KEY.
+    `timeout` is how many seconds a whole JSON answer may take; a stream only has to send something now and then.
+    `api_key` is for servers that require one; it defaults to the environment's DARKROOM_API_KEY.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class DarkroomClient:
         request_id: str | None = None,
         **fields: Any,
     ) -> list[ServedImage]:
-        """The images, in order. Give `params`, or their fields as keywords; `request_id` is for `cancel`.
+        """Returns the images, in order. Give `params`, or their fields as keywords; `request_id` is for `cancel`.
 
-        With `uploads` they start from pictures: image-to-image, inpainting, ControlNet. Raises DarkroomError, also
-        where only some of the images could be made.
+        With `uploads` it is image-to-image, inpainting or ControlNet. Raises DarkroomError, even if only some of the
+        images failed.
         """
         path, options = encode_request(_body(params, fields), uploads)
         with _translate_errors():
@@ -108,9 +108,9 @@ class DarkroomClient:
         request_id: str | None = None,
         **fields: Any,
     ) -> Iterator[ServerEvent]:
-        """The request's events as they come; closing the iterator cancels the request. Raises DarkroomError.
+        """Yields the request's events as they come; closing the iterator cancels the request. Raises DarkroomError.
 
-        The first one tells its `id`.
+        The first event has its `id`.
         """
         path, options = encode_request(_body(params, fields), uploads)
         options |= {
@@ -125,14 +125,14 @@ class DarkroomClient:
             yield from _read_until_done(parse_events(response.iter_lines()))
 
     def cancel(self, request_id: str) -> bool:
-        """Ends one's own request or batch of that id; False where there is none. Whoever waits for it is told."""
+        """Cancels the caller's own request or batch with that id; False if there is none. Its waiting caller gets an error."""
         cancelled: bool = self._ask("DELETE", f"{BASE}/requests/{quote(request_id, safe='')}")["cancelled"]
         return cancelled
 
     def batch(
         self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
     ) -> list[ServedEntry]:
-        """What came of each of `requests`, in order. Waits, also where they are too many for one answer."""
+        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer."""
         answer = self._ask("POST", BATCH, json=_batch(requests, priority, deadline_ms))
         while answer.get("state") in ("queued", "running"):
             time.sleep(POLL_SECONDS)
@@ -140,25 +140,25 @@ class DarkroomClient:
         return self.entries_of(answer)
 
     def submit(self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None) -> str:
-        """The id of a job that makes `requests`. It goes on when this program has ended."""
+        """Submits `requests` as a job and returns its id. The job goes on after this program has ended."""
         body, headers = _batch(requests, priority, deadline_ms), {"Prefer": "respond-async"}
         job_id: str = self._ask("POST", BATCH, json=body, headers=headers)["id"]
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """How the job is, and what has come of it so far."""
+        """Returns the job's state and its results so far."""
         return self._ask("GET", f"{BASE}/jobs/{quote(job_id, safe='')}")
 
     def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
-        """What had come of the job when it was looked at, with the images; `but` are entries to leave out."""
+        """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""
         return [self._read_entry(entry) for entry in job["results"] if entry["index"] not in but]
 
     def cancel_job(self, job_id: str) -> dict[str, Any]:
-        """Ends the job, if it is not over, and tells how it is. What was done is kept."""
+        """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
         return self._ask("DELETE", f"{BASE}/jobs/{quote(job_id, safe='')}")
 
     def health(self) -> dict[str, Any]:
-        """What the server says of itself, healthy or not."""
+        """Returns the server's health object, healthy or not."""
         with _translate_errors():
             health: dict[str, Any] = self._http.get(HEALTH, timeout=self._answer_timeout).json()
         return health
@@ -193,7 +193,7 @@ def _authorization(api_key: str) -> dict[str, str]:
 
 
 def encode_request(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
-    """Which door takes this, and httpx' arguments for it: JSON for text, a form where pictures come along.
+    """Returns the endpoint's path and httpx's arguments: JSON for text, a form with uploads.
 
     Raises ValueError for uploads without a file.
     """
@@ -216,7 +216,7 @@ def encode_request(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, 
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
-    """Server-sent events from a stream's lines. Comments are left out."""
+    """Parses server-sent events from a stream's lines. Skips comments."""
     name, data = "message", list[str]()
     for line in lines:
         field_name, _, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""Words for what is wrong with a configuration: where, what, and what was probably meant."""
+"""Messages about a wrong configuration: where, what, and what was probably meant."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ Path = tuple[int | str, ...]
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used. The message names each offending key by its path, one a line."""
+    """A configuration that cannot be used. The message names each offending key by its path, one per line."""
 
 
 def suggest(word: object, known: Iterable[str]) -> str:
@@ -22,7 +22,7 @@ def suggest(word: object, known: Iterable[str]) -> str:
 
 
 def describe_errors(error: ValidationError, *, tell_values: bool = True) -> Iterator[str]:
-    """One line for each thing that is wrong, beginning with its path, and ending with what stands there instead."""
+    """Yields one line per error: its path, what is wrong, and the value found there, if `tell_values`."""
     problems = error.errors(include_url=False)
     for problem in problems:
         # A list whose items are wrong counts, for pydantic, as too short as well.

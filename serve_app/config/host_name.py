@@ -1,4 +1,4 @@
-"""The names and addresses that a configuration may say a server is served under."""
+"""The host names and addresses that a configuration may list for a server."""
 
 import re
 from ipaddress import ip_address
@@ -21,7 +21,7 @@ def _check_host_name(written: str) -> str:
 
 
 HostName = Annotated[str, AfterValidator(_check_host_name)]
-"""A name or an address, without a port; `*.example.com` for all below a name, `*` for any."""
+"""A name or an address, without a port; `*.example.com` for everything below a name, `*` for any."""
 
 
 def _is_address(text: str) -> bool:

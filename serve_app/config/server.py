@@ -1,4 +1,4 @@
-"""Every setting of a Darkroom server, as one frozen model. Unknown keys are refused, with the nearest right one."""
+"""Every setting of a Darkroom server, as one frozen model. An unknown key is refused, and the nearest one suggested."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,19 +30,19 @@ _PACKAGED = Path(__file__).parent / "packaged"
 
 
 class PartConfig(Strict):
-    """Where a ControlNet, or another part of a model, comes from: a folder, or a hub repository at a revision."""
+    """The source of a ControlNet, or of another part of a model: a folder, or a hub repository at a revision."""
 
     source: str
     revision: str | None = None
     licence: str = ""
 
     def spec(self) -> PartSpec:
-        """As the engine takes it."""
+        """The specification that the engine takes."""
         return PartSpec(self.source, self.revision, self.licence)
 
 
 class ModelConfig(Strict):
-    """A model that the registry does not know, or, by its registry name, what shall differ from its row."""
+    """A model that the registry lacks, or, by its name there, the settings that differ from its row."""
 
     name: Name
     source: str | None = None
@@ -64,7 +64,7 @@ class ModelConfig(Strict):
         return None if sampler is None else resolve_sampler(sampler)
 
     def spec(self) -> ModelSpec:
-        """The registry's row with this entry's settings over it, or a row of its own."""
+        """Returns the registry's row with this entry's settings over it, or a row of its own."""
         made_of = {"controlnets": self.controlnets, "parts": self.parts}
         given = {key: value for key, value in self.model_dump(exclude=set(made_of)).items() if value is not None}
         for place, named in made_of.items():
@@ -86,10 +86,10 @@ class ModelConfig(Strict):
 
 
 class AppConfig(Strict):
-    """The whole of it. `models` adds to the registry or overrides its rows; the first model hosted is the default.
+    """The whole configuration. `models` adds to the registry or overrides its rows; the first hosted one is the default.
 
-    `keys` is where the list of API keys is. `without_keys` says that there shall be none, also where others can reach
-    the server.
+    `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
+    it.
     """
 
     models: tuple[ModelConfig, ...] = ()
@@ -125,7 +125,7 @@ class AppConfig(Strict):
         return self
 
     def numerics(self) -> dict[str, Any]:
-        """By model, what its pictures depend on besides its weights and what is asked for, as plain data."""
+        """By model, everything its images depend on besides its weights and the request, as plain data."""
         annotators = self.annotators.model_dump(mode="json")
         return {
             spec.name: {"device": deployment.device, "dtype": deployment.dtype, "annotators": annotators}
@@ -144,9 +144,9 @@ class AppConfig(Strict):
 
 
 def load_config(path_or_name: str | Path) -> AppConfig:
-    """The configuration in a YAML file, or the packaged one of that name (`demo`, `production`, `compact`).
+    """Loads the configuration from a YAML file, or the packaged one of that name (`demo`, `production`, `compact`).
 
-    A file that says `extends: production` has only what differs from that one: sections are changed field by field,
+    A file with `extends: production` contains only what differs from that one: sections are merged field by field,
     lists replaced whole. Raises ConfigError, which says where the file is wrong and what was probably meant.
     """
     text = _read(str(path_or_name))
@@ -164,7 +164,7 @@ def packaged_configs() -> list[str]:
 
 
 def _extend(said: Any) -> Any:
-    """`said`, on top of the packaged configuration that it extends, if any."""
+    """Returns `said`, merged into the packaged configuration that it extends, if any."""
     if not isinstance(said, dict) or "extends" not in said:
         return said
     changes = {name: value for name, value in said.items() if name != "extends"}

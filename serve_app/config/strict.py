@@ -1,4 +1,4 @@
-"""The ground that every part of the configuration stands on."""
+"""The base model of every part of the configuration."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from serve_app.config.errors import suggest
 
 
 class Strict(BaseModel):
-    """Frozen; an unknown key is refused, with the nearest right one."""
+    """Frozen; refuses an unknown key, and suggests the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
-        """Before pydantic's own refusal, to name the key that was probably meant."""
+        """Runs before pydantic's own refusal, to suggest the key that was probably meant."""
         for key in data if isinstance(data, dict) else ():
             if key not in cls.model_fields:
                 raise PydanticCustomError(

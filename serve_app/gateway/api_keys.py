@@ -1,7 +1,7 @@
-"""API keys: who may ask, for what, and how much. The server knows their hashes, never the keys.
+"""API keys: who may ask, for what, and how much. The server knows their hashes only.
 
-A key is 256 random bits, and its plain SHA-256 gives nothing of it away: bcrypt and its like slow down the guessing of
-what people think up, and nobody guesses 256 bits.
+A key is 256 random bits, so plain SHA-256 is enough: bcrypt and the like slow down the guessing of passwords that
+people think up, and nobody guesses 256 bits.
 """
 
 import hmac
@@ -37,9 +37,9 @@ _PREFIX: Final = "dk_"
 
 
 class Key(Strict):
-    """What one key allows. `priority` is the highest that may be asked for; `limits` go before those for all keys.
+    """The permissions of one key. `priority` is the highest allowed; `limits` override those for all keys.
 
-    Keys of one `tenant` share what they have: their part of the engines, and what is kept for them.
+    Keys of one `tenant` share its part of the engines, its cache, and its jobs.
     """
 
     id: Name
@@ -50,7 +50,7 @@ class Key(Strict):
     limits: Limits = Limits()
 
     def to_line(self) -> str:
-        """As a line of the file of keys."""
+        """Formats the key as a line of the key file."""
         said = self.model_dump(exclude={"limits"}) | {"scopes": sorted(self.scopes)}
         return f"- {json.dumps(said)}"
 
@@ -59,19 +59,19 @@ _KEYS: Final = TypeAdapter(tuple[Key, ...])
 
 
 def generate_key() -> str:
-    """A new key."""
+    """Generates a new key."""
     return _PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_of(key: str) -> str:
-    """As it stands in the file of keys."""
+    """The key's hash, as the key file has it."""
     return f"sha256:{sha256(key.encode()).hexdigest()}"
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """The keys in a YAML or JSON list. Raises ConfigError, which never repeats what stands there.
+    """Parses the keys in a YAML or JSON list. Raises ConfigError, which never repeats the content.
 
-    An empty list is refused: it is what a file looks like that is just being written.
+    Refuses an empty list: that is what a file looks like while it is being written.
     """
     try:
         keys = _KEYS.validate_python(yaml.safe_load(text))
@@ -91,9 +91,9 @@ def parse_keys(text: str) -> tuple[Key, ...]:
 
 
 class Keyring:
-    """The keys of now. Keys in a file may change: it is read again when it has, and a broken one changes nothing.
+    """The current keys. A key file is read again when it has changed; if it is broken then, the old keys stay.
 
-    Used on one event loop. Raises ConfigError where there are no good keys to begin with.
+    Used on one event loop. Raises ConfigError if there are no valid keys at the start.
     """
 
     def __init__(self, source: Secret, clock: Clock = time.monotonic) -> None:
@@ -105,7 +105,7 @@ class Keyring:
         self._complaint = ""
 
     def find(self, given: str) -> Key | None:
-        """The key that was given, if it is one."""
+        """Returns the key that was given, or None if it is not one."""
         self._reload_if_changed()
         digest, found = hash_of(given), None
         # All of them, each in constant time: how long it takes says nothing of how near a guess came.
@@ -132,7 +132,7 @@ class Keyring:
             log.info("%d keys are in use now", len(self._keys))
 
     def _read_stamp(self) -> tuple[int, ...] | None:
-        """Another one whenever the file is; None where it is not there."""
+        """A value that changes whenever the file does; None if the file is missing."""
         try:
             state = Path(self._source.file or "").stat()
         except OSError:

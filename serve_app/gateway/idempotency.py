@@ -1,7 +1,7 @@
-"""Answers kept under the keys that their callers gave them, so that a request sent twice is done once.
+"""Keeps answers under their callers' idempotency keys, so that a request that is sent twice runs once.
 
-As draft-ietf-httpapi-idempotency-key-header-07 has it: the same key and the same request get the same answer again;
-while it is being made they are in conflict; the same key with another request is a mistake of the caller's.
+As in draft-ietf-httpapi-idempotency-key-header-07: the same key with the same request gets the same answer again, or a
+conflict while that is being made; the same key with another request is the caller's mistake.
 """
 
 import time
@@ -16,7 +16,7 @@ Clock = Callable[[], float]
 
 
 class InProgress(Exception):
-    """The same request is being worked on."""
+    """The same request is running."""
 
 
 class Reused(Exception):
@@ -24,8 +24,9 @@ class Reused(Exception):
 
 
 class Idempotency:
-    """Used on one event loop. `counts` gets `idempotent_replays` and `idempotency_degraded`: Redis was to be asked, and
-    was gone, so that only this process remembers."""
+    """Used on one event loop. Counts `idempotent_replays` in `counts`, and `idempotency_degraded`: calls that Redis did
+    not answer, so that only this process remembers.
+    """
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class Idempotency:
         self.running: dict[str, bytes] = {}
 
     async def begin(self, work: IdempotentRequest) -> "StoredResponse | Lease":
-        """The answer to `work`, if there is one, or else the caller's turn to find it, which must be ended.
+        """Returns the stored answer to `work`, or else a lease on the work, which the caller must release.
 
         Raises InProgress, Reused.
         """
@@ -72,14 +73,14 @@ class Idempotency:
 
 
 class Lease:
-    """The right to answer, held by one request. `release` gives it back, with an answer to keep or without."""
+    """One request's right to answer. `release` gives it back, with or without an answer to keep."""
 
     def __init__(self, owner: Idempotency, work: IdempotentRequest) -> None:
         self._owner, self._work = owner, work
         self._lock = None if owner.shared is None else owner.shared.lock(work)
 
     async def take_in_redis(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
-        """Takes the turn in Redis as well; or what is found there in its place."""
+        """Takes the lease in Redis as well, or returns what is there instead."""
         if self._lock is None:
             return None
         found = await self._lock.take()
@@ -87,7 +88,7 @@ class Lease:
         return found
 
     async def release(self, answer: StoredResponse | None = None) -> None:
-        """The next one may begin, or gets `answer`."""
+        """Lets the next request run, or gives it `answer`."""
         if answer is not None:
             self._owner.kept.put(self._work.name, self._work.fingerprint, answer)
         self._owner.running.pop(self._work.name, None)
@@ -103,7 +104,7 @@ class Lease:
 
 @dataclass(slots=True)
 class _MemoryStore:
-    """Answers in memory, by name. What was not asked for longest goes first."""
+    """Answers in memory, by name. The least recently used are dropped first."""
 
     bytes_at_most: int
     ttl_s: float
@@ -112,7 +113,7 @@ class _MemoryStore:
     entries: "OrderedDict[str, tuple[float, bytes, StoredResponse]]" = field(default_factory=OrderedDict)
 
     def get(self, name: str) -> tuple[bytes, StoredResponse] | None:
-        """The fingerprint of the request, and its answer."""
+        """The request's fingerprint and its answer, if it is kept and has not expired."""
         found = self.entries.get(name)
         if found is None or found[0] <= self.clock():
             self._drop(name)
@@ -121,7 +122,7 @@ class _MemoryStore:
         return found[1:]
 
     def put(self, name: str, fingerprint: bytes, answer: StoredResponse) -> None:
-        """Keeps it, unless it is larger than everything may be."""
+        """Keeps the answer, unless it alone exceeds the bound."""
         self._drop(name)
         if answer.size > self.bytes_at_most:
             return

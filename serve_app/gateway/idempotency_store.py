@@ -1,4 +1,4 @@
-"""Kept answers in Redis, and the lock on each while it is being made, which ends by itself where its process dies."""
+"""Stored answers in Redis, and a lock for each that is being made. A lock expires if its process dies."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class IdempotentRequest:
-    """A request under a key: `name` is the key's, with its tenant's in it; `fingerprint` is what was asked for."""
+    """A request with a key: `name` identifies the key and its tenant, `fingerprint` the request."""
 
     name: str
     fingerprint: bytes
@@ -63,7 +63,7 @@ class IdempotentRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A whole answer of HTTP."""
+    """A complete HTTP response."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -71,19 +71,19 @@ class StoredResponse:
 
     @property
     def size(self) -> int:
-        """Bytes, and some for what is around them."""
+        """Bytes, with an allowance for overhead."""
         return len(self.body) + sum(len(name) + len(value) for name, value in self.headers) + 512
 
 
 @dataclass(frozen=True, slots=True)
 class HeldElsewhere:
-    """Another process is working on the request with that fingerprint."""
+    """Another process is running the request with that fingerprint."""
 
     fingerprint: bytes
 
 
 class _Head(Strict):
-    """What is kept of an answer beside its body."""
+    """What is stored of an answer besides its body."""
 
     fingerprint: str
     status: int = Field(ge=200, le=599)
@@ -91,7 +91,7 @@ class _Head(Strict):
 
 
 class RedisIdempotencyStore:
-    """Where answers are shared, and for how long."""
+    """The answers that processes share through Redis, and how long they are kept."""
 
     def __init__(self, redis: RedisTier, key: bytes, ttl_s: float) -> None:
         self.redis = redis
@@ -103,13 +103,13 @@ class RedisIdempotencyStore:
         return Lock(self, work)
 
     def pack(self, name: str, fingerprint: bytes, answer: StoredResponse) -> bytes:
-        """Signature, one line of JSON, body."""
+        """Encodes an answer: signature, one line of JSON, body."""
         head = {"fingerprint": fingerprint.hex(), "status": answer.status, "headers": answer.headers}
         content = json.dumps(head).encode() + b"\n" + answer.body
         return self._signature(name, content) + content
 
     def unpack(self, name: str, data: bytes) -> tuple[bytes, StoredResponse] | None:
-        """None unless it was packed under that name, with our key."""
+        """Decodes an answer; None unless it was packed under that name with our key."""
         signature, content = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._signature(name, content)):
             log.warning("a kept answer in Redis is not used: its signature is wrong")
@@ -128,7 +128,7 @@ class RedisIdempotencyStore:
 
 
 class Lock:
-    """`lost` counts the calls that Redis did not answer; whoever holds the lock goes on without it."""
+    """A lock in Redis. `lost` counts the calls that Redis did not answer; the holder goes on without them."""
 
     def __init__(self, shared: RedisIdempotencyStore, work: IdempotentRequest) -> None:
         self.lost = 0
@@ -138,7 +138,7 @@ class Lock:
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
-        """None where it is taken, or nobody can say; else what is there: an answer, or another's lock."""
+        """Takes the lock. Returns None if that worked or Redis is gone, else what is there: an answer or another lock."""
 
         try:
             # Once more where the first look has found what is not ours, and this one takes its place.
@@ -158,11 +158,11 @@ class Lock:
         return None
 
     def _start_renewing(self) -> None:
-        """The lock is ours, and is renewed from now on."""
+        """Keeps the lock, which is ours now, from expiring."""
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def _set_or_read(self, client: Redis) -> tuple[bytes | None, int]:
-        """What is there, now that the lock was put there if nothing was; and its milliseconds to live."""
+        """Sets the lock if nothing is there. Returns what is there instead, if anything, and its milliseconds to live."""
         asked = client.pipeline(transaction=True)
         asked.set(self._name, self._value, nx=True, px=round(LOCK_S * 1000))
         asked.getrange(self._name, 0, MAX_READ_BYTES)
@@ -176,7 +176,7 @@ class Lock:
             return (found[:_SEEN_BYTES] if isinstance(found, bytes) else b""), left_ms
 
     async def _read(self, found: bytes, left_ms: int) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
-        """Somebody else's lock or answer; None for what is neither."""
+        """Decodes another process's lock or answer; None for anything else."""
         lock = _LOCK.fullmatch(found)
         if lock is not None:
             # One that does not end by itself is nobody's.
@@ -185,13 +185,13 @@ class Lock:
         return await asyncio.to_thread(self._shared.unpack, self._work.name, found)
 
     async def _replace(self, found: bytes) -> bool:
-        """Puts the lock in the place of what is not ours; False where that has just become something else."""
+        """Replaces a damaged value by the lock; False if it has just changed."""
         seen = found[:_SEEN_BYTES]
         arguments = (self._value, round(LOCK_S * 1000), seen, len(seen))
         return bool(await self._shared.redis.call(lambda client: client.eval(_REPLACE, 1, self._name, *arguments)))
 
     async def release(self, answer: StoredResponse | None) -> None:
-        """Puts `answer` in the lock's place, or nothing."""
+        """Replaces the lock by `answer`, or deletes it."""
         if self._renewing is None:
             return
         await cancel_and_wait(self._renewing)

@@ -1,9 +1,10 @@
-"""How much somebody has used of what a minute allows: a sliding window counter, in memory and, shared, in Redis.
+"""A sliding window counter per minute and caller, in memory and, shared, in Redis.
 
-Two counters by caller: this window's, and the one's before, which counts by the share of it that is less than a window
-ago. So nobody gets twice the limit around the full minute, as with fixed windows, and a caller costs two numbers,
-whatever it does. The same arithmetic holds here and in Redis. It says exactly when an amount will fit, which `limits`
-and its like cannot for amounts other than 1; and Redis is reached through `RedisTier` only, whose time-outs hold.
+Each caller has two counters: this window's, and the previous one's, weighted by the share of it that is less than a
+window ago. So nobody gets twice the limit around the full minute, as with fixed windows, and a caller costs two
+numbers, whatever it does. The arithmetic is the same here and in Redis. It says exactly when an amount will fit, which
+`limits` and the like cannot for amounts other than 1; and Redis is reached through `RedisTier` only, so its timeouts
+hold.
 """
 
 import time
@@ -47,10 +48,10 @@ return {1, before, now + tonumber(ARGV[2]), damaged}
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """After an amount was asked for: whether it was `taken`, what is left, and in how many seconds there is more.
+    """The result of asking for an amount: whether it was `taken`, what is left, and in how many seconds there is more.
 
-    Where it was not taken, `wait_s` is the time until it would be, if nothing else is taken meanwhile; where it was,
-    the time until the window ends.
+    If it was not taken, `wait_s` is the time until it would fit, if nothing else is taken meanwhile; if it was, the
+    time until the window ends.
     """
 
     taken: bool
@@ -60,18 +61,18 @@ class Remaining:
 
 @dataclass(frozen=True, slots=True)
 class WindowCounters:
-    """What was taken in the window of now, and in the one before; `share` of the window of now has passed."""
+    """Amounts taken in the current window, `now`, and in the one `before`; `share` of the current window has passed."""
 
     before: int
     now: int
     share: float
 
     def usage(self) -> float:
-        """Of the limit, at this moment."""
+        """The amount that counts against the limit at this moment."""
         return self.before * (1 - self.share) + self.now
 
     def seconds_until(self, amount: int, limit: int) -> float:
-        """Until `amount`, which is at most `limit`, fits."""
+        """The seconds until `amount`, which is at most `limit`, fits."""
         if self.usage() + amount <= limit:
             return 0.0
         if self.now + amount <= limit:
@@ -81,7 +82,7 @@ class WindowCounters:
 
 
 class SlidingWindows:
-    """Used on one event loop. `on_degraded` is called whenever Redis was gone, and only this process' counters decided."""
+    """Used on one event loop. Calls `on_degraded` whenever Redis fails and this process's counters alone decide."""
 
     def __init__(self, redis: RedisTier | None, on_degraded: Callable[[], None], clock: Clock = time.time) -> None:
         self._redis = redis
@@ -91,7 +92,7 @@ class SlidingWindows:
         self._local: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
     async def take(self, name: str, amount: int, limit: int) -> Remaining:
-        """Takes `amount` of what `name` may have in a minute, if that much is left; else nothing."""
+        """Takes `amount` of the minute's `limit` of `name` if that much is left, else nothing."""
         passed = self._clock() / WINDOW_S
         window = int(passed)
         taken, counters = await self._take_amount(name, window, passed - window, amount, limit)

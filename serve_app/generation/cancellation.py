@@ -1,4 +1,4 @@
-"""Requests that can be ended by their names, by whoever knows them: their callers' streams end with `Cancelled`."""
+"""Cancels requests by name: their callers' streams end with `Cancelled`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
@@ -10,14 +10,14 @@ from deployments.engine.protocol.request import Request, is_part_of
 from serve_app.tasks import cancel_and_wait
 
 CancelSignal = asyncio.Future[None]
-"""Done once the work that it stands for shall end."""
+"""Done once the work that it stands for is to end."""
 
 
 class RunningRequests:
-    """What runs in this process, by tenant and name. Used on one event loop.
+    """The requests running in this process, by tenant and name. Used on one event loop.
 
-    It is the caller's wait that is ended, wherever the request is: in an engine, on the way to one, or waiting for one
-    to come back. Its generator is closed as if its caller had left, so an engine that has it hears of that.
+    A cancellation ends the caller's wait, wherever the request is: in an engine, or on its way to or from one. It
+    closes the request's generator as a disconnect would, so that an engine that has it is informed.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class RunningRequests:
 
     @contextmanager
     def track(self, name: str, tenant: str) -> Iterator[CancelSignal]:
-        """As long as this lasts, `cancel` by that name gives the word."""
+        """For as long as the context lasts, `cancel` with that name sets the signal."""
         word: CancelSignal = asyncio.get_running_loop().create_future()
         self._running[word] = (name, tenant)
         try:
@@ -34,7 +34,7 @@ class RunningRequests:
             del self._running[word]
 
     def cancel(self, name: str, tenant: str) -> bool:
-        """Gives the word to all of the tenant's that have this name, or are part of it. False where there is none."""
+        """Signals all of the tenant's requests that have this name, or are part of it. Returns False if there are none."""
         found = [word for word, (own, whose) in self._running.items() if whose == tenant and is_part_of(own, name)]
         for word in found:
             if not word.done():
@@ -42,7 +42,7 @@ class RunningRequests:
         return bool(found)
 
     async def watch(self, request: Request, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """`events` of `request` up to their end, or to a `Failed` when it is cancelled. Closing this closes them."""
+        """Yields `events` of `request` to their end, or to a `Failed` if it is cancelled. Closing this closes them."""
         with self.track(request.name, request.tenant) as word:
             async with aclosing(events):
                 while (event := await _next_or_cancelled(word, request, events)) is not None:
@@ -52,7 +52,7 @@ class RunningRequests:
 
 
 async def _next_or_cancelled(word: CancelSignal, request: Request, events: AsyncGenerator[Event, None]) -> Event | None:
-    """The next event; None where there is none any more."""
+    """Returns the next event, or `Failed` if the signal comes first; None at the end of `events`."""
     coming = asyncio.ensure_future(anext(events, None))
     try:
         await asyncio.wait((coming, word), return_when=asyncio.FIRST_COMPLETED)

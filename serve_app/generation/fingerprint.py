@@ -1,7 +1,6 @@
-"""What a request makes an engine do, in a form that can be compared: equal for equal work, under whichever id.
+"""Fingerprints of the work that a request asks for: equal for equal work, whatever the request's id.
 
-Everything goes through canonical JSON, in which no value can pass from one field into the next; pictures are in it by
-their hashes.
+Everything is encoded as canonical JSON, in which no value can spill into the next field; images are included by hash.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ _NOT_THE_WORK: Final = {"seed", "style_preset", *SERVICE_FIELDS}
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """`work` is canonical JSON of all that decides the pixels, but for the `seed`."""
+    """`work` is canonical JSON of everything that decides the pixels, except the `seed`."""
 
     work: str
     seed: int
@@ -39,9 +38,9 @@ class Fingerprint:
 
 
 def fingerprint_of(request: Request, spec: ModelSpec, setting: Any) -> Fingerprint:
-    """The fingerprint of a request to `spec`. `setting` is what else its engines' pictures depend on, as plain data.
+    """The fingerprint of a request to `spec`. `setting` is what else its engines' images depend on, as plain data.
 
-    It has the tenant in it: nobody is ever served what was made for another. Reads all pictures that came along.
+    It includes the tenant, so that nobody is served what was made for another. Reads all uploads.
     """
     assert request.params.seed is not None
     work = {
@@ -55,7 +54,7 @@ def fingerprint_of(request: Request, spec: ModelSpec, setting: Any) -> Fingerpri
 
 
 def work_of(request: Request) -> dict[str, Any]:
-    """Parameters and pictures, without the seed, as plain data."""
+    """The parameters and uploads, without the seed, as plain data."""
     inputs, files = request.inputs, request.uploads
     return {
         "params": request.params.model_dump(mode="json", exclude=_NOT_THE_WORK),
@@ -75,12 +74,12 @@ def work_of(request: Request) -> dict[str, Any]:
 
 
 def canonical_json(value: Any) -> str:
-    """`value` as JSON in the one form that equal values have."""
+    """Encodes `value` as JSON in the one form that equal values share."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def hash_of(content: bytes) -> str:
-    """SHA-256, in hexadecimal digits."""
+    """SHA-256 in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Everything about a request that is decided before the backend sees it: model, size, defaults, seed, style."""
+"""Decides everything about a request before the backend sees it: model, size, defaults, seed, style."""
 
 import secrets
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def prepare(
     name: str,
     tenant: str,
 ) -> Prepared:
-    """The request that one of `models` can run; it has an id of its own. Raises InvalidParameter."""
+    """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads) if uploads else None
     task: Task = uploads.task if uploads else "text-to-image"
     spec = _model_for(models, params, task)
@@ -38,7 +38,7 @@ def prepare(
 
 
 def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
-    """The model with that name or alias; the first one for None. Raises UnknownModel."""
+    """Returns the model with that name or alias; the first one for None. Raises UnknownModel."""
     if name is None:
         return models[0]
     for spec in models:
@@ -48,7 +48,7 @@ def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
 
 
 def with_seed(params: GenerationParams) -> GenerationParams:
-    """`params` with a seed, drawn where none was given. Once per request: caching and replays depend on it."""
+    """Returns `params` with a seed, drawn if none was given. Only once per request: caching and replays depend on it."""
     if params.seed is not None and params.seed >= 0:
         return params
     return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
@@ -61,8 +61,8 @@ def _suggest_model(name: str, models: Sequence[ModelSpec]) -> str:
 
 
 def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task) -> ModelSpec:
-    """The model asked for. Where it lacks the ControlNets, a model of the same source and revision that has them; where
-    none is asked for, the first that is made for the task and has them.
+    """Chooses the model. If the named one lacks the ControlNets, takes one of the same source and revision that has
+    them; if none is named, the first that is made for the task and has them.
     """
     types = {control.type for control in params.controls}
     able = [spec for spec in models if types <= set(spec.controlnets)]

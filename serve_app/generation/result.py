@@ -16,10 +16,10 @@ from serve_app.generation.prepared import Prepared
 class Result:
     """The images of one request. `failures` are those that could not be made, though others could.
 
-    `id` is what its caller calls the request.
+    `id` is the caller's name for the request.
 
-    `parameters` are complete: with the same uploads they give the same images. `effective_prompt` has the style in it.
-    `source` says whether the images were made for this request.
+    `parameters` are complete: with the same uploads they give the same images. `effective_prompt` has the style
+    applied. `source` says whether the images were made for this request.
     """
 
     id: str
@@ -39,7 +39,7 @@ def result_of(
     timings: Timings,
     source: Source = "made",
 ) -> Result:
-    """The result of a finished request. Raises the first failure where there are only failures."""
+    """The result of a finished request. Raises the first failure if there are no images."""
     if failures and not images:
         raise min(failures, key=lambda failure: failure.index).error
     asked = prepared.asked
@@ -59,14 +59,14 @@ def result_of(
 
 
 def decode_image(image: ImageDone) -> Image.Image:
-    """The picture itself."""
+    """Decodes the image file."""
     picture = Image.open(io.BytesIO(image.data), formats=[image.format.upper()])
     picture.load()
     return picture
 
 
 def to_png(picture: Image.Image) -> bytes:
-    """`picture` as the file that a remote caller would send, with its transparency."""
+    """Encodes `picture` as the file that a remote caller would upload, with its transparency."""
     buffer = io.BytesIO()
     to_layer(picture).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

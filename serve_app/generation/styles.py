@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A look with a name; `text` is what it adds to a prompt."""
+    """A named look; `text` is what it adds to a prompt."""
 
     name: str
     text: str
@@ -26,7 +26,7 @@ STYLES: Mapping[str, Style] = MappingProxyType({style.name: style for style in _
 
 
 def add_style(prompt: str, style_preset: str | None) -> str:
-    """`prompt` with the style after it: a known style's text, or else `style_preset` itself, as free text."""
+    """Appends the style to `prompt`: a preset's text, or else `style_preset` itself, as free text."""
     asked = (style_preset or "").strip()
     if not asked:
         return prompt

@@ -1,4 +1,4 @@
-"""Whether the manifests' numbers agree with each other, with the configuration, and with the code that they deploy."""
+"""Checks that the manifests' numbers agree with each other, the configuration, and the code that they deploy."""
 
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -20,7 +20,7 @@ NODES: Final = "darkroom-nodes"
 
 
 def find_disagreements(manifests: Manifests) -> Iterator[str]:
-    """All of them."""
+    """Yields each disagreement as one line."""
     config = configuration_of(manifests)
     if (said := manifests.cluster.get("rayVersion")) != version("ray"):
         yield f"rayVersion: it says {said}, and the code runs on {version('ray')}"
@@ -35,7 +35,7 @@ def find_disagreements(manifests: Manifests) -> Iterator[str]:
 
 
 def _check_drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
-    """Each of these must be longer than the one before. The head has no replicas to drain."""
+    """Checks that each of these periods is longer than the one before. The head has no replicas to drain."""
     replicas = [deployment.graceful_shutdown_timeout_s for deployment in config.deployments]
     steps: list[tuple[str, float | None]] = [
         ("ingress.request_timeout_s", config.ingress.request_timeout_s),
@@ -68,7 +68,7 @@ def _check_gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
 
 
 def _check_capacity(manifests: Manifests, config: AppConfig) -> Iterator[str]:
-    """Whether all replicas that the configuration allows find a place, and those beside them in an update."""
+    """Checks that all replicas that the configuration allows find a place, and the extra ones of an update as well."""
     most = sum(deployment.num_gpus * deployment.most_replicas for deployment in config.deployments)
     there = sum(_gpus_of(group) * group.get("maxReplicas", 0) for group in manifests.groups)
     if most > there:
@@ -100,7 +100,7 @@ def _check_pod(pod: PodTemplate) -> Iterator[str]:
 
 
 def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
-    """Secrets that the configuration reads must be where a replica of the ingress can run, which is on any worker."""
+    """Checks that the secrets are available wherever a replica of the ingress can run, which is on any worker."""
     wanted: list[tuple[str, Any]] = [("keys", config.keys)]
     if config.redis is not None:
         wanted += [("redis: key", config.redis.key), ("redis: password", config.redis.password)]
@@ -117,7 +117,7 @@ def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
 
 
 def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:
-    """A RayCluster has no scale subresource, from which Kubernetes would learn how many pods are wanted."""
+    """Checks disruption budgets: a RayCluster has no scale subresource that tells Kubernetes how many pods are wanted."""
     for budget in manifests.of_kind("PodDisruptionBudget"):
         if not isinstance(budget["spec"].get("minAvailable"), int):
             name = budget["metadata"]["name"]
@@ -125,7 +125,7 @@ def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:
 
 
 def _check_pins(config: AppConfig) -> Iterator[str]:
-    """Folders are whoever's who fills them; what comes from the hub must be a commit, and have safetensors."""
+    """Checks weights: what comes from the hub must be a commit and have safetensors. Folders are their owner's concern."""
     found = [spec for deployment in config.deployments for spec in config.specs_of(deployment)]
     parts = [part for spec in found for part in sources_of(spec)]
     parts += [part for annotator in config.annotators.specs().values() for part in sources(annotator).values()]
@@ -147,7 +147,7 @@ def _gpus_of(group: dict[str, Any]) -> float:
 
 
 def _cpus_of(group: dict[str, Any]) -> float:
-    """KubeRay tells Ray the whole CPUs of the limit."""
+    """The whole CPUs of the limit, which KubeRay passes to Ray."""
     text = str(_limits(group).get("cpu", 0))
     return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
 

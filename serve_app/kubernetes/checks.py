@@ -1,4 +1,4 @@
-"""Everything that can be known of an overlay without a cluster."""
+"""Every check of an overlay that needs no cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +11,9 @@ from serve_app.kubernetes.serve_schema import find_application_faults
 
 
 def find_faults(manifests: Manifests, crd: Path | None = None) -> Iterator[str]:
-    """What is wrong, a line each. With KubeRay's `crd` every field of the RayService is looked at.
+    """Yields each fault as one line. With KubeRay's `crd`, every field of the RayService is checked.
 
-    Raises Unbuildable where there is not one RayService.
+    Raises Unbuildable unless there is exactly one RayService.
     """
     yield from find_kubernetes_faults(manifests)
     if crd is not None:

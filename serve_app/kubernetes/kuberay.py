@@ -1,4 +1,4 @@
-"""What KubeRay 1.7 refuses, or accepts and never makes ready: its validation.go and known issues, mirrored."""
+"""Checks for what KubeRay 1.7 refuses, or accepts and never makes ready: mirrors its validation.go and known issues."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _UPGRADES: Final = ("None", "NewCluster", "NewClusterWithIncrementalUpgrade")
 
 
 def find_kuberay_faults(manifests: Manifests) -> Iterator[str]:
-    """All of them."""
+    """Yields each fault as one line."""
     name = manifests.service["metadata"]["name"]
     if len(name) > MAX_NAME or not _DNS_1035.fullmatch(name):
         yield f"RayService name: at most {MAX_NAME} of a-z, 0-9 and -, beginning with a letter"

@@ -1,4 +1,4 @@
-"""Whether manifests have the shapes that Kubernetes and KubeRay know: their fields, their types, and no others."""
+"""Checks manifests against the schemas of Kubernetes and KubeRay: fields and types, and no unknown fields."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ _FOREIGN: Final = ("ray.io/", "monitoring.coreos.com/", "gateway.networking.k8s.
 
 
 def find_kubernetes_faults(manifests: Manifests) -> Iterator[str]:
-    """Of Kubernetes' own kinds, and of the pod templates inside the RayService, which its CRD does not look into."""
+    """Checks Kubernetes' own kinds, and the pod templates inside the RayService, which its CRD does not describe."""
     for document in manifests.documents:
         if not document["apiVersion"].startswith(_FOREIGN):
             yield from _validate(f"{document['kind']} {document['metadata']['name']}", document)
@@ -26,7 +26,7 @@ def find_kubernetes_faults(manifests: Manifests) -> Iterator[str]:
 
 
 def find_ray_faults(manifests: Manifests, crd: Path) -> Iterator[str]:
-    """Of the RayService, by the CRD of KubeRay in that file."""
+    """Checks the RayService against KubeRay's CRD in that file."""
     validator = jsonschema.Draft202012Validator(_read_schema(crd))
     for error in validator.iter_errors(manifests.service):
         yield f"RayService {'/'.join(map(str, error.absolute_path))}: {error.message}"
@@ -46,7 +46,7 @@ def _read_schema(crd: Path) -> Any:
 
 
 def _forbid_unknown_fields(schema: Any) -> Any:
-    """An OpenAPI schema as JSON Schema that refuses unknown fields, as `kubectl --validate=strict` does."""
+    """Converts an OpenAPI schema to JSON Schema that refuses unknown fields, as `kubectl --validate=strict` does."""
     if isinstance(schema, list):
         return [_forbid_unknown_fields(each) for each in schema]
     if not isinstance(schema, Mapping):

@@ -1,4 +1,4 @@
-"""Whether what is handed to Ray Serve is what it takes, and what our own builder takes."""
+"""Checks that Ray Serve, and our own application builder, accept what the manifests pass to them."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from serve_app.kubernetes.manifests import Manifests
 
 
 def find_application_faults(manifests: Manifests) -> Iterator[str]:
-    """Of `serveConfigV2`: Serve's schema, keys that it would drop without a word, the builder, and its arguments."""
+    """Checks `serveConfigV2`: Serve's schema, keys that it would silently drop, the builder, and its arguments."""
     # Heavy, and only for this.
     from ray.serve.schema import ServeDeploySchema
 
@@ -54,7 +54,7 @@ def _check_arguments(arguments: Any) -> Iterator[str]:
 
 
 def _find_unknown_fields(model: type[BaseModel], said: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Where `said` has fields that `model`, or a model in it, does not have."""
+    """Yields the paths of fields in `said` that `model`, or a model nested in it, does not have."""
     for name, value in said.items():
         field = model.model_fields.get(name)
         if field is None:

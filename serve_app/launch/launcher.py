@@ -1,8 +1,8 @@
 """`darkroom serve`: runs a server in the foreground, and leaves nothing behind when it ends.
 
 The server itself is a child process (`local_cluster.py`); this one only waits, so that Ctrl-C and SIGTERM act at once
-even while the child is deep inside Ray's start-up. The child is asked to end by closing its standard input. Whatever of
-its tree is left after that is killed: on Linux orphans are handed to this process, so none can hide.
+even while the child is deep inside Ray's start-up. Closing the child's standard input asks it to end. Whatever is left
+of its process tree after that is killed: on Linux this process adopts orphans, so none can hide.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class LaunchError(Exception):
 
 @dataclass
 class Server:
-    """A server's process, and what has been heard of it: `ready`, `failed`, `gone`, or `stop`, which is a signal."""
+    """A server's process and the messages about it: `ready`, `failed`, `gone`, or `stop`, which is a signal."""
 
     config: AppConfig
     host: str
@@ -64,7 +64,7 @@ class Server:
     ready: bool = False
 
     def start(self) -> None:
-        """Starts the child in a session of its own, out of the reach of the terminal's Ctrl-C."""
+        """Starts the child in a session of its own, where the terminal's Ctrl-C does not reach it."""
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
                 CHILD,
@@ -89,16 +89,16 @@ class Server:
 
     @property
     def log_file(self) -> Path:
-        """Where the child's standard error goes; the logs of Ray's processes lie beside it."""
+        """The child's standard error; the logs of Ray's processes lie beside it."""
         return self.temp_dir / "darkroom.log"
 
     @property
     def rays_folder(self) -> Path:
-        """Within `temp_dir`, which is its owner's alone: Ray lets everybody write into its own."""
+        """Ray's folder within `temp_dir`, which only its owner can enter: Ray lets everybody write into its own."""
         return self.temp_dir / _RAYS_FOLDER
 
     def end(self) -> None:
-        """Asks the child to drain and end, then kills what is left of its tree. Before it was ready: at once."""
+        """Asks the child to drain and end, then kills what is left of its process tree; at once if it was not ready."""
         if self.process is None:
             return
         assert self.process.stdin is not None
@@ -110,7 +110,7 @@ class Server:
         self.process.poll()
 
     def _wait_for_exit(self, grace_s: float) -> None:
-        """A second Ctrl-C means: now."""
+        """Waits for the child; a second Ctrl-C ends the wait."""
         assert self.process is not None
         deadline = time.monotonic() + grace_s
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -130,7 +130,7 @@ class Server:
 
 
 def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = print) -> None:
-    """Serves until SIGINT or SIGTERM; `say` gets the one line that says where. Raises LaunchError if it cannot."""
+    """Serves until SIGINT or SIGTERM; `say` gets the one line with the address. Raises LaunchError if it cannot."""
     with hold_port(host, port):
         adopt_orphans()
         server = Server(config, host, port, make_temp_dir())
@@ -144,7 +144,7 @@ def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = p
 
 
 def run(server: Server, say: Callable[[str], Any]) -> None:
-    """Starts `server` and returns after a signal. Raises LaunchError when it fails, or ends on its own."""
+    """Starts `server` and returns after a signal. Raises LaunchError if it fails, or ends by itself."""
     server.start()
     while (kind_and_message := server.messages.get())[0] != "stop":
         kind, message = kind_and_message
@@ -157,9 +157,9 @@ def run(server: Server, say: Callable[[str], Any]) -> None:
 
 @contextlib.contextmanager
 def hold_port(host: str, port: int) -> Iterator[None]:
-    """Keeps `host`:`port` for this server while it starts: a second one, started meanwhile, is refused as well.
+    """Holds `host`:`port` for this server while it starts, so that a second one, started meanwhile, is refused as well.
 
-    Raises LaunchError where the port cannot be bound, before anything has been started.
+    Raises LaunchError if the port cannot be bound, before anything is started.
     """
     check_port(host, port)
     family, kind, protocol, _, address = _resolve(host, port)
@@ -173,7 +173,7 @@ def hold_port(host: str, port: int) -> Iterator[None]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises LaunchError where `host`:`port` cannot be bound."""
+    """Raises LaunchError if `host`:`port` cannot be bound."""
     if not 0 < port < 65536:
         raise LaunchError(f"{port} is no port number", EXIT_PORT_IN_USE)
     try:
@@ -193,14 +193,14 @@ def check_port(host: str, port: int) -> None:
 
 
 def _resolve(host: str, port: int) -> tuple[Any, ...]:
-    """Family, kind, protocol, name and address for a socket."""
+    """The family, kind, protocol, name and address for a socket."""
     return socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
 
 
 def make_temp_dir() -> Path:
-    """A folder for Ray's sockets and logs, of its owner alone.
+    """Creates a folder for Ray's sockets and logs that only its owner can enter.
 
-    Short enough for the limit that systems have on socket paths.
+    Its path is short enough for the systems' limit on socket paths.
     """
     default = tempfile.gettempdir()
     room = 107 - _SOCKET_PATH_ROOM - len(f"/darkroom-12345678/{_RAYS_FOLDER}")
@@ -210,7 +210,7 @@ def make_temp_dir() -> Path:
 
 @contextlib.contextmanager
 def handle_stop_signals(messages: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
-    """Turns SIGINT, SIGTERM and SIGHUP into news. Nothing is raised: an exception could come anywhere and be lost."""
+    """Turns SIGINT, SIGTERM and SIGHUP into messages. Raises nothing: an exception could come anywhere and get lost."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: messages.put(("stop", ""))) for number in signals}
     try:

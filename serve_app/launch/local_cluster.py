@@ -1,8 +1,8 @@
-"""The process behind `darkroom serve`: a Ray cluster of its own with the application on it. Started by `launcher.py`.
+"""The process behind `darkroom serve`: a Ray cluster of its own that runs the application. Started by `launcher.py`.
 
 The first line on standard input is its `Order`. It answers with one JSON line on standard output, `ready` or `failed`,
-and serves until its standard input is closed. That also happens when the launcher is killed, so it never stays behind.
-Everything else it and Ray have to say goes to standard error.
+and serves until its standard input is closed. That also happens if the launcher is killed, so it never stays behind.
+All other output, its own and Ray's, goes to standard error.
 """
 
 import json
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def start(order: Order) -> None:
-    """Returns when a health request through the real port says healthy: every engine has made its warm-up pictures."""
+    """Starts the cluster; returns once its health page, through the real port, is healthy: every engine is warmed up."""
     prepare_environment()
     import ray
     from ray import serve
@@ -95,7 +95,7 @@ def start(order: Order) -> None:
 
 
 def prepare_environment() -> None:
-    """Settings that Ray reads while it is imported or started; its processes inherit them."""
+    """Sets what Ray reads from the environment at import or start-up; its processes inherit it."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(
         # The one of these that whoever starts a server may choose.
@@ -110,7 +110,7 @@ def prepare_environment() -> None:
 
 
 def stop() -> None:
-    """Drains the replicas and ends the cluster. How long that may take is the launcher's concern."""
+    """Drains the replicas and ends the cluster. The launcher limits how long that may take."""
     import ray
     from ray import serve
 
@@ -122,7 +122,7 @@ def stop() -> None:
 
 
 def wait_until_healthy(host: str, port: int) -> None:
-    """Asks through the port until the answer is 200. Raises TimeoutError when it takes too long."""
+    """Requests the health page through the port until the answer is 200. Raises TimeoutError if that takes too long."""
     url = f"http://{client_host_of(host)}:{port}{HEALTH_PATH}"
     deadline = time.monotonic() + _HEALTHY_WITHIN_S
     # trust_env would send the question to a proxy that the user has configured for the world outside.
@@ -138,7 +138,7 @@ def wait_until_healthy(host: str, port: int) -> None:
 
 
 def client_host_of(host: str) -> str:
-    """How a client on this machine writes the address that the server is bound to."""
+    """The host by which a client on this machine reaches a server that is bound to `host`, as a URL has it."""
     if host in {"0.0.0.0", ""}:
         return "127.0.0.1"
     if host == "::":
@@ -147,7 +147,7 @@ def client_host_of(host: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """One line for the user: the model's own complaint where there is one, else the kind of error."""
+    """Explains the error to the user in one line: the model's own complaint if there is one, else the kind of error."""
     found = _LOAD_ERROR.findall(f"{error}\n{_read_statuses()}")
     if found:
         return str(found[-1]).strip()
@@ -157,7 +157,7 @@ def explain(error: Exception) -> str:
 
 
 def _read_statuses() -> str:
-    """What Serve keeps of a failed constructor's traceback."""
+    """Returns what Serve has kept of a failed constructor's traceback."""
     try:
         from ray import serve
 
@@ -168,14 +168,14 @@ def _read_statuses() -> str:
 
 
 def _count_cpus(config: AppConfig) -> float:
-    """Enough for everything that is configured, or Serve would wait without end on a small machine."""
+    """Enough for everything that is configured, or Serve would wait for ever on a small machine."""
     needed = 2 * config.ingress.replicas * config.ingress.num_cpus
     needed += sum(deployment.most_replicas * deployment.num_cpus for deployment in config.deployments)
     return max(float(os.cpu_count() or 1), float(int(needed) + 1))
 
 
 def _take_standard_output() -> TextIO:
-    """Our own way to the launcher; whatever Ray prints from now on goes to standard error instead."""
+    """Returns our own channel to the launcher; whatever Ray prints from now on goes to standard error instead."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers

@@ -1,7 +1,7 @@
-"""The engines' part of the statistics document: each engine's own figures, and all together by model.
+"""The engines' part of the statistics document: each engine's own figures, and totals by model.
 
-What is counted by engines begins with them and ends with them: a replica that has gone takes its figures along. What
-the service counts itself (`stats.py`) is complete as long as its process lives.
+An engine's counters live and die with it: a replica that is gone takes its figures along. The service's own counters
+(`request_stats.py`) are complete for as long as its process lives.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ _PERCENTS = (50, 90, 99)
 
 
 def engine_figures(engines: Iterable[EngineReport]) -> dict[str, Any]:
-    """`unet_calls` and more of all engines; `waiting_by_priority`; by model under `models`; `engines` one by one."""
+    """Summarises all engines: `unet_calls` and more; `waiting_by_priority`; `models` by name; `engines` one by one."""
     every = list(engines)
     models = _by_model(every)
     together_all = _merge([part for parts in models.values() for part in parts])
@@ -39,7 +39,7 @@ def engine_figures(engines: Iterable[EngineReport]) -> dict[str, Any]:
 
 
 def windows_ms(durations: Durations) -> dict[str, dict[str, float]]:
-    """Count and percentiles in milliseconds, by window; the percentiles of none are 0."""
+    """Count and percentiles in milliseconds, by window; percentiles of an empty window are 0."""
     return {window: _percentiles(histogram) for window, histogram in durations.windows.items()}
 
 

@@ -1,4 +1,4 @@
-"""How Darkroom's loggers speak: one JSON object a line, or Ray Serve's log files where Serve runs this process."""
+"""Log output of Darkroom's loggers: one JSON object per line, or Ray Serve's log files if Serve runs this process."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ _STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"mes
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON: when, how grave, by whom, what; then whatever it brought as `extra`."""
+    """Formats a record as one line of JSON: time, level, logger, message, then its `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -35,7 +35,7 @@ def _is_extra(name: str) -> bool:
 
 
 def silence_parsers() -> None:
-    """Has libraries that read what callers send keep their remarks on it to themselves: we say what we refuse."""
+    """Silences libraries that parse what callers send: we report ourselves what we refuse."""
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 

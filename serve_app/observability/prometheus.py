@@ -1,4 +1,4 @@
-"""Samples as Prometheus reads them: its text format, or OpenMetrics. Knows no HTTP."""
+"""Encodes samples for Prometheus, in its text format or OpenMetrics. Independent of HTTP."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ Value = float | Mapping[float, int]
 
 
 def exposition(samples: Iterable[Sample], media_type: str = TEXT) -> tuple[bytes, str]:
-    """The document as `TEXT` or `OPENMETRICS`, and its whole content type."""
+    """Returns the document as `TEXT` or `OPENMETRICS`, and its complete content type."""
     collected = _Registry(build_families(samples))
     if media_type == OPENMETRICS:
         return generate_openmetrics(collected), CONTENT_TYPE_LATEST
@@ -29,9 +29,9 @@ def exposition(samples: Iterable[Sample], media_type: str = TEXT) -> tuple[bytes
 
 
 def build_families(samples: Iterable[Sample]) -> list[Family]:
-    """One family for each metric, in the order of their coming.
+    """Builds one family for each metric, in the order of their first samples.
 
-    Samples with the same metric and labels are added up: that is what several engines tell of one model.
+    Samples with the same metric and labels are added up: several engines report the same model.
     """
     found: dict[str, Family] = {}
     for (metric, values), now in _add_up(samples).items():
@@ -40,7 +40,7 @@ def build_families(samples: Iterable[Sample]) -> list[Family]:
 
 
 class _Registry:
-    """What prometheus_client calls a registry, of families that are known already."""
+    """Looks like a prometheus_client registry, with families that are already built."""
 
     def __init__(self, of: list[Family]) -> None:
         self._of = of
@@ -85,7 +85,7 @@ def _add_sample(family: Family, metric: Metric, values: tuple[str, ...], now: Va
 
 
 def _buckets(bounds: tuple[float, ...], observed: Mapping[float, int]) -> list[tuple[str, float]]:
-    """How many values were at most each bound. Exact: no bound lies within a bucket that `observed` was read from."""
+    """Counts the values up to each bound. Exact: no bound lies inside a bucket that `observed` was read from."""
     edges = (*bounds, float("inf"))
     own: Counter[float] = Counter()
     for value, times in observed.items():

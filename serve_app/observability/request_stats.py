@@ -1,4 +1,4 @@
-"""What this process has served: requests by model and end since it started, and how long they took."""
+"""Statistics of the requests that this process has served: counts by model and outcome, and durations."""
 
 import time
 from collections import Counter, defaultdict
@@ -21,11 +21,12 @@ _BROKEN: Final[End] = ("broken", "internal_error")
 
 
 class Statistics:
-    """Watches the requests of one service. Used on one event loop; may be looked at from any thread.
+    """Counts and times the requests of one service. Used on one event loop; may be read from any thread.
 
-    Every request ends as exactly one of `finished`, `refused`, `cancelled` (the caller left, or ended it by its id) or
-    `broken` (an error that nobody expected, or no end at all), or is `active`. `images` and `failures` count images.
-    Beside its end, the code of the error is kept that refused it, or that the first of its images failed with.
+    Every request is `active`, or has ended as exactly one of `finished`, `refused`, `cancelled` (the client
+    disconnected, or cancelled it by its id) or `broken` (an unexpected error, or no end at all). `images` and
+    `failures` count images. Besides the outcome it keeps the code of the error that refused the request, or that its
+    first failed image had.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -36,7 +37,7 @@ class Statistics:
         self._durations_by_model: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
 
     async def watch(self, model: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """Hands `events` of a request to `model` on and counts them. Closing this closes them."""
+        """Passes on the `events` of a request to `model`, and counts them. Closing this closes them."""
         begun = self._clock()
         self._requests += 1
         end = _LEFT
@@ -57,7 +58,7 @@ class Statistics:
                 self._durations_by_model[model].add(self._clock() - begun)
 
     def snapshot(self) -> dict[str, Any]:
-        """The counters and the latencies, as plain data."""
+        """The counters and latencies, as plain data."""
         ends: Counter[str] = Counter()
         refusals: Counter[str] = Counter()
         for (_, outcome, code), number in list(self._ends.items()):

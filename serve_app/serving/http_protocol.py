@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol with bounds: on what comes before a body, on how long that takes, and on what it may say.
+"""uvicorn's HTTP protocol with limits: on the size, the duration and the content of a request's head.
 
-uvicorn collects whatever its parser gives it, for as long as a client likes. Here headers are counted as they come, a
-connection that owes the rest of a request is closed after a while, and what is refused is a problem like any other.
-`proxy_headers.middlewares` puts it in the place of uvicorn's own in Ray's proxy.
+uvicorn collects whatever its parser gives it, for as long as a client likes. This counts headers as they arrive, closes
+a connection that owes the rest of a request for too long, and answers every refusal with a problem like any other.
+`proxy_headers.middlewares` installs it in place of uvicorn's own in Ray's proxy.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _MAX_EXTENSION_BYTES: Final = 64 * 1024
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 431 to heads over the bounds, 408 to those that do not come in time, 400 to those that break a rule."""
+    """Answers 431 to heads over the limits, 408 to those that are too slow, 400 to those that break a rule."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._in_head = True
@@ -102,7 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
-        """Called by the parser."""
+        """Called by the parser for each chunk."""
         self._parser_calls += 1
         self._extension_bytes -= _CHUNK_FRAMING_BYTES
 
@@ -182,7 +182,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, problem: Problem) -> None:
-        """Answers with `problem`, after what was asked before on this connection, and then closes it."""
+        """Answers with `problem`, after the answers to earlier requests on this connection, and then closes it."""
         self._is_over = True
         self._end_deadline()
         self._unset_keepalive_if_required()
@@ -234,7 +234,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _Refusal:
-    """An ASGI application that answers with one problem, with the headers that every answer has."""
+    """An ASGI application that answers with one problem, and the headers that every answer has."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem

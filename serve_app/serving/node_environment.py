@@ -1,4 +1,4 @@
-"""What Ray reads from the environment of every node, before any configuration of ours can reach it."""
+"""Settings that Ray reads from every node's environment, before any configuration of ours can reach it."""
 
 import os
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ NODE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 
 
 def read_head_timeout_s() -> float:
-    """How long a head may take, and the rest of a body after its answer. Raises ValueError where it is no such time."""
+    """Reads how long a head may take, or the rest of a body after its answer. Raises ValueError if it is invalid."""
     said = os.environ.get(HEAD_TIMEOUT_VARIABLE, str(HEAD_TIMEOUT_S))
     try:
         seconds = float(said)

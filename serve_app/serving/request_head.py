@@ -1,6 +1,6 @@
-"""What a request must say before its body: one host, one length, nothing that two servers would read differently.
+"""Checks a request's head: one host, one length, nothing that two servers would read differently.
 
-Checked in the proxy's process, before anybody is asked; the parser has seen to names, values and line ends by then.
+Runs in the proxy's process, before any deployment is asked; the parser has checked names, values and line ends by then.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Final
 from serve_app.api.problems import Problem
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of the target and all headers, trailers included."""
+"""The target and all headers, trailers included."""
 
 MAX_HEADERS: Final = 100
 MAX_TARGET_BYTES: Final = 32 * 1024
@@ -22,7 +22,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)/", re.IGNORECASE)
 
 
 def check_head(method: bytes, version: str, target: bytes, headers: Headers) -> None:
-    """Raises Problem where the head of a request breaks a rule. Names of `headers` are in lower case."""
+    """Raises Problem if the head of a request breaks a rule. The names in `headers` are in lower case."""
     host = _check_host(version, headers)
     _check_target(method, target, host)
     _check_length(version, headers)
@@ -31,33 +31,33 @@ def check_head(method: bytes, version: str, target: bytes, headers: Headers) -> 
 
 
 def length_of(headers: Headers) -> int:
-    """The body's length as a checked head announces it."""
+    """The body's length, as a checked head announces it."""
     return int((values_of(headers, b"content-length") or [b"0"])[0])
 
 
 def values_of(headers: Headers, wanted: bytes) -> list[bytes]:
-    """All that is said under one name, without white space around it."""
+    """All values of one header, without surrounding white space."""
     return [value.strip() for name, value in headers if name == wanted]
 
 
 def headers_too_large() -> Problem:
-    """The answer to a head that is over the bounds."""
+    """The answer to a head over the limits."""
     message = f"the target and headers may have at most {MAX_HEAD_BYTES} bytes, and there may be {MAX_HEADERS} headers"
     return Problem(431, "headers_too_large", message)
 
 
 def target_too_long() -> Problem:
-    """The answer to a path and query over the bound."""
+    """The answer to a path and query over the limit."""
     return Problem(414, "target_too_long", f"the path and query may have at most {MAX_TARGET_BYTES} bytes together")
 
 
 def head_too_slow() -> Problem:
-    """The answer to a head that is not there in time."""
+    """The answer to a head that did not arrive in time."""
     return Problem(408, "request_timeout", "the request's headers took too long to arrive")
 
 
 def malformed() -> Problem:
-    """The answer to what the parser cannot read."""
+    """The answer to a request that the parser cannot read."""
     return Problem(400, "malformed_request", "this is not well-formed HTTP/1.1")
 
 

@@ -1,4 +1,4 @@
-"""The layer that refuses what is meant for other servers, and what other sites' pages send (`gateway/hosts.py`)."""
+"""Middleware that refuses requests meant for other servers or sent by other sites' pages (`gateway/hosts.py`)."""
 
 from typing import Final
 
@@ -10,13 +10,13 @@ from serve_app.api.problems import Problem
 from serve_app.gateway.hosts import AllowedHosts, is_own_origin
 
 PROBES: Final = frozenset(("/livez", "/readyz", "/ads/v2/diffusion/health"))
-"""Asked by the address of a pod or machine, which no configuration knows. What they say is no secret."""
+"""Requested by the address of a pod or machine, which no configuration knows. The answers are no secret."""
 
 
 class HostCheck:
-    """Answers 421 to requests for other hosts, and 403 to those from other hosts' pages where `hosts` is guarded.
+    """Answers 421 to requests for other hosts, and 403 to those from other sites' pages if `hosts` checks origins.
 
-    Nothing of the body has been read by then.
+    It refuses before any of the body is read.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: AllowedHosts) -> None:

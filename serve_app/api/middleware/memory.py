@@ -1,4 +1,4 @@
-"""The layer that gives memory back after large requests and answers."""
+"""Middleware that returns memory to the system after large requests and answers."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,7 +6,7 @@ from deployments.freed_memory import LARGE_BYTES, FreedMemory, hold_large_blocks
 
 
 class MemoryRelease:
-    """Counts what passes, and has freed memory given back after a request that was large, either way."""
+    """Counts bytes both ways, and has freed memory returned after a request or answer of `LARGE_BYTES` or more."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

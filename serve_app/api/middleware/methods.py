@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS for every path, and what a path takes where it is asked with another method (RFC 9110)."""
+"""Middleware for HTTP methods (RFC 9110): HEAD and OPTIONS on every path, and 405 for methods that a path lacks."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from serve_app.api.request_record import record_of
 
 
 class MethodHandling:
-    """Answers HEAD as GET without its body, OPTIONS with `Allow`, and with 405 what none of the path's routes takes."""
+    """Answers HEAD as GET without its body, OPTIONS with `Allow`, and methods that no route of the path has with 405."""
 
     def __init__(self, app: ASGIApp, *, routes: Sequence[BaseRoute]) -> None:
         self.app = app
@@ -38,7 +38,7 @@ class MethodHandling:
         return http_problem(405, allow).response(scope["state"]["request_id"])
 
     def _find_methods(self, scope: Scope) -> frozenset[str]:
-        """The methods of all routes that lead to the path; none where there is no such path."""
+        """The methods of all routes that match the path; empty if none does."""
         methods: set[str] = set()
         for route in self._routes:
             matched, found = route.matches(scope)
@@ -48,7 +48,7 @@ class MethodHandling:
         return frozenset(methods | {"HEAD"} if "GET" in methods else methods)
 
     async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As GET up to the headers. A stream is told with its first event that nobody listens, and ends."""
+        """Runs GET up to its headers. A stream sees its client disconnect at its first event, and ends."""
 
         async def send_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

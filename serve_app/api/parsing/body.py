@@ -1,4 +1,4 @@
-"""Reading a JSON body strictly: nothing that two parsers could understand differently is accepted."""
+"""Reads JSON bodies strictly: refuses whatever two parsers could understand differently."""
 
 import asyncio
 import codecs
@@ -40,7 +40,7 @@ _FOREIGN_BYTE_ORDER_MARKS: Final = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, co
 
 
 async def read_json_object(request: Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
-    """The body as a JSON object. Raises Problem: 400 unreadable, 408 too slow, 413 too large, 415 not JSON, 422."""
+    """Reads the body as a JSON object. Raises Problem: 400 unreadable, 408 too slow, 413 too large, 415 not JSON, 422."""
     check_content_headers(request, "application/json")
     body = await read_body(request, max_bytes)
     if len(body) > _SHORT_BODY_BYTES:
@@ -49,9 +49,9 @@ async def read_json_object(request: Request, max_bytes: int = MAX_BODY_BYTES) ->
 
 
 def check_content_headers(request: Request, media_type: str) -> dict[str, str]:
-    """The parameters of the content type.
+    """Returns the parameters of the content type.
 
-    Raises Problem unless the headers promise a plain body of that type, in UTF-8, and say nothing else besides.
+    Raises Problem unless the headers announce a plain body of that type, in UTF-8, without contradiction.
     """
     codings = request.headers.getlist("content-encoding")
     if any(coding.strip().lower() != "identity" for coding in codings):
@@ -68,7 +68,7 @@ def check_content_headers(request: Request, media_type: str) -> dict[str, str]:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """At most `max_bytes`; a longer body is not read to its end, and one that is announced is not read at all."""
+    """Reads at most `max_bytes`. Stops reading a longer body, and does not begin with one that is announced as longer."""
     announced = announced_bytes(request.headers)
     if announced is not None and announced > max_bytes:
         raise _too_large(max_bytes)
@@ -88,14 +88,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def announced_bytes(headers: Headers) -> int | None:
-    """The body's length as its headers have it; None where they do not say."""
+    """The body's length according to its headers; None if they do not say."""
     length = headers.get("content-length", "")
     # Cut off, because what comes after is too long in any case, and the number would take long to read.
     return int(length[:20]) if length.isascii() and length.isdecimal() else None
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`, which may begin with UTF-8's byte order mark. Raises Problem."""
+    """Parses the JSON object in `body`, which may begin with UTF-8's byte order mark. Raises Problem."""
     if body.startswith(_FOREIGN_BYTE_ORDER_MARKS):
         raise Problem(400, "invalid_json", "the body is in UTF-16 or UTF-32; send UTF-8")
     body = body.removeprefix(codecs.BOM_UTF8)
@@ -124,7 +124,7 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
 
 
 def _check_value_count(body: bytes) -> None:
-    """Raises Problem. json's parser could not be stopped: it would build all of them before anybody else had a turn."""
+    """Raises Problem for too many values. json's parser cannot be interrupted: it would build all of them first."""
     if body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS and body.count(b",") <= MAX_VALUES:
         return
     # They may stand in texts.
@@ -197,7 +197,7 @@ _SHORT_BYTES = 64 * 1024
 
 
 def close_unread(headers: Headers) -> dict[str, str]:
-    """What to add to an answer given before the body was read: the connection's end, unless the body is short."""
+    """Headers for an answer given before the body was read: they close the connection unless the body is short."""
     announced = announced_bytes(headers)
     if announced is None:
         return CLOSE if "transfer-encoding" in headers else {}

@@ -1,4 +1,4 @@
-"""Reading multipart forms strictly: which parts may be there, and what their text means."""
+"""Reads multipart forms strictly: checks which parts are there, and converts their text."""
 
 import asyncio
 import json
@@ -39,16 +39,16 @@ def _json_types_of(schema: Mapping[str, Any]) -> frozenset[str]:
 _JSON_TYPES: Final = MappingProxyType(
     {name: _json_types_of(schema) for name, schema in GenerationParams.model_json_schema()["properties"].items()}
 )
-"""JSON's types that each parameter takes."""
+"""The JSON types that each parameter accepts."""
 
 _OPTIONAL: Final = frozenset(name for name, field in GenerationParams.model_fields.items() if not field.is_required())
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The parts of a form by name: `files`, the door's own `options` as texts, and the `parameters`, typed.
+    """The parts of a form by name: `files`, the endpoint's own `options` as texts, and the `parameters`, converted.
 
-    What is left out is not there. Among the several texts of an option one that is empty is left out at its place.
+    A part that was left out is absent. Where an option has several texts, an empty one keeps its place as "".
     """
 
     files: Mapping[str, tuple[bytes, ...]]
@@ -56,49 +56,49 @@ class Form:
     parameters: Mapping[str, Any]
 
     def get_file(self, name: str) -> bytes | None:
-        """The one file of that name. Raises InvalidParameter when there are more."""
+        """Returns the one file of that name, or None. Raises InvalidParameter if there are more."""
         found = self.files.get(name, ())
         if len(found) > 1:
             raise InvalidParameter(name, "must be one file")
         return found[0] if found else None
 
     def require_file(self, name: str) -> bytes:
-        """As `get_file`; a form without it is refused."""
+        """Returns the one file of that name. Raises InvalidParameter unless there is exactly one."""
         found = self.get_file(name)
         if found is None:
             raise InvalidParameter(name, "is required, as a file")
         return found
 
     def get_numbers(self, name: str, default: float) -> list[float]:
-        """The texts of that name as numbers. Raises InvalidParameter."""
+        """Returns the texts of that name as numbers, empty ones as `default`. Raises InvalidParameter."""
         texts = self.options.get(name, ())
         if not all(_NUMBER.fullmatch(text) for text in texts if text):
             raise InvalidParameter(name, "must be a number")
         return [float(text) if text else default for text in texts]
 
     def get_option(self, name: str) -> str | None:
-        """The one text of that name; None where it is left out. Raises InvalidParameter when there are more."""
+        """Returns the one text of that name; None if it is left out. Raises InvalidParameter if there are more."""
         found = [text for text in self.options.get(name, ()) if text]
         if len(found) > 1:
             raise InvalidParameter(name, "must be there once")
         return found[0] if found else None
 
     def get_flag(self, name: str) -> bool:
-        """true or false (1 or 0); false when it is not there."""
+        """Returns true or false (also 1 or 0); false if it is left out. Raises InvalidParameter."""
         text = (self.get_option(name) or "false").lower()
         if text not in _FLAGS:
             raise InvalidParameter(name, "must be true or false")
         return _FLAGS[text]
 
     def read_params(self, **more: Any) -> GenerationParams:
-        """The parameters; `more` are those that the caller has worked out. Raises Problem 422."""
+        """Validates the parameters, with `more` that the endpoint has worked out. Raises Problem 422."""
         return read_params({**self.parameters, **more})
 
 
 async def read_form(request: Request, max_bytes: int, files: Collection[str], options: Collection[str]) -> Form:
-    """The request's form. `files` and `options` name the door's own parts; all others are parameters.
+    """Reads the request's form. `files` and `options` name the endpoint's own parts; all others are parameters.
 
-    A field that is left empty counts as left out, and so does a file that was not chosen.
+    An empty field counts as left out, and so does a file input without a chosen file.
     Raises Problem: 400, 408, 413, 415, 422; or InvalidParameter.
     """
     content_type = check_content_headers(request, "multipart/form-data")
@@ -108,7 +108,7 @@ async def read_form(request: Request, max_bytes: int, files: Collection[str], op
 
 
 def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str], options: Collection[str]) -> Form:
-    """As `read_form`, for a body that is there and the parameters of its content type."""
+    """Parses a body that has been read, given the parameters of its content type. Raises as `read_form` does."""
     found: dict[str, list[bytes]] = {}
     texts: dict[str, list[str]] = {}
     parts = parse_parts(body, content_type, MAX_FILES + MAX_FIELDS)
@@ -129,7 +129,7 @@ def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str]
 
 
 def _check_counts(parts: Collection[FormPart], files: Collection[str]) -> None:
-    """Raises Problem."""
+    """Raises Problem for too many files or fields."""
     count = sum(part.name in files or part.filename is not None for part in parts)
     if count > MAX_FILES or len(parts) - count > MAX_FIELDS:
         message = f"the form cannot be read: it may have at most {MAX_FILES} files and {MAX_FIELDS} fields"
@@ -137,7 +137,7 @@ def _check_counts(parts: Collection[FormPart], files: Collection[str]) -> None:
 
 
 def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str]) -> dict[str, Any]:
-    """The values of all fields, those of the `params` part among them; a text that is there often is a list."""
+    """Merges the fields with those of the `params` part; a field that is repeated becomes a list."""
     whole = [text for text in texts.get(PARAMS, ()) if text.strip() not in ("", "null")]
     if len(whole) > 1:
         raise InvalidParameter(PARAMS, "must be there once")
@@ -158,7 +158,7 @@ def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str]) 
 
 
 def _read_texts(name: str, value: Any) -> tuple[str, ...]:
-    """An option's texts, whether it came as fields or as JSON: one, or a flat list; empty where one is left out."""
+    """An option's texts, sent as fields or in JSON: one, or a flat list; "" for one that is left out."""
     values = value if isinstance(value, list) else [value]
     if any(isinstance(each, list | dict) for each in values):
         raise InvalidParameter(name, "must be a text, or a list of texts")
@@ -201,7 +201,7 @@ def _check_transfer_encoding(part: FormPart) -> None:
 
 
 def _convert(name: str, text: str) -> Any:
-    """What a text means as that parameter; left as it is where it is none, for the parameters' own rules to refuse."""
+    """Converts a text to the parameter's type, or leaves it a text for the parameter's own rules to refuse."""
     kinds = _JSON_TYPES.get(name, frozenset())
     if "boolean" in kinds:
         return _FLAGS.get(text.lower(), text)

@@ -1,4 +1,4 @@
-"""Header values with parameters, `form-data; name="mask"` for example, read in the one way in which all can agree."""
+"""Parses header values with parameters, such as `form-data; name="mask"`, and refuses ambiguous ones."""
 
 import re
 from typing import Final
@@ -12,9 +12,9 @@ MAX_LENGTH: Final = 8192
 
 
 def parse_header_value(header: str) -> tuple[str, dict[str, str]]:
-    """The header's value in lower case, and its parameters by their names in lower case.
+    """Returns the header's value in lower case, and its parameters by their names in lower case.
 
-    Raises ValueError where it is too long, malformed, or has a parameter twice: two readers could take either.
+    Raises ValueError if it is too long, malformed, or repeats a parameter: two readers could pick different ones.
     """
     main = _MAIN.match(header) if len(header) <= MAX_LENGTH else None
     if main is None:

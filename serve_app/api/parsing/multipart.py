@@ -1,7 +1,7 @@
-"""The parts of a multipart/form-data body (RFC 7578), found strictly and in memory: nothing is spooled to a disk.
+"""Splits a multipart/form-data body (RFC 7578) into its parts, strictly and in memory: nothing is spooled to disk.
 
-The body is there as a whole and bounded, so its parts are where its delimiters are. Whatever two parsers could read in
-two ways is refused, and the refusal says which fault it is.
+The body is complete and bounded, so its parts lie between its delimiters. Whatever two parsers could read in two ways
+is refused with a message that names the fault.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ _UTF8: Final = ("utf-8", "utf8", "us-ascii")
 
 @dataclass(frozen=True, slots=True)
 class FormPart:
-    """A part: its field's name, its bytes, and the file name that came with it, if one did.
+    """A part: its field's name, its bytes, and the file name that came with it, if any.
 
-    `is_plain` says that the bytes are as they were, not in base64 for example; `is_utf8` that no other charset is named.
+    `is_plain`: the bytes are not transfer-encoded, in base64 for example. `is_utf8`: no other charset is named.
     """
 
     name: str
@@ -36,12 +36,12 @@ class FormPart:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing: a field left empty, or a file input for which no file was chosen."""
+        """Whether it is a field left empty, or a file input without a chosen file."""
         return not self.data and not self.filename
 
 
 def parse_parts(body: bytes, parameters: dict[str, str], most: int) -> list[FormPart]:
-    """The parts of `body`, `most` at most. `parameters` are those of its Content-Type. Raises Problem 400."""
+    """Splits `body` into at most `most` parts. `parameters` are those of its Content-Type. Raises Problem 400."""
     boundary = _read_boundary(parameters)
     # Some clients end the headers' last line once more.
     begin = 2 if body.startswith(b"\r\n") else 0
@@ -56,7 +56,7 @@ def parse_parts(body: bytes, parameters: dict[str, str], most: int) -> list[Form
 
 
 def _read_boundary(parameters: dict[str, str]) -> bytes:
-    """Raises Problem for what a browser would not send, `boundary*` among it, which some would read and others not."""
+    """Raises Problem for what no browser sends, such as `boundary*`, which only some parsers read."""
     if any(name.startswith("boundary*") for name in parameters):
         _refuse("its Content-Type must name the boundary as `boundary=` and in no other way")
     boundary = parameters.get("boundary", "")
@@ -68,7 +68,7 @@ def _read_boundary(parameters: dict[str, str]) -> bytes:
 
 
 def _find_spans(body: bytes, begin: int, boundary: bytes) -> Iterator[tuple[int, int]]:
-    """Where each part begins and ends, its headers included. Raises Problem."""
+    """Yields each part's start and end, its headers included. Raises Problem."""
     delimiter = b"\r\n--" + boundary
     at = begin + len(delimiter) - 2
     while not body.startswith(b"--", at):
@@ -87,7 +87,7 @@ def _find_spans(body: bytes, begin: int, boundary: bytes) -> Iterator[tuple[int,
 
 
 def _find(body: bytes, needle: bytes, start: int, end: int) -> int:
-    """As `bytes.find`, window by window: between two of them other threads have their turn."""
+    """Searches as `bytes.find` does, but window by window, so that other threads can run in between."""
     while start < end:
         found = body.find(needle, start, min(end, start + _WINDOW + len(needle) - 1))
         if found >= 0:
@@ -116,7 +116,7 @@ def _parse_part(body: bytes, start: int, end: int) -> FormPart:
 
 
 def _is_utf8(content_type: str) -> bool:
-    """Whether a text of that type is UTF-8, which it is where no charset can be made out."""
+    """Whether a text of that type is UTF-8; true if no charset can be made out."""
     try:
         _, parameters = parse_header_value(content_type)
     except ValueError:
@@ -125,7 +125,7 @@ def _is_utf8(content_type: str) -> bool:
 
 
 def _parse_headers(block: bytes) -> dict[str, str]:
-    """By their names in lower case. Raises Problem."""
+    """The headers by their names in lower case. Raises Problem."""
     found: dict[str, str] = {}
     for line in block.decode(errors="replace").split("\r\n"):
         name, colon, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""Which kind of answer the caller wants: the Accept header, as RFC 9110 has it."""
+"""Content negotiation: chooses the kind of answer from the Accept header (RFC 9110)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,18 +24,20 @@ class MediaRange:
     quality: float
 
     def matches(self, media_type: str) -> bool:
+        """Whether the range covers `media_type`."""
         kind, _, subkind = media_type.partition("/")
         return self.kind in ("*", kind) and self.subkind in ("*", subkind)
 
     @property
     def specificity(self) -> int:
+        """The number of parts that are named rather than wildcards: 0 to 2."""
         return (self.kind != "*") + (self.subkind != "*")
 
 
 def negotiate(request: Request, offers: Sequence[str]) -> str:
-    """The offer that the caller likes best; the earlier one where the caller does not care. Raises Problem 406.
+    """Returns the offer that the caller prefers; the earlier one on a tie. Raises Problem 406 if none is acceptable.
 
-    Between offers of the same quality one that was named wins over one that only fits a wildcard.
+    Between offers of the same quality, one that is named wins over one that only matches a wildcard.
     """
     ranges = parse_accept(",".join(request.headers.getlist("accept")))
     if not ranges:
@@ -48,7 +50,7 @@ def negotiate(request: Request, offers: Sequence[str]) -> str:
 
 
 def parse_accept(accept: str) -> list[MediaRange]:
-    """The entries of an Accept header. Those that make no sense are left out. Raises Problem 406 for too many."""
+    """Parses an Accept header. Malformed entries are left out. Raises Problem 406 for too many."""
     entries = dict.fromkeys(accept.split(","))
     if len(entries) > MAX_RANGES:
         raise Problem(406, "not_acceptable", f"the Accept header may name at most {MAX_RANGES} media ranges")

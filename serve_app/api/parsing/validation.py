@@ -1,4 +1,4 @@
-"""Reading parameters: which field breaks which rule, in words of our own, and what was probably meant."""
+"""Validates parameters: says which field breaks which rule, in our own words, and suggests what was meant."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -63,11 +63,11 @@ _PARAMETERS: Final = tuple(GenerationParams.model_fields)
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 MAX_FAULTS: Final = 20
-"""Who has made more mistakes is told how many. Each costs time, and a search for what was meant costs most of it."""
+"""Further mistakes are only counted. Each costs time, most of it to search for what was meant."""
 
 
 def read_params(body: Any) -> GenerationParams:
-    """`body` as parameters. Raises Problem 422, which lists the first faults."""
+    """Validates `body` as parameters. Raises Problem 422, which lists the first faults."""
     params = validate_params(body)
     if isinstance(params, Problem):
         raise params
@@ -75,10 +75,9 @@ def read_params(body: Any) -> GenerationParams:
 
 
 def validate_params(body: Any, most: int = MAX_FAULTS, *, hints: bool = True) -> GenerationParams | Problem:
-    """`body` as parameters, or the problem 422 with the first `most` faults.
+    """Validates `body` as parameters, or returns the problem 422 with the first `most` faults.
 
-    Without `hints` it does not look for what the caller may have meant. A problem that was not raised holds on to
-    nothing: there may be a thousand.
+    Without `hints` it suggests nothing. A problem that is returned keeps no traceback alive: there may be a thousand.
     """
     try:
         return GenerationParams.model_validate(body)
@@ -95,7 +94,7 @@ def problem_of_errors(
     *,
     hints: bool = True,
 ) -> Problem:
-    """pydantic's errors as one problem, in our words, where the body has the fields `known`."""
+    """Turns pydantic's errors into one problem, in our words. `known` are the fields that the body has."""
     details = islice(error.errors(include_url=False), most)
     return problem_of_faults(
         tuple(fault_of(detail, place, known, hints=hints) for detail in details), error.error_count()
@@ -103,7 +102,7 @@ def problem_of_errors(
 
 
 def problem_of_faults(faults: tuple[Fault, ...], count: int) -> Problem:
-    """422, told by the first of `count` faults; `faults` are those that are listed."""
+    """The problem 422, described by the first of `count` faults; `faults` are those to list."""
     first = faults[0]
     field = first.pointer.lstrip("#/?") or None
     more = f" (and {count - 1} more)" if count > 1 else ""
@@ -114,9 +113,9 @@ def problem_of_faults(faults: tuple[Fault, ...], count: int) -> Problem:
 def fault_of(
     detail: Mapping[str, Any], place: str = "#/{}", known: Collection[str] = _PARAMETERS, *, hints: bool = True
 ) -> Fault:
-    """One of pydantic's errors in our words, where the body has the fields `known`.
+    """Turns one of pydantic's errors into our words. `known` are the fields that the body has.
 
-    Says nothing of the input, but the nearest value that is allowed.
+    Never repeats the input, except as the nearest value that is allowed.
     """
     path = [str(part) for part in detail["loc"]]
     kind, context = detail["type"], detail.get("ctx", {})
@@ -132,7 +131,7 @@ def fault_of(
 
 
 def _unknown_field(path: Sequence[str], fields: Collection[str], *, hints: bool) -> Fault:
-    """A field's name is the caller's own; it is told only where it is harmless."""
+    """Repeats the field's name, which is the caller's own, only if it is harmless."""
     *above, name = path
     hint = _suggest_field(name, list(ControlSettings.model_fields if above else fields), above) if hints else ""
     if _HARMLESS_NAME.fullmatch(name):

@@ -1,4 +1,4 @@
-"""What is told of a batch's entry: what text-to-image would have answered it, with its `index` and `status`."""
+"""The answer to one entry of a batch: what text-to-image would have answered, with `index` and `status`."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def entry_answer(index: int, batch: str, outcome: Outcome | Problem) -> dict[str
 
 
 def entry_document(job: Job, index: int, outcome: Outcome) -> tuple[Document, tuple[bytes, ...]]:
-    """The same for a job: the pictures go apart, and their places in the document stay."""
+    """The same for a job, with the image files apart; the document keeps their places."""
     if not isinstance(outcome, Result):
         return entry_answer(index, job.id, outcome), ()
     answer = entry_answer(index, job.id, outcome)
@@ -31,6 +31,6 @@ def entry_document(job: Job, index: int, outcome: Outcome) -> tuple[Document, tu
 
 
 def count_entries(entries: list[dict[str, Any]]) -> dict[str, int]:
-    """How many have pictures, and how many have a problem."""
+    """Counts the entries that have images, and those that have a problem."""
     succeeded = sum(entry["status"] == DONE for entry in entries)
     return {"succeeded": succeeded, "failed": len(entries) - succeeded}

@@ -1,4 +1,4 @@
-"""The result cache in headers: what a caller may say of it (RFC 9111), and what an answer says of it."""
+"""The result cache in headers: Cache-Control in requests (RFC 9111), `X-Cache` in answers."""
 
 from types import MappingProxyType
 from typing import Final
@@ -14,13 +14,12 @@ _HEADER_VALUES: Final = MappingProxyType({"made": "MISS", "cache": "HIT", "share
 
 
 def apply_cache_control(params: GenerationParams, use: CacheUse | None) -> GenerationParams:
-    """`params` with what the request's Cache-Control says, where it says something."""
+    """Returns `params` with the request's Cache-Control applied, if it has any."""
     return params if use is None else params.model_copy(update={"cache": use})
 
 
 def read_cache_control(request: Request) -> CacheUse | None:
-    """What the request's Cache-Control says (RFC 9111): `no-store` is to stay away from the cache, `no-cache` is for a
-    new result, which is kept."""
+    """Reads the request's Cache-Control (RFC 9111): `no-store` bypasses the cache, `no-cache` renews the result in it."""
     said = ",".join(request.headers.getlist("cache-control"))
     directives = {directive.strip().lower() for directive in said.split(",")}
     if "no-store" in directives:

@@ -1,4 +1,4 @@
-"""A request that has been read, answered in the form that its Accept header asks for."""
+"""Answers a request that has been read, in the form that its Accept header asks for."""
 
 from typing import Any
 from urllib.parse import quote
@@ -33,9 +33,9 @@ async def deliver(
     uploads: Uploads | None = None,
     previews: int = 0,
 ) -> Response:
-    """The images of `params` as JSON, as one image's bytes or as a stream. A client that leaves frees its place.
+    """Answers with the images of `params`: as JSON, as one image's bytes, or as a stream. A disconnect frees its place.
 
-    Raises Problem 403 for a priority beyond the caller's, and what `charge` and `run_once` raise.
+    Raises Problem 403 for a priority above the caller's, and whatever `charge` and `run_once` raise.
     """
     media_type = negotiate(request, _offers_of(params))
     params = apply_cache_control(principal_of(request).permitted(params), read_cache_control(request))
@@ -52,7 +52,7 @@ async def deliver(
 async def _answer_whole(
     request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, media_type: str
 ) -> Response:
-    """The answer that is not a stream."""
+    """Answers all at once, not as a stream."""
     if media_type != JSON:
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
     prepared = await _prepare(request, service, params, uploads)
@@ -66,7 +66,7 @@ async def _answer_whole(
 async def _prepare(
     request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, previews: int = 0
 ) -> Prepared:
-    """The request as its caller is charged for it, and as it stands in the log."""
+    """Prepares the request, notes it for the log, and charges its caller."""
     prepared = await service.prepare(
         params,
         uploads=uploads,
@@ -81,7 +81,7 @@ async def _prepare(
 
 
 def _options_of(uploads: Uploads | None) -> dict[str, Any]:
-    """All of `uploads` but the files."""
+    """All of `uploads` except the files."""
     if uploads is None:
         return {}
     return {
@@ -97,7 +97,7 @@ def _files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
 
 
 def _offers_of(params: GenerationParams) -> list[str]:
-    """What the request can be answered as, the best first; bytes only for a single image."""
+    """The media types that can answer the request, the preferred one first; image bytes only for a single image."""
     formats = sorted(FORMATS, key=lambda name: name != params.output_format) if params.num_images == 1 else []
     return [JSON, EVENTS, *(f"image/{name}" for name in formats)]
 

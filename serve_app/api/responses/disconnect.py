@@ -1,6 +1,6 @@
-"""Noticing that the client has left, and stopping its work at once.
+"""Notices that the client has disconnected, and stops its work at once.
 
-Neither uvicorn nor Ray Serve cancels a handler when its client leaves: somebody has to listen.
+Neither uvicorn nor Ray Serve cancels a handler when its client disconnects, so the handler has to listen.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 async def run_until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`. When the client leaves first, `work` is cancelled, awaited, and ClientDisconnect raised."""
+    """Returns the result of `work`, or cancels and awaits it and raises ClientDisconnect if the client leaves first."""
     task = asyncio.ensure_future(work)
     departure = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:

@@ -1,7 +1,6 @@
-"""Answers as streams of server-sent events: a request's are `progress`, `preview`, `image`, `failed`, and one `done` or
-`error`.
+"""Answers as server-sent events. A request's are `progress`, `preview`, `image`, `failed`, then one `done` or `error`.
 
-HTTP answers only after the backend's first event, so that a refusal is a proper error status and not a broken stream.
+The HTTP answer begins only after the backend's first event, so that a refusal gets a proper error status.
 """
 
 import asyncio
@@ -36,19 +35,19 @@ KEEPALIVE_SECONDS = 15.0
 WRITE_SECONDS = 60.0
 
 LARGE_EVENTS: Final = ("image", "entry")
-"""The events that have pictures in them."""
+"""The events that contain images."""
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 NumberedEvent = tuple[str | None, NamedEvent]
-"""What is told, with the id that a client that comes back may say it has got to."""
+"""An event with the id that a client sends as `Last-Event-ID` when it reconnects."""
 
 
 class EventStream(EventSourceResponse):
-    """Tells events until there are no more, its client leaves, or its client stops reading.
+    """Sends events until they end, the client disconnects, or the client stops reading.
 
-    Whatever ends it, `source`, which they come from, is closed then and there: that frees a request's rows.
+    However it ends, it closes `source`, which the events come from, at once: that frees a request's rows.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class EventStream(EventSourceResponse):
 
 
 def _encode_event(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
-    """The event on the wire; JSON has no lines of its own."""
+    """Encodes an event for the wire. JSON contains no line breaks of its own."""
     end = "\n\n" if number is None else f"\nid: {number}\n\n"
     return b"".join((f"event: {name}\ndata: ".encode(), encode_json(data, ascii_only=True), end.encode()))
 
@@ -101,7 +100,7 @@ def _encode_event(number: str | None, name: str, data: Mapping[str, Any]) -> byt
 async def number_events(
     events: AsyncGenerator[NamedEvent, None], request_id: str
 ) -> AsyncGenerator[NumberedEvent, None]:
-    """`cache_header`, numbered from 1. What nobody expected becomes a last `error`."""
+    """Numbers `events` from 1. An unexpected error becomes a last `error` event."""
     ids = count(1)
     try:
         async with aclosing(events):
@@ -115,7 +114,7 @@ async def number_events(
 async def _encode_events(
     first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, entry: RequestRecord
 ) -> AsyncGenerator[NamedEvent, None]:
-    """What there is to tell of a request. Ends with `done` or `error` in every case."""
+    """Encodes a request's events. Always ends with `done` or `error`."""
     yield encoder.encode(first)
     ended = False
     async for event in events:
@@ -128,7 +127,10 @@ async def _encode_events(
 
 
 async def open_stream(request: Request, events: AsyncGenerator[Event, None], encoder: StreamEncoder) -> EventStream:
-    """Waits for the first event. Raises what refused the request, or ClientDisconnect; `events` are closed then."""
+    """Waits for the first event, then answers with all of them.
+
+    Raises the error that refused the request, or ClientDisconnect; `events` are closed then.
+    """
     try:
         first = await run_until_disconnect(request.receive, anext(events, None))
         if isinstance(first, Failed):
@@ -145,7 +147,7 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], enc
 
 
 async def mark_silence(items: AsyncGenerator[T, None], patience: float) -> AsyncGenerator[T | None, None]:
-    """`items`, with a None for every `patience` seconds in which none came. Closing this closes `items`."""
+    """Yields `items`, and None after every `patience` seconds without one. Closing this closes `items`."""
     async with aclosing(items):
         while True:
             coming = asyncio.ensure_future(anext(items))

@@ -1,4 +1,4 @@
-"""The `Idempotency-Key` header: a request that is sent again, because its answer got lost, is not done again."""
+"""The `Idempotency-Key` header: a request that is sent again after its answer got lost is not run again."""
 
 import asyncio
 import json
@@ -31,11 +31,11 @@ _NOT_FINAL: Final = frozenset((408, 409, 425, 429))
 async def run_once(
     request: Request, asked: Mapping[str, Any], files: Iterable[bytes | None], work: Callable[[], Awaitable[Response]]
 ) -> Response:
-    """The answer that `work` gives; or the one that it gave before, where the request has an Idempotency-Key.
+    """Returns the answer of `work`, or its earlier answer if the request's Idempotency-Key has been used before.
 
-    `asked` (plain data) and `files` are the request as it was understood. That is what must be the same, not the bytes:
-    a client that tries again writes another boundary into a form, and may write its JSON otherwise.
-    Raises Problem: 400 for a key that is none, 409 while the first try is at work, 422 for another request's key.
+    `asked` (plain data) and `files` are the request as it was understood. These must be equal, not the bytes: a client
+    that retries writes another boundary into a form, and may format its JSON differently. Raises Problem: 400 for a
+    malformed key, 409 while the first try is running, 422 for another request's key.
     """
     key = read_key(request)
     if key is None:
@@ -67,7 +67,7 @@ async def run_once(
 
 
 def read_key(request: Request) -> str | None:
-    """The key that the request brings, if any. Raises Problem 400."""
+    """Returns the request's key, or None. Raises Problem 400 if it is malformed."""
     given = request.headers.getlist(HEADER)
     if not given:
         return None
@@ -79,7 +79,7 @@ def read_key(request: Request) -> str | None:
 
 
 def refuse_key(request: Request) -> None:
-    """For an answer that cannot be given twice. Raises Problem 400 where the request has a key."""
+    """Raises Problem 400 if the request has a key: for answers that cannot be repeated."""
     if read_key(request) is not None:
         message = f"a stream tells what is happening now, so it cannot have an {HEADER}; leave it out, or ask for JSON"
         raise Problem(400, "idempotency_not_supported", message)

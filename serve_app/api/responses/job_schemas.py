@@ -1,4 +1,4 @@
-"""How a job is told over HTTP. Pictures are links: a job may have gigabytes of them."""
+"""The JSON of a job. Its images are links: a job may have gigabytes of them."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +9,7 @@ JOBS = "/ads/v2/diffusion/jobs"
 
 
 def job_path(job: Job) -> str:
-    """Where the job is told of."""
+    """The job's URL path."""
     return f"{JOBS}/{job.id}"
 
 
@@ -33,12 +33,12 @@ def job_summary(job: Job) -> dict[str, Any]:
 
 
 def job_answer(job: Job) -> dict[str, Any]:
-    """The job, with the results that there are, in the entries' order."""
+    """The job with the results so far, in the entries' order."""
     return {**job_summary(job), "results": [entry_link(job, job.documents[index]) for index in sorted(job.documents)]}
 
 
 def entry_link(job: Job, document: Document) -> Document:
-    """An entry's document, with the places of its pictures."""
+    """An entry's document, with the URLs of its images."""
     if "images" not in document:
         return document
     place = f"{job_path(job)}/images/{document['index']}"

@@ -1,4 +1,4 @@
-"""Answers that may be large, made without keeping all others waiting: in a thread, and piece by piece."""
+"""Answers that may be large, encoded in a thread and sent in chunks, so that other requests are not held up."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ _CHUNK_BYTES: Final = 256 * 1024
 
 
 class ChunkedResponse(Response):
-    """An answer that is handed to the server in pieces, each when the one before has been taken."""
+    """Hands the body to the server in chunks, each when the one before has been sent."""
 
     media_type = "application/json"
 
@@ -32,12 +32,12 @@ class ChunkedResponse(Response):
 async def json_response(
     make: Callable[[], Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """What `make` gives as a JSON answer. Both it and its encoding run in a thread."""
+    """Returns the result of `make` as a JSON answer. Runs `make` and the encoding in a thread."""
     return ChunkedResponse(await asyncio.to_thread(lambda: encode_json(make())), status, headers)
 
 
 def encode_json(value: Any, *, ascii_only: bool = False) -> memoryview:
-    """`value` as JSON. Unlike `json.dumps` it can be interrupted between any two values."""
+    """Encodes `value` as JSON. Unlike `json.dumps` it can be interrupted between any two values."""
     encoded = bytearray()
     for text in (_ASCII_ENCODER if ascii_only else _ENCODER).iterencode(value):
         encoded += text.encode()
@@ -46,5 +46,5 @@ def encode_json(value: Any, *, ascii_only: bool = False) -> memoryview:
 
 
 async def let_others_run() -> None:
-    """To be awaited in a loop that may be long: whoever waits has a turn."""
+    """Lets other tasks of the event loop run. Await it in a loop that may be long."""
     await asyncio.sleep(0)

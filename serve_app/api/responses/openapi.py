@@ -1,4 +1,4 @@
-"""What the API's documentation says of the fields, and examples that can be tried."""
+"""Descriptions of the API's fields and answers for OpenAPI, and examples to try."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -118,7 +118,7 @@ def params_schema() -> dict[str, Any]:
 
 
 def extra_of(body: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI's additions to a door that takes `body`."""
+    """The additions to the OpenAPI description of an endpoint that takes `body`."""
     description = "Any text of 1 to 255 characters, a UUID for example: the same request is then made only once."
     schema = {"type": "string", "minLength": 1, "maxLength": 255}
     key = {"name": "Idempotency-Key", "in": "header", "description": description, "schema": schema}
@@ -126,7 +126,7 @@ def extra_of(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def request_body() -> dict[str, Any]:
-    """OpenAPI's request body of text-to-image."""
+    """The OpenAPI request body of text-to-image."""
     schema = params_schema()
     for name in PICTURE_FIELDS:
         del schema["properties"][name]
@@ -137,7 +137,7 @@ def request_body() -> dict[str, Any]:
 
 
 def batch_body() -> dict[str, Any]:
-    """OpenAPI's request body of a batch."""
+    """The OpenAPI request body of a batch."""
     entry = request_body()["content"]["application/json"]["schema"]
     fields = entry["properties"]
     anything = {"description": "What breaks a rule fails alone: its `status` in the answer says so."}
@@ -162,7 +162,7 @@ def batch_body() -> dict[str, Any]:
 
 
 def form_body(door: str) -> dict[str, Any]:
-    """OpenAPI's request body of a door that takes pictures."""
+    """The OpenAPI request body of an endpoint that takes images."""
     parts, required = _FORMS[door]
     whole = {"type": "string", "description": "All parameters at once, as a JSON object, instead of fields."}
     properties = {**params_schema()["properties"], "params": whole, **parts}
@@ -176,7 +176,7 @@ def form_body(door: str) -> dict[str, Any]:
 
 
 def answers() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's answers of every door."""
+    """The OpenAPI answers of every endpoint that generates."""
     return {
         200: success(),
         400: failure("The body, or the Idempotency-Key, cannot be read."),
@@ -198,7 +198,7 @@ def answers() -> dict[int | str, dict[str, Any]]:
 
 
 def batch_answers() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's answers of the door for batches."""
+    """The OpenAPI answers of the endpoint for batches."""
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
     return answers() | {
         200: {
@@ -210,7 +210,7 @@ def batch_answers() -> dict[int | str, dict[str, Any]]:
 
 
 def job_answers() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's error answers of what is asked of jobs and running requests."""
+    """The OpenAPI error answers of the endpoints for jobs and running requests."""
     everywhere = answers()
     return {
         401: everywhere[401],
@@ -223,7 +223,7 @@ def job_answers() -> dict[int | str, dict[str, Any]]:
 
 
 def success() -> dict[str, Any]:
-    """OpenAPI's other forms of a 200 answer, besides JSON."""
+    """The forms of a 200 answer besides JSON, for OpenAPI."""
     images = {f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ("png", "webp", "jpeg")}
     return {
         "description": "The images: JSON, one image's bytes, or a stream, as the Accept header says.",
@@ -232,7 +232,7 @@ def success() -> dict[str, Any]:
 
 
 def failure(description: str) -> dict[str, Any]:
-    """OpenAPI's form of an error answer."""
+    """An error answer, for OpenAPI."""
     text, code = {"type": "string"}, {"type": "string"}
     fault = {"type": "object", "properties": {"pointer": text, "code": code, "message": text}}
     field = {"type": ["string", "null"]}

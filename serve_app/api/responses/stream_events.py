@@ -1,4 +1,4 @@
-"""What a stream tells of each engine event: a name and data. No HTTP here."""
+"""Encodes engine events as a stream's events: a name and data. Independent of HTTP."""
 
 import base64
 from dataclasses import replace
@@ -25,7 +25,7 @@ NamedEvent = tuple[str, dict[str, Any]]
 
 
 class StreamEncoder:
-    """Tells one request's events, in order, and remembers what the end must sum up."""
+    """Encodes one request's events, in order, and remembers what the last one sums up."""
 
     def __init__(self, prepared: Prepared, request_id: str) -> None:
         self._prepared = prepared
@@ -35,7 +35,7 @@ class StreamEncoder:
         self._source: Source = "made"
 
     def encode(self, event: Event) -> NamedEvent:
-        """The stream's event for an engine's. `Accepted` is the first progress; the last one is `done` or `error`."""
+        """Encodes an engine's event. `Accepted` becomes the first `progress`; the last event is `done` or `error`."""
         match event:
             case Accepted():
                 self._source = event.source
@@ -65,7 +65,7 @@ class StreamEncoder:
                 return self._encode_end(event)
 
     def encode_error(self, error: EngineError) -> NamedEvent:
-        """The end of a request that failed: the same body as an error answer's."""
+        """Encodes the end of a request that failed, with the body of an error answer."""
         return "error", problem_of(error).body(self._request_id)
 
     def _encode_end(self, finished: Finished) -> NamedEvent:

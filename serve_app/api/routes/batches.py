@@ -1,4 +1,4 @@
-"""The door for many requests at once: answered together, one by one in a stream, or later, as a job."""
+"""The endpoint for many requests at once: answered together, one by one in a stream, or later, as a job."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -37,7 +37,7 @@ RESPOND_ASYNC = "respond-async"
 
 
 class BatchBody(StrictFields):
-    """`priority` and `deadline_ms` are for entries that say none. Entries are read one by one, each to its own end."""
+    """`priority` and `deadline_ms` apply to entries without their own. Entries are validated one by one."""
 
     requests: list[Any] = Field(min_length=1)
     priority: Priority | None = None
@@ -46,7 +46,7 @@ class BatchBody(StrictFields):
 
 @dataclass(frozen=True, slots=True)
 class BatchEntries:
-    """The entries by their numbers: those that make sense, and what is wrong with the others."""
+    """The entries by index: the valid ones' parameters, and the problems of the others."""
 
     params: dict[int, GenerationParams]
     refused: dict[int, Problem]
@@ -62,12 +62,12 @@ class BatchEntries:
     responses=openapi.batch_answers(),
 )
 async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -> Response:
-    """Makes the images of many requests, which share UNet calls as far as they can.
+    """Makes the images of many requests, which share UNet calls as far as possible.
 
-    Each entry of `requests` takes what text-to-image takes, and has a `status` of its own: one that fails leaves the
-    others alone. Equal entries are made once. The answer comes when all are done; with `Accept: text/event-stream`
-    each `entry` comes when it is; with `Prefer: respond-async`, or where it is too large to wait for, it is a job.
-    A client that leaves cancels what is not done, but for jobs.
+    Each entry of `requests` takes what text-to-image takes, and has its own `status`: one that fails leaves the others
+    alone. Equal entries are made once. The answer comes when all are done; with `Accept: text/event-stream` each
+    `entry` comes as soon as it is done; with `Prefer: respond-async`, or if the batch is too large to wait for, it
+    becomes a job. A client that disconnects cancels the unfinished entries, except those of jobs.
     """
     media_type = negotiate(request, [JSON, EVENTS])
     body = await read_json_object(request, request.app.state.max_body_bytes)
@@ -93,9 +93,9 @@ async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -
 
 
 async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig) -> BatchEntries:
-    """The entries in `body`, as the caller may ask for them.
+    """Validates the entries in `body`, with the caller's permissions applied.
 
-    Raises Problem where it is the batch itself that is wrong, or too large.
+    Raises Problem if the batch itself is wrong or too large.
     """
     # Before each is looked at: there may be hundreds of thousands.
     _check_size(_count_entries_in(body), config.max_entries, "entries")
@@ -130,7 +130,7 @@ def _count_entries_in(body: dict[str, Any]) -> int:
 
 
 def prefers_async(request: Request) -> bool:
-    """Whether the Prefer header (RFC 7240) says so."""
+    """Whether the Prefer header (RFC 7240) asks for an asynchronous answer."""
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     return RESPOND_ASYNC in {each.partition(";")[0].strip().lower() for each in preferences}
 
@@ -143,7 +143,7 @@ def _check_size(count: int, limit: int, what: str) -> None:
 
 
 async def _charge(request: Request, service: ServiceDep, asked: BatchEntries) -> None:
-    """Charges for the entries that can be made, and for having read the others; what is wrong they say themselves."""
+    """Charges for the entries that can be made, and for having read the others, which report their errors themselves."""
     ready = []
     for params in asked.params.values():
         with suppress(EngineError):
@@ -211,7 +211,7 @@ async def _collect_entries(
 async def _encode_stream(
     name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> AsyncGenerator[NamedEvent, None]:
-    """First the batch's id, then each entry as it is done, then the sum."""
+    """Yields the batch's id, then each entry as it is done, then the counts."""
     yield "progress", {"id": name, "entries": len(asked.params) + len(asked.refused)}
     told = []
     async with aclosing(_encode_entries(name, asked, outcomes)) as entries:

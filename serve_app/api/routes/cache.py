@@ -1,4 +1,4 @@
-"""Empties the result cache."""
+"""The endpoint that empties the result cache."""
 
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ _RETRY_S: Final = 5
     },
 )
 async def empty_cache(service: ServiceDep) -> dict[str, Any]:
-    """Forgets all cached results, for every tenant and in every process; `emptied` is the number of this one's."""
+    """Empties the result cache, for every tenant and in every process; `emptied` counts this process's results only."""
     try:
         return {"emptied": await service.empty_cache()}
     except RedisGone:

@@ -1,4 +1,4 @@
-"""The doors: text-to-image takes JSON, those that take pictures take forms. All answer alike."""
+"""The endpoints that generate images: text-to-image takes JSON, the others take forms. All answer alike."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
 
 def _parse_count(value: Any) -> Any:
-    """Digits as a number, and nothing as none; pydantic would also read ` 1_0`."""
+    """Parses digits only, and an empty value as 0; pydantic would also accept ` 1_0`."""
     return int(value) if re.fullmatch(r"[0-9]{1,9}", str(value)) else value or 0
 
 
@@ -54,7 +54,7 @@ async def text_to_image(request: Request, service: ServiceDep, previews: Preview
 
     The Accept header chooses the answer: `application/json`, one image's bytes (`image/png`, `image/webp`,
     `image/jpeg`), or `text/event-stream` with `progress`, `preview`, `image`, `failed`, and a last `done` or `error`.
-    A client that leaves frees its place at once.
+    A client that disconnects frees its place at once.
     """
     params = read_params(await read_json_object(request, request.app.state.max_body_bytes))
     return await deliver(request, service, params, previews=previews)
@@ -67,7 +67,7 @@ async def text_to_image(request: Request, service: ServiceDep, previews: Preview
     responses=openapi.answers(),
 )
 async def image_to_image(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
-    """Changes `init_image` as the prompt says, as far as `strength` goes. Answers as text-to-image does.
+    """Changes `init_image` towards the prompt, by as much as `strength` allows. Answers as text-to-image does.
 
     Parameters come as fields of their own, or as one JSON part named `params`.
     """
@@ -83,9 +83,9 @@ async def image_to_image(request: Request, service: ServiceDep, previews: Previe
     responses=openapi.answers(),
 )
 async def inpaint(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
-    """Paints `image` anew where `mask` is white, or where `mask_type` says. Answers as text-to-image does.
+    """Repaints `image` where `mask` is white, or in the area that `mask_type` names. Answers as text-to-image does.
 
-    What is outside the mask comes back as it was, to the byte.
+    Pixels outside the mask are returned unchanged, to the byte.
     """
     form = await read_form(
         request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE, _MASK_ALPHA)
@@ -107,9 +107,9 @@ async def inpaint(request: Request, service: ServiceDep, previews: Previews = 0)
 async def controlnet(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
     """Makes images that follow `control_image`. Answers as text-to-image does.
 
-    With `preprocess` the control image is a photo, and the hint is made from it. Several control images go with as many
-    `controlnet_type`, in the same order. An `init_image` makes it image-to-image; a `mask` to it, or a `mask_type`,
-    inpainting.
+    With `preprocess` the control image is a photo, and the hint is made from it. Several control images need as many
+    `controlnet_type`, in the same order. With an `init_image` it is image-to-image; with a `mask` or `mask_type` as
+    well, inpainting.
     """
     files, options = (
         ("control_image", "init_image", "mask"),
@@ -141,7 +141,7 @@ async def controlnet(request: Request, service: ServiceDep, previews: Previews =
 
 
 def _has_control_fields(form: Form) -> bool:
-    """Whether the ControlNets come as fields. Raises InvalidParameter where they come as `controls`, too."""
+    """Whether the ControlNets come as fields. Raises InvalidParameter if they come as `controls`, too."""
     said = [name for name in _CONTROL_FIELDS if name in form.options]
     if said and "controls" in form.parameters:
         raise InvalidParameter(said[0], "cannot be there beside `controls`")
@@ -151,7 +151,7 @@ def _has_control_fields(form: Form) -> bool:
 
 
 def _read_controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
-    """One ControlNet per hint. What is given once holds for all of them."""
+    """Returns one ControlNet per hint. A value that is given once applies to all of them."""
     types = tuple(kind for kind in form.options["controlnet_type"] if kind)
     if len(types) != hints:
         raise InvalidParameter("controlnet_type", "must be there once for each control_image")
@@ -178,7 +178,7 @@ def _read_numbers(form: Form, name: str, count: int, default: float, high: float
 
 
 def _read_mask(form: Form) -> tuple[bytes | None, str | None]:
-    """The mask's file or the type of one. Raises InvalidParameter where both are there."""
+    """Returns the mask's file or type. Raises InvalidParameter if both are given."""
     mask, mask_type = form.get_file("mask"), form.get_option(_MASK_TYPE)
     if mask is not None and mask_type is not None:
         raise InvalidParameter(_MASK_TYPE, "cannot be there beside a mask")
@@ -186,7 +186,7 @@ def _read_mask(form: Form) -> tuple[bytes | None, str | None]:
 
 
 def _read_mask_alpha(form: Form) -> MaskAlpha | None:
-    """Raises InvalidParameter, also where there is no mask file that could have any."""
+    """Raises InvalidParameter, also if there is no mask file for it to apply to."""
     said = form.get_option(_MASK_ALPHA)
     if said is None:
         return None

@@ -1,4 +1,4 @@
-"""What can be asked of jobs: how they are, what has come of them, and their end. A tenant sees its own only."""
+"""The endpoints for jobs: their state, their results, and their cancellation. A tenant sees only its own."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -23,21 +23,21 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 @router.get("")
 async def list_jobs(request: Request, jobs: JobsDep) -> JSONResponse:
-    """The caller's newest jobs, a hundred at most, the newest first, without their results."""
+    """Lists the caller's newest jobs, at most a hundred, newest first, without their results."""
     own = await jobs.of_tenant(principal_of(request).tenant)
     return JSONResponse({"jobs": [job_summary(job) for job in own]}, headers=NO_STORE)
 
 
 @router.get("/{job_id}")
 async def read_job(request: Request, job_id: str, jobs: JobsDep) -> Response:
-    """How the job is, and what has come of it so far; `images` are links."""
+    """Returns the job's state and its results so far; `images` are links."""
     answer = job_answer(await _find(request, jobs, job_id))
     return await json_response(lambda: answer, headers=NO_STORE)
 
 
 @router.delete("/{job_id}")
 async def cancel_job(request: Request, job_id: str, jobs: JobsDep) -> JSONResponse:
-    """Ends the job. What was done is kept. One that is over stays as it is, however often this is asked."""
+    """Cancels the job and keeps its results so far. Has no effect on a finished job, however often it is called."""
     job = await jobs.cancel(job_id, principal_of(request).tenant)
     if job is None:
         raise _job_not_found()
@@ -46,7 +46,7 @@ async def cancel_job(request: Request, job_id: str, jobs: JobsDep) -> JSONRespon
 
 @router.get("/{job_id}/images/{entry}/{image}")
 async def read_image(request: Request, job_id: str, entry: int, image: int, jobs: JobsDep) -> Response:
-    """One picture: image `image` of entry `entry`."""
+    """Returns one image: image `image` of entry `entry`."""
     job = await _find(request, jobs, job_id)
     images = job.documents.get(entry, {}).get("images", [])
     place = next((place for place, told in enumerate(images) if told["index"] == image), None)
@@ -63,10 +63,9 @@ async def read_image(request: Request, job_id: str, entry: int, image: int, jobs
 
 @router.get("/{job_id}/events")
 async def follow_job(request: Request, job_id: str, jobs: JobsDep) -> Response:
-    """The job as a stream: `job`, how it is now; each `entry` that has ended, and each as it ends; `progress`; and
-    `done`, how it has ended.
+    """Streams the job: `job`, its state now; each `entry` that has ended, and each as it ends; `progress`; and `done`.
 
-    Entries have ids: a client that comes back with `Last-Event-ID` gets those that it has not had.
+    Entries have ids: a client that reconnects with `Last-Event-ID` gets only the entries after that.
     """
     job = await _find(request, jobs, job_id)
     states = jobs.follow(job.id, job.tenant)
@@ -76,7 +75,7 @@ async def follow_job(request: Request, job_id: str, jobs: JobsDep) -> Response:
 async def _encode_stream(
     states: AsyncGenerator[Job, None], seen: int, request_id: str
 ) -> AsyncGenerator[NumberedEvent, None]:
-    """`seen` entries have been told before."""
+    """Encodes a job's states as events, without the first `seen` entries, which the client has had."""
     before: dict[str, Any] = {}
     try:
         async for job in states:
@@ -102,7 +101,7 @@ async def _encode_stream(
 
 
 def _read_last_event_id(request: Request) -> int:
-    """How many entries the client has had, as it says."""
+    """The number of entries that the client has had, according to its Last-Event-ID; 0 if that is malformed."""
     said = request.headers.get("last-event-id", "")
     return int(said) if said.isascii() and said.isdecimal() and len(said) < 10 else 0
 
