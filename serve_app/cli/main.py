@@ -130,7 +130,7 @@ app.add_typer(kubernetes_commands.app, name="k8s")
 
 
 def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
-    """Returns `settings` with the names from the command line, and the address it listens on if names are restricted."""
+    """Returns `settings` with the names from the command line, and the bound address if names are restricted."""
     named = [*settings.ingress.hosts, *allowed]
     if (named or settings.keys is None) and bound not in EVERY_ADDRESS:
         named.append(bound.partition("%")[0])

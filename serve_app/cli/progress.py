@@ -54,7 +54,7 @@ ProgressEvents = Iterator[Step | FinishedImage | Failure]
 
 
 def output_format(output: Path) -> OutputFormat:
-    """The format that the file's name asks for. Raises InvalidParameter if it asks for none, or its folder is missing."""
+    """The format that the file's name asks for. Raises InvalidParameter if there is none, or no such folder."""
     if output.suffix.lower() not in FORMATS:
         raise InvalidParameter("output", f"must end in one of {', '.join(FORMATS)}, got {output.name!r}")
     if not output.absolute().parent.is_dir():

@@ -71,13 +71,13 @@ class ServedEntry:
 def error_of(body: Mapping[str, Any], status: int = 500) -> DarkroomError:
     """Reads a problem+json body, or whatever something else on the way has answered."""
     error = body.get("error")
-    said = error if isinstance(error, dict) else {}
+    details = error if isinstance(error, dict) else {}
     status = body.get("status", status)
     return DarkroomError(
         status,
-        said.get("code", "http_error"),
-        said.get("message", f"the server answered {status}"),
-        said.get("param"),
+        details.get("code", "http_error"),
+        details.get("message", f"the server answered {status}"),
+        details.get("param"),
         body.get("request_id", ""),
         body.get("retryable", False),
     )

@@ -125,7 +125,7 @@ class DarkroomClient:
             yield from _read_until_done(parse_events(response.iter_lines()))
 
     def cancel(self, request_id: str) -> bool:
-        """Cancels the caller's own request or batch with that id; False if there is none. Its waiting caller gets an error."""
+        """Cancels one's own request or batch with that id; False if there is none. Its waiting caller gets an error."""
         cancelled: bool = self._ask("DELETE", f"{BASE}/requests/{quote(request_id, safe='')}")["cancelled"]
         return cancelled
 
@@ -204,13 +204,13 @@ def encode_request(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, 
     path = "controlnet" if uploads.hints else uploads.task
     image_name = "image" if path == "inpaint" else "init_image"
     named = [(image_name, uploads.image), ("mask", uploads.mask), *(("control_image", hint) for hint in uploads.hints)]
-    said = {
+    fields = {
         "mask_type": uploads.mask_type,
         "mask_alpha": uploads.mask_alpha,
         "preprocess": uploads.preprocess or None,
         "fit": uploads.fit,
     }
-    data = {"params": json.dumps(body | {name: value for name, value in said.items() if value is not None})}
+    data = {"params": json.dumps(body | {name: value for name, value in fields.items() if value is not None})}
     files = [(name, (name, content)) for name, content in named if content is not None]
     return f"{BASE}/{path}", {"data": data, "files": files}
 
@@ -253,8 +253,8 @@ def _body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, 
 
 def _batch(requests: Sequence[Entry], priority: str | None, deadline_ms: int | None) -> dict[str, Any]:
     bodies = [each if isinstance(each, dict) else _body(each, {}) for each in requests]
-    said = {"priority": priority, "deadline_ms": deadline_ms}
-    return {"requests": bodies} | {name: value for name, value in said.items() if value is not None}
+    fields = {"priority": priority, "deadline_ms": deadline_ms}
+    return {"requests": bodies} | {name: value for name, value in fields.items() if value is not None}
 
 
 def _request_id_header(request_id: str | None) -> dict[str, str]:

@@ -14,10 +14,10 @@ class ConfigError(ValueError):
     """A configuration that cannot be used. The message names each offending key by its path, one per line."""
 
 
-def suggest(word: object, known: Iterable[str]) -> str:
-    """The end of a sentence about `word`: what was probably meant, or what there is."""
+def suggest(name: object, known: Iterable[str]) -> str:
+    """The end of a sentence about `name`: what was probably meant, or what there is."""
     names = sorted(known)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
 
 

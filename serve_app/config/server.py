@@ -86,7 +86,7 @@ class ModelConfig(Strict):
 
 
 class AppConfig(Strict):
-    """The whole configuration. `models` adds to the registry or overrides its rows; the first hosted one is the default.
+    """The whole configuration. `models` adds to the registry or overrides its rows; the first hosted one is default.
 
     `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
     it.
@@ -163,14 +163,14 @@ def packaged_configs() -> list[str]:
     return sorted(path.stem for path in _PACKAGED.glob("*.yaml"))
 
 
-def _extend(said: Any) -> Any:
-    """Returns `said`, merged into the packaged configuration that it extends, if any."""
-    if not isinstance(said, dict) or "extends" not in said:
-        return said
-    changes = {name: value for name, value in said.items() if name != "extends"}
-    if said["extends"] not in packaged_configs():
+def _extend(document: Any) -> Any:
+    """Returns `document`, merged into the packaged configuration that it extends, if any."""
+    if not isinstance(document, dict) or "extends" not in document:
+        return document
+    changes = {name: value for name, value in document.items() if name != "extends"}
+    if document["extends"] not in packaged_configs():
         raise ConfigError(f"extends: there is {', '.join(packaged_configs())}")
-    return _merge(yaml.safe_load(_read(said["extends"])), changes)
+    return _merge(yaml.safe_load(_read(document["extends"])), changes)
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

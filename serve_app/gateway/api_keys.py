@@ -51,8 +51,8 @@ class Key(Strict):
 
     def to_line(self) -> str:
         """Formats the key as a line of the key file."""
-        said = self.model_dump(exclude={"limits"}) | {"scopes": sorted(self.scopes)}
-        return f"- {json.dumps(said)}"
+        entry = self.model_dump(exclude={"limits"}) | {"scopes": sorted(self.scopes)}
+        return f"- {json.dumps(entry)}"
 
 
 _KEYS: Final = TypeAdapter(tuple[Key, ...])

@@ -40,33 +40,33 @@ class Idempotency:
         self.kept = _MemoryStore(config.memory_bytes, config.ttl_s, clock)
         self.running: dict[str, bytes] = {}
 
-    async def begin(self, work: IdempotentRequest) -> "StoredResponse | Lease":
-        """Returns the stored answer to `work`, or else a lease on the work, which the caller must release.
+    async def begin(self, request: IdempotentRequest) -> "StoredResponse | Lease":
+        """Returns the stored answer to `request`, or else a lease on the work, which the caller must release.
 
         Raises InProgress, Reused.
         """
-        if work.name in self.running:
-            raise InProgress if self.running[work.name] == work.fingerprint else Reused
-        known = self.kept.get(work.name)
-        if known is not None:
-            return self._replay(work, *known)
-        self.running[work.name] = work.fingerprint
-        lease = Lease(self, work)
+        if request.name in self.running:
+            raise InProgress if self.running[request.name] == request.fingerprint else Reused
+        stored = self.kept.get(request.name)
+        if stored is not None:
+            return self._replay(request, *stored)
+        self.running[request.name] = request.fingerprint
+        lease = Lease(self, request)
         try:
-            theirs = await lease.take_in_redis()
-            if isinstance(theirs, HeldElsewhere):
-                raise InProgress if theirs.fingerprint == work.fingerprint else Reused
-            if theirs is not None:
-                self.kept.put(work.name, *theirs)
-                return self._replay(work, *theirs)
+            found = await lease.take_in_redis()
+            if isinstance(found, HeldElsewhere):
+                raise InProgress if found.fingerprint == request.fingerprint else Reused
+            if found is not None:
+                self.kept.put(request.name, *found)
+                return self._replay(request, *found)
         except BaseException:
             await lease.release()
             raise
         return lease
 
-    def _replay(self, work: IdempotentRequest, fingerprint: bytes, answer: StoredResponse) -> StoredResponse:
-        self.running.pop(work.name, None)
-        if fingerprint != work.fingerprint:
+    def _replay(self, request: IdempotentRequest, fingerprint: bytes, answer: StoredResponse) -> StoredResponse:
+        self.running.pop(request.name, None)
+        if fingerprint != request.fingerprint:
             raise Reused
         self.counts["idempotent_replays"] += 1
         return answer
@@ -75,9 +75,9 @@ class Idempotency:
 class Lease:
     """One request's right to answer. `release` gives it back, with or without an answer to keep."""
 
-    def __init__(self, owner: Idempotency, work: IdempotentRequest) -> None:
-        self._owner, self._work = owner, work
-        self._lock = None if owner.shared is None else owner.shared.lock(work)
+    def __init__(self, owner: Idempotency, request: IdempotentRequest) -> None:
+        self._owner, self._request = owner, request
+        self._lock = None if owner.shared is None else owner.shared.lock(request)
 
     async def take_in_redis(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
         """Takes the lease in Redis as well, or returns what is there instead."""
@@ -90,8 +90,8 @@ class Lease:
     async def release(self, answer: StoredResponse | None = None) -> None:
         """Lets the next request run, or gives it `answer`."""
         if answer is not None:
-            self._owner.kept.put(self._work.name, self._work.fingerprint, answer)
-        self._owner.running.pop(self._work.name, None)
+            self._owner.kept.put(self._request.name, self._request.fingerprint, answer)
+        self._owner.running.pop(self._request.name, None)
         if self._lock is not None:
             await self._lock.release(answer)
             self._count_losses()
@@ -106,10 +106,10 @@ class Lease:
 class _MemoryStore:
     """Answers in memory, by name. The least recently used are dropped first."""
 
-    bytes_at_most: int
+    max_bytes: int
     ttl_s: float
     clock: Clock
-    held: int = 0
+    bytes_held: int = 0
     entries: "OrderedDict[str, tuple[float, bytes, StoredResponse]]" = field(default_factory=OrderedDict)
 
     def get(self, name: str) -> tuple[bytes, StoredResponse] | None:
@@ -124,13 +124,13 @@ class _MemoryStore:
     def put(self, name: str, fingerprint: bytes, answer: StoredResponse) -> None:
         """Keeps the answer, unless it alone exceeds the bound."""
         self._drop(name)
-        if answer.size > self.bytes_at_most:
+        if answer.size > self.max_bytes:
             return
         self.entries[name] = (self.clock() + self.ttl_s, fingerprint, answer)
-        self.held += answer.size
-        while self.held > self.bytes_at_most:
+        self.bytes_held += answer.size
+        while self.bytes_held > self.max_bytes:
             self._drop(next(iter(self.entries)))
 
     def _drop(self, name: str) -> None:
         gone = self.entries.pop(name, None)
-        self.held -= 0 if gone is None else gone[2].size
+        self.bytes_held -= 0 if gone is None else gone[2].size

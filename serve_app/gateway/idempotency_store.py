@@ -98,9 +98,9 @@ class RedisIdempotencyStore:
         self.ttl_ms = round(ttl_s * 1000)
         self._key = key
 
-    def lock(self, work: IdempotentRequest) -> "Lock":
-        """The lock on `work`, not yet taken."""
-        return Lock(self, work)
+    def lock(self, request: IdempotentRequest) -> "Lock":
+        """The lock on `request`, not yet taken."""
+        return Lock(self, request)
 
     def pack(self, name: str, fingerprint: bytes, answer: StoredResponse) -> bytes:
         """Encodes an answer: signature, one line of JSON, body."""
@@ -130,15 +130,15 @@ class RedisIdempotencyStore:
 class Lock:
     """A lock in Redis. `lost` counts the calls that Redis did not answer; the holder goes on without them."""
 
-    def __init__(self, shared: RedisIdempotencyStore, work: IdempotentRequest) -> None:
+    def __init__(self, shared: RedisIdempotencyStore, request: IdempotentRequest) -> None:
         self.lost = 0
-        self._shared, self._work = shared, work
-        self._name = f"{shared.redis.prefix}idempotency:{work.name}"
-        self._value = f"lock:{secrets.token_hex(8)}:{work.fingerprint.hex()}".encode()
+        self._shared, self._request = shared, request
+        self._name = f"{shared.redis.prefix}idempotency:{request.name}"
+        self._value = f"lock:{secrets.token_hex(8)}:{request.fingerprint.hex()}".encode()
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
-        """Takes the lock. Returns None if that worked or Redis is gone, else what is there: an answer or another lock."""
+        """Takes the lock. Returns None if that worked or Redis is gone, else what is there: an answer or a lock."""
 
         try:
             # Once more where the first look has found what is not ours, and this one takes its place.
@@ -147,8 +147,8 @@ class Lock:
                 if found is None or found == self._value:
                     self._start_renewing()
                     return None
-                if (theirs := await self._read(found, left_ms)) is not None:
-                    return theirs
+                if (other := await self._read(found, left_ms)) is not None:
+                    return other
                 self._shared.redis.note_damage("what is kept under an Idempotency-Key")
                 if await self._replace(found):
                     self._start_renewing()
@@ -162,7 +162,7 @@ class Lock:
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def _set_or_read(self, client: Redis) -> tuple[bytes | None, int]:
-        """Sets the lock if nothing is there. Returns what is there instead, if anything, and its milliseconds to live."""
+        """Sets the lock if nothing is there. Returns what is there instead, if anything, and its time to live in ms."""
         asked = client.pipeline(transaction=True)
         asked.set(self._name, self._value, nx=True, px=round(LOCK_S * 1000))
         asked.getrange(self._name, 0, MAX_READ_BYTES)
@@ -182,7 +182,7 @@ class Lock:
             # One that does not end by itself is nobody's.
             return HeldElsewhere(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
         # Megabytes to hash, beside a loop that everybody needs.
-        return await asyncio.to_thread(self._shared.unpack, self._work.name, found)
+        return await asyncio.to_thread(self._shared.unpack, self._request.name, found)
 
     async def _replace(self, found: bytes) -> bool:
         """Replaces a damaged value by the lock; False if it has just changed."""
@@ -198,7 +198,7 @@ class Lock:
         if answer is None or answer.size > MAX_ANSWER_BYTES:
             await self._eval(_RELEASE)
             return
-        data = await asyncio.to_thread(self._shared.pack, self._work.name, self._work.fingerprint, answer)
+        data = await asyncio.to_thread(self._shared.pack, self._request.name, self._request.fingerprint, answer)
         await self._eval(_ANSWER, self._shared.ttl_ms, data)
 
     async def _renew(self) -> None:

@@ -26,36 +26,42 @@ class RunningRequests:
     @contextmanager
     def track(self, name: str, tenant: str) -> Iterator[CancelSignal]:
         """For as long as the context lasts, `cancel` with that name sets the signal."""
-        word: CancelSignal = asyncio.get_running_loop().create_future()
-        self._running[word] = (name, tenant)
+        signal: CancelSignal = asyncio.get_running_loop().create_future()
+        self._running[signal] = (name, tenant)
         try:
-            yield word
+            yield signal
         finally:
-            del self._running[word]
+            del self._running[signal]
 
     def cancel(self, name: str, tenant: str) -> bool:
-        """Signals all of the tenant's requests that have this name, or are part of it. Returns False if there are none."""
-        found = [word for word, (own, whose) in self._running.items() if whose == tenant and is_part_of(own, name)]
-        for word in found:
-            if not word.done():
-                word.set_result(None)
+        """Signals the tenant's requests that have this name, or are part of it. Returns False if there are none."""
+        found = [
+            signal
+            for signal, (own_name, own_tenant) in self._running.items()
+            if own_tenant == tenant and is_part_of(own_name, name)
+        ]
+        for signal in found:
+            if not signal.done():
+                signal.set_result(None)
         return bool(found)
 
     async def watch(self, request: Request, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
         """Yields `events` of `request` to their end, or to a `Failed` if it is cancelled. Closing this closes them."""
-        with self.track(request.name, request.tenant) as word:
+        with self.track(request.name, request.tenant) as signal:
             async with aclosing(events):
-                while (event := await _next_or_cancelled(word, request, events)) is not None:
+                while (event := await _next_or_cancelled(signal, request, events)) is not None:
                     yield event
                     if isinstance(event, Finished | Failed):
                         return
 
 
-async def _next_or_cancelled(word: CancelSignal, request: Request, events: AsyncGenerator[Event, None]) -> Event | None:
+async def _next_or_cancelled(
+    signal: CancelSignal, request: Request, events: AsyncGenerator[Event, None]
+) -> Event | None:
     """Returns the next event, or `Failed` if the signal comes first; None at the end of `events`."""
     coming = asyncio.ensure_future(anext(events, None))
     try:
-        await asyncio.wait((coming, word), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((coming, signal), return_when=asyncio.FIRST_COMPLETED)
         return coming.result() if coming.done() else Failed(request.id, Cancelled())
     finally:
         # Over before `events` is closed: a generator cannot be closed while it runs.

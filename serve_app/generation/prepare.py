@@ -48,7 +48,7 @@ def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
 
 
 def with_seed(params: GenerationParams) -> GenerationParams:
-    """Returns `params` with a seed, drawn if none was given. Only once per request: caching and replays depend on it."""
+    """Returns `params` with a seed, drawn if none was given; once per request: caching and replays rely on it."""
     if params.seed is not None and params.seed >= 0:
         return params
     return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
@@ -56,8 +56,8 @@ def with_seed(params: GenerationParams) -> GenerationParams:
 
 def _suggest_model(name: str, models: Sequence[ModelSpec]) -> str:
     known = [known for spec in models for known in (spec.name, *spec.aliases)]
-    near = get_close_matches(name[:200], known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}"
+    close_names = get_close_matches(name[:200], known, n=3)
+    return f"did you mean {' or '.join(close_names)}?" if close_names else f"known models: {', '.join(known)}"
 
 
 def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task) -> ModelSpec:
@@ -65,13 +65,13 @@ def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task
     them; if none is named, the first that is made for the task and has them.
     """
     types = {control.type for control in params.controls}
-    able = [spec for spec in models if types <= set(spec.controlnets)]
+    candidates = [spec for spec in models if types <= set(spec.controlnets)]
     if params.model_name is None:
-        made_for_it = [spec for spec in able if spec.inpaints_only == (task == "inpaint")]
-        return next(iter((*made_for_it, *able)), models[0])
+        made_for_task = [spec for spec in candidates if spec.inpaints_only == (task == "inpaint")]
+        return next(iter((*made_for_task, *candidates)), models[0])
     named = find_model(models, params.model_name)
-    same_weights = [spec for spec in able if _weights(spec) == _weights(named)]
-    return named if named in able else next(iter(same_weights), named)
+    same_weights = [spec for spec in candidates if _weights(spec) == _weights(named)]
+    return named if named in candidates else next(iter(same_weights), named)
 
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:

@@ -22,8 +22,8 @@ NODES: Final = "darkroom-nodes"
 def find_disagreements(manifests: Manifests) -> Iterator[str]:
     """Yields each disagreement as one line."""
     config = configuration_of(manifests)
-    if (said := manifests.cluster.get("rayVersion")) != version("ray"):
-        yield f"rayVersion: it says {said}, and the code runs on {version('ray')}"
+    if (ray_version := manifests.cluster.get("rayVersion")) != version("ray"):
+        yield f"rayVersion: it says {ray_version}, and the code runs on {version('ray')}"
     yield from _check_drain(manifests, config)
     yield from _check_gpus(manifests, config)
     yield from _check_capacity(manifests, config)
@@ -117,7 +117,7 @@ def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
 
 
 def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:
-    """Checks disruption budgets: a RayCluster has no scale subresource that tells Kubernetes how many pods are wanted."""
+    """Checks disruption budgets. A RayCluster has no scale subresource to tell Kubernetes how many pods are wanted."""
     for budget in manifests.of_kind("PodDisruptionBudget"):
         if not isinstance(budget["spec"].get("minAvailable"), int):
             name = budget["metadata"]["name"]
@@ -125,7 +125,7 @@ def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:
 
 
 def _check_pins(config: AppConfig) -> Iterator[str]:
-    """Checks weights: what comes from the hub must be a commit and have safetensors. Folders are their owner's concern."""
+    """Checks weights: what comes from the hub must be a commit with safetensors. Folders are their owner's concern."""
     found = [spec for deployment in config.deployments for spec in config.specs_of(deployment)]
     parts = [part for spec in found for part in sources_of(spec)]
     parts += [part for annotator in config.annotators.specs().values() for part in sources(annotator).values()]

@@ -16,16 +16,16 @@ def find_application_faults(manifests: Manifests) -> Iterator[str]:
     # Heavy, and only for this.
     from ray.serve.schema import ServeDeploySchema
 
-    said = manifests.application
+    document = manifests.application
     try:
-        ServeDeploySchema.model_validate(said)
+        ServeDeploySchema.model_validate(document)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
             yield f"serveConfigV2 {'/'.join(map(str, detail['loc']))}: {detail['msg']}"
         return
-    for path in _find_unknown_fields(ServeDeploySchema, said):
+    for path in _find_unknown_fields(ServeDeploySchema, document):
         yield f"serveConfigV2 {path}: Ray Serve knows no such field"
-    for application in said["applications"]:
+    for application in document["applications"]:
         yield from _check_builder(str(application["import_path"]))
         yield from _check_arguments(application.get("args", {}))
 
@@ -53,9 +53,9 @@ def _check_arguments(arguments: Any) -> Iterator[str]:
         yield from (f"serveConfigV2 args: {line}" for line in describe_errors(error))
 
 
-def _find_unknown_fields(model: type[BaseModel], said: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Yields the paths of fields in `said` that `model`, or a model nested in it, does not have."""
-    for name, value in said.items():
+def _find_unknown_fields(model: type[BaseModel], document: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yields the paths of fields in `document` that `model`, or a model nested in it, does not have."""
+    for name, value in document.items():
         field = model.model_fields.get(name)
         if field is None:
             yield f"{path}{name}"

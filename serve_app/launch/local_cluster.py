@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def start(order: Order) -> None:
-    """Starts the cluster; returns once its health page, through the real port, is healthy: every engine is warmed up."""
+    """Starts the cluster; returns once its health page, through the real port, says healthy: engines are warm."""
     prepare_environment()
     import ray
     from ray import serve

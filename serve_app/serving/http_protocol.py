@@ -134,7 +134,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._body_left is not None:
             self._take_body(piece)
             return
-        told, in_body = self._parser_calls, not self._in_head
+        calls_before, in_body = self._parser_calls, not self._in_head
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
@@ -144,7 +144,7 @@ class BoundedProtocol(HttpToolsProtocol):
             reason = error.__context__
             self._refuse(reason if isinstance(reason, Problem) else malformed())
             return
-        self._silent_bytes = self._silent_bytes + len(piece) if told == self._parser_calls else 0
+        self._silent_bytes = self._silent_bytes + len(piece) if calls_before == self._parser_calls else 0
         self._extension_bytes += len(piece) if in_body else 0
         if self._silent_bytes > MAX_HEAD_BYTES:
             self._refuse(headers_too_large())

@@ -31,9 +31,9 @@ NODE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 
 def read_head_timeout_s() -> float:
     """Reads how long a head may take, or the rest of a body after its answer. Raises ValueError if it is invalid."""
-    said = os.environ.get(HEAD_TIMEOUT_VARIABLE, str(HEAD_TIMEOUT_S))
+    value = os.environ.get(HEAD_TIMEOUT_VARIABLE, str(HEAD_TIMEOUT_S))
     try:
-        seconds = float(said)
+        seconds = float(value)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 3600:

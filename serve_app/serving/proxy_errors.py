@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class ProxyAnswers:
-    """Replaces errors that are not ours, and missing answers, with problems; adds our headers to Ray's other answers."""
+    """Replaces errors that are not ours, and missing answers, with problems; adds our headers to Ray's others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -14,7 +14,7 @@ from serve_app.api.request_record import record_of
 
 
 class MethodHandling:
-    """Answers HEAD as GET without its body, OPTIONS with `Allow`, and methods that no route of the path has with 405."""
+    """Answers HEAD as GET without its body, OPTIONS with `Allow`, and methods that no route of a path has with 405."""
 
     def __init__(self, app: ASGIApp, *, routes: Sequence[BaseRoute]) -> None:
         self.app = app

@@ -40,7 +40,7 @@ _FOREIGN_BYTE_ORDER_MARKS: Final = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, co
 
 
 async def read_json_object(request: Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
-    """Reads the body as a JSON object. Raises Problem: 400 unreadable, 408 too slow, 413 too large, 415 not JSON, 422."""
+    """Reads the body as a JSON object. Raises Problem: 400 malformed, 408 too slow, 413 too large, 415 no JSON, 422."""
     check_content_headers(request, "application/json")
     body = await read_body(request, max_bytes)
     if len(body) > _SHORT_BODY_BYTES:
@@ -68,7 +68,7 @@ def check_content_headers(request: Request, media_type: str) -> dict[str, str]:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Reads at most `max_bytes`. Stops reading a longer body, and does not begin with one that is announced as longer."""
+    """Reads at most `max_bytes`. Stops reading a longer body, and does not begin one that is announced as longer."""
     announced = announced_bytes(request.headers)
     if announced is not None and announced > max_bytes:
         raise _too_large(max_bytes)

@@ -124,7 +124,7 @@ def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str]
             texts.setdefault(part.name, []).append(_read_text(part, files, options))
     values = _merge_parameters(texts, options)
     chosen = {name: _read_texts(name, values.pop(name)) for name in options if name in values}
-    chosen = {name: said for name, said in chosen.items() if any(said)}
+    chosen = {name: sent for name, sent in chosen.items() if any(sent)}
     return Form({name: tuple(each) for name, each in found.items()}, chosen, values)
 
 
@@ -144,16 +144,16 @@ def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str]) 
     values = parse_json_object(whole[0].encode()) if whole else {}
     known = {*options, *_JSON_TYPES}
     values = {name: value for name, value in values.items() if value is not None or name not in known}
-    for name, said in texts.items():
+    for name, sent in texts.items():
         if name == PARAMS:
             continue
         if name in _OPTIONAL:
-            said = [text for text in said if text]
-        if not any(said) and name in (*options, *_OPTIONAL):
+            sent = [text for text in sent if text]
+        if not any(sent) and name in (*options, *_OPTIONAL):
             continue
         if name in values and name in known:
             raise InvalidParameter(name, "is there twice, as a field and in `params`")
-        values[name] = said if name in options or len(said) > 1 else _convert(name, said[0])
+        values[name] = sent if name in options or len(sent) > 1 else _convert(name, sent[0])
     return values
 
 

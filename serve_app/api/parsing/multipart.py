@@ -105,14 +105,14 @@ def _parse_part(body: bytes, start: int, end: int) -> FormPart:
     headers = _parse_headers(body[start:headers_end])
     data = body[headers_end + 4 : end]
     try:
-        kind, said = parse_header_value(headers.get("content-disposition", ""))
+        kind, parameters = parse_header_value(headers.get("content-disposition", ""))
     except ValueError:
         _refuse("a part's Content-Disposition is missing, malformed, or says a thing twice")
-    if kind != "form-data" or "name" not in said:
+    if kind != "form-data" or "name" not in parameters:
         _refuse('every part needs Content-Disposition: form-data; name="..."')
-    filename = said.get("filename", said.get("filename*"))
+    filename = parameters.get("filename", parameters.get("filename*"))
     is_plain = headers.get("content-transfer-encoding", "binary").lower() in _PLAIN
-    return FormPart(said["name"], data, filename, is_plain, _is_utf8(headers.get("content-type", "text/plain")))
+    return FormPart(parameters["name"], data, filename, is_plain, _is_utf8(headers.get("content-type", "text/plain")))
 
 
 def _is_utf8(content_type: str) -> bool:

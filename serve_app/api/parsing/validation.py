@@ -124,8 +124,8 @@ def fault_of(
     where = place.format("/".join(path))
     if kind == "value_error":
         # Ours: the text of a ValueError that one of the models' own validators raised.
-        said = str(context["error"])
-        return Fault(where, "invalid_value", said if hints else said.partition(";")[0])
+        message = str(context["error"])
+        return Fault(where, "invalid_value", message if hints else message.partition(";")[0])
     code, words = _RULES.get(kind, ("invalid_value", "is not valid"))
     return Fault(where, code, words.format_map(context) + _suggest_multiple(detail))
 

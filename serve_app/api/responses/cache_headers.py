@@ -19,9 +19,9 @@ def apply_cache_control(params: GenerationParams, use: CacheUse | None) -> Gener
 
 
 def read_cache_control(request: Request) -> CacheUse | None:
-    """Reads the request's Cache-Control (RFC 9111): `no-store` bypasses the cache, `no-cache` renews the result in it."""
-    said = ",".join(request.headers.getlist("cache-control"))
-    directives = {directive.strip().lower() for directive in said.split(",")}
+    """Reads the request's Cache-Control (RFC 9111): `no-store` bypasses the cache, `no-cache` renews the result."""
+    value = ",".join(request.headers.getlist("cache-control"))
+    directives = {directive.strip().lower() for directive in value.split(",")}
     if "no-store" in directives:
         return "off"
     return "refresh" if "no-cache" in directives else None

@@ -18,14 +18,14 @@ T = TypeVar("T")
 async def run_until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """Returns the result of `work`, or cancels and awaits it and raises ClientDisconnect if the client leaves first."""
     task = asyncio.ensure_future(work)
-    departure = asyncio.ensure_future(_wait_for_disconnect(receive))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        await cancel_and_wait(task, departure)
+        await cancel_and_wait(task, disconnect)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -161,15 +161,15 @@ def batch_body() -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
-def form_body(door: str) -> dict[str, Any]:
+def form_body(endpoint: str) -> dict[str, Any]:
     """The OpenAPI request body of an endpoint that takes images."""
-    parts, required = _FORMS[door]
+    parts, required = _FORMS[endpoint]
     whole = {"type": "string", "description": "All parameters at once, as a JSON object, instead of fields."}
     properties = {**params_schema()["properties"], "params": whole, **parts}
-    if door != "controlnet":
+    if endpoint != "controlnet":
         for name in ("controls", "guess_mode"):
             del properties[name]
-    if door == "image-to-image":
+    if endpoint == "image-to-image":
         del properties["mask_feather"]
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

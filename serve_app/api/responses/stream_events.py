@@ -48,8 +48,8 @@ class StreamEncoder:
                     "seconds_left": event.seconds_to_finish,
                 }
             case Progress(step=step, steps=steps, position=position, seconds_left=left):
-                told = {"step": step, "steps": steps, "position": position}
-                return "progress", told if left is None else told | {"seconds_left": left}
+                progress = {"step": step, "steps": steps, "position": position}
+                return "progress", progress if left is None else progress | {"seconds_left": left}
             case Preview(index=index, step=step, data=data):
                 return "preview", {"index": index, "step": step, "data": base64.b64encode(data).decode()}
             case ImageDone():

@@ -109,8 +109,8 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     room = MAX_FAULTS
     use = read_cache_control(request)
     for index, entry in enumerate(batch.requests):
-        said = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
-        params = validate_params(said, max(1, room), hints=room > 0)
+        fields = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
+        params = validate_params(fields, max(1, room), hints=room > 0)
         if isinstance(params, Problem):
             asked.refused[index] = params
             room -= len(params.faults)
@@ -143,7 +143,7 @@ def _check_size(count: int, limit: int, what: str) -> None:
 
 
 async def _charge(request: Request, service: ServiceDep, asked: BatchEntries) -> None:
-    """Charges for the entries that can be made, and for having read the others, which report their errors themselves."""
+    """Charges for the entries that can be made, and for having read the others, which report their own errors."""
     ready = []
     for params in asked.params.values():
         with suppress(EngineError):
@@ -213,9 +213,9 @@ async def _encode_stream(
 ) -> AsyncGenerator[NamedEvent, None]:
     """Yields the batch's id, then each entry as it is done, then the counts."""
     yield "progress", {"id": name, "entries": len(asked.params) + len(asked.refused)}
-    told = []
+    statuses = []
     async with aclosing(_encode_entries(name, asked, outcomes)) as entries:
         async for entry in entries:
-            told.append({"status": entry["status"]})
+            statuses.append({"status": entry["status"]})
             yield "entry", entry
-    yield "done", {"id": name, **count_entries(told)}
+    yield "done", {"id": name, **count_entries(statuses)}

@@ -142,12 +142,12 @@ async def controlnet(request: Request, service: ServiceDep, previews: Previews =
 
 def _has_control_fields(form: Form) -> bool:
     """Whether the ControlNets come as fields. Raises InvalidParameter if they come as `controls`, too."""
-    said = [name for name in _CONTROL_FIELDS if name in form.options]
-    if said and "controls" in form.parameters:
-        raise InvalidParameter(said[0], "cannot be there beside `controls`")
-    if said and "controlnet_type" not in said:
-        raise InvalidParameter("controlnet_type", f"is required with {said[0]}")
-    return bool(said)
+    names = [name for name in _CONTROL_FIELDS if name in form.options]
+    if names and "controls" in form.parameters:
+        raise InvalidParameter(names[0], "cannot be there beside `controls`")
+    if names and "controlnet_type" not in names:
+        raise InvalidParameter("controlnet_type", f"is required with {names[0]}")
+    return bool(names)
 
 
 def _read_controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
@@ -187,18 +187,18 @@ def _read_mask(form: Form) -> tuple[bytes | None, str | None]:
 
 def _read_mask_alpha(form: Form) -> MaskAlpha | None:
     """Raises InvalidParameter, also if there is no mask file for it to apply to."""
-    said = form.get_option(_MASK_ALPHA)
-    if said is None:
+    value = form.get_option(_MASK_ALPHA)
+    if value is None:
         return None
-    if said not in get_args(MaskAlpha):
+    if value not in get_args(MaskAlpha):
         raise InvalidParameter(_MASK_ALPHA, f"must be one of {', '.join(get_args(MaskAlpha))}")
     if form.get_file("mask") is None:
         raise InvalidParameter(_MASK_ALPHA, "is for a mask that comes as a file")
-    return cast(MaskAlpha, said)
+    return cast(MaskAlpha, value)
 
 
 def _read_fit(form: Form) -> Fit:
-    said = form.get_option(_FIT) or "cover"
-    if said not in get_args(Fit):
+    value = form.get_option(_FIT) or "cover"
+    if value not in get_args(Fit):
         raise InvalidParameter(_FIT, f"must be one of {', '.join(get_args(Fit))}")
-    return cast(Fit, said)
+    return cast(Fit, value)

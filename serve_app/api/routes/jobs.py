@@ -49,7 +49,7 @@ async def read_image(request: Request, job_id: str, entry: int, image: int, jobs
     """Returns one image: image `image` of entry `entry`."""
     job = await _find(request, jobs, job_id)
     images = job.documents.get(entry, {}).get("images", [])
-    place = next((place for place, told in enumerate(images) if told["index"] == image), None)
+    place = next((place for place, each in enumerate(images) if each["index"] == image), None)
     files = None if place is None else await jobs.files(job, entry)
     if place is None or files is None:
         raise Problem(404, "image_not_found", "there is no such picture, or not yet, or not any more")
@@ -102,8 +102,8 @@ async def _encode_stream(
 
 def _read_last_event_id(request: Request) -> int:
     """The number of entries that the client has had, according to its Last-Event-ID; 0 if that is malformed."""
-    said = request.headers.get("last-event-id", "")
-    return int(said) if said.isascii() and said.isdecimal() and len(said) < 10 else 0
+    value = request.headers.get("last-event-id", "")
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else 0
 
 
 async def _find(request: Request, jobs: JobsDep, job_id: str) -> Job:

@@ -1,4 +1,4 @@
-"""The endpoints that describe the server: models, samplers, styles, statistics and health, under `/ads/v2/diffusion`."""
+"""The endpoints that describe the server, under `/ads/v2/diffusion`: models, samplers, styles, statistics, health."""
 
 from typing import Any, Final
 
@@ -83,11 +83,11 @@ async def health(service: ServiceDep) -> JSONResponse:
 
 def _bounds_of(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
     """Reads smallest and largest values from the parameters' own schema, so that they cannot disagree."""
-    told = {"minimum": "min", "maximum": "max", "multipleOf": "multiple_of"}
+    names = {"minimum": "min", "maximum": "max", "multipleOf": "multiple_of"}
     found = {}
     for name in ("width", "height", "num_images", "num_inference_steps"):
         part = next(part for part in schema[name].get("anyOf", [schema[name]]) if "maximum" in part)
-        found[name] = {ours: part[theirs] for theirs, ours in told.items() if theirs in part}
+        found[name] = {ours: part[theirs] for theirs, ours in names.items() if theirs in part}
     return found
 
 

@@ -197,7 +197,7 @@ def test_a_servers_refusal_keeps_its_field(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_image_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     life: list[Told] = [FinishedImage(1, 8, b"b"), Failure(0, "the numbers were not finite")]
-    monkeypatch.setattr(progress, "from_server", lambda *_: iter(life))
+    monkeypatch.setattr(progress, "stream_from_server", lambda *_: iter(life))
     result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--num-images", "2")
     assert result.exit_code == EXIT_FAILED
     assert "image 0: the numbers were not finite" in result.output
@@ -271,7 +271,7 @@ def test_the_command_line_gives_its_key(by: str, tmp_path: Path, monkeypatch: py
         asked.append(api_key)
         return iter(())
 
-    monkeypatch.setattr(progress, "from_server", from_server)
+    monkeypatch.setattr(progress, "stream_from_server", from_server)
     monkeypatch.setenv("DARKROOM_API_KEY", "dk_from_the_environment")
     said = ("--api-key", "dk_from_the_option") if by == "option" else ()
     assert run("generate", "a cup", "-o", str(tmp_path / "cup.png"), *said).exit_code == 0

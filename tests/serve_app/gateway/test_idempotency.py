@@ -97,14 +97,14 @@ async def test_answers_are_kept_for_a_day_and_in_bounds() -> None:
         await (await process.turn(work)).release(large)
     assert await process.answer(works[0]) == large
     await (await process.turn(works[2])).release(large)
-    assert process.store.kept.held <= 2**20
+    assert process.store.kept.bytes_held <= 2**20
     assert set(process.store.kept.entries) == {"key-0", "key-2"}
     await (await process.turn(WORK)).release(replace(ANSWER, body=bytes(2**20)))
     assert set(process.store.kept.entries) == {"key-0", "key-2"}
     process.now += 86_400
     await (await process.turn(works[0])).release()
     await (await process.turn(works[2])).release()
-    assert process.store.kept.held == 0
+    assert process.store.kept.bytes_held == 0
 
 
 async def test_processes_share_answers_and_turns(two: tuple[Process, Process]) -> None:
