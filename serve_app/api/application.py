@@ -79,9 +79,9 @@ def create_api(
         version=darkroom_version(),
         lifespan=_lifespan,
         redirect_slashes=False,
-        # Its records of validation errors would hold what callers sent. Spans and metrics do not.
+        # Its log records of validation errors would contain callers' input. Spans and metrics do not.
         telemetry={"logs": False},
-        # It asks nobody for anything: the documentation's pages offer to give a key because of it.
+        # Checks nothing itself: it makes the documentation pages offer to enter a key.
         dependencies=[] if gateway.keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
@@ -96,7 +96,7 @@ def create_api(
         MethodHandling, routes=[*documentation, *(route for router in _ROUTERS for route in router.routes)]
     )
     app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
-    # Each is around those before it: whom it is for, who asks, whether it may now, whether there is room.
+    # Each wraps those before it. In order of execution: host, key, limits, room for uploads.
     if gateway.limits is not None:
         app.add_middleware(RateLimiting, limits=gateway.limits)
     if gateway.keys is not None:
@@ -118,7 +118,7 @@ def create_api(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.start()
     app.state.jobs.start()
-    # It takes a while, which whoever asks for it first would make all others wait.
+    # Generated and cached now: it takes a while, and would hold up all others at the first request for it.
     app.openapi()
     tune_garbage_collector()
     yield
@@ -140,7 +140,7 @@ async def _answer_problem(request: Request, error: Exception) -> Response:
 
 async def _answer_invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # FastAPI puts where it looked, "query", before the name.
+    # FastAPI puts the location, "query", before the name.
     faults = tuple(fault_of({**detail, "loc": detail["loc"][1:]}, "?{}") for detail in error.errors())
     return problem_of_faults(faults, len(faults)).response(request.state.request_id)
 
@@ -151,5 +151,5 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_client_left(_request: Request, _: Exception) -> Response:
-    # The answer reaches nobody.
+    # Nobody receives this answer.
     return Response(status_code=CLIENT_LEFT)

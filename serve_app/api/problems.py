@@ -31,10 +31,10 @@ from serve_app.api.request_record import record_of
 
 MEDIA_TYPE = "application/problem+json"
 
-# nginx's, and what gRPC's CANCELLED is over HTTP. No client repeats it unasked.
+# As in nginx, and gRPC's CANCELLED over HTTP. No client retries it by itself.
 CLIENT_CLOSED = 499
 
-# An estimate of more than this is not worth much: the queue will have changed, or the replicas' number.
+# A longer estimate is worthless: the queue, or the number of replicas, will have changed by then.
 MAX_RETRY_AFTER = 120
 
 
@@ -127,7 +127,7 @@ class ErrorRule:
     message: str | None = None
 
 
-# The nearest class in the error's own ancestry counts.
+# The nearest class in the error's MRO applies.
 RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
     {
         InvalidParameter: ErrorRule(422),
@@ -136,10 +136,10 @@ RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
         EngineStopped: ErrorRule(503, retry_after=5),
         DeadlineExceeded: ErrorRule(504),
         Cancelled: ErrorRule(CLIENT_CLOSED),
-        # It is the size that was asked for that this server cannot do; a smaller one may fit.
+        # The requested size is too large for this server; a smaller one may fit.
         DoesNotFit: ErrorRule(422),
-        # The request's own content is refused, so 4xx; not 409 or 429, which clients repeat unasked, nor 403, for which
-        # they look for other credentials.
+        # The request's own content is refused, so 4xx; not 409 or 429, which clients retry by themselves, nor 403, which
+        # makes them look for other credentials.
         Quarantined: ErrorRule(422),
         ModelLoadError: ErrorRule(503, message="the model could not be loaded; the server's log says why"),
         GenerationFailed: ErrorRule(500),

@@ -13,7 +13,7 @@ _ADS: Final = "/ads/v2/diffusion"
 
 RULES: Final[Mapping[str, Need]] = MappingProxyType(
     {
-        # Orchestrators and load balancers have no keys, and these say nothing worth keeping.
+        # Orchestrators and load balancers have no keys, and these answers are no secret.
         "/livez": "nothing",
         "/readyz": "nothing",
         f"{_ADS}/health": "nothing",

@@ -67,7 +67,7 @@ def fetch(
     check: Annotated[bool, typer.Option("--check", help="Only ask the hub for each row: fetch no weights.")] = False,
 ) -> None:
     """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
-    # Heavy, and only for this.
+    # Imported here because it is slow, and only this needs it.
     from deployments.weights import fetching, lookup
 
     settings = _read_config(config)
@@ -100,7 +100,7 @@ def convert(
     ] = "",
 ) -> None:
     """Make a folder of safetensors out of pickled weights or a single file. Exit codes: 1 refused, 2 wrongly asked."""
-    # Heavy, and only for this.
+    # Imported here because it is slow, and only this needs it.
     from deployments.weights import conversion
 
     if prediction_type not in ("", "epsilon", "v_prediction"):

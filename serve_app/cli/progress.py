@@ -101,7 +101,7 @@ def run_in_process(
     service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None
 ) -> ProgressEvents:
     """Yields the request's progress in an engine of this process. Raises EngineError. Closes `service`."""
-    # Read by OpenMP when torch is imported: threads that wait by spinning take the cores from everything else.
+    # OpenMP reads it when torch is imported: threads that spin while they wait take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()

@@ -25,7 +25,7 @@ BASE = "/ads/v2/diffusion"
 HEALTH = f"{BASE}/health"
 BATCH = f"{BASE}/batch-generate"
 
-# The server says something every 15 seconds in a stream; a JSON answer comes when all its images are made.
+# In a stream the server sends something every 15 seconds; a JSON answer comes once all its images are made.
 CONNECT_SECONDS = 10.0
 STREAM_SECONDS = 60.0
 ANSWER_SECONDS = 600.0
@@ -59,7 +59,7 @@ class DarkroomClient:
     ) -> None:
         headers = _authorization(os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key)
         with _translate_errors():
-            # A company's proxy cannot reach this machine's loopback, and httpx would ask it all the same.
+            # A company's proxy cannot reach this machine's loopback, but httpx would use it all the same.
             local = httpx.URL(base_url).host in LOOPBACK
             self._http = httpx.Client(base_url=base_url, headers=headers, transport=transport, trust_env=not local)
         self._answer_timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
@@ -233,7 +233,7 @@ def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
 
 def _read_until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
     done = False
-    # Read to the very end: a connection that is closed earlier looks to the server like a caller that left.
+    # Read to the very end: the server takes a connection that is closed earlier for a disconnect.
     for event in events:
         if event.name == "error":
             raise error_of(event.data)
@@ -247,7 +247,7 @@ def _read_until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
 def _body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, Any]:
     if params is not None and fields:
         raise TypeError("give params or their fields, not both")
-    # What was not set is left to the server, whose defaults depend on its models.
+    # Leaves unset fields to the server, whose defaults depend on its models.
     return fields if params is None else params.model_dump(mode="json", exclude_unset=True)
 
 

@@ -27,7 +27,7 @@ class WeightsConfig(Strict):
         settings = {"source": self.source, "revision": self.revision, "licence": self.licence}
         given = {key: value for key, value in settings.items() if value is not None}
         if row is not None:
-            # A commit is one repository's: that of the row means nothing to another source.
+            # A commit belongs to one repository: the row's means nothing to another source.
             row = row if self.source is None else replace(row, revision=None)
             return replace(row, **given)
         if self.source is None:

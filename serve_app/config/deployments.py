@@ -16,7 +16,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Cpus = Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)]
 
 
-# Serve replaces a replica after three checks in a row that failed, or had no answer in time. One whose process hangs is
+# Serve replaces a replica after three checks in a row that failed or timed out. One whose process hangs is
 # gone after at most 5 + 3 * 8 = 29 seconds. An answer takes milliseconds, also while the engine works, but a machine
 # that swaps, or loads a model, may keep it for a few seconds.
 HEALTH_CHECK_PERIOD_S = 5.0
@@ -207,8 +207,8 @@ class IngressConfig(Strict):
             "graceful_shutdown_wait_loop_s": self.graceful_shutdown_wait_loop_s,
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,
             "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
-            # It needs no GPU, so there is room for the new ones beside the old. Unless their nodes are counted: where
-            # each has one already, new ones would wait for the old, and the old for them.
+            # It needs no GPU, so there is room for new ones beside the old, unless each node may have only one: where
+            # every node has one already, the new ones would wait for the old, and the old for them.
             "max_surge_percent": 100 if self.max_replicas_per_node is None else 0,
         } | ({} if self.max_replicas_per_node is None else {"max_replicas_per_node": self.max_replicas_per_node})
 

@@ -25,7 +25,7 @@ def describe_errors(error: ValidationError, *, tell_values: bool = True) -> Iter
     """Yields one line per error: its path, what is wrong, and the value found there, if `tell_values`."""
     problems = error.errors(include_url=False)
     for problem in problems:
-        # A list whose items are wrong counts, for pydantic, as too short as well.
+        # pydantic also reports a list with wrong items as too short.
         if problem["type"] == "too_short" and any(_is_within(other["loc"], problem["loc"]) for other in problems):
             continue
         path, given = _format_path(problem["loc"]), _format_value(problem["input"]) if tell_values else ""

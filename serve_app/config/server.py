@@ -72,7 +72,7 @@ class ModelConfig(Strict):
                 given[place] = {name: part.spec() for name, part in named.items()}
         row = known_models().get(self.name)
         if row is not None:
-            # A commit is one repository's: that of the row means nothing to another source.
+            # A commit belongs to one repository: the row's means nothing to another source.
             row = row if self.source is None else replace(row, revision=None)
             return replace(row, **given)
         if self.source is None:

@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 Scope = Literal["generate", "operate"]
 Clock = Callable[[], float]
 
-# A changed file is found after as many seconds, at the next request.
+# A changed file is noticed at the first request after this many seconds.
 RELOAD_S: Final = 3.0
 
-# What scanners for published secrets can look for.
+# Lets scanners find keys that were published by mistake.
 _PREFIX: Final = "dk_"
 
 
@@ -108,7 +108,7 @@ class Keyring:
         """Returns the key that was given, or None if it is not one."""
         self._reload_if_changed()
         digest, found = hash_of(given), None
-        # All of them, each in constant time: how long it takes says nothing of how near a guess came.
+        # Compares all, each in constant time: the duration must not reveal how close a guess came.
         for key in self._keys:
             if hmac.compare_digest(key.hash, digest):
                 found = key

@@ -21,14 +21,14 @@ from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
-# A lock that nobody renews is gone after as long.
+# A lock that is not renewed expires after this long.
 LOCK_S: Final = 15.0
 RENEW_S: Final = 5.0
 
-# More would not come through within a call's time-out on most networks, and hold up everybody's smaller ones.
+# More would exceed a call's timeout on most networks, and hold up everybody's smaller ones.
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 
-# With its headers, and what signs it.
+# Headers and signature included.
 MAX_READ_BYTES: Final = MAX_ANSWER_BYTES + 2**20
 
 _SIGNATURE_BYTES: Final = 32
@@ -36,13 +36,13 @@ _SIGNATURE_BYTES: Final = 32
 _SEEN_BYTES: Final = 256
 _LOCK: Final = re.compile(rb"lock:[0-9a-f]{16}:((?:[0-9a-f]{2}){1,64})")
 
-# Only by who holds it: a process that was away for longer than its lock must not touch its successor's.
+# Only for the holder: a process that stalled for longer than its lock must not touch its successor's.
 _IF_MINE: Final = "if redis.call('get', KEYS[1]) == ARGV[1] then return {} else return 0 end"
 _RENEW: Final = _IF_MINE.format("redis.call('pexpire', KEYS[1], ARGV[2])")
 _RELEASE: Final = _IF_MINE.format("redis.call('del', KEYS[1])")
 _ANSWER: Final = _IF_MINE.format("redis.call('set', KEYS[1], ARGV[3], 'PX', ARGV[2])")
 
-# Only what was seen there, so far as it was seen; whatever its type. KEYS: its key. ARGV: the lock, its time in
+# Replaces only what was seen, as far as it was seen, of whatever type. KEYS: its key. ARGV: the lock, its time in
 # milliseconds, what was seen, its length.
 _REPLACE: Final = """
 if redis.call('type', KEYS[1]).ok == 'string' then
@@ -123,7 +123,7 @@ class RedisIdempotencyStore:
             return None
 
     def _signature(self, name: str, content: bytes) -> bytes:
-        # With its name, or an answer could be moved to another caller's.
+        # Signed with its name, or an answer could be moved to another caller's key.
         return hmac.digest(self._key, f"idempotency:{name}\n".encode() + content, sha256)
 
 
@@ -141,7 +141,7 @@ class Lock:
         """Takes the lock. Returns None if that worked or Redis is gone, else what is there: an answer or a lock."""
 
         try:
-            # Once more where the first look has found what is not ours, and this one takes its place.
+            # Twice, because a damaged value may change before the lock replaces it.
             for _ in range(2):
                 found, left_ms = await self._shared.redis.call(self._set_or_read)
                 if found is None or found == self._value:
@@ -179,9 +179,9 @@ class Lock:
         """Decodes another process's lock or answer; None for anything else."""
         lock = _LOCK.fullmatch(found)
         if lock is not None:
-            # One that does not end by itself is nobody's.
+            # A lock without an expiry was not set by us.
             return HeldElsewhere(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
-        # Megabytes to hash, beside a loop that everybody needs.
+        # In a thread: there may be megabytes to hash.
         return await asyncio.to_thread(self._shared.unpack, self._request.name, found)
 
     async def _replace(self, found: bytes) -> bool:

@@ -13,7 +13,7 @@ from serve_app.store.redis import RedisTier
 
 LimitName = Literal["requests_per_minute", "concurrent_requests", "cost_per_minute"]
 
-# Nobody can know when one of the caller's own requests will end.
+# A guess: when one of the caller's own requests will end is unknown.
 _RETRY_S: Final = 1.0
 
 _MEGA: Final = 1_000_000

@@ -20,13 +20,13 @@ from serve_app.store.redis_values import Damaged, listed, number
 
 WINDOW_S: Final = 60
 
-# Who has not been seen for longest is forgotten first. Some 20 MB.
+# The least recently seen is dropped first. Some 20 MB.
 MAX_NAMES: Final = 100_000
 
 Clock = Callable[[], float]
 
-# Both counters are read and one is added to in one step, or two processes could each find the last place free. What is
-# no counter is removed: nothing is known then.
+# Reads both counters and adds to one atomically, or two processes could each find the last place free. Removes what is
+# not a counter: nothing is known then.
 _TAKE: Final = """
 local damaged = 0
 local function counted(key)
@@ -77,7 +77,7 @@ class WindowCounters:
             return 0.0
         if self.now + amount <= limit:
             return (1 - (limit - self.now - amount) / self.before - self.share) * WINDOW_S
-        # In the next window, where what is counted now fades.
+        # In the next window, in which the present count fades.
         return (1 - self.share + 1 - (limit - amount) / self.now) * WINDOW_S
 
 
@@ -87,7 +87,7 @@ class SlidingWindows:
     def __init__(self, redis: RedisTier | None, on_degraded: Callable[[], None], clock: Clock = time.time) -> None:
         self._redis = redis
         self._on_degraded = on_degraded
-        # Not monotonic: all processes must mean the same window.
+        # Wall-clock time: all processes must agree on the window.
         self._clock = clock
         self._local: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
@@ -108,7 +108,7 @@ class SlidingWindows:
             except (RedisGone, Damaged):
                 self._on_degraded()
             else:
-                # What all processes know is where this one goes on from, should Redis go.
+                # The shared counters are where this process continues if Redis fails.
                 self._remember(name, window, before, now)
                 return bool(taken), WindowCounters(before, now, share)
         counters = self._recall(name, window, share)

@@ -64,5 +64,5 @@ async def _next_or_cancelled(
         await asyncio.wait((coming, signal), return_when=asyncio.FIRST_COMPLETED)
         return coming.result() if coming.done() else Failed(request.id, Cancelled())
     finally:
-        # Over before `events` is closed: a generator cannot be closed while it runs.
+        # Awaited before `events` is closed: a generator cannot be closed while it runs.
         await cancel_and_wait(coming)

@@ -15,7 +15,7 @@ from deployments.engine.protocol.params import SERVICE_FIELDS
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, as_part
 
-# The prompt has the style in it. The seed is kept apart: a caller that gave none gets another with each try.
+# The prompt includes the style. The seed is separate: a caller that gives none gets another one each time.
 _NOT_THE_WORK: Final = {"seed", "style_preset", *SERVICE_FIELDS}
 
 

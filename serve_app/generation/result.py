@@ -44,7 +44,7 @@ def result_of(
         raise min(failures, key=lambda failure: failure.index).error
     asked = prepared.asked
     if images:
-        # They know it better: those of an earlier request have kept its seed.
+        # The images are right: cached ones keep the seed of the request that made them.
         asked = asked.model_copy(update={"seed": images[0].seed - images[0].index})
     return Result(
         id=prepared.request.name,

@@ -32,5 +32,5 @@ def add_style(prompt: str, style_preset: str | None) -> str:
         return prompt
     style = STYLES.get(asked.casefold())
     text = style.text if style else asked
-    # An empty prompt is one: there is nothing then that a comma could follow.
+    # No comma after an empty prompt, which is allowed.
     return f"{prompt}, {text}" if prompt.strip() else text

@@ -10,7 +10,7 @@ import yaml
 
 from serve_app.kubernetes.manifests import Document, Manifests
 
-# KubeRay's own kinds, and those of others, are not among Kubernetes' schemas.
+# Kubernetes' schemas have no kinds of KubeRay and others.
 _FOREIGN: Final = ("ray.io/", "monitoring.coreos.com/", "gateway.networking.k8s.io/")
 
 
@@ -63,6 +63,6 @@ def _forbid_unknown_fields(schema: Any) -> Any:
         if not open_ended and "additionalProperties" not in schema:
             plain["additionalProperties"] = False
         if "required" in schema:
-            # The API server fills in defaults before it looks.
+            # The API server fills in defaults before it validates.
             plain["required"] = [name for name in schema["required"] if "default" not in fields.get(name, {})]
     return plain

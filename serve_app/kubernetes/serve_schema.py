@@ -13,7 +13,7 @@ from serve_app.kubernetes.manifests import Manifests
 
 def find_application_faults(manifests: Manifests) -> Iterator[str]:
     """Checks `serveConfigV2`: Serve's schema, keys that it would silently drop, the builder, and its arguments."""
-    # Heavy, and only for this.
+    # Imported here because it is slow, and only this needs it.
     from ray.serve.schema import ServeDeploySchema
 
     document = manifests.application

@@ -30,11 +30,11 @@ from serve_app.serving.import_path import restrict_to_installed
 EXIT_FAILED = 1
 EXIT_PORT_IN_USE = 2
 
-# Ctrl-C to nothing left takes at most 15 seconds: these two together, and a margin.
+# From Ctrl-C until nothing is left takes at most 15 seconds: these two together, and a margin.
 GRACE_S = 10.0
 SWEEP_S = 3.0
 
-# `-P`: Python would look into the current folder first, whatever lies there.
+# `-P`, or Python would import from the current folder first.
 CHILD = (sys.executable, "-P", "-m", "serve_app.launch.local_cluster")
 
 # The length of Ray's socket paths below its folder; the system's limit for one is 107 bytes.
@@ -125,7 +125,7 @@ class Server:
                     kind, message = next(iter(json.loads(line).items()))
                     self.messages.put((kind, message))
         finally:
-            # Also where it says what nobody understands: whoever waits for news waits for this thread's.
+            # Even after a malformed line: the main thread waits for this thread's messages.
             self.messages.put(("gone", ""))
 
 
@@ -139,7 +139,7 @@ def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = p
                 run(server, say)
             finally:
                 server.end()
-    # Only after a clean end: the error of any other names the log.
+    # Only after a clean end: other errors refer to the log.
     shutil.rmtree(server.temp_dir, ignore_errors=True)
 
 
@@ -164,8 +164,8 @@ def hold_port(host: str, port: int) -> Iterator[None]:
     check_port(host, port)
     family, kind, protocol, _, address = _resolve(host, port)
     with socket.socket(family, kind, protocol) as held:
-        # Ray's proxy shares its port with whoever of this user shares it too. On Linux a socket that does not listen
-        # gets no connections; elsewhere that is not certain.
+        # Ray's proxy shares its port with other sockets of this user that share it. On Linux a socket that does not
+        # listen gets no connections; elsewhere that is not certain.
         if sys.platform == "linux":
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind(address)

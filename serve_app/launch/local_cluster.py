@@ -25,9 +25,9 @@ HEALTH_PATH = "/ads/v2/diffusion/health"
 APP_NAME = "darkroom"
 
 _HEALTHY_WITHIN_S = 120.0
-# Pictures pass through the store one by one; Ray's default of a third of the memory would be taken from the models.
+# Images pass through the store one by one; Ray's default, a third of the memory, would be lost to the models.
 _OBJECT_STORE_BYTES = 256 * 2**20
-# Ray's name for the line that says what was raised, somewhere inside the traceback of a constructor.
+# The line of a constructor's traceback, as Ray formats it, that has the original error.
 _LOAD_ERROR = re.compile(r"ModelLoadError: (.+)")
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     except Exception as error:
         logging.getLogger(__name__).exception("Darkroom did not start")
         _answer(answers, "failed", explain(error))
-        # Not sys.exit: threads of Ray's would be waited for, and the launcher ends what is left in any case.
+        # Not sys.exit, which would wait for Ray's threads; the launcher ends what is left in any case.
         os._exit(1)
     _answer(answers, "ready", "")
     sys.stdin.read()
@@ -67,7 +67,7 @@ def start(order: Order) -> None:
 
     from serve_app.app import build_app
 
-    # Ray would have all workers import from the current folder first; it does not for a client's job, which may have
+    # Ray has all workers import from the current folder first, except for a client's job, which may have
     # been sent from another machine. Nothing else depends on that.
     ray.init(
         address="local",
@@ -98,12 +98,12 @@ def prepare_environment() -> None:
     """Sets what Ray reads from the environment at import or start-up; its processes inherit it."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(
-        # The one of these that whoever starts a server may choose.
+        # The only one of these that the user may choose.
         {**NODE_ENVIRONMENT, HEAD_TIMEOUT_VARIABLE: f"{read_head_timeout_s():g}"},
         RAY_USAGE_STATS_ENABLED="0",
-        # Off, this node is 127.0.0.1 and nothing that Ray starts listens elsewhere, as on the systems in its name.
+        # Off, this node is 127.0.0.1 and none of Ray's processes listens elsewhere, as on the systems in its name.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        # A Ray cluster runs code for whoever reaches its ports; with a token of its own only its own processes can.
+        # A Ray cluster runs code for anybody who reaches its ports; with a token, only for its own processes.
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
     )
@@ -114,8 +114,8 @@ def stop() -> None:
     import ray
     from ray import serve
 
-    # First the application alone: `shutdown` begins by killing the proxies, and with them the connections of everybody
-    # whose picture is still being made.
+    # First the application alone: `shutdown` begins by killing the proxies, and with them the connections of clients
+    # whose images are still being made.
     serve.delete(APP_NAME)
     serve.shutdown()
     ray.shutdown(wait_for_processes=True)
@@ -125,7 +125,7 @@ def wait_until_healthy(host: str, port: int) -> None:
     """Requests the health page through the port until the answer is 200. Raises TimeoutError if that takes too long."""
     url = f"http://{client_host_of(host)}:{port}{HEALTH_PATH}"
     deadline = time.monotonic() + _HEALTHY_WITHIN_S
-    # trust_env would send the question to a proxy that the user has configured for the world outside.
+    # trust_env would send the request to a proxy that the user has configured for the internet.
     with httpx.Client(trust_env=False, timeout=10.0) as client:
         while time.monotonic() < deadline:
             try:

@@ -25,12 +25,12 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if _is_extra(name)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        # ASCII only: no terminal and no collector can take a character of it for anything else.
+        # ASCII only, so that no terminal or collector can misread a character.
         return json.dumps(line, default=str)
 
 
 def _is_extra(name: str) -> bool:
-    # Libraries mark records for themselves: Ray, which makes records of its own, does so in all of them.
+    # Libraries add private attributes to records; Ray, with a record class of its own, to every one.
     return name not in _STANDARD_ATTRIBUTES and not name.startswith("_")
 
 

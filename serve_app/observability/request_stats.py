@@ -47,7 +47,7 @@ class Statistics:
                     end = self._outcome_after(event, end)
                     yield event
             if end[0] == "cancelled" and end[1] != Cancelled.code:
-                # Nobody left: the backend just ended, without a last word.
+                # Nobody disconnected: the backend ended without a last event.
                 end = _BROKEN
         except Exception:
             end = _BROKEN

@@ -28,10 +28,10 @@ from serve_app.serving.request_head import (
     target_too_long,
 )
 
-# The parser gets no more at once, so that what it keeps to itself is bounded as well.
+# The parser gets at most this much at once, so that its own buffers are bounded as well.
 _FEED_BYTES: Final = 16 * 1024
 
-# What the framing of a chunk may take: a size, two line ends. Extensions, which nobody reads, are what goes beyond it.
+# A chunk's framing: a size and two line ends. More than this are extensions, which nobody reads.
 _CHUNK_FRAMING_BYTES: Final = 24
 _MAX_EXTENSION_BYTES: Final = 64 * 1024
 
@@ -42,8 +42,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         self._in_head = True
         self._is_over = False  # nothing is read any more
-        self._parser_calls = 0  # how often the parser has called
-        self._silent_bytes = 0  # fed since it last did
+        self._parser_calls = 0  # the number of callbacks so far
+        self._silent_bytes = 0  # fed since the last callback
         self._head_bytes = 0
         self._header_count = 0
         self._extension_bytes = 0
@@ -86,7 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_count += 1
         if self._head_bytes > MAX_HEAD_BYTES or self._header_count > MAX_HEADERS:
             raise headers_too_large()
-        # What comes after a body is no header: it was not there when the request was let in.
+        # Ignores trailers: they were not there when the request was admitted.
         if self._in_head:
             super().on_header(name, value)
 
@@ -97,7 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._end_deadline()
         super().on_headers_complete()
         if self.parser.should_upgrade():
-            # The parser would take what follows for the other protocol, and then for another request.
+            # The parser would mistake what follows for the other protocol, and then for another request.
             self._body_left = length_of(self.headers)
             self.cycle.keep_alive = False
 
@@ -123,7 +123,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # The rest of a body that nobody reads any more has no other bound.
+        # Nothing else bounds the rest of a body that nobody reads any more.
         if not self._in_head and self.cycle.response_complete:
             self._start_deadline()
 
@@ -174,7 +174,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _expire(self) -> None:
         self._deadline = None
         if self.cycle is not None and not self.cycle.response_complete:
-            # The answer to the request before is on its way; what is owed is waited for after it.
+            # The previous request is still being answered; wait for the rest of this one after that.
             self._start_deadline()
         elif self._in_head and self.headers is not None and not self._is_over:
             self._refuse(head_too_slow())
@@ -191,10 +191,10 @@ class BoundedProtocol(HttpToolsProtocol):
         before: RequestResponseCycle | None = self.cycle
         if not self._in_head and before is not None:
             if before.response_started:
-                # A second answer would be taken for that to another request.
+                # A second answer would be mistaken for the next request's.
                 self.transport.close()
                 return
-            # Whoever is reading its body hears that no more will come, and the answer is ours.
+            # Tells the body's reader that no more will come, and takes over the answer.
             before.disconnected = True
             before.message_event.set()
             if self.pipeline and self.pipeline[0][0] is before:
@@ -202,7 +202,7 @@ class BoundedProtocol(HttpToolsProtocol):
             else:
                 before = None
         self.cycle = self._create_refusal_cycle()
-        # uvicorn's types and Starlette's say the same of an application in different words.
+        # uvicorn and Starlette type an ASGI application differently.
         answer: Any = _Refusal(problem)
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, answer)

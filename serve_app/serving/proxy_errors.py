@@ -57,7 +57,7 @@ class ProxyAnswers:
             await internal_error().response(request_id)(scope, receive, send_marked)
             return
         if not started:
-            # To a client that has left, nothing of it is sent.
+            # If the client has disconnected, nothing is sent.
             await ingress_lost().response(request_id)(scope, receive, send_marked)
 
 
@@ -71,12 +71,12 @@ def problem_for(status: int) -> Problem:
     """The problem that corresponds to a status of Ray's."""
     match status:
         case 404:
-            # The ingress has every path, so there is none: not yet, or no longer.
+            # The ingress matches every path, so there is no ingress: not yet, or no longer.
             return Problem(503, "not_ready", "the server is starting or ending; come back later", retry_after=2)
         case 405:
             return http_problem(status, None)
         case 408:
-            # Ray's word for its own patience; 408 would tell clients that they were slow, and to repeat it at once.
+            # Ray's own timeout; 408 would tell clients that they were slow, and to retry at once.
             return Problem(504, "timeout", "the request took longer than this server allows")
         case 429 | 503:
             return Problem(503, "overloaded", "the server cannot take the request now; come back later", retry_after=2)

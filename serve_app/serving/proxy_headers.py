@@ -26,7 +26,7 @@ PROTOCOL: Final = "serve_app.serving.http_protocol:BoundedProtocol"
 RAYS_OWN = frozenset(
     (
         "x_request_timeout_seconds",  # replaces `ingress.request_timeout_s`; 0 lifts it
-        "x_request_disconnect_disabled",  # ?1: the proxy does not look whether the caller leaves
+        "x_request_disconnect_disabled",  # ?1: the proxy ignores a disconnect
         "serve_multiplexed_model_id",  # prefers a replica
         "x_session_id",  # prefers a replica
     )

@@ -16,7 +16,7 @@ from serve_app.api.problems import http_problem
 RAYS_PAGES: Final = "/-/"
 PROBED: Final = "/-/healthz"
 
-# Who adds one of these speaks for somebody else.
+# A sender of one of these is a proxy for somebody else.
 _FORWARDING: Final = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 

@@ -83,7 +83,7 @@ def _check_target(method: bytes, target: bytes, host: bytes | None) -> None:
     absolute = _ABSOLUTE.match(target)
     if absolute is None:
         raise Problem(400, "invalid_target", "the target must be a path that begins with a slash")
-    # Whoever stands before this server may have looked at either of the two.
+    # A proxy in front of this server may have looked at either of the two.
     if host is None or absolute[1].lower() != host.lower():
         raise Problem(400, "invalid_target", "the target names another host than Host does")
 

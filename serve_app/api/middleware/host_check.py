@@ -34,7 +34,7 @@ class HostCheck:
         await self.app(scope, receive, send)
 
     def _find_problem(self, path: str, headers: Headers) -> Problem | None:
-        # No browser leaves Host out; HTTP/1.0 may.
+        # Every browser sends Host; HTTP/1.0 clients need not.
         host = ",".join(headers.getlist("host"))
         if host and path not in PROBES and not self._hosts.is_allowed_host(host):
             message = "this server is not served under that Host; its operator names others under `ingress.hosts`"
@@ -47,7 +47,7 @@ class HostCheck:
             return None
         if len(origins) > 1 or not all(is_own_origin(origin, host) for origin in origins):
             return Problem(403, "foreign_origin", message)
-        # Browsers say it of requests without Origin as well: of pictures, links, and forms that ask by GET.
+        # Browsers send it without Origin too: for images, links, and forms that use GET.
         if "cross-site" in ",".join(headers.getlist("sec-fetch-site")).lower():
             return Problem(403, "cross_site_request", message)
         return None

@@ -22,7 +22,7 @@ class MethodHandling:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         methods = self._find_methods(scope) if scope["type"] == "http" else frozenset[str]()
-        # Where there is no such path the router says so.
+        # The router answers for paths that do not exist.
         if not methods or (scope["method"] in methods and scope["method"] != "HEAD"):
             await self.app(scope, receive, send)
         elif scope["method"] == "HEAD" and "GET" in methods:

@@ -14,24 +14,24 @@ from serve_app.api.problems import Fault, Problem, pointer_to
 
 MAX_BODY_BYTES = 1024 * 1024
 
-# How long a body may take: a start, and the rest at half a megabit a second.
+# The time that a body may take: a start, and the rest at half a megabit a second.
 READ_SECONDS = 30.0
 SLOWEST_BYTES_PER_SECOND = 64 * 1024
 
-# Longer whole numbers are out of every field's range, and quadratic to convert.
+# Longer integers are out of every field's range, and take quadratic time to convert.
 _MAX_DIGITS = 30
 _OUT_OF_RANGE: int = 10**_MAX_DIGITS
 
-# Far more than there are fields. Each one that is unknown costs a search for what was meant.
+# Far more than there are fields. Each unknown one costs a search for what was meant.
 MAX_KEYS = 256
 
-# Far more than a thousand requests have. Lists and objects cost the collector time, and all others wait for it; a
-# million other values are no body of a megabyte, but one of more where an operator allows it.
+# Far more than a thousand requests have. Lists and objects cost garbage collection, which stops everybody; a
+# million other values do not fit into a megabyte, but into the larger body that an operator may allow.
 MAX_CONTAINERS = 20_000
 MAX_VALUES = 1_000_000
 _MAX_DEPTH = 500
 
-# Read at once: there is little in it, and a thread would take longer. Beyond, other requests are served meanwhile.
+# Parsed on the event loop: a thread would take longer. Longer bodies are parsed in a thread, beside other requests.
 _SHORT_BODY_BYTES = 16 * 1024
 
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
@@ -58,7 +58,7 @@ def check_content_headers(request: Request, media_type: str) -> dict[str, str]:
         raise Problem(415, "unsupported_content_encoding", "send the body without Content-Encoding")
     problem = Problem(415, "unsupported_media_type", f"send the body as Content-Type: {media_type}, in UTF-8")
     try:
-        # Said twice, the two together name no type.
+        # Sent twice, the two together name no type.
         found, parameters = parse_header_value(",".join(request.headers.getlist("content-type")))
     except ValueError:
         raise problem from None
@@ -90,7 +90,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 def announced_bytes(headers: Headers) -> int | None:
     """The body's length according to its headers; None if they do not say."""
     length = headers.get("content-length", "")
-    # Cut off, because what comes after is too long in any case, and the number would take long to read.
+    # Cut off: more digits are too many in any case, and would take long to convert.
     return int(length[:20]) if length.isascii() and length.isdecimal() else None
 
 
@@ -107,7 +107,7 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
             object_pairs_hook=_parse_object,
             parse_constant=_refuse_constant,
             parse_int=_parse_whole_number,
-            # A function of ours, so that other threads get a turn among many numbers.
+            # A Python function, so that other threads can run between numbers.
             parse_float=_parse_number,
         )
     except UnicodeDecodeError:
@@ -127,7 +127,7 @@ def _check_value_count(body: bytes) -> None:
     """Raises Problem for too many values. json's parser cannot be interrupted: it would build all of them first."""
     if body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS and body.count(b",") <= MAX_VALUES:
         return
-    # They may stand in texts.
+    # They may be inside strings, so count exactly.
     containers = values = depth = 0
     for token in _TOKENS.finditer(body):
         kind = body[token.start()]
@@ -189,10 +189,10 @@ def _body_problem(code: str, message: str, field: str | None) -> Problem:
     return Problem(422, code, message, param=field, faults=(Fault(pointer_to(field), code, message),))
 
 
-# The rest of the body is still on its way; reading on only to keep the connection would be the attack's success.
+# The rest of the body is still coming; to read it, only to keep the connection, would let the attack succeed.
 CLOSE = {"Connection": "close"}
 
-# Less is quicker read than a connection made anew.
+# A shorter body is read faster than a new connection is made.
 _SHORT_BYTES = 64 * 1024
 
 

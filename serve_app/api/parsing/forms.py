@@ -103,7 +103,7 @@ async def read_form(request: Request, max_bytes: int, files: Collection[str], op
     """
     content_type = check_content_headers(request, "multipart/form-data")
     body = await read_body(request, max_bytes)
-    # Other requests are served meanwhile.
+    # In a thread, so that other requests are served meanwhile.
     return await asyncio.to_thread(parse_form, body, content_type, files, options)
 
 
@@ -177,14 +177,14 @@ def _read_text(part: FormPart, files: Collection[str], options: Collection[str])
     if part.filename is not None and not part.is_empty and known:
         raise InvalidParameter(part.name, "must be a plain field, not a file")
     if part.filename is not None and not known and part.name != PARAMS:
-        # The name is the caller's own, and not told.
+        # The name is the caller's own, and not repeated.
         message = f"a file has a name that is not known here; files are {', '.join(files)}"
         raise Problem(422, "unknown_file", message, faults=(Fault(pointer_to(None), "unknown_file", message),))
     if len(part.data) > MAX_TEXT_BYTES:
         message = f"the form cannot be read: a field may have at most {MAX_TEXT_BYTES} bytes"
         raise Problem(400, "invalid_form", message)
     if not known and part.name != PARAMS:
-        # Its name alone is refused, in whatever writing its text is.
+        # Its name will be refused, whatever its text's encoding.
         return part.data.decode(errors="replace")
     _check_transfer_encoding(part)
     if not part.is_utf8:

@@ -5,7 +5,7 @@ from typing import Final
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _MAIN: Final = re.compile(rf"\s*({_TOKEN}(?:/{_TOKEN})?)[ \t]*")
-# Browsers quote what is in a file's name in ways of their own; what it is does not matter here.
+# Browsers escape file names in different ways; the name does not matter here.
 _PARAMETER: Final = re.compile(rf';[ \t]*(?:({_TOKEN})=(?:"((?:[^"\\]|\\.)*+)"|([^;"\s]*))[ \t]*)?', re.DOTALL)
 
 MAX_LENGTH: Final = 8192

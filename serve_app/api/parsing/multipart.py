@@ -14,7 +14,7 @@ from serve_app.api.problems import Problem
 MAX_BOUNDARY_CHARACTERS: Final = 256
 MAX_HEADER_BYTES: Final = 16 * 1024
 
-# No search holds the interpreter for longer than this much takes.
+# No search holds the interpreter lock for more bytes than this.
 _WINDOW: Final = 256 * 1024
 
 _PLAIN: Final = ("7bit", "8bit", "binary")
@@ -43,7 +43,7 @@ class FormPart:
 def parse_parts(body: bytes, parameters: dict[str, str], most: int) -> list[FormPart]:
     """Splits `body` into at most `most` parts. `parameters` are those of its Content-Type. Raises Problem 400."""
     boundary = _read_boundary(parameters)
-    # Some clients end the headers' last line once more.
+    # Some clients send one more line end after the request's headers.
     begin = 2 if body.startswith(b"\r\n") else 0
     if not body.startswith(b"--" + boundary, begin):
         _refuse("the body does not begin with the boundary that its Content-Type names")

@@ -10,7 +10,7 @@ from serve_app.api.problems import Problem
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
-# Browsers send ten short ones. Each is compared with each offer, while all others wait.
+# Browsers send ten short ones. Each is compared with each offer, on the event loop.
 MAX_RANGES = 256
 MAX_RANGE_CHARACTERS = 256
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, ControlSettings, GenerationParams
 from serve_app.api.problems import Fault, Problem, pointer_to
 
-# What other servers call our fields.
+# Other servers' names for our fields.
 _SYNONYMS: Mapping[str, str] = MappingProxyType(
     {
         "steps": "num_inference_steps",

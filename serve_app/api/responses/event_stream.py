@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 KEEPALIVE_SECONDS = 15.0
 
-# A client that takes nothing for so long is gone, whatever its socket says.
+# A client that reads nothing for this long counts as gone, whatever its socket says.
 WRITE_SECONDS = 60.0
 
 LARGE_EVENTS: Final = ("image", "entry")
@@ -61,7 +61,7 @@ class EventStream(EventSourceResponse):
         self._events, self._source = events, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette's own way to notice a departure depends on the server's ASGI version; this one listens always.
+        # Starlette's own detection of disconnects depends on the server's ASGI version; this one always listens.
         entry = record_of(scope)
         async with aclosing(self._source):
             try:
@@ -86,7 +86,7 @@ class EventStream(EventSourceResponse):
                     number, (name, data) = numbered
                     if name == "error":
                         entry.code = data["error"]["code"]
-                    # With pictures it takes a while, and others would wait.
+                    # Encoding images takes a while, and would block the event loop.
                     encode = partial(_encode_event, number, name, data)
                     yield await asyncio.to_thread(encode) if name in LARGE_EVENTS else encode()
 
@@ -138,7 +138,7 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], enc
         if first is None:
             raise EngineStopped("the engine stopped before the request was finished")
     except BaseException:
-        # Left to the garbage collector, the generators within would be closed all at once, each by two.
+        # The garbage collector would close all the nested generators at once, each one twice.
         await events.aclose()
         raise
     name, entry = request.state.request_id, record_of(request.scope)
@@ -158,6 +158,6 @@ async def mark_silence(items: AsyncGenerator[T, None], patience: float) -> Async
             except StopAsyncIteration:
                 return
             finally:
-                # Cancelled and over before `items` is closed: a generator cannot be closed while it runs.
+                # Cancelled and awaited before `items` is closed: a generator cannot be closed while it runs.
                 await cancel_and_wait(coming)
             yield item

@@ -18,13 +18,13 @@ from serve_app.gateway.idempotency_store import IdempotentRequest, StoredRespons
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotent-Replayed"
 
-# As the draft has it, a string in quotes; or as everybody writes it, without.
+# A quoted string, as the draft requires, or without quotes, as is common.
 _KEY: Final = re.compile(r'"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]{1,255})')
 
-# Whoever is first has a picture to make.
+# The first request has an image to make.
 _CONFLICT_S: Final = 2
 
-# The same request may fare better the next time.
+# Retrying the same request may succeed.
 _NOT_FINAL: Final = frozenset((408, 409, 425, 429))
 
 

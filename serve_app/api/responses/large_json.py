@@ -8,7 +8,7 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-# As Starlette's own JSON answers; and for streams, whose readers take more for the end of a line than their writers.
+# The first as Starlette's JSON answers; the second for streams, whose readers may split lines at more characters.
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _ASCII_ENCODER: Final = json.JSONEncoder(allow_nan=False)
 
@@ -41,7 +41,7 @@ def encode_json(value: Any, *, ascii_only: bool = False) -> memoryview:
     encoded = bytearray()
     for text in (_ASCII_ENCODER if ascii_only else _ENCODER).iterencode(value):
         encoded += text.encode()
-    # Not copied once more, which nothing could interrupt.
+    # Not copied again: nothing could interrupt that.
     return memoryview(encoded)
 
 

@@ -72,7 +72,7 @@ _MASK_ALPHA = {
 }
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
-# What a door's form holds besides parameters, and which of it must be there.
+# The parts of an endpoint's form besides parameters, and which of them are required.
 _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyType(
     {
         "image-to-image": ({"init_image": _PICTURE, "fit": _FIT}, ("init_image",)),
@@ -109,7 +109,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
 def params_schema() -> dict[str, Any]:
     """The JSON schema of `GenerationParams`, with a description of every field."""
     schema = GenerationParams.model_json_schema()
-    # Inlined: a reference would point into a document of its own.
+    # Inlined: a reference would point into another document.
     definitions = schema.pop("$defs", {})
     schema["properties"]["controls"]["items"] = definitions.get("ControlSettings", {})
     for name, description in _FIELDS.items():

@@ -53,7 +53,7 @@ class StreamEncoder:
             case Preview(index=index, step=step, data=data):
                 return "preview", {"index": index, "step": step, "data": base64.b64encode(data).decode()}
             case ImageDone():
-                # The end needs to know that there is an image; the pixels need not wait for it.
+                # The last event needs to know that there is an image, but not its pixels.
                 self._images.append(replace(event, data=b""))
                 return "image", dict(image_answer(event))
             case ImageFailed():

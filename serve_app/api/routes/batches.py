@@ -97,7 +97,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
 
     Raises Problem if the batch itself is wrong or too large.
     """
-    # Before each is looked at: there may be hundreds of thousands.
+    # Before any is validated: there may be hundreds of thousands.
     _check_size(_count_entries_in(body), config.max_entries, "entries")
     try:
         batch = BatchBody.model_validate(body)
@@ -105,7 +105,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
         raise problem_of_errors(error, known=set(BatchBody.model_fields)) from None
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
     asked = BatchEntries({}, {})
-    # Of the first faults all is told; of the entries behind them what is first wrong with each.
+    # The first faults are reported in full; of the entries after them only each one's first fault.
     room = MAX_FAULTS
     use = read_cache_control(request)
     for index, entry in enumerate(batch.requests):
@@ -197,7 +197,7 @@ async def _encode_entries(
         await let_others_run()
     async with aclosing(outcomes):
         async for index, outcome in outcomes:
-            # Pictures become base64, which takes a while.
+            # In a thread: encoding images as base64 takes a while.
             yield await asyncio.to_thread(entry_answer, index, name, outcome)
 
 

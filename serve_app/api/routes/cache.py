@@ -11,7 +11,7 @@ from serve_app.store.redis import RedisGone
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["operations"])
 
-# Its breaker has opened, or soon will, and stays so for as long.
+# Redis's circuit breaker has opened, or soon will, and stays open for as long.
 _RETRY_S: Final = 5
 
 

@@ -11,7 +11,7 @@ from serve_app.api.responses.openapi import job_answers
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"], responses=job_answers())
 
 
-# As `x-request-id` may be, with the number of an entry behind it.
+# An `x-request-id`, optionally followed by the number of an entry.
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]+(:[0-9]+)?$", max_length=140)]
 
 

@@ -79,7 +79,7 @@ async def _encode_stream(
     before: dict[str, Any] = {}
     try:
         async for job in states:
-            # The job goes on while it is told of: what comes meanwhile is for the next turn.
+            # The job goes on meanwhile: read its state once, and leave later changes to the next one.
             summary, over = job_summary(job), job.over
             ended = list(enumerate(job.documents.values(), start=1))[seen:]
             if not before:

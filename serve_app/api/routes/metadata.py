@@ -91,5 +91,5 @@ def _bounds_of(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
     return found
 
 
-# A schema takes milliseconds to make.
+# Computed once: a schema takes milliseconds.
 _BOUNDS: Final = _bounds_of(GenerationParams.model_json_schema()["properties"])
