@@ -30,7 +30,7 @@ from serve_app.backends.routing import route_to
 from serve_app.config.deployments import DeploymentConfig
 from serve_app.config.server import AppConfig
 from serve_app.gateway.setup import make_gateway
-from serve_app.observability.logs import LOGGERS, hush_parsers
+from serve_app.observability.logs import LOGGERS, silence_parsers
 from serve_app.serving.ingress import Ingress
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def api_over(config: AppConfig, deployments: Sequence[RayBackend]) -> "FastAPI":
     from serve_app.store.redis import RedisTier
 
     speak_through_serve(*LOGGERS, level=config.logging.level)
-    hush_parsers()
+    silence_parsers()
     redis = None if config.redis is None else RedisTier(config.redis)
     quarantine = None if redis is None else RedisQuarantine(redis, QUARANTINE_SECONDS)
     backend = route_to(deployments, quarantine)

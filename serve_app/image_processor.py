@@ -1,4 +1,4 @@
-"""Pictures before and after generation, for Python callers: load, resize, masks, hints, finishing touches."""
+"""Prepares images for generation and finishes them, for Python callers: loading, resizing, masks, hints, touch-up."""
 
 import base64
 import binascii
@@ -22,106 +22,106 @@ Source = str | Path | bytes | Image.Image
 
 
 class ImageProcessor:
-    """All pictures it gives are new, RGB, and upright.
+    """Every image it returns is new, RGB, and upright.
 
-    Depth, pose and segmentation are estimated by networks, which are loaded into this process at their first use:
-    those of `annotators`, or the demo family's, which know the demo models' world and no photographs.
+    Depth, pose and segmentation are estimated by networks, which are loaded into this process at their first use: those
+    of `annotators`, or the demo family's, which know the demo models' world and no photographs.
     """
 
     def __init__(self, annotators: Annotators | None = None) -> None:
         self._annotators = Annotators(DEMO_ANNOTATORS) if annotators is None else annotators
 
     def load(self, source: Source) -> Image.Image:
-        """A picture from a path, a file's bytes, base64 (a data URL too) or another picture.
+        """Loads an image from a path, a file's bytes, base64 (also a data URL) or another image.
 
-        EXIF rotation is applied, 16 bits are scaled to 8, transparency becomes white. A string that names a file is a
-        path. Raises InvalidParameter for what is no PNG, JPEG or WebP, and FileNotFoundError for a `Path` that is not
-        there.
+        Applies EXIF rotation, scales 16 bits to 8, and puts transparency on white. A string that names a file is a
+        path. Raises InvalidParameter for anything but PNG, JPEG or WebP, and FileNotFoundError for a `Path` that does
+        not exist.
         """
-        return over_white(_layer(source, "image"))
+        return over_white(_load_layer(source, "image"))
 
     def load_mask(self, source: Source, mask_alpha: MaskAlpha | None = None) -> Image.Image:
-        """A mask as grey, white where it is painted anew, from whatever `load` takes.
+        """Loads a mask as grey, white where the image is repainted, from whatever `load` takes.
 
-        What transparency means is told in docs/pictures.md; `mask_alpha` says it where the colours leave it open.
-        Raises as `load` does.
+        docs/pictures.md explains what transparency means; `mask_alpha` decides it if the colours do not. Raises as
+        `load` does.
         """
-        return mask_of(_layer(source, "mask"), mask_alpha)
+        return mask_of(_load_layer(source, "mask"), mask_alpha)
 
     def resize(self, image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
-        """`image` at `width` x `height`: `cover` crops the middle, `pad` fills up, `stretch` distorts; `fit` keeps the
-        shape and stays within.
+        """Resizes `image` to `width` x `height`: `cover` crops to the middle, `pad` adds borders, `stretch` distorts;
+        `fit` keeps the shape and stays within.
         """
         return resize(to_rgb(image), width, height, fit)
 
     def create_mask(self, image: Image.Image, mask_type: str = "center", box: Box | None = None) -> Image.Image:
-        """A mask of the image's size, white where it is painted anew.
+        """Creates a mask of the image's size, white where the image is repainted.
 
         `mask_type`: center, full, border, top, bottom, left, right, top_left, top_right, bottom_left, bottom_right,
-        ellipse. A `box` (left, top, right, bottom as shares in [0, 1]) wins over it. Raises InvalidParameter.
+        ellipse. A `box` (left, top, right, bottom as fractions in [0, 1]) wins over it. Raises InvalidParameter.
         """
         return create_mask(image.width, image.height, mask_type, box)
 
     def apply_canny_edge_detection(
         self, image: Image.Image, low_threshold: int = LOW, high_threshold: int = HIGH
     ) -> Image.Image:
-        """The hint for a canny ControlNet: edges stronger than `high_threshold`, followed down to `low_threshold`."""
+        """Makes the hint for a canny ControlNet: edges above `high_threshold`, followed down to `low_threshold`."""
         picture = np.asarray(to_rgb(image), dtype=np.uint8)
         return Image.fromarray(detect_edges(picture, low_threshold, high_threshold))
 
     def apply_depth_estimation(self, image: Image.Image) -> Image.Image:
-        """The hint for a depth ControlNet, of the image's size: grey, near is bright.
+        """Makes the hint for a depth ControlNet, of the image's size: grey, near is bright.
 
-        This and the next two raise InvalidParameter where there is no annotator for the type or the image is smaller
-        than 64 pixels, and ModelLoadError where its network cannot be loaded.
+        This and the next two raise InvalidParameter if the type has no annotator or the image is smaller than 64
+        pixels, and ModelLoadError if its network cannot be loaded.
         """
-        return self._annotated(image, "depth")
+        return self._annotate(image, "depth")
 
     def apply_pose_estimation(self, image: Image.Image) -> Image.Image:
-        """The hint for a pose ControlNet, of the image's size: people as OpenPose's skeletons on black."""
-        return self._annotated(image, "pose")
+        """Makes the hint for a pose ControlNet, of the image's size: people as OpenPose skeletons on black."""
+        return self._annotate(image, "pose")
 
     def apply_segmentation(self, image: Image.Image) -> Image.Image:
-        """The hint for a segmentation ControlNet, of the image's size: what is where, in ADE20K's colours."""
-        return self._annotated(image, "segmentation")
+        """Makes the hint for a segmentation ControlNet, of the image's size: regions in ADE20K's colours."""
+        return self._annotate(image, "segmentation")
 
-    def _annotated(self, image: Image.Image, controlnet_type: str) -> Image.Image:
+    def _annotate(self, image: Image.Image, controlnet_type: str) -> Image.Image:
         picture = np.asarray(to_rgb(image), dtype=np.uint8)
         return Image.fromarray(self._annotators.of(controlnet_type)(picture))
 
     def sharpen(self, image: Image.Image, amount: float = 0.5, radius: float = 1.0) -> Image.Image:
-        """An unsharp mask: `amount` 0 changes nothing, 1 doubles what a blur of `radius` pixels takes away."""
+        """Applies an unsharp mask: `amount` 0 changes nothing, 1 doubles what a blur of `radius` pixels removes."""
         return to_rgb(image).filter(ImageFilter.UnsharpMask(radius=radius, percent=round(amount * 100), threshold=2))
 
     def adjust_contrast(self, image: Image.Image, factor: float = 1.1) -> Image.Image:
-        """Contrast times `factor`, around the picture's mean: 0 is grey, 1 changes nothing."""
+        """Multiplies contrast by `factor` around the image's mean: 0 is grey, 1 changes nothing."""
         return ImageEnhance.Contrast(to_rgb(image)).enhance(factor)
 
     def stretch_contrast(self, image: Image.Image, limit: float = 2.0) -> Image.Image:
-        """Local contrast evened out (CLAHE, Zuiderveld 1994) in lightness alone, so that colours stay."""
+        """Equalises local contrast (CLAHE, Zuiderveld 1994) in lightness alone, so that colours stay."""
         lab = cv2.cvtColor(np.asarray(to_rgb(image), dtype=np.uint8), cv2.COLOR_RGB2LAB)
         lab[:, :, 0] = cv2.createCLAHE(clipLimit=limit, tileGridSize=(8, 8)).apply(lab[:, :, 0])
         return Image.fromarray(np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8))
 
 
-def _layer(source: Source, field: str) -> Image.Image:
+def _load_layer(source: Source, field: str) -> Image.Image:
     if isinstance(source, Image.Image):
         return to_layer(source)
     if isinstance(source, bytes):
         return decode_layer(source, field)
-    if isinstance(source, Path) or _names_a_file(source):
+    if isinstance(source, Path) or _is_file(source):
         return decode_layer(Path(source).read_bytes(), field)
-    return decode_layer(_from_base64(source), field)
+    return decode_layer(_decode_base64(source), field)
 
 
-def _names_a_file(text: str) -> bool:
+def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
     except (OSError, ValueError):  # too long for a name, or with a null byte: base64, then
         return False
 
 
-def _from_base64(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     payload = text.partition(",")[2] if text.startswith("data:image/") else text
     try:
         return base64.b64decode("".join(payload.split()), validate=True)

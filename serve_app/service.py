@@ -29,7 +29,7 @@ from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.result import Result, decoded, encoded, result_of
+from serve_app.generation.result import Result, decode_image, result_of, to_png
 from serve_app.image_processor import ImageProcessor
 from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.health import Health, Status
@@ -180,7 +180,7 @@ class DiffusionService:
         self, init_image: Image.Image, params: GenerationParams, model_name: str | None = None, *, fit: Fit = "cover"
     ) -> list[Image.Image]:
         """`init_image` changed as the prompt says, as far as `params.strength` goes. Raises as text-to-image does."""
-        files = await asyncio.to_thread(lambda: Uploads(encoded(init_image), fit=fit, image_field="init_image"))
+        files = await asyncio.to_thread(lambda: Uploads(to_png(init_image), fit=fit, image_field="init_image"))
         return await self._pictures(params, model_name, files)
 
     async def inpaint_image(
@@ -199,7 +199,7 @@ class DiffusionService:
 
         Outside the mask the result is the image, resized where that was needed, to the byte.
         """
-        files = await asyncio.to_thread(lambda: Uploads(encoded(image), encoded(mask), mask_alpha=mask_alpha, fit=fit))
+        files = await asyncio.to_thread(lambda: Uploads(to_png(image), to_png(mask), mask_alpha=mask_alpha, fit=fit))
         return await self._pictures(params, model_name, files)
 
     async def generate_with_controlnet(
@@ -218,7 +218,7 @@ class DiffusionService:
         """
         controls = params.controls or (ControlSettings(type=controlnet_type),)
         params = params.model_copy(update={"controls": controls})
-        hint = await asyncio.to_thread(encoded, control_image)
+        hint = await asyncio.to_thread(to_png, control_image)
         return await self._pictures(params, model_name, Uploads(hints=(hint,), preprocess=preprocess, fit=fit))
 
     async def get_generation_stats(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class DiffusionService:
         result = await self.collect(await self.prepare(params, uploads=uploads))
         if result.failures:
             raise result.failures[0].error
-        return await asyncio.to_thread(lambda: [decoded(image) for image in result.images])
+        return await asyncio.to_thread(lambda: [decode_image(image) for image in result.images])
 
     async def _report(self) -> BackendReport | None:
         """None where the models cannot be loaded, or the backend cannot say."""

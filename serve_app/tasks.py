@@ -1,7 +1,8 @@
-"""Ending tasks so that they are over, whatever happens to whoever ends them.
+"""Cancels tasks so that they are over, even if the canceller is itself cancelled meanwhile.
 
-A client that leaves is often noticed twice, by its connection and by Ray, which cancels everything that was begun for
-it; so the wait for a cancelled task is itself cancelled. Whoever goes on then closes generators that still run.
+A disconnect is often noticed twice, by the connection and by Ray, which cancels everything that was started for the
+client; so the wait for a cancelled task is itself cancelled. Code that went on then would close generators that still
+run.
 """
 
 import asyncio
@@ -9,9 +10,9 @@ from typing import Any
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
-    """Cancels the tasks, and returns when they are over; what they failed with is nobody's any more.
+    """Cancels the tasks, returns when they are over, and discards their exceptions.
 
-    Being cancelled meanwhile is put off until then.
+    A cancellation of the caller is delayed until then.
     """
     for task in tasks:
         task.cancel()

@@ -1,4 +1,4 @@
-"""The HTTP application over a service. It only wires; it knows no Ray and can be served by any ASGI server."""
+"""The HTTP application over a service: wiring only. It imports no Ray, and any ASGI server can serve it."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from deployments.engine.protocol.errors import EngineError
 from serve_app.api.exchange import CLIENT_LEFT, exchange_of
-from serve_app.api.garbage_collection import collect_seldom
+from serve_app.api.garbage_collection import tune_garbage_collector
 from serve_app.api.middleware.access_log import AccessLog
 from serve_app.api.middleware.authentication import Authentication
 from serve_app.api.middleware.host_check import HostCheck
@@ -25,7 +25,7 @@ from serve_app.api.middleware.request_id import RequestId
 from serve_app.api.middleware.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
-from serve_app.api.parsing.validation import fault_of, invalid
+from serve_app.api.parsing.validation import fault_of, problem_of_faults
 from serve_app.api.problems import Problem, http_problem, problem_of
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadata, operations
@@ -41,8 +41,8 @@ from serve_app.service import DiffusionService
 
 log = logging.getLogger(__name__)
 
-NO_SETTINGS: Final = JobsConfig()
-OPEN: Final = Gateway()
+DEFAULT_JOBS: Final = JobsConfig()
+OPEN_GATEWAY: Final = Gateway()
 
 _ROUTERS: Final = (
     generate.router,
@@ -64,16 +64,16 @@ def create_api(
     max_upload_bytes: int = MAX_UPLOAD_BYTES,
     max_uploads_in_flight_bytes: int = MAX_UPLOADS_IN_FLIGHT_BYTES,
     log_prompts: bool = False,
-    gateway: Gateway = OPEN,
-    jobs_config: JobsConfig = NO_SETTINGS,
+    gateway: Gateway = OPEN_GATEWAY,
+    jobs_config: JobsConfig = DEFAULT_JOBS,
     job_store: JobStore | None = None,
 ) -> FastAPI:
-    """The application. A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`.
+    """Returns the HTTP application over `service`, which whoever created it also closes.
 
-    All forms that have not been answered yet may have `max_uploads_in_flight_bytes` together.
-    Each request is a line in the log of `serve_app.api.middleware.access_log`, with its prompt if `log_prompts`.
-    `gateway` says who may ask, and how much. Jobs are kept in `job_store`, or else in this process.
-    Whoever made `service` closes it.
+    A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`, and all forms still being
+    answered `max_uploads_in_flight_bytes` together.
+    `serve_app.api.middleware.access_log` logs each request as one line, with its prompt if `log_prompts`.
+    `gateway` decides who may ask for how much. Jobs are kept in `job_store`, or in this process without one.
     """
     app = FastAPI(
         title="Darkroom",
@@ -81,9 +81,9 @@ def create_api(
         version=darkroom_version(),
         lifespan=_lifespan,
         redirect_slashes=False,
-        # Its records of validation errors would hold what callers sent. Spans and metrics do not.
+        # Its log records of validation errors would contain callers' input. Spans and metrics do not.
         telemetry={"logs": False},
-        # It asks nobody for anything: the documentation's pages offer to give a key because of it.
+        # Checks nothing itself: it makes the documentation pages offer to enter a key.
         dependencies=[] if gateway.keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
@@ -98,7 +98,7 @@ def create_api(
         MethodHandling, routes=[*documentation, *(route for router in _ROUTERS for route in router.routes)]
     )
     app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
-    # Each is around those before it: whom it is for, who asks, whether it may now, whether there is room.
+    # Each wraps those before it. In order of execution: host, key, limits, room for uploads.
     if gateway.limits is not None:
         app.add_middleware(RateLimiting, limits=gateway.limits)
     if gateway.keys is not None:
@@ -108,11 +108,11 @@ def create_api(
     app.add_middleware(MemoryRelease)
     app.add_middleware(RequestId)
     app.add_middleware(AccessLog, prompts=log_prompts)
-    app.add_exception_handler(EngineError, _engine_error)
-    app.add_exception_handler(Problem, _problem)
-    app.add_exception_handler(RequestValidationError, _invalid_query)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(EngineError, _answer_engine_error)
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_query)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientDisconnect, _answer_client_left)
     return app
 
 
@@ -120,14 +120,14 @@ def create_api(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.start()
     app.state.jobs.start()
-    # It takes a while, which whoever asks for it first would make all others wait.
+    # Generated and cached now: it takes a while, and would hold up all others at the first request for it.
     app.openapi()
-    collect_seldom()
+    tune_garbage_collector()
     yield
     await app.state.jobs.stop()
 
 
-async def _engine_error(request: Request, error: Exception) -> Response:
+async def _answer_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     problem = problem_of(error)
     if problem.status >= 500:
@@ -135,23 +135,23 @@ async def _engine_error(request: Request, error: Exception) -> Response:
     return problem.response(exchange_of(request.scope).request_id)
 
 
-async def _problem(request: Request, error: Exception) -> Response:
+async def _answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return error.response(exchange_of(request.scope).request_id)
 
 
-async def _invalid_query(request: Request, error: Exception) -> Response:
+async def _answer_invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # FastAPI puts where it looked, "query", before the name.
+    # FastAPI puts the location, "query", before the name.
     faults = tuple(fault_of({**detail, "loc": detail["loc"][1:]}, "?{}") for detail in error.errors())
-    return invalid(faults, len(faults)).response(exchange_of(request.scope).request_id)
+    return problem_of_faults(faults, len(faults)).response(exchange_of(request.scope).request_id)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return http_problem(error.status_code, error.headers).response(exchange_of(request.scope).request_id)
 
 
-async def _client_left(_request: Request, _: Exception) -> Response:
-    # The answer reaches nobody.
+async def _answer_client_left(_request: Request, _: Exception) -> Response:
+    # Nobody receives this answer.
     return Response(status_code=CLIENT_LEFT)

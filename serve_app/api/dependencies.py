@@ -1,4 +1,4 @@
-"""What routes depend on: the service and the jobs of the application that they belong to."""
+"""The FastAPI dependencies of the routes: the application's service and its jobs."""
 
 from typing import Annotated
 
@@ -9,12 +9,12 @@ from serve_app.service import DiffusionService
 
 
 def service_of(request: Request) -> DiffusionService:
-    """The service that this application was made for."""
+    """The service that this application was created for."""
     service: DiffusionService = request.app.state.service
     return service
 
 
-Service = Annotated[DiffusionService, Depends(service_of)]
+ServiceDep = Annotated[DiffusionService, Depends(service_of)]
 
 
 def jobs_of(request: Request) -> Jobs:
@@ -23,4 +23,4 @@ def jobs_of(request: Request) -> Jobs:
     return jobs
 
 
-JobsHere = Annotated[Jobs, Depends(jobs_of)]
+JobsDep = Annotated[Jobs, Depends(jobs_of)]

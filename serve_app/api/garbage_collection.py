@@ -1,7 +1,7 @@
-"""How Python's garbage collector behaves in a process that serves: it walks through what is new, and seldom.
+"""Tunes Python's garbage collector for a process that serves: it runs seldom, and looks at new objects only.
 
-A full collection stops every thread, and takes as long as there are objects: a tenth of a second for what is imported
-alone. A request of many values would have several of them.
+A full collection stops every thread for as long as there are objects to visit: a tenth of a second for the imported
+modules alone. A request with many values would cause several of them.
 """
 
 import gc
@@ -10,8 +10,8 @@ from typing import Final
 _THRESHOLDS: Final = (50_000, 20, 50)
 
 
-def collect_seldom() -> None:
-    """To be called once, when all is there that will stay: that much is never looked through again."""
+def tune_garbage_collector() -> None:
+    """Exempts all present objects from collection and raises the thresholds. Call it once, when start-up is over."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)

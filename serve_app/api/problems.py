@@ -1,7 +1,7 @@
-"""How an error looks over HTTP: one table from error class to status, and one body for all of them.
+"""Errors over HTTP: one table from error class to status, and one body for all of them.
 
-The body is problem+json (RFC 9457) with an `error` object as OpenAI's clients expect it. It never holds what the caller
-sent, a path, or the text of another library.
+The body is problem+json (RFC 9457) with an `error` object as OpenAI's clients expect it. It never contains the caller's
+input, a path, or another library's text.
 """
 
 import math
@@ -31,16 +31,16 @@ from serve_app.api.exchange import exchange_of
 
 MEDIA_TYPE = "application/problem+json"
 
-# nginx's, and what gRPC's CANCELLED is over HTTP. No client repeats it unasked.
+# As in nginx, and gRPC's CANCELLED over HTTP. No client retries it by itself.
 CLIENT_CLOSED = 499
 
-# An estimate of more than this is not worth much: the queue will have changed, or the replicas' number.
+# A longer estimate is worthless: the queue, or the number of replicas, will have changed by then.
 MAX_RETRY_AFTER = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with a request. `pointer` is a JSON pointer into the body, or `?name` for a query parameter."""
+    """One mistake in a request. `pointer` is a JSON pointer into the body, or `?name` for a query parameter."""
 
     pointer: str
     code: str
@@ -48,7 +48,7 @@ class Fault:
 
 
 class Problem(Exception):
-    """An answer that is an error. `param` is the public name of the field that is to blame, where there is one."""
+    """An error answer. `param` is the public name of the offending field, if there is one."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Problem(Exception):
         """The problem+json object."""
         return {
             "type": f"urn:darkroom:problem:{self.code}",
-            "title": _title(self.status),
+            "title": _title_of(self.status),
             "status": self.status,
             "detail": self.message,
             "instance": f"urn:darkroom:request:{request_id}",
@@ -88,8 +88,8 @@ class Problem(Exception):
             "retryable": self.retryable,
         }
 
-    def within(self, place: str) -> "Problem":
-        """The same problem where the body that it is about stands at `place` in a larger one."""
+    def relocate(self, place: str) -> "Problem":
+        """The same problem, where the body that it is about is nested at `place` in a larger one."""
         param = f"{place}/{self.param}" if self.param else place
         faults = tuple(
             replace(fault, pointer=f"#/{place}{fault.pointer.removeprefix('#').rstrip('/')}") for fault in self.faults
@@ -99,12 +99,12 @@ class Problem(Exception):
         return moved
 
     def response(self, request_id: str) -> "ProblemResponse":
-        """The whole answer."""
+        """The complete response."""
         return ProblemResponse(self, request_id)
 
 
 class ProblemResponse(JSONResponse):
-    """A problem on its way to the caller, which also leaves its code for the log, whoever sends it."""
+    """Sends a problem, and leaves its code in the request's record for the log, whoever sends it."""
 
     def __init__(self, problem: Problem, request_id: str) -> None:
         super().__init__(problem.body(request_id), problem.status, problem.headers, MEDIA_TYPE)
@@ -117,9 +117,9 @@ class ProblemResponse(JSONResponse):
 
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
-    """How a class of errors is told. `message` replaces the error's own where that one is for operators only.
+    """How a class of errors is answered. `message` replaces the error's own where that one is for operators only.
 
-    `retry_after` (seconds) is for an error that does not know it better.
+    `retry_after` (seconds) applies where the error itself does not know better.
     """
 
     status: int
@@ -127,7 +127,7 @@ class ErrorRule:
     message: str | None = None
 
 
-# The nearest class in the error's own ancestry counts.
+# The nearest class in the error's MRO applies.
 RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
     {
         InvalidParameter: ErrorRule(422),
@@ -136,10 +136,10 @@ RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
         EngineStopped: ErrorRule(503, retry_after=5),
         DeadlineExceeded: ErrorRule(504),
         Cancelled: ErrorRule(CLIENT_CLOSED),
-        # It is the size that was asked for that this server cannot do; a smaller one may fit.
+        # The requested size is too large for this server; a smaller one may fit.
         DoesNotFit: ErrorRule(422),
-        # The request's own content is refused, so 4xx; not 409 or 429, which clients repeat unasked, nor 403, for which
-        # they look for other credentials.
+        # The request's own content is refused, so 4xx; not 409 or 429, which clients retry by themselves, nor 403,
+        # which makes them look for other credentials.
         Quarantined: ErrorRule(422),
         ModelLoadError: ErrorRule(503, message="the model could not be loaded; the server's log says why"),
         GenerationFailed: ErrorRule(500),
@@ -149,7 +149,7 @@ RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
 
 
 def problem_of(error: EngineError) -> Problem:
-    """`error` as an answer."""
+    """`error` as an error answer."""
     rule = next(RULES[kind] for kind in type(error).__mro__ if kind in RULES)
     message = rule.message or error.message
     field = error.field if isinstance(error, InvalidParameter) else None
@@ -160,27 +160,27 @@ def problem_of(error: EngineError) -> Problem:
     return Problem(rule.status, error.code, message, param=field, faults=faults, retry_after=retry_after)
 
 
-def _title(status: int) -> str:
+def _title_of(status: int) -> str:
     return "Client Closed Request" if status == CLIENT_CLOSED else HTTPStatus(status).phrase
 
 
 def whole_seconds(estimate: float) -> int:
-    """An estimate as `Retry-After` says it: rounded up, and within bounds that make sense to wait."""
+    """Rounds an estimate up to whole seconds for `Retry-After`, within 1 and `MAX_RETRY_AFTER`."""
     return math.ceil(min(MAX_RETRY_AFTER, max(1, estimate)))
 
 
 def internal_error() -> Problem:
-    """The answer to everything that nobody expected; the log has the rest, under the same request id."""
+    """The answer to an unexpected error; the log has the details under the same request id."""
     return Problem(500, "internal_error", "something went wrong here; quote the request id when you report it")
 
 
 def pointer_to(field: str | None) -> str:
-    """The JSON pointer to a field of the body, given as its path, or to the body itself."""
+    """The JSON pointer to a field of the body, given by its path, or to the whole body."""
     return f"#/{field}" if field else "#"
 
 
 def http_problem(status: int, headers: Mapping[str, str] | None) -> Problem:
-    """The answer where HTTP itself is to blame: no such route, a wrong method. Keeps `Allow`."""
+    """The answer to an error of HTTP itself: an unknown route, a wrong method. Keeps `Allow`."""
     code, message = {
         404: ("not_found", "there is no such endpoint"),
         405: ("method_not_allowed", "this endpoint does not know that method"),

@@ -1,4 +1,4 @@
-"""What a caller needs for each route, where keys are configured: nothing, any key, or a key with a scope."""
+"""The access that each route needs where keys are configured: none, any key, or a key with a scope."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,7 +13,7 @@ _ADS: Final = "/ads/v2/diffusion"
 
 RULES: Final[Mapping[str, Need]] = MappingProxyType(
     {
-        # Orchestrators and load balancers have no keys, and these say nothing worth keeping.
+        # Orchestrators and load balancers have no keys, and these answers are no secret.
         "/livez": "nothing",
         "/readyz": "nothing",
         f"{_ADS}/health": "nothing",
@@ -40,18 +40,18 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
         "/metrics": "operate",
     }
 )
-"""By path, for every method. A route without a rule is a mistake, which a test finds."""
+"""By path, for every method. A route without a rule is a mistake; a test finds it."""
 
 
-async def _nowhere(_: Any) -> None:
-    """Never called: routes are only used to match paths, exactly as the router will."""
+async def _never_called(_: Any) -> None:
+    """Stands in for endpoints: these routes only match paths, exactly as the router will."""
 
 
-_ROUTES: Final = tuple((Route(path, _nowhere), need) for path, need in RULES.items())
+_ROUTES: Final = tuple((Route(path, _never_called), need) for path, need in RULES.items())
 
 
 def need_of(scope: Scope) -> Need:
-    """What the request with that ASGI scope needs. That there is no such path is told to callers with a key."""
+    """The access that the request with that ASGI scope needs. Unknown paths need a key: only key holders get a 404."""
     for route, need in _ROUTES:
         if route.matches(scope)[0] is not Match.NONE:
             return need
@@ -59,5 +59,5 @@ def need_of(scope: Scope) -> Need:
 
 
 def asks_for_work(scope: Scope) -> bool:
-    """Whether the request is one for images."""
+    """Whether the request asks for images."""
     return scope["type"] == "http" and scope["method"] == "POST" and need_of(scope) == "generate"

@@ -26,7 +26,7 @@ class RunningRequests:
         self._running: dict[CancelSignal, tuple[str, str]] = {}
 
     @contextmanager
-    def named(self, name: str, tenant: str) -> Iterator[CancelSignal]:
+    def track(self, name: str, tenant: str) -> Iterator[CancelSignal]:
         """Registers a name for as long as this lasts, and gives the signal that `cancel` sets."""
         signal: CancelSignal = asyncio.get_running_loop().create_future()
         self._running[signal] = (name, tenant)
@@ -53,7 +53,7 @@ class CancellableBackend(Layer):
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The events of `inner` up to their end, or to a `Failed` when the request is cancelled."""
-        with self._running.named(request.name, request.tenant) as signal:
+        with self._running.track(request.name, request.tenant) as signal:
             async with aclosing(self.inner.generate(request)) as events:
                 while (event := await _next_or_cancelled(signal, request, events)) is not None:
                     yield event

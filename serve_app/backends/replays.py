@@ -28,7 +28,7 @@ from deployments.engine.protocol.request import Request
 from serve_app.backends.layer import Layer
 from serve_app.backends.protocol import Backend
 from serve_app.backends.redis_quarantine import RedisQuarantine
-from serve_app.generation.fingerprint import canonical, hash_of, work_of
+from serve_app.generation.fingerprint import canonical_json, hash_of, work_of
 
 log = logging.getLogger(__name__)
 
@@ -167,4 +167,4 @@ def loss_of(event: Event) -> EngineStopped | None:
 
 def fingerprint(request: Request) -> str:
     """Hashes what the request makes an engine do: equal for equal work, whoever asks and under whichever id."""
-    return hash_of(canonical(work_of(request) | {"previews": request.previews}).encode())
+    return hash_of(canonical_json(work_of(request) | {"previews": request.previews}).encode())

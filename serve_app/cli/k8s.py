@@ -1,14 +1,14 @@
-"""`darkroom k8s`: manifests from the configuration, and whether an overlay is one that a cluster would run."""
+"""`darkroom k8s`: renders manifests from the configuration, and checks whether a cluster would run an overlay."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serve_app.cli.generate import EXIT_FAILED, EXIT_USAGE, failed
+from serve_app.cli.exits import EXIT_FAILED, EXIT_USAGE, exit_with
 from serve_app.config.errors import ConfigError
-from serve_app.kubernetes.manifests import Unbuildable, built
-from serve_app.kubernetes.rendering import rendered
+from serve_app.kubernetes.manifests import Unbuildable, build
+from serve_app.kubernetes.rendering import render_files
 
 app = typer.Typer(help="Manifests for KubeRay.", no_args_is_help=True)
 
@@ -22,16 +22,16 @@ def render(
 ) -> None:
     """Write what the manifests say of the application, from each overlay's `darkroom.yaml`."""
     try:
-        files = dict(rendered(folder))
+        files = dict(render_files(folder))
     except ConfigError as error:
-        raise failed(str(error), EXIT_USAGE) from None
+        raise exit_with(str(error), EXIT_USAGE) from None
     stale = [file for file, text in files.items() if not file.is_file() or file.read_text() != text]
     for file in stale:
         print(f"{file} {'is not' if check else 'now is'} what the configuration says")
         if not check:
             file.write_text(files[file])
     if check and stale:
-        raise failed("run `darkroom k8s render`", EXIT_FAILED)
+        raise exit_with("run `darkroom k8s render`", EXIT_FAILED)
 
 
 @app.command()
@@ -41,15 +41,15 @@ def check(
 ) -> None:
     """Look for what a cluster would refuse, or accept and never make ready. Needs `pip install 'darkroom[k8s]'`."""
     try:
-        from serve_app.kubernetes.checks import faults
+        from serve_app.kubernetes.checks import find_faults
     except ImportError:
-        raise failed("this needs more packages: pip install 'darkroom[k8s]'", EXIT_USAGE) from None
+        raise exit_with("this needs more packages: pip install 'darkroom[k8s]'", EXIT_USAGE) from None
     try:
-        found = list(faults(built(overlay), crd))
+        found = list(find_faults(build(overlay), crd))
     except Unbuildable as error:
-        raise failed(str(error), EXIT_USAGE) from None
+        raise exit_with(str(error), EXIT_USAGE) from None
     for fault in found:
         print(fault)
     if found:
-        raise failed(f"{len(found)} of these must be put right", EXIT_FAILED)
+        raise exit_with(f"{len(found)} of these must be put right", EXIT_FAILED)
     print("nothing is wrong, as far as can be seen without a cluster")

@@ -1,4 +1,4 @@
-"""`darkroom keys`: the commands about API keys."""
+"""`darkroom keys`: the commands for API keys."""
 
 import secrets
 from typing import Annotated
@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from serve_app.cli.generate import EXIT_USAGE, failed
-from serve_app.config.errors import complaints
-from serve_app.gateway.api_keys import Key, drawn_key, hash_of
+from serve_app.cli.exits import EXIT_USAGE, exit_with
+from serve_app.config.errors import describe_errors
+from serve_app.gateway.api_keys import Key, generate_key, hash_of
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
@@ -26,7 +26,7 @@ def new(
     id: Annotated[str | None, typer.Option(help="Its name in the file and in logs; made up if not given.")] = None,
 ) -> None:
     """Draw a key. Prints the key, this once, and below it the line for the file of keys, which has its hash only."""
-    key = drawn_key()
+    key = generate_key()
     try:
         entry = Key.model_validate(
             {
@@ -38,7 +38,7 @@ def new(
             }
         )
     except ValidationError as error:
-        raise failed(next(complaints(error)), EXIT_USAGE) from None
+        raise exit_with(next(describe_errors(error)), EXIT_USAGE) from None
     typer.secho("The key, for its user; nobody can show it again. Then the line for the file of keys:", err=True)
     print(key)
-    print(entry.line())
+    print(entry.to_line())

@@ -1,4 +1,4 @@
-"""The command line. Errors are one line; exit codes are in `--help`."""
+"""The `darkroom` command. Errors are one line; exit codes are in `--help`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.registry import check_source, with_known_size
 from serve_app.cli import batch, generate, keys
 from serve_app.cli import k8s as kubernetes_commands
-from serve_app.cli.generate import EXIT_USAGE, failed
+from serve_app.cli.exits import EXIT_USAGE, exit_with
 from serve_app.config.deployments import IngressConfig
-from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.server import AppConfig, load_config
 from serve_app.gateway.hosts import EVERY_ADDRESS
 from serve_app.gateway.setup import check_gateway
 from serve_app.launch import launcher
-from serve_app.serving.node_environment import head_timeout_s
+from serve_app.serving.node_environment import read_head_timeout_s
 
 app = typer.Typer(
     name="darkroom",
@@ -44,20 +44,20 @@ def serve(
     ] = None,
 ) -> None:
     """Serve in the foreground until Ctrl-C. Exit codes: 1 it could not run, 2 port or configuration are wrong."""
-    settings = _settings(config)
+    settings = _read_config(config)
     if without_keys and settings.keys is not None:
-        raise failed("--without-keys, but the configuration has `keys`", EXIT_USAGE)
+        raise exit_with("--without-keys, but the configuration has `keys`", EXIT_USAGE)
     settings = settings.model_copy(update={"without_keys": without_keys or settings.without_keys})
-    settings = _with_hosts(settings, host, allow_host or [])
+    settings = _add_hosts(settings, host, allow_host or [])
     try:
         check_gateway(settings, host)
-        head_timeout_s()
+        read_head_timeout_s()
     except (ConfigError, ValueError) as error:
-        raise failed(str(error), EXIT_USAGE) from None
+        raise exit_with(str(error), EXIT_USAGE) from None
     try:
         launcher.serve(settings, host, port, say=lambda line: print(line, flush=True))
     except launcher.LaunchError as error:
-        raise failed(str(error), error.exit_code) from None
+        raise exit_with(str(error), error.exit_code) from None
 
 
 @app.command()
@@ -67,24 +67,24 @@ def fetch(
     check: Annotated[bool, typer.Option("--check", help="Only ask the hub for each row: fetch no weights.")] = False,
 ) -> None:
     """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
-    # Heavy, and only for this.
+    # Imported here because it is slow, and only this needs it.
     from deployments.weights import fetching, lookup
 
-    settings = _settings(config)
+    settings = _read_config(config)
     hosted = [
         (spec, "cuda" if deployment.num_gpus else "cpu", deployment.dtype)
         for deployment in settings.deployments
         for spec in settings.specs_of(deployment)
     ]
     if check:
-        answers = list(_told(lookup.look_up(hosted, settings.annotators.specs())))
+        answers = list(_print_answers(lookup.look_up(hosted, settings.annotators.specs())))
         if wrong := answers.count(False):
-            raise failed(f"{wrong} of {len(answers)} rows cannot be loaded")
+            raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
     try:
         fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
     except ModelLoadError as error:
-        raise failed(error.message) from None
+        raise exit_with(error.message) from None
 
 
 @app.command()
@@ -100,22 +100,22 @@ def convert(
     ] = "",
 ) -> None:
     """Make a folder of safetensors out of pickled weights or a single file. Exit codes: 1 refused, 2 wrongly asked."""
-    # Heavy, and only for this.
+    # Imported here because it is slow, and only this needs it.
     from deployments.weights import conversion
 
     if prediction_type not in ("", "epsilon", "v_prediction"):
-        raise failed("--prediction-type must be epsilon or v_prediction", EXIT_USAGE)
+        raise exit_with("--prediction-type must be epsilon or v_prediction", EXIT_USAGE)
     try:
         conversion.convert(source, folder, revision, conversion.Settings(config, prediction_type))
     except ModelLoadError as error:
-        raise failed(error.message) from None
+        raise exit_with(error.message) from None
     except OSError as error:
-        raise failed(f"the folder could not be written: {error.strerror}") from None
+        raise exit_with(f"the folder could not be written: {error.strerror}") from None
     print(f"{folder} is ready: set it as `source`")
 
 
-def _told(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
-    """Says each line when it is known."""
+def _print_answers(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
+    """Prints each line as soon as it is known."""
     for line, fine in answers:
         print(f"{'ok   ' if fine else 'WRONG'} {line}", flush=True)
         yield fine
@@ -129,20 +129,20 @@ app.add_typer(batch.jobs, name="jobs")
 app.add_typer(kubernetes_commands.app, name="k8s")
 
 
-def _with_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
-    """`settings`, with the names from the command line. Where names count, the address that it listens on is one."""
+def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig:
+    """Returns `settings` with the names from the command line, and the bound address if names are restricted."""
     named = [*settings.ingress.hosts, *allowed]
     if (named or settings.keys is None) and bound not in EVERY_ADDRESS:
         named.append(bound.partition("%")[0])
     try:
         ingress = IngressConfig.model_validate(settings.ingress.model_dump(exclude_unset=True) | {"hosts": named})
     except ValidationError as error:
-        raise failed(f"--allow-host: {next(complaints(error)).partition(': ')[2]}", EXIT_USAGE) from None
+        raise exit_with(f"--allow-host: {next(describe_errors(error)).partition(': ')[2]}", EXIT_USAGE) from None
     return settings.model_copy(update={"ingress": ingress})
 
 
-def _settings(config: str) -> AppConfig:
-    """The configuration, with models and annotators whose files can be expected to be there."""
+def _read_config(config: str) -> AppConfig:
+    """Loads the configuration, and checks that its models' and annotators' files can be expected to exist."""
     try:
         settings = load_config(config)
         for deployment in settings.deployments:
@@ -152,7 +152,7 @@ def _settings(config: str) -> AppConfig:
         for kind, annotator in settings.annotators.specs().items():
             check_annotator(kind, annotator)
     except (ConfigError, ModelLoadError) as error:
-        raise failed(str(error), EXIT_USAGE) from None
+        raise exit_with(str(error), EXIT_USAGE) from None
     return settings
 
 

@@ -1,4 +1,4 @@
-"""One request, to a server or to an engine in this process, shown as it goes, and kept as files."""
+"""Runs one request, on a server or in this process, and shows its progress on the terminal."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from deployments.engine.protocol.errors import EngineError, InvalidParameter, Un
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams, OutputFormat
 from serve_app.client import DarkroomClient, DarkroomError, ServedImage, ServerEvent
-from serve_app.config.errors import nearest
+from serve_app.config.errors import suggest
 from serve_app.config.server import AppConfig
 from serve_app.service import DiffusionService
 
@@ -26,7 +26,7 @@ FORMATS: Mapping[str, OutputFormat] = {".png": "png", ".webp": "webp", ".jpg": "
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`done` of `total` steps; `position` requests come first while none is done."""
+    """`done` of `total` steps; `position` is the number of requests ahead while none is done."""
 
     done: int
     total: int
@@ -34,7 +34,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class FinishedImage:
     """A finished image, as a file's content."""
 
     index: int
@@ -44,17 +44,17 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image that could not be made, though others may be."""
+    """An image that failed, though others may not have."""
 
     index: int
     message: str
 
 
-ProgressEvents = Iterator[Step | Picture | Failure]
+ProgressEvents = Iterator[Step | FinishedImage | Failure]
 
 
 def output_format(output: Path) -> OutputFormat:
-    """The format that the file's name asks for. Raises InvalidParameter where that is none, or has nowhere to go."""
+    """The format that the file's name asks for. Raises InvalidParameter if there is none, or no such folder."""
     if output.suffix.lower() not in FORMATS:
         raise InvalidParameter("output", f"must end in one of {', '.join(FORMATS)}, got {output.name!r}")
     if not output.absolute().parent.is_dir():
@@ -62,21 +62,21 @@ def output_format(output: Path) -> OutputFormat:
     return FORMATS[output.suffix.lower()]
 
 
-def from_server(
+def stream_from_server(
     url: str, params: GenerationParams, uploads: Uploads | None = None, api_key: str | None = None
 ) -> ProgressEvents:
-    """The request's life as the server at `url` streams it. Raises EngineError."""
+    """Yields the request's progress as the server at `url` streams it. Raises EngineError."""
     check_url(url)
     try:
         with DarkroomClient(url, api_key=api_key) as client:
             for event in client.stream(params, uploads=uploads):
                 yield from _from_server_event(event)
     except DarkroomError as error:
-        raise _explained(error, url) from None
+        raise _explain(error, url) from None
 
 
 def check_url(url: str) -> None:
-    """Raises InvalidParameter unless `url` is where a server could be."""
+    """Raises InvalidParameter unless `url` could be a server's."""
     try:
         parts = urlsplit(url)
         fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -86,20 +86,22 @@ def check_url(url: str) -> None:
         raise InvalidParameter("url", f"must be like http://127.0.0.1:8000, got {url!r}")
 
 
-def local_service(config: AppConfig, model: str | None) -> DiffusionService:
-    """A service in this process with that model only, set up as in `config`. Raises EngineError."""
+def create_local_service(config: AppConfig, model: str | None) -> DiffusionService:
+    """Creates a service in this process with that model only, set up as in `config`. Raises EngineError."""
     specs = [(deployment, spec) for deployment in config.deployments for spec in config.specs_of(deployment)]
     for deployment, spec in specs:
         if model is None or spec.answers_to(model):
             options = deployment.engine_config().options
             return DiffusionService(models=[spec], annotators=config.annotators.specs(), **options)
     known = [name for _, spec in specs for name in (spec.name, *spec.aliases)]
-    raise UnknownModel("model_name", f"there is no such model{nearest(model, known)}")
+    raise UnknownModel("model_name", f"there is no such model{suggest(model, known)}")
 
 
-def from_engine(service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None) -> ProgressEvents:
-    """The request's life in an engine of this process. Raises EngineError. Closes `service`."""
-    # Read by OpenMP when torch is imported: threads that wait by spinning take the cores from everything else.
+def run_in_process(
+    service: DiffusionService, params: GenerationParams, uploads: Uploads | None = None
+) -> ProgressEvents:
+    """Yields the request's progress in an engine of this process. Raises EngineError. Closes `service`."""
+    # OpenMP reads it when torch is imported: threads that spin while they wait take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
@@ -113,20 +115,20 @@ def from_engine(service: DiffusionService, params: GenerationParams, uploads: Up
             runner.run(stack.aclose())
 
 
-def watch(life: ProgressEvents, what: str, console: Console) -> Iterator[Picture | Failure]:
-    """Shows a bar on a terminal until the request is over; gives its images as they come."""
+def show_progress(events: ProgressEvents, what: str, console: Console) -> Iterator[FinishedImage | Failure]:
+    """Shows a progress bar on a terminal until the request is over; yields its images as they come."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, state="starting")
-        for item in life:
+        for item in events:
             if isinstance(item, Step):
                 _show(bar, task, item)
             else:
                 yield item
 
 
-def path_of(picture: Picture, output: Path, *, numbered: bool) -> Path:
-    """The file for a picture: `output` itself, or numbered beside it."""
+def path_of(picture: FinishedImage, output: Path, *, numbered: bool) -> Path:
+    """The file for an image: `output` itself, or one numbered beside it."""
     return output.with_stem(f"{output.stem}-{picture.index}") if numbered else output
 
 
@@ -142,12 +144,12 @@ def _from_server_event(event: ServerEvent) -> ProgressEvents:
             yield Step(event.data["step"], event.data["steps"], event.data["position"])
         case "image":
             image = ServedImage.from_json(event.data)
-            yield Picture(image.index, image.seed, image.data)
+            yield FinishedImage(image.index, image.seed, image.data)
         case "failed":
             yield Failure(event.data["index"], event.data["message"])
 
 
-def _explained(error: DarkroomError, url: str) -> EngineError:
+def _explain(error: DarkroomError, url: str) -> EngineError:
     if error.code == "unreachable":
         return EngineError(f"no server answers at {url}; start one with `make serve`, or make it here with --local")
     return InvalidParameter(error.field, error.message) if error.field else EngineError(error.message)
@@ -163,7 +165,7 @@ def _from_engine_event(event: engine_events.Event) -> ProgressEvents:
         case engine_events.Progress():
             yield Step(event.step, event.steps, event.position)
         case engine_events.ImageDone():
-            yield Picture(event.index, event.seed, event.data)
+            yield FinishedImage(event.index, event.seed, event.data)
         case engine_events.ImageFailed():
             yield Failure(event.index, event.error.message)
         case engine_events.Failed():

@@ -1,4 +1,4 @@
-"""What a server has answered, for the client: images, entries of batches, and errors."""
+"""A server's answers, for the client: images, entries of batches, and errors."""
 
 import base64
 import io
@@ -10,9 +10,9 @@ from PIL import Image
 
 
 class DarkroomError(Exception):
-    """The server refused or failed, or there is none: then `status` is 0 and `code` says how (`unreachable`).
+    """The server refused or failed, or could not be reached: then `status` is 0 and `code` says how (`unreachable`).
 
-    `field` names the parameter that is to blame, where there is one. `retryable`: the same request may succeed later.
+    `field` names the offending parameter, if there is one. `retryable`: the same request may succeed later.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ServedImage:
 
     @classmethod
     def from_json(cls, image: Mapping[str, Any], data: bytes | None = None) -> "ServedImage":
-        """From an entry of an answer's `images`, or from the data of an `image` event; `data` where it came apart."""
+        """Reads an entry of an answer's `images`, or the data of an `image` event; `data` if that came separately."""
         return cls(
             index=image["index"],
             seed=image["seed"],
@@ -53,7 +53,7 @@ class ServedImage:
         )
 
     def picture(self) -> Image.Image:
-        """The decoded image."""
+        """Decodes the image."""
         picture = Image.open(io.BytesIO(self.data), formats=[self.format.upper()])
         picture.load()
         return picture
@@ -61,7 +61,7 @@ class ServedImage:
 
 @dataclass(frozen=True, slots=True)
 class ServedEntry:
-    """What came of a batch's entry: its images, or the `error` that there is instead, or for some of them."""
+    """The result of a batch's entry: its images, or the `error` in place of all or some of them."""
 
     index: int
     images: tuple[ServedImage, ...]
@@ -69,22 +69,22 @@ class ServedEntry:
 
 
 def error_of(body: Mapping[str, Any], status: int = 500) -> DarkroomError:
-    """From a problem+json body, or from what something else on the way answered."""
+    """Reads a problem+json body, or whatever something else on the way has answered."""
     error = body.get("error")
-    said = error if isinstance(error, dict) else {}
+    details = error if isinstance(error, dict) else {}
     status = body.get("status", status)
     return DarkroomError(
         status,
-        said.get("code", "http_error"),
-        said.get("message", f"the server answered {status}"),
-        said.get("param"),
+        details.get("code", "http_error"),
+        details.get("message", f"the server answered {status}"),
+        details.get("param"),
         body.get("request_id", ""),
         body.get("retryable", False),
     )
 
 
 def failure_of(answer: Mapping[str, Any]) -> DarkroomError | None:
-    """The first of the images that an answer lacks."""
+    """The error of the first image that an answer lacks, if any."""
     for failure in answer.get("failures", ()):
         return DarkroomError(200, failure["code"], failure["message"], request_id=answer["id"])
     return None

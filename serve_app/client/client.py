@@ -1,4 +1,4 @@
-"""A client of a Darkroom server, for Python programs and the command line. No torch, no Ray."""
+"""The client of a Darkroom server, for Python programs and the command line. Imports no torch and no Ray."""
 
 import json
 import os
@@ -25,7 +25,7 @@ BASE = "/ads/v2/diffusion"
 HEALTH = f"{BASE}/health"
 BATCH = f"{BASE}/batch-generate"
 
-# The server says something every 15 seconds in a stream; a JSON answer comes when all its images are made.
+# In a stream the server sends something every 15 seconds; a JSON answer comes once all its images are made.
 CONNECT_SECONDS = 10.0
 STREAM_SECONDS = 60.0
 ANSWER_SECONDS = 600.0
@@ -43,10 +43,10 @@ class ServerEvent:
 
 
 class DarkroomClient:
-    """Asks a server for images. Use it as a context manager, or close it. May be shared by threads.
+    """Asks a server for images. Use it as a context manager, or close it. Threads may share it.
 
-    `timeout` is how many seconds a whole JSON answer may take; a stream only has to say something now and then.
-    `api_key` is for servers that ask for one; where it is not given, the environment's DARKROOM_API_KEY.
+    `timeout` is how many seconds a whole JSON answer may take; a stream only has to send something now and then.
+    `api_key` is for servers that require one; it defaults to the environment's DARKROOM_API_KEY.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class DarkroomClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = _authorization(os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key)
-        with _reachable():
-            # A company's proxy cannot reach this machine's loopback, and httpx would ask it all the same.
+        with _translate_errors():
+            # A company's proxy cannot reach this machine's loopback, but httpx would use it all the same.
             local = httpx.URL(base_url).host in LOOPBACK
             self._http = httpx.Client(base_url=base_url, headers=headers, transport=transport, trust_env=not local)
         self._answer_timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
@@ -83,14 +83,16 @@ class DarkroomClient:
         request_id: str | None = None,
         **fields: Any,
     ) -> list[ServedImage]:
-        """The images, in order. Give `params`, or their fields as keywords; `request_id` is for `cancel`.
+        """Returns the images, in order. Give `params`, or their fields as keywords; `request_id` is for `cancel`.
 
-        With `uploads` they start from pictures: image-to-image, inpainting, ControlNet. Raises DarkroomError, also
-        where only some of the images could be made.
+        With `uploads` it is image-to-image, inpainting or ControlNet. Raises DarkroomError, even if only some of the
+        images failed.
         """
-        door, options = asking(_body(params, fields), uploads)
-        with _reachable():
-            response = self._http.post(door, timeout=self._answer_timeout, headers=_named(request_id), **options)
+        path, options = encode_request(_body(params, fields), uploads)
+        with _translate_errors():
+            response = self._http.post(
+                path, timeout=self._answer_timeout, headers=_request_id_header(request_id), **options
+            )
         _check(response)
         answer = response.json()
         if failure := failure_of(answer):
@@ -106,31 +108,31 @@ class DarkroomClient:
         request_id: str | None = None,
         **fields: Any,
     ) -> Iterator[ServerEvent]:
-        """The request's events as they come; closing the iterator cancels the request. Raises DarkroomError.
+        """Yields the request's events as they come; closing the iterator cancels the request. Raises DarkroomError.
 
-        The first one tells its `id`.
+        The first event has its `id`.
         """
-        door, options = asking(_body(params, fields), uploads)
+        path, options = encode_request(_body(params, fields), uploads)
         options |= {
             "params": {"previews": previews},
-            "headers": {"Accept": "text/event-stream", **_named(request_id)},
+            "headers": {"Accept": "text/event-stream", **_request_id_header(request_id)},
             "timeout": self._stream_timeout,
         }
-        with _reachable(), self._http.stream("POST", door, **options) as response:
+        with _translate_errors(), self._http.stream("POST", path, **options) as response:
             if response.is_error:
                 response.read()
             _check(response)
-            yield from _until_done(parse_events(response.iter_lines()))
+            yield from _read_until_done(parse_events(response.iter_lines()))
 
     def cancel(self, request_id: str) -> bool:
-        """Ends one's own request or batch of that id; False where there is none. Whoever waits for it is told."""
+        """Cancels one's own request or batch with that id; False if there is none. Its waiting caller gets an error."""
         cancelled: bool = self._ask("DELETE", f"{BASE}/requests/{quote(request_id, safe='')}")["cancelled"]
         return cancelled
 
     def batch(
         self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
     ) -> list[ServedEntry]:
-        """What came of each of `requests`, in order. Waits, also where they are too many for one answer."""
+        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer."""
         answer = self._ask("POST", BATCH, json=_batch(requests, priority, deadline_ms))
         while answer.get("state") in ("queued", "running"):
             time.sleep(POLL_SECONDS)
@@ -138,46 +140,46 @@ class DarkroomClient:
         return self.entries_of(answer)
 
     def submit(self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None) -> str:
-        """The id of a job that makes `requests`. It goes on when this program has ended."""
+        """Submits `requests` as a job and returns its id. The job goes on after this program has ended."""
         body, headers = _batch(requests, priority, deadline_ms), {"Prefer": "respond-async"}
         job_id: str = self._ask("POST", BATCH, json=body, headers=headers)["id"]
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """How the job is, and what has come of it so far."""
+        """Returns the job's state and its results so far."""
         return self._ask("GET", f"{BASE}/jobs/{quote(job_id, safe='')}")
 
     def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
-        """What had come of the job when it was looked at, with the images; `but` are entries to leave out."""
-        return [self._entry(entry) for entry in job["results"] if entry["index"] not in but]
+        """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""
+        return [self._read_entry(entry) for entry in job["results"] if entry["index"] not in but]
 
     def cancel_job(self, job_id: str) -> dict[str, Any]:
-        """Ends the job, if it is not over, and tells how it is. What was done is kept."""
+        """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
         return self._ask("DELETE", f"{BASE}/jobs/{quote(job_id, safe='')}")
 
     def health(self) -> dict[str, Any]:
-        """What the server says of itself, healthy or not."""
-        with _reachable():
+        """Returns the server's health object, healthy or not."""
+        with _translate_errors():
             health: dict[str, Any] = self._http.get(HEALTH, timeout=self._answer_timeout).json()
         return health
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        with _reachable():
+        with _translate_errors():
             response = self._http.request(method, path, timeout=self._answer_timeout, **options)
         _check(response)
         answer: dict[str, Any] = response.json()
         return answer
 
-    def _entry(self, entry: dict[str, Any]) -> ServedEntry:
+    def _read_entry(self, entry: dict[str, Any]) -> ServedEntry:
         if "images" not in entry:
             return ServedEntry(entry["index"], (), error_of(entry))
-        images = tuple(self._image(image) for image in entry["images"])
+        images = tuple(self._read_image(image) for image in entry["images"])
         return ServedEntry(entry["index"], images, failure_of(entry))
 
-    def _image(self, image: dict[str, Any]) -> ServedImage:
+    def _read_image(self, image: dict[str, Any]) -> ServedImage:
         if "url" not in image:
             return ServedImage.from_json(image)
-        with _reachable():
+        with _translate_errors():
             response = self._http.get(image["url"], timeout=self._answer_timeout)
         _check(response)
         return ServedImage.from_json(image, response.content)
@@ -190,8 +192,8 @@ def _authorization(api_key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def asking(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
-    """Which door takes this, and httpx' arguments for it: JSON for text, a form where pictures come along.
+def encode_request(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
+    """Returns the endpoint's path and httpx's arguments: JSON for text, a form with uploads.
 
     Raises ValueError for uploads without a file.
     """
@@ -199,22 +201,22 @@ def asking(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str
         return f"{BASE}/text-to-image", {"json": body}
     if uploads.image is None and uploads.mask is None and not uploads.hints:
         raise ValueError("the uploads hold no file: give them an image or hints, or leave them out")
-    door = "controlnet" if uploads.hints else uploads.task
-    image_name = "image" if door == "inpaint" else "init_image"
+    path = "controlnet" if uploads.hints else uploads.task
+    image_name = "image" if path == "inpaint" else "init_image"
     named = [(image_name, uploads.image), ("mask", uploads.mask), *(("control_image", hint) for hint in uploads.hints)]
-    said = {
+    fields = {
         "mask_type": uploads.mask_type,
         "mask_alpha": uploads.mask_alpha,
         "preprocess": uploads.preprocess or None,
         "fit": uploads.fit,
     }
-    data = {"params": json.dumps(body | {name: value for name, value in said.items() if value is not None})}
+    data = {"params": json.dumps(body | {name: value for name, value in fields.items() if value is not None})}
     files = [(name, (name, content)) for name, content in named if content is not None]
-    return f"{BASE}/{door}", {"data": data, "files": files}
+    return f"{BASE}/{path}", {"data": data, "files": files}
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
-    """Server-sent events from a stream's lines. Comments are left out."""
+    """Parses server-sent events from a stream's lines. Skips comments."""
     name, data = "message", list[str]()
     for line in lines:
         field_name, _, value = line.partition(":")
@@ -229,9 +231,9 @@ def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
             data.append(value)
 
 
-def _until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
+def _read_until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
     done = False
-    # Read to the very end: a connection that is closed earlier looks to the server like a caller that left.
+    # Read to the very end: the server takes a connection that is closed earlier for a disconnect.
     for event in events:
         if event.name == "error":
             raise error_of(event.data)
@@ -245,22 +247,22 @@ def _until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
 def _body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, Any]:
     if params is not None and fields:
         raise TypeError("give params or their fields, not both")
-    # What was not set is left to the server, whose defaults depend on its models.
+    # Leaves unset fields to the server, whose defaults depend on its models.
     return fields if params is None else params.model_dump(mode="json", exclude_unset=True)
 
 
 def _batch(requests: Sequence[Entry], priority: str | None, deadline_ms: int | None) -> dict[str, Any]:
     bodies = [each if isinstance(each, dict) else _body(each, {}) for each in requests]
-    said = {"priority": priority, "deadline_ms": deadline_ms}
-    return {"requests": bodies} | {name: value for name, value in said.items() if value is not None}
+    fields = {"priority": priority, "deadline_ms": deadline_ms}
+    return {"requests": bodies} | {name: value for name, value in fields.items() if value is not None}
 
 
-def _named(request_id: str | None) -> dict[str, str]:
+def _request_id_header(request_id: str | None) -> dict[str, str]:
     return {} if request_id is None else {"X-Request-Id": request_id}
 
 
 @contextmanager
-def _reachable() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except httpx.ConnectError:

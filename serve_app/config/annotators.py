@@ -1,4 +1,4 @@
-"""The `annotators` of a configuration: what makes hints from photos, by ControlNet type. Canny needs no entry."""
+"""The `annotators` section: the networks that make hints from photos, by ControlNet type. Canny needs no entry."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from deployments.annotators.models import ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.protocol.spec import PartSpec
-from serve_app.config.errors import nearest
+from serve_app.config.errors import suggest
 from serve_app.config.strict import Strict
 
 Row = TypeVar("Row", DepthSpec, PoseSpec, SegmentationSpec)
@@ -23,11 +23,11 @@ class WeightsConfig(Strict):
     licence: str | None = None
 
     def weights(self, row: PartSpec | None) -> PartSpec:
-        """What a row says, with this entry's settings over it, or a network of its own."""
+        """Returns a row's weights with this entry's settings over them, or a network of its own."""
         settings = {"source": self.source, "revision": self.revision, "licence": self.licence}
         given = {key: value for key, value in settings.items() if value is not None}
         if row is not None:
-            # A commit is one repository's: that of the row means nothing to another source.
+            # A commit belongs to one repository: the row's means nothing to another source.
             row = row if self.source is None else replace(row, revision=None)
             return replace(row, **given)
         if self.source is None:
@@ -41,23 +41,23 @@ class _AnnotatorConfig(WeightsConfig):
     model: str | None = None
 
     def row(self, kind: type[Row]) -> Row | None:
-        """The row that `model` names; None where it names none."""
+        """The row that `model` names; None if it names none."""
         if self.model is None:
             return None
         rows = {name: spec for name, spec in ANNOTATORS.items() if isinstance(spec, kind)}
         if self.model not in rows:
-            text = f"there is no such annotator as {self.model!r}{nearest(self.model, rows)}"
+            text = f"there is no such annotator as {self.model!r}{suggest(self.model, rows)}"
             raise PydanticCustomError("unknown_model", "{text}", {"text": text})
         return rows[self.model]
 
 
 class DepthConfig(_AnnotatorConfig):
-    """`near_is_large` says which way the network's answers go; true for inverse depth, which most networks give."""
+    """`near_is_large`: whether near points get large values; true for inverse depth, which most networks give."""
 
     near_is_large: bool | None = None
 
     def spec(self) -> DepthSpec:
-        """As annotators take it."""
+        """The specification that annotators take."""
         row = self.row(DepthSpec)
         weights = self.weights(row.weights if row else None)
         whole = replace(row, weights=weights) if row else DepthSpec(weights)
@@ -65,13 +65,13 @@ class DepthConfig(_AnnotatorConfig):
 
 
 class PoseConfig(_AnnotatorConfig):
-    """`detector` finds the people; without one, the row's or this, a picture is one person from edge to edge."""
+    """`detector` finds the people; without one, here or in the row, an image is one person from edge to edge."""
 
     detector: WeightsConfig | None = None
     threshold: float | None = Field(default=None, gt=0, le=1)
 
     def spec(self) -> PoseSpec:
-        """As annotators take it."""
+        """The specification that annotators take."""
         row = self.row(PoseSpec)
         weights = self.weights(row.weights if row else None)
         whole = replace(row, weights=weights) if row else PoseSpec(weights)
@@ -81,16 +81,16 @@ class PoseConfig(_AnnotatorConfig):
 
 
 class SegmentationConfig(_AnnotatorConfig):
-    """A network of ADE20K's 150 labels."""
+    """A network with ADE20K's 150 labels."""
 
     def spec(self) -> SegmentationSpec:
-        """As annotators take it."""
+        """The specification that annotators take."""
         row = self.row(SegmentationSpec)
         return SegmentationSpec(self.weights(row.weights if row else None))
 
 
 class AnnotatorsConfig(Strict):
-    """One annotator for each type that has an entry. Every replica loads what it is asked for, at the first request."""
+    """One annotator for each type that has an entry. Every replica loads those it needs, at the first request."""
 
     depth: DepthConfig | None = None
     pose: PoseConfig | None = None
@@ -106,6 +106,6 @@ class AnnotatorsConfig(Strict):
         return entry
 
     def specs(self) -> dict[str, AnnotatorSpec]:
-        """As replicas take them."""
+        """The specifications that replicas take."""
         entries = {"depth": self.depth, "pose": self.pose, "segmentation": self.segmentation}
         return {kind: entry.spec() for kind, entry in entries.items() if entry is not None}

@@ -1,4 +1,4 @@
-"""How Ray Serve runs each part of a server: replicas and their size, growth, health, patience."""
+"""The deployments' settings for Ray Serve: replicas, their resources, autoscaling, health checks and timeouts."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Cpus = Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)]
 
 
-# Serve replaces a replica after three checks in a row that failed, or had no answer in time. One whose process hangs is
+# Serve replaces a replica after three checks in a row that failed or timed out. One whose process hangs is
 # gone after at most 5 + 3 * 8 = 29 seconds. An answer takes milliseconds, also while the engine works, but a machine
 # that swaps, or loads a model, may keep it for a few seconds.
 HEALTH_CHECK_PERIOD_S = 5.0
@@ -28,9 +28,9 @@ _PASSING = 64
 
 
 class AutoscalingConfig(Strict):
-    """Bounds and delays of a deployment that grows with its work (`deployments.autoscaling.WorkPolicy`).
+    """Bounds and delays of a deployment that scales with its work (`deployments.autoscaling.WorkPolicy`).
 
-    The defaults are what the simulation supports (docs/scaling.md).
+    The defaults are those that the simulation supports (docs/scaling.md).
     """
 
     min_replicas: int = Field(default=1, ge=0)
@@ -52,7 +52,7 @@ class AutoscalingConfig(Strict):
         return self
 
     def serve_options(self) -> dict[str, Any]:
-        """As Serve's `autoscaling_config`. Serve's own request counts only wake a deployment that sleeps at zero."""
+        """Serve's `autoscaling_config`. Serve's own request counts only wake a deployment that has scaled to zero."""
         policy = {"target_fill": self.target_fill, "band": self.band, "catch_up_s": self.catch_up_s}
         return {
             "min_replicas": self.min_replicas,
@@ -66,16 +66,16 @@ class AutoscalingConfig(Strict):
 
 
 class DeploymentConfig(Strict):
-    """One Ray Serve deployment of `ModelReplica`: which models it hosts, on what, and how many of it there are.
+    """One Ray Serve deployment of `ModelReplica`: which models it hosts, on what, with how many replicas.
 
-    `max_surge_percent` of the replicas, rounded up, may run beside them while a new version takes over: an old one
+    `max_surge_percent` of the replicas, rounded up, may run in addition while a new version takes over: an old one
     stops only when a new one has loaded. At 0 the old one stops first, and a version that cannot load leaves a gap.
 
-    `queue_limit` bounds the requests that wait in each replica; those beyond it are refused with the time to come back.
-    A queue is as long as its callers are patient: seconds times images a second.
+    `queue_limit` bounds the requests that wait in each replica; further ones are refused with the time to come back. A
+    queue is as long as its callers are patient: seconds times images a second.
 
-    `model_memory_gib` bounds the weights in memory. `device_memory_gib` is all that weights and images in the making
-    may take together; without it, on CUDA, what is free when the replica starts, and on a CPU whatever they take.
+    `model_memory_gib` bounds the weights in memory. `device_memory_gib` bounds weights and running images together;
+    without it, on CUDA, what is free when the replica starts, and on a CPU nothing does.
     """
 
     name: Name
@@ -142,14 +142,15 @@ class DeploymentConfig(Strict):
 
     @property
     def most_replicas(self) -> int:
-        """How many there may be at once, while a new version takes over."""
+        """The most replicas at once, while a new version takes over."""
         count = self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
         return count + math.ceil(count * self.max_surge_percent / 100)
 
     @property
     def _most_ongoing(self) -> int:
-        """More than the engine takes: it is the engine that refuses, at once and with an estimate, where Ray would let
-        callers wait in line behind each other, whatever their priorities and deadlines."""
+        """More than the engine takes, so that the engine refuses, at once and with an estimate; Ray would let callers
+        wait in line whatever their priorities and deadlines.
+        """
         return self.queue_limit + self.max_rows + _PASSING
 
     def _actor_options(self) -> dict[str, Any]:
@@ -170,8 +171,8 @@ class DeploymentConfig(Strict):
 class IngressConfig(Strict):
     """The HTTP deployment. `request_timeout_s` is the proxy's, and clients cannot change it (`proxy_headers.py`).
 
-    `hosts` are the names that it is served under, besides those of loopback (`hosts.py`). Without keys there are no
-    others; with keys there are all, unless some are named.
+    `hosts` are the names that it answers to, besides those of loopback (`gateway/hosts.py`). Without keys it answers to
+    no others; with keys to all, unless some are named.
 
     On a cluster, `max_replicas_per_node: 1` keeps a node's death from taking all replicas: Ray would put them together.
     """
@@ -206,8 +207,8 @@ class IngressConfig(Strict):
             "graceful_shutdown_wait_loop_s": self.graceful_shutdown_wait_loop_s,
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,
             "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
-            # It needs no GPU, so there is room for the new ones beside the old. Unless their nodes are counted: where
-            # each has one already, new ones would wait for the old, and the old for them.
+            # It needs no GPU, so there is room for new ones beside the old, unless each node may have only one: where
+            # every node has one already, the new ones would wait for the old, and the old for them.
             "max_surge_percent": 100 if self.max_replicas_per_node is None else 0,
         } | ({} if self.max_replicas_per_node is None else {"max_replicas_per_node": self.max_replicas_per_node})
 

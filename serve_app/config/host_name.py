@@ -1,4 +1,4 @@
-"""The names and addresses that a configuration may say a server is served under."""
+"""The host names and addresses that a configuration may list for a server."""
 
 import re
 from ipaddress import ip_address
@@ -12,7 +12,7 @@ ANY: Final = "*"
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
 
 
-def _host(written: str) -> str:
+def _check_host_name(written: str) -> str:
     name = written.lower()
     if name == ANY or _NAME.fullmatch(name) or _is_address(name):
         return name
@@ -20,8 +20,8 @@ def _host(written: str) -> str:
     raise PydanticCustomError("host", message, {"name": repr(written)})
 
 
-HostName = Annotated[str, AfterValidator(_host)]
-"""A name or an address, without a port; `*.example.com` for all below a name, `*` for any."""
+HostName = Annotated[str, AfterValidator(_check_host_name)]
+"""A name or an address, without a port; `*.example.com` for everything below a name, `*` for any."""
 
 
 def _is_address(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where a secret is: never in the configuration itself, which is copied into manifests, dashboards and logs."""
+"""References to secrets. They are never in the configuration, which is copied into manifests, dashboards and logs."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from serve_app.config.strict import Strict
 
 
 class Secret(Strict):
-    """In an environment variable, or in a file; read where it is used, which is the ingress' process."""
+    """A secret in an environment variable or a file, read where it is used: in the ingress's process."""
 
     env: str | None = None
     file: Path | None = None
@@ -23,9 +23,9 @@ class Secret(Strict):
         return self
 
     def read(self, what: str, at_least: int = 1) -> str:
-        """The secret, without white space around it.
+        """Reads the secret, without surrounding white space.
 
-        Raises ConfigError, which names `what` it is and where it was looked for, unless it has `at_least` characters.
+        Raises ConfigError, which names `what` it is and where it should be, unless it has `at_least` characters.
         """
         place = f"the environment variable {self.env}" if self.file is None else f"the file {self.file}"
         try:

@@ -10,7 +10,7 @@ from serve_app.config.strict import Strict
 
 
 class CacheConfig(Strict):
-    """`memory_bytes` is of each ingress process; `ttl_s` seconds after it was made a result is forgotten."""
+    """`memory_bytes` per ingress process; a result is dropped `ttl_s` seconds after it was made."""
 
     enabled: bool = True
     memory_bytes: int = Field(default=2**28, ge=0)
@@ -20,11 +20,11 @@ class CacheConfig(Strict):
 class JobsConfig(Strict):
     """A batch has at most `max_entries` and `max_images`; up to `sync_images` its caller may wait for the answer.
 
-    Of each batch `in_flight` entries run at a time, and `running` jobs in each ingress process; `waiting` jobs may be
-    unfinished, and of these `waiting_per_tenant` of one tenant, where there are keys that tell tenants apart. Finished
-    ones are kept for `keep_s` seconds, `kept` of them at most and `max_bytes` of pictures: the oldest go first. In
-    Redis, where there is one, any ingress takes up what one has left behind, `lease_s` seconds after it was last heard
-    of; else they live and die with the ingress.
+    Each batch runs `in_flight` entries at a time, and each ingress process `running` jobs. `waiting` jobs may be
+    unfinished, `waiting_per_tenant` of them one tenant's, if keys tell tenants apart. Finished jobs are kept for
+    `keep_s` seconds, at most `kept` of them with `max_bytes` of images: the oldest are dropped first. In Redis, if
+    there is one, any ingress takes over a job whose own ingress has been silent for `lease_s` seconds; without Redis
+    jobs live and die with the ingress.
     """
 
     max_entries: int = Field(default=1000, ge=1)
@@ -47,20 +47,20 @@ class JobsConfig(Strict):
 
 
 class Limits(Strict):
-    """What one caller may ask for; None is as much as it likes. Costs are in megapixel-steps."""
+    """The limits of one caller; None is unlimited. Costs are in megapixel-steps."""
 
     requests_per_minute: int | None = Field(default=None, ge=1)
     concurrent_requests: int | None = Field(default=None, ge=1)
     cost_per_minute: int | None = Field(default=None, ge=1)
     max_cost: int | None = Field(default=None, ge=1)
 
-    def but(self, own: "Limits") -> "Limits":
-        """These, but for what `own` says."""
+    def overridden_by(self, own: "Limits") -> "Limits":
+        """Returns these limits with those that `own` sets in their place."""
         return self.model_copy(update=own.model_dump(exclude_unset=True))
 
     @property
     def costliest(self) -> int | None:
-        """What one request may cost: no more than fits into a minute, or it would be told to come back for ever."""
+        """The most that one request may cost: no more than a minute's, or it would be told to come back for ever."""
         return min((cost for cost in (self.max_cost, self.cost_per_minute) if cost is not None), default=None)
 
 
@@ -68,10 +68,10 @@ NO_LIMITS: Final = Limits()
 
 
 class LimitsConfig(Strict):
-    """`per_key` holds for every key that does not say otherwise, `per_address` for callers without a key.
+    """`per_key` applies to every key without limits of its own, `per_address` to callers without a key.
 
-    `proxies` is how many proxies of yours every request has passed, each of which adds the address that it was asked
-    from to X-Forwarded-For. 0 is to trust nobody's word, and take the connection's own address.
+    `proxies` is how many of your proxies every request passes, each of which appends the address that it was asked from
+    to X-Forwarded-For. 0 trusts no header, and takes the connection's own address.
     """
 
     per_key: Limits = NO_LIMITS
@@ -80,14 +80,14 @@ class LimitsConfig(Strict):
 
 
 class IdempotencyConfig(Strict):
-    """`memory_bytes` is of each ingress process, `ttl_s` seconds how long an answer is kept."""
+    """`memory_bytes` per ingress process; an answer is kept for `ttl_s` seconds."""
 
     memory_bytes: int = Field(default=2**26, ge=2**20)
     ttl_s: float = Field(default=86_400.0, gt=0, le=2_592_000)
 
 
 class RedisConfig(Strict):
-    """Where Redis is: `redis://` or, with TLS, `rediss://`. `prefix` goes before every key in it.
+    """The connection to Redis: `redis://` or, with TLS, `rediss://`. `prefix` precedes every key in it.
 
     A user goes in the URL (`redis://user@host:6379/0`), its `password` in the environment or a file. `key`, the same
     for all processes that share it, signs results, answers and jobs there: whoever can write to Redis cannot forge
@@ -103,12 +103,12 @@ class RedisConfig(Strict):
 
 
 class LoggingConfig(Strict):
-    """The log of requests and of what the server has to say. `prompts`: whether lines of requests hold prompts."""
+    """The log of requests and of the server itself. `prompts`: whether requests' lines contain prompts."""
 
     encoding: Literal["json", "text"] = "json"
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     prompts: bool = False
 
     def serve_options(self) -> dict[str, Any]:
-        """Ray Serve's `logging_config` of a deployment. Its own line per request would say less than ours."""
+        """Ray Serve's `logging_config` for a deployment, without its own access log, which says less than ours."""
         return {"encoding": self.encoding.upper(), "log_level": self.level, "enable_access_log": False}

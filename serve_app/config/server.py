@@ -1,4 +1,4 @@
-"""Every setting of a Darkroom server, as one frozen model. Unknown keys are refused, with the nearest right one."""
+"""Every setting of a Darkroom server, as one frozen model. An unknown key is refused, and the nearest one suggested."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
-from serve_app.config.errors import ConfigError, complaints, nearest
+from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.secret import Secret
 from serve_app.config.sections import (
     CacheConfig,
@@ -30,19 +30,19 @@ _PACKAGED = Path(__file__).parent / "packaged"
 
 
 class PartConfig(Strict):
-    """Where a ControlNet, or another part of a model, comes from: a folder, or a hub repository at a revision."""
+    """The source of a ControlNet, or of another part of a model: a folder, or a hub repository at a revision."""
 
     source: str
     revision: str | None = None
     licence: str = ""
 
     def spec(self) -> PartSpec:
-        """As the engine takes it."""
+        """The specification that the engine takes."""
         return PartSpec(self.source, self.revision, self.licence)
 
 
 class ModelConfig(Strict):
-    """A model that the registry does not know, or, by its registry name, what shall differ from its row."""
+    """A model that the registry lacks, or, by its name there, the settings that differ from its row."""
 
     name: Name
     source: str | None = None
@@ -64,7 +64,7 @@ class ModelConfig(Strict):
         return None if sampler is None else resolve_sampler(sampler)
 
     def spec(self) -> ModelSpec:
-        """The registry's row with this entry's settings over it, or a row of its own."""
+        """Returns the registry's row with this entry's settings over it, or a row of its own."""
         made_of = {"controlnets": self.controlnets, "parts": self.parts}
         given = {key: value for key, value in self.model_dump(exclude=set(made_of)).items() if value is not None}
         for place, named in made_of.items():
@@ -72,7 +72,7 @@ class ModelConfig(Strict):
                 given[place] = {name: part.spec() for name, part in named.items()}
         row = known_models().get(self.name)
         if row is not None:
-            # A commit is one repository's: that of the row means nothing to another source.
+            # A commit belongs to one repository: the row's means nothing to another source.
             row = row if self.source is None else replace(row, revision=None)
             return replace(row, **given)
         if self.source is None:
@@ -86,10 +86,10 @@ class ModelConfig(Strict):
 
 
 class AppConfig(Strict):
-    """The whole of it. `models` adds to the registry or overrides its rows; the first model hosted is the default.
+    """The whole configuration. `models` adds to the registry or overrides its rows; the first hosted one is default.
 
-    `keys` is where the list of API keys is. `without_keys` says that there shall be none, also where others can reach
-    the server.
+    `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
+    it.
     """
 
     models: tuple[ModelConfig, ...] = ()
@@ -119,13 +119,13 @@ class AppConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _the_door_is_clear(self) -> "AppConfig":
+    def _keys_are_clear(self) -> "AppConfig":
         if self.keys is not None and self.without_keys:
             raise PydanticCustomError("keys", "`keys` and `without_keys` exclude each other")
         return self
 
     def numerics(self) -> dict[str, Any]:
-        """By model, what its pictures depend on besides its weights and what is asked for, as plain data."""
+        """By model, everything its images depend on besides its weights and the request, as plain data."""
         annotators = self.annotators.model_dump(mode="json")
         return {
             spec.name: {"device": deployment.device, "dtype": deployment.dtype, "annotators": annotators}
@@ -138,24 +138,24 @@ class AppConfig(Strict):
         rows = known_models() | {model.name: model.spec() for model in self.models}
         for name in deployment.models:
             if name not in rows:
-                text = f"deployment {deployment.name!r}: there is no model {name!r}{nearest(name, rows)}"
+                text = f"deployment {deployment.name!r}: there is no model {name!r}{suggest(name, rows)}"
                 raise PydanticCustomError("unknown_model", "{text}", {"text": text})
         return tuple(rows[name] for name in deployment.models)
 
 
 def load_config(path_or_name: str | Path) -> AppConfig:
-    """The configuration in a YAML file, or the packaged one of that name (`demo`, `production`, `compact`).
+    """Loads the configuration from a YAML file, or the packaged one of that name (`demo`, `production`, `compact`).
 
-    A file that says `extends: production` has only what differs from that one: sections are changed field by field,
+    A file with `extends: production` contains only what differs from that one: sections are merged field by field,
     lists replaced whole. Raises ConfigError, which says where the file is wrong and what was probably meant.
     """
     text = _read(str(path_or_name))
     try:
-        return AppConfig.model_validate(_extended(yaml.safe_load(text) or {}))
+        return AppConfig.model_validate(_extend(yaml.safe_load(text) or {}))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path_or_name}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path_or_name}: {line}" for line in complaints(error))) from None
+        raise ConfigError("\n".join(f"{path_or_name}: {line}" for line in describe_errors(error))) from None
 
 
 def packaged_configs() -> list[str]:
@@ -163,19 +163,19 @@ def packaged_configs() -> list[str]:
     return sorted(path.stem for path in _PACKAGED.glob("*.yaml"))
 
 
-def _extended(said: Any) -> Any:
-    """`said`, on top of the packaged configuration that it extends, if any."""
-    if not isinstance(said, dict) or "extends" not in said:
-        return said
-    changes = {name: value for name, value in said.items() if name != "extends"}
-    if said["extends"] not in packaged_configs():
+def _extend(document: Any) -> Any:
+    """Returns `document`, merged into the packaged configuration that it extends, if any."""
+    if not isinstance(document, dict) or "extends" not in document:
+        return document
+    changes = {name: value for name, value in document.items() if name != "extends"}
+    if document["extends"] not in packaged_configs():
         raise ConfigError(f"extends: there is {', '.join(packaged_configs())}")
-    return _merged(yaml.safe_load(_read(said["extends"])), changes)
+    return _merge(yaml.safe_load(_read(document["extends"])), changes)
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     sections = {
-        name: _merged(base[name], changes[name])
+        name: _merge(base[name], changes[name])
         for name in base.keys() & changes.keys()
         if isinstance(base[name], dict) and isinstance(changes[name], dict)
     }

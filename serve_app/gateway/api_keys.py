@@ -1,7 +1,7 @@
-"""API keys: who may ask, for what, and how much. The server knows their hashes, never the keys.
+"""API keys: who may ask, for what, and how much. The server knows their hashes only.
 
-A key is 256 random bits, and its plain SHA-256 gives nothing of it away: bcrypt and its like slow down the guessing of
-what people think up, and nobody guesses 256 bits.
+A key is 256 random bits, so plain SHA-256 is enough: bcrypt and the like slow down the guessing of passwords that
+people think up, and nobody guesses 256 bits.
 """
 
 import hmac
@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from deployments.engine.protocol.params import Priority
 from serve_app.config.deployments import Name
-from serve_app.config.errors import ConfigError, complaints
+from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.secret import Secret
 from serve_app.config.sections import Limits
 from serve_app.config.strict import Strict
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 Scope = Literal["generate", "operate"]
 Clock = Callable[[], float]
 
-# A changed file is found after as many seconds, at the next request.
+# A changed file is noticed at the first request after this many seconds.
 RELOAD_S: Final = 3.0
 
-# What scanners for published secrets can look for.
+# Lets scanners find keys that were published by mistake.
 _PREFIX: Final = "dk_"
 
 
 class Key(Strict):
-    """What one key allows. `priority` is the highest that may be asked for; `limits` go before those for all keys.
+    """The permissions of one key. `priority` is the highest allowed; `limits` override those for all keys.
 
-    Keys of one `tenant` share what they have: their part of the engines, and what is kept for them.
+    Keys of one `tenant` share its part of the engines, its cache, and its jobs.
     """
 
     id: Name
@@ -49,36 +49,38 @@ class Key(Strict):
     priority: Priority = "normal"
     limits: Limits = Limits()
 
-    def line(self) -> str:
-        """As a line of the file of keys."""
-        said = self.model_dump(exclude={"limits"}) | {"scopes": sorted(self.scopes)}
-        return f"- {json.dumps(said)}"
+    def to_line(self) -> str:
+        """Formats the key as a line of the key file."""
+        entry = self.model_dump(exclude={"limits"}) | {"scopes": sorted(self.scopes)}
+        return f"- {json.dumps(entry)}"
 
 
 _KEYS: Final = TypeAdapter(tuple[Key, ...])
 
 
-def drawn_key() -> str:
-    """A new key."""
+def generate_key() -> str:
+    """Generates a new key."""
     return _PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_of(key: str) -> str:
-    """As it stands in the file of keys."""
+    """The key's hash, as the key file has it."""
     return f"sha256:{sha256(key.encode()).hexdigest()}"
 
 
-def parsed_keys(text: str) -> tuple[Key, ...]:
-    """The keys in a YAML or JSON list. Raises ConfigError, which never repeats what stands there.
+def parse_keys(text: str) -> tuple[Key, ...]:
+    """Parses the keys in a YAML or JSON list. Raises ConfigError, which never repeats the content.
 
-    An empty list is refused: it is what a file looks like that is just being written.
+    Refuses an empty list: that is what a file looks like while it is being written.
     """
     try:
         keys = _KEYS.validate_python(yaml.safe_load(text))
     except yaml.YAMLError:
         raise ConfigError("keys: not valid YAML") from None
     except ValidationError as error:
-        lines = [f"keys{'' if line.startswith('[') else ': '}{line}" for line in complaints(error, tell_values=False)]
+        lines = [
+            f"keys{'' if line.startswith('[') else ': '}{line}" for line in describe_errors(error, tell_values=False)
+        ]
         raise ConfigError("\n".join(lines)) from None
     if not keys:
         raise ConfigError("keys: there is none in the list")
@@ -89,38 +91,38 @@ def parsed_keys(text: str) -> tuple[Key, ...]:
 
 
 class Keyring:
-    """The keys of now. Keys in a file may change: it is read again when it has, and a broken one changes nothing.
+    """The current keys. A key file is read again when it has changed; if it is broken then, the old keys stay.
 
-    Used on one event loop. Raises ConfigError where there are no good keys to begin with.
+    Used on one event loop. Raises ConfigError if there are no valid keys at the start.
     """
 
     def __init__(self, source: Secret, clock: Clock = time.monotonic) -> None:
         self._source = source
         self._clock = clock
         self._looked = clock()
-        self._stamp = self._stamp_of_now()
-        self._keys = parsed_keys(source.read("keys"))
+        self._stamp = self._read_stamp()
+        self._keys = parse_keys(source.read("keys"))
         self._complaint = ""
 
     def find(self, given: str) -> Key | None:
-        """The key that was given, if it is one."""
-        self._keep_up()
+        """Returns the key that was given, or None if it is not one."""
+        self._reload_if_changed()
         digest, found = hash_of(given), None
-        # All of them, each in constant time: how long it takes says nothing of how near a guess came.
+        # Compares all, each in constant time: the duration must not reveal how close a guess came.
         for key in self._keys:
             if hmac.compare_digest(key.hash, digest):
                 found = key
         return found
 
-    def _keep_up(self) -> None:
+    def _reload_if_changed(self) -> None:
         if self._source.file is None or self._clock() - self._looked < RELOAD_S:
             return
         self._looked = self._clock()
-        stamp = self._stamp_of_now()
+        stamp = self._read_stamp()
         if stamp == self._stamp:
             return
         try:
-            self._keys = parsed_keys(self._source.read("keys"))
+            self._keys = parse_keys(self._source.read("keys"))
         except ConfigError as error:
             if str(error) != self._complaint:
                 log.error("the keys of before stay in use: %s", error)
@@ -129,8 +131,8 @@ class Keyring:
             self._stamp, self._complaint = stamp, ""
             log.info("%d keys are in use now", len(self._keys))
 
-    def _stamp_of_now(self) -> tuple[int, ...] | None:
-        """Another one whenever the file is; None where it is not there."""
+    def _read_stamp(self) -> tuple[int, ...] | None:
+        """A value that changes whenever the file does; None if the file is missing."""
         try:
             state = Path(self._source.file or "").stat()
         except OSError:

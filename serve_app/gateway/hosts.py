@@ -1,8 +1,8 @@
-"""Under which names a server is served, and which web pages may make it work.
+"""The host names that a server answers to, and the web pages that may send it requests.
 
-A browser takes requests from any page to servers on its own machine or network, by forms, by scripts, or by a name that
-its owner lets point there. Where keys are asked for no page has one. Where none are, the name that the browser asked
-for, and the page that it says it comes from, must be the server's own.
+A browser sends requests from any page to servers on its own machine or network: by forms, by scripts, or by a name that
+its owner points there. Where keys are required, such a page has none. Where they are not, the Host that the browser
+asked for and the Origin that it reports must be the server's own.
 """
 
 import re
@@ -21,45 +21,45 @@ _USUAL_PORTS: Final = {"http": "80", "https": "443"}
 
 @dataclass(frozen=True, slots=True)
 class AllowedHosts:
-    """`named` are served besides the names of loopback. With `guarded` other pages' requests are refused, too."""
+    """`named` hosts are served besides loopback names. With `checks_origins`, other sites' pages are refused."""
 
     named: tuple[str, ...] = ()
-    guarded: bool = True
+    checks_origins: bool = True
 
-    def serve(self, host: str) -> bool:
-        """Whether requests to `host`, as the Host header has it, are for this server."""
-        name, _ = _split(host)
-        return is_loopback_name(name) or ANY in self.named or self._names(name)
+    def is_allowed_host(self, host: str) -> bool:
+        """Whether requests to `host`, a Host header's value, are for this server."""
+        name, _ = _split_port(host)
+        return is_loopback_name(name) or ANY in self.named or self._is_named(name)
 
-    def name_origin(self, origin: str) -> bool:
-        """Whether pages of `origin` come from a host that is named."""
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether pages of `origin` come from a named host."""
         match = _ORIGIN.fullmatch(origin.lower())
-        return match is not None and self._names(_split(match[2])[0])
+        return match is not None and self._is_named(_split_port(match[2])[0])
 
-    def _names(self, name: str) -> bool:
+    def _is_named(self, name: str) -> bool:
         below = (f".{name}".endswith(each[1:]) and name != each[2:] for each in self.named if each.startswith("*."))
         return name in self.named or any(below)
 
 
 def is_own_origin(origin: str, host: str) -> bool:
-    """Whether a page of `origin` comes from the server that is asked as `host`, to the port."""
+    """Whether a page of `origin` comes from the server that is addressed as `host`, port included."""
     match = _ORIGIN.fullmatch(origin.lower())
     if match is None:
         return False
     usual = _USUAL_PORTS[match[1]]
-    (name, port), (asked, asked_port) = _split(match[2]), _split(host)
+    (name, port), (asked, asked_port) = _split_port(match[2]), _split_port(host)
     return (name, port or usual) == (asked, asked_port or usual)
 
 
 def hosts_of(named: Sequence[str], *, keys: bool) -> AllowedHosts | None:
-    """What holds for a server with `keys` or without; None where nothing does: the key says who asks."""
+    """The rules for a server with or without `keys`; None if there are none, because keys identify the caller."""
     if keys and not named:
         return None
-    return AllowedHosts(tuple(named), guarded=not keys)
+    return AllowedHosts(tuple(named), checks_origins=not keys)
 
 
 def is_loopback_name(name: str) -> bool:
-    """Whether a name or address, in small letters, is always this machine's own."""
+    """Whether a name or address, in lower case, always means this machine."""
     if name == "localhost":
         return True
     try:
@@ -69,8 +69,8 @@ def is_loopback_name(name: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def _split(host: str) -> tuple[str, str]:
-    """Name, in small letters and without brackets and the root's dot, and port."""
+def _split_port(host: str) -> tuple[str, str]:
+    """Returns the name, in lower case and without brackets or the root's dot, and the port."""
     if host.startswith("["):
         name, _, rest = host[1:].partition("]")
         return name.lower(), rest.removeprefix(":")

@@ -1,7 +1,7 @@
-"""Answers kept under the keys that their callers gave them, so that a request sent twice is done once.
+"""Keeps answers under their callers' idempotency keys, so that a request that is sent twice runs once.
 
-As draft-ietf-httpapi-idempotency-key-header-07 has it: the same key and the same request get the same answer again;
-while it is being made they are in conflict; the same key with another request is a mistake of the caller's.
+As in draft-ietf-httpapi-idempotency-key-header-07: the same key with the same request gets the same answer again, or a
+conflict while that is being made; the same key with another request is the caller's mistake.
 """
 
 import time
@@ -17,7 +17,7 @@ Clock = Callable[[], float]
 
 
 class InProgress(Exception):
-    """The same request is being worked on."""
+    """The same request is running."""
 
 
 class Reused(Exception):
@@ -25,8 +25,9 @@ class Reused(Exception):
 
 
 class Idempotency:
-    """Used on one event loop. `counts` gets `idempotent_replays` and `idempotency_degraded`: Redis was to be asked, and
-    was gone, so that only this process remembers."""
+    """Used on one event loop. Counts `idempotent_replays` in `counts`, and `idempotency_degraded`: calls that Redis did
+    not answer, so that only this process remembers.
+    """
 
     def __init__(
         self,
@@ -47,63 +48,63 @@ class Idempotency:
         if response.size <= self.kept.maxsize:
             self.kept[name] = (fingerprint, response)
 
-    async def begin(self, work: IdempotentRequest) -> "StoredResponse | Lease":
-        """The answer to `work`, if there is one, or else the caller's turn to find it, which must be ended.
+    async def begin(self, request: IdempotentRequest) -> "StoredResponse | Lease":
+        """Returns the stored answer to `request`, or else a lease on the work, which the caller must release.
 
         Raises InProgress, Reused.
         """
-        if work.name in self.running:
-            raise InProgress if self.running[work.name] == work.fingerprint else Reused
-        known = self.kept.get(work.name)
-        if known is not None:
-            return self._replayed(work, *known)
-        self.running[work.name] = work.fingerprint
-        turn = Lease(self, work)
+        if request.name in self.running:
+            raise InProgress if self.running[request.name] == request.fingerprint else Reused
+        stored = self.kept.get(request.name)
+        if stored is not None:
+            return self._replay(request, *stored)
+        self.running[request.name] = request.fingerprint
+        lease = Lease(self, request)
         try:
-            theirs = await turn.share()
-            if isinstance(theirs, HeldElsewhere):
-                raise InProgress if theirs.fingerprint == work.fingerprint else Reused
-            if theirs is not None:
-                self.keep(work.name, *theirs)
-                return self._replayed(work, *theirs)
+            found = await lease.take_in_redis()
+            if isinstance(found, HeldElsewhere):
+                raise InProgress if found.fingerprint == request.fingerprint else Reused
+            if found is not None:
+                self.keep(request.name, *found)
+                return self._replay(request, *found)
         except BaseException:
-            await turn.end()
+            await lease.release()
             raise
-        return turn
+        return lease
 
-    def _replayed(self, work: IdempotentRequest, fingerprint: bytes, answer: StoredResponse) -> StoredResponse:
-        self.running.pop(work.name, None)
-        if fingerprint != work.fingerprint:
+    def _replay(self, request: IdempotentRequest, fingerprint: bytes, answer: StoredResponse) -> StoredResponse:
+        self.running.pop(request.name, None)
+        if fingerprint != request.fingerprint:
             raise Reused
         self.counts["idempotent_replays"] += 1
         return answer
 
 
 class Lease:
-    """The right to answer, held by one request. `end` gives it back, with an answer to keep or without."""
+    """One request's right to answer. `release` gives it back, with or without an answer to keep."""
 
-    def __init__(self, owner: Idempotency, work: IdempotentRequest) -> None:
-        self._owner, self._work = owner, work
-        self._lock = None if owner.shared is None else owner.shared.lock(work)
+    def __init__(self, owner: Idempotency, request: IdempotentRequest) -> None:
+        self._owner, self._request = owner, request
+        self._lock = None if owner.shared is None else owner.shared.lock(request)
 
-    async def share(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
-        """Takes the turn in Redis as well; or what is found there in its place."""
+    async def take_in_redis(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
+        """Takes the lease in Redis as well, or returns what is there instead."""
         if self._lock is None:
             return None
         found = await self._lock.take()
-        self._count()
+        self._count_losses()
         return found
 
-    async def end(self, answer: StoredResponse | None = None) -> None:
-        """The next one may begin, or gets `answer`."""
+    async def release(self, answer: StoredResponse | None = None) -> None:
+        """Lets the next request run, or gives it `answer`."""
         if answer is not None:
-            self._owner.keep(self._work.name, self._work.fingerprint, answer)
-        self._owner.running.pop(self._work.name, None)
+            self._owner.keep(self._request.name, self._request.fingerprint, answer)
+        self._owner.running.pop(self._request.name, None)
         if self._lock is not None:
-            await self._lock.leave(answer)
-            self._count()
+            await self._lock.release(answer)
+            self._count_losses()
 
-    def _count(self) -> None:
+    def _count_losses(self) -> None:
         assert self._lock is not None
         self._owner.counts["idempotency_degraded"] += self._lock.lost
         self._lock.lost = 0

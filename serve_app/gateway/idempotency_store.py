@@ -1,4 +1,4 @@
-"""Kept answers in Redis, and the lock on each while it is being made, which ends by itself where its process dies."""
+"""Stored answers in Redis, and a lock for each that is being made. A lock expires if its process dies."""
 
 import asyncio
 import contextlib
@@ -19,26 +19,26 @@ from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
-# A lock that nobody renews is gone after as long.
+# A lock that is not renewed expires after this long.
 LOCK_S: Final = 15.0
 RENEW_S: Final = 5.0
 
-# More would not come through within a call's time-out on most networks, and hold up everybody's smaller ones.
+# More would exceed a call's timeout on most networks, and hold up everybody's smaller ones.
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 
-# With its headers, and what signs it.
+# Headers and signature included.
 MAX_READ_BYTES: Final = MAX_ANSWER_BYTES + 2**20
 
 _SEEN_BYTES: Final = 256
 _LOCK: Final = re.compile(rb"lock:[0-9a-f]{16}:((?:[0-9a-f]{2}){1,64})")
 
-# Only by who holds it: a process that was away for longer than its lock must not touch its successor's.
+# Only for the holder: a process that stalled for longer than its lock must not touch its successor's.
 _IF_MINE: Final = "if redis.call('get', KEYS[1]) == ARGV[1] then return {} else return 0 end"
 _RENEW: Final = _IF_MINE.format("redis.call('pexpire', KEYS[1], ARGV[2])")
 _RELEASE: Final = _IF_MINE.format("redis.call('del', KEYS[1])")
 _ANSWER: Final = _IF_MINE.format("redis.call('set', KEYS[1], ARGV[3], 'PX', ARGV[2])")
 
-# Only what was seen there, so far as it was seen; whatever its type. KEYS: its key. ARGV: the lock, its time in
+# Replaces only what was seen, as far as it was seen, of whatever type. KEYS: its key. ARGV: the lock, its time in
 # milliseconds, what was seen, its length.
 _REPLACE: Final = """
 if redis.call('type', KEYS[1]).ok == 'string' then
@@ -51,7 +51,7 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class IdempotentRequest:
-    """A request under a key: `name` is the key's, with its tenant's in it; `fingerprint` is what was asked for."""
+    """A request with a key: `name` identifies the key and its tenant, `fingerprint` the request."""
 
     name: str
     fingerprint: bytes
@@ -59,7 +59,7 @@ class IdempotentRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A whole answer of HTTP."""
+    """A complete HTTP response."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -67,19 +67,19 @@ class StoredResponse:
 
     @property
     def size(self) -> int:
-        """Bytes, and some for what is around them."""
+        """Bytes, with an allowance for overhead."""
         return len(self.body) + sum(len(name) + len(value) for name, value in self.headers) + 512
 
 
 @dataclass(frozen=True, slots=True)
 class HeldElsewhere:
-    """Another process is working on the request with that fingerprint."""
+    """Another process is running the request with that fingerprint."""
 
     fingerprint: bytes
 
 
 class _Head(Strict):
-    """What is kept of an answer beside its body."""
+    """What is stored of an answer besides its body."""
 
     fingerprint: str
     status: int = Field(ge=200, le=599)
@@ -87,16 +87,16 @@ class _Head(Strict):
 
 
 class RedisIdempotencyStore:
-    """Where answers are shared, and for how long."""
+    """The answers that processes share through Redis, and how long they are kept."""
 
     def __init__(self, redis: RedisTier, key: bytes, ttl_s: float) -> None:
         self.redis = redis
         self.ttl_ms = round(ttl_s * 1000)
         self._key = key
 
-    def lock(self, work: IdempotentRequest) -> "Lock":
-        """The lock on `work`, not yet taken."""
-        return Lock(self, work)
+    def lock(self, request: IdempotentRequest) -> "Lock":
+        """The lock on `request`, not yet taken."""
+        return Lock(self, request)
 
     def pack(self, name: str, fingerprint: bytes, response: StoredResponse) -> bytes:
         """Returns the response as bytes, signed for this name: it cannot be moved to another caller's."""
@@ -117,41 +117,41 @@ class RedisIdempotencyStore:
 
 
 class Lock:
-    """`lost` counts the calls that Redis did not answer; whoever holds the lock goes on without it."""
+    """A lock in Redis. `lost` counts the calls that Redis did not answer; the holder goes on without them."""
 
-    def __init__(self, shared: RedisIdempotencyStore, work: IdempotentRequest) -> None:
+    def __init__(self, shared: RedisIdempotencyStore, request: IdempotentRequest) -> None:
         self.lost = 0
-        self._shared, self._work = shared, work
-        self._name = f"{shared.redis.prefix}idempotency:{work.name}"
-        self._value = f"lock:{secrets.token_hex(8)}:{work.fingerprint.hex()}".encode()
+        self._shared, self._request = shared, request
+        self._name = f"{shared.redis.prefix}idempotency:{request.name}"
+        self._value = f"lock:{secrets.token_hex(8)}:{request.fingerprint.hex()}".encode()
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
-        """None where it is taken, or nobody can say; else what is there: an answer, or another's lock."""
+        """Takes the lock. Returns None if that worked or Redis is gone, else what is there: an answer or a lock."""
 
         try:
-            # Once more where the first look has found what is not ours, and this one takes its place.
+            # Twice, because a damaged value may change before the lock replaces it.
             for _ in range(2):
-                found, left_ms = await self._shared.redis.call(self._look)
+                found, left_ms = await self._shared.redis.call(self._set_or_read)
                 if found is None or found == self._value:
-                    self._hold()
+                    self._start_renewing()
                     return None
-                if (theirs := await self._read(found, left_ms)) is not None:
-                    return theirs
+                if (other := await self._read(found, left_ms)) is not None:
+                    return other
                 self._shared.redis.note_damage("what is kept under an Idempotency-Key")
                 if await self._replace(found):
-                    self._hold()
+                    self._start_renewing()
                     return None
         except RedisGone:
             self.lost += 1
         return None
 
-    def _hold(self) -> None:
-        """The lock is ours, and is renewed from now on."""
+    def _start_renewing(self) -> None:
+        """Keeps the lock, which is ours now, from expiring."""
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
-    async def _look(self, client: Redis) -> tuple[bytes | None, int]:
-        """What is there, now that the lock was put there if nothing was; and its milliseconds to live."""
+    async def _set_or_read(self, client: Redis) -> tuple[bytes | None, int]:
+        """Sets the lock if nothing is there. Returns what is there instead, if anything, and its time to live in ms."""
         asked = client.pipeline(transaction=True)
         asked.set(self._name, self._value, nx=True, px=round(LOCK_S * 1000))
         asked.getrange(self._name, 0, MAX_READ_BYTES)
@@ -165,29 +165,29 @@ class Lock:
             return (found[:_SEEN_BYTES] if isinstance(found, bytes) else b""), left_ms
 
     async def _read(self, found: bytes, left_ms: int) -> tuple[bytes, StoredResponse] | HeldElsewhere | None:
-        """Somebody else's lock or answer; None for what is neither."""
+        """Decodes another process's lock or answer; None for anything else."""
         lock = _LOCK.fullmatch(found)
         if lock is not None:
-            # One that does not end by itself is nobody's.
+            # A lock without an expiry was not set by us.
             return HeldElsewhere(bytes.fromhex(lock[1].decode())) if 0 <= left_ms <= LOCK_S * 1000 else None
-        # Megabytes to hash, beside a loop that everybody needs.
-        return await asyncio.to_thread(self._shared.unpack, self._work.name, found)
+        # In a thread: there may be megabytes to hash.
+        return await asyncio.to_thread(self._shared.unpack, self._request.name, found)
 
     async def _replace(self, found: bytes) -> bool:
-        """Puts the lock in the place of what is not ours; False where that has just become something else."""
+        """Replaces a damaged value by the lock; False if it has just changed."""
         seen = found[:_SEEN_BYTES]
         arguments = (self._value, round(LOCK_S * 1000), seen, len(seen))
         return bool(await self._shared.redis.call(lambda client: client.eval(_REPLACE, 1, self._name, *arguments)))
 
-    async def leave(self, answer: StoredResponse | None) -> None:
-        """Puts `answer` in the lock's place, or nothing."""
+    async def release(self, answer: StoredResponse | None) -> None:
+        """Replaces the lock by `answer`, or deletes it."""
         if self._renewing is None:
             return
         await cancel_and_wait(self._renewing)
         if answer is None or answer.size > MAX_ANSWER_BYTES:
             await self._eval(_RELEASE)
             return
-        data = await asyncio.to_thread(self._shared.pack, self._work.name, self._work.fingerprint, answer)
+        data = await asyncio.to_thread(self._shared.pack, self._request.name, self._request.fingerprint, answer)
         await self._eval(_ANSWER, self._shared.ttl_ms, data)
 
     async def _renew(self) -> None:

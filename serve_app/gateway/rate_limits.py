@@ -1,6 +1,6 @@
-"""How much each caller may ask for: requests and work in a minute, requests at once, work in one request.
+"""Limits for each caller: requests and cost per minute, concurrent requests, and the cost of one request.
 
-Work is *cost*, in megapixel-steps: pixels x steps x images / 1,000,000, with every default filled in.
+*Cost* is in megapixel-steps: pixels x steps x images / 1,000,000, with every default filled in.
 """
 
 from collections import Counter
@@ -13,14 +13,14 @@ from serve_app.store.redis import RedisTier
 
 LimitName = Literal["requests_per_minute", "concurrent_requests", "cost_per_minute"]
 
-# Nobody can know when one of the caller's own requests will end.
-_A_PLACE_S: Final = 1.0
+# A guess: when one of the caller's own requests will end is unknown.
+_RETRY_S: Final = 1.0
 
 _MEGA: Final = 1_000_000
 
 
 class OverLimit(Exception):
-    """The caller has had what it may have. `limit` of `name`; in `wait_s` seconds there may be room."""
+    """The caller is over the `limit` of `name`; in `wait_s` seconds there may be room."""
 
     def __init__(self, name: LimitName, limit: int, wait_s: float) -> None:
         super().__init__(name)
@@ -28,7 +28,7 @@ class OverLimit(Exception):
 
 
 class TooCostly(Exception):
-    """A single request of `cost`, where `limit` is the most: it will never be let in (both in megapixel-steps)."""
+    """A single request costs `cost`, above the `limit` for one (both in megapixel-steps): it will never be admitted."""
 
     def __init__(self, cost: float, limit: int) -> None:
         super().__init__("too costly")
@@ -36,35 +36,35 @@ class TooCostly(Exception):
 
 
 class RateLimits:
-    """The limits of one ingress process. What is used in a minute is shared through Redis, if there is one.
+    """The limits of one ingress process. Usage per minute is shared through Redis, if there is one.
 
-    Requests at once are counted by each process for itself: a count that is shared would stay too high for ever where a
-    process dies. `counts` gets `rate_limited` and `limits_degraded`.
+    Concurrent requests are counted by each process for itself: a shared count would stay too high after a process died.
+    `counts` gets `rate_limited` and `limits_degraded`.
     """
 
     def __init__(self, config: LimitsConfig, redis: RedisTier | None, counts: Counter[str], clock: Clock) -> None:
         self.config = config
         self.counts = counts
         self.running: Counter[str] = Counter()
-        self.windows = SlidingWindows(redis, self._degraded, clock)
+        self.windows = SlidingWindows(redis, self._count_degraded, clock)
 
     def quota_of(self, caller: str, limits: Limits) -> "Quota":
-        """A request of `caller`, which is nobody else's name, on its way in."""
+        """The quota for one incoming request of `caller`, a name that nobody else has."""
         return Quota(self, caller, limits)
 
     def refuse(self, name: LimitName, limit: int, wait_s: float) -> OverLimit:
-        """The refusal, counted."""
+        """Counts a refusal and returns it."""
         self.counts["rate_limited"] += 1
         return OverLimit(name, limit, wait_s)
 
-    def _degraded(self) -> None:
+    def _count_degraded(self) -> None:
         self.counts["limits_degraded"] += 1
 
 
 class Quota:
-    """One request: `enter` before its body is read, `charge` when its cost is known, `leave` when it is answered.
+    """One request: `enter` before its body is read, `charge` once its cost is known, `leave` when it is answered.
 
-    `remaining` are how its caller stands with each limit that was looked at, beside the limit itself.
+    `remaining` has each limit that was checked, and what the caller has left of it.
     """
 
     def __init__(self, owner: RateLimits, caller: str, limits: Limits) -> None:
@@ -73,11 +73,11 @@ class Quota:
         self._owner, self._caller = owner, caller
 
     async def enter(self) -> None:
-        """Takes a place, and a request of the minute's. Raises OverLimit, and has taken nothing then."""
+        """Takes a concurrent place and one of the minute's requests. Raises OverLimit, and has taken nothing then."""
         at_once = self.limits.concurrent_requests
         if at_once is not None and self._owner.running[self._caller] >= at_once:
-            self.remaining["concurrent_requests"] = at_once, Remaining(False, 0, _A_PLACE_S)
-            raise self._owner.refuse("concurrent_requests", at_once, _A_PLACE_S)
+            self.remaining["concurrent_requests"] = at_once, Remaining(False, 0, _RETRY_S)
+            raise self._owner.refuse("concurrent_requests", at_once, _RETRY_S)
         self._owner.running[self._caller] += 1
         try:
             if self.limits.requests_per_minute is not None:
@@ -87,7 +87,7 @@ class Quota:
             raise
 
     async def charge(self, pixel_steps: int) -> None:
-        """Takes what the request costs of the minute's. Raises OverLimit, or TooCostly where it can never be let in."""
+        """Takes the request's cost from the minute's. Raises OverLimit, or TooCostly if it can never be admitted."""
         cost, costliest = pixel_steps / _MEGA, self.limits.costliest
         if costliest is not None and cost > costliest:
             raise TooCostly(cost, costliest)
@@ -95,13 +95,13 @@ class Quota:
             await self._take("cost_per_minute", pixel_steps, self.limits.cost_per_minute, _MEGA)
 
     async def charge_refused(self, pixel_steps: int) -> None:
-        """Takes what reading in vain costs, or all that a minute has where that is less. Raises OverLimit."""
+        """Takes the cost of reading what was refused, or the whole minute's if that is less. Raises OverLimit."""
         limit = self.limits.cost_per_minute
         if limit is not None:
             await self._take("cost_per_minute", min(pixel_steps, limit * _MEGA), limit, _MEGA)
 
     def leave(self) -> None:
-        """Gives the place back."""
+        """Gives the concurrent place back."""
         self._owner.running[self._caller] -= 1
         if not self._owner.running[self._caller]:
             del self._owner.running[self._caller]

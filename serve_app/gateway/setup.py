@@ -1,4 +1,4 @@
-"""Sets up what stands before the service from the configuration: keys, hosts, limits and idempotency."""
+"""Creates the gateway from the configuration: keys, hosts, limits and idempotency."""
 
 import logging
 import time
@@ -21,11 +21,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What stands before the service: who may ask, under which names, how much, and what was answered before.
+    """The checks in front of the service: who may ask, under which names, for how much; and the stored answers.
 
-    Without `keys` nobody is asked for one; without `hosts` it is served under any name, to any page; without `limits`
-    there are none; without `idempotency` answers with an Idempotency-Key are kept in this process, up to a default
-    size.
+    Without `keys` none are required; without `hosts` it answers to any name and any page; without `limits` there are
+    none; without `idempotency` answers with an Idempotency-Key are kept in this process, up to a default size.
     """
 
     keys: Keyring | None = None
@@ -35,7 +34,7 @@ class Gateway:
 
 
 def make_gateway(config: AppConfig, redis: RedisTier | None, counts: Counter[str]) -> Gateway:
-    """The gateway that `config` describes. Raises ConfigError where keys cannot be read."""
+    """Creates the gateway that `config` describes. Raises ConfigError if the keys cannot be read."""
     if config.keys is None and not config.without_keys:
         log.warning("no keys are configured: whoever reaches this server may use it")
     shared = None
@@ -50,7 +49,7 @@ def make_gateway(config: AppConfig, redis: RedisTier | None, counts: Counter[str
 
 
 def check_gateway(config: AppConfig, host: str) -> None:
-    """Raises ConfigError where the gateway could not be made, or where others reach `host` without a key."""
+    """Raises ConfigError if the gateway could not be created, or if others can reach `host` without a key."""
     if config.redis is not None:
         RedisTier(config.redis)
     if config.keys is not None:
@@ -63,7 +62,7 @@ def check_gateway(config: AppConfig, host: str) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this machine's own processes can connect to it. A name that nobody knows cannot be served on."""
+    """Whether only this machine's own processes can connect to it. A name that does not resolve cannot be served on."""
     try:
         found = getaddrinfo(host or "0.0.0.0", None)
     except OSError:

@@ -1,9 +1,10 @@
-"""How much somebody has used of what a minute allows: a sliding window counter, in memory and, shared, in Redis.
+"""A sliding window counter per minute and caller, in memory and, shared, in Redis.
 
-Two counters by caller: this window's, and the one's before, which counts by the share of it that is less than a window
-ago. So nobody gets twice the limit around the full minute, as with fixed windows, and a caller costs two numbers,
-whatever it does. The same arithmetic holds here and in Redis. It says exactly when an amount will fit, which `limits`
-and its like cannot for amounts other than 1; and Redis is reached through `RedisTier` only, whose time-outs hold.
+Each caller has two counters: this window's, and the previous one's, weighted by the share of it that is less than a
+window ago. So nobody gets twice the limit around the full minute, as with fixed windows, and a caller costs two
+numbers, whatever it does. The arithmetic is the same here and in Redis. It says exactly when an amount will fit, which
+`limits` and the like cannot for amounts other than 1; and Redis is reached through `RedisTier` only, so its timeouts
+hold.
 """
 
 import time
@@ -19,13 +20,13 @@ from serve_app.store.redis_values import Damaged, listed, number
 
 WINDOW_S: Final = 60
 
-# Who has not been seen for longest is forgotten first. Some 20 MB.
+# The least recently seen is dropped first. Some 20 MB.
 MAX_NAMES: Final = 100_000
 
 Clock = Callable[[], float]
 
-# Both counters are read and one is added to in one step, or two processes could each find the last place free. What is
-# no counter is removed: nothing is known then.
+# Reads both counters and adds to one atomically, or two processes could each find the last place free. Removes what is
+# not a counter: nothing is known then.
 _TAKE: Final = """
 local damaged = 0
 local function counted(key)
@@ -47,10 +48,10 @@ return {1, before, now + tonumber(ARGV[2]), damaged}
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """After an amount was asked for: whether it was `taken`, what is left, and in how many seconds there is more.
+    """The result of asking for an amount: whether it was `taken`, what is left, and in how many seconds there is more.
 
-    Where it was not taken, `wait_s` is the time until it would be, if nothing else is taken meanwhile; where it was,
-    the time until the window ends.
+    If it was not taken, `wait_s` is the time until it would fit, if nothing else is taken meanwhile; if it was, the
+    time until the window ends.
     """
 
     taken: bool
@@ -60,63 +61,63 @@ class Remaining:
 
 @dataclass(frozen=True, slots=True)
 class WindowCounters:
-    """What was taken in the window of now, and in the one before; `share` of the window of now has passed."""
+    """Amounts taken in the current window, `now`, and in the one `before`; `share` of the current window has passed."""
 
     before: int
     now: int
     share: float
 
-    def used(self) -> float:
-        """Of the limit, at this moment."""
+    def usage(self) -> float:
+        """The amount that counts against the limit at this moment."""
         return self.before * (1 - self.share) + self.now
 
     def seconds_until(self, amount: int, limit: int) -> float:
-        """Until `amount`, which is at most `limit`, fits."""
-        if self.used() + amount <= limit:
+        """The seconds until `amount`, which is at most `limit`, fits."""
+        if self.usage() + amount <= limit:
             return 0.0
         if self.now + amount <= limit:
             return (1 - (limit - self.now - amount) / self.before - self.share) * WINDOW_S
-        # In the next window, where what is counted now fades.
+        # In the next window, in which the present count fades.
         return (1 - self.share + 1 - (limit - amount) / self.now) * WINDOW_S
 
 
 class SlidingWindows:
-    """Used on one event loop. `degraded` is called whenever Redis was gone, and only this process' counters decided."""
+    """Used on one event loop. Calls `on_degraded` whenever Redis fails and this process's counters alone decide."""
 
-    def __init__(self, redis: RedisTier | None, degraded: Callable[[], None], clock: Clock = time.time) -> None:
+    def __init__(self, redis: RedisTier | None, on_degraded: Callable[[], None], clock: Clock = time.time) -> None:
         self._redis = redis
-        self._degraded = degraded
-        # Not monotonic: all processes must mean the same window.
+        self._on_degraded = on_degraded
+        # Wall-clock time: all processes must agree on the window.
         self._clock = clock
         self._local: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
     async def take(self, name: str, amount: int, limit: int) -> Remaining:
-        """Takes `amount` of what `name` may have in a minute, if that much is left; else nothing."""
+        """Takes `amount` of the minute's `limit` of `name` if that much is left, else nothing."""
         passed = self._clock() / WINDOW_S
         window = int(passed)
-        taken, counters = await self._taken(name, window, passed - window, amount, limit)
+        taken, counters = await self._take_amount(name, window, passed - window, amount, limit)
         wait = (1 - counters.share) * WINDOW_S if taken else counters.seconds_until(amount, limit)
-        return Remaining(taken, max(0, int(limit - counters.used())), wait)
+        return Remaining(taken, max(0, int(limit - counters.usage())), wait)
 
-    async def _taken(
+    async def _take_amount(
         self, name: str, window: int, share: float, amount: int, limit: int
     ) -> tuple[bool, WindowCounters]:
         if self._redis is not None:
             try:
-                taken, before, now = await self._taken_in_redis(self._redis, name, window, share, amount, limit)
+                taken, before, now = await self._take_in_redis(self._redis, name, window, share, amount, limit)
             except (RedisGone, Damaged):
-                self._degraded()
+                self._on_degraded()
             else:
-                # What all processes know is where this one goes on from, should Redis go.
+                # The shared counters are where this process continues if Redis fails.
                 self._remember(name, window, before, now)
                 return bool(taken), WindowCounters(before, now, share)
-        counters = self._recalled(name, window, share)
-        if counters.used() + amount > limit:
+        counters = self._recall(name, window, share)
+        if counters.usage() + amount > limit:
             return False, counters
         self._remember(name, window, counters.before, counters.now + amount)
         return True, WindowCounters(counters.before, counters.now + amount, share)
 
-    async def _taken_in_redis(
+    async def _take_in_redis(
         self, redis: RedisTier, name: str, window: int, share: float, amount: int, limit: int
     ) -> list[int]:
         keys = [f"{redis.prefix}limits:{name}:{index}" for index in (window - 1, window)]
@@ -130,7 +131,7 @@ class SlidingWindows:
             redis.note_damage("a caller's counter")
         return figures
 
-    def _recalled(self, name: str, window: int, share: float) -> WindowCounters:
+    def _recall(self, name: str, window: int, share: float) -> WindowCounters:
         if name not in self._local:
             return WindowCounters(0, 0, share)
         self._local.move_to_end(name)

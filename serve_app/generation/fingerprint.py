@@ -1,7 +1,6 @@
-"""What a request makes an engine do, in a form that can be compared: equal for equal work, under whichever id.
+"""Fingerprints of the work that a request asks for: equal for equal work, whatever the request's id.
 
-Everything goes through canonical JSON, in which no value can pass from one field into the next; pictures are in it by
-their hashes.
+Everything is encoded as canonical JSON, in which no value can spill into the next field; images are included by hash.
 """
 
 import hashlib
@@ -16,13 +15,13 @@ from deployments.engine.protocol.params import SERVICE_FIELDS
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, as_part
 
-# The prompt has the style in it. The seed is kept apart: a caller that gave none gets another with each try.
+# The prompt includes the style. The seed is separate: a caller that gives none gets another one each time.
 _NOT_THE_WORK: Final = {"seed", "style_preset", *SERVICE_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """`work` is canonical JSON of all that decides the pixels, but for the `seed`."""
+    """`work` is canonical JSON of everything that decides the pixels, except the `seed`."""
 
     work: str
     seed: int
@@ -39,9 +38,9 @@ class Fingerprint:
 
 
 def fingerprint_of(request: Request, spec: ModelSpec, setting: Any) -> Fingerprint:
-    """The fingerprint of a request to `spec`. `setting` is what else its engines' pictures depend on, as plain data.
+    """The fingerprint of a request to `spec`. `setting` is what else its engines' images depend on, as plain data.
 
-    It has the tenant in it: nobody is ever served what was made for another. Reads all pictures that came along.
+    It includes the tenant, so that nobody is served what was made for another. Reads all uploads.
     """
     assert request.params.seed is not None
     work = {
@@ -51,36 +50,36 @@ def fingerprint_of(request: Request, spec: ModelSpec, setting: Any) -> Fingerpri
         "setting": setting,
         **work_of(request),
     }
-    return Fingerprint(canonical(work), request.params.seed)
+    return Fingerprint(canonical_json(work), request.params.seed)
 
 
 def work_of(request: Request) -> dict[str, Any]:
-    """Parameters and pictures, without the seed, as plain data."""
+    """The parameters and uploads, without the seed, as plain data."""
     inputs, files = request.inputs, request.uploads
     return {
         "params": request.params.model_dump(mode="json", exclude=_NOT_THE_WORK),
-        "inputs": [_array(each) for each in (inputs.image, inputs.mask, *inputs.hints)],
+        "inputs": [_hash_array(each) for each in (inputs.image, inputs.mask, *inputs.hints)],
         "uploads": None
         if files is None
         else {
-            "image": _file(files.image),
-            "mask": _file(files.mask),
+            "image": _hash_file(files.image),
+            "mask": _hash_file(files.mask),
             "mask_type": files.mask_type,
             "mask_alpha": files.mask_alpha,
-            "hints": [_file(hint) for hint in files.hints],
+            "hints": [_hash_file(hint) for hint in files.hints],
             "preprocess": files.preprocess,
             "fit": files.fit,
         },
     }
 
 
-def canonical(value: Any) -> str:
-    """`value` as JSON in the one form that equal values have."""
+def canonical_json(value: Any) -> str:
+    """Encodes `value` as JSON in the one form that equal values share."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def hash_of(content: bytes) -> str:
-    """SHA-256, in hexadecimal digits."""
+    """SHA-256 in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -92,17 +91,17 @@ def _weights_of(spec: ModelSpec) -> list[Any]:
         spec.revision,
         spec.config,
         spec.prediction_type,
-        *({name: _place(each) for name, each in named.items()} for named in made_of),
+        *({name: _source_of(each) for name, each in named.items()} for named in made_of),
     ]
 
 
-def _place(part: Any) -> list[str | None]:
+def _source_of(part: Any) -> list[str | None]:
     return [as_part(part).source, as_part(part).revision]
 
 
-def _array(picture: Picture | Mask | None) -> list[Any] | None:
+def _hash_array(picture: Picture | Mask | None) -> list[Any] | None:
     return None if picture is None else [list(picture.shape), hash_of(picture.tobytes())]
 
 
-def _file(content: bytes | None) -> str | None:
+def _hash_file(content: bytes | None) -> str | None:
     return None if content is None else hash_of(content)

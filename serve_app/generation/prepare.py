@@ -1,4 +1,4 @@
-"""Everything about a request that is decided before the backend sees it: model, size, defaults, seed, style."""
+"""Decides everything about a request before the backend sees it: model, size, defaults, seed, style."""
 
 import secrets
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from deployments.engine.protocol.params import GenerationParams, effective_param
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.styles import expand
-from serve_app.generation.uploads import check_uploads, sized_like
+from serve_app.generation.styles import add_style
+from serve_app.generation.uploads import check_uploads, fill_in_size
 
 DRAWN_SEEDS = 2**32
 
@@ -24,14 +24,14 @@ def prepare(
     name: str,
     tenant: str,
 ) -> Prepared:
-    """The request that one of `models` can run; it has an id of its own. Raises InvalidParameter."""
+    """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads) if uploads else None
     task: Task = uploads.task if uploads else "text-to-image"
     spec = _model_for(models, params, task)
-    asked = sized_like(with_seed(params), header, spec)
+    asked = fill_in_size(with_seed(params), header, spec)
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
-    styled = asked.model_copy(update={"prompt": expand(asked.prompt, asked.style_preset)})
+    styled = asked.model_copy(update={"prompt": add_style(asked.prompt, asked.style_preset)})
     request_id = f"{name}.{secrets.token_hex(4)}"
     drawn = asked.seed != params.seed
     request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name, seed_drawn=drawn)
@@ -39,40 +39,40 @@ def prepare(
 
 
 def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
-    """The model with that name or alias; the first one for None. Raises UnknownModel."""
+    """Returns the model with that name or alias; the first one for None. Raises UnknownModel."""
     if name is None:
         return models[0]
     for spec in models:
         if spec.answers_to(name):
             return spec
-    raise UnknownModel("model_name", f"there is no such model; {_hint(name, models)}")
+    raise UnknownModel("model_name", f"there is no such model; {_suggest_model(name, models)}")
 
 
 def with_seed(params: GenerationParams) -> GenerationParams:
-    """`params` with a seed, drawn where none was given. Once per request: caching and replays depend on it."""
+    """Returns `params` with a seed, drawn if none was given; once per request: caching and replays rely on it."""
     if params.seed is not None and params.seed >= 0:
         return params
     return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
 
 
-def _hint(name: str, models: Sequence[ModelSpec]) -> str:
+def _suggest_model(name: str, models: Sequence[ModelSpec]) -> str:
     known = [known for spec in models for known in (spec.name, *spec.aliases)]
-    near = get_close_matches(name[:200], known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}"
+    close_names = get_close_matches(name[:200], known, n=3)
+    return f"did you mean {' or '.join(close_names)}?" if close_names else f"known models: {', '.join(known)}"
 
 
 def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task) -> ModelSpec:
-    """The model asked for. Where it lacks the ControlNets, a model of the same source and revision that has them; where
-    none is asked for, the first that is made for the task and has them.
+    """Chooses the model. If the named one lacks the ControlNets, takes one of the same source and revision that has
+    them; if none is named, the first that is made for the task and has them.
     """
     types = {control.type for control in params.controls}
-    able = [spec for spec in models if types <= set(spec.controlnets)]
+    candidates = [spec for spec in models if types <= set(spec.controlnets)]
     if params.model_name is None:
-        made_for_it = [spec for spec in able if spec.inpaints_only == (task == "inpaint")]
-        return next(iter((*made_for_it, *able)), models[0])
+        made_for_task = [spec for spec in candidates if spec.inpaints_only == (task == "inpaint")]
+        return next(iter((*made_for_task, *candidates)), models[0])
     named = find_model(models, params.model_name)
-    same_weights = [spec for spec in able if _weights(spec) == _weights(named)]
-    return named if named in able else next(iter(same_weights), named)
+    same_weights = [spec for spec in candidates if _weights(spec) == _weights(named)]
+    return named if named in candidates else next(iter(same_weights), named)
 
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:

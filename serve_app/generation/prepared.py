@@ -1,4 +1,4 @@
-"""A request that is ready for the backend, beside what its caller asked for."""
+"""A request that is ready for the backend, together with what its caller asked for."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from deployments.engine.protocol.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request ready for the backend, beside what the caller asked for.
+    """A request ready for the backend, together with what the caller asked for.
 
-    `asked` has every default filled in and a seed; `request.params` differs from it by the prompt, which has the style
-    in it. A request of `asked` and the same uploads gives the same images.
+    `asked` has every default filled in and a seed; `request.params` differs from it only in the prompt, which has the
+    style applied. A request of `asked` and the same uploads gives the same images.
     """
 
     request: Request

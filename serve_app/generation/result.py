@@ -16,10 +16,10 @@ from serve_app.generation.prepared import Prepared
 class Result:
     """The images of one request. `failures` are those that could not be made, though others could.
 
-    `id` is what its caller calls the request.
+    `id` is the caller's name for the request.
 
-    `parameters` are complete: with the same uploads they give the same images. `effective_prompt` has the style in it.
-    `source` says whether the images were made for this request.
+    `parameters` are complete: with the same uploads they give the same images. `effective_prompt` has the style
+    applied. `source` says whether the images were made for this request.
     """
 
     id: str
@@ -39,12 +39,12 @@ def result_of(
     timings: Timings,
     source: Source = "made",
 ) -> Result:
-    """The result of a finished request. Raises the first failure where there are only failures."""
+    """The result of a finished request. Raises the first failure if there are no images."""
     if failures and not images:
         raise min(failures, key=lambda failure: failure.index).error
     asked = prepared.asked
     if images:
-        # They know it better: those of an earlier request have kept its seed.
+        # The images are right: cached ones keep the seed of the request that made them.
         asked = asked.model_copy(update={"seed": images[0].seed - images[0].index})
     return Result(
         id=prepared.request.name,
@@ -58,15 +58,15 @@ def result_of(
     )
 
 
-def decoded(image: ImageDone) -> Image.Image:
-    """The picture itself."""
+def decode_image(image: ImageDone) -> Image.Image:
+    """Decodes the image file."""
     picture = Image.open(io.BytesIO(image.data), formats=[image.format.upper()])
     picture.load()
     return picture
 
 
-def encoded(picture: Image.Image) -> bytes:
-    """`picture` as the file that a remote caller would send, with its transparency."""
+def to_png(picture: Image.Image) -> bytes:
+    """Encodes `picture` as the file that a remote caller would upload, with its transparency."""
     buffer = io.BytesIO()
     to_layer(picture).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A look with a name; `text` is what it adds to a prompt."""
+    """A named look; `text` is what it adds to a prompt."""
 
     name: str
     text: str
@@ -25,12 +25,12 @@ _ROWS = (
 STYLES: Mapping[str, Style] = MappingProxyType({style.name: style for style in _ROWS})
 
 
-def expand(prompt: str, style_preset: str | None) -> str:
-    """`prompt` with the style after it: a known style's text, or else `style_preset` itself, as free text."""
+def add_style(prompt: str, style_preset: str | None) -> str:
+    """Appends the style to `prompt`: a preset's text, or else `style_preset` itself, as free text."""
     asked = (style_preset or "").strip()
     if not asked:
         return prompt
     style = STYLES.get(asked.casefold())
     text = style.text if style else asked
-    # An empty prompt is one: there is nothing then that a comma could follow.
+    # No comma after an empty prompt, which is allowed.
     return f"{prompt}, {text}" if prompt.strip() else text

@@ -1,4 +1,4 @@
-"""What can be said of uploaded pictures from their headers alone, before anything is decoded."""
+"""Checks uploads by their headers alone, before anything is decoded."""
 
 from math import sqrt
 
@@ -11,7 +11,7 @@ from deployments.uploads.masks import MASK_TYPES
 
 
 def check_uploads(uploads: Uploads) -> ImageHeader | None:
-    """The header of the picture that decides the size: the image, else the first hint. Raises InvalidParameter."""
+    """Returns the header that decides the size: the init image's, else the first hint's. Raises InvalidParameter."""
     image = read_header(uploads.image, uploads.image_field) if uploads.image is not None else None
     if uploads.task == "inpaint" and image is None:
         raise InvalidParameter(uploads.image_field, "is required beside a mask")
@@ -25,8 +25,8 @@ def check_uploads(uploads: Uploads) -> ImageHeader | None:
     return image or next(iter(hints), None)
 
 
-def sized_like(params: GenerationParams, header: ImageHeader | None, spec: ModelSpec) -> GenerationParams:
-    """`params` with the size that was left open: the picture's shape, at the model's native area."""
+def fill_in_size(params: GenerationParams, header: ImageHeader | None, spec: ModelSpec) -> GenerationParams:
+    """Returns `params` with any missing side filled in: the image's aspect ratio, at the model's native area."""
     if header is None or (params.width and params.height):
         return params
     ratio = header.width / header.height

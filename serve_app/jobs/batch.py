@@ -100,7 +100,7 @@ class Batch:
         todo = deque(groups)
         # Bounded: where nobody takes the results, no more are made.
         done: asyncio.Queue[tuple[EntryGroup, Outcome]] = asyncio.Queue(self._in_flight)
-        with self._service.running.named(self._name, self._tenant) as signal:
+        with self._service.running.track(self._name, self._tenant) as signal:
             makers = [
                 asyncio.ensure_future(self._make_all(todo, done, signal))
                 for _ in range(min(self._in_flight, len(groups)))

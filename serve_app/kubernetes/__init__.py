@@ -1,1 +1,1 @@
-"""Darkroom on KubeRay: manifests are rendered from the same configuration as everything else, and checked offline."""
+"""Darkroom on KubeRay: renders manifests from the configuration used everywhere else, and checks them offline."""

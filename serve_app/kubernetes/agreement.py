@@ -1,4 +1,4 @@
-"""Whether the manifests' numbers agree with each other, with the configuration, and with the code that they deploy."""
+"""Checks that the manifests' numbers agree with each other, the configuration, and the code that they deploy."""
 
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -19,23 +19,23 @@ DRAIN: Final = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 NODES: Final = "darkroom-nodes"
 
 
-def agreement_faults(manifests: Manifests) -> Iterator[str]:
-    """All of them."""
+def find_disagreements(manifests: Manifests) -> Iterator[str]:
+    """Yields each disagreement as one line."""
     config = configuration_of(manifests)
-    if (said := manifests.cluster.get("rayVersion")) != version("ray"):
-        yield f"rayVersion: it says {said}, and the code runs on {version('ray')}"
-    yield from _drain(manifests, config)
-    yield from _gpus(manifests, config)
-    yield from _room(manifests, config)
+    if (ray_version := manifests.cluster.get("rayVersion")) != version("ray"):
+        yield f"rayVersion: it says {ray_version}, and the code runs on {version('ray')}"
+    yield from _check_drain(manifests, config)
+    yield from _check_gpus(manifests, config)
+    yield from _check_capacity(manifests, config)
     for pod in manifests.ray_pods():
-        yield from _pod(pod)
-    yield from _secrets(manifests, config)
-    yield from _budgets(manifests)
-    yield from _pins(config)
+        yield from _check_pod(pod)
+    yield from _check_secrets(manifests, config)
+    yield from _check_disruption_budgets(manifests)
+    yield from _check_pins(config)
 
 
-def _drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
-    """Each of these must be longer than the one before. The head has no replicas to drain."""
+def _check_drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    """Checks that each of these periods is longer than the one before. The head has no replicas to drain."""
     replicas = [deployment.graceful_shutdown_timeout_s for deployment in config.deployments]
     steps: list[tuple[str, float | None]] = [
         ("ingress.request_timeout_s", config.ingress.request_timeout_s),
@@ -56,7 +56,7 @@ def _drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
                 yield f"drain: {shorter} ({low}) must be less than {longer} ({high})"
 
 
-def _gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+def _check_gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     for pod in manifests.ray_pods():
         asked, limit = (_amounts(pod, kind).get(GPU) for kind in ("requests", "limits"))
         if asked != limit:
@@ -67,8 +67,8 @@ def _gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
             yield f"deployment {deployment.name}: no worker has the {deployment.num_gpus:g} GPUs of a replica"
 
 
-def _room(manifests: Manifests, config: AppConfig) -> Iterator[str]:
-    """Whether all replicas that the configuration allows find a place, and those beside them in an update."""
+def _check_capacity(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    """Checks that all replicas that the configuration allows find a place, and the extra ones of an update as well."""
     most = sum(deployment.num_gpus * deployment.most_replicas for deployment in config.deployments)
     there = sum(_gpus_of(group) * group.get("maxReplicas", 0) for group in manifests.groups)
     if most > there:
@@ -82,7 +82,7 @@ def _room(manifests: Manifests, config: AppConfig) -> Iterator[str]:
         yield f"room: everything together may want {cpus:g} CPUs, and all groups together may have {there:g}"
 
 
-def _pod(pod: PodTemplate) -> Iterator[str]:
+def _check_pod(pod: PodTemplate) -> Iterator[str]:
     ports = {each["containerPort"]: each["name"] for each in pod.main.get("ports", ())}
     if ports.get(PORT) != "serve":
         yield f"{pod.name}: port {PORT}, where Serve's proxy listens, must be named `serve`"
@@ -99,8 +99,8 @@ def _pod(pod: PodTemplate) -> Iterator[str]:
         yield f"{pod.name}: a preStop hook would end Ray before it has drained"
 
 
-def _secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
-    """Secrets that the configuration reads must be where a replica of the ingress can run, which is on any worker."""
+def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    """Checks that the secrets are available wherever a replica of the ingress can run, which is on any worker."""
     wanted: list[tuple[str, Any]] = [("keys", config.keys)]
     if config.redis is not None:
         wanted += [("redis: key", config.redis.key), ("redis: password", config.redis.password)]
@@ -116,16 +116,16 @@ def _secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
                 yield f"{pod.name}: {what} is read from {secret.file}, where nothing is mounted"
 
 
-def _budgets(manifests: Manifests) -> Iterator[str]:
-    """A RayCluster has no scale subresource, from which Kubernetes would learn how many pods are wanted."""
-    for budget in manifests.of("PodDisruptionBudget"):
+def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:
+    """Checks disruption budgets. A RayCluster has no scale subresource to tell Kubernetes how many pods are wanted."""
+    for budget in manifests.of_kind("PodDisruptionBudget"):
         if not isinstance(budget["spec"].get("minAvailable"), int):
             name = budget["metadata"]["name"]
             yield f"PodDisruptionBudget {name}: of Ray's pods only `minAvailable`, as a number, ever lets one go"
 
 
-def _pins(config: AppConfig) -> Iterator[str]:
-    """Folders are whoever's who fills them; what comes from the hub must be a commit, and have safetensors."""
+def _check_pins(config: AppConfig) -> Iterator[str]:
+    """Checks weights: what comes from the hub must be a commit with safetensors. Folders are their owner's concern."""
     found = [spec for deployment in config.deployments for spec in config.specs_of(deployment)]
     parts = [part for spec in found for part in sources_of(spec)]
     parts += [part for annotator in config.annotators.specs().values() for part in sources(annotator).values()]
@@ -147,7 +147,7 @@ def _gpus_of(group: dict[str, Any]) -> float:
 
 
 def _cpus_of(group: dict[str, Any]) -> float:
-    """KubeRay tells Ray the whole CPUs of the limit."""
+    """The whole CPUs of the limit, which KubeRay passes to Ray."""
     text = str(_limits(group).get("cpu", 0))
     return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
 

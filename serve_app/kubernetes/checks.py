@@ -1,25 +1,25 @@
-"""Everything that can be known of an overlay without a cluster."""
+"""Every check of an overlay that needs no cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve_app.kubernetes.agreement import agreement_faults
-from serve_app.kubernetes.kuberay import kuberay_faults
+from serve_app.kubernetes.agreement import find_disagreements
+from serve_app.kubernetes.kuberay import find_kuberay_faults
 from serve_app.kubernetes.manifests import Manifests
-from serve_app.kubernetes.schemas import kubernetes_faults, ray_faults
-from serve_app.kubernetes.serve_schema import application_faults
+from serve_app.kubernetes.schemas import find_kubernetes_faults, find_ray_faults
+from serve_app.kubernetes.serve_schema import find_application_faults
 
 
-def faults(manifests: Manifests, crd: Path | None = None) -> Iterator[str]:
-    """What is wrong, a line each. With KubeRay's `crd` every field of the RayService is looked at.
+def find_faults(manifests: Manifests, crd: Path | None = None) -> Iterator[str]:
+    """Yields each fault as one line. With KubeRay's `crd`, every field of the RayService is checked.
 
-    Raises Unbuildable where there is not one RayService.
+    Raises Unbuildable unless there is exactly one RayService.
     """
-    yield from kubernetes_faults(manifests)
+    yield from find_kubernetes_faults(manifests)
     if crd is not None:
-        yield from ray_faults(manifests, crd)
-    yield from kuberay_faults(manifests)
-    broken = list(application_faults(manifests))
+        yield from find_ray_faults(manifests, crd)
+    yield from find_kuberay_faults(manifests)
+    broken = list(find_application_faults(manifests))
     yield from broken
     if not broken:
-        yield from agreement_faults(manifests)
+        yield from find_disagreements(manifests)

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, from a table of its panels: the JSON that Grafana wants is nothing to keep by hand."""
+"""Renders the Grafana dashboard from a table of its panels; Grafana's JSON is nothing to maintain by hand."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ HEIGHT: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """`queries` are legends and PromQL. `unit` is Grafana's word for one."""
+    """One panel. `queries` are legends and PromQL; `unit` is a Grafana unit."""
 
     title: str
     unit: str
@@ -22,7 +22,7 @@ class Panel:
 
 
 def _sum(metric: str, by: str = "", of: str = "", over: str = "rate", window: str = "5m") -> str:
-    """PromQL: what a counter has gone up by, summed up over everything but `by`."""
+    """PromQL for the increase of a counter, summed over everything except `by`."""
     labels = f" by ({by})" if by else ""
     return f"sum{labels} ({over}(ray_diffusion_{metric}{of}[{window}]))"
 
@@ -131,8 +131,8 @@ PANELS: Final = (
 )
 
 
-def dashboard() -> str:
-    """The JSON."""
+def render_dashboard() -> str:
+    """Renders the dashboard as JSON."""
     variables = [
         {"name": "source", "type": "datasource", "query": "prometheus", "label": "Prometheus"},
         {"name": "gpu_hour", "type": "textbox", "query": "1.00", "label": "A GPU hour costs"},
@@ -144,12 +144,12 @@ def dashboard() -> str:
         "refresh": "30s",
         "time": {"from": "now-3h", "to": "now"},
         "templating": {"list": variables},
-        "panels": [_panel(number, panel) for number, panel in enumerate(PANELS)],
+        "panels": [_render_panel(number, panel) for number, panel in enumerate(PANELS)],
     }
     return json.dumps(board, indent=1) + "\n"
 
 
-def _panel(number: int, panel: Panel) -> dict[str, Any]:
+def _render_panel(number: int, panel: Panel) -> dict[str, Any]:
     row, column = divmod(number, COLUMNS)
     targets = [
         {"refId": chr(ord("A") + i), "expr": query, "legendFormat": legend, "datasource": SOURCE}

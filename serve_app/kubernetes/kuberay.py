@@ -1,4 +1,4 @@
-"""What KubeRay 1.7 refuses, or accepts and never makes ready: its validation.go and known issues, mirrored."""
+"""Checks for what KubeRay 1.7 refuses, or accepts and never makes ready: mirrors its validation.go and known issues."""
 
 import re
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ _DNS_1035: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _UPGRADES: Final = ("None", "NewCluster", "NewClusterWithIncrementalUpgrade")
 
 
-def kuberay_faults(manifests: Manifests) -> Iterator[str]:
-    """All of them."""
+def find_kuberay_faults(manifests: Manifests) -> Iterator[str]:
+    """Yields each fault as one line."""
     name = manifests.service["metadata"]["name"]
     if len(name) > MAX_NAME or not _DNS_1035.fullmatch(name):
         yield f"RayService name: at most {MAX_NAME} of a-z, 0-9 and -, beginning with a letter"
-    yield from _groups(manifests)
-    yield from _autoscaler(manifests)
-    yield from _fault_tolerance(manifests)
-    yield from _upgrade(manifests.service["spec"].get("upgradeStrategy"), manifests.cluster)
+    yield from _check_groups(manifests)
+    yield from _check_autoscaler(manifests)
+    yield from _check_fault_tolerance(manifests)
+    yield from _check_upgrade(manifests.service["spec"].get("upgradeStrategy"), manifests.cluster)
     if manifests.application.get("proxy_location") != "EveryNode":
         yield "serveConfigV2 proxy_location: KubeRay asks every pod's proxy: it must be EveryNode, or none gets ready"
 
 
-def _groups(manifests: Manifests) -> Iterator[str]:
+def _check_groups(manifests: Manifests) -> Iterator[str]:
     names = [group["groupName"] for group in manifests.groups]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"group {name}: the name is taken"
@@ -39,7 +39,7 @@ def _groups(manifests: Manifests) -> Iterator[str]:
 _BOUNDS: Final = (("minReplicas", 0), ("replicas", 0), ("maxReplicas", 2**31 - 1))
 
 
-def _autoscaler(manifests: Manifests) -> Iterator[str]:
+def _check_autoscaler(manifests: Manifests) -> Iterator[str]:
     cluster = manifests.cluster
     version_2 = cluster.get("autoscalerOptions", {}).get("version") == "v2"
     if not (cluster.get("enableInTreeAutoscaling") and version_2):
@@ -52,7 +52,7 @@ def _autoscaler(manifests: Manifests) -> Iterator[str]:
             yield f"{pod.name}: RAY_enable_autoscaler_v2 and autoscalerOptions.version exclude each other"
 
 
-def _fault_tolerance(manifests: Manifests) -> Iterator[str]:
+def _check_fault_tolerance(manifests: Manifests) -> Iterator[str]:
     options = manifests.cluster.get("gcsFaultToleranceOptions")
     if options is None:
         yield "gcsFaultToleranceOptions: without it the cluster dies with its head"
@@ -67,7 +67,7 @@ def _fault_tolerance(manifests: Manifests) -> Iterator[str]:
         yield "head: Redis' password belongs into gcsFaultToleranceOptions only"
 
 
-def _upgrade(strategy: Any, cluster: Any) -> Iterator[str]:
+def _check_upgrade(strategy: Any, cluster: Any) -> Iterator[str]:
     if strategy is None:
         return
     kind, options = strategy.get("type"), strategy.get("clusterUpgradeOptions")

@@ -1,4 +1,4 @@
-"""What kustomize makes of an overlay: the documents that would be applied."""
+"""The documents that kustomize builds from an overlay, as they would be applied."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ Document = dict[str, Any]
 
 
 class Unbuildable(Exception):
-    """The folder is no overlay that kustomize can build; the message is its own."""
+    """The folder is no overlay that kustomize can build; the message is kustomize's."""
 
 
 @dataclass(frozen=True)
 class PodTemplate:
-    """A pod template, and what to call it in a complaint."""
+    """A pod template, and its name in messages."""
 
     name: str
     spec: Document
@@ -28,7 +28,7 @@ class PodTemplate:
 
     @property
     def main(self) -> Document:
-        """The container that Ray, or whatever the pod is for, runs in."""
+        """The pod's main container, Ray's for example."""
         first: Document = self.spec["containers"][0]
         return first
 
@@ -39,27 +39,27 @@ class Manifests:
 
     documents: Sequence[Document]
 
-    def of(self, kind: str) -> list[Document]:
-        """Those of that kind."""
+    def of_kind(self, kind: str) -> list[Document]:
+        """Returns the documents of that kind."""
         return [document for document in self.documents if document.get("kind") == kind]
 
     @cached_property
     def service(self) -> Document:
-        """The one RayService. Raises Unbuildable where there is another number of them."""
-        found = self.of("RayService")
+        """The one RayService. Raises Unbuildable unless there is exactly one."""
+        found = self.of_kind("RayService")
         if len(found) != 1:
             raise Unbuildable(f"an overlay has one RayService, and here are {len(found)}")
         return found[0]
 
     @property
     def cluster(self) -> Document:
-        """How its Ray cluster shall be."""
+        """The configuration of its Ray cluster."""
         cluster: Document = self.service["spec"]["rayClusterConfig"]
         return cluster
 
     @property
     def groups(self) -> list[Document]:
-        """Its groups of workers."""
+        """The cluster's worker groups."""
         return list(self.cluster.get("workerGroupSpecs", ()))
 
     @property
@@ -69,18 +69,18 @@ class Manifests:
         return parsed if isinstance(parsed, dict) else {}
 
     def ray_pods(self) -> Iterator[PodTemplate]:
-        """The templates of Ray's pods: the head's, then each group's."""
+        """Yields the templates of Ray's pods: the head's, then each group's."""
         yield _template("head", self.cluster["headGroupSpec"]["template"])
         yield from self.worker_pods()
 
     def worker_pods(self) -> Iterator[PodTemplate]:
-        """The templates of the groups."""
+        """Yields the templates of the worker groups."""
         for group in self.groups:
             yield _template(f"group {group['groupName']}", group["template"])
 
 
-def built(folder: Path) -> Manifests:
-    """What `kubectl kustomize` makes of `folder`. Raises Unbuildable."""
+def build(folder: Path) -> Manifests:
+    """Runs `kubectl kustomize` on `folder`. Raises Unbuildable."""
     try:
         done = subprocess.run(
             ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=BUILD_S, check=False

@@ -1,8 +1,8 @@
-"""What the manifests say of the application, from the configuration that it runs with everywhere.
+"""Renders the application's part of the manifests from the configuration that it uses everywhere.
 
 An overlay is a kustomize folder. Its `darkroom.yaml` is the configuration, as `darkroom serve` takes it; from that
-`serve-config.yaml` is rendered, a patch that puts `serveConfigV2` into the RayService. What Ray reads from the
-environment of its nodes goes into `node-environment.yaml` of the base.
+`serve-config.yaml` is rendered, a patch that puts `serveConfigV2` into the RayService. What Ray reads from its nodes'
+environment goes into `node-environment.yaml` of the base.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from serve_app.config.server import AppConfig, load_config
-from serve_app.kubernetes.dashboard import dashboard
+from serve_app.kubernetes.dashboard import render_dashboard
 from serve_app.launch.local_cluster import APP_NAME
 from serve_app.serving.node_environment import NODE_ENVIRONMENT
 
@@ -26,19 +26,19 @@ PORT: Final = 8000
 _HEAD: Final = "# Rendered by `darkroom k8s render` from {source}; change that.\n"
 
 
-def rendered(root: Path) -> Iterator[tuple[Path, str]]:
-    """Every file below `root`, the folder of `base` and `overlays`, that is rendered, and what must stand in it.
+def render_files(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yields every rendered file below `root`, the folder of `base` and `overlays`, with its content.
 
-    Raises ConfigError where an overlay's configuration is wrong.
+    Raises ConfigError if an overlay's configuration is wrong.
     """
     yield root / "base" / NODES, node_environment()
-    yield root / "observability" / DASHBOARD, dashboard()
+    yield root / "observability" / DASHBOARD, render_dashboard()
     for file in sorted((root / "overlays").glob(f"*/{CONFIGURATION}")):
         yield file.with_name(SERVE_CONFIG), serve_config_patch(load_config(str(file)))
 
 
 def serve_config(config: AppConfig) -> dict[str, Any]:
-    """`config` as what Ray Serve deploys. Every node has a proxy, for KubeRay asks each pod's for its health."""
+    """Converts `config` to Ray Serve's. Every node has a proxy, because KubeRay asks each pod's for its health."""
     return {
         "proxy_location": "EveryNode",
         "http_options": {
@@ -60,7 +60,7 @@ def serve_config(config: AppConfig) -> dict[str, Any]:
 
 
 def serve_config_patch(config: AppConfig) -> str:
-    """The patch for kustomize."""
+    """The kustomize patch with that configuration."""
     text = yaml.safe_dump(serve_config(config), sort_keys=False, width=110)
     indented = "".join(f"    {line}\n" for line in text.splitlines())
     return (
@@ -71,7 +71,7 @@ def serve_config_patch(config: AppConfig) -> str:
 
 
 def node_environment() -> str:
-    """The ConfigMap that all of Ray's pods get their environment from."""
+    """The ConfigMap with the environment of all of Ray's pods."""
     manifest = {
         "apiVersion": "v1",
         "kind": "ConfigMap",

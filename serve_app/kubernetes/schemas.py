@@ -1,4 +1,4 @@
-"""Whether manifests have the shapes that Kubernetes and KubeRay know: their fields, their types, and no others."""
+"""Checks manifests against the schemas of Kubernetes and KubeRay: fields and types, and no unknown fields."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,50 +10,52 @@ import yaml
 
 from serve_app.kubernetes.manifests import Document, Manifests
 
-# KubeRay's own kinds, and those of others, are not among Kubernetes' schemas.
+# Kubernetes' schemas have no kinds of KubeRay and others.
 _FOREIGN: Final = ("ray.io/", "monitoring.coreos.com/", "gateway.networking.k8s.io/")
 
 
-def kubernetes_faults(manifests: Manifests) -> Iterator[str]:
-    """Of Kubernetes' own kinds, and of the pod templates inside the RayService, which its CRD does not look into."""
+def find_kubernetes_faults(manifests: Manifests) -> Iterator[str]:
+    """Checks Kubernetes' own kinds, and the pod templates inside the RayService, which its CRD does not describe."""
     for document in manifests.documents:
         if not document["apiVersion"].startswith(_FOREIGN):
-            yield from _faults(f"{document['kind']} {document['metadata']['name']}", document)
+            yield from _validate(f"{document['kind']} {document['metadata']['name']}", document)
     for pod in manifests.ray_pods():
         template = {"metadata": pod.metadata, "spec": pod.spec}
         document = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "it"}, "template": template}
-        yield from _faults(pod.name, document)
+        yield from _validate(pod.name, document)
 
 
-def ray_faults(manifests: Manifests, crd: Path) -> Iterator[str]:
-    """Of the RayService, by the CRD of KubeRay in that file."""
-    validator = jsonschema.Draft202012Validator(_schema_of(crd))
+def find_ray_faults(manifests: Manifests, crd: Path) -> Iterator[str]:
+    """Checks the RayService against KubeRay's CRD in that file."""
+    validator = jsonschema.Draft202012Validator(_read_schema(crd))
     for error in validator.iter_errors(manifests.service):
         yield f"RayService {'/'.join(map(str, error.absolute_path))}: {error.message}"
 
 
-def _faults(name: str, document: Document) -> Iterator[str]:
+def _validate(name: str, document: Document) -> Iterator[str]:
     try:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
     except kubernetes_validate.ValidationError as error:
         yield f"{name} {'/'.join(map(str, error.path))}: {error.message}"
 
 
-def _schema_of(crd: Path) -> Any:
+def _read_schema(crd: Path) -> Any:
     versions = yaml.safe_load(crd.read_text())["spec"]["versions"]
     (version,) = (each for each in versions if each["name"] == "v1")
-    return _strict(version["schema"]["openAPIV3Schema"])
+    return _forbid_unknown_fields(version["schema"]["openAPIV3Schema"])
 
 
-def _strict(schema: Any) -> Any:
-    """An OpenAPI schema as JSON Schema that refuses unknown fields, as `kubectl --validate=strict` does."""
+def _forbid_unknown_fields(schema: Any) -> Any:
+    """Converts an OpenAPI schema to JSON Schema that refuses unknown fields, as `kubectl --validate=strict` does."""
     if isinstance(schema, list):
-        return [_strict(each) for each in schema]
+        return [_forbid_unknown_fields(each) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
-    plain = {name: _strict(value) for name, value in schema.items() if not name.startswith("x-kubernetes-")}
+    plain = {
+        name: _forbid_unknown_fields(value) for name, value in schema.items() if not name.startswith("x-kubernetes-")
+    }
     fields = schema.get("properties")
     if isinstance(fields, Mapping) and "type" in schema:
         # `metadata` is Kubernetes' own, which a CRD does not describe.
@@ -61,6 +63,6 @@ def _strict(schema: Any) -> Any:
         if not open_ended and "additionalProperties" not in schema:
             plain["additionalProperties"] = False
         if "required" in schema:
-            # The API server fills in defaults before it looks.
+            # The API server fills in defaults before it validates.
             plain["required"] = [name for name in schema["required"] if "default" not in fields.get(name, {})]
     return plain

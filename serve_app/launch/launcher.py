@@ -1,8 +1,8 @@
 """`darkroom serve`: runs a server in the foreground, and leaves nothing behind when it ends.
 
 The server itself is a child process (`local_cluster.py`); this one only waits, so that Ctrl-C and SIGTERM act at once
-even while the child is deep inside Ray's start-up. The child is asked to end by closing its standard input. Whatever of
-its tree is left after that is killed: on Linux orphans are handed to this process, so none can hide.
+even while the child is deep inside Ray's start-up. Closing the child's standard input asks it to end. Whatever is left
+of its process tree after that is killed: on Linux this process adopts orphans, so none can hide.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from typing import IO, Any
 
 from serve_app.config.server import AppConfig
 from serve_app.launch.processes import adopt_orphans, sweep
-from serve_app.serving.import_path import installed_only
+from serve_app.serving.import_path import restrict_to_installed
 
 EXIT_FAILED = 1
 EXIT_PORT_IN_USE = 2
 
-# Ctrl-C to nothing left takes at most 15 seconds: these two together, and a margin.
+# From Ctrl-C until nothing is left takes at most 15 seconds: these two together, and a margin.
 GRACE_S = 10.0
 SWEEP_S = 3.0
 
-# `-P`: Python would look into the current folder first, whatever lies there.
+# `-P`, or Python would import from the current folder first.
 CHILD = (sys.executable, "-P", "-m", "serve_app.launch.local_cluster")
 
 # The length of Ray's socket paths below its folder; the system's limit for one is 107 bytes.
@@ -53,22 +53,22 @@ class LaunchError(Exception):
 
 @dataclass
 class Server:
-    """A server's process, and what has been heard of it: `ready`, `failed`, `gone`, or `stop`, which is a signal."""
+    """A server's process and the messages about it: `ready`, `failed`, `gone`, or `stop`, which is a signal."""
 
     config: AppConfig
     host: str
     port: int
     temp_dir: Path
-    news: "queue.SimpleQueue[tuple[str, str]]" = field(default_factory=queue.SimpleQueue)
+    messages: "queue.SimpleQueue[tuple[str, str]]" = field(default_factory=queue.SimpleQueue)
     process: "subprocess.Popen[bytes] | None" = None
     ready: bool = False
 
     def start(self) -> None:
-        """Starts the child in a session of its own, out of the reach of the terminal's Ctrl-C."""
+        """Starts the child in a session of its own, where the terminal's Ctrl-C does not reach it."""
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
                 CHILD,
-                env=installed_only(os.environ),
+                env=restrict_to_installed(os.environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -89,33 +89,33 @@ class Server:
 
     @property
     def log_file(self) -> Path:
-        """Where the child's standard error goes; the logs of Ray's processes lie beside it."""
+        """The child's standard error; the logs of Ray's processes lie beside it."""
         return self.temp_dir / "darkroom.log"
 
     @property
     def rays_folder(self) -> Path:
-        """Within `temp_dir`, which is its owner's alone: Ray lets everybody write into its own."""
+        """Ray's folder within `temp_dir`, which only its owner can enter: Ray lets everybody write into its own."""
         return self.temp_dir / _RAYS_FOLDER
 
     def end(self) -> None:
-        """Asks the child to drain and end, then kills what is left of its tree. Before it was ready: at once."""
+        """Asks the child to drain and end, then kills what is left of its process tree; at once if it was not ready."""
         if self.process is None:
             return
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         if self.ready:
-            self._wait_unless_hurried(GRACE_S)
+            self._wait_for_exit(GRACE_S)
         sweep(SWEEP_S)
         self.process.poll()
 
-    def _wait_unless_hurried(self, grace_s: float) -> None:
-        """A second Ctrl-C means: now."""
+    def _wait_for_exit(self, grace_s: float) -> None:
+        """Waits for the child; a second Ctrl-C ends the wait."""
         assert self.process is not None
         deadline = time.monotonic() + grace_s
         while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
-                if self.news.get(timeout=0.1)[0] == "stop":
+                if self.messages.get(timeout=0.1)[0] == "stop":
                     return
 
     def _listen(self, answers: IO[bytes]) -> None:
@@ -123,61 +123,61 @@ class Server:
             with answers:
                 for line in answers:
                     kind, message = next(iter(json.loads(line).items()))
-                    self.news.put((kind, message))
+                    self.messages.put((kind, message))
         finally:
-            # Also where it says what nobody understands: whoever waits for news waits for this thread's.
-            self.news.put(("gone", ""))
+            # Even after a malformed line: the main thread waits for this thread's messages.
+            self.messages.put(("gone", ""))
 
 
 def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = print) -> None:
-    """Serves until SIGINT or SIGTERM; `say` gets the one line that says where. Raises LaunchError if it cannot."""
-    with held_port(host, port):
+    """Serves until SIGINT or SIGTERM; `say` gets the one line with the address. Raises LaunchError if it cannot."""
+    with hold_port(host, port):
         adopt_orphans()
         server = Server(config, host, port, make_temp_dir())
-        with stop_signals(server.news):
+        with handle_stop_signals(server.messages):
             try:
                 run(server, say)
             finally:
                 server.end()
-    # Only after a clean end: the error of any other names the log.
+    # Only after a clean end: other errors refer to the log.
     shutil.rmtree(server.temp_dir, ignore_errors=True)
 
 
 def run(server: Server, say: Callable[[str], Any]) -> None:
-    """Starts `server` and returns after a signal. Raises LaunchError when it fails, or ends on its own."""
+    """Starts `server` and returns after a signal. Raises LaunchError if it fails, or ends by itself."""
     server.start()
-    while (kind_and_message := server.news.get())[0] != "stop":
+    while (kind_and_message := server.messages.get())[0] != "stop":
         kind, message = kind_and_message
         if kind != "ready":
             why = message or ("the server ended unexpectedly" if server.ready else "the server did not start")
             raise LaunchError(f"{why} (log: {server.log_file})")
         server.ready = True
-        say(f"Darkroom is ready at http://{_shown(server.host)}:{server.port}")
+        say(f"Darkroom is ready at http://{_format_host(server.host)}:{server.port}")
 
 
 @contextlib.contextmanager
-def held_port(host: str, port: int) -> Iterator[None]:
-    """Keeps `host`:`port` for this server while it starts: a second one, started meanwhile, is refused as well.
+def hold_port(host: str, port: int) -> Iterator[None]:
+    """Holds `host`:`port` for this server while it starts, so that a second one, started meanwhile, is refused as well.
 
-    Raises LaunchError where the port cannot be bound, before anything has been started.
+    Raises LaunchError if the port cannot be bound, before anything is started.
     """
-    refuse_port_in_use(host, port)
-    family, kind, protocol, _, address = _addressed(host, port)
+    check_port(host, port)
+    family, kind, protocol, _, address = _resolve(host, port)
     with socket.socket(family, kind, protocol) as held:
-        # Ray's proxy shares its port with whoever of this user shares it too. On Linux a socket that does not listen
-        # gets no connections; elsewhere that is not certain.
+        # Ray's proxy shares its port with other sockets of this user that share it. On Linux a socket that does not
+        # listen gets no connections; elsewhere that is not certain.
         if sys.platform == "linux":
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind(address)
         yield
 
 
-def refuse_port_in_use(host: str, port: int) -> None:
-    """Raises LaunchError where `host`:`port` cannot be bound."""
+def check_port(host: str, port: int) -> None:
+    """Raises LaunchError if `host`:`port` cannot be bound."""
     if not 0 < port < 65536:
         raise LaunchError(f"{port} is no port number", EXIT_PORT_IN_USE)
     try:
-        family, kind, protocol, _, address = _addressed(host, port)
+        family, kind, protocol, _, address = _resolve(host, port)
         with socket.socket(family, kind, protocol) as probe:
             # A connection that ended a moment ago does not hold the port; a listener does, whatever its options.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,15 +192,15 @@ def refuse_port_in_use(host: str, port: int) -> None:
         raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}", EXIT_PORT_IN_USE) from None
 
 
-def _addressed(host: str, port: int) -> tuple[Any, ...]:
-    """Family, kind, protocol, name and address for a socket."""
+def _resolve(host: str, port: int) -> tuple[Any, ...]:
+    """The family, kind, protocol, name and address for a socket."""
     return socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
 
 
 def make_temp_dir() -> Path:
-    """A folder for Ray's sockets and logs, of its owner alone.
+    """Creates a folder for Ray's sockets and logs that only its owner can enter.
 
-    Short enough for the limit that systems have on socket paths.
+    Its path is short enough for the systems' limit on socket paths.
     """
     default = tempfile.gettempdir()
     room = 107 - _SOCKET_PATH_ROOM - len(f"/darkroom-12345678/{_RAYS_FOLDER}")
@@ -209,10 +209,10 @@ def make_temp_dir() -> Path:
 
 
 @contextlib.contextmanager
-def stop_signals(news: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
-    """Turns SIGINT, SIGTERM and SIGHUP into news. Nothing is raised: an exception could come anywhere and be lost."""
+def handle_stop_signals(messages: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
+    """Turns SIGINT, SIGTERM and SIGHUP into messages. Raises nothing: an exception could come anywhere and get lost."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: news.put(("stop", ""))) for number in signals}
+    before = {number: signal.signal(number, lambda *_: messages.put(("stop", ""))) for number in signals}
     try:
         yield
     finally:
@@ -220,5 +220,5 @@ def stop_signals(news: "queue.SimpleQueue[tuple[str, str]]") -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _shown(host: str) -> str:
+def _format_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host

@@ -1,8 +1,8 @@
-"""The process behind `darkroom serve`: a Ray cluster of its own with the application on it. Started by `launcher.py`.
+"""The process behind `darkroom serve`: a Ray cluster of its own that runs the application. Started by `launcher.py`.
 
 The first line on standard input is its `Order`. It answers with one JSON line on standard output, `ready` or `failed`,
-and serves until its standard input is closed. That also happens when the launcher is killed, so it never stays behind.
-Everything else it and Ray have to say goes to standard error.
+and serves until its standard input is closed. That also happens if the launcher is killed, so it never stays behind.
+All other output, its own and Ray's, goes to standard error.
 """
 
 import json
@@ -19,15 +19,15 @@ import httpx
 from pydantic import BaseModel
 
 from serve_app.config.server import AppConfig
-from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, head_timeout_s
+from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, read_head_timeout_s
 
 HEALTH_PATH = "/ads/v2/diffusion/health"
 APP_NAME = "darkroom"
 
 _HEALTHY_WITHIN_S = 120.0
-# Pictures pass through the store one by one; Ray's default of a third of the memory would be taken from the models.
+# Images pass through the store one by one; Ray's default, a third of the memory, would be lost to the models.
 _OBJECT_STORE_BYTES = 256 * 2**20
-# Ray's name for the line that says what was raised, somewhere inside the traceback of a constructor.
+# The line of a constructor's traceback, as Ray formats it, that has the original error.
 _LOAD_ERROR = re.compile(r"ModelLoadError: (.+)")
 
 
@@ -48,8 +48,8 @@ def main() -> None:
         start(order)
     except Exception as error:
         logging.getLogger(__name__).exception("Darkroom did not start")
-        _answer(answers, "failed", explanation(error))
-        # Not sys.exit: threads of Ray's would be waited for, and the launcher ends what is left in any case.
+        _answer(answers, "failed", explain(error))
+        # Not sys.exit, which would wait for Ray's threads; the launcher ends what is left in any case.
         os._exit(1)
     _answer(answers, "ready", "")
     sys.stdin.read()
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def start(order: Order) -> None:
-    """Returns when a health request through the real port says healthy: every engine has made its warm-up pictures."""
+    """Starts the cluster; returns once its health page, through the real port, says healthy: engines are warm."""
     prepare_environment()
     import ray
     from ray import serve
@@ -67,12 +67,12 @@ def start(order: Order) -> None:
 
     from serve_app.app import build_app
 
-    # Ray would have all workers import from the current folder first; it does not for a client's job, which may have
+    # Ray has all workers import from the current folder first, except for a client's job, which may have
     # been sent from another machine. Nothing else depends on that.
     ray.init(
         address="local",
         namespace=APP_NAME,
-        num_cpus=_cpus(order.config),
+        num_cpus=_count_cpus(order.config),
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=_OBJECT_STORE_BYTES,
@@ -95,37 +95,37 @@ def start(order: Order) -> None:
 
 
 def prepare_environment() -> None:
-    """Settings that Ray reads while it is imported or started; its processes inherit them."""
+    """Sets what Ray reads from the environment at import or start-up; its processes inherit it."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(
-        # The one of these that whoever starts a server may choose.
-        {**NODE_ENVIRONMENT, HEAD_TIMEOUT_VARIABLE: f"{head_timeout_s():g}"},
+        # The only one of these that the user may choose.
+        {**NODE_ENVIRONMENT, HEAD_TIMEOUT_VARIABLE: f"{read_head_timeout_s():g}"},
         RAY_USAGE_STATS_ENABLED="0",
-        # Off, this node is 127.0.0.1 and nothing that Ray starts listens elsewhere, as on the systems in its name.
+        # Off, this node is 127.0.0.1 and none of Ray's processes listens elsewhere, as on the systems in its name.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        # A Ray cluster runs code for whoever reaches its ports; with a token of its own only its own processes can.
+        # A Ray cluster runs code for anybody who reaches its ports; with a token, only for its own processes.
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
     )
 
 
 def stop() -> None:
-    """Drains the replicas and ends the cluster. How long that may take is the launcher's concern."""
+    """Drains the replicas and ends the cluster. The launcher limits how long that may take."""
     import ray
     from ray import serve
 
-    # First the application alone: `shutdown` begins by killing the proxies, and with them the connections of everybody
-    # whose picture is still being made.
+    # First the application alone: `shutdown` begins by killing the proxies, and with them the connections of clients
+    # whose images are still being made.
     serve.delete(APP_NAME)
     serve.shutdown()
     ray.shutdown(wait_for_processes=True)
 
 
 def wait_until_healthy(host: str, port: int) -> None:
-    """Asks through the port until the answer is 200. Raises TimeoutError when it takes too long."""
-    url = f"http://{reachable(host)}:{port}{HEALTH_PATH}"
+    """Requests the health page through the port until the answer is 200. Raises TimeoutError if that takes too long."""
+    url = f"http://{client_host_of(host)}:{port}{HEALTH_PATH}"
     deadline = time.monotonic() + _HEALTHY_WITHIN_S
-    # trust_env would send the question to a proxy that the user has configured for the world outside.
+    # trust_env would send the request to a proxy that the user has configured for the internet.
     with httpx.Client(trust_env=False, timeout=10.0) as client:
         while time.monotonic() < deadline:
             try:
@@ -137,8 +137,8 @@ def wait_until_healthy(host: str, port: int) -> None:
     raise TimeoutError("the server came up, but it did not become healthy")
 
 
-def reachable(host: str) -> str:
-    """How a client on this machine writes the address that the server is bound to."""
+def client_host_of(host: str) -> str:
+    """The host by which a client on this machine reaches a server that is bound to `host`, as a URL has it."""
     if host in {"0.0.0.0", ""}:
         return "127.0.0.1"
     if host == "::":
@@ -146,9 +146,9 @@ def reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def explanation(error: Exception) -> str:
-    """One line for the user: the model's own complaint where there is one, else the kind of error."""
-    found = _LOAD_ERROR.findall(f"{error}\n{_statuses()}")
+def explain(error: Exception) -> str:
+    """Explains the error to the user in one line: the model's own complaint if there is one, else the kind of error."""
+    found = _LOAD_ERROR.findall(f"{error}\n{_read_statuses()}")
     if found:
         return str(found[-1]).strip()
     if isinstance(error, TimeoutError):
@@ -156,8 +156,8 @@ def explanation(error: Exception) -> str:
     return "the application could not be started; the log says why"
 
 
-def _statuses() -> str:
-    """What Serve keeps of a failed constructor's traceback."""
+def _read_statuses() -> str:
+    """Returns what Serve has kept of a failed constructor's traceback."""
     try:
         from ray import serve
 
@@ -167,15 +167,15 @@ def _statuses() -> str:
     return "\n".join([application.message, *(state.message for state in application.deployments.values())])
 
 
-def _cpus(config: AppConfig) -> float:
-    """Enough for everything that is configured, or Serve would wait without end on a small machine."""
+def _count_cpus(config: AppConfig) -> float:
+    """Enough for everything that is configured, or Serve would wait for ever on a small machine."""
     needed = 2 * config.ingress.replicas * config.ingress.num_cpus
     needed += sum(deployment.most_replicas * deployment.num_cpus for deployment in config.deployments)
     return max(float(os.cpu_count() or 1), float(int(needed) + 1))
 
 
 def _take_standard_output() -> TextIO:
-    """Our own way to the launcher; whatever Ray prints from now on goes to standard error instead."""
+    """Returns our own channel to the launcher; whatever Ray prints from now on goes to standard error instead."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers

@@ -1,4 +1,4 @@
-"""The processes below this one: found, adopted when they are orphaned, and ended, so that none is left behind."""
+"""Finds, adopts and ends the processes below this one, so that none is left behind."""
 
 import contextlib
 import ctypes
@@ -14,13 +14,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """On Linux, makes this process the parent of its descendants' orphans, so that `descendants` misses none."""
+    """Makes this process, on Linux, the parent of its descendants' orphans, so that `descendants` finds all."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def sweep(within_s: float) -> None:
-    """Kills this process' descendants until there are none, or `within_s` seconds are over."""
+    """Kills this process's descendants until there are none, or `within_s` seconds are over."""
     deadline = time.monotonic() + within_s
     while (alive := descendants(os.getpid())) and time.monotonic() < deadline:
         for pid in alive:
@@ -31,7 +31,7 @@ def sweep(within_s: float) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below `pid`, the dead but not yet reaped ones left out."""
+    """The processes below `pid`, without zombies."""
     children: dict[int, list[int]] = {}
     for child, parent, state in _process_table():
         if not state.startswith("Z"):
@@ -44,7 +44,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def _process_table() -> Iterator[tuple[int, int, str]]:
-    """Process, parent, state."""
+    """Yields process, parent and state."""
     if sys.platform != "linux":
         listing = subprocess.run(["ps", "-axo", "pid=,ppid=,state="], capture_output=True, text=True, check=True)
         for line in listing.stdout.splitlines():

@@ -1,7 +1,7 @@
-"""The engines' part of the statistics document: each engine's own figures, and all together by model.
+"""The engines' part of the statistics document: each engine's own figures, and totals by model.
 
-What is counted by engines begins with them and ends with them: a replica that has gone takes its figures along. What
-the service counts itself (`stats.py`) is complete as long as its process lives.
+An engine's counters live and die with it: a replica that is gone takes its figures along. The service's own counters
+(`request_stats.py`) are complete for as long as its process lives.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,10 +16,10 @@ _PERCENTS = (50, 90, 99)
 
 
 def engine_figures(engines: Iterable[EngineReport]) -> dict[str, Any]:
-    """`unet_calls` and more of all engines; `waiting_by_priority`; by model under `models`; `engines` one by one."""
+    """Summarises all engines: `unet_calls` and more; `waiting_by_priority`; `models` by name; `engines` one by one."""
     every = list(engines)
     models = _by_model(every)
-    together_all = _merged([part for parts in models.values() for part in parts])
+    together_all = _merge([part for parts in models.values() for part in parts])
     counted = together_all.counters
     waiting: dict[str, int] = {}
     for engine in every:
@@ -33,13 +33,13 @@ def engine_figures(engines: Iterable[EngineReport]) -> dict[str, Any]:
         "images_running": sum(engine.load.running for engine in every),
         "waiting_by_priority": waiting,
         "total": _figures_of(together_all),
-        "models": {name: _figures_of(_merged(parts)) for name, parts in sorted(models.items()) if name},
-        "engines": [_one(engine) for engine in every],
+        "models": {name: _figures_of(_merge(parts)) for name, parts in sorted(models.items()) if name},
+        "engines": [_engine_report(engine) for engine in every],
     }
 
 
 def windows_ms(durations: Durations) -> dict[str, dict[str, float]]:
-    """Count and percentiles in milliseconds, by window; the percentiles of none are 0."""
+    """Count and percentiles in milliseconds, by window; percentiles of an empty window are 0."""
     return {window: _percentiles(histogram) for window, histogram in durations.windows.items()}
 
 
@@ -51,7 +51,7 @@ def _by_model(engines: list[EngineReport]) -> dict[str, list[ModelReport]]:
     return models
 
 
-def _merged(parts: list[ModelReport]) -> ModelReport:
+def _merge(parts: list[ModelReport]) -> ModelReport:
     durations: dict[Phase, Durations] = {
         phase: together(part.durations[phase] for part in parts if phase in part.durations) for phase in PHASES
     }
@@ -68,7 +68,7 @@ def _counters(counters: Counters) -> dict[str, Any]:
     return {**counters.numbers(), "denoise_seconds": round(counters.denoise_seconds, 3), "batch_sizes": sizes}
 
 
-def _one(engine: EngineReport) -> dict[str, Any]:
+def _engine_report(engine: EngineReport) -> dict[str, Any]:
     return {
         "ready": engine.ready,
         "device": engine.device,

@@ -1,4 +1,4 @@
-"""Whether images can be made now, and on what: the guide's health object."""
+"""The guide's health object: whether images can be made now, and on what."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,8 +8,8 @@ Status = Literal["healthy", "degraded", "starting", "unhealthy"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`healthy` when images can be made now, `degraded` when they can though Redis is gone; `starting` until that was
-    so for the first time.
+    """`healthy` if images can be made now, `degraded` if they can although Redis is gone; `starting` until that was so
+    for the first time.
     """
 
     status: Status

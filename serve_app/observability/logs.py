@@ -1,4 +1,4 @@
-"""How Darkroom's loggers speak: one JSON object a line, or Ray Serve's log files where Serve runs this process."""
+"""Log output of Darkroom's loggers: one JSON object per line, or Ray Serve's log files if Serve runs this process."""
 
 import json
 import logging
@@ -9,11 +9,11 @@ from serve_app.config.sections import LoggingConfig
 
 LOGGERS: Final = ("serve_app", "deployments")
 
-_OWN_TO_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON: when, how grave, by whom, what; then whatever it brought as `extra`."""
+    """Formats a record as one line of JSON: time, level, logger, message, then its `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -25,17 +25,17 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if _is_extra(name)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        # ASCII only: no terminal and no collector can take a character of it for anything else.
+        # ASCII only, so that no terminal or collector can misread a character.
         return json.dumps(line, default=str)
 
 
 def _is_extra(name: str) -> bool:
-    # Libraries mark records for themselves: Ray, which makes records of its own, does so in all of them.
-    return name not in _OWN_TO_EVERY_RECORD and not name.startswith("_")
+    # Libraries add private attributes to records; Ray, with a record class of its own, to every one.
+    return name not in _STANDARD_ATTRIBUTES and not name.startswith("_")
 
 
-def hush_parsers() -> None:
-    """Has libraries that read what callers send keep their remarks on it to themselves: we say what we refuse."""
+def silence_parsers() -> None:
+    """Silences libraries that parse what callers send: we report ourselves what we refuse."""
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
@@ -43,7 +43,7 @@ def log_to(stream: TextIO, config: LoggingConfig) -> None:
     """Has our loggers, and Python's warnings, write to `stream`: for processes that Ray Serve does not run."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines() if config.encoding == "json" else logging.Formatter(logging.BASIC_FORMAT))
-    hush_parsers()
+    silence_parsers()
     logging.captureWarnings(True)
     for name in (*LOGGERS, "py.warnings"):
         logger = logging.getLogger(name)

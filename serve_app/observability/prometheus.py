@@ -1,4 +1,4 @@
-"""Samples as Prometheus reads them: its text format, or OpenMetrics. Knows no HTTP."""
+"""Encodes samples for Prometheus, in its text format or OpenMetrics. Independent of HTTP."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,26 +21,26 @@ Value = float | Mapping[float, int]
 
 
 def exposition(samples: Iterable[Sample], media_type: str = TEXT) -> tuple[bytes, str]:
-    """The document as `TEXT` or `OPENMETRICS`, and its whole content type."""
-    collected = _Collected(families(samples))
+    """Returns the document as `TEXT` or `OPENMETRICS`, and its complete content type."""
+    collected = _Registry(build_families(samples))
     if media_type == OPENMETRICS:
         return generate_openmetrics(collected), CONTENT_TYPE_LATEST
     return generate_latest(collected), CONTENT_TYPE_PLAIN_0_0_4
 
 
-def families(samples: Iterable[Sample]) -> list[Family]:
-    """One family for each metric, in the order of their coming.
+def build_families(samples: Iterable[Sample]) -> list[Family]:
+    """Builds one family for each metric, in the order of their first samples.
 
-    Samples with the same metric and labels are added up: that is what several engines tell of one model.
+    Samples with the same metric and labels are added up: several engines report the same model.
     """
     found: dict[str, Family] = {}
-    for (metric, values), now in _added(samples).items():
-        _add(found.setdefault(metric.name, _family(metric)), metric, values, now)
+    for (metric, values), now in _add_up(samples).items():
+        _add_sample(found.setdefault(metric.name, _create_family(metric)), metric, values, now)
     return list(found.values())
 
 
-class _Collected:
-    """What prometheus_client calls a registry, of families that are known already."""
+class _Registry:
+    """Looks like a prometheus_client registry, with families that are already built."""
 
     def __init__(self, of: list[Family]) -> None:
         self._of = of
@@ -49,7 +49,7 @@ class _Collected:
         return self._of
 
 
-def _added(samples: Iterable[Sample]) -> dict[tuple[Metric, tuple[str, ...]], Value]:
+def _add_up(samples: Iterable[Sample]) -> dict[tuple[Metric, tuple[str, ...]], Value]:
     added: dict[tuple[Metric, tuple[str, ...]], Value] = {}
     for sample in samples:
         key = (sample.metric, sample.values)
@@ -65,7 +65,7 @@ def _sum(one: Value, other: Value) -> Value:
     return one + other
 
 
-def _family(metric: Metric) -> Family:
+def _create_family(metric: Metric) -> Family:
     match metric.kind:
         case "counter":
             return CounterMetricFamily(metric.name, metric.description, labels=metric.labels)
@@ -75,7 +75,7 @@ def _family(metric: Metric) -> Family:
             return HistogramMetricFamily(metric.name, metric.description, labels=metric.labels)
 
 
-def _add(family: Family, metric: Metric, values: tuple[str, ...], now: Value) -> None:
+def _add_sample(family: Family, metric: Metric, values: tuple[str, ...], now: Value) -> None:
     if isinstance(now, Mapping):
         assert isinstance(family, HistogramMetricFamily)
         family.add_metric(values, _buckets(metric.bounds, now), sum(value * times for value, times in now.items()))
@@ -85,7 +85,7 @@ def _add(family: Family, metric: Metric, values: tuple[str, ...], now: Value) ->
 
 
 def _buckets(bounds: tuple[float, ...], observed: Mapping[float, int]) -> list[tuple[str, float]]:
-    """How many values were at most each bound. Exact: no bound lies within a bucket that `observed` was read from."""
+    """Counts the values up to each bound. Exact: no bound lies inside a bucket that `observed` was read from."""
     edges = (*bounds, float("inf"))
     own: Counter[float] = Counter()
     for value, times in observed.items():

@@ -1,4 +1,4 @@
-"""What this process has served: requests by model and end since it started, and how long they took."""
+"""Statistics of the requests that this process has served: counts by model and outcome, and durations."""
 
 import time
 from collections import Counter, defaultdict
@@ -21,11 +21,12 @@ _BROKEN: Final[End] = ("broken", "internal_error")
 
 
 class Statistics:
-    """Watches the requests of one service. Used on one event loop; may be looked at from any thread.
+    """Counts and times the requests of one service. Used on one event loop; may be read from any thread.
 
-    Every request ends as exactly one of `finished`, `refused`, `cancelled` (the caller left, or ended it by its id) or
-    `broken` (an error that nobody expected, or no end at all), or is `active`. `images` and `failures` count images.
-    Beside its end, the code of the error is kept that refused it, or that the first of its images failed with.
+    Every request is `active`, or has ended as exactly one of `finished`, `refused`, `cancelled` (the client
+    disconnected, or cancelled it by its id) or `broken` (an unexpected error, or no end at all). `images` and
+    `failures` count images. Besides the outcome it keeps the code of the error that refused the request, or that its
+    first failed image had.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -33,20 +34,20 @@ class Statistics:
         self._requests = 0
         self._images: Counter[type[Event]] = Counter()
         self._ends: Counter[tuple[str, Outcome, str]] = Counter()
-        self._took: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
+        self._durations_by_model: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
 
     async def watch(self, model: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """Hands `events` of a request to `model` on and counts them. Closing this closes them."""
+        """Passes on the `events` of a request to `model`, and counts them. Closing this closes them."""
         begun = self._clock()
         self._requests += 1
         end = _LEFT
         try:
             async with aclosing(events):
                 async for event in events:
-                    end = self._end(event, end)
+                    end = self._outcome_after(event, end)
                     yield event
             if end[0] == "cancelled" and end[1] != Cancelled.code:
-                # Nobody left: the backend just ended, without a last word.
+                # Nobody disconnected: the backend ended without a last event.
                 end = _BROKEN
         except Exception:
             end = _BROKEN
@@ -54,10 +55,10 @@ class Statistics:
         finally:
             self._ends[model, *end] += 1
             if end[0] == "finished":
-                self._took[model].add(self._clock() - begun)
+                self._durations_by_model[model].add(self._clock() - begun)
 
     def snapshot(self) -> dict[str, Any]:
-        """The counters and the latencies, as plain data."""
+        """The counters and latencies, as plain data."""
         ends: Counter[str] = Counter()
         refusals: Counter[str] = Counter()
         for (_, outcome, code), number in list(self._ends.items()):
@@ -87,9 +88,9 @@ class Statistics:
             yield Sample(DURATION, (model,), durations.ever.values())
 
     def _durations(self) -> dict[str, Durations]:
-        return {model: recorder.durations() for model, recorder in list(self._took.items())}
+        return {model: recorder.durations() for model, recorder in list(self._durations_by_model.items())}
 
-    def _end(self, event: Event, before: End) -> End:
+    def _outcome_after(self, event: Event, before: End) -> End:
         match event:
             case ImageDone():
                 self._images[ImageDone] += 1

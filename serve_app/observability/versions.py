@@ -1,4 +1,4 @@
-"""Which versions this server is made of, without importing them."""
+"""The versions of this server's packages, read without importing them."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -7,17 +7,17 @@ from deployments.metrics import BUILD, Sample
 
 
 def darkroom_version() -> str:
-    """This package's; "0" where it is not installed."""
-    return _version("darkroom")
+    """This package's version; "0" if it is not installed."""
+    return _version_of("darkroom")
 
 
 def build_sample() -> Sample:
-    """For Prometheus: always 1, and its labels say it all."""
-    versions = (darkroom_version(), platform.python_version(), *map(_version, ("ray", "torch", "diffusers")))
+    """The build sample for Prometheus: always 1, with the versions as labels."""
+    versions = (darkroom_version(), platform.python_version(), *map(_version_of, ("ray", "torch", "diffusers")))
     return Sample(BUILD, versions, 1)
 
 
-def _version(package: str) -> str:
+def _version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

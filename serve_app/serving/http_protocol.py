@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol with bounds: on what comes before a body, on how long that takes, and on what it may say.
+"""uvicorn's HTTP protocol with limits: on the size, the duration and the content of a request's head.
 
-uvicorn collects whatever its parser gives it, for as long as a client likes. Here headers are counted as they come, a
-connection that owes the rest of a request is closed after a while, and what is refused is a problem like any other.
-`proxy_headers.middlewares` puts it in the place of uvicorn's own in Ray's proxy.
+uvicorn collects whatever its parser gives it, for as long as a client likes. This counts headers as they arrive, closes
+a connection that owes the rest of a request for too long, and answers every refusal with a problem like any other.
+`proxy_headers.middlewares` installs it in place of uvicorn's own in Ray's proxy.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from serve_app.api.middleware.request_id import NOSNIFF, request_id_of
 from serve_app.api.problems import Problem
-from serve_app.serving.node_environment import head_timeout_s
+from serve_app.serving.node_environment import read_head_timeout_s
 from serve_app.serving.request_head import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -28,28 +28,28 @@ from serve_app.serving.request_head import (
     target_too_long,
 )
 
-# The parser gets no more at once, so that what it keeps to itself is bounded as well.
-_PIECE_BYTES: Final = 16 * 1024
+# The parser gets at most this much at once, so that its own buffers are bounded as well.
+_FEED_BYTES: Final = 16 * 1024
 
-# What the framing of a chunk may take: a size, two line ends. Extensions, which nobody reads, are what goes beyond it.
+# A chunk's framing: a size and two line ends. More than this are extensions, which nobody reads.
 _CHUNK_FRAMING_BYTES: Final = 24
 _MAX_EXTENSION_BYTES: Final = 64 * 1024
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 431 to heads over the bounds, 408 to those that do not come in time, 400 to those that break a rule."""
+    """Answers 431 to heads over the limits, 408 to those that are too slow, 400 to those that break a rule."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._in_head = True
-        self._over = False  # nothing is read any more
-        self._told = 0  # how often the parser has called
-        self._silent_bytes = 0  # fed since it last did
+        self._is_over = False  # nothing is read any more
+        self._parser_calls = 0  # the number of callbacks so far
+        self._silent_bytes = 0  # fed since the last callback
         self._head_bytes = 0
         self._header_count = 0
         self._extension_bytes = 0
         self._body_left: int | None = None  # of a request that asked for another protocol: its body is read here
         self._deadline: asyncio.TimerHandle | None = None
-        self._head_timeout_s = head_timeout_s()
+        self._head_timeout_s = read_head_timeout_s()
         super().__init__(*args, **options)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,72 +58,72 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_deadline()
-        self._over = True
+        self._is_over = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        for start in range(0, len(data), _PIECE_BYTES):
-            if not self._over:
-                self._feed(data[start : start + _PIECE_BYTES])
+        for start in range(0, len(data), _FEED_BYTES):
+            if not self._is_over:
+                self._feed(data[start : start + _FEED_BYTES])
 
     def on_message_begin(self) -> None:
-        self._told += 1
+        self._parser_calls += 1
         self._head_bytes = self._header_count = self._extension_bytes = 0
         self._unset_keepalive_if_required()
         self._start_deadline()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._told += 1
+        self._parser_calls += 1
         self._head_bytes += len(url)
         if self._head_bytes > MAX_TARGET_BYTES:
             raise target_too_long()
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._told += 1
+        self._parser_calls += 1
         self._head_bytes += len(name) + len(value) + len(": \r\n")
         self._header_count += 1
         if self._head_bytes > MAX_HEAD_BYTES or self._header_count > MAX_HEADERS:
             raise headers_too_large()
-        # What comes after a body is no header: it was not there when the request was let in.
+        # Ignores trailers: they were not there when the request was admitted.
         if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._told += 1
+        self._parser_calls += 1
         check_head(self.parser.get_method(), self.parser.get_http_version(), self.url, self.headers)
         self._in_head = False
         self._end_deadline()
         super().on_headers_complete()
         if self.parser.should_upgrade():
-            # The parser would take what follows for the other protocol, and then for another request.
+            # The parser would mistake what follows for the other protocol, and then for another request.
             self._body_left = length_of(self.headers)
             self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
-        """Called by the parser."""
-        self._told += 1
+        """Called by the parser for each chunk."""
+        self._parser_calls += 1
         self._extension_bytes -= _CHUNK_FRAMING_BYTES
 
     def on_body(self, body: bytes) -> None:
-        self._told += 1
+        self._parser_calls += 1
         self._extension_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._told += 1
+        self._parser_calls += 1
         if self._body_left is not None:
             return
         super().on_message_complete()
         self._in_head = True
         self._end_deadline()
         if not self.parser.should_keep_alive():
-            self._over = True
+            self._is_over = True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # The rest of a body that nobody reads any more has no other bound.
+        # Nothing else bounds the rest of a body that nobody reads any more.
         if not self._in_head and self.cycle.response_complete:
             self._start_deadline()
 
@@ -134,7 +134,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._body_left is not None:
             self._take_body(piece)
             return
-        told, in_body = self._told, not self._in_head
+        calls_before, in_body = self._parser_calls, not self._in_head
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
@@ -144,7 +144,7 @@ class BoundedProtocol(HttpToolsProtocol):
             reason = error.__context__
             self._refuse(reason if isinstance(reason, Problem) else malformed())
             return
-        self._silent_bytes = self._silent_bytes + len(piece) if told == self._told else 0
+        self._silent_bytes = self._silent_bytes + len(piece) if calls_before == self._parser_calls else 0
         self._extension_bytes += len(piece) if in_body else 0
         if self._silent_bytes > MAX_HEAD_BYTES:
             self._refuse(headers_too_large())
@@ -160,10 +160,10 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_body(body)
         if self._body_left == 0:
             super().on_message_complete()
-            self._in_head, self._over = True, True
+            self._in_head, self._is_over = True, True
 
     def _start_deadline(self) -> None:
-        if self._deadline is None and not self._over:
+        if self._deadline is None and not self._is_over:
             self._deadline = self.loop.call_later(self._head_timeout_s, self._expire)
 
     def _end_deadline(self) -> None:
@@ -174,16 +174,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def _expire(self) -> None:
         self._deadline = None
         if self.cycle is not None and not self.cycle.response_complete:
-            # The answer to the request before is on its way; what is owed is waited for after it.
+            # The previous request is still being answered; wait for the rest of this one after that.
             self._start_deadline()
-        elif self._in_head and self.headers is not None and not self._over:
+        elif self._in_head and self.headers is not None and not self._is_over:
             self._refuse(head_too_slow())
         else:
             self.transport.close()
 
     def _refuse(self, problem: Problem) -> None:
-        """Answers with `problem`, after what was asked before on this connection, and then closes it."""
-        self._over = True
+        """Answers with `problem`, after the answers to earlier requests on this connection, and then closes it."""
+        self._is_over = True
         self._end_deadline()
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
@@ -191,25 +191,25 @@ class BoundedProtocol(HttpToolsProtocol):
         before: RequestResponseCycle | None = self.cycle
         if not self._in_head and before is not None:
             if before.response_started:
-                # A second answer would be taken for that to another request.
+                # A second answer would be mistaken for the next request's.
                 self.transport.close()
                 return
-            # Whoever is reading its body hears that no more will come, and the answer is ours.
+            # Tells the body's reader that no more will come, and takes over the answer.
             before.disconnected = True
             before.message_event.set()
             if self.pipeline and self.pipeline[0][0] is before:
                 self.pipeline.popleft()
             else:
                 before = None
-        self.cycle = self._cycle_of_refusal()
-        # uvicorn's types and Starlette's say the same of an application in different words.
+        self.cycle = self._create_refusal_cycle()
+        # uvicorn and Starlette type an ASGI application differently.
         answer: Any = _Refusal(problem)
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, answer)
         else:
             self.pipeline.appendleft((self.cycle, answer))
 
-    def _cycle_of_refusal(self) -> RequestResponseCycle:
+    def _create_refusal_cycle(self) -> RequestResponseCycle:
         scope = {
             "type": "http",
             "http_version": "1.1",
@@ -234,7 +234,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _Refusal:
-    """An ASGI application that answers with one problem, with the headers that every answer has."""
+    """An ASGI application that answers with one problem, and the headers that every answer has."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem

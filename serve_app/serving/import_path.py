@@ -1,4 +1,4 @@
-"""From where the processes of a server import: from what is installed, never from the folder that it was started in."""
+"""Restricts the imports of a server's processes to what is installed: never the folder that it was started in."""
 
 import os
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from types import MappingProxyType
 from typing import Final
 
 SAFE_PATH: Final[Mapping[str, str]] = MappingProxyType({"PYTHONSAFEPATH": "1"})
-"""As `python -P`, for all processes below: neither the current folder nor a script's own is on their path."""
+"""As `python -P`, for all child processes: neither the current folder nor a script's own is on their path."""
 
 
-def installed_only(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for such a process. PYTHONPATH keeps whole paths only: an empty entry is the current folder."""
+def restrict_to_installed(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns `environment` for such a process, with PYTHONPATH's relative paths dropped: "" is the current folder."""
     folders = environment.get("PYTHONPATH", "").split(os.pathsep)
     whole = os.pathsep.join(folder for folder in folders if os.path.isabs(folder))
     return {**environment, **SAFE_PATH, "PYTHONPATH": whole}

@@ -1,4 +1,4 @@
-"""The HTTP deployment. Between clients and it stands Ray's own proxy, with `proxy_headers.py` around it."""
+"""The HTTP deployment. Clients reach it through Ray's own proxy, which `proxy_headers.py` wraps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from serve_app.backends.ray_serve import RayBackend
 
 @serve.ingress()
 class Ingress:
-    """Serves the HTTP API. `create_api` is injected so that it runs, and is imported, in the ingress' process only."""
+    """Serves the HTTP API. `create_api` is injected so that it is imported and run in the ingress's process only."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What Ray reads from the environment of every node, before any configuration of ours can reach it."""
+"""Settings that Ray reads from every node's environment, before any configuration of ours can reach it."""
 
 import os
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from serve_app.serving.import_path import SAFE_PATH
 HEAD_TIMEOUT_VARIABLE: Final = "DARKROOM_HEAD_TIMEOUT_S"
 HEAD_TIMEOUT_S: Final = 10.0
 
-# `darkroom serve` sets these for its own cluster. Where nodes are started by `ray start`, they belong into the
+# `darkroom serve` sets these for its own cluster. Where nodes are started by `ray start`, they belong in the
 # environment of that command, on every node: Serve's controller and proxies get theirs from there.
 NODE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.serving.proxy_headers:middlewares",
-        # A replica that hangs cannot drain: asked to, it would keep its callers for all of the grace period.
+        # A replica that hangs cannot drain; it would only keep its callers waiting for the whole grace period.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-        # HAProxy would take the place of Ray's own proxy, and of the layer around it.
+        # HAProxy would replace Ray's own proxy, and with it the layer around that.
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
-        # uvicorn would let whoever connects from this machine say which address it comes from.
+        # uvicorn would let any local client claim another address.
         "FORWARDED_ALLOW_IPS": "none",
-        # How long a request's headers may take (`http_protocol.py`).
+        # The time that a request's head may take (`http_protocol.py`).
         HEAD_TIMEOUT_VARIABLE: f"{HEAD_TIMEOUT_S:g}",
         **SAFE_PATH,
         "OMP_WAIT_POLICY": "passive",
@@ -29,11 +29,11 @@ NODE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 )
 
 
-def head_timeout_s() -> float:
-    """How long a head may take, and the rest of a body after its answer. Raises ValueError where it is no such time."""
-    said = os.environ.get(HEAD_TIMEOUT_VARIABLE, str(HEAD_TIMEOUT_S))
+def read_head_timeout_s() -> float:
+    """Reads how long a head may take, or the rest of a body after its answer. Raises ValueError if it is invalid."""
+    value = os.environ.get(HEAD_TIMEOUT_VARIABLE, str(HEAD_TIMEOUT_S))
     try:
-        seconds = float(said)
+        seconds = float(value)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 3600:

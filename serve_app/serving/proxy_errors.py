@@ -1,8 +1,8 @@
-"""Answers that Ray's proxy gives by itself, in the shape of ours: to a client they all come from one server.
+"""Replaces the errors that Ray's proxy answers by itself with ours: to a client they all come from one server.
 
-Ray says in plain text that a request took too long, that no ingress is there, or what broke, sometimes in the words of
-an exception; where an ingress died with a request it says nothing at all, and uvicorn would say 500. Ours are told
-apart by a header that every one of them has.
+Ray reports in plain text that a request took too long, that there is no ingress, or what broke, sometimes in the words
+of an exception; if an ingress died with a request it sends nothing, and uvicorn would answer 500. Our own answers are
+recognised by a header that every one of them has.
 """
 
 import logging
@@ -18,8 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class ProxyAnswers:
-    """Puts a problem in the place of every error that is not ours, and where no answer came; and our headers on
-    whatever else Ray answers."""
+    """Replaces errors that are not ours, and missing answers, with problems; adds our headers to Ray's others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -58,26 +57,26 @@ class ProxyAnswers:
             await internal_error().response(request_id)(scope, receive, send_marked)
             return
         if not started:
-            # To a client that has left, nothing of it is sent.
+            # If the client has disconnected, nothing is sent.
             await ingress_lost().response(request_id)(scope, receive, send_marked)
 
 
 def ingress_lost() -> Problem:
-    """The answer where the ingress' process ended before it gave one."""
+    """The answer if the ingress's process ended before it answered."""
     message = "the process that had this request has ended; another takes its place: ask again"
     return Problem(503, "ingress_lost", message, retry_after=2)
 
 
 def problem_for(status: int) -> Problem:
-    """What Ray means by that status."""
+    """The problem that corresponds to a status of Ray's."""
     match status:
         case 404:
-            # The ingress has every path, so there is none: not yet, or no longer.
+            # The ingress matches every path, so there is no ingress: not yet, or no longer.
             return Problem(503, "not_ready", "the server is starting or ending; come back later", retry_after=2)
         case 405:
             return http_problem(status, None)
         case 408:
-            # Ray's word for its own patience; 408 would tell clients that they were slow, and to repeat it at once.
+            # Ray's own timeout; 408 would tell clients that they were slow, and to retry at once.
             return Problem(504, "timeout", "the request took longer than this server allows")
         case 429 | 503:
             return Problem(503, "overloaded", "the server cannot take the request now; come back later", retry_after=2)

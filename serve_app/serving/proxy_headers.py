@@ -1,10 +1,10 @@
-"""The outer layer around Ray Serve's HTTP proxy: what clients send reaches our application, and steers nothing else.
+"""The outer layer around Ray Serve's HTTP proxy: keeps clients' headers from steering anything but our application.
 
-Ray's proxy takes orders from request headers before any other code of ours runs: how long a request may take, that its
-caller's leaving shall not be noticed, which replica it goes to. With tracing on, it breaks on trace headers that are
-not text. And it marks every answer with a request id of its own, beside ours. Ray calls `middlewares` in the proxy's
-process, where `ray_environment.NODE_ENVIRONMENT` was set when the node was started; with the layers comes the protocol
-below them (`http_protocol.py`).
+Ray's proxy obeys request headers before any other code of ours runs: how long a request may take, that a disconnect is
+to be ignored, which replica to use. With tracing on, it breaks on trace headers that are not text. And it marks every
+answer with a request id of its own, next to ours. Ray calls `middlewares` in the proxy's process, where
+`node_environment.NODE_ENVIRONMENT` was set when the node was started; it also installs the protocol below these layers
+(`http_protocol.py`).
 """
 
 from typing import Final
@@ -16,7 +16,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from serve_app.api.middleware.request_id import request_id_of
 from serve_app.api.trace import HEADER, named_trace_id
-from serve_app.serving.node_environment import head_timeout_s
+from serve_app.serving.node_environment import read_head_timeout_s
 from serve_app.serving.proxy_errors import ProxyAnswers
 from serve_app.serving.proxy_pages import ProxyPages
 
@@ -26,7 +26,7 @@ PROTOCOL: Final = "serve_app.serving.http_protocol:BoundedProtocol"
 RAYS_OWN = frozenset(
     (
         "x_request_timeout_seconds",  # replaces `ingress.request_timeout_s`; 0 lifts it
-        "x_request_disconnect_disabled",  # ?1: the proxy does not look whether the caller leaves
+        "x_request_disconnect_disabled",  # ?1: the proxy ignores a disconnect
         "serve_multiplexed_model_id",  # prefers a replica
         "x_session_id",  # prefers a replica
     )
@@ -36,9 +36,9 @@ _TRACE = frozenset((HEADER, "tracestate"))
 
 
 class ProxyHeaders:
-    """Drops the headers in `RAYS_OWN` from requests, and trace headers that make no sense.
+    """Drops the headers in `RAYS_OWN` from requests, and malformed trace headers.
 
-    Gives each one good request id, and its answer the same, once.
+    Gives each request one valid id, and its answer the same, once.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -63,11 +63,11 @@ class ProxyHeaders:
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`. Raises ValueError where the environment is wrong.
+    """The layers, for Ray's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`. Raises ValueError if the environment is wrong.
 
-    The server that Ray makes next takes what uvicorn has under `auto`, and has no setting for it.
+    Ray's next server takes whatever uvicorn has registered as `auto`, and has no setting for it.
     """
-    head_timeout_s()
+    read_head_timeout_s()
     HTTP_PROTOCOLS["auto"] = PROTOCOL
     return [Middleware(ProxyPages), Middleware(ProxyAnswers), Middleware(ProxyHeaders)]
 
@@ -77,6 +77,6 @@ def _as_ray_compares(name: bytes) -> str:
 
 
 def _is_traceable(given: Headers) -> bool:
-    """Whether the trace headers name a trace, and are such as Ray can read."""
+    """Whether the trace headers name a trace, and Ray can read them."""
     texts = given.getlist(HEADER) + given.getlist("tracestate")
     return named_trace_id(given) is not None and all(text.isascii() for text in texts)

@@ -1,7 +1,7 @@
-"""Ray's own pages on the proxy's port, `/-/routes` and `/-/healthz`: closed, but for a node's own health probe.
+"""Closes Ray's own pages on the proxy's port, `/-/routes` and `/-/healthz`, except to a node's own health probe.
 
-KubeRay asks a pod for `/-/healthz` from inside it. Whoever comes from elsewhere, or through a proxy on the same
-machine, has `/livez` and `/readyz`.
+KubeRay requests `/-/healthz` from inside the pod. Everybody else, also through a proxy on the same machine, has
+`/livez` and `/readyz`.
 """
 
 from ipaddress import ip_address
@@ -16,12 +16,12 @@ from serve_app.api.problems import http_problem
 RAYS_PAGES: Final = "/-/"
 PROBED: Final = "/-/healthz"
 
-# Who adds one of these speaks for somebody else.
+# A sender of one of these is a proxy for somebody else.
 _FORWARDING: Final = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 class ProxyPages:
-    """Answers 404 for Ray's pages, which say what runs here."""
+    """Answers 404 for Ray's pages, which reveal what runs here."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -36,7 +36,7 @@ class ProxyPages:
 
 
 def _is_probe(scope: Scope) -> bool:
-    """Whether it comes from the node itself, and for itself."""
+    """Whether the request comes from the node itself, on its own behalf."""
     client, headers = scope.get("client"), Headers(scope=scope)
     if not client or any(name in headers for name in _FORWARDING):
         return False

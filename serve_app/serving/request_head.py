@@ -1,6 +1,6 @@
-"""What a request must say before its body: one host, one length, nothing that two servers would read differently.
+"""Checks a request's head: one host, one length, nothing that two servers would read differently.
 
-Checked in the proxy's process, before anybody is asked; the parser has seen to names, values and line ends by then.
+Runs in the proxy's process, before any deployment is asked; the parser has checked names, values and line ends by then.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Final
 from serve_app.api.problems import Problem
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of the target and all headers, trailers included."""
+"""The target and all headers, trailers included."""
 
 MAX_HEADERS: Final = 100
 MAX_TARGET_BYTES: Final = 32 * 1024
@@ -22,8 +22,8 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)/", re.IGNORECASE)
 
 
 def check_head(method: bytes, version: str, target: bytes, headers: Headers) -> None:
-    """Raises Problem where the head of a request breaks a rule. Names of `headers` are in lower case."""
-    host = _host(version, headers)
+    """Raises Problem if the head of a request breaks a rule. The names in `headers` are in lower case."""
+    host = _check_host(version, headers)
     _check_target(method, target, host)
     _check_length(version, headers)
     if any(value.lower() != b"100-continue" for value in values_of(headers, b"expect")):
@@ -31,37 +31,37 @@ def check_head(method: bytes, version: str, target: bytes, headers: Headers) -> 
 
 
 def length_of(headers: Headers) -> int:
-    """The body's length as a checked head announces it."""
+    """The body's length, as a checked head announces it."""
     return int((values_of(headers, b"content-length") or [b"0"])[0])
 
 
 def values_of(headers: Headers, wanted: bytes) -> list[bytes]:
-    """All that is said under one name, without white space around it."""
+    """All values of one header, without surrounding white space."""
     return [value.strip() for name, value in headers if name == wanted]
 
 
 def headers_too_large() -> Problem:
-    """The answer to a head that is over the bounds."""
+    """The answer to a head over the limits."""
     message = f"the target and headers may have at most {MAX_HEAD_BYTES} bytes, and there may be {MAX_HEADERS} headers"
     return Problem(431, "headers_too_large", message)
 
 
 def target_too_long() -> Problem:
-    """The answer to a path and query over the bound."""
+    """The answer to a path and query over the limit."""
     return Problem(414, "target_too_long", f"the path and query may have at most {MAX_TARGET_BYTES} bytes together")
 
 
 def head_too_slow() -> Problem:
-    """The answer to a head that is not there in time."""
+    """The answer to a head that did not arrive in time."""
     return Problem(408, "request_timeout", "the request's headers took too long to arrive")
 
 
 def malformed() -> Problem:
-    """The answer to what the parser cannot read."""
+    """The answer to a request that the parser cannot read."""
     return Problem(400, "malformed_request", "this is not well-formed HTTP/1.1")
 
 
-def _host(version: str, headers: Headers) -> bytes | None:
+def _check_host(version: str, headers: Headers) -> bytes | None:
     hosts = values_of(headers, b"host")
     if not hosts and version != "1.1":
         return None
@@ -83,7 +83,7 @@ def _check_target(method: bytes, target: bytes, host: bytes | None) -> None:
     absolute = _ABSOLUTE.match(target)
     if absolute is None:
         raise Problem(400, "invalid_target", "the target must be a path that begins with a slash")
-    # Whoever stands before this server may have looked at either of the two.
+    # A proxy in front of this server may have looked at either of the two.
     if host is None or absolute[1].lower() != host.lower():
         raise Problem(400, "invalid_target", "the target names another host than Host does")
 
@@ -96,11 +96,11 @@ def _check_length(version: str, headers: Headers) -> None:
         raise Problem(400, "ambiguous_length", "a body has either Content-Length or Transfer-Encoding")
     if len(lengths) > 1:
         raise Problem(400, "ambiguous_length", "a body has one Content-Length")
-    if codings and values_of(headers, b"upgrade") and upgrades(headers):
+    if codings and values_of(headers, b"upgrade") and asks_for_upgrade(headers):
         raise Problem(400, "invalid_upgrade", "no other protocol is spoken here: leave out Upgrade, or chunked")
 
 
-def upgrades(headers: Headers) -> bool:
+def asks_for_upgrade(headers: Headers) -> bool:
     """Whether the request asks for another protocol on this connection."""
     tokens = b",".join(values_of(headers, b"connection")).lower().split(b",")
     return b"upgrade" in (token.strip() for token in tokens)

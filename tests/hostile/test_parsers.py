@@ -20,7 +20,7 @@ from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.middleware.request_id import ACCEPTED, request_id_of
 from serve_app.api.parsing.body import announced_bytes, check_content_headers, parse_json_object
 from serve_app.api.parsing.forms import read_form
-from serve_app.api.parsing.negotiation import media_ranges, negotiate
+from serve_app.api.parsing.negotiation import negotiate, parse_accept
 from serve_app.api.parsing.validation import read_params
 from serve_app.api.problems import Problem
 from serve_app.api.trace import named_trace_id
@@ -99,7 +99,7 @@ async def test_a_form_is_read_or_refused(parts: list[tuple[str, bytes, bool]], j
         body += part(disposition, value)
     for sent in (body + END, junk + body + END, body + junk + END):
         with suppress(Problem, InvalidParameter):
-            (await read_form(posted(sent), 10_000, ("image",), ("fit",))).params()
+            (await read_form(posted(sent), 10_000, ("image",), ("fit",))).read_params()
 
 
 def posted(body: bytes) -> Request:
@@ -117,7 +117,7 @@ def with_headers(*headers: tuple[str, str]) -> Request:
 @bounded
 @given(VALUE | st.text(st.sampled_from(list('ajpn*/+;,=q.01 \t"')), max_size=80))
 def test_an_accept_header_chooses_or_is_refused(accept: str) -> None:
-    assert all(0 <= entry.quality <= 1 for entry in media_ranges(accept))
+    assert all(0 <= entry.quality <= 1 for entry in parse_accept(accept))
     offers = ["application/json", "image/png"]
     chosen = tried(lambda: negotiate(with_headers(("accept", accept)), offers))
     assert chosen in offers or (isinstance(chosen, Problem) and chosen.status == 406)

@@ -13,7 +13,7 @@ import yaml
 from deployments import metrics
 from deployments.engine.protocol import errors
 from deployments.metrics import Metric
-from serve_app.kubernetes.dashboard import PANELS, dashboard
+from serve_app.kubernetes.dashboard import PANELS, render_dashboard
 from serve_app.launch.local_cluster import APP_NAME
 from tests.k8s.queries import FOLDER, QUERIES, rules, used
 
@@ -95,7 +95,7 @@ def test_every_page_has_its_alert_and_every_link_its_place() -> None:
 
 
 def test_the_dashboard_is_one_that_grafana_reads() -> None:
-    board = json.loads(dashboard())
+    board = json.loads(render_dashboard())
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
     assert len(set(places)) == len(places) == len(PANELS)
     assert {variable["name"] for variable in board["templating"]["list"]} == {"source", "gpu_hour"}

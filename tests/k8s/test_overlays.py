@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from deployments.weights import fetching
 from serve_app.cli.main import app
 from serve_app.config.server import load_config
-from serve_app.kubernetes.checks import faults
-from serve_app.kubernetes.manifests import Manifests, Unbuildable, built
-from serve_app.kubernetes.rendering import rendered
+from serve_app.kubernetes.checks import find_faults
+from serve_app.kubernetes.manifests import Manifests, Unbuildable, build
+from serve_app.kubernetes.rendering import render_files
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, for `kubectl kustomize`")
 
@@ -28,23 +28,23 @@ CRD = ROOT.parent / "shared" / "kuberay" / "ray.io_rayservices.yaml"
 
 @pytest.fixture(scope="module")
 def production() -> Manifests:
-    return built(K8S / "overlays" / "production")
+    return build(K8S / "overlays" / "production")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_nothing_is_wrong_with_an_overlay(overlay: str) -> None:
-    assert list(faults(built(K8S / "overlays" / overlay))) == []
+    assert list(find_faults(build(K8S / "overlays" / overlay))) == []
 
 
 def test_weights_that_nobody_has_pinned_are_named_one_by_one() -> None:
-    documents = copy.deepcopy(list(built(K8S / "overlays" / "production").documents))
+    documents = copy.deepcopy(list(build(K8S / "overlays" / "production").documents))
     models = [
         {"name": "sd21", "source": "maker/b"},
         {"name": "sd15", "controlnets": {"canny": {"source": "maker/a"}}},
         {"name": "sd21-base", "source": str(K8S), "parts": {"vae": {"source": "openmmlab/upernet-convnext-small"}}},
     ]
     in_application(lambda said: said["applications"][0]["args"].update(models=models))(documents)
-    found = list(faults(Manifests(documents)))
+    found = list(find_faults(Manifests(documents)))
     assert found[0].startswith("weights: openmmlab/upernet-convnext-small has pickled weights only; `darkroom convert ")
     assert found[1:] == [f"weights: pin maker/{x} to a commit, as its `revision` in darkroom.yaml" for x in "ab"]
 
@@ -53,11 +53,11 @@ def test_weights_that_nobody_has_pinned_are_named_one_by_one() -> None:
 def test_kuberays_own_schema_has_nothing_against_it(overlay: str) -> None:
     if not CRD.is_file():
         pytest.skip("KubeRay's CRD is not here; all other checks are made without it")
-    assert list(faults(built(K8S / "overlays" / overlay), CRD)) == []
+    assert list(find_faults(build(K8S / "overlays" / overlay), CRD)) == []
 
 
 def test_what_is_rendered_is_what_stands_there() -> None:
-    for file, text in rendered(K8S):
+    for file, text in render_files(K8S):
         assert file.read_text() == text, f"{file.relative_to(ROOT)}: run `darkroom k8s render`"
 
 
@@ -231,7 +231,7 @@ def test_a_broken_manifest_is_found(what: str, production: Manifests) -> None:
     change, words = BROKEN[what]
     documents = copy.deepcopy(list(production.documents))
     change(documents)
-    found = list(faults(Manifests(documents)))
+    found = list(find_faults(Manifests(documents)))
     assert any(re.search(words, fault) for fault in found), found
 
 
@@ -240,14 +240,14 @@ def test_the_crd_knows_what_no_other_check_does(production: Manifests) -> None:
         pytest.skip("KubeRay's CRD is not here")
     documents = copy.deepcopy(list(production.documents))
     at(f"{CLUSTER}/autoscalerOptions/upscalingMod", "Default")(documents)
-    assert any("upscalingMod" in fault for fault in faults(Manifests(documents), CRD))
+    assert any("upscalingMod" in fault for fault in find_faults(Manifests(documents), CRD))
 
 
 def test_what_is_no_overlay_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(Unbuildable, match="kustomization"):
-        built(tmp_path)
+        build(tmp_path)
     with pytest.raises(Unbuildable, match="here are 0"):
-        list(faults(Manifests([])))
+        list(find_faults(Manifests([])))
 
 
 def test_init_containers_fetch_by_the_configuration_that_is_served(
@@ -255,7 +255,7 @@ def test_init_containers_fetch_by_the_configuration_that_is_served(
 ) -> None:
     """What their command does with a hub: tests/serve_app/cli/test_fetch.py."""
     overlay = K8S / "overlays" / "production"
-    (given,) = (each["data"] for each in production.of("ConfigMap") if each["metadata"]["name"] == CONFIGURATION)
+    (given,) = (each["data"] for each in production.of_kind("ConfigMap") if each["metadata"]["name"] == CONFIGURATION)
     assert given == {"darkroom.yaml": (overlay / "darkroom.yaml").read_text()}
     caches = set()
     wanted: list[str] = []
@@ -280,8 +280,8 @@ def test_init_containers_fetch_by_the_configuration_that_is_served(
 
 def test_secrets_are_named_and_never_shipped() -> None:
     for overlay in OVERLAYS:
-        manifests = built(K8S / "overlays" / overlay)
-        assert manifests.of("Secret") == []
+        manifests = build(K8S / "overlays" / overlay)
+        assert manifests.of_kind("Secret") == []
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     for name in set(re.findall(r"secretName: ([\w-]+)|secretKeyRef: {name: ([\w-]+)", _text_of_all())):
         assert f"secret generic {''.join(name)}" in page

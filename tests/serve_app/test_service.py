@@ -17,7 +17,7 @@ from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.protocol import BackendReport
 from serve_app.generation import prepare
 from serve_app.generation.prepare import with_seed
-from serve_app.generation.result import encoded
+from serve_app.generation.result import to_png
 from serve_app.generation.styles import STYLES
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import TIMINGS, FakeBackend, failing, refusing, slow, until
@@ -183,7 +183,7 @@ async def test_a_model_without_the_controlnet_stands_for_one_of_its_weights_and_
     controlled = ModelSpec("controlled", "weights", native_size=64, controlnets=net)
     service = DiffusionService(FakeBackend(models=[plain, older, other, controlled]))
     params = CUP.model_copy(update={"controls": (ControlSettings(type="canny"),)})
-    hint = Uploads(hints=(encoded(Image.new("RGB", (64, 64))),))
+    hint = Uploads(hints=(to_png(Image.new("RGB", (64, 64))),))
 
     async def chosen(name: str | None) -> str:
         prepared = await service.prepare(params.model_copy(update={"model_name": name}), uploads=hint)
@@ -204,5 +204,5 @@ async def test_headers_are_read_off_the_loop_and_text_is_prepared_on_it(
 
     monkeypatch.setattr(prepare, "with_seed", noted)
     await service.prepare(CUP)
-    await service.prepare(CUP, uploads=Uploads(image=encoded(Image.new("RGB", (64, 64)))))
+    await service.prepare(CUP, uploads=Uploads(image=to_png(Image.new("RGB", (64, 64)))))
     assert [thread is threading.current_thread() for thread in threads] == [True, False]

@@ -1,4 +1,4 @@
-"""The layer that gives memory back after large requests and answers."""
+"""Middleware that returns memory to the system after large requests and answers."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,7 +6,7 @@ from deployments.freed_memory import LARGE_BYTES, FreedMemory, hold_large_blocks
 
 
 class MemoryRelease:
-    """Counts what passes, and has freed memory given back after a request that was large, either way."""
+    """Counts bytes both ways, and has freed memory returned after a request or answer of `LARGE_BYTES` or more."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -16,19 +16,19 @@ class MemoryRelease:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         passed = 0
 
-        async def counting_receive() -> Message:
+        async def receive_and_count() -> Message:
             nonlocal passed
             message = await receive()
             passed += len(message.get("body", b""))
             return message
 
-        async def counting_send(message: Message) -> None:
+        async def send_and_count(message: Message) -> None:
             nonlocal passed
             passed += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self.app(scope, counting_receive, counting_send)
+            await self.app(scope, receive_and_count, send_and_count)
         finally:
             if passed >= LARGE_BYTES:
                 self._freed.soon()

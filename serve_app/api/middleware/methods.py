@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS for every path, and what a path takes where it is asked with another method (RFC 9110)."""
+"""Middleware for HTTP methods (RFC 9110): HEAD and OPTIONS on every path, and 405 for methods that a path lacks."""
 
 from collections.abc import Sequence
 
@@ -14,31 +14,31 @@ from serve_app.api.problems import http_problem
 
 
 class MethodHandling:
-    """Answers HEAD as GET without its body, OPTIONS with `Allow`, and with 405 what none of the path's routes takes."""
+    """Answers HEAD as GET without its body, OPTIONS with `Allow`, and methods that no route of a path has with 405."""
 
     def __init__(self, app: ASGIApp, *, routes: Sequence[BaseRoute]) -> None:
         self.app = app
         self._routes = [route for route in routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        methods = self._methods_of(scope) if scope["type"] == "http" else frozenset[str]()
-        # Where there is no such path the router says so.
+        methods = self._find_methods(scope) if scope["type"] == "http" else frozenset[str]()
+        # The router answers for paths that do not exist.
         if not methods or (scope["method"] in methods and scope["method"] != "HEAD"):
             await self.app(scope, receive, send)
         elif scope["method"] == "HEAD" and "GET" in methods:
-            await self._head(scope, receive, send)
+            await self._answer_head(scope, receive, send)
         else:
-            await self._told(scope, methods)(scope, receive, send)
+            await self._answer(scope, methods)(scope, receive, send)
 
-    def _told(self, scope: Scope, methods: frozenset[str]) -> Response:
+    def _answer(self, scope: Scope, methods: frozenset[str]) -> Response:
         unread = close_unread(Headers(scope=scope))
         if scope["method"] == "OPTIONS":
             return Response(status_code=204, headers={"Allow": ", ".join(sorted(methods | {"OPTIONS"})), **unread})
         allow = {"Allow": ", ".join(sorted(methods)), **unread}
         return http_problem(405, allow).response(exchange_of(scope).request_id)
 
-    def _methods_of(self, scope: Scope) -> frozenset[str]:
-        """The methods of all routes that lead to the path; none where there is no such path."""
+    def _find_methods(self, scope: Scope) -> frozenset[str]:
+        """The methods of all routes that match the path; empty if none does."""
         methods: set[str] = set()
         for route in self._routes:
             matched, found = route.matches(scope)
@@ -47,8 +47,8 @@ class MethodHandling:
                 scope.setdefault("route", found.get("route", route))
         return frozenset(methods | {"HEAD"} if "GET" in methods else methods)
 
-    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As GET up to the headers. A stream is told with its first event that nobody listens, and ends."""
+    async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs GET up to its headers. A stream sees its client disconnect at its first event, and ends."""
 
         async def send_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""How much all uploads together may take of this process' memory."""
+"""Middleware that bounds the memory that all uploads in flight take together."""
 
 from typing import Final
 
@@ -14,10 +14,10 @@ MAX_UPLOADS_IN_FLIGHT_BYTES: Final = 256 * 1024 * 1024
 
 
 class UploadBudget:
-    """Refuses a form, unread, that would take the forms in flight over their sum: 503 with Retry-After.
+    """Refuses a form, unread, that would exceed the budget for all forms in flight: 503 with Retry-After.
 
-    A form is in flight from its headers to the end of its answer, because its files are kept for a replay. It counts
-    as long as it says it is, or else as `largest`, the most that is read of one.
+    A form is in flight from its headers to the end of its answer, because its files are kept for a replay. It counts as
+    the length that it announces, or else as `largest`, the most that is read of one.
     """
 
     def __init__(self, app: ASGIApp, *, largest: int, together: int) -> None:
@@ -26,7 +26,7 @@ class UploadBudget:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size = self._size(scope)
+        size = self._size_of(scope)
         if self._held + size > self._together:
             problem = problem_of(Overloaded("too many uploads are on their way; come back later"))
             problem.headers |= CLOSE
@@ -38,8 +38,8 @@ class UploadBudget:
         finally:
             self._held -= size
 
-    def _size(self, scope: Scope) -> int:
-        """Bytes that the request may come to hold; 0 where it is no form."""
+    def _size_of(self, scope: Scope) -> int:
+        """The most bytes that the request may come to hold; 0 if it is not a form."""
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         if not headers.get("content-type", "").strip().lower().startswith("multipart/"):
             return 0

@@ -1,4 +1,4 @@
-"""Reading multipart forms strictly: which parts may be there, and what their text means."""
+"""Reads multipart forms strictly: checks which parts are there, and converts their text."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.texts import check_name
 from serve_app.api.parsing.body import check_content_headers, parse_json_object, read_body
-from serve_app.api.parsing.multipart import FormPart, parts_of
+from serve_app.api.parsing.multipart import FormPart, parse_parts
 from serve_app.api.parsing.validation import read_params
 from serve_app.api.problems import Fault, Problem, pointer_to
 
@@ -29,136 +29,136 @@ PARAMS: Final = "params"
 # Each character can match in one way only, or a long text could keep the process busy for minutes.
 _WHOLE = re.compile(r"-?\d{1,30}", re.ASCII)
 _NUMBER = re.compile(r"-?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,3})?", re.ASCII)
-_TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
+_FLAGS: Final = {"true": True, "false": False, "1": True, "0": False}
 
 
-def _kinds(schema: Mapping[str, Any]) -> frozenset[str]:
+def _json_types_of(schema: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(part.get("type", "") for part in schema.get("anyOf", [schema]))
 
 
-_KINDS: Final = MappingProxyType(
-    {name: _kinds(schema) for name, schema in GenerationParams.model_json_schema()["properties"].items()}
+_JSON_TYPES: Final = MappingProxyType(
+    {name: _json_types_of(schema) for name, schema in GenerationParams.model_json_schema()["properties"].items()}
 )
-"""JSON's types that each parameter takes."""
+"""The JSON types that each parameter accepts."""
 
 _OPTIONAL: Final = frozenset(name for name, field in GenerationParams.model_fields.items() if not field.is_required())
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The parts of a form by name: `files`, the door's own `options` as texts, and the `parameters`, typed.
+    """The parts of a form by name: `files`, the endpoint's own `options` as texts, and the `parameters`, converted.
 
-    What is left out is not there. Among the several texts of an option one that is empty is left out at its place.
+    A part that was left out is absent. Where an option has several texts, an empty one keeps its place as "".
     """
 
     files: Mapping[str, tuple[bytes, ...]]
     options: Mapping[str, tuple[str, ...]]
     parameters: Mapping[str, Any]
 
-    def file(self, name: str) -> bytes | None:
-        """The one file of that name. Raises InvalidParameter when there are more."""
+    def get_file(self, name: str) -> bytes | None:
+        """Returns the one file of that name, or None. Raises InvalidParameter if there are more."""
         found = self.files.get(name, ())
         if len(found) > 1:
             raise InvalidParameter(name, "must be one file")
         return found[0] if found else None
 
-    def required(self, name: str) -> bytes:
-        """As `file`; a form without it is refused."""
-        found = self.file(name)
+    def require_file(self, name: str) -> bytes:
+        """Returns the one file of that name. Raises InvalidParameter unless there is exactly one."""
+        found = self.get_file(name)
         if found is None:
             raise InvalidParameter(name, "is required, as a file")
         return found
 
-    def numbers(self, name: str, default: float) -> list[float]:
-        """The texts of that name as numbers. Raises InvalidParameter."""
+    def get_numbers(self, name: str, default: float) -> list[float]:
+        """Returns the texts of that name as numbers, empty ones as `default`. Raises InvalidParameter."""
         texts = self.options.get(name, ())
         if not all(_NUMBER.fullmatch(text) for text in texts if text):
             raise InvalidParameter(name, "must be a number")
         return [float(text) if text else default for text in texts]
 
-    def option(self, name: str) -> str | None:
-        """The one text of that name; None where it is left out. Raises InvalidParameter when there are more."""
+    def get_option(self, name: str) -> str | None:
+        """Returns the one text of that name; None if it is left out. Raises InvalidParameter if there are more."""
         found = [text for text in self.options.get(name, ()) if text]
         if len(found) > 1:
             raise InvalidParameter(name, "must be there once")
         return found[0] if found else None
 
-    def truth(self, name: str) -> bool:
-        """true or false (1 or 0); false when it is not there."""
-        text = (self.option(name) or "false").lower()
-        if text not in _TRUTH:
+    def get_flag(self, name: str) -> bool:
+        """Returns true or false (also 1 or 0); false if it is left out. Raises InvalidParameter."""
+        text = (self.get_option(name) or "false").lower()
+        if text not in _FLAGS:
             raise InvalidParameter(name, "must be true or false")
-        return _TRUTH[text]
+        return _FLAGS[text]
 
-    def params(self, **more: Any) -> GenerationParams:
-        """The parameters; `more` are those that the caller has worked out. Raises Problem 422."""
+    def read_params(self, **more: Any) -> GenerationParams:
+        """Validates the parameters, with `more` that the endpoint has worked out. Raises Problem 422."""
         return read_params({**self.parameters, **more})
 
 
 async def read_form(request: Request, max_bytes: int, files: Collection[str], options: Collection[str]) -> Form:
-    """The request's form. `files` and `options` name the door's own parts; all others are parameters.
+    """Reads the request's form. `files` and `options` name the endpoint's own parts; all others are parameters.
 
-    A field that is left empty counts as left out, and so does a file that was not chosen.
+    An empty field counts as left out, and so does a file input without a chosen file.
     Raises Problem: 400, 408, 413, 415, 422; or InvalidParameter.
     """
     content_type = check_content_headers(request, "multipart/form-data")
     body = await read_body(request, max_bytes)
-    # Other requests are served meanwhile.
+    # In a thread, so that other requests are served meanwhile.
     return await asyncio.to_thread(parse_form, body, content_type, files, options)
 
 
 def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str], options: Collection[str]) -> Form:
-    """As `read_form`, for a body that is there and the parameters of its content type."""
+    """Parses a body that has been read, given the parameters of its content type. Raises as `read_form` does."""
     found: dict[str, list[bytes]] = {}
     texts: dict[str, list[str]] = {}
-    parts = parts_of(body, content_type, MAX_FILES + MAX_FIELDS)
-    _check_numbers(parts, files)
+    parts = parse_parts(body, content_type, MAX_FILES + MAX_FIELDS)
+    _check_counts(parts, files)
     for part in parts:
         if part.name in files:
-            _check_writing(part)
+            _check_transfer_encoding(part)
             if not part.data and part.filename:
                 raise InvalidParameter(part.name, "is an empty file")
-            if not part.empty:
+            if not part.is_empty:
                 found.setdefault(part.name, []).append(part.data)
         else:
-            texts.setdefault(part.name, []).append(_text(part, files, options))
-    values = _parameters(texts, options)
-    chosen = {name: _texts_of(name, values.pop(name)) for name in options if name in values}
-    chosen = {name: said for name, said in chosen.items() if any(said)}
+            texts.setdefault(part.name, []).append(_read_text(part, files, options))
+    values = _merge_parameters(texts, options)
+    chosen = {name: _read_texts(name, values.pop(name)) for name in options if name in values}
+    chosen = {name: sent for name, sent in chosen.items() if any(sent)}
     return Form({name: tuple(each) for name, each in found.items()}, chosen, values)
 
 
-def _check_numbers(parts: Collection[FormPart], files: Collection[str]) -> None:
-    """Raises Problem."""
+def _check_counts(parts: Collection[FormPart], files: Collection[str]) -> None:
+    """Raises Problem for too many files or fields."""
     count = sum(part.name in files or part.filename is not None for part in parts)
     if count > MAX_FILES or len(parts) - count > MAX_FIELDS:
         message = f"the form cannot be read: it may have at most {MAX_FILES} files and {MAX_FIELDS} fields"
         raise Problem(400, "invalid_form", message)
 
 
-def _parameters(texts: Mapping[str, list[str]], options: Collection[str]) -> dict[str, Any]:
-    """The values of all fields, those of the `params` part among them; a text that is there often is a list."""
+def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str]) -> dict[str, Any]:
+    """Merges the fields with those of the `params` part; a field that is repeated becomes a list."""
     whole = [text for text in texts.get(PARAMS, ()) if text.strip() not in ("", "null")]
     if len(whole) > 1:
         raise InvalidParameter(PARAMS, "must be there once")
     values = parse_json_object(whole[0].encode()) if whole else {}
-    known = {*options, *_KINDS}
+    known = {*options, *_JSON_TYPES}
     values = {name: value for name, value in values.items() if value is not None or name not in known}
-    for name, said in texts.items():
+    for name, sent in texts.items():
         if name == PARAMS:
             continue
         if name in _OPTIONAL:
-            said = [text for text in said if text]
-        if not any(said) and name in (*options, *_OPTIONAL):
+            sent = [text for text in sent if text]
+        if not any(sent) and name in (*options, *_OPTIONAL):
             continue
         if name in values and name in known:
             raise InvalidParameter(name, "is there twice, as a field and in `params`")
-        values[name] = said if name in options or len(said) > 1 else _typed(name, said[0])
+        values[name] = sent if name in options or len(sent) > 1 else _convert(name, sent[0])
     return values
 
 
-def _texts_of(name: str, value: Any) -> tuple[str, ...]:
-    """An option's texts, whether it came as fields or as JSON: one, or a flat list; empty where one is left out."""
+def _read_texts(name: str, value: Any) -> tuple[str, ...]:
+    """An option's texts, sent as fields or in JSON: one, or a flat list; "" for one that is left out."""
     values = value if isinstance(value, list) else [value]
     if any(isinstance(each, list | dict) for each in values):
         raise InvalidParameter(name, "must be a text, or a list of texts")
@@ -171,23 +171,23 @@ def _texts_of(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-def _text(part: FormPart, files: Collection[str], options: Collection[str]) -> str:
+def _read_text(part: FormPart, files: Collection[str], options: Collection[str]) -> str:
     """A field's text; clients may send even a JSON part as a file."""
-    known = part.name in options or part.name in _KINDS
-    if part.filename is not None and not part.empty and known:
+    known = part.name in options or part.name in _JSON_TYPES
+    if part.filename is not None and not part.is_empty and known:
         raise InvalidParameter(part.name, "must be a plain field, not a file")
     if part.filename is not None and not known and part.name != PARAMS:
-        # The name is the caller's own, and not told.
+        # The name is the caller's own, and not repeated.
         message = f"a file has a name that is not known here; files are {', '.join(files)}"
         raise Problem(422, "unknown_file", message, faults=(Fault(pointer_to(None), "unknown_file", message),))
     if len(part.data) > MAX_TEXT_BYTES:
         message = f"the form cannot be read: a field may have at most {MAX_TEXT_BYTES} bytes"
         raise Problem(400, "invalid_form", message)
     if not known and part.name != PARAMS:
-        # Its name alone is refused, in whatever writing its text is.
+        # Its name will be refused, whatever its text's encoding.
         return part.data.decode(errors="replace")
-    _check_writing(part)
-    if not part.utf8:
+    _check_transfer_encoding(part)
+    if not part.is_utf8:
         raise InvalidParameter(part.name, "must be UTF-8, and its charset named so if at all")
     try:
         return part.data.decode()
@@ -195,16 +195,16 @@ def _text(part: FormPart, files: Collection[str], options: Collection[str]) -> s
         raise InvalidParameter(part.name, "must be UTF-8") from None
 
 
-def _check_writing(part: FormPart) -> None:
-    if not part.plain:
+def _check_transfer_encoding(part: FormPart) -> None:
+    if not part.is_plain:
         raise InvalidParameter(part.name, "must be sent as it is, without Content-Transfer-Encoding")
 
 
-def _typed(name: str, text: str) -> Any:
-    """What a text means as that parameter; left as it is where it is none, for the parameters' own rules to refuse."""
-    kinds = _KINDS.get(name, frozenset())
+def _convert(name: str, text: str) -> Any:
+    """Converts a text to the parameter's type, or leaves it a text for the parameter's own rules to refuse."""
+    kinds = _JSON_TYPES.get(name, frozenset())
     if "boolean" in kinds:
-        return _TRUTH.get(text.lower(), text)
+        return _FLAGS.get(text.lower(), text)
     if "integer" in kinds and _WHOLE.fullmatch(text):
         return int(text)
     if kinds & {"integer", "number"} and _NUMBER.fullmatch(text):

@@ -1,20 +1,20 @@
-"""Header values with parameters, `form-data; name="mask"` for example, read in the one way in which all can agree."""
+"""Parses header values with parameters, such as `form-data; name="mask"`, and refuses ambiguous ones."""
 
 import re
 from typing import Final
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _MAIN: Final = re.compile(rf"\s*({_TOKEN}(?:/{_TOKEN})?)[ \t]*")
-# Browsers quote what is in a file's name in ways of their own; what it is does not matter here.
+# Browsers escape file names in different ways; the name does not matter here.
 _PARAMETER: Final = re.compile(rf';[ \t]*(?:({_TOKEN})=(?:"((?:[^"\\]|\\.)*+)"|([^;"\s]*))[ \t]*)?', re.DOTALL)
 
 MAX_LENGTH: Final = 8192
 
 
-def value_and_parameters(header: str) -> tuple[str, dict[str, str]]:
-    """The header's value in lower case, and its parameters by their names in lower case.
+def parse_header_value(header: str) -> tuple[str, dict[str, str]]:
+    """Returns the header's value in lower case, and its parameters by their names in lower case.
 
-    Raises ValueError where it is too long, malformed, or has a parameter twice: two readers could take either.
+    Raises ValueError if it is too long, malformed, or repeats a parameter: two readers could pick different ones.
     """
     main = _MAIN.match(header) if len(header) <= MAX_LENGTH else None
     if main is None:

@@ -1,20 +1,20 @@
-"""The parts of a multipart/form-data body (RFC 7578), found strictly and in memory: nothing is spooled to a disk.
+"""Splits a multipart/form-data body (RFC 7578) into its parts, strictly and in memory: nothing is spooled to disk.
 
-The body is there as a whole and bounded, so its parts are where its delimiters are. Whatever two parsers could read in
-two ways is refused, and the refusal says which fault it is.
+The body is complete and bounded, so its parts lie between its delimiters. Whatever two parsers could read in two ways
+is refused with a message that names the fault.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from serve_app.api.parsing.header_values import value_and_parameters
+from serve_app.api.parsing.header_values import parse_header_value
 from serve_app.api.problems import Problem
 
 MAX_BOUNDARY_CHARACTERS: Final = 256
 MAX_HEADER_BYTES: Final = 16 * 1024
 
-# No search holds the interpreter for longer than this much takes.
+# No search holds the interpreter lock for more bytes than this.
 _WINDOW: Final = 256 * 1024
 
 _PLAIN: Final = ("7bit", "8bit", "binary")
@@ -23,40 +23,40 @@ _UTF8: Final = ("utf-8", "utf8", "us-ascii")
 
 @dataclass(frozen=True, slots=True)
 class FormPart:
-    """A part: its field's name, its bytes, and the file name that came with it, if one did.
+    """A part: its field's name, its bytes, and the file name that came with it, if any.
 
-    `plain` says that the bytes are as they were, not in base64 for example; `utf8` that no other charset is named.
+    `is_plain`: the bytes are not transfer-encoded, in base64 for example. `is_utf8`: no other charset is named.
     """
 
     name: str
     data: bytes
     filename: str | None = None
-    plain: bool = True
-    utf8: bool = True
+    is_plain: bool = True
+    is_utf8: bool = True
 
     @property
-    def empty(self) -> bool:
-        """Whether it says nothing: a field left empty, or a file input for which no file was chosen."""
+    def is_empty(self) -> bool:
+        """Whether it is a field left empty, or a file input without a chosen file."""
         return not self.data and not self.filename
 
 
-def parts_of(body: bytes, parameters: dict[str, str], most: int) -> list[FormPart]:
-    """The parts of `body`, `most` at most. `parameters` are those of its Content-Type. Raises Problem 400."""
-    boundary = _boundary(parameters)
-    # Some clients end the headers' last line once more.
+def parse_parts(body: bytes, parameters: dict[str, str], most: int) -> list[FormPart]:
+    """Splits `body` into at most `most` parts. `parameters` are those of its Content-Type. Raises Problem 400."""
+    boundary = _read_boundary(parameters)
+    # Some clients send one more line end after the request's headers.
     begin = 2 if body.startswith(b"\r\n") else 0
     if not body.startswith(b"--" + boundary, begin):
         _refuse("the body does not begin with the boundary that its Content-Type names")
     found: list[FormPart] = []
-    for start, end in _spans(body, begin, boundary):
+    for start, end in _find_spans(body, begin, boundary):
         if len(found) == most:
             _refuse(f"it may have at most {most} parts")
-        found.append(_part(body, start, end))
+        found.append(_parse_part(body, start, end))
     return found
 
 
-def _boundary(parameters: dict[str, str]) -> bytes:
-    """Raises Problem for what a browser would not send, `boundary*` among it, which some would read and others not."""
+def _read_boundary(parameters: dict[str, str]) -> bytes:
+    """Raises Problem for what no browser sends, such as `boundary*`, which only some parsers read."""
     if any(name.startswith("boundary*") for name in parameters):
         _refuse("its Content-Type must name the boundary as `boundary=` and in no other way")
     boundary = parameters.get("boundary", "")
@@ -67,8 +67,8 @@ def _boundary(parameters: dict[str, str]) -> bytes:
     return boundary.encode()
 
 
-def _spans(body: bytes, begin: int, boundary: bytes) -> Iterator[tuple[int, int]]:
-    """Where each part begins and ends, its headers included. Raises Problem."""
+def _find_spans(body: bytes, begin: int, boundary: bytes) -> Iterator[tuple[int, int]]:
+    """Yields each part's start and end, its headers included. Raises Problem."""
     delimiter = b"\r\n--" + boundary
     at = begin + len(delimiter) - 2
     while not body.startswith(b"--", at):
@@ -87,7 +87,7 @@ def _spans(body: bytes, begin: int, boundary: bytes) -> Iterator[tuple[int, int]
 
 
 def _find(body: bytes, needle: bytes, start: int, end: int) -> int:
-    """As `bytes.find`, window by window: between two of them other threads have their turn."""
+    """Searches as `bytes.find` does, but window by window, so that other threads can run in between."""
     while start < end:
         found = body.find(needle, start, min(end, start + _WINDOW + len(needle) - 1))
         if found >= 0:
@@ -96,36 +96,36 @@ def _find(body: bytes, needle: bytes, start: int, end: int) -> int:
     return -1
 
 
-def _part(body: bytes, start: int, end: int) -> FormPart:
+def _parse_part(body: bytes, start: int, end: int) -> FormPart:
     if body.startswith(b"\r\n", start):
         _refuse("a part has no Content-Disposition header")
     headers_end = _find(body, b"\r\n\r\n", start, min(end, start + MAX_HEADER_BYTES))
     if headers_end < 0:
         _refuse(f"a part's headers do not end, or are longer than {MAX_HEADER_BYTES} bytes together")
-    headers = _headers(body[start:headers_end])
+    headers = _parse_headers(body[start:headers_end])
     data = body[headers_end + 4 : end]
     try:
-        kind, said = value_and_parameters(headers.get("content-disposition", ""))
+        kind, parameters = parse_header_value(headers.get("content-disposition", ""))
     except ValueError:
         _refuse("a part's Content-Disposition is missing, malformed, or says a thing twice")
-    if kind != "form-data" or "name" not in said:
+    if kind != "form-data" or "name" not in parameters:
         _refuse('every part needs Content-Disposition: form-data; name="..."')
-    filename = said.get("filename", said.get("filename*"))
-    plain = headers.get("content-transfer-encoding", "binary").lower() in _PLAIN
-    return FormPart(said["name"], data, filename, plain, _is_utf8(headers.get("content-type", "text/plain")))
+    filename = parameters.get("filename", parameters.get("filename*"))
+    is_plain = headers.get("content-transfer-encoding", "binary").lower() in _PLAIN
+    return FormPart(parameters["name"], data, filename, is_plain, _is_utf8(headers.get("content-type", "text/plain")))
 
 
 def _is_utf8(content_type: str) -> bool:
-    """Whether a text of that type is UTF-8, which it is where no charset can be made out."""
+    """Whether a text of that type is UTF-8; true if no charset can be made out."""
     try:
-        _, parameters = value_and_parameters(content_type)
+        _, parameters = parse_header_value(content_type)
     except ValueError:
         return "charset" not in content_type.lower()
     return parameters.get("charset", "utf-8").lower() in _UTF8
 
 
-def _headers(block: bytes) -> dict[str, str]:
-    """By their names in lower case. Raises Problem."""
+def _parse_headers(block: bytes) -> dict[str, str]:
+    """The headers by their names in lower case. Raises Problem."""
     found: dict[str, str] = {}
     for line in block.decode(errors="replace").split("\r\n"):
         name, colon, value = line.partition(":")

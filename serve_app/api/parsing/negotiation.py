@@ -1,4 +1,4 @@
-"""Which kind of answer the caller wants: the Accept header, as RFC 9110 has it."""
+"""Content negotiation: chooses the kind of answer from the Accept header (RFC 9110)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from serve_app.api.problems import Problem
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
-# Browsers send ten short ones. Each is compared with each offer, while all others wait.
+# Browsers send ten short ones. Each is compared with each offer, on the event loop.
 MAX_RANGES = 256
 MAX_RANGE_CHARACTERS = 256
 
@@ -23,21 +23,23 @@ class MediaRange:
     subkind: str
     quality: float
 
-    def fits(self, media_type: str) -> bool:
+    def matches(self, media_type: str) -> bool:
+        """Whether the range covers `media_type`."""
         kind, _, subkind = media_type.partition("/")
         return self.kind in ("*", kind) and self.subkind in ("*", subkind)
 
     @property
-    def precision(self) -> int:
+    def specificity(self) -> int:
+        """The number of parts that are named rather than wildcards: 0 to 2."""
         return (self.kind != "*") + (self.subkind != "*")
 
 
 def negotiate(request: Request, offers: Sequence[str]) -> str:
-    """The offer that the caller likes best; the earlier one where the caller does not care. Raises Problem 406.
+    """Returns the offer that the caller prefers; the earlier one on a tie. Raises Problem 406 if none is acceptable.
 
-    Between offers of the same quality one that was named wins over one that only fits a wildcard.
+    Between offers of the same quality, one that is named wins over one that only matches a wildcard.
     """
-    ranges = media_ranges(",".join(request.headers.getlist("accept")))
+    ranges = parse_accept(",".join(request.headers.getlist("accept")))
     if not ranges:
         return offers[0]
     scores = {offer: _score(offer, ranges) for offer in offers}
@@ -47,23 +49,23 @@ def negotiate(request: Request, offers: Sequence[str]) -> str:
     return best
 
 
-def media_ranges(accept: str) -> list[MediaRange]:
-    """The entries of an Accept header. Those that make no sense are left out. Raises Problem 406 for too many."""
+def parse_accept(accept: str) -> list[MediaRange]:
+    """Parses an Accept header. Malformed entries are left out. Raises Problem 406 for too many."""
     entries = dict.fromkeys(accept.split(","))
     if len(entries) > MAX_RANGES:
         raise Problem(406, "not_acceptable", f"the Accept header may name at most {MAX_RANGES} media ranges")
-    return [found for entry in entries if (found := _media_range(entry)) is not None]
+    return [found for entry in entries if (found := _parse_media_range(entry)) is not None]
 
 
 def _score(offer: str, ranges: Sequence[MediaRange]) -> tuple[float, int]:
-    fitting = [entry for entry in ranges if entry.fits(offer)]
+    fitting = [entry for entry in ranges if entry.matches(offer)]
     if not fitting:
         return (0.0, 0)
-    nearest = max(fitting, key=lambda entry: entry.precision)
-    return (nearest.quality, nearest.precision)
+    nearest = max(fitting, key=lambda entry: entry.specificity)
+    return (nearest.quality, nearest.specificity)
 
 
-def _media_range(entry: str) -> MediaRange | None:
+def _parse_media_range(entry: str) -> MediaRange | None:
     if len(entry) > MAX_RANGE_CHARACTERS:
         return None
     media_type, *parameters = (part.strip().lower() for part in entry.split(";"))

@@ -1,4 +1,4 @@
-"""Reading parameters: which field breaks which rule, in words of our own, and what was probably meant."""
+"""Validates parameters: says which field breaks which rule, in our own words, and suggests what was meant."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, ControlSettings, GenerationParams
 from serve_app.api.problems import Fault, Problem, pointer_to
 
-# What other servers call our fields.
+# Other servers' names for our fields.
 _SYNONYMS: Mapping[str, str] = MappingProxyType(
     {
         "steps": "num_inference_steps",
@@ -63,31 +63,30 @@ _PARAMETERS: Final = tuple(GenerationParams.model_fields)
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 MAX_FAULTS: Final = 20
-"""Who has made more mistakes is told how many. Each costs time, and a search for what was meant costs most of it."""
+"""Further mistakes are only counted. Each costs time, most of it to search for what was meant."""
 
 
 def read_params(body: Any) -> GenerationParams:
-    """`body` as parameters. Raises Problem 422, which lists the first faults."""
-    params = params_or_problem(body)
+    """Validates `body` as parameters. Raises Problem 422, which lists the first faults."""
+    params = validate_params(body)
     if isinstance(params, Problem):
         raise params
     return params
 
 
-def params_or_problem(body: Any, most: int = MAX_FAULTS, *, hints: bool = True) -> GenerationParams | Problem:
-    """`body` as parameters, or the problem 422 with the first `most` faults.
+def validate_params(body: Any, most: int = MAX_FAULTS, *, hints: bool = True) -> GenerationParams | Problem:
+    """Validates `body` as parameters, or returns the problem 422 with the first `most` faults.
 
-    Without `hints` it does not look for what the caller may have meant. A problem that was not raised holds on to
-    nothing: there may be a thousand.
+    Without `hints` it suggests nothing. A problem that is returned keeps no traceback alive: there may be a thousand.
     """
     try:
         return GenerationParams.model_validate(body)
     except ValidationError as error:
-        problem = broken_rules(error, most=most, hints=hints)
+        problem = problem_of_errors(error, most=most, hints=hints)
     return problem
 
 
-def broken_rules(
+def problem_of_errors(
     error: ValidationError,
     place: str = "#/{}",
     known: Collection[str] = _PARAMETERS,
@@ -95,13 +94,15 @@ def broken_rules(
     *,
     hints: bool = True,
 ) -> Problem:
-    """pydantic's errors as one problem, in our words, where the body has the fields `known`."""
+    """Turns pydantic's errors into one problem, in our words. `known` are the fields that the body has."""
     details = islice(error.errors(include_url=False), most)
-    return invalid(tuple(fault_of(detail, place, known, hints=hints) for detail in details), error.error_count())
+    return problem_of_faults(
+        tuple(fault_of(detail, place, known, hints=hints) for detail in details), error.error_count()
+    )
 
 
-def invalid(faults: tuple[Fault, ...], count: int) -> Problem:
-    """422, told by the first of `count` faults; `faults` are those that are listed."""
+def problem_of_faults(faults: tuple[Fault, ...], count: int) -> Problem:
+    """The problem 422, described by the first of `count` faults; `faults` are those to list."""
     first = faults[0]
     field = first.pointer.lstrip("#/?") or None
     more = f" (and {count - 1} more)" if count > 1 else ""
@@ -112,9 +113,9 @@ def invalid(faults: tuple[Fault, ...], count: int) -> Problem:
 def fault_of(
     detail: Mapping[str, Any], place: str = "#/{}", known: Collection[str] = _PARAMETERS, *, hints: bool = True
 ) -> Fault:
-    """One of pydantic's errors in our words, where the body has the fields `known`.
+    """Turns one of pydantic's errors into our words. `known` are the fields that the body has.
 
-    Says nothing of the input, but the nearest value that is allowed.
+    Never repeats the input, except as the nearest value that is allowed.
     """
     path = [str(part) for part in detail["loc"]]
     kind, context = detail["type"], detail.get("ctx", {})
@@ -123,29 +124,29 @@ def fault_of(
     where = place.format("/".join(path))
     if kind == "value_error":
         # Ours: the text of a ValueError that one of the models' own validators raised.
-        said = str(context["error"])
-        return Fault(where, "invalid_value", said if hints else said.partition(";")[0])
+        message = str(context["error"])
+        return Fault(where, "invalid_value", message if hints else message.partition(";")[0])
     code, words = _RULES.get(kind, ("invalid_value", "is not valid"))
-    return Fault(where, code, words.format_map(context) + _nearest_multiple(detail))
+    return Fault(where, code, words.format_map(context) + _suggest_multiple(detail))
 
 
 def _unknown_field(path: Sequence[str], fields: Collection[str], *, hints: bool) -> Fault:
-    """A field's name is the caller's own; it is told only where it is harmless."""
+    """Repeats the field's name, which is the caller's own, only if it is harmless."""
     *above, name = path
-    hint = _meant(name, list(ControlSettings.model_fields if above else fields), above) if hints else ""
+    hint = _suggest_field(name, list(ControlSettings.model_fields if above else fields), above) if hints else ""
     if _HARMLESS_NAME.fullmatch(name):
         return Fault(pointer_to("/".join(path)), "unknown_field", f"is not a field{hint}")
     return Fault(pointer_to("/".join(above)), "unknown_field", f"unknown field{hint}")
 
 
-def _meant(name: str, known: Sequence[str], above: Sequence[str]) -> str:
+def _suggest_field(name: str, known: Sequence[str], above: Sequence[str]) -> str:
     synonym = None if above else _SYNONYMS.get(name[:64].lower())
     synonym = synonym if synonym in known else None
     near = synonym or next(iter(get_close_matches(name[:64], known, n=1)), None)
     return f"; did you mean {near}?" if near else f"; the fields are {', '.join(known)}"
 
 
-def _nearest_multiple(detail: Mapping[str, Any]) -> str:
+def _suggest_multiple(detail: Mapping[str, Any]) -> str:
     if detail["type"] != "multiple_of":
         return ""
     step, given = int(detail["ctx"]["multiple_of"]), int(detail["input"])

@@ -1,4 +1,4 @@
-"""What is told of a batch's entry: what text-to-image would have answered it, with its `index` and `status`."""
+"""The answer to one entry of a batch: what text-to-image would have answered, with `index` and `status`."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ def entry_answer(index: int, batch: str, outcome: Outcome | Problem) -> dict[str
     if isinstance(outcome, Result):
         return {"index": index, "status": DONE, **answer_of(outcome), "id": name}
     problem = outcome if isinstance(outcome, Problem) else problem_of(outcome)
-    return {"index": index, "id": name, **problem.within(f"{REQUESTS}/{index}").body(name)}
+    return {"index": index, "id": name, **problem.relocate(f"{REQUESTS}/{index}").body(name)}
 
 
 def entry_document(job: Job, index: int, outcome: Outcome) -> tuple[Document, tuple[bytes, ...]]:
-    """The same for a job: the pictures go apart, and their places in the document stay."""
+    """The same for a job, with the image files apart; the document keeps their places."""
     if not isinstance(outcome, Result):
         return entry_answer(index, job.id, outcome), ()
     answer = entry_answer(index, job.id, outcome)
@@ -30,7 +30,7 @@ def entry_document(job: Job, index: int, outcome: Outcome) -> tuple[Document, tu
     return answer, tuple(image.data for image in outcome.images)
 
 
-def totals(entries: list[dict[str, Any]]) -> dict[str, int]:
-    """How many have pictures, and how many have a problem."""
+def count_entries(entries: list[dict[str, Any]]) -> dict[str, int]:
+    """Counts the entries that have images, and those that have a problem."""
     succeeded = sum(entry["status"] == DONE for entry in entries)
     return {"succeeded": succeeded, "failed": len(entries) - succeeded}

@@ -1,4 +1,4 @@
-"""The result cache in headers: what a caller may say of it (RFC 9111), and what an answer says of it."""
+"""The result cache in headers: Cache-Control in requests (RFC 9111), `X-Cache` in answers."""
 
 from types import MappingProxyType
 from typing import Final
@@ -10,19 +10,18 @@ from deployments.engine.protocol.params import CacheUse, GenerationParams
 
 HEADER: Final = "X-Cache"
 
-_TOLD: Final = MappingProxyType({"made": "MISS", "cache": "HIT", "shared": "COALESCED"})
+_HEADER_VALUES: Final = MappingProxyType({"made": "MISS", "cache": "HIT", "shared": "COALESCED"})
 
 
 def apply_cache_control(params: GenerationParams, use: CacheUse | None) -> GenerationParams:
-    """`params` with what the request's Cache-Control says, where it says something."""
+    """Returns `params` with the request's Cache-Control applied, if it has any."""
     return params if use is None else params.model_copy(update={"cache": use})
 
 
 def read_cache_control(request: Request) -> CacheUse | None:
-    """What the request's Cache-Control says (RFC 9111): `no-store` is to stay away from the cache, `no-cache` is for a
-    new result, which is kept."""
-    said = ",".join(request.headers.getlist("cache-control"))
-    directives = {directive.strip().lower() for directive in said.split(",")}
+    """Reads the request's Cache-Control (RFC 9111): `no-store` bypasses the cache, `no-cache` renews the result."""
+    value = ",".join(request.headers.getlist("cache-control"))
+    directives = {directive.strip().lower() for directive in value.split(",")}
     if "no-store" in directives:
         return "off"
     return "refresh" if "no-cache" in directives else None
@@ -30,4 +29,4 @@ def read_cache_control(request: Request) -> CacheUse | None:
 
 def cache_header(source: Source) -> dict[str, str]:
     """The header that says where an answer's images come from."""
-    return {HEADER: _TOLD[source]}
+    return {HEADER: _HEADER_VALUES[source]}

@@ -1,4 +1,4 @@
-"""A request that has been read, answered in the form that its Accept header asks for."""
+"""Answers a request that has been read, in the form that its Accept header asks for."""
 
 from typing import Any
 from urllib.parse import quote
@@ -33,42 +33,42 @@ async def deliver(
     uploads: Uploads | None = None,
     previews: int = 0,
 ) -> Response:
-    """The images of `params` as JSON, as one image's bytes or as a stream. A client that leaves frees its place.
+    """Answers with the images of `params`: as JSON, as one image's bytes, or as a stream. A disconnect frees its place.
 
-    Raises Problem 403 for a priority beyond the caller's, and what `charge` and `run_once` raise.
+    Raises Problem 403 for a priority above the caller's, and whatever `charge` and `run_once` raise.
     """
-    media_type = negotiate(request, _offers(params))
+    media_type = negotiate(request, _offers_of(params))
     params = apply_cache_control(principal_of(request).permitted(params), read_cache_control(request))
     if media_type == EVENTS:
         refuse_key(request)
-        prepared = await _prepared(request, service, params, uploads, previews)
+        prepared = await _prepare(request, service, params, uploads, previews)
         return await open_stream(
             request, service.run(prepared), StreamEncoder(prepared, exchange_of(request.scope).request_id)
         )
-    asked = {"as": media_type, "params": params.model_dump(mode="json"), **_said_of(uploads)}
+    asked = {"as": media_type, "params": params.model_dump(mode="json"), **_options_of(uploads)}
     return await run_once(
-        request, asked, _files_of(uploads), lambda: _whole(request, service, params, uploads, media_type)
+        request, asked, _files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
     )
 
 
-async def _whole(
+async def _answer_whole(
     request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, media_type: str
 ) -> Response:
-    """The answer that is not a stream."""
+    """Answers all at once, not as a stream."""
     if media_type != JSON:
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
-    prepared = await _prepared(request, service, params, uploads)
+    prepared = await _prepare(request, service, params, uploads)
     result = await run_until_disconnect(request.receive, service.collect(prepared))
     exchange_of(request.scope).timings = result.timings
     if media_type == JSON:
-        return await json_response(lambda: answer_of(result), headers=_headers(result))
-    return _bytes(result, media_type)
+        return await json_response(lambda: answer_of(result), headers=_headers_of(result))
+    return _image_response(result, media_type)
 
 
-async def _prepared(
+async def _prepare(
     request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, previews: int = 0
 ) -> Prepared:
-    """The request as its caller is charged for it, and as it stands in the log."""
+    """Prepares the request, notes it for the log, and charges its caller."""
     prepared = await service.prepare(
         params,
         uploads=uploads,
@@ -82,8 +82,8 @@ async def _prepared(
     return prepared
 
 
-def _said_of(uploads: Uploads | None) -> dict[str, Any]:
-    """All of `uploads` but the files."""
+def _options_of(uploads: Uploads | None) -> dict[str, Any]:
+    """All of `uploads` except the files."""
     if uploads is None:
         return {}
     return {
@@ -98,16 +98,16 @@ def _files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
     return () if uploads is None else (uploads.image, uploads.mask, *uploads.hints)
 
 
-def _offers(params: GenerationParams) -> list[str]:
-    """What the request can be answered as, the best first; bytes only for a single image."""
+def _offers_of(params: GenerationParams) -> list[str]:
+    """The media types that can answer the request, the preferred one first; image bytes only for a single image."""
     formats = sorted(FORMATS, key=lambda name: name != params.output_format) if params.num_images == 1 else []
     return [JSON, EVENTS, *(f"image/{name}" for name in formats)]
 
 
-def _bytes(result: Result, media_type: str) -> Response:
+def _image_response(result: Result, media_type: str) -> Response:
     image = result.images[0]
     headers = {
-        **_headers(result),
+        **_headers_of(result),
         "X-Seed": str(image.seed),
         "X-Model": quote(result.model, safe="/:@"),
         "Content-Disposition": f'inline; filename="{result.id}.{image.format}"',
@@ -115,5 +115,5 @@ def _bytes(result: Result, media_type: str) -> Response:
     return Response(image.data, media_type=media_type, headers=headers)
 
 
-def _headers(result: Result) -> dict[str, str]:
+def _headers_of(result: Result) -> dict[str, str]:
     return {"Server-Timing": server_timing(result.timings), "Vary": "Accept", **cache_header(result.source)}

@@ -1,6 +1,6 @@
-"""Noticing that the client has left, and stopping its work at once.
+"""Notices that the client has disconnected, and stops its work at once.
 
-Neither uvicorn nor Ray Serve cancels a handler when its client leaves: somebody has to listen.
+Neither uvicorn nor Ray Serve cancels a handler when its client disconnects, so the handler has to listen.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ T = TypeVar("T")
 
 
 async def run_until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`. When the client leaves first, `work` is cancelled, awaited, and ClientDisconnect raised."""
+    """Returns the result of `work`, or cancels and awaits it and raises ClientDisconnect if the client leaves first."""
     task = asyncio.ensure_future(work)
-    departure = asyncio.ensure_future(_departure(receive))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        await cancel_and_wait(task, departure)
+        await cancel_and_wait(task, disconnect)
 
 
-async def _departure(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,6 @@
-"""Answers as streams of server-sent events: a request's are `progress`, `preview`, `image`, `failed`, and one `done` or
-`error`.
+"""Answers as server-sent events. A request's are `progress`, `preview`, `image`, `failed`, then one `done` or `error`.
 
-HTTP answers only after the backend's first event, so that a refusal is a proper error status and not a broken stream.
+The HTTP answer begins only after the backend's first event, so that a refusal gets a proper error status.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from serve_app.api.exchange import Exchange, exchange_of
 from serve_app.api.problems import internal_error
 from serve_app.api.responses.cache_headers import cache_header
 from serve_app.api.responses.disconnect import run_until_disconnect
-from serve_app.api.responses.large_json import encoded_json
+from serve_app.api.responses.large_json import encode_json
 from serve_app.api.responses.stream_events import NamedEvent, StreamEncoder
 from serve_app.tasks import cancel_and_wait
 
@@ -32,37 +31,37 @@ T = TypeVar("T")
 
 KEEPALIVE_SECONDS = 15.0
 
-# A client that takes nothing for so long is gone, whatever its socket says.
+# A client that reads nothing for this long counts as gone, whatever its socket says.
 WRITE_SECONDS = 60.0
 
-LARGE: Final = ("image", "entry")
-"""The events that have pictures in them."""
+LARGE_EVENTS: Final = ("image", "entry")
+"""The events that contain images."""
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-Numbered = tuple[str | None, NamedEvent]
-"""What is told, with the id that a client that comes back may say it has got to."""
+NumberedEvent = tuple[str | None, NamedEvent]
+"""An event with the id that a client sends as `Last-Event-ID` when it reconnects."""
 
 
 class EventStream(EventSourceResponse):
-    """Tells events until there are no more, its client leaves, or its client stops reading.
+    """Sends events until they end, the client disconnects, or the client stops reading.
 
-    Whatever ends it, `source`, which they come from, is closed then and there: that frees a request's rows.
+    However it ends, it closes `source`, which the events come from, at once: that frees a request's rows.
     """
 
     def __init__(
         self,
-        cache_header: AsyncGenerator[Numbered, None],
+        events: AsyncGenerator[NumberedEvent, None],
         source: AsyncGenerator[Any, None],
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
         fixed = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
         super().__init__((), headers=fixed | dict(headers))
-        self._told, self._source = cache_header, source
+        self._events, self._source = events, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette's own way to notice a departure depends on the server's ASGI version; this one listens always.
+        # Starlette's own detection of disconnects depends on the server's ASGI version; this one always listens.
         entry = exchange_of(scope)
         async with aclosing(self._source):
             try:
@@ -72,48 +71,50 @@ class EventStream(EventSourceResponse):
 
     async def _send_all(self, send: Send, entry: Exchange) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._wire(entry)) as wire:
+        async with aclosing(self._encode_stream(entry)) as wire:
             async for chunk in wire:
                 async with asyncio.timeout(WRITE_SECONDS):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _wire(self, entry: Exchange) -> AsyncGenerator[bytes, None]:
-        async with aclosing(patiently(self._told, KEEPALIVE_SECONDS)) as told_or_silent:
-            async for numbered in told_or_silent:
+    async def _encode_stream(self, entry: Exchange) -> AsyncGenerator[bytes, None]:
+        async with aclosing(mark_silence(self._events, KEEPALIVE_SECONDS)) as events:
+            async for numbered in events:
                 if numbered is None:
                     yield KEEPALIVE_COMMENT
                 else:
                     number, (name, data) = numbered
                     if name == "error":
                         entry.code = data["error"]["code"]
-                    # With pictures it takes a while, and others would wait.
-                    line = partial(_line, number, name, data)
-                    yield await asyncio.to_thread(line) if name in LARGE else line()
+                    # Encoding images takes a while, and would block the event loop.
+                    encode = partial(_encode_event, number, name, data)
+                    yield await asyncio.to_thread(encode) if name in LARGE_EVENTS else encode()
 
 
-def _line(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
-    """The event on the wire; JSON has no lines of its own."""
-    cancel_and_wait = "\n\n" if number is None else f"\nid: {number}\n\n"
-    return b"".join((f"event: {name}\ndata: ".encode(), encoded_json(data, ascii_only=True), cancel_and_wait.encode()))
+def _encode_event(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
+    """Encodes an event for the wire. JSON contains no line breaks of its own."""
+    end = "\n\n" if number is None else f"\nid: {number}\n\n"
+    return b"".join((f"event: {name}\ndata: ".encode(), encode_json(data, ascii_only=True), end.encode()))
 
 
-async def in_order(cache_header: AsyncGenerator[NamedEvent, None], request_id: str) -> AsyncGenerator[Numbered, None]:
-    """`cache_header`, numbered from 1. What nobody expected becomes a last `error`."""
+async def number_events(
+    events: AsyncGenerator[NamedEvent, None], request_id: str
+) -> AsyncGenerator[NumberedEvent, None]:
+    """Numbers `events` from 1. An unexpected error becomes a last `error` event."""
     ids = count(1)
     try:
-        async with aclosing(cache_header):
-            async for each in cache_header:
+        async with aclosing(events):
+            async for each in events:
                 yield str(next(ids)), each
     except Exception:
         log.exception("request %s: unexpected error", request_id)
         yield str(next(ids)), ("error", internal_error().body(request_id))
 
 
-async def _story_of(
+async def _encode_events(
     first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, entry: Exchange
 ) -> AsyncGenerator[NamedEvent, None]:
-    """What there is to tell of a request. Ends with `done` or `error` in every case."""
+    """Encodes a request's events. Always ends with `done` or `error`."""
     yield encoder.encode(first)
     ended = False
     async for event in events:
@@ -122,11 +123,14 @@ async def _story_of(
         if isinstance(event, Finished):
             entry.timings = event.timings
     if not ended:
-        yield encoder.error(EngineStopped("the engine stopped before the request was finished"))
+        yield encoder.encode_error(EngineStopped("the engine stopped before the request was finished"))
 
 
 async def open_stream(request: Request, events: AsyncGenerator[Event, None], encoder: StreamEncoder) -> EventStream:
-    """Waits for the first event. Raises what refused the request, or ClientDisconnect; `events` are closed then."""
+    """Waits for the first event, then answers with all of them.
+
+    Raises the error that refused the request, or ClientDisconnect; `events` are closed then.
+    """
     try:
         first = await run_until_disconnect(request.receive, anext(events, None))
         if isinstance(first, Failed):
@@ -134,16 +138,16 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], enc
         if first is None:
             raise EngineStopped("the engine stopped before the request was finished")
     except BaseException:
-        # Left to the garbage collector, the generators within would be closed all at once, each by two.
+        # The garbage collector would close all the nested generators at once, each one twice.
         await events.aclose()
         raise
     name, entry = exchange_of(request.scope).request_id, exchange_of(request.scope)
     headers = cache_header(first.source) if isinstance(first, Accepted) else NO_HEADERS
-    return EventStream(in_order(_story_of(first, events, encoder, entry), name), events, headers)
+    return EventStream(number_events(_encode_events(first, events, encoder, entry), name), events, headers)
 
 
-async def patiently(items: AsyncGenerator[T, None], patience: float) -> AsyncGenerator[T | None, None]:
-    """`items`, with a None for every `patience` seconds in which none came. Closing this closes `items`."""
+async def mark_silence(items: AsyncGenerator[T, None], patience: float) -> AsyncGenerator[T | None, None]:
+    """Yields `items`, and None after every `patience` seconds without one. Closing this closes `items`."""
     async with aclosing(items):
         while True:
             coming = asyncio.ensure_future(anext(items))
@@ -154,6 +158,6 @@ async def patiently(items: AsyncGenerator[T, None], patience: float) -> AsyncGen
             except StopAsyncIteration:
                 return
             finally:
-                # Cancelled and over before `items` is closed: a generator cannot be closed while it runs.
+                # Cancelled and awaited before `items` is closed: a generator cannot be closed while it runs.
                 await cancel_and_wait(coming)
             yield item

@@ -1,4 +1,4 @@
-"""The `Idempotency-Key` header: a request that is sent again, because its answer got lost, is not done again."""
+"""The `Idempotency-Key` header: a request that is sent again after its answer got lost is not run again."""
 
 import asyncio
 import json
@@ -19,60 +19,60 @@ from serve_app.gateway.idempotency_store import IdempotentRequest, StoredRespons
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotent-Replayed"
 
-# As the draft has it, a string in quotes; or as everybody writes it, without.
-_FORM: Final = re.compile(r'"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]{1,255})')
+# A quoted string, as the draft requires, or without quotes, as is common.
+_KEY: Final = re.compile(r'"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]{1,255})')
 
-# Whoever is first has a picture to make.
+# The first request has an image to make.
 _CONFLICT_S: Final = 2
 
-# The same request may fare better the next time.
+# Retrying the same request may succeed.
 _NOT_FINAL: Final = frozenset((408, 409, 425, 429))
 
 
 async def run_once(
     request: Request, asked: Mapping[str, Any], files: Iterable[bytes | None], work: Callable[[], Awaitable[Response]]
 ) -> Response:
-    """The answer that `work` gives; or the one that it gave before, where the request has an Idempotency-Key.
+    """Returns the answer of `work`, or its earlier answer if the request's Idempotency-Key has been used before.
 
-    `asked` (plain data) and `files` are the request as it was understood. That is what must be the same, not the bytes:
-    a client that tries again writes another boundary into a form, and may write its JSON otherwise.
-    Raises Problem: 400 for a key that is none, 409 while the first try is at work, 422 for another request's key.
+    `asked` (plain data) and `files` are the request as it was understood. These must be equal, not the bytes: a client
+    that retries writes another boundary into a form, and may format its JSON differently. Raises Problem: 400 for a
+    malformed key, 409 while the first try is running, 422 for another request's key.
     """
-    key = idempotency_key(request)
+    key = read_key(request)
     if key is None:
         return await work()
     store: Idempotency = request.app.state.idempotency
-    fingerprint = await asyncio.to_thread(_fingerprint, request.method, request.url.path, asked, files)
+    fingerprint = await asyncio.to_thread(_fingerprint_of, request.method, request.url.path, asked, files)
     try:
-        turn = await store.begin(IdempotentRequest(_name(principal_of(request).tenant, key), fingerprint))
+        lease = await store.begin(IdempotentRequest(_storage_name(principal_of(request).tenant, key), fingerprint))
     except InProgress:
         message = "the first request with this Idempotency-Key is still being worked on"
         raise Problem(409, "idempotency_conflict", message, retry_after=_CONFLICT_S) from None
     except Reused:
         message = "this Idempotency-Key belongs to another request; every request needs one of its own"
         raise Problem(422, "idempotency_key_reused", message) from None
-    if isinstance(turn, StoredResponse):
-        return _response(turn)
+    if isinstance(lease, StoredResponse):
+        return _replay_response(lease)
     kept: StoredResponse | None = None
     try:
         response = await work()
-        kept = await asyncio.to_thread(_answer, response)
+        kept = await asyncio.to_thread(_store_response, response)
         return response
     except (EngineError, Problem) as error:
         problem = problem_of(error) if isinstance(error, EngineError) else error
         if problem.status < 500 and problem.status not in _NOT_FINAL:
-            kept = _answer(problem.response(exchange_of(request.scope).request_id))
+            kept = _store_response(problem.response(exchange_of(request.scope).request_id))
         raise
     finally:
-        await turn.end(kept)
+        await lease.release(kept)
 
 
-def idempotency_key(request: Request) -> str | None:
-    """The key that the request brings, if any. Raises Problem 400."""
+def read_key(request: Request) -> str | None:
+    """Returns the request's key, or None. Raises Problem 400 if it is malformed."""
     given = request.headers.getlist(HEADER)
     if not given:
         return None
-    found = _FORM.fullmatch(given[0].strip()) if len(given) == 1 else None
+    found = _KEY.fullmatch(given[0].strip()) if len(given) == 1 else None
     if found is None:
         message = f"{HEADER} must be there once, and have 1 to 255 plain characters, a UUID for example"
         raise Problem(400, "invalid_idempotency_key", message)
@@ -80,25 +80,25 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def refuse_key(request: Request) -> None:
-    """For an answer that cannot be given twice. Raises Problem 400 where the request has a key."""
-    if idempotency_key(request) is not None:
+    """Raises Problem 400 if the request has a key: for answers that cannot be repeated."""
+    if read_key(request) is not None:
         message = f"a stream tells what is happening now, so it cannot have an {HEADER}; leave it out, or ask for JSON"
         raise Problem(400, "idempotency_not_supported", message)
 
 
-def _name(tenant: str, key: str) -> str:
+def _storage_name(tenant: str, key: str) -> str:
     return sha256(json.dumps([tenant, key]).encode()).hexdigest()
 
 
-def _fingerprint(method: str, path: str, asked: Mapping[str, Any], files: Iterable[bytes | None]) -> bytes:
+def _fingerprint_of(method: str, path: str, asked: Mapping[str, Any], files: Iterable[bytes | None]) -> bytes:
     digests = [None if file is None else sha256(file).hexdigest() for file in files]
     return sha256(json.dumps([method, path, asked, digests], sort_keys=True).encode()).digest()
 
 
-def _answer(response: Response) -> StoredResponse:
+def _store_response(response: Response) -> StoredResponse:
     headers = tuple((name, value) for name, value in response.headers.items() if name != "content-length")
     return StoredResponse(response.status_code, headers, bytes(response.body))
 
 
-def _response(answer: StoredResponse) -> Response:
+def _replay_response(answer: StoredResponse) -> Response:
     return Response(answer.body, answer.status, {**dict(answer.headers), REPLAYED: "true"})

@@ -1,4 +1,4 @@
-"""What the API's documentation says of the fields, and examples that can be tried."""
+"""Descriptions of the API's fields and answers for OpenAPI, and examples to try."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -72,7 +72,7 @@ _MASK_ALPHA = {
 }
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
-# What a door's form holds besides parameters, and which of it must be there.
+# The parts of an endpoint's form besides parameters, and which of them are required.
 _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyType(
     {
         "image-to-image": ({"init_image": _PICTURE, "fit": _FIT}, ("init_image",)),
@@ -109,7 +109,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
 def params_schema() -> dict[str, Any]:
     """The JSON schema of `GenerationParams`, with a description of every field."""
     schema = GenerationParams.model_json_schema()
-    # Inlined: a reference would point into a document of its own.
+    # Inlined: a reference would point into another document.
     definitions = schema.pop("$defs", {})
     schema["properties"]["controls"]["items"] = definitions.get("ControlSettings", {})
     for name, description in _FIELDS.items():
@@ -117,8 +117,8 @@ def params_schema() -> dict[str, Any]:
     return schema
 
 
-def asking(body: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI's additions to a door that takes `body`."""
+def extra_of(body: dict[str, Any]) -> dict[str, Any]:
+    """The additions to the OpenAPI description of an endpoint that takes `body`."""
     description = "Any text of 1 to 255 characters, a UUID for example: the same request is then made only once."
     schema = {"type": "string", "minLength": 1, "maxLength": 255}
     key = {"name": "Idempotency-Key", "in": "header", "description": description, "schema": schema}
@@ -126,7 +126,7 @@ def asking(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def request_body() -> dict[str, Any]:
-    """OpenAPI's request body of text-to-image."""
+    """The OpenAPI request body of text-to-image."""
     schema = params_schema()
     for name in PICTURE_FIELDS:
         del schema["properties"][name]
@@ -137,7 +137,7 @@ def request_body() -> dict[str, Any]:
 
 
 def batch_body() -> dict[str, Any]:
-    """OpenAPI's request body of a batch."""
+    """The OpenAPI request body of a batch."""
     entry = request_body()["content"]["application/json"]["schema"]
     fields = entry["properties"]
     anything = {"description": "What breaks a rule fails alone: its `status` in the answer says so."}
@@ -161,22 +161,22 @@ def batch_body() -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
-def form_body(door: str) -> dict[str, Any]:
-    """OpenAPI's request body of a door that takes pictures."""
-    parts, required = _FORMS[door]
+def form_body(endpoint: str) -> dict[str, Any]:
+    """The OpenAPI request body of an endpoint that takes images."""
+    parts, required = _FORMS[endpoint]
     whole = {"type": "string", "description": "All parameters at once, as a JSON object, instead of fields."}
     properties = {**params_schema()["properties"], "params": whole, **parts}
-    if door != "controlnet":
+    if endpoint != "controlnet":
         for name in ("controls", "guess_mode"):
             del properties[name]
-    if door == "image-to-image":
+    if endpoint == "image-to-image":
         del properties["mask_feather"]
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
 def answers() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's answers of every door."""
+    """The OpenAPI answers of every endpoint that generates."""
     return {
         200: success(),
         400: failure("The body, or the Idempotency-Key, cannot be read."),
@@ -198,7 +198,7 @@ def answers() -> dict[int | str, dict[str, Any]]:
 
 
 def batch_answers() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's answers of the door for batches."""
+    """The OpenAPI answers of the endpoint for batches."""
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
     return answers() | {
         200: {
@@ -210,7 +210,7 @@ def batch_answers() -> dict[int | str, dict[str, Any]]:
 
 
 def job_answers() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's error answers of what is asked of jobs and running requests."""
+    """The OpenAPI error answers of the endpoints for jobs and running requests."""
     everywhere = answers()
     return {
         401: everywhere[401],
@@ -223,7 +223,7 @@ def job_answers() -> dict[int | str, dict[str, Any]]:
 
 
 def success() -> dict[str, Any]:
-    """OpenAPI's other forms of a 200 answer, besides JSON."""
+    """The forms of a 200 answer besides JSON, for OpenAPI."""
     images = {f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ("png", "webp", "jpeg")}
     return {
         "description": "The images: JSON, one image's bytes, or a stream, as the Accept header says.",
@@ -232,7 +232,7 @@ def success() -> dict[str, Any]:
 
 
 def failure(description: str) -> dict[str, Any]:
-    """OpenAPI's form of an error answer."""
+    """An error answer, for OpenAPI."""
     text, code = {"type": "string"}, {"type": "string"}
     fault = {"type": "object", "properties": {"pointer": text, "code": code, "message": text}}
     field = {"type": ["string", "null"]}

@@ -1,4 +1,4 @@
-"""The shapes of the answers, for clients and for OpenAPI, and how a result becomes one."""
+"""The JSON of the answers, for clients and for OpenAPI, and the conversion of results to it."""
 
 import base64
 from typing import Any, NotRequired
@@ -23,7 +23,7 @@ class ImageAnswer(TypedDict):
 
 
 class FailureAnswer(TypedDict):
-    """An image that could not be made, though others could."""
+    """An image that failed, though others of its request may not have."""
 
     index: int
     code: str
@@ -42,10 +42,9 @@ class TimingsAnswer(TypedDict):
 
 
 class Answer(TypedDict):
-    """The images, which model made them, and complete `parameters`: with the same pictures, if the request brought any,
-    they give the same images.
+    """The images, the model that made them, and complete `parameters`: with the same uploads they give the same images.
 
-    `effective_prompt` is the prompt with the style in it. `failures` is there when some images could not be made.
+    `effective_prompt` is the prompt with the style applied. `failures` is present if some images could not be made.
     """
 
     id: str
@@ -75,13 +74,13 @@ def answer_of(result: Result) -> Answer:
 
 
 def _parameters(params: GenerationParams) -> dict[str, Any]:
-    """All that decide the pixels, but for those of pictures and ControlNets where there is none."""
+    """All parameters that decide the pixels, without those of uploads and ControlNets if there are none."""
     unused = {name for name in PICTURE_FIELDS if getattr(params, name) == GenerationParams.model_fields[name].default}
     return params.model_dump(exclude=unused | SERVICE_FIELDS)
 
 
 def image_answer(image: ImageDone) -> ImageAnswer:
-    """An image for JSON."""
+    """An image, for JSON."""
     return ImageAnswer(
         index=image.index,
         seed=image.seed,
@@ -93,13 +92,13 @@ def image_answer(image: ImageDone) -> ImageAnswer:
 
 
 def failure_answer(failure: ImageFailed) -> FailureAnswer:
-    """A failed image for JSON."""
+    """A failed image, for JSON."""
     error = failure.error
     return FailureAnswer(index=failure.index, code=error.code, message=error.message, retryable=error.retryable)
 
 
 def timings_answer(timings: Timings) -> TimingsAnswer:
-    """Timings, to a tenth of a millisecond."""
+    """The timings, rounded to a tenth of a millisecond."""
     return TimingsAnswer(
         queued_ms=round(timings.queued_ms, 1),
         encode_ms=round(timings.encode_ms, 1),

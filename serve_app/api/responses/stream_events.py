@@ -1,4 +1,4 @@
-"""What a stream tells of each engine event: a name and data. No HTTP here."""
+"""Encodes engine events as a stream's events: a name and data. Independent of HTTP."""
 
 import base64
 from dataclasses import replace
@@ -25,7 +25,7 @@ NamedEvent = tuple[str, dict[str, Any]]
 
 
 class StreamEncoder:
-    """Tells one request's events, in order, and remembers what the end must sum up."""
+    """Encodes one request's events, in order, and remembers what the last one sums up."""
 
     def __init__(self, prepared: Prepared, request_id: str) -> None:
         self._prepared = prepared
@@ -35,7 +35,7 @@ class StreamEncoder:
         self._source: Source = "made"
 
     def encode(self, event: Event) -> NamedEvent:
-        """The stream's event for an engine's. `Accepted` is the first progress; the last one is `done` or `error`."""
+        """Encodes an engine's event. `Accepted` becomes the first `progress`; the last event is `done` or `error`."""
         match event:
             case Accepted():
                 self._source = event.source
@@ -48,29 +48,29 @@ class StreamEncoder:
                     "seconds_left": event.seconds_to_finish,
                 }
             case Progress(step=step, steps=steps, position=position, seconds_left=left):
-                told = {"step": step, "steps": steps, "position": position}
-                return "progress", told if left is None else told | {"seconds_left": left}
+                progress = {"step": step, "steps": steps, "position": position}
+                return "progress", progress if left is None else progress | {"seconds_left": left}
             case Preview(index=index, step=step, data=data):
                 return "preview", {"index": index, "step": step, "data": base64.b64encode(data).decode()}
             case ImageDone():
-                # The end needs to know that there is an image; the pixels need not wait for it.
+                # The last event needs to know that there is an image, but not its pixels.
                 self._images.append(replace(event, data=b""))
                 return "image", dict(image_answer(event))
             case ImageFailed():
                 self._failures.append(event)
                 return "failed", dict(failure_answer(event))
             case Failed(error=error):
-                return self.error(error)
+                return self.encode_error(error)
             case Finished():
-                return self._end(event)
+                return self._encode_end(event)
 
-    def error(self, error: EngineError) -> NamedEvent:
-        """The end of a request that failed: the same body as an error answer's."""
+    def encode_error(self, error: EngineError) -> NamedEvent:
+        """Encodes the end of a request that failed, with the body of an error answer."""
         return "error", problem_of(error).body(self._request_id)
 
-    def _end(self, finished: Finished) -> NamedEvent:
+    def _encode_end(self, finished: Finished) -> NamedEvent:
         try:
             result = result_of(self._prepared, self._images, self._failures, finished.timings, self._source)
         except EngineError as error:
-            return self.error(error)
+            return self.encode_error(error)
         return "done", {name: value for name, value in answer_of(result).items() if name != "images"}

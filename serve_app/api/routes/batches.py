@@ -1,4 +1,4 @@
-"""The door for many requests at once: answered together, one by one in a stream, or later, as a job."""
+"""The endpoint for many requests at once: answered together, one by one in a stream, or later, as a job."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -11,19 +11,19 @@ from pydantic import Field, ValidationError
 
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
-from serve_app.api.dependencies import JobsHere, Service
+from serve_app.api.dependencies import JobsDep, ServiceDep
 from serve_app.api.exchange import exchange_of
 from serve_app.api.middleware.rate_limiting import charge, charge_refused
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
-from serve_app.api.parsing.validation import MAX_FAULTS, broken_rules, params_or_problem
+from serve_app.api.parsing.validation import MAX_FAULTS, problem_of_errors, validate_params
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
 from serve_app.api.responses import openapi
-from serve_app.api.responses.batch_entries import entry_answer, totals
+from serve_app.api.responses.batch_entries import count_entries, entry_answer
 from serve_app.api.responses.cache_headers import apply_cache_control, read_cache_control
 from serve_app.api.responses.disconnect import run_until_disconnect
-from serve_app.api.responses.event_stream import EventStream, in_order
+from serve_app.api.responses.event_stream import EventStream, number_events
 from serve_app.api.responses.idempotency import refuse_key, run_once
 from serve_app.api.responses.job_schemas import job_answer, job_path
 from serve_app.api.responses.large_json import json_response, let_others_run
@@ -38,7 +38,7 @@ RESPOND_ASYNC = "respond-async"
 
 
 class BatchBody(StrictFields):
-    """`priority` and `deadline_ms` are for entries that say none. Entries are read one by one, each to its own end."""
+    """`priority` and `deadline_ms` apply to entries without their own. Entries are validated one by one."""
 
     requests: list[Any] = Field(min_length=1)
     priority: Priority | None = None
@@ -47,7 +47,7 @@ class BatchBody(StrictFields):
 
 @dataclass(frozen=True, slots=True)
 class BatchEntries:
-    """The entries by their numbers: those that make sense, and what is wrong with the others."""
+    """The entries by index: the valid ones' parameters, and the problems of the others."""
 
     params: dict[int, GenerationParams]
     refused: dict[int, Problem]
@@ -59,59 +59,59 @@ class BatchEntries:
 
 @router.post(
     "/batch-generate",
-    openapi_extra=openapi.asking(openapi.batch_body()),
+    openapi_extra=openapi.extra_of(openapi.batch_body()),
     responses=openapi.batch_answers(),
 )
-async def batch_generate(request: Request, service: Service, jobs: JobsHere) -> Response:
-    """Makes the images of many requests, which share UNet calls as far as they can.
+async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -> Response:
+    """Makes the images of many requests, which share UNet calls as far as possible.
 
-    Each entry of `requests` takes what text-to-image takes, and has a `status` of its own: one that fails leaves the
-    others alone. Equal entries are made once. The answer comes when all are done; with `Accept: text/event-stream`
-    each `entry` comes when it is; with `Prefer: respond-async`, or where it is too large to wait for, it is a job.
-    A client that leaves cancels what is not done, but for jobs.
+    Each entry of `requests` takes what text-to-image takes, and has its own `status`: one that fails leaves the others
+    alone. Equal entries are made once. The answer comes when all are done; with `Accept: text/event-stream` each
+    `entry` comes as soon as it is done; with `Prefer: respond-async`, or if the batch is too large to wait for, it
+    becomes a job. A client that disconnects cancels the unfinished entries, except those of jobs.
     """
     media_type = negotiate(request, [JSON, EVENTS])
     body = await read_json_object(request, request.app.state.max_body_bytes)
     try:
         asked, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
     except Problem:
-        await charge_refused(request, min(_entries_in(body), jobs.config.max_entries))
+        await charge_refused(request, min(_count_entries_in(body), jobs.config.max_entries))
         raise
     later = preferred or asked.images > jobs.config.sync_images
     if media_type == EVENTS and not later:
         refuse_key(request)
         await _charge(request, service, asked)
-        outcomes, name = _begun(request, service, jobs.config, asked), exchange_of(request.scope).request_id
-        return EventStream(in_order(_told(name, asked, outcomes), name), outcomes)
+        outcomes, name = _start_batch(request, service, jobs.config, asked), exchange_of(request.scope).request_id
+        return EventStream(number_events(_encode_stream(name, asked, outcomes), name), outcomes)
 
     async def work() -> Response:
         await _charge(request, service, asked)
         if later:
-            return await _as_job(request, jobs, asked, preferred)
-        return await _whole(request, asked, _begun(request, service, jobs.config, asked))
+            return await _submit_job(request, jobs, asked, preferred)
+        return await _answer_whole(request, asked, _start_batch(request, service, jobs.config, asked))
 
     return await run_once(request, {"later": later, "body": body}, (), work)
 
 
 async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig) -> BatchEntries:
-    """The entries in `body`, as the caller may ask for them.
+    """Validates the entries in `body`, with the caller's permissions applied.
 
-    Raises Problem where it is the batch itself that is wrong, or too large.
+    Raises Problem if the batch itself is wrong or too large.
     """
-    # Before each is looked at: there may be hundreds of thousands.
-    _check_size(_entries_in(body), config.max_entries, "entries")
+    # Before any is validated: there may be hundreds of thousands.
+    _check_size(_count_entries_in(body), config.max_entries, "entries")
     try:
         batch = BatchBody.model_validate(body)
     except ValidationError as error:
-        raise broken_rules(error, known=set(BatchBody.model_fields)) from None
+        raise problem_of_errors(error, known=set(BatchBody.model_fields)) from None
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
     asked = BatchEntries({}, {})
-    # Of the first faults all is told; of the entries behind them what is first wrong with each.
+    # The first faults are reported in full; of the entries after them only each one's first fault.
     room = MAX_FAULTS
     use = read_cache_control(request)
     for index, entry in enumerate(batch.requests):
-        said = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
-        params = params_or_problem(said, max(1, room), hints=room > 0)
+        fields = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
+        params = validate_params(fields, max(1, room), hints=room > 0)
         if isinstance(params, Problem):
             asked.refused[index] = params
             room -= len(params.faults)
@@ -125,13 +125,13 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     return asked
 
 
-def _entries_in(body: dict[str, Any]) -> int:
+def _count_entries_in(body: dict[str, Any]) -> int:
     entries = body.get("requests")
     return len(entries) if isinstance(entries, list) else 1
 
 
 def prefers_async(request: Request) -> bool:
-    """Whether the Prefer header (RFC 7240) says so."""
+    """Whether the Prefer header (RFC 7240) asks for an asynchronous answer."""
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     return RESPOND_ASYNC in {each.partition(";")[0].strip().lower() for each in preferences}
 
@@ -143,8 +143,8 @@ def _check_size(count: int, limit: int, what: str) -> None:
         raise Problem(422, "batch_too_large", message, param="requests", faults=(fault,))
 
 
-async def _charge(request: Request, service: Service, asked: BatchEntries) -> None:
-    """Charges for the entries that can be made, and for having read the others; what is wrong they say themselves."""
+async def _charge(request: Request, service: ServiceDep, asked: BatchEntries) -> None:
+    """Charges for the entries that can be made, and for having read the others, which report their own errors."""
     ready = []
     for params in asked.params.values():
         with suppress(EngineError):
@@ -154,23 +154,23 @@ async def _charge(request: Request, service: Service, asked: BatchEntries) -> No
     await charge(request, *ready)
 
 
-def _begun(
-    request: Request, service: Service, config: JobsConfig, asked: BatchEntries
+def _start_batch(
+    request: Request, service: ServiceDep, config: JobsConfig, asked: BatchEntries
 ) -> AsyncGenerator[tuple[int, Outcome], None]:
     name, tenant = exchange_of(request.scope).request_id, principal_of(request).tenant
     return Batch(service, asked.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
 
 
-async def _whole(
+async def _answer_whole(
     request: Request, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> Response:
     name = exchange_of(request.scope).request_id
-    entries = await run_until_disconnect(request.receive, _all(name, asked, outcomes))
-    answer = {"id": name, **totals(entries), "results": entries}
+    entries = await run_until_disconnect(request.receive, _collect_entries(name, asked, outcomes))
+    answer = {"id": name, **count_entries(entries), "results": entries}
     return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})
 
 
-async def _as_job(request: Request, jobs: Jobs, asked: BatchEntries, preferred: bool) -> Response:
+async def _submit_job(request: Request, jobs: Jobs, asked: BatchEntries, preferred: bool) -> Response:
     job_id = new_job_id()
     refused = {}
     for index, problem in asked.refused.items():
@@ -190,7 +190,7 @@ async def _as_job(request: Request, jobs: Jobs, asked: BatchEntries, preferred: 
     return await json_response(lambda: answer, 202, headers)
 
 
-async def _entries(
+async def _encode_entries(
     name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> AsyncGenerator[dict[str, Any], None]:
     for index, problem in asked.refused.items():
@@ -198,25 +198,25 @@ async def _entries(
         await let_others_run()
     async with aclosing(outcomes):
         async for index, outcome in outcomes:
-            # Pictures become base64, which takes a while.
+            # In a thread: encoding images as base64 takes a while.
             yield await asyncio.to_thread(entry_answer, index, name, outcome)
 
 
-async def _all(
+async def _collect_entries(
     name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> list[dict[str, Any]]:
-    async with aclosing(_entries(name, asked, outcomes)) as entries:
+    async with aclosing(_encode_entries(name, asked, outcomes)) as entries:
         return sorted([entry async for entry in entries], key=lambda entry: entry["index"])
 
 
-async def _told(
+async def _encode_stream(
     name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> AsyncGenerator[NamedEvent, None]:
-    """First the batch's id, then each entry as it is done, then the sum."""
+    """Yields the batch's id, then each entry as it is done, then the counts."""
     yield "progress", {"id": name, "entries": len(asked.params) + len(asked.refused)}
-    told = []
-    async with aclosing(_entries(name, asked, outcomes)) as entries:
+    statuses = []
+    async with aclosing(_encode_entries(name, asked, outcomes)) as entries:
         async for entry in entries:
-            told.append({"status": entry["status"]})
+            statuses.append({"status": entry["status"]})
             yield "entry", entry
-    yield "done", {"id": name, **totals(told)}
+    yield "done", {"id": name, **count_entries(statuses)}

@@ -1,17 +1,17 @@
-"""Empties the result cache."""
+"""The endpoint that empties the result cache."""
 
 from typing import Any, Final
 
 from fastapi import APIRouter
 
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.problems import Problem
 from serve_app.api.responses.openapi import failure
 from serve_app.store.redis import RedisGone
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["operations"])
 
-# Its breaker has opened, or soon will, and stays so for as long.
+# Redis's circuit breaker has opened, or soon will, and stays open for as long.
 _RETRY_S: Final = 5
 
 
@@ -22,8 +22,8 @@ _RETRY_S: Final = 5
         503: failure("Redis could not be told; this process has forgotten its results."),
     },
 )
-async def empty_cache(service: Service) -> dict[str, Any]:
-    """Forgets all cached results, for every tenant and in every process; `emptied` is the number of this one's."""
+async def empty_cache(service: ServiceDep) -> dict[str, Any]:
+    """Empties the result cache, for every tenant and in every process; `emptied` counts this process's results only."""
     try:
         return {"emptied": await service.empty_cache()}
     except RedisGone:

@@ -1,4 +1,4 @@
-"""The doors: text-to-image takes JSON, those that take pictures take forms. All answer alike."""
+"""The endpoints that generate images: text-to-image takes JSON, the others take forms. All answer alike."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import Form, read_form
 from serve_app.api.parsing.validation import read_params
@@ -21,14 +21,14 @@ from serve_app.api.responses.schemas import Answer
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
 
-def _plain_count(value: Any) -> Any:
-    """Digits as a number, and nothing as none; pydantic would also read ` 1_0`."""
+def _parse_count(value: Any) -> Any:
+    """Parses digits only, and an empty value as 0; pydantic would also accept ` 1_0`."""
     return int(value) if re.fullmatch(r"[0-9]{1,9}", str(value)) else value or 0
 
 
 Previews = Annotated[
     int,
-    BeforeValidator(_plain_count),
+    BeforeValidator(_parse_count),
     Query(strict=True, ge=0, le=8, description="Cheap looks at each image on the way; in a stream only."),
 ]
 
@@ -46,15 +46,15 @@ _CONTROL_FIELDS: Final = (
 @router.post(
     "/text-to-image",
     response_model=Answer,
-    openapi_extra=openapi.asking(openapi.request_body()),
+    openapi_extra=openapi.extra_of(openapi.request_body()),
     responses=openapi.answers(),
 )
-async def text_to_image(request: Request, service: Service, previews: Previews = 0) -> Response:
+async def text_to_image(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
     """Makes images from a prompt.
 
     The Accept header chooses the answer: `application/json`, one image's bytes (`image/png`, `image/webp`,
     `image/jpeg`), or `text/event-stream` with `progress`, `preview`, `image`, `failed`, and a last `done` or `error`.
-    A client that leaves frees its place at once.
+    A client that disconnects frees its place at once.
     """
     params = read_params(await read_json_object(request, request.app.state.max_body_bytes))
     return await deliver(request, service, params, previews=previews)
@@ -63,53 +63,53 @@ async def text_to_image(request: Request, service: Service, previews: Previews =
 @router.post(
     "/image-to-image",
     response_model=Answer,
-    openapi_extra=openapi.asking(openapi.form_body("image-to-image")),
+    openapi_extra=openapi.extra_of(openapi.form_body("image-to-image")),
     responses=openapi.answers(),
 )
-async def image_to_image(request: Request, service: Service, previews: Previews = 0) -> Response:
-    """Changes `init_image` as the prompt says, as far as `strength` goes. Answers as text-to-image does.
+async def image_to_image(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
+    """Changes `init_image` towards the prompt, by as much as `strength` allows. Answers as text-to-image does.
 
     Parameters come as fields of their own, or as one JSON part named `params`.
     """
     form = await read_form(request, request.app.state.max_upload_bytes, ("init_image",), (_FIT,))
-    uploads = Uploads(image=form.required("init_image"), fit=_fit(form), image_field="init_image")
-    return await deliver(request, service, form.params(), uploads=uploads, previews=previews)
+    uploads = Uploads(image=form.require_file("init_image"), fit=_read_fit(form), image_field="init_image")
+    return await deliver(request, service, form.read_params(), uploads=uploads, previews=previews)
 
 
 @router.post(
     "/inpaint",
     response_model=Answer,
-    openapi_extra=openapi.asking(openapi.form_body("inpaint")),
+    openapi_extra=openapi.extra_of(openapi.form_body("inpaint")),
     responses=openapi.answers(),
 )
-async def inpaint(request: Request, service: Service, previews: Previews = 0) -> Response:
-    """Paints `image` anew where `mask` is white, or where `mask_type` says. Answers as text-to-image does.
+async def inpaint(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
+    """Repaints `image` where `mask` is white, or in the area that `mask_type` names. Answers as text-to-image does.
 
-    What is outside the mask comes back as it was, to the byte.
+    Pixels outside the mask are returned unchanged, to the byte.
     """
     form = await read_form(
         request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE, _MASK_ALPHA)
     )
-    mask, mask_type = _mask(form)
+    mask, mask_type = _read_mask(form)
     if mask is None and mask_type is None:
         raise InvalidParameter("mask", "is required, as a file, or else mask_type")
-    image, alpha = form.required("image"), _mask_alpha(form)
-    uploads = Uploads(image=image, mask=mask, mask_type=mask_type, mask_alpha=alpha, fit=_fit(form))
-    return await deliver(request, service, form.params(), uploads=uploads, previews=previews)
+    image, alpha = form.require_file("image"), _read_mask_alpha(form)
+    uploads = Uploads(image=image, mask=mask, mask_type=mask_type, mask_alpha=alpha, fit=_read_fit(form))
+    return await deliver(request, service, form.read_params(), uploads=uploads, previews=previews)
 
 
 @router.post(
     "/controlnet",
     response_model=Answer,
-    openapi_extra=openapi.asking(openapi.form_body("controlnet")),
+    openapi_extra=openapi.extra_of(openapi.form_body("controlnet")),
     responses=openapi.answers(),
 )
-async def controlnet(request: Request, service: Service, previews: Previews = 0) -> Response:
+async def controlnet(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
     """Makes images that follow `control_image`. Answers as text-to-image does.
 
-    With `preprocess` the control image is a photo, and the hint is made from it. Several control images go with as many
-    `controlnet_type`, in the same order. An `init_image` makes it image-to-image; a `mask` to it, or a `mask_type`,
-    inpainting.
+    With `preprocess` the control image is a photo, and the hint is made from it. Several control images need as many
+    `controlnet_type`, in the same order. With an `init_image` it is image-to-image; with a `mask` or `mask_type` as
+    well, inpainting.
     """
     files, options = (
         ("control_image", "init_image", "mask"),
@@ -125,39 +125,39 @@ async def controlnet(request: Request, service: Service, previews: Previews = 0)
     hints = form.files.get("control_image", ())
     if not hints:
         raise InvalidParameter("control_image", "is required, as a file")
-    mask, mask_type = _mask(form)
+    mask, mask_type = _read_mask(form)
     uploads = Uploads(
-        image=form.file("init_image"),
+        image=form.get_file("init_image"),
         mask=mask,
         mask_type=mask_type,
-        mask_alpha=_mask_alpha(form),
+        mask_alpha=_read_mask_alpha(form),
         hints=hints,
-        preprocess=form.truth("preprocess"),
-        fit=_fit(form),
+        preprocess=form.get_flag("preprocess"),
+        fit=_read_fit(form),
         image_field="init_image",
     )
-    named = {"controls": _controls(form, len(hints))} if _names_controls(form) else {}
-    return await deliver(request, service, form.params(**named), uploads=uploads, previews=previews)
+    named = {"controls": _read_controls(form, len(hints))} if _has_control_fields(form) else {}
+    return await deliver(request, service, form.read_params(**named), uploads=uploads, previews=previews)
 
 
-def _names_controls(form: Form) -> bool:
-    """Whether the ControlNets come as fields. Raises InvalidParameter where they come as `controls`, too."""
-    said = [name for name in _CONTROL_FIELDS if name in form.options]
-    if said and "controls" in form.parameters:
-        raise InvalidParameter(said[0], "cannot be there beside `controls`")
-    if said and "controlnet_type" not in said:
-        raise InvalidParameter("controlnet_type", f"is required with {said[0]}")
-    return bool(said)
+def _has_control_fields(form: Form) -> bool:
+    """Whether the ControlNets come as fields. Raises InvalidParameter if they come as `controls`, too."""
+    names = [name for name in _CONTROL_FIELDS if name in form.options]
+    if names and "controls" in form.parameters:
+        raise InvalidParameter(names[0], "cannot be there beside `controls`")
+    if names and "controlnet_type" not in names:
+        raise InvalidParameter("controlnet_type", f"is required with {names[0]}")
+    return bool(names)
 
 
-def _controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
-    """One ControlNet per hint. What is given once holds for all of them."""
+def _read_controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
+    """Returns one ControlNet per hint. A value that is given once applies to all of them."""
     types = tuple(kind for kind in form.options["controlnet_type"] if kind)
     if len(types) != hints:
         raise InvalidParameter("controlnet_type", "must be there once for each control_image")
-    scales = _numbers(form, "controlnet_conditioning_scale", hints, 1.0, high=2.0)
-    starts = _numbers(form, "control_guidance_start", hints, 0.0)
-    ends = _numbers(form, "control_guidance_end", hints, 1.0)
+    scales = _read_numbers(form, "controlnet_conditioning_scale", hints, 1.0, high=2.0)
+    starts = _read_numbers(form, "control_guidance_start", hints, 0.0)
+    ends = _read_numbers(form, "control_guidance_end", hints, 1.0)
     if any(start >= end for start, end in zip(starts, ends, strict=True)):
         raise InvalidParameter("control_guidance_start", "must be less than control_guidance_end")
     return tuple(
@@ -166,8 +166,8 @@ def _controls(form: Form, hints: int) -> tuple[ControlSettings, ...]:
     )
 
 
-def _numbers(form: Form, name: str, count: int, default: float, high: float = 1.0) -> Sequence[float]:
-    numbers = form.numbers(name, default) or [default]
+def _read_numbers(form: Form, name: str, count: int, default: float, high: float = 1.0) -> Sequence[float]:
+    numbers = form.get_numbers(name, default) or [default]
     if not all(0 <= number <= high for number in numbers):
         raise InvalidParameter(name, f"must be between 0 and {high:g}")
     if len(numbers) == 1:
@@ -177,28 +177,28 @@ def _numbers(form: Form, name: str, count: int, default: float, high: float = 1.
     return numbers
 
 
-def _mask(form: Form) -> tuple[bytes | None, str | None]:
-    """The mask's file or the type of one. Raises InvalidParameter where both are there."""
-    mask, mask_type = form.file("mask"), form.option(_MASK_TYPE)
+def _read_mask(form: Form) -> tuple[bytes | None, str | None]:
+    """Returns the mask's file or type. Raises InvalidParameter if both are given."""
+    mask, mask_type = form.get_file("mask"), form.get_option(_MASK_TYPE)
     if mask is not None and mask_type is not None:
         raise InvalidParameter(_MASK_TYPE, "cannot be there beside a mask")
     return mask, mask_type
 
 
-def _mask_alpha(form: Form) -> MaskAlpha | None:
-    """Raises InvalidParameter, also where there is no mask file that could have any."""
-    said = form.option(_MASK_ALPHA)
-    if said is None:
+def _read_mask_alpha(form: Form) -> MaskAlpha | None:
+    """Raises InvalidParameter, also if there is no mask file for it to apply to."""
+    value = form.get_option(_MASK_ALPHA)
+    if value is None:
         return None
-    if said not in get_args(MaskAlpha):
+    if value not in get_args(MaskAlpha):
         raise InvalidParameter(_MASK_ALPHA, f"must be one of {', '.join(get_args(MaskAlpha))}")
-    if form.file("mask") is None:
+    if form.get_file("mask") is None:
         raise InvalidParameter(_MASK_ALPHA, "is for a mask that comes as a file")
-    return cast(MaskAlpha, said)
+    return cast(MaskAlpha, value)
 
 
-def _fit(form: Form) -> Fit:
-    said = form.option(_FIT) or "cover"
-    if said not in get_args(Fit):
+def _read_fit(form: Form) -> Fit:
+    value = form.get_option(_FIT) or "cover"
+    if value not in get_args(Fit):
         raise InvalidParameter(_FIT, f"must be one of {', '.join(get_args(Fit))}")
-    return cast(Fit, said)
+    return cast(Fit, value)

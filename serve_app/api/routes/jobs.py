@@ -1,4 +1,4 @@
-"""What can be asked of jobs: how they are, what has come of them, and their end. A tenant sees its own only."""
+"""The endpoints for jobs: their state, their results, and their cancellation. A tenant sees only its own."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -7,11 +7,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.errors import EngineError
-from serve_app.api.dependencies import JobsHere
+from serve_app.api.dependencies import JobsDep
 from serve_app.api.exchange import exchange_of
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem, problem_of
-from serve_app.api.responses.event_stream import EventStream, Numbered
+from serve_app.api.responses.event_stream import EventStream, NumberedEvent
 from serve_app.api.responses.job_schemas import entry_link, job_answer, job_summary
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.openapi import job_answers
@@ -23,34 +23,34 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 @router.get("")
-async def list_jobs(request: Request, jobs: JobsHere) -> JSONResponse:
-    """The caller's newest jobs, a hundred at most, the newest first, without their results."""
+async def list_jobs(request: Request, jobs: JobsDep) -> JSONResponse:
+    """Lists the caller's newest jobs, at most a hundred, newest first, without their results."""
     own = await jobs.of_tenant(principal_of(request).tenant)
     return JSONResponse({"jobs": [job_summary(job) for job in own]}, headers=NO_STORE)
 
 
 @router.get("/{job_id}")
-async def read_job(request: Request, job_id: str, jobs: JobsHere) -> Response:
-    """How the job is, and what has come of it so far; `images` are links."""
-    answer = job_answer(await _found(request, jobs, job_id))
+async def read_job(request: Request, job_id: str, jobs: JobsDep) -> Response:
+    """Returns the job's state and its results so far; `images` are links."""
+    answer = job_answer(await _find(request, jobs, job_id))
     return await json_response(lambda: answer, headers=NO_STORE)
 
 
 @router.delete("/{job_id}")
-async def cancel_job(request: Request, job_id: str, jobs: JobsHere) -> JSONResponse:
-    """Ends the job. What was done is kept. One that is over stays as it is, however often this is asked."""
+async def cancel_job(request: Request, job_id: str, jobs: JobsDep) -> JSONResponse:
+    """Cancels the job and keeps its results so far. Has no effect on a finished job, however often it is called."""
     job = await jobs.cancel(job_id, principal_of(request).tenant)
     if job is None:
-        raise _no_such_job()
+        raise _job_not_found()
     return JSONResponse(job_answer(job), headers=NO_STORE)
 
 
 @router.get("/{job_id}/images/{entry}/{image}")
-async def read_image(request: Request, job_id: str, entry: int, image: int, jobs: JobsHere) -> Response:
-    """One picture: image `image` of entry `entry`."""
-    job = await _found(request, jobs, job_id)
+async def read_image(request: Request, job_id: str, entry: int, image: int, jobs: JobsDep) -> Response:
+    """Returns one image: image `image` of entry `entry`."""
+    job = await _find(request, jobs, job_id)
     images = job.documents.get(entry, {}).get("images", [])
-    place = next((place for place, told in enumerate(images) if told["index"] == image), None)
+    place = next((place for place, each in enumerate(images) if each["index"] == image), None)
     files = None if place is None else await jobs.files(job, entry)
     if place is None or files is None:
         raise Problem(404, "image_not_found", "there is no such picture, or not yet, or not any more")
@@ -63,23 +63,26 @@ async def read_image(request: Request, job_id: str, entry: int, image: int, jobs
 
 
 @router.get("/{job_id}/events")
-async def follow_job(request: Request, job_id: str, jobs: JobsHere) -> Response:
-    """The job as a stream: `job`, how it is now; each `entry` that has ended, and each as it ends; `progress`; and
-    `done`, how it has ended.
+async def follow_job(request: Request, job_id: str, jobs: JobsDep) -> Response:
+    """Streams the job: `job`, its state now; each `entry` that has ended, and each as it ends; `progress`; and `done`.
 
-    Entries have ids: a client that comes back with `Last-Event-ID` gets those that it has not had.
+    Entries have ids: a client that reconnects with `Last-Event-ID` gets only the entries after that.
     """
-    job = await _found(request, jobs, job_id)
+    job = await _find(request, jobs, job_id)
     states = jobs.follow(job.id, job.tenant)
-    return EventStream(_told(states, _seen(request), exchange_of(request.scope).request_id), states)
+    return EventStream(
+        _encode_stream(states, _read_last_event_id(request), exchange_of(request.scope).request_id), states
+    )
 
 
-async def _told(states: AsyncGenerator[Job, None], seen: int, request_id: str) -> AsyncGenerator[Numbered, None]:
-    """`seen` entries have been told before."""
+async def _encode_stream(
+    states: AsyncGenerator[Job, None], seen: int, request_id: str
+) -> AsyncGenerator[NumberedEvent, None]:
+    """Encodes a job's states as events, without the first `seen` entries, which the client has had."""
     before: dict[str, Any] = {}
     try:
         async for job in states:
-            # The job goes on while it is told of: what comes meanwhile is for the next turn.
+            # The job goes on meanwhile: read its state once, and leave later changes to the next one.
             summary, over = job_summary(job), job.over
             ended = list(enumerate(job.documents.values(), start=1))[seen:]
             if not before:
@@ -97,21 +100,21 @@ async def _told(states: AsyncGenerator[Job, None], seen: int, request_id: str) -
     except EngineError as error:
         yield None, ("error", problem_of(error).body(request_id))
         return
-    yield None, ("error", _no_such_job().body(request_id))
+    yield None, ("error", _job_not_found().body(request_id))
 
 
-def _seen(request: Request) -> int:
-    """How many entries the client has had, as it says."""
-    said = request.headers.get("last-event-id", "")
-    return int(said) if said.isascii() and said.isdecimal() and len(said) < 10 else 0
+def _read_last_event_id(request: Request) -> int:
+    """The number of entries that the client has had, according to its Last-Event-ID; 0 if that is malformed."""
+    value = request.headers.get("last-event-id", "")
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else 0
 
 
-async def _found(request: Request, jobs: JobsHere, job_id: str) -> Job:
+async def _find(request: Request, jobs: JobsDep, job_id: str) -> Job:
     job = await jobs.find(job_id, principal_of(request).tenant)
     if job is None:
-        raise _no_such_job()
+        raise _job_not_found()
     return job
 
 
-def _no_such_job() -> Problem:
+def _job_not_found() -> Problem:
     return Problem(404, "job_not_found", "there is no such job; those that are over are kept for a while only")

@@ -1,4 +1,4 @@
-"""What can be asked of the server besides images, under `/ads/v2/diffusion`."""
+"""The endpoints that describe the server, under `/ads/v2/diffusion`: models, samplers, styles, statistics, health."""
 
 from typing import Any, Final
 
@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.routes.operations import health_answer
 from serve_app.generation.styles import STYLES
 
@@ -15,8 +15,8 @@ router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
 
 @router.get("/models")
-async def models(service: Service) -> dict[str, Any]:
-    """The models that can be asked for; the first is the default."""
+async def models(service: ServiceDep) -> dict[str, Any]:
+    """Lists the models; the first is the default."""
     return {
         "models": [
             {
@@ -35,9 +35,9 @@ async def models(service: Service) -> dict[str, Any]:
 
 @router.get("/samplers")
 async def samplers() -> dict[str, Any]:
-    """The samplers. A scheduler's class name is understood too, and means its plain settings: the first row of it.
+    """Lists the samplers. A scheduler's class name is accepted too, and means the first sampler listed with it.
 
-    `checkpoint` is another one with each model: the scheduler and the settings that its own files name.
+    `checkpoint` differs from model to model: it is the scheduler, with the settings, that the model's own files name.
     """
     own: dict[str, Any] = {
         "name": CHECKPOINT,
@@ -65,31 +65,31 @@ async def samplers() -> dict[str, Any]:
 
 @router.get("/styles")
 async def styles() -> dict[str, Any]:
-    """The style presets, and what each adds to a prompt."""
+    """Lists the style presets, and the text that each adds to a prompt."""
     return {"styles": [{"name": style.name, "text": style.text} for style in STYLES.values()]}
 
 
 @router.get("/stats")
-async def stats(service: Service) -> dict[str, Any]:
-    """Counters since the start, and latencies of the last minutes."""
+async def stats(service: ServiceDep) -> dict[str, Any]:
+    """Returns counters since the start, and latencies of the last minutes."""
     return await service.get_generation_stats()
 
 
 @router.get("/health", responses={503: {"description": "No image can be made now; the body says why."}})
-async def health(service: Service) -> JSONResponse:
-    """Whether images can be made now: 200 if they can, else 503."""
+async def health(service: ServiceDep) -> JSONResponse:
+    """Returns 200 if images can be made now, else 503."""
     return health_answer(await service.health())
 
 
-def _bounds(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Smallest and largest values, from the parameters' own schema, so that they cannot disagree."""
-    told = {"minimum": "min", "maximum": "max", "multipleOf": "multiple_of"}
+def _bounds_of(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Reads smallest and largest values from the parameters' own schema, so that they cannot disagree."""
+    names = {"minimum": "min", "maximum": "max", "multipleOf": "multiple_of"}
     found = {}
     for name in ("width", "height", "num_images", "num_inference_steps"):
         part = next(part for part in schema[name].get("anyOf", [schema[name]]) if "maximum" in part)
-        found[name] = {ours: part[theirs] for theirs, ours in told.items() if theirs in part}
+        found[name] = {ours: part[theirs] for theirs, ours in names.items() if theirs in part}
     return found
 
 
-# A schema takes milliseconds to make.
-_BOUNDS: Final = _bounds(GenerationParams.model_json_schema()["properties"])
+# Computed once: a schema takes milliseconds.
+_BOUNDS: Final = _bounds_of(GenerationParams.model_json_schema()["properties"])

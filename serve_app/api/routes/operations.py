@@ -1,4 +1,4 @@
-"""What operators and orchestrators ask."""
+"""The endpoints for operators and orchestrators: probes and metrics."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve_app.api.dependencies import Service
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.parsing.negotiation import negotiate
 from serve_app.api.responses.openapi import failure
 from serve_app.observability.health import Health
@@ -25,26 +25,26 @@ _METRICS: Mapping[int | str, dict[str, Any]] = MappingProxyType(
 
 @router.get("/livez")
 async def livez() -> dict[str, str]:
-    """200 while this process answers at all."""
+    """Returns 200 while this process answers at all."""
     return {"status": "alive"}
 
 
 @router.get("/readyz", responses={503: {"description": "No image can be made now."}})
-async def readyz(service: Service) -> JSONResponse:
-    """200 when images can be made now, else 503."""
+async def readyz(service: ServiceDep) -> JSONResponse:
+    """Returns 200 if images can be made now, else 503."""
     return health_answer(await service.health())
 
 
 @router.get("/metrics", response_class=Response, responses=dict(_METRICS))
-async def metrics(request: Request, service: Service) -> Response:
-    """Everything that this process and all engines have counted, for Prometheus. Engines' figures are added up."""
+async def metrics(request: Request, service: ServiceDep) -> Response:
+    """Returns the metrics of this process and all engines, for Prometheus. The engines' figures are added up."""
     media_type = negotiate(request, [TEXT, OPENMETRICS])
     document, content_type = exposition(await service.all_samples(), media_type)
     return Response(document, headers={"Content-Type": content_type, "Vary": "Accept", "Cache-Control": "no-store"})
 
 
 def health_answer(health: Health) -> JSONResponse:
-    """The guide's health object; 200 only when images can be made."""
+    """The guide's health object; 200 only if images can be made."""
     body: dict[str, Any] = {
         "status": health.status,
         "service": "diffusion",

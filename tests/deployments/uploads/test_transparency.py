@@ -18,7 +18,7 @@ from deployments.engine.protocol.request import Request
 from deployments.uploads.image_files import decode, decode_layer
 from deployments.uploads.intake import take_in
 from deployments.uploads.transparency import hint_of, mask_of
-from serve_app.generation.result import encoded
+from serve_app.generation.result import to_png
 from serve_app.image_processor import ImageProcessor
 from tests.deployments.uploads.test_image_files import file_of, gradient
 
@@ -202,7 +202,7 @@ def test_a_request_gets_its_mask_and_its_hint_by_these_rules() -> None:
 def test_python_callers_have_the_same_rules() -> None:
     processor = ImageProcessor()
     assert ((np.asarray(processor.load_mask(drawn(WHITE))) >= 128) == STROKE).all()
-    assert (painted(encoded(drawn(WHITE))) == STROKE).all()
+    assert (painted(to_png(drawn(WHITE))) == STROKE).all()
     with pytest.raises(InvalidParameter, match="mask_alpha"):
         processor.load_mask(with_hole(PHOTO))
     buffer = io.BytesIO()

@@ -20,7 +20,7 @@ from deployments.engine.protocol.events import Accepted, Finished, ImageDone
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
 from serve_app.api.application import create_api
-from serve_app.api.garbage_collection import collect_seldom
+from serve_app.api.garbage_collection import tune_garbage_collector
 from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.config.sections import LimitsConfig
 from serve_app.gateway.rate_limits import RateLimits
@@ -170,7 +170,7 @@ FORMS: Final = {
 def collected() -> Iterator[None]:
     """The collector as a server has it, which does this when it starts."""
     thresholds = gc.get_threshold()
-    collect_seldom()
+    tune_garbage_collector()
     yield
     gc.unfreeze()
     gc.set_threshold(*thresholds)

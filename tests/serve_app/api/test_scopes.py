@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 from serve_app.api.application import create_api
 from serve_app.api.scopes import RULES
 from serve_app.config.secret import Secret
-from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
 from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile import assert_problem
@@ -23,7 +23,7 @@ from tests.serve_app.servers import http_server
 
 BASE = "/ads/v2/diffusion"
 CUP = {"prompt": "a red cup"}
-MAKER, OPERATOR, LOW, NO_KEY = (drawn_key() for _ in range(4))
+MAKER, OPERATOR, LOW, NO_KEY = (generate_key() for _ in range(4))
 
 
 @pytest.fixture

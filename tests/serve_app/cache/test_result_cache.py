@@ -15,7 +15,7 @@ from deployments.engine.protocol.params import GenerationParams
 from serve_app.cache.result_cache import ResultCache
 from serve_app.config.sections import CacheConfig
 from serve_app.generation.fingerprint import Fingerprint
-from serve_app.generation.result import Result, encoded
+from serve_app.generation.result import Result, to_png
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, Script, Step, failing, refusing, slow, success, until
 
@@ -101,7 +101,7 @@ async def test_a_hash_is_not_trusted_the_whole_fingerprint_is_compared(
 
 
 async def test_uploaded_pictures_count(service: DiffusionService, backend: FakeBackend) -> None:
-    red, blue = (encoded(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue"))
+    red, blue = (to_png(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue"))
     sources = []
     for image, fit in ((red, "cover"), (red, "pad"), (blue, "cover"), (red, "cover")):
         files = Uploads(image=image, fit=fit)  # type: ignore[arg-type]

@@ -17,11 +17,11 @@ from deployments.engine.protocol.errors import EngineError, InvalidParameter
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.application import create_api
 from serve_app.cli import progress
-from serve_app.cli.generate import EXIT_FAILED, EXIT_USAGE
+from serve_app.cli.exits import EXIT_FAILED, EXIT_USAGE
 from serve_app.cli.main import app
-from serve_app.cli.progress import Failure, Picture, Step, output_format, watch
+from serve_app.cli.progress import Failure, FinishedImage, Step, output_format, show_progress
 from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
-from serve_app.gateway.api_keys import hash_of, parsed_keys
+from serve_app.gateway.api_keys import hash_of, parse_keys
 from serve_app.launch import launcher
 from serve_app.service import DiffusionService
 from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
@@ -162,7 +162,7 @@ def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     assert "no folder" in one_line(result)
 
 
-Told = Step | Picture | Failure
+Told = Step | FinishedImage | Failure
 
 
 def told_by_a_server(monkeypatch: pytest.MonkeyPatch, *events: ServerEvent | Exception) -> list[Told]:
@@ -173,7 +173,7 @@ def told_by_a_server(monkeypatch: pytest.MonkeyPatch, *events: ServerEvent | Exc
             yield event
 
     monkeypatch.setattr(DarkroomClient, "stream", stream)
-    return list(progress.from_server("http://127.0.0.1:1", GenerationParams(prompt="a cup")))
+    return list(progress.stream_from_server("http://127.0.0.1:1", GenerationParams(prompt="a cup")))
 
 
 def test_a_servers_stream_becomes_steps_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_a_servers_stream_becomes_steps_and_pictures(monkeypatch: pytest.MonkeyP
         ServerEvent("image", image),
         ServerEvent("done", {}),
     )
-    assert life == [Step(1, 2), Picture(0, 3, b"pixels")]
+    assert life == [Step(1, 2), FinishedImage(0, 3, b"pixels")]
 
 
 def test_a_servers_refusal_keeps_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +196,8 @@ def test_a_servers_refusal_keeps_its_field(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_image_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    life: list[Told] = [Picture(1, 8, b"b"), Failure(0, "the numbers were not finite")]
-    monkeypatch.setattr(progress, "from_server", lambda *_: iter(life))
+    life: list[Told] = [FinishedImage(1, 8, b"b"), Failure(0, "the numbers were not finite")]
+    monkeypatch.setattr(progress, "stream_from_server", lambda *_: iter(life))
     result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--num-images", "2")
     assert result.exit_code == EXIT_FAILED
     assert "image 0: the numbers were not finite" in result.output
@@ -207,7 +207,7 @@ def test_an_image_that_fails_does_not_cost_the_others(monkeypatch: pytest.Monkey
 def test_the_bar_shows_the_queue_and_then_the_steps() -> None:
     screen = io.StringIO()
     life: list[Told] = [Step(0, 20, 3), Step(5, 20)]
-    assert list(watch(iter(life), "cup.png", Console(file=screen, force_terminal=True, width=100))) == []
+    assert list(show_progress(iter(life), "cup.png", Console(file=screen, force_terminal=True, width=100))) == []
     assert "step 5 of 20" in screen.getvalue()
 
 
@@ -228,11 +228,11 @@ def test_a_new_key_is_shown_once_and_its_line_knows_only_the_hash() -> None:
     first, second = [run("keys", "new", *arguments).stdout.splitlines() for _ in range(2)]
     key, line = first
     assert key not in line
-    (entry,) = parsed_keys(line)
+    (entry,) = parse_keys(line)
     assert entry.hash == hash_of(key)
     assert (entry.tenant, sorted(entry.scopes), entry.priority) == ("acme", ["generate", "operate"], "high")
     # Both lines can be in one file.
-    assert len(parsed_keys(f"{line}\n{second[1]}\n")) == 2
+    assert len(parse_keys(f"{line}\n{second[1]}\n")) == 2
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_the_command_line_gives_its_key(by: str, tmp_path: Path, monkeypatch: py
         asked.append(api_key)
         return iter(())
 
-    monkeypatch.setattr(progress, "from_server", from_server)
+    monkeypatch.setattr(progress, "stream_from_server", from_server)
     monkeypatch.setenv("DARKROOM_API_KEY", "dk_from_the_environment")
     said = ("--api-key", "dk_from_the_option") if by == "option" else ()
     assert run("generate", "a cup", "-o", str(tmp_path / "cup.png"), *said).exit_code == 0

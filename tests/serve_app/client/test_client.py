@@ -19,7 +19,7 @@ from serve_app.api.application import create_api
 from serve_app.client import DarkroomClient, DarkroomError
 from serve_app.config.secret import Secret
 from serve_app.config.sections import JobsConfig
-from serve_app.gateway.api_keys import Key, Keyring, drawn_key, hash_of
+from serve_app.gateway.api_keys import Key, Keyring, generate_key, hash_of
 from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, failing, http, refusing, slow, success
@@ -141,10 +141,10 @@ def test_a_refusal_and_a_failure_in_a_stream_are_raised(darkroom: DarkroomClient
 def test_the_key_goes_along_with_everything(
     by: str, service: DiffusionService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = drawn_key()
-    (tmp_path / "keys.yaml").write_text(Key(id="a", hash=hash_of(key), tenant="acme").line())
+    key = generate_key()
+    (tmp_path / "keys.yaml").write_text(Key(id="a", hash=hash_of(key), tenant="acme").to_line())
     transport = Through(service, keys=Keyring(Secret(file=tmp_path / "keys.yaml")))
-    monkeypatch.setenv("DARKROOM_API_KEY", drawn_key() if by == "argument" else f"{key}\n")
+    monkeypatch.setenv("DARKROOM_API_KEY", generate_key() if by == "argument" else f"{key}\n")
     with DarkroomClient("http://test", api_key=key if by == "argument" else None, transport=transport) as client:
         assert len(client.generate(prompt="a red cup")) == 1
         assert [event.name for event in client.stream(prompt="a red cup")][-1] == "done"

@@ -8,9 +8,9 @@ import yaml
 
 from serve_app.config.errors import ConfigError
 from serve_app.config.secret import Secret
-from serve_app.gateway.api_keys import RELOAD_S, Key, Keyring, drawn_key, hash_of, parsed_keys
+from serve_app.gateway.api_keys import RELOAD_S, Key, Keyring, generate_key, hash_of, parse_keys
 
-KEYS = [drawn_key() for _ in range(3)]
+KEYS = [generate_key() for _ in range(3)]
 
 
 def entry(number: int, **more: object) -> dict[str, object]:
@@ -70,7 +70,7 @@ def test_every_key_is_compared_and_in_constant_time(ring: Keyring, monkeypatch: 
 
 
 def test_drawn_keys_are_256_bits_and_all_different() -> None:
-    keys = {drawn_key() for _ in range(100)}
+    keys = {generate_key() for _ in range(100)}
     assert len(keys) == 100
     # Base64 has six bits a character.
     assert all(len(key.removeprefix("dk_")) * 6 >= 256 for key in keys)
@@ -130,17 +130,17 @@ def test_keys_can_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPa
 def test_what_is_wrong_is_named_and_what_stands_there_is_not(change: dict[str, object], complaint: str) -> None:
     """Somebody will put the key itself where its hash belongs."""
     with pytest.raises(ConfigError, match=complaint) as caught:
-        parsed_keys(yaml.safe_dump([entry(1, **change)]))
+        parse_keys(yaml.safe_dump([entry(1, **change)]))
     assert KEYS[0] not in str(caught.value)
 
 
 @pytest.mark.parametrize(("field", "value"), [("id", "key-0"), ("hash", hash_of(KEYS[0]))], ids=["id", "hash"])
 def test_a_key_is_there_once(field: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"the same {field}"):
-        parsed_keys(yaml.safe_dump([entry(0), entry(1) | {field: value}]))
+        parse_keys(yaml.safe_dump([entry(0), entry(1) | {field: value}]))
 
 
 def test_a_keys_line_is_one_of_the_file() -> None:
     key = Key(id="a", hash=hash_of(KEYS[0]), tenant="acme", scopes=frozenset({"operate", "generate"}), priority="low")
-    assert "\n" not in key.line()
-    assert parsed_keys(f"{key.line()}\n") == (key,)
+    assert "\n" not in key.to_line()
+    assert parse_keys(f"{key.to_line()}\n") == (key,)

@@ -65,7 +65,7 @@ async def two(url: str) -> AsyncIterator[tuple[Process, Process]]:
 
 async def test_the_same_request_gets_the_same_answer() -> None:
     process = Process()
-    await (await process.turn()).end(ANSWER)
+    await (await process.turn()).release(ANSWER)
     assert await process.answer() == ANSWER
     assert process.store.counts["idempotent_replays"] == 1
 
@@ -77,13 +77,13 @@ async def test_while_it_is_at_work_it_is_in_conflict() -> None:
         await process.store.begin(WORK)
     with pytest.raises(Reused):
         await process.store.begin(OTHER)
-    await turn.end()
+    await turn.release()
     await process.turn()
 
 
 async def test_another_request_under_its_key_is_refused_and_leaves_it_alone() -> None:
     process = Process()
-    await (await process.turn()).end(ANSWER)
+    await (await process.turn()).release(ANSWER)
     with pytest.raises(Reused):
         await process.store.begin(OTHER)
     assert await process.answer() == ANSWER
@@ -94,16 +94,16 @@ async def test_answers_are_kept_for_a_day_and_in_bounds() -> None:
     large = replace(ANSWER, body=bytes(400_000))
     works = [IdempotentRequest(f"key-{number}", b"it") for number in range(3)]
     for work in works[:2]:
-        await (await process.turn(work)).end(large)
+        await (await process.turn(work)).release(large)
     assert await process.answer(works[0]) == large
-    await (await process.turn(works[2])).end(large)
+    await (await process.turn(works[2])).release(large)
     assert process.store.kept.currsize <= 2**20
     assert set(process.store.kept) == {"key-0", "key-2"}
-    await (await process.turn(WORK)).end(replace(ANSWER, body=bytes(2**20)))
+    await (await process.turn(WORK)).release(replace(ANSWER, body=bytes(2**20)))
     assert set(process.store.kept) == {"key-0", "key-2"}
     process.now += 86_400
-    await (await process.turn(works[0])).end()
-    await (await process.turn(works[2])).end()
+    await (await process.turn(works[0])).release()
+    await (await process.turn(works[2])).release()
     assert process.store.kept.currsize == 0
 
 
@@ -114,7 +114,7 @@ async def test_processes_share_answers_and_turns(two: tuple[Process, Process]) -
         await other.store.begin(WORK)
     with pytest.raises(Reused):
         await other.store.begin(OTHER)
-    await turn.end(ANSWER)
+    await turn.release(ANSWER)
     assert await other.answer() == ANSWER
     with pytest.raises(Reused):
         await other.store.begin(OTHER)
@@ -127,8 +127,8 @@ async def test_processes_share_answers_and_turns(two: tuple[Process, Process]) -
 
 async def test_a_turn_without_an_answer_is_the_next_ones(two: tuple[Process, Process]) -> None:
     one, other = two
-    await (await one.turn()).end()
-    await (await other.turn()).end(ANSWER)
+    await (await one.turn()).release()
+    await (await other.turn()).release(ANSWER)
     assert await one.answer() == ANSWER
 
 
@@ -152,12 +152,12 @@ async def test_the_lock_of_a_process_that_died_ends_by_itself(
     await asyncio.sleep(0.3)
     theirs = await other.turn()
     # It was only away, and comes back: the turn is not its any more.
-    await turn.end(replace(ANSWER, body=b"too late"))
+    await turn.release(replace(ANSWER, body=b"too late"))
     assert one.tier is not None
     there = await one.tier.call(lambda redis: redis.get(f"darkroom:idempotency:{WORK.name}"))
     assert isinstance(there, bytes)
     assert there.startswith(b"lock:")
-    await theirs.end(ANSWER)
+    await theirs.release(ANSWER)
     one.store.kept.clear()
     assert await one.answer() == ANSWER
 
@@ -172,31 +172,31 @@ async def test_a_lock_is_held_for_as_long_as_it_takes(
     await asyncio.sleep(1.0)
     with pytest.raises(InProgress):
         await other.store.begin(WORK)
-    await turn.end()
+    await turn.release()
 
 
 async def test_what_others_write_there_is_nobodys_answer(two: tuple[Process, Process]) -> None:
     one, other = two
     forger = Process(one.url, key=b"x" * 32)
-    await (await forger.turn()).end(replace(ANSWER, body=b"forged"))
+    await (await forger.turn()).release(replace(ANSWER, body=b"forged"))
     assert forger.tier is not None
     await forger.tier.close()
-    await (await one.turn()).end(ANSWER)
+    await (await one.turn()).release(ANSWER)
     # Nor is an answer that belongs to another key.
     assert one.tier is not None
     mine = IdempotentRequest("mine", WORK.fingerprint)
-    await (await one.turn(mine)).end(ANSWER)
+    await (await one.turn(mine)).release(ANSWER)
     await one.tier.call(lambda redis: redis.copy("darkroom:idempotency:mine", "darkroom:idempotency:theirs"))
-    await (await other.turn(IdempotentRequest("theirs", WORK.fingerprint))).end()
+    await (await other.turn(IdempotentRequest("theirs", WORK.fingerprint))).release()
     assert await other.answer(mine) == ANSWER
 
 
 async def test_an_answer_too_large_to_share_is_kept_here_and_the_lock_is_gone(two: tuple[Process, Process]) -> None:
     one, other = two
     large = replace(ANSWER, body=bytes(idempotency_store.MAX_ANSWER_BYTES))
-    await (await one.turn()).end(large)
+    await (await one.turn()).release(large)
     assert await one.answer() == large
-    await (await other.turn()).end()
+    await (await other.turn()).release()
 
 
 async def test_without_redis_this_process_remembers_alone_and_it_is_counted() -> None:
@@ -204,12 +204,12 @@ async def test_without_redis_this_process_remembers_alone_and_it_is_counted() ->
         mine = Process(server.url)
         turn = await mine.turn()
         server.stop()
-        await turn.end(ANSWER)
+        await turn.release(ANSWER)
         assert await mine.answer() == ANSWER
         again = await mine.turn(IdempotentRequest("another-key", b"it"))
         with pytest.raises(InProgress):
             await mine.store.begin(IdempotentRequest("another-key", b"it"))
-        await again.end()
+        await again.release()
     # The end of the first, and the beginning of the second; its end had no lock to give back.
     assert mine.store.counts["idempotency_degraded"] == 2
     assert mine.tier is not None

@@ -12,7 +12,7 @@ from serve_app.api.application import create_api
 from serve_app.app import api_over
 from serve_app.config.errors import ConfigError
 from serve_app.config.server import AppConfig
-from serve_app.gateway.api_keys import Key, drawn_key, hash_of
+from serve_app.gateway.api_keys import Key, generate_key, hash_of
 from serve_app.gateway.setup import check_gateway, make_gateway
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
@@ -20,7 +20,7 @@ from tests.serve_app.fakes import PATH, FakeBackend, http
 from tests.serve_app.redis_servers import redis_at
 
 CUP = {"prompt": "a red cup"}
-KEY = drawn_key()
+KEY = generate_key()
 
 
 def configured(**more: Any) -> AppConfig:
@@ -29,7 +29,7 @@ def configured(**more: Any) -> AppConfig:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "keys.yaml").write_text(Key(id="a", hash=hash_of(KEY), tenant="acme").line())
+    (tmp_path / "keys.yaml").write_text(Key(id="a", hash=hash_of(KEY), tenant="acme").to_line())
     return {"keys": {"file": str(tmp_path / "keys.yaml")}}
 
 

@@ -99,7 +99,7 @@ def test_the_wait_that_is_told_is_the_shortest_that_helps(
         later = [WindowCounters(before, now, passed), WindowCounters(now, 0, passed - 1), WindowCounters(0, 0, 0)][
             min(int(passed), 2)
         ]
-        return later.used() + amount <= limit
+        return later.usage() + amount <= limit
 
     assert 0 <= wait <= 2 * WINDOW_S
     assert fits(wait + 1e-6)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.generation.styles import STYLES, expand
+from serve_app.generation.styles import STYLES, add_style
 
 GUIDE = {
     "professional": "professional photography, clean composition, business aesthetic",
@@ -21,12 +21,12 @@ def test_the_presets_are_the_guides_word_for_word() -> None:
 @pytest.mark.parametrize("name", GUIDE)
 def test_a_name_and_its_text_are_the_same_request(name: str) -> None:
     """The guide passes the text itself as `style_preset`; others pass the name."""
-    assert expand("a cup", name) == expand("a cup", GUIDE[name]) == expand("a cup", f" {name.title()} ")
+    assert add_style("a cup", name) == add_style("a cup", GUIDE[name]) == add_style("a cup", f" {name.title()} ")
 
 
 @pytest.mark.parametrize("nothing", [None, "", " \n"])
 def test_no_style_leaves_the_prompt_alone(nothing: str | None) -> None:
-    assert expand("a cup", nothing) == "a cup"
+    assert add_style("a cup", nothing) == "a cup"
 
 
 def test_no_caller_can_add_a_style() -> None:

@@ -18,7 +18,7 @@ from deployments.engine.protocol.events import Accepted, Failed, Finished, Progr
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from serve_app.generation.result import Result, decoded
+from serve_app.generation.result import Result, decode_image
 from serve_app.jobs import batch as batches
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.service import DiffusionService
@@ -200,7 +200,7 @@ async def test_entries_share_unet_calls_and_are_the_pictures_that_they_are_alone
     for index, result in alone.items():
         outcome = outcomes[index]
         assert isinstance(outcome, Result)
-        pictures = [decoded(made.images[0]).tobytes() for made in (outcome, result)]
+        pictures = [decode_image(made.images[0]).tobytes() for made in (outcome, result)]
         assert max(abs(a - b) for a, b in zip(*pictures, strict=True)) <= 1
 
 

@@ -21,14 +21,14 @@ from serve_app.launch.launcher import (
     EXIT_PORT_IN_USE,
     LaunchError,
     Server,
-    held_port,
+    check_port,
+    handle_stop_signals,
+    hold_port,
     make_temp_dir,
-    refuse_port_in_use,
     run,
-    stop_signals,
 )
-from serve_app.launch.local_cluster import Order, reachable
-from serve_app.serving.import_path import installed_only
+from serve_app.launch.local_cluster import Order, client_host_of
+from serve_app.serving.import_path import restrict_to_installed
 from tests.serve_app.servers import ROOT, free_port, plant_modules, planted_that_ran
 
 
@@ -36,7 +36,7 @@ def test_a_port_in_use_is_refused_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(LaunchError, match=f"port {port} on 127.0.0.1 is in use") as caught:
-            refuse_port_in_use("127.0.0.1", port)
+            check_port("127.0.0.1", port)
     assert caught.value.exit_code == EXIT_PORT_IN_USE
     assert "\n" not in str(caught.value)
 
@@ -48,27 +48,27 @@ def test_a_port_shared_by_so_reuseport_is_in_use_too() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(LaunchError, match="in use"):
-            refuse_port_in_use("127.0.0.1", taken.getsockname()[1])
+            check_port("127.0.0.1", taken.getsockname()[1])
 
 
 def test_a_free_port_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    refuse_port_in_use("127.0.0.1", port)
+    check_port("127.0.0.1", port)
 
 
 def test_two_servers_that_start_at_once_do_not_share_a_port() -> None:
     """Each would find it free, and Ray would let both listen on it."""
     port = free_port()
-    with held_port("127.0.0.1", port):
-        with pytest.raises(LaunchError, match="in use"), held_port("127.0.0.1", port):
+    with hold_port("127.0.0.1", port):
+        with pytest.raises(LaunchError, match="in use"), hold_port("127.0.0.1", port):
             pass
         with pytest.raises(LaunchError, match="in use"):
-            refuse_port_in_use("0.0.0.0", port)
+            check_port("0.0.0.0", port)
 
 
 def test_a_held_port_is_free_for_the_proxy_and_takes_none_of_its_connections() -> None:
-    with held_port("127.0.0.1", port := free_port()), socket.socket() as proxy:
+    with hold_port("127.0.0.1", port := free_port()), socket.socket() as proxy:
         proxy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         proxy.bind(("127.0.0.1", port))
         proxy.listen()
@@ -81,7 +81,7 @@ def test_a_held_port_is_free_for_the_proxy_and_takes_none_of_its_connections() -
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("192.0.2.1", 8000)])
 def test_an_impossible_address_is_refused(host: str, port: int) -> None:
     with pytest.raises(LaunchError):
-        refuse_port_in_use(host, port)
+        check_port(host, port)
 
 
 def test_ray_gets_a_folder_that_is_short_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_server_imports_nothing_from_the_folder_that_it_is_started_in(tmp_pa
     for folder in (tmp_path, tmp_path / "nearby"):
         plant_modules(folder)
     done = subprocess.run(
-        CHILD, cwd=tmp_path, env=installed_only(environment), input=b"", capture_output=True, check=False
+        CHILD, cwd=tmp_path, env=restrict_to_installed(environment), input=b"", capture_output=True, check=False
     )
     assert b"ValidationError" in done.stderr  # of the order that it did not get: so far it has come
     assert planted_that_ran(tmp_path) == []
@@ -134,10 +134,10 @@ def test_the_command_imports_nothing_from_the_current_folder(tmp_path: Path) -> 
 
 def test_signals_become_news_and_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    news: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-    with stop_signals(news):
+    messages: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+    with handle_stop_signals(messages):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert news.get(timeout=1)[0] == "stop"
+        assert messages.get(timeout=1)[0] == "stop"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -153,14 +153,14 @@ def unstarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
 
 def test_the_url_is_said_once_when_it_is_ready(unstarted: Server) -> None:
     said: list[str] = []
-    for news in (("ready", ""), ("stop", "")):
-        unstarted.news.put(news)
+    for messages in (("ready", ""), ("stop", "")):
+        unstarted.messages.put(messages)
     run(unstarted, said.append)
     assert said == ["Darkroom is ready at http://127.0.0.1:8000"]
 
 
 @pytest.mark.parametrize(
-    ("news", "expected"),
+    ("messages", "expected"),
     [
         ([("failed", "model 'x': there is no folder")], "model 'x': there is no folder"),
         ([("gone", "")], "the server did not start"),
@@ -168,10 +168,10 @@ def test_the_url_is_said_once_when_it_is_ready(unstarted: Server) -> None:
     ],
 )
 def test_a_failure_is_one_line_that_names_the_log(
-    unstarted: Server, news: list[tuple[str, str]], expected: str
+    unstarted: Server, messages: list[tuple[str, str]], expected: str
 ) -> None:
-    for item in news:
-        unstarted.news.put(item)
+    for item in messages:
+        unstarted.messages.put(item)
     with pytest.raises(LaunchError, match=expected) as caught:
         run(unstarted, lambda _line: None)
     assert str(unstarted.log_file) in str(caught.value)
@@ -182,7 +182,7 @@ def test_a_child_that_says_nothing_is_gone(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(launcher, "CHILD", ("/bin/true",))
     server = a_server(tmp_path)
     server.start()
-    assert server.news.get(timeout=5)[0] == "gone"
+    assert server.messages.get(timeout=5)[0] == "gone"
     assert server.process is not None
     with server.process:
         pass
@@ -194,7 +194,7 @@ def test_a_child_that_says_what_nobody_understands_is_gone(tmp_path: Path) -> No
     (tmp_path / "answers").write_bytes(b"Segmentation fault\n")
     listening = threading.Thread(target=server._listen, args=((tmp_path / "answers").open("rb"),))
     listening.start()
-    assert server.news.get(timeout=5) == ("gone", "")
+    assert server.messages.get(timeout=5) == ("gone", "")
     listening.join()
 
 
@@ -210,7 +210,7 @@ def test_an_order_survives_the_way_to_the_child(name: str, tmp_path: Path) -> No
     [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("box", "box")],
 )
 def test_the_health_question_goes_to_an_address_that_answers(bound: str, asked: str) -> None:
-    assert reachable(bound) == asked
+    assert client_host_of(bound) == asked
 
 
 def test_waiting_for_a_slow_child_ends_with_a_second_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_waiting_for_a_slow_child_ends_with_a_second_signal(tmp_path: Path, monk
     monkeypatch.setattr(launcher, "sweep", lambda _within: None)
     with subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE) as process:
         server.process = process
-        server.news.put(("stop", ""))
+        server.messages.put(("stop", ""))
         started = time.monotonic()
         server.end()
         process.kill()

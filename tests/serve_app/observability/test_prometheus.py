@@ -17,7 +17,7 @@ from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.protocol.report import EngineReport, Load, MemoryReport, ModelReport
 from deployments.metrics import BATCH_SIZE, DURATIONS_S, IMAGES, QUEUE_WAIT, READY, Metric, Sample, engine_samples
 from serve_app.backends.protocol import BackendReport
-from serve_app.observability.prometheus import exposition, families
+from serve_app.observability.prometheus import build_families, exposition
 from serve_app.observability.versions import darkroom_version
 from tests.serve_app.fakes import PATH, FakeBackend, refusing
 
@@ -60,7 +60,9 @@ def test_engines_are_added_up() -> None:
 
 def test_a_histogram_counts_every_value_on_its_side_of_every_bound() -> None:
     waits_ms = [2**power * 1000 * factor for power in range(-7, 10) for factor in (0.999, 1.0, 1.001)]
-    (found,) = [family for family in families(engine_samples(engine(0, *waits_ms))) if family.name == QUEUE_WAIT.name]
+    (found,) = [
+        family for family in build_families(engine_samples(engine(0, *waits_ms))) if family.name == QUEUE_WAIT.name
+    ]
     buckets = {each.labels["le"]: each.value for each in found.samples if each.name.endswith("_bucket")}
     for bound in DURATIONS_S:
         assert buckets[str(bound)] == sum(wait <= bound * 1000 for wait in waits_ms)
@@ -68,7 +70,7 @@ def test_a_histogram_counts_every_value_on_its_side_of_every_bound() -> None:
 
 
 def test_a_histogram_of_nothing_is_all_zeros() -> None:
-    (family,) = families([Sample(BATCH_SIZE, ("tiny",), {})])
+    (family,) = build_families([Sample(BATCH_SIZE, ("tiny",), {})])
     assert {sample.value for sample in family.samples} == {0.0}
 
 

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.serving.http_protocol import BoundedProtocol
-from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, head_timeout_s
+from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, read_head_timeout_s
 from serve_app.serving.proxy_headers import middlewares
 from serve_app.serving.request_head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
 from tests.serve_app.servers import free_port
@@ -329,6 +329,6 @@ def test_what_was_refused_reaches_an_ordinary_client(server: Server) -> None:
 def test_a_time_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setenv(HEAD_TIMEOUT_VARIABLE, said)
     with pytest.raises(ValueError, match=HEAD_TIMEOUT_VARIABLE):
-        head_timeout_s()
+        read_head_timeout_s()
     with pytest.raises(ValueError, match=HEAD_TIMEOUT_VARIABLE):
         middlewares()

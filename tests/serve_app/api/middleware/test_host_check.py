@@ -8,7 +8,7 @@ import yaml
 
 from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
-from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
 from serve_app.gateway.hosts import AllowedHosts
 from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
@@ -99,13 +99,13 @@ async def test_probes_ask_by_address(backend: FakeBackend, path: str) -> None:
 
 
 async def test_with_keys_only_the_operators_names_count(backend: FakeBackend, tmp_path: Path) -> None:
-    key = {"id": "maker", "hash": hash_of(drawn_key()), "tenant": "acme"}
+    key = {"id": "maker", "hash": hash_of(generate_key()), "tenant": "acme"}
     (tmp_path / "keys.yaml").write_text(yaml.safe_dump([key]))
     keys = Keyring(Secret(file=tmp_path / "keys.yaml"))
     page = {"host": "any.example", "origin": "https://evil.example", "sec-fetch-site": "cross-site"}
     async with client_of(None, backend, keys) as client:
         await refused(await client.post(DOOR, json=CUP, headers=page), 401, "missing_api_key")
-    async with client_of(AllowedHosts(("darkroom.example",), guarded=False), backend, keys) as client:
+    async with client_of(AllowedHosts(("darkroom.example",), checks_origins=False), backend, keys) as client:
         await refused(await client.post(DOOR, json=CUP, headers=page), 421, "unknown_host")
         page["host"] = "darkroom.example"
         await refused(await client.post(DOOR, json=CUP, headers=page), 401, "missing_api_key")

@@ -18,7 +18,7 @@ from serve_app.api.application import create_api
 from serve_app.api.middleware.rate_limiting import address_of
 from serve_app.config.secret import Secret
 from serve_app.config.sections import LimitsConfig
-from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
 from serve_app.gateway.rate_limits import RateLimits
 from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
@@ -97,7 +97,7 @@ async def test_a_refused_request_is_refused_before_its_body_is_read(service: Dif
 
 
 async def test_each_key_has_limits_of_its_own(service: DiffusionService, clock: Clock, tmp_path: Path) -> None:
-    keys = {name: drawn_key() for name in ("one", "two", "more")}
+    keys = {name: generate_key() for name in ("one", "two", "more")}
     entries = [{"id": name, "hash": hash_of(key), "tenant": "acme"} for name, key in keys.items()]
     entries[2]["limits"] = {"requests_per_minute": 3}  # type: ignore[assignment]
     (tmp_path / "keys.yaml").write_text(yaml.safe_dump(entries))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.api.parsing.forms import MAX_FIELDS
-from serve_app.api.parsing.multipart import FormPart, parts_of
+from serve_app.api.parsing.multipart import FormPart, parse_parts
 from tests.serve_app.api.parsing.test_hostile import assert_problem
 from tests.serve_app.api.parsing.test_hostile_forms import DOOR, END, FORM, GOOD, field, file, part, picture
 from tests.serve_app.fakes import FakeBackend
@@ -112,4 +112,4 @@ def test_what_is_written_is_read(parts: list[tuple[str, bytes, bool]]) -> None:
         FormPart(name, data, "SECRET.png" if is_file else None) for name, data, is_file in parts if b"--x" not in data
     ]
     body = b"".join((file if part.filename else field)(part.name.encode(), part.data) for part in sent)
-    assert parts_of(body + END, {"boundary": "x"}, len(sent)) == sent
+    assert parse_parts(body + END, {"boundary": "x"}, len(sent)) == sent

@@ -116,7 +116,7 @@ async def test_closing_patient_iteration_closes_what_it_waits_for() -> None:
         finally:
             closed.set()
 
-    silent = event_stream.patiently(never(), 0.01)
+    silent = event_stream.mark_silence(never(), 0.01)
     assert await anext(silent) is None
     await silent.aclose()
     assert closed.is_set()

@@ -24,7 +24,7 @@ from deployments.engine.protocol.errors import (
 from serve_app.api.application import create_api
 from serve_app.api.responses.idempotency import run_once
 from serve_app.config.secret import Secret
-from serve_app.gateway.api_keys import Keyring, drawn_key, hash_of
+from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
 from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile import assert_problem
@@ -222,7 +222,7 @@ async def test_without_a_key_every_request_is_made(client: httpx.AsyncClient, ba
 @pytest.fixture
 async def tenants(service: DiffusionService, tmp_path: Path) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
     """A client for each of three keys; two are of one tenant."""
-    keys = {"acme-1": drawn_key(), "acme-2": drawn_key(), "other-1": drawn_key()}
+    keys = {"acme-1": generate_key(), "acme-2": generate_key(), "other-1": generate_key()}
     entries = [{"id": id, "hash": hash_of(key), "tenant": id.partition("-")[0]} for id, key in keys.items()]
     (tmp_path / "keys.yaml").write_text(yaml.safe_dump(entries))
     app = create_api(service, gateway=Gateway(keys=Keyring(Secret(file=tmp_path / "keys.yaml"))))

@@ -11,7 +11,7 @@ from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
 from serve_app.client import parse_events
 from serve_app.config.sections import CacheConfig
-from serve_app.generation.result import encoded
+from serve_app.generation.result import to_png
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, success
@@ -97,7 +97,7 @@ async def test_reuse_is_a_wish_like_any_field_and_no_parameter_of_the_images(cli
 async def test_forms_have_it_too(client: httpx.AsyncClient) -> None:
     from PIL import Image
 
-    files = {"init_image": encoded(Image.new("RGB", (64, 64), "red"))}
+    files = {"init_image": to_png(Image.new("RGB", (64, 64), "red"))}
     seen = []
     for data in ({"seed": "7"}, {"seed": "7"}, {"cache": "reuse"}, {}):
         path = "/ads/v2/diffusion/image-to-image"

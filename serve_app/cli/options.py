@@ -1,0 +1,126 @@
+"""The options that the commands share, in one table, and the decorator that adds them to a command.
+
+Typer reads options from a command's signature. `with_shared_options` writes that signature, in the order of `--help`:
+the command's own required arguments, `PROMPT`, `OUTPUT`, its own options, `CONNECTION` and `PARAMETERS`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deployments.engine.protocol.inputs import Uploads
+from serve_app.client.client import API_KEY_VARIABLE
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Url = Annotated[str, typer.Option(help="The server to ask.", envvar="DARKROOM_URL")]
+Priority = Annotated[str | None, typer.Option(help="low, normal or high.")]
+
+_Output = Annotated[Path, typer.Option("--output", "-o", help="The file; .png, .webp or .jpg says the format.")]
+_ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        help="For servers that ask for one. Others here can see a command line: better set it.", envvar=API_KEY_VARIABLE
+    ),
+]
+_Local = Annotated[bool, typer.Option("--local", help="Make it in this process, with no server.")]
+_Config = Annotated[str, typer.Option(help="The configuration whose models --local uses.")]
+_Seed = Annotated[int | None, typer.Option(help="Drawn if not given; the answer tells it.")]
+_Side = Annotated[int | None, typer.Option(help="Pixels; what suits the model and the picture if not given.")]
+_Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt.")]
+_Style = Annotated[str | None, typer.Option(help="A preset's name, or free text.")]
+_Images = Annotated[int | None, typer.Option(help="Image i uses seed + i and is saved as NAME-i.")]
+
+
+def _option(name: str, annotation: Any, default: Any = None) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+PROMPT = _option("prompt", str, Parameter.empty)
+OUTPUT = _option("output", _Output, Parameter.empty)
+
+CONNECTION = (
+    _option("url", Url, DEFAULT_URL),
+    _option("api_key", _ApiKey),
+    _option("local", _Local, False),
+    _option("config", _Config, "demo"),
+)
+
+PARAMETERS = (
+    _option("steps", Annotated[int | None, typer.Option()]),
+    _option("seed", _Seed),
+    _option("width", _Side),
+    _option("height", _Side),
+    _option("negative_prompt", Annotated[str | None, typer.Option()]),
+    _option("guidance", _Guidance),
+    _option("sampler", Annotated[str | None, typer.Option()]),
+    _option("style", _Style),
+    _option("num_images", _Images),
+    _option("model", Annotated[str | None, typer.Option()]),
+    _option("priority", Priority),
+)
+"""The request's parameters. None leaves a parameter to the server."""
+
+FIELDS: Mapping[str, str] = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "style": "style_preset",
+    "model": "model_name",
+    "feather": "mask_feather",
+    "image": "init_image",
+    "type": "controlnet_type",
+}
+"""The HTTP API's fields for which the command line has a shorter word."""
+
+_OPTIONS = {field: option for option, field in FIELDS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class OwnInputs:
+    """The part of a request that only one command has: `uploads`, and `parameters` by their option's name."""
+
+    uploads: Uploads | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+ReadInputs = Callable[[], OwnInputs]
+"""Reads a command's own inputs. Raises InvalidParameter."""
+
+
+def option_of(field: str) -> str:
+    """The command line's word for a field of the HTTP API."""
+    return _OPTIONS.get(field, field)
+
+
+def parameters_of(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's fields that `shared` and `own` options set, by the names that the HTTP API has for them."""
+    options = {option.name: shared[option.name] for option in (PROMPT, *PARAMETERS)} | dict(own)
+    return {FIELDS.get(name, name): value for name, value in options.items() if value is not None}
+
+
+def with_shared_options(
+    run: Callable[[ReadInputs, Mapping[str, Any]], None],
+) -> Callable[[Callable[..., OwnInputs]], Callable[..., None]]:
+    """Decorates a function that reads a command's own inputs: adds the shared options, and calls `run` with both."""
+
+    def decorate(read_inputs: Callable[..., OwnInputs]) -> Callable[..., None]:
+        own = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in signature(read_inputs).parameters.values()]
+        required = [each for each in own if each.default is Parameter.empty]
+        optional = [each for each in own if each.default is not Parameter.empty]
+
+        @wraps(read_inputs)
+        def command(**options: Any) -> None:
+            inputs = {each.name: options.pop(each.name) for each in own}
+            run(lambda: read_inputs(**inputs), options)
+
+        parameters = [*required, PROMPT, OUTPUT, *optional, *CONNECTION, *PARAMETERS]
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
