@@ -1,4 +1,4 @@
-"""The card that every bench prints first and puts into its JSON: hardware, versions, commit; None where unknown."""
+"""Makes the card that every bench prints first and puts into its JSON: hardware, versions, commit; None if unknown."""
 
 import os
 import platform

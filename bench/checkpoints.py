@@ -1,7 +1,7 @@
-"""Checkpoints of a true architecture with random weights: speed does not depend on what a network has learnt.
+"""Makes checkpoints of a true architecture with random weights: speed does not depend on what a network has learnt.
 
-They are made on the spot and go through a folder in diffusers' layout, so that the engine and the pipeline load them
-through the very doors that they load real ones through. Nothing is downloaded.
+They are written into a folder in diffusers' layout, so that the engine and the pipeline load them exactly as they load
+real ones. Nothing is downloaded.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the agents of a local Ray cluster export for Prometheus, read as a Prometheus server would."""
+"""Reads what the agents of a local Ray cluster export, as a Prometheus server would."""
 
 import contextlib
 import time
@@ -29,7 +29,7 @@ REQUESTS = "diffusion_requests_total"
 Exported = Sequence[Sample]
 
 
-def exported(pid: int) -> list[Sample]:
+def scrape(pid: int) -> list[Sample]:
     """Everything that is exported below the process `pid`, on all its nodes."""
     texts = [text for address in _listening(pid) if (text := _metrics(address)) is not None]
     return [each for text in texts for family in text_string_to_metric_families(text) for each in family.samples]
@@ -42,19 +42,19 @@ def total(samples: Exported, name: str, **labels: str) -> float:
     )
 
 
-def settled(pid: int, holds: Callable[[Exported], bool]) -> list[Sample]:
+def scrape_until(pid: int, holds: Callable[[Exported], bool]) -> list[Sample]:
     """The samples as soon as `holds` says so, or as they are after a while: metrics are told in intervals."""
     deadline = time.monotonic() + SETTLES_WITHIN_S
     while True:
-        samples = exported(pid)
+        samples = scrape(pid)
         if holds(samples) or time.monotonic() > deadline:
             return samples
         time.sleep(0.5)
 
 
-def at_rest(pid: int) -> list[Sample]:
+def scrape_at_rest(pid: int) -> list[Sample]:
     """The samples when no request has ended for as long as it takes until that is told."""
-    return settled(pid, _Unchanged())
+    return scrape_until(pid, _Unchanged())
 
 
 def growth(before: Exported, after: Exported, name: str, **labels: str) -> float:
@@ -117,7 +117,7 @@ def _host(address: str) -> str:
 
 
 def _metrics(address: str) -> str | None:
-    """None from an agent's other doors."""
+    """None from an agent's other ports."""
     with contextlib.suppress(httpx.HTTPError):
         answer = httpx.get(f"http://{address}/metrics", trust_env=False, timeout=5)
         if answer.status_code == httpx.codes.OK and "# TYPE" in answer.text:

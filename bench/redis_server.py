@@ -1,4 +1,4 @@
-"""A real redis-server for benchmarks and tests."""
+"""Runs a real redis-server for benchmarks and tests."""
 
 import contextlib
 import shutil

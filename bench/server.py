@@ -1,4 +1,4 @@
-"""A server under test, seen from the bench: it is started, told to break, looked into, and ended without a remnant."""
+"""Runs a server under test: starts it, breaks it on command, inspects it, and ends all of its processes."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from bench.prometheus import REPORT_INTERVAL_ENV, Exported, at_rest
+from bench.prometheus import REPORT_INTERVAL_ENV, Exported, scrape_at_rest
 from serve_app.client import BASE
 from serve_app.config.server import AppConfig
 from serve_app.launch.local_cluster import HEALTH_PATH
@@ -35,7 +35,7 @@ class ServerFailed(Exception):
     """The server did not come up, died on the way, or could not do what it was told. Its log says why."""
 
 
-class Served:
+class RunningServer:
     """A running server."""
 
     def __init__(self, process: "subprocess.Popen[str]", port: int, deployment: str) -> None:
@@ -45,16 +45,16 @@ class Served:
         self.url = f"http://127.0.0.1:{port}"
         self.pid = process.pid
 
-    async def tell(self, do: str, **details: Any) -> Any:
+    async def command(self, do: str, **details: Any) -> Any:
         """Has the server obey a command; see `faulty_server.py`. Raises ServerFailed."""
         return await asyncio.to_thread(self._exchange, {"do": do, **details})
 
-    async def at_rest(self, replicas: int) -> bool:
+    async def is_at_rest(self, replicas: int) -> bool:
         """Whether, within a while, so many replicas do nothing, and the server calls itself healthy."""
         deadline = time.monotonic() + RESTS_WITHIN_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(ServerFailed, httpx.HTTPError):
-                states = await self.tell("state")
+                states = await self.command("state")
                 busy = any(state["running"] or state["waiting"] for state in states)
                 if len(states) == replicas and not busy and (await asyncio.to_thread(self._healthy)):
                     return True
@@ -78,7 +78,7 @@ class Served:
 
     async def exported(self) -> Exported:
         """What Prometheus would see, when that does not change any more."""
-        return await asyncio.to_thread(at_rest, self.pid)
+        return await asyncio.to_thread(scrape_at_rest, self.pid)
 
     def replicas(self) -> list[int]:
         """The processes that host an engine."""
@@ -122,23 +122,23 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(config: AppConfig, log: Path) -> Iterator[Served]:
+def run_server(config: AppConfig, log: Path) -> Iterator[RunningServer]:
     """`config` on a port of its own, ready. Its log, and that of Ray's driver, goes to `log`."""
     # Short, for the limit that systems have on socket paths.
     with tempfile.TemporaryDirectory(prefix="dr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port: int = probe.getsockname()[1]
-        process = _started(log)
+        process = _start(log)
         try:
             order = {"config": config.model_dump(mode="json", exclude_unset=True), "host": "127.0.0.1", "port": port}
-            server = Served(process, port, config.deployments[0].name)
+            server = RunningServer(process, port, config.deployments[0].name)
             _order(process, order | {"temp_dir": folder})
             yield server
         finally:
             _end(process)
 
 
-def _started(log: Path) -> "subprocess.Popen[str]":
+def _start(log: Path) -> "subprocess.Popen[str]":
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as errors:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Clocks for the benches: medians around a device that works asynchronously, percentiles, and a limit on time."""
+"""Measures time for the benches: medians on a device that works asynchronously, percentiles, and a time limit."""
 
 import math
 import signal

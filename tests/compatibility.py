@@ -80,9 +80,9 @@ def _quoted(word: str) -> str:
 
 
 def _schedulers() -> Iterator[str]:
-    yield "The scheduler that the files name is the default sampler, with all its settings. Here they are added to Stable"
-    yield "Diffusion's own `beta_start`, `beta_end` and `beta_schedule`. A scheduler that cannot be reproduced exactly is"
-    yield "refused; `default_sampler` in the configuration names another."
+    yield "The scheduler that the files name is the default sampler, with all its settings. Here they are added to"
+    yield "Stable Diffusion's own `beta_start`, `beta_end` and `beta_schedule`. A scheduler that cannot be reproduced"
+    yield "exactly is refused; `default_sampler` in the configuration names another."
     yield ""
     served = ((f"`{name}`", _settings(settings), "served") for name, settings in SERVED)
     refused = ((f"`{name}`", _settings(settings), _refused((word,))) for name, settings, word in REFUSED)

@@ -1,4 +1,4 @@
-"""A client over HTTP, as somebody would write one: it asks, repeats once what broke on the way, and may leave."""
+"""An HTTP client as a user would write one: it sends requests, retries a broken one once, and may leave."""
 
 import asyncio
 import base64
@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from bench.clients.goldens import Goldens, body
+from bench.clients.goldens import Goldens, request_body
 from bench.clients.history import Answer, History, Outcome, Sent
 from bench.clients.load import Call
 from serve_app.client import BASE, ServerEvent, parse_events
@@ -79,8 +79,8 @@ class Caller:
 
     async def _once(self, call: Call) -> list[Received]:
         """Every end that the server gave the request. Raises Broken where it gave none."""
-        headers = {"x-request-id": call.id, "accept": "text/event-stream" if call.door == "stream" else "*/*"}
-        asked: Any = {"json": body(call.wanted), "headers": headers}
+        headers = {"x-request-id": call.id, "accept": "text/event-stream" if call.delivery == "stream" else "*/*"}
+        asked: Any = {"json": request_body(call.wanted), "headers": headers}
         try:
             async with self._http.stream("POST", f"{BASE}/text-to-image", **asked) as response:
                 content = (await response.aread()).decode()
@@ -90,7 +90,7 @@ class Caller:
         name = ", ".join(dict.fromkeys(response.headers.get_list("x-request-id")))
         if response.is_error:
             return [self._error(name, _problem(response.status_code, content), "retry-after" in response.headers)]
-        if call.door == "stream":
+        if call.delivery == "stream":
             return self._streamed(name, content)
         return self._answered(name, json.loads(content))
 

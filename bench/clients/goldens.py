@@ -1,7 +1,7 @@
-"""Golden pictures: a small set of requests whose pictures are made beforehand, alone, by the same engine.
+"""Makes golden pictures: a small set of requests whose pictures the same engine makes beforehand, each alone.
 
-They differ so much among each other that an answer can be traced to the request it was made for: the picture of a
-neighbour in the batch is nobody's honest mistake.
+They differ so much from each other that a picture can be traced to the request it was made for; the picture of a
+neighbour in the batch is never close enough to pass.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ SLOW_NAMES: Final = tuple(SLOW)
 ALL: Final[Mapping[str, Mapping[str, Any]]] = {**PICTURES, **SLOW, **SPECIAL}
 
 
-def body(name: str) -> dict[str, Any]:
+def request_body(name: str) -> dict[str, Any]:
     """The JSON that asks for the picture `name`."""
     return {**ALL[name], "width": SIZE, "height": SIZE}
 
@@ -109,12 +109,12 @@ def make_goldens(spec: ModelSpec, names: Sequence[str] = tuple(ALL)) -> Goldens:
     """Made one by one, each alone, on one thread of this machine's CPU."""
     worker = EngineWorker.load([spec], EngineConfig(device="cpu", dtype="float32", threads=1))
     try:
-        return Goldens({name: pixels(asyncio.run(_made(worker, spec, name))) for name in names})
+        return Goldens({name: pixels(asyncio.run(_generate(worker, spec, name))) for name in names})
     finally:
         worker.stop()
 
 
-async def _made(worker: EngineWorker, spec: ModelSpec, name: str) -> bytes:
-    request = Request(name, effective_params(GenerationParams(**body(name)), spec))
+async def _generate(worker: EngineWorker, spec: ModelSpec, name: str) -> bytes:
+    request = Request(name, effective_params(GenerationParams(**request_body(name)), spec))
     done = [event async for event in worker.generate(request) if isinstance(event, ImageDone)]
     return done[0].data

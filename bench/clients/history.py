@@ -1,11 +1,11 @@
-"""What clients saw of a server, and whether that was right.
+"""Records what clients saw of a server, and checks whether it was right.
 
-The laws: every request has exactly one end; every picture belongs to its request; nobody waits for ever; and everybody
-who counts (the clients, the server's statistics) has counted the same, with
+The rules: every request has exactly one end; every picture belongs to its request; nobody waits for ever; and all
+counts (the clients', the server's statistics) agree, with
 
     accepted = succeeded + failed + cancelled
 
-A history is plain data, so the checker is tested with histories that break each law.
+A history is plain data, so the checker is tested with histories that break each rule.
 """
 
 from collections import Counter
@@ -107,7 +107,7 @@ def check(history: History, others: Sequence[Counts] = (), *, patience_s: float)
     asked = {sent.id: sent for sent in history.sent}
     known = [answer for answer in history.answers if answer.id in asked]
     times = Counter(answer.id for answer in known)
-    counts = counted(history)
+    counts = counts_of_clients(history)
     return Verdict(
         counts=counts,
         lost=tuple(name for name in asked if not times[name]),
@@ -122,7 +122,7 @@ def check(history: History, others: Sequence[Counts] = (), *, patience_s: float)
     )
 
 
-def counted(history: History) -> Counts:
+def counts_of_clients(history: History) -> Counts:
     """The clients' count. What has no end was let in, as far as its client knows."""
     outcomes = Counter(answer.outcome for answer in history.ends().values())
     return Counts(
@@ -135,7 +135,7 @@ def counted(history: History) -> Counts:
     )
 
 
-def served(before: Mapping[str, Any], after: Mapping[str, Any]) -> Counts:
+def counts_of_server(before: Mapping[str, Any], after: Mapping[str, Any]) -> Counts:
     """What the server's statistics counted between two looks at them, of requests for one image each."""
     more = {name: after[name] - before[name] for name in ("requests", "refused", "cancelled", "finished", "failures")}
     broken = after["broken"] - before["broken"]

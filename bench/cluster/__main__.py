@@ -1,18 +1,18 @@
-"""Does it hold on several nodes: growing, shrinking, losing a node, losing the head, rolling over, under load?
+"""Tests several nodes under load: growing, shrinking, losing a node, losing the head, rolling over to new settings.
 
-Why: one machine's Ray shows what becomes of replicas, and nothing of nodes. Here each node is a `ray start` in a
-network namespace with an address of its own, with the environment of the manifests; the application is handed to the
-head's dashboard as KubeRay does it, with the `serveConfigV2` that is rendered for Kubernetes; GPUs are logical, so that
-each worker holds one replica of the demo model. Callers come in through all nodes in turn, and the history checker
-judges what they got.
+Why: Ray on one machine shows what becomes of replicas, and nothing of nodes. Here each node is a `ray start` in a
+network namespace with an address of its own and the environment of the manifests. The application is deployed through
+the head's dashboard as KubeRay does it, with the `serveConfigV2` that is rendered for Kubernetes. GPUs are logical, so
+that each worker holds one replica of the demo model. Callers use all nodes in turn, and the history checker judges what
+they got.
 
-    grow      callers come: replicas spread over the nodes; they go: replicas do, too
-    worker    a worker dies at once, with its replica, its proxy and its ingress; another node comes in its place
-    head      the head dies and comes back, with its memory in Redis: serving goes on, and afterwards it heals again
+    grow      callers come, and replicas spread over the nodes; callers leave, and so do replicas
+    worker    a worker dies at once, with its replica, its proxy and its ingress; another node replaces it
+    head      the head dies and comes back, with its state in Redis: serving goes on, then a lost replica is replaced
     upgrade   the application is rolled over to other settings
 
-Needs root, for the namespaces. Every row is kept as soon as it is there; the last line is one JSON document. Exits with
-1 where a request was lost, swapped, or failed.
+Needs root, for the namespaces. Every row is saved as soon as it is measured; the last line is one JSON document. Exits
+with 1 if a request was lost, swapped, or failed.
 
     python -m bench.cluster
     python -m bench.cluster --only worker,head
@@ -35,8 +35,8 @@ import torch
 from bench.card import card, print_card
 from bench.clients.caller import Caller
 from bench.clients.goldens import NAMES, Goldens
-from bench.clients.load import Clock, drive, saturate, steady
-from bench.cluster.deployed import REPLICA, client_of, deploy, is_whole, ready, replicas_by_node
+from bench.clients.load import Clock, drive, saturate, steady_calls
+from bench.cluster.deployed import REPLICA, client_of, deploy, deploy_and_wait, is_whole, replicas_by_node
 from bench.cluster.nodes import HEAD, Nodes, address, nodes
 from bench.faults.__main__ import demo_goldens
 from bench.faults.recovery import recovery
@@ -168,27 +168,27 @@ async def rolls_over(scene: Scene) -> None:
 STRIKES: Final[dict[str, Strike]] = {"worker": worker_dies, "head": head_dies, "upgrade": rolls_over}
 
 
-async def struck(name: str, cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
+async def strike_under_load(name: str, cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
     """A steady load, struck once; then the cluster has time to be whole again."""
-    await asyncio.to_thread(ready, cluster, TWO, 2)
+    await asyncio.to_thread(deploy_and_wait, cluster, TWO, 2)
     async with client_of(cluster) as http:
         await warm(http)
         clock = clock_from_now()
         caller, scene = Caller(http, clock), Scene(cluster, clock)
         watching = asyncio.create_task(scene.watch())
         async with asyncio.TaskGroup() as group:
-            group.create_task(drive(steady(name, RATE, int(RATE * SECONDS), NAMES, seed=1), caller.ask, clock))
+            group.create_task(drive(steady_calls(name, RATE, int(RATE * SECONDS), NAMES, seed=1), caller.ask, clock))
             group.create_task(_at(STRUCK_AT_S, STRIKES[name], scene))
-        await _comes_to_rest(scene)
+        await _wait_until_well(scene)
         watching.cancel()
     scene.notes["whole_again_s"] = scene.whole_again()
     history = caller.history(goldens)
     return scene.notes | {"replicas": _changes(scene.seen)} | figures(history, recovery(history, STRUCK_AT_S), ())
 
 
-async def grown(cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
+async def grow_under_load(cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
     """A crowd that asks again as soon as it is answered, and then goes home."""
-    await asyncio.to_thread(ready, cluster, ELASTIC, 1)
+    await asyncio.to_thread(deploy_and_wait, cluster, ELASTIC, 1)
     async with client_of(cluster) as http:
         await warm(http)
         clock = clock_from_now()
@@ -215,7 +215,7 @@ async def _at(seconds: float, strike: Strike, scene: Scene) -> None:
     await strike(scene)
 
 
-async def _comes_to_rest(scene: Scene) -> None:
+async def _wait_until_well(scene: Scene) -> None:
     """All is well, or has had the time to be."""
     deadline = scene.clock() + HEALS_WITHIN_S
     while not scene.whole[-1][1] and scene.clock() < deadline:
@@ -231,7 +231,7 @@ async def warm(http: httpx.AsyncClient) -> None:
     """Every golden request some times, so that each replica has made tables and embeddings for all."""
     clock = clock_from_now()
     caller = Caller(http, clock)
-    await drive(steady("warm", 6.0, 24, NAMES, seed=2), caller.ask, clock)
+    await drive(steady_calls("warm", 6.0, 24, NAMES, seed=2), caller.ask, clock)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -241,30 +241,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = card(torch.device("cpu"))
     print_card(facts)
     goldens = demo_goldens()
-    rows = {name: row for name in options.only if (row := _kept(name, facts["commit"])) is not None}
+    rows = {name: row for name in options.only if (row := _load_rows(name, facts["commit"])) is not None}
     if missing := [name for name in options.only if name not in rows]:
         with nodes() as cluster:
             for _ in range(2):
                 cluster.add_worker(cpus=4, gpus=1)
             for name in missing:
                 print(f"{name:8} forecast: {FORECAST[name]}", flush=True)
-                measured = grown(cluster, goldens) if name == "grow" else struck(name, cluster, goldens)
+                measured = (
+                    grow_under_load(cluster, goldens) if name == "grow" else strike_under_load(name, cluster, goldens)
+                )
                 rows[name] = {"row": name, "card": facts} | asyncio.run(measured)
-                _keep(rows[name])
+                _save_row(rows[name])
                 _say(rows[name])
     bad = [name for name, row in rows.items() if row["complaints"] or row["failed_needlessly"]]
     print(json.dumps({"bench": "rehearsal", "rows": list(rows.values()), "missed": bad}))
     return 1 if bad else 0
 
 
-def _kept(name: str, commit: str) -> dict[str, Any] | None:
+def _load_rows(name: str, commit: str) -> dict[str, Any] | None:
     file = RESULTS / f"{name}.json"
     row = json.loads(file.read_text()) if file.is_file() else None
     # Of a checkout with changes nobody can say what was measured.
     return row if row and row["card"]["commit"] == commit and not commit.endswith("+") else None
 
 
-def _keep(row: dict[str, Any]) -> None:
+def _save_row(row: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{row['row']}.json").write_text(json.dumps(row, indent=1))
 

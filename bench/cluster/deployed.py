@@ -1,4 +1,4 @@
-"""The application on nodes of one's own: handed over as KubeRay does it, looked at, and asked."""
+"""Deploys the application on the bench's own nodes, as KubeRay does, watches it, and sends requests to it."""
 
 import time
 from typing import Final
@@ -23,7 +23,7 @@ def deploy(cluster: Nodes, config: AppConfig) -> None:
     cluster.ask("PUT", APPLICATIONS, json=serve_config(config)).raise_for_status()
 
 
-def ready(cluster: Nodes, config: AppConfig, replicas: int) -> None:
+def deploy_and_wait(cluster: Nodes, config: AppConfig, replicas: int) -> None:
     """Deploys, and returns when so many replicas serve. Raises TimeoutError."""
     deploy(cluster, config)
     deadline = time.monotonic() + READY_WITHIN_S
@@ -41,11 +41,11 @@ def is_whole(cluster: Nodes, replicas: int) -> bool:
         running = [each["state"] for each in application["deployments"]["demo"]["replicas"]]
     except (httpx.HTTPError, KeyError):
         return False
-    proxies = [answers(address(worker)) for worker in cluster.workers]
+    proxies = [is_taking_requests(address(worker)) for worker in cluster.workers]
     return application["status"] == "RUNNING" and running == ["RUNNING"] * replicas and all(proxies)
 
 
-def answers(host: str) -> bool:
+def is_taking_requests(host: str) -> bool:
     """Whether the node's proxy has somebody to give requests to. Its own page for that is for the node alone."""
     try:
         return httpx.get(f"http://{host}:{SERVE_PORT}/livez", timeout=2, trust_env=False).is_success

@@ -1,4 +1,4 @@
-"""Ray nodes of one's own on this machine, each in namespaces with an address of its own, as if it were a cluster.
+"""Starts several Ray nodes on this machine, each in namespaces with an address of its own, as if in a cluster.
 
 Every node is `ray start`, as on Kubernetes, with the environment that the manifests give it. Needs root and Linux.
 """

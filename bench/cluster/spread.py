@@ -1,4 +1,4 @@
-"""Requests go to one node after the other, as a Kubernetes service sends them, and past those that are not there."""
+"""Sends requests to one node after the other, as a Kubernetes service does, and skips nodes that are gone."""
 
 from collections.abc import Callable, Sequence
 

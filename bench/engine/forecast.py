@@ -1,4 +1,4 @@
-"""What the engine's bench should find, written down before it was run, so that a surprise shows.
+"""Forecasts what the engine's bench should find, as written before the first run, so that a surprise shows.
 
 A call of a network costs a fixed part and a part per row. All else (text encoder, samplers, Python) is left out.
 """

@@ -1,7 +1,6 @@
-"""Requests as a user of diffusers would write them: which of its pipelines, and with which arguments.
+"""Turns requests into what a user of diffusers would write: which of its pipelines, and with which arguments.
 
-The benches and the engine's tests both measure Darkroom against this, so that it is said once what "the same picture"
-means.
+The benches and the engine's tests both compare with this, so that "the same picture" is defined in one place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,7 +59,7 @@ def arguments(requests: Sequence[Request], index: int = 0) -> dict[str, Any]:
     }
 
 
-def as_answered(made: Image.Image, request: Request) -> Picture:
+def restore_unmasked(made: Image.Image, request: Request) -> Picture:
     """`made` [H, W, 3] as the server answers it: what lies outside an inpaint request's mask is its image's."""
     picture = np.asarray(made.convert("RGB"))
     image, mask = request.inputs.image, request.inputs.mask

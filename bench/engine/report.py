@@ -1,4 +1,4 @@
-"""From runs to numbers: what the engine's bench prints, and what it puts into its JSON document."""
+"""Computes what the engine's bench prints and puts into its JSON document."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A replica that breaks when it is told to. It is deployed in place of `ModelReplica`, which knows nothing of it."""
+"""A replica that breaks on command. It is deployed in place of `ModelReplica`, which knows nothing of it."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ class FaultyReplica(ModelReplica):
     def __init__(
         self, specs: Sequence[ModelSpec], config: EngineConfig, annotators: AnnotatorSpecs = NO_NETWORKS
     ) -> None:
-        fail_if_told_so(Path(self.folder))
+        fail_if_ordered(Path(self.folder))
         super().__init__(specs, config, annotators)
         self._faults = NetworkFaults()
         engine = self._worker._engine
@@ -103,7 +103,7 @@ def fail_starts(folder: Path, times: int) -> None:
     (folder / FAILING_STARTS).write_text(str(times))
 
 
-def fail_if_told_so(folder: Path) -> None:
+def fail_if_ordered(folder: Path) -> None:
     """Raises RuntimeError, and counts down. One replica starts after the other, so nobody reads meanwhile."""
     file = folder / FAILING_STARTS
     left = int(file.read_text()) if file.exists() else 0

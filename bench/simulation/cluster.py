@@ -1,4 +1,4 @@
-"""A deployment through a trace: requests are routed, replicas come and go, and every second of every device is paid."""
+"""Simulates a deployment: requests are routed, replicas come and go, and every second of every device is paid."""
 
 import random
 from array import array
@@ -244,7 +244,7 @@ class Cluster:
         self._run.calls += place.replica.calls
 
     def _ended(self, job: Job, at: float) -> None:
-        self._run.latencies[job.number] = at - job.at + self._device.door
+        self._run.latencies[job.number] = at - job.at + self._device.http_seconds
 
     def _close(self) -> None:
         self._run.seconds = self._clock.now

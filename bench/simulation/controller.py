@@ -1,4 +1,4 @@
-"""Ray Serve's autoscaling as its controller does it: measured series, means over a window, a policy, delays, bounds.
+"""Autoscales as Ray Serve's controller does: measured series, means over a window, a policy, delays, bounds.
 
 The context, the policies, scaling factors and delays are Ray's own functions; what is simulated is the clock.
 """

@@ -1,4 +1,4 @@
-"""Pictures that are decoded beside the steps of others, on a device that may be the same."""
+"""Simulates the decoding of pictures beside the steps of others, possibly on the same device."""
 
 from collections import deque
 

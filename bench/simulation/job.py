@@ -1,4 +1,4 @@
-"""A request on its way through the simulation, and what its device's time was used for."""
+"""A request in the simulation, and what its device's time was used for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

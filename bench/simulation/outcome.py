@@ -1,4 +1,4 @@
-"""What came of a trace in the figures that people decide by: served in time, at what cost, with how much wasted."""
+"""Sums up a run: the share served in time, the cost, and the waste."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,7 @@ def outcome(run: Run, device: Device) -> Outcome:
     answered = latencies >= 0
     if not answered.any():
         raise ValueError("nothing was answered")
-    limits = np.array([PATIENCE * (kind.alone(device) + device.door) for kind in run.trace.kinds])
+    limits = np.array([PATIENCE * (kind.alone(device) + device.http_seconds) for kind in run.trace.kinds])
     images = np.array([kind.images for kind in run.trace.kinds])[run.trace.kind]
     p50, p95, p99 = np.percentile(latencies[answered], [50, 95, 99])
     return Outcome(

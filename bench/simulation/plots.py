@@ -1,4 +1,4 @@
-"""Pictures of what was simulated, one a question. Knows only reports, so they can be drawn again from what is kept."""
+"""Draws the plots, one per question. Takes only reports, so they can be drawn again from saved ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The same trace on a real local Ray Serve: what each request took, and how many replicas there were meanwhile.
+"""Runs the same trace on a real local Ray Serve, and records each request's time and the number of replicas.
 
-The device that the simulator needs is calibrated on the same server, by what its callers see: how much longer requests
-of more steps and more images take, alone and beside a busy neighbour, and how long a replica needs to come up.
+The simulator's device is calibrated on the same server from what callers see: how much longer requests with more steps
+and more images take, alone and beside a busy neighbour, and how long a replica needs to start.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from bench.server import Served
+from bench.server import RunningServer
 from bench.simulation.devices import Device
 from bench.simulation.trace import Kind, Mix, Trace
 from deployments.engine.padding import powers_of_two
@@ -57,7 +57,7 @@ class Observed:
 class Reality:
     """A server under test, and its callers."""
 
-    def __init__(self, server: Served, http: httpx.AsyncClient) -> None:
+    def __init__(self, server: RunningServer, http: httpx.AsyncClient) -> None:
         self._server = server
         self._http = http
         self._seed = 0
@@ -84,7 +84,7 @@ class Reality:
             cold_start=0.0,
             price=0.0,
             source="measured in the same run",
-            door=float(fixed),
+            http_seconds=float(fixed),
             native=NATIVE,
             largest=ROWS,
         )
@@ -137,7 +137,7 @@ class Reality:
 
     async def _watch(self, seen: Observed, begun: float) -> None:
         while True:
-            states = await self._server.tell("replicas")
+            states = await self._server.command("replicas")
             seen.samples.append((time.perf_counter() - begun, states.get("RUNNING", 0)))
             await asyncio.sleep(0.5)
 
@@ -186,14 +186,14 @@ class Reality:
 
     async def _since(self, state: str) -> float:
         async with asyncio.timeout(COMES_WITHIN_S):
-            while not (await self._server.tell("replicas")).get(state):
+            while not (await self._server.command("replicas")).get(state):
                 await asyncio.sleep(0.1)
         return time.perf_counter()
 
     async def _replicas_are(self, count: int, within_s: float) -> float:
         """When so many run, and no others come or go."""
         async with asyncio.timeout(within_s):
-            while await self._server.tell("replicas") != {"RUNNING": count}:
+            while await self._server.command("replicas") != {"RUNNING": count}:
                 await asyncio.sleep(0.1)
         return time.perf_counter()
 

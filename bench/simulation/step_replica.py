@@ -1,7 +1,7 @@
-"""A replica as the engine works: any rows of one shape share UNet calls, and join and leave between two of them.
+"""Simulates a replica of our engine: any rows of one shape share UNet calls, and join and leave between calls.
 
 The queue, the device's share among buckets, padded sizes and the knee are production code; what is simulated is time.
-Calls that are all alike are taken in one leap, up to the first row's end or the next arrival.
+Equal calls in a row are simulated in one leap, up to the first row's end or the next arrival.
 """
 
 import math
@@ -20,7 +20,7 @@ from deployments.engine.scheduling.queue import RequestQueue
 NEVER = math.inf
 
 
-class Tray:
+class RunningBucket:
     """The rows of one bucket, their UNet rows, and what calls of so many take."""
 
     __slots__ = ("calls", "rows", "used")
@@ -91,7 +91,7 @@ class StepReplica:
         self._share = BucketShare()
         self._decoder = Decoder(device.overlap, self.usage, self._finished)
         self._jobs: dict[str, Job] = {}
-        self._trays: dict[Bucket, Tray] = {}
+        self._trays: dict[Bucket, RunningBucket] = {}
         self._paused: dict[tuple[str, int], Row] = {}
         self._unprepared = 0
         self._news = False
@@ -148,7 +148,7 @@ class StepReplica:
         if done:
             self._retire(self._called, tray)
 
-    def _retire(self, bucket: Bucket, tray: Tray) -> None:
+    def _retire(self, bucket: Bucket, tray: RunningBucket) -> None:
         self._news = True
         for row in tray.rows:
             if not row.left:
@@ -193,7 +193,7 @@ class StepReplica:
             row = self._row(ticket)
             bucket = row.job.kind.bucket
             if bucket not in self._trays:
-                self._trays[bucket] = Tray(self._device.padded_calls[bucket])
+                self._trays[bucket] = RunningBucket(self._device.padded_calls[bucket])
             self._trays[bucket].add(row)
 
     def _row(self, ticket: Ticket) -> Row:

@@ -1,4 +1,4 @@
-"""Who asks for what, when: days, bursts, and a heavy tail of steps, sizes and images, all from one seed."""
+"""Makes a trace of requests: days, bursts, and a heavy tail of steps, sizes and images, all from one seed."""
 
 import math
 from collections.abc import Mapping, Sequence

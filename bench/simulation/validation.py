@@ -1,4 +1,4 @@
-"""Is the simulator right? One trace on a real local Ray Serve, and the same trace in the simulator, side by side."""
+"""Compares the simulator with reality: the same trace in the simulator and on a real local Ray Serve."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from bench.server import served
+from bench.server import run_server
 from bench.simulation.cluster import Cluster, Run
 from bench.simulation.controller import ours
 from bench.simulation.devices import Device
@@ -117,7 +117,7 @@ async def validate(logs: Path, seed: int = 1) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _reality(log: Path, **replicas: Any) -> AsyncIterator[Reality]:
-    with served(config_of(**replicas), log) as server:
+    with run_server(config_of(**replicas), log) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=None, trust_env=False) as http:
             yield Reality(server, http)
 
@@ -166,7 +166,7 @@ def calibrated_figures(calibrated: Calibrated) -> dict[str, Any]:
         "call_s": {rows: round(seconds, 4) for rows, seconds in device.calls[NATIVE].items()},
         "knee": device.costs().knee(NATIVE),
         "decode_s": round(device.decode[NATIVE], 4),
-        "rest_s": round(device.door, 4),
+        "rest_s": round(device.http_seconds, 4),
         "cold_start_s": round(device.cold_start, 1),
         "slower_where_one_and_two_are_busy": [round(slower, 3) for slower in calibrated.slower],
     }
