@@ -32,7 +32,7 @@ REPORT_AGE_S = 1.1
 
 
 class ServerFailed(Exception):
-    """The server did not come up, died on the way, or could not do what it was told. Its log says why."""
+    """The server did not start, died, or could not do what it was told. Its log says why."""
 
 
 class RunningServer:
@@ -46,7 +46,7 @@ class RunningServer:
         self.pid = process.pid
 
     async def command(self, do: str, **details: Any) -> Any:
-        """Has the server obey a command; see `faulty_server.py`. Raises ServerFailed."""
+        """Sends the server a command; see `faulty_server.py`. Raises ServerFailed."""
         return await asyncio.to_thread(self._exchange, {"do": do, **details})
 
     async def is_at_rest(self, replicas: int) -> bool:
@@ -65,7 +65,7 @@ class RunningServer:
         return httpx.get(self.url + HEALTH_PATH, trust_env=False, timeout=10).status_code == httpx.codes.OK
 
     async def statistics(self, http: httpx.AsyncClient) -> dict[str, Any]:
-        """The server's statistics when it has come to rest."""
+        """Returns the server's statistics once it is at rest."""
         deadline = time.monotonic() + SETTLES_WITHIN_S
         while True:
             await asyncio.sleep(REPORT_AGE_S)
@@ -77,7 +77,7 @@ class RunningServer:
                 raise ServerFailed("the server tells no statistics")
 
     async def exported(self) -> Exported:
-        """What Prometheus would see, when that does not change any more."""
+        """Returns what Prometheus would see, once that has stopped changing."""
         return await asyncio.to_thread(scrape_at_rest, self.pid)
 
     def replicas(self) -> list[int]:
@@ -86,7 +86,7 @@ class RunningServer:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Gives the engines' processes one core and all others the rest, as an engine on a GPU has its own device."""
+        """Pins the engines' processes to one core and all others to the rest: on a GPU an engine has its own device."""
         cores = sorted(os.sched_getaffinity(0))
         engines = set(self.replicas())
         for pid in (os.getpid(), self.pid, *descendants(self.pid)):
@@ -162,7 +162,7 @@ def _order(process: "subprocess.Popen[str]", order: dict[str, Any]) -> None:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Asks it to end, and kills what is left of its tree: also what has been stopped by a signal, and cannot end."""
+    """Asks it to end, and kills what is left of its process tree, also what a signal has stopped and cannot end."""
     tree = [process.pid, *descendants(process.pid)]
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):

@@ -72,14 +72,14 @@ class Scene:
     notes: dict[str, Any] = field(default_factory=dict)
 
     async def watch(self) -> None:
-        """Looks on until it is cancelled."""
+        """Records the cluster's state until it is cancelled."""
         while True:
             self.seen.append((round(self.clock(), 1), await asyncio.to_thread(replicas_by_node, self.cluster)))
             self.whole.append((round(self.clock(), 1), await asyncio.to_thread(is_whole, self.cluster, 2)))
             await asyncio.sleep(1.0)
 
     def whole_again(self) -> float | None:
-        """Seconds of the clock from which on all was well, to the end; None where it is not."""
+        """Returns the time from which all was well until the end; None if it is not."""
         broken = [at for at, whole in self.whole if not whole]
         after = [at for at, _ in self.whole if not broken or at > broken[-1]]
         return after[0] if after else None
@@ -93,7 +93,7 @@ Strike = Callable[[Scene], Awaitable[None]]
 
 
 def config_of(**changes: Any) -> AppConfig:
-    """The demo model, a replica for each worker's (logical) GPU, quick to notice and to end."""
+    """Configures the demo model: a replica for each worker's (logical) GPU, with short health checks and shutdown."""
     deployment = {
         "name": "demo",
         "models": ["demo-sd"],
@@ -140,7 +140,7 @@ ELASTIC: Final = config_of(
 
 
 async def worker_dies(scene: Scene) -> None:
-    """With everything on it; a node that replaces it comes as fast as processes start."""
+    """Kills a worker with everything on it, and starts another in its place."""
     victim = scene.cluster.workers[-1]
     await asyncio.to_thread(scene.cluster.kill, victim)
     scene.notes["killed"] = address(victim)
@@ -148,7 +148,7 @@ async def worker_dies(scene: Scene) -> None:
 
 
 async def head_dies(scene: Scene) -> None:
-    """It is away for ten seconds. Afterwards a replica is killed, which only a controller that is back replaces."""
+    """Kills the head for ten seconds, then kills a replica, which only a working controller replaces."""
     await asyncio.to_thread(scene.cluster.kill, HEAD)
     await asyncio.sleep(10.0)
     began = time.monotonic()
@@ -161,7 +161,7 @@ async def head_dies(scene: Scene) -> None:
 
 
 async def rolls_over(scene: Scene) -> None:
-    """To engines with another number of rows, which is another version of the deployment."""
+    """Rolls over to engines with another number of rows, which is another version of the deployment."""
     await asyncio.to_thread(deploy, scene.cluster, config_of(replicas=2, max_rows=8))
 
 
@@ -169,7 +169,7 @@ STRIKES: Final[dict[str, Strike]] = {"worker": worker_dies, "head": head_dies, "
 
 
 async def strike_under_load(name: str, cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
-    """A steady load, struck once; then the cluster has time to be whole again."""
+    """Runs a steady load with one fault, then waits until the cluster is whole again."""
     await asyncio.to_thread(deploy_and_wait, cluster, TWO, 2)
     async with client_of(cluster) as http:
         await warm(http)
@@ -187,7 +187,7 @@ async def strike_under_load(name: str, cluster: Nodes, goldens: Goldens) -> dict
 
 
 async def grow_under_load(cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
-    """A crowd that asks again as soon as it is answered, and then goes home."""
+    """Runs callers that send again as soon as they are answered, and then leave."""
     await asyncio.to_thread(deploy_and_wait, cluster, ELASTIC, 1)
     async with client_of(cluster) as http:
         await warm(http)
@@ -216,7 +216,7 @@ async def _at(seconds: float, strike: Strike, scene: Scene) -> None:
 
 
 async def _wait_until_well(scene: Scene) -> None:
-    """All is well, or has had the time to be."""
+    """Waits until all is well, or time is up."""
     deadline = scene.clock() + HEALS_WITHIN_S
     while not scene.whole[-1][1] and scene.clock() < deadline:
         await asyncio.sleep(1.0)
@@ -228,7 +228,7 @@ def _changes(seen: Sequence[tuple[float, dict[str, int]]]) -> list[tuple[float, 
 
 
 async def warm(http: httpx.AsyncClient) -> None:
-    """Every golden request some times, so that each replica has made tables and embeddings for all."""
+    """Sends every golden request several times, so that each replica has made its tables and embeddings."""
     clock = clock_from_now()
     caller = Caller(http, clock)
     await drive(steady_calls("warm", 6.0, 24, NAMES, seed=2), caller.ask, clock)

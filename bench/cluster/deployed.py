@@ -19,12 +19,12 @@ REPLICA: Final = "ServeReplica:darkroom:demo"
 
 
 def deploy(cluster: Nodes, config: AppConfig) -> None:
-    """Hands the application over, as KubeRay does."""
+    """Deploys the application, as KubeRay does."""
     cluster.ask("PUT", APPLICATIONS, json=serve_config(config)).raise_for_status()
 
 
 def deploy_and_wait(cluster: Nodes, config: AppConfig, replicas: int) -> None:
-    """Deploys, and returns when so many replicas serve. Raises TimeoutError."""
+    """Deploys, and waits until that many replicas serve. Raises TimeoutError."""
     deploy(cluster, config)
     deadline = time.monotonic() + READY_WITHIN_S
     while not is_whole(cluster, replicas):
@@ -34,7 +34,7 @@ def deploy_and_wait(cluster: Nodes, config: AppConfig, replicas: int) -> None:
 
 
 def is_whole(cluster: Nodes, replicas: int) -> bool:
-    """Whether Serve says that the application runs, with so many replicas, and every node's proxy is well."""
+    """Says whether Serve reports the application running with that many replicas, and every node's proxy healthy."""
     try:
         said = cluster.ask("GET", APPLICATIONS).raise_for_status().json()
         application = said["applications"]["darkroom"]
@@ -46,7 +46,7 @@ def is_whole(cluster: Nodes, replicas: int) -> bool:
 
 
 def is_taking_requests(host: str) -> bool:
-    """Whether the node's proxy has somebody to give requests to. Its own page for that is for the node alone."""
+    """Says whether the node's proxy reaches an ingress. Its own health page answers only the node itself."""
     try:
         return httpx.get(f"http://{host}:{SERVE_PORT}/livez", timeout=2, trust_env=False).is_success
     except httpx.HTTPError:
@@ -54,13 +54,13 @@ def is_taking_requests(host: str) -> bool:
 
 
 def replicas_by_node(cluster: Nodes) -> dict[str, int]:
-    """Processes with an engine, by the address of their node. Asks nobody, so it works without a head."""
+    """Returns the processes with an engine, by their node's address. Works without a head."""
     counts = {address(worker): len(cluster.processes_titled(worker, REPLICA)) for worker in cluster.workers}
     return {host: count for host, count in counts.items() if count}
 
 
 def client_of(cluster: Nodes) -> httpx.AsyncClient:
-    """Callers of the service, which has all workers in it."""
+    """Returns an HTTP client for the service, which spans all workers."""
     return httpx.AsyncClient(
         # Without keys it answers to no other name; where the request goes is the transport's choice.
         base_url=f"http://localhost:{SERVE_PORT}",

@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(contenders: Contenders, work: Sequence[Sequence[Request]]) -> dict[str, list[Outcome]]:
-    """Every contender serves every list of requests; the first list warms up and is dropped.
+    """Has every contender serve every list of requests; the first list warms up and is dropped.
 
     They take turns, each time in another order, so that a busy neighbour on the machine bothers all of them.
     """
@@ -103,7 +103,7 @@ def _requests(model: LoadedModel, options: argparse.Namespace, repeat: int) -> l
 
 
 def _controlnet(options: argparse.Namespace, scratch: Path) -> Path | None:
-    """The ControlNet's folder, where the workload needs one: the demo model's own; for others, made up in `scratch`."""
+    """Returns the workload's ControlNet folder, if it needs one: the demo model's own, or one made in `scratch`."""
     if options.workload == "text":
         return None
     if options.model == DEMO and DEMO_CONTROLNET.is_dir():

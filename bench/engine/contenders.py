@@ -63,7 +63,7 @@ class Inbox:
 
 
 def serve_with_engine(model: LoadedModel, requests: Sequence[Request], **options: Unpack[EngineOptions]) -> Outcome:
-    """All `requests` at once through a fresh engine; `options` are those of `EngineConfig`. Raises what it refuses."""
+    """Serves all `requests` at once with a fresh engine; `options` are those of `EngineConfig`. Raises refusals."""
     inbox = Inbox()
     engine = Engine([model], inbox, EngineConfig(**options))
     try:
@@ -158,7 +158,7 @@ class Pipelines:
 
 
 def largest_difference(ours: Outcome, theirs: Outcome) -> int:
-    """Of any colour value in any picture, in steps of 1/255."""
+    """Returns the largest difference of any colour value in any picture, in steps of 1/255."""
     return max(int(np.abs(one - other).max()) for one, other in zip(ours.pictures, theirs.pictures, strict=True))
 
 

@@ -89,7 +89,7 @@ def forecast(requests: Sequence[Request], max_rows: int, costs: Costs) -> Foreca
 
 
 def simulate(requests: Sequence[Request], max_rows: int) -> list[Call]:
-    """The UNet calls of an engine that prepares a call's worth at first and one request a step from then on, and
+    """Returns the UNet calls of an engine that prepares a call's worth at first and then one request per step, and
     admits as soon as the next one fits. What takes less of the device goes first, as in the engine's queue.
     """
     arrived, waiting = deque(sorted(requests, key=_row_evaluations)), deque[Request]()

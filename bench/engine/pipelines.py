@@ -36,7 +36,7 @@ _CLASSES: Final[Mapping[tuple[Task, bool], Any]] = MappingProxyType(
 
 
 def pipeline_class(request: Request) -> Any:
-    """The pipeline that a diffusers user would take for `request`."""
+    """Returns the pipeline that a diffusers user would take for `request`."""
     return _CLASSES[request.inputs.task, bool(request.params.controls)]
 
 
@@ -60,7 +60,7 @@ def arguments(requests: Sequence[Request], index: int = 0) -> dict[str, Any]:
 
 
 def restore_unmasked(made: Image.Image, request: Request) -> Picture:
-    """`made` [H, W, 3] as the server answers it: what lies outside an inpaint request's mask is its image's."""
+    """Returns `made` [H, W, 3] with the caller's own pixels outside an inpaint request's mask, as the server does."""
     picture = np.asarray(made.convert("RGB"))
     image, mask = request.inputs.image, request.inputs.mask
     if image is None or mask is None:

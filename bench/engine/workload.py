@@ -56,7 +56,7 @@ def text(
     guidance: Sequence[float] = GUIDANCE,
     size: int | None = None,
 ) -> list[Request]:
-    """`count` text-to-image requests of one image each; equal arguments give equal requests."""
+    """Makes `count` text-to-image requests of one image each; equal arguments give equal requests."""
     chance = random.Random(1000 + repeat)
     return [
         request(
@@ -140,8 +140,8 @@ def kind_of(one: Request) -> Kind:
 
 
 def like(requests: Sequence[Request]) -> list[list[int]]:
-    """Indices of requests that a whole-request server may merge: same kind, steps, sampler, guidance, strength (or
-    ControlNets) and size, oldest first.
+    """Returns the indices of requests that a whole-request server may merge: same kind, steps, sampler, guidance,
+    strength (or ControlNets) and size, oldest first.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, one in enumerate(requests):

@@ -64,12 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def demo_goldens() -> Goldens:
-    """Of the demo model, whose ControlNets nobody asks for here."""
+    """Makes the golden pictures of the demo model, without its ControlNets."""
     return make_goldens(with_known_size(replace(known_models()["demo-sd"], controlnets={})))
 
 
 def _announce(name: str) -> None:
-    """The expectation, before anything is measured."""
+    """Prints the expectation, before anything is measured."""
     known = BY_NAME.get(name)
     fault, expected = (known.fault, known.expected) if known else (OVERLOAD_FAULT, OVERLOAD_EXPECTED)
     print(f"{name:14} {fault}: first success within {expected.first_success_s:g} s is expected,")
@@ -77,14 +77,14 @@ def _announce(name: str) -> None:
 
 
 def _save_row(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """`row`, written down as soon as it is there."""
+    """Saves `row` as soon as it is measured."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{row['row']}.json").write_text(json.dumps(row, indent=1))
     return row
 
 
 def _load_rows(folder: Path, commit: str | None, requests: int | None) -> dict[str, dict[str, Any]]:
-    """Rows that were run before, in the table's order: at `commit` with so many requests, or, for None, at any."""
+    """Loads saved rows in the table's order: of `commit` with that many requests, or, for None, of any."""
     rows = {name: json.loads(file.read_text()) for name in NAMES_OF_ROWS if (file := folder / f"{name}.json").is_file()}
     return {
         name: row

@@ -30,7 +30,7 @@ BURST_S = 20.0
 
 
 class Scene:
-    """A server under load, for those who break it. `struck` is when it broke, in seconds of the load's clock."""
+    """A server under load, for a fault to break. `struck` is when it broke, in seconds of the load's clock."""
 
     def __init__(self, server: RunningServer, clock: Callable[[], float]) -> None:
         self.server = server
@@ -38,7 +38,7 @@ class Scene:
         self.struck = 0.0
 
     def mark(self) -> None:
-        """It breaks now."""
+        """Notes that it breaks now."""
         self.struck = self._clock()
 
     def signal(self, pids: Sequence[int], number: int) -> None:
@@ -57,7 +57,7 @@ Plan = Callable[[list[Call], float], list[Call]]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What was written down before the first run. Seconds and milliseconds; None: no figure was ventured."""
+    """What was written down before the first run. Seconds and milliseconds; None: no figure was given."""
 
     first_success_s: float
     p99_back_s: float
@@ -67,7 +67,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault. `counts_survive` is False where the process that keeps the statistics goes with it."""
+    """One fault. `counts_survive` is False if the fault ends the process that keeps the statistics."""
 
     name: str
     fault: str
@@ -78,7 +78,7 @@ class Row:
 
 
 def load_of(row: Row, requests: int, seed: int = 1) -> tuple[list[Call], float]:
-    """The row's load, and the moment of its fault."""
+    """Returns the row's load, and the moment of its fault."""
     fault_at = requests * FAULT_AFTER / RATE
     return row.plan(steady_calls(row.name, RATE, requests, NAMES, seed), fault_at), fault_at
 
@@ -127,7 +127,7 @@ async def fail_constructors(scene: Scene) -> None:
 
 
 async def redeploy(scene: Scene) -> None:
-    """The same configuration once more, which Serve takes for new code: every process is replaced."""
+    """Deploys the same configuration again, which Serve treats as new code: every process is replaced."""
     old = {*scene.server.replicas(), *scene.server.ingresses()}
     scene.mark()
     await scene.server.command("redeploy", changes={})
@@ -136,12 +136,12 @@ async def redeploy(scene: Scene) -> None:
 
 
 async def do_nothing(scene: Scene) -> None:
-    """The load itself is the fault."""
+    """Does nothing: the load itself is the fault."""
     scene.mark()
 
 
 def burst(calls: list[Call], fault_at: float) -> list[Call]:
-    """`calls`, and long ones all at once as the fault is due."""
+    """Returns `calls`, and long ones all at once when the fault is due."""
     return [*calls, *(Call(f"burst-{index}", fault_at, LONG) for index in range(BURST))]
 
 

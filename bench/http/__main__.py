@@ -65,19 +65,19 @@ class Bench:
         self.server, self.http = server, http
 
     async def ask(self, **changes: Any) -> tuple[float, httpx.Response]:
-        """Milliseconds until the whole answer was there, and the answer."""
+        """Sends a request; returns the milliseconds until the whole answer was there, and the answer."""
         began = time.perf_counter()
         answer = await self.http.post(ENDPOINT, json=ASKED | SIZE | changes)
         return (time.perf_counter() - began) * 1000, answer
 
     async def made(self, seed: int) -> tuple[float, float]:
-        """Milliseconds of a new picture for the client, and of those the engine's own."""
+        """Returns the milliseconds of a new picture for the client, and the engine's own share of them."""
         took, answer = await self.ask(seed=seed)
         assert answer.headers["X-Cache"] == "MISS", "the seed is not new"
         return took, answer.raise_for_status().json()["timings"]["total_ms"]
 
     async def hit(self, seed: int) -> float:
-        """Milliseconds of a picture that has been made before."""
+        """Returns the milliseconds of a picture that has been made before."""
         took, answer = await self.ask(seed=seed)
         assert answer.raise_for_status().headers["X-Cache"] == "HIT"
         return took
@@ -96,7 +96,7 @@ async def overhead(bench: Bench, *, requests: int = 200, first_seed: int = 1_000
 
 
 async def hits(bench: Bench, *, requests: int = 1_000, callers: int = 8) -> dict[str, Any]:
-    """One after another, and `callers` at once."""
+    """Measures hits, one after another and with `callers` at once."""
     picture, _ = await bench.made(77)
     alone = [await bench.hit(77) for _ in range(requests // 4)]
     began = time.perf_counter()
@@ -115,7 +115,7 @@ async def hits(bench: Bench, *, requests: int = 1_000, callers: int = 8) -> dict
 
 
 async def identical(bench: Bench, *, requests: int = 500) -> dict[str, Any]:
-    """Equal requests at once, of a picture that nobody has made yet."""
+    """Sends equal requests at once for a picture that has not been made yet."""
     before = await bench.server.statistics(bench.http)
     answers = await asyncio.gather(*(bench.ask(seed=4_242) for _ in range(requests)))
     after = await bench.server.statistics(bench.http)
@@ -162,7 +162,7 @@ async def memory(bench: Bench, *, requests: int = 10_000, looks: int = 40) -> di
 
 
 async def _run_concurrently(callers: int, work: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """What `work` comes to, done by so many callers at once."""
+    """Runs `work` with that many callers at once, and returns the results."""
     places = asyncio.Semaphore(callers)
 
     async def placed(one: Callable[[], Awaitable[Any]]) -> Any:
@@ -183,7 +183,7 @@ PARTS: Final = {"overhead": overhead, "hits": hits, "identical": identical, "mem
 
 
 def misses(report: dict[str, Any]) -> list[str]:
-    """The targets that were missed, one line each."""
+    """Returns the targets that were missed, one line each."""
     missed = []
     if (part := report.get("overhead")) and part["p50_ms"] > OVERHEAD_P50_MS:
         missed.append(f"HTTP and Ray add {part['p50_ms']} ms at the median, target {OVERHEAD_P50_MS}")
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def measure(only: Sequence[str]) -> dict[str, Any]:
-    """The parts asked for, each on the server that it needs."""
+    """Runs the chosen parts, each on the server that it needs."""
     report: dict[str, Any] = {}
     with run_server(config_of(), LOGS / "server.log") as server:
         async with client_of(server) as http:
@@ -223,7 +223,7 @@ async def measure(only: Sequence[str]) -> dict[str, Any]:
 
 
 async def with_redis(bench: Bench, *, requests: int = 100) -> dict[str, Any]:
-    """Misses, which ask Redis first and tell it afterwards; and hits that the memory of the ingress has forgotten."""
+    """Measures misses, which read from Redis and write to it, and hits that the memory of the ingress has forgotten."""
     missed = await overhead(bench, requests=requests, first_seed=10_000)
     # The memory tier is too small for any picture here, so Redis answers.
     hit = [await bench.hit(10_000 + i) for i in range(requests)]

@@ -37,17 +37,17 @@ class Outcome:
 
     @property
     def wasted(self) -> float:
-        """Of the time that was paid for, what served nobody."""
+        """The share of the paid time that served no request."""
         return self.starting + self.idle + self.padding
 
     def figures(self) -> dict[str, Any]:
-        """For a report."""
+        """The figures for a report."""
         rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in vars(self).items()}
         return rounded | {"wasted": round(self.wasted, 4)}
 
 
 def outcome(run: Run, device: Device) -> Outcome:
-    """The figures of a run on that class of device. Raises ValueError where nothing was answered."""
+    """Sums up a run on that class of device. Raises ValueError if nothing was answered."""
     latencies = np.frombuffer(run.latencies)
     answered = latencies >= 0
     if not answered.any():

@@ -39,7 +39,7 @@ SETTINGS: Final = (FILL, "band", "upscale_delay_s", "downscale_delay_s", "look_b
 
 
 def plot(reports: Mapping[str, Any], folder: Path) -> None:
-    """Draws what there are reports for."""
+    """Draws every plot for which there are reports."""
     matplotlib.use("agg")
     matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     for name, (study, draw) in _DRAWN.items():

@@ -63,7 +63,7 @@ class Reality:
         self._seed = 0
 
     async def device(self) -> Device:
-        """What lone requests take of a single replica, when it and all around it have come to rest after the start."""
+        """Measures what lone requests take of a single replica, once everything has come to rest after the start."""
         settled_at = time.perf_counter() + SETTLES_S
         while time.perf_counter() < settled_at:
             for images in IMAGES:
@@ -90,7 +90,7 @@ class Reality:
         )
 
     async def slower(self, device: Device) -> float:
-        """What busy replicas, and all that belongs to them, make of their calls; see `Host`."""
+        """Measures by how much busy replicas, with HTTP and clients, slow their calls; see `Host`."""
         before = await self._server.statistics(self._http)
         until = time.perf_counter() + BUSY_S
         chance = np.random.default_rng(0)
@@ -100,7 +100,7 @@ class Reality:
         return _called(before, after) / _alone(before, after, device)
 
     async def cold_start(self) -> float:
-        """Seconds for which a second replica is on its way, which a crowd makes necessary. Afterwards there is one.
+        """Measures the seconds until a second replica is ready, under a load that needs it. Afterwards there is one.
 
         Raises TimeoutError where replicas do not come or go.
         """
@@ -117,7 +117,7 @@ class Reality:
         return took
 
     async def play(self, trace: Trace) -> Observed:
-        """The trace as it comes, open loop. Latency counts from when a request was due."""
+        """Sends the trace, open loop. Latency counts from when a request was due."""
         seen = Observed()
         begun = time.perf_counter()
         watching = asyncio.create_task(self._watch(seen, begun))
@@ -167,7 +167,7 @@ class Reality:
         return call, took - kind.steps * call
 
     async def _crowd(self, enough: Callable[[], bool], kinds: Sequence[Kind]) -> None:
-        """Callers who ask for one after the other until it is enough."""
+        """Runs callers who send one request after the other until it is enough."""
         coming = itertools.cycle(kinds)
 
         async def caller() -> None:
@@ -191,7 +191,7 @@ class Reality:
         return time.perf_counter()
 
     async def _replicas_are(self, count: int, within_s: float) -> float:
-        """When so many run, and no others come or go."""
+        """Waits until that many run, and no others start or stop."""
         async with asyncio.timeout(within_s):
             while await self._server.command("replicas") != {"RUNNING": count}:
                 await asyncio.sleep(0.1)
@@ -211,7 +211,7 @@ def _alone(before: Mapping[str, Any], after: Mapping[str, Any], device: Device) 
 
 
 def lone_kind(images: int, steps: int, guidance: float) -> Kind:
-    """The one kind of a mix of just that."""
+    """Returns the one kind of a mix that has only one."""
     mix = Mix(
         sizes=((NATIVE, 1),),
         steps=((steps, 1),),

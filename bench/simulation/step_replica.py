@@ -35,7 +35,7 @@ class RunningBucket:
         self.used += row.unet_rows
 
     def keep(self, rows: list[Row]) -> None:
-        """Only these stay."""
+        """Keeps only these."""
         self.rows = rows
         self.used = sum(row.unet_rows for row in rows)
 
@@ -50,7 +50,7 @@ class Host:
         self._calling: set[int] = set()
 
     def called_by(self, replica: object) -> float:
-        """What a call that begins now takes, as a multiple of what it takes alone."""
+        """Returns how long a call that begins now takes, as a multiple of its time alone."""
         self._calling.add(id(replica))
         return self.slowness
 
@@ -60,11 +60,11 @@ class Host:
 
     @property
     def is_even(self) -> bool:
-        """Whether nobody's calls depend on who else calls."""
+        """Says whether calls are independent of other replicas' calls."""
         return len(set(self._slower)) == 1
 
     def left_by(self, replica: object) -> None:
-        """It has nothing to call for."""
+        """Notes that this replica has nothing to call."""
         self._calling.discard(id(replica))
 
 
@@ -119,7 +119,7 @@ class StepReplica:
             self.next_at = self._begun + self._leap * self._each
 
     def advance(self) -> None:
-        """One turn of the engine's loop at `next_at`: what was called is done, and the next call begins."""
+        """Simulates one round of the engine's loop at `next_at`: the last call ends, and the next begins."""
         if self._called is not None:
             self._step()
         else:

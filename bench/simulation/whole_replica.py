@@ -45,7 +45,7 @@ class WholeReplica:
             self.next_at = self._clock.now
 
     def advance(self) -> None:
-        """The batch is done, and the next begins."""
+        """Ends the batch, and begins the next."""
         done, self._batch = self._batch, []
         self.worked += sum(job.cost for job in done)
         for job in done:
