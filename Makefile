@@ -1,4 +1,4 @@
-# The only door. On a fresh Debian 12 with python3 and make, `make serve` alone installs what is missing and serves.
+# Runs everything. On a fresh Debian 12 with python3 and make, `make serve` alone installs what is missing and serves.
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 serve: $(STAMP)
 	@exec $(BIN)/darkroom serve --config $(CONFIG) --host $(HOST) --port $(PORT)
 
-# Fast ones first, so that a broken law is known before a cluster has started: on every core, each with one thread.
+# Fast tests first, so that a failure shows before a cluster has started: on every core, each with one thread.
 test: $(STAMP)
 	@sh .ci/packages
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses auto

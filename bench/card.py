@@ -1,4 +1,4 @@
-"""The card that every bench prints first and puts into its JSON: hardware, versions, commit; None where unknown."""
+"""Makes the card that every bench prints first and puts into its JSON: hardware, versions, commit; None if unknown."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "xformers", "numpy", "ray")
 
 
 def card(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on and with."""
+    """Returns what the numbers were measured on and with."""
     return {"hardware": _hardware(device), "versions": _versions(), "commit": commit()}
 
 
@@ -26,7 +26,7 @@ def print_card(facts: dict[str, Any]) -> None:
 
 
 def commit() -> str | None:
-    """The short commit of this checkout, with a plus where files of the project differ from it."""
+    """Returns the short commit of this checkout, with a plus if files of the project differ from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + "+" if _git("status", "--porcelain", "--untracked-files=no") else head
@@ -41,7 +41,7 @@ def _git(*arguments: str) -> str:
 
 
 def _hardware(device: torch.device) -> dict[str, Any]:
-    """The load average says whether the machine was busy with something else when the bench began."""
+    """Describes the machine. The load average shows whether it was busy when the bench began."""
     facts: dict[str, Any] = {
         "cpu": _processor(),
         "cores": os.cpu_count(),
@@ -81,7 +81,7 @@ def _version(package: str) -> str | None:
 
 
 def silence_libraries() -> None:
-    """Keeps the libraries' progress bars from between the lines of a report."""
+    """Switches off the libraries' progress bars, which would break up a report."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()

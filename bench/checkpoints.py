@@ -1,7 +1,7 @@
-"""Checkpoints of a true architecture with random weights: speed does not depend on what a network has learnt.
+"""Makes checkpoints of a true architecture with random weights: speed does not depend on what a network has learnt.
 
-They are made on the spot and go through a folder in diffusers' layout, so that the engine and the pipeline load them
-through the very doors that they load real ones through. Nothing is downloaded.
+They are written into a folder in diffusers' layout, so that the engine and the pipeline load them exactly as they load
+real ones. Nothing is downloaded.
 """
 
 from collections.abc import Mapping
@@ -123,7 +123,7 @@ TINY = Architecture(
 
 
 def write_checkpoint(architecture: Architecture, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-    """Random weights (seeded) in diffusers' layout. They are drawn on `device`, which is quick where it is a GPU."""
+    """Writes seeded random weights in diffusers' layout. They are drawn on `device`, which is quick on a GPU."""
     torch.manual_seed(0)
     with torch.device(device):
         UNet2DConditionModel(**architecture.unet).to(dtype).save_pretrained(folder / "unet")
@@ -135,8 +135,8 @@ def write_checkpoint(architecture: Architecture, folder: Path, device: torch.dev
 
 
 def write_controlnet(checkpoint: Path, folder: Path, dtype: torch.dtype) -> None:
-    """A ControlNet for the UNet of `checkpoint`: a copy of its encoder, as at the start of training, but with random
-    outputs (seeded) instead of silent ones. The hint's layers are as wide beside it as SD1.5's are beside its own.
+    """Writes a ControlNet for the UNet of `checkpoint`: a copy of its encoder, as at the start of training, but with
+    seeded random outputs instead of zeros. The hint's layers have the same relative width as SD1.5's.
     """
     torch.manual_seed(1)
     unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
@@ -149,7 +149,7 @@ def write_controlnet(checkpoint: Path, folder: Path, dtype: torch.dtype) -> None
 
 
 def make_tokenizer(vocabulary: int) -> CLIPTokenizer:
-    """CLIP's tokenizer with one token per byte, no merges, and placeholders up to the size of the vocabulary."""
+    """Makes CLIP's tokenizer with one token per byte, no merges, and placeholders up to the size of the vocabulary."""
     symbols = sorted(ByteLevel.alphabet())
     tokens = symbols + [f"{symbol}</w>" for symbol in symbols]
     tokens += [f"<unused-{index}>" for index in range(len(tokens), vocabulary - 2)]
@@ -158,7 +158,7 @@ def make_tokenizer(vocabulary: int) -> CLIPTokenizer:
 
 
 def text_config(architecture: Architecture) -> Any:
-    """Of the text encoder, with the tokens that `make_tokenizer` ends its vocabulary with."""
+    """Returns the text encoder's config, with the tokens at the end of `make_tokenizer`'s vocabulary."""
     end = architecture.text_encoder["vocab_size"] - 1
     return CLIPTextConfig(**architecture.text_encoder, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end)
 

@@ -1,4 +1,4 @@
-"""What the agents of a local Ray cluster export for Prometheus, read as a Prometheus server would."""
+"""Reads what the agents of a local Ray cluster export, as a Prometheus server would."""
 
 import contextlib
 import time
@@ -29,43 +29,45 @@ REQUESTS = "diffusion_requests_total"
 Exported = Sequence[Sample]
 
 
-def exported(pid: int) -> list[Sample]:
-    """Everything that is exported below the process `pid`, on all its nodes."""
+def scrape(pid: int) -> list[Sample]:
+    """Reads everything that is exported below the process `pid`, on all its nodes."""
     texts = [text for address in _listening(pid) if (text := _metrics(address)) is not None]
     return [each for text in texts for family in text_string_to_metric_families(text) for each in family.samples]
 
 
 def total(samples: Exported, name: str, **labels: str) -> float:
-    """The sum over all series `name` that have these labels. Ray puts its own prefix before our names."""
+    """Sums all series `name` that have these labels. Ray puts its own prefix before our names."""
     return sum(
         sample.value for sample in samples if sample.name == f"ray_{name}" and labels.items() <= sample.labels.items()
     )
 
 
-def settled(pid: int, holds: Callable[[Exported], bool]) -> list[Sample]:
-    """The samples as soon as `holds` says so, or as they are after a while: metrics are told in intervals."""
+def scrape_until(pid: int, holds: Callable[[Exported], bool]) -> list[Sample]:
+    """Returns the samples once `holds` accepts them, or as they are after a while: they are exported in intervals."""
     deadline = time.monotonic() + SETTLES_WITHIN_S
     while True:
-        samples = exported(pid)
+        samples = scrape(pid)
         if holds(samples) or time.monotonic() > deadline:
             return samples
         time.sleep(0.5)
 
 
-def at_rest(pid: int) -> list[Sample]:
-    """The samples when no request has ended for as long as it takes until that is told."""
-    return settled(pid, _Unchanged())
+def scrape_at_rest(pid: int) -> list[Sample]:
+    """Returns the samples once no request has ended for longer than an export takes."""
+    return scrape_until(pid, _Unchanged())
 
 
 def growth(before: Exported, after: Exported, name: str, **labels: str) -> float:
-    """How much `name` grew between two looks, in processes that still live: the series of others vanish some time."""
+    """Returns how much `name` grew between two readings, in processes that still live; the series of others
+    vanish after a while.
+    """
     then = {_series(sample): sample.value for sample in before}
     grown = [each._replace(value=each.value - then.get(_series(each), 0.0)) for each in after]
     return total(grown, name, **labels)
 
 
 def exported_counts(before: Exported, after: Exported) -> Counts:
-    """How many requests ended how between two looks."""
+    """Counts requests between two readings, by how they ended."""
 
     def more(**labels: str) -> int:
         return round(growth(before, after, REQUESTS, **labels))
@@ -117,7 +119,7 @@ def _host(address: str) -> str:
 
 
 def _metrics(address: str) -> str | None:
-    """None from an agent's other doors."""
+    """None from an agent's other ports."""
     with contextlib.suppress(httpx.HTTPError):
         answer = httpx.get(f"http://{address}/metrics", trust_env=False, timeout=5)
         if answer.status_code == httpx.codes.OK and "# TYPE" in answer.text:

@@ -1,4 +1,4 @@
-"""A real redis-server for benchmarks and tests."""
+"""Runs a real redis-server for benchmarks and tests."""
 
 import contextlib
 import shutil
@@ -24,7 +24,7 @@ def _free_port() -> int:
 
 @dataclass
 class RedisServer:
-    """A `redis-server` of one's own that keeps nothing on disk. `options` are its command line's."""
+    """A separate `redis-server` that keeps nothing on disk. `options` are its command line's."""
 
     options: tuple[str, ...] = ()
     port: int = field(default_factory=_free_port)
@@ -35,11 +35,11 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self) -> redis.Redis:
-        """Another program's way to it."""
+        """Returns a client that is independent of the code under test."""
         return redis.Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0))
 
     def start(self) -> None:
-        """Returns when it answers, if only with a refusal."""
+        """Starts it, and returns when it answers, if only with a refusal."""
         path = shutil.which("redis-server")
         assert path, "this needs redis-server: apt-get install redis-server"
         plain = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--loglevel", "warning")
@@ -69,7 +69,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def redis_server(*options: str) -> Iterator[RedisServer]:
-    """A running one, ended afterwards."""
+    """Runs one, and ends it afterwards."""
     server = RedisServer(options)
     server.start()
     try:

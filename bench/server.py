@@ -1,4 +1,4 @@
-"""A server under test, seen from the bench: it is started, told to break, looked into, and ended without a remnant."""
+"""Runs a server under test: starts it, breaks it on command, inspects it, and ends all of its processes."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from bench.prometheus import REPORT_INTERVAL_ENV, Exported, at_rest
+from bench.prometheus import REPORT_INTERVAL_ENV, Exported, scrape_at_rest
 from serve_app.client import BASE
 from serve_app.config.server import AppConfig
 from serve_app.launch.local_cluster import HEALTH_PATH
@@ -32,10 +32,10 @@ REPORT_AGE_S = 1.1
 
 
 class ServerFailed(Exception):
-    """The server did not come up, died on the way, or could not do what it was told. Its log says why."""
+    """The server did not start, died, or could not do what it was told. Its log says why."""
 
 
-class Served:
+class RunningServer:
     """A running server."""
 
     def __init__(self, process: "subprocess.Popen[str]", port: int, deployment: str) -> None:
@@ -45,16 +45,16 @@ class Served:
         self.url = f"http://127.0.0.1:{port}"
         self.pid = process.pid
 
-    async def tell(self, do: str, **details: Any) -> Any:
-        """Has the server obey a command; see `faulty_server.py`. Raises ServerFailed."""
+    async def command(self, do: str, **details: Any) -> Any:
+        """Sends the server a command; see `faulty_server.py`. Raises ServerFailed."""
         return await asyncio.to_thread(self._exchange, {"do": do, **details})
 
-    async def at_rest(self, replicas: int) -> bool:
+    async def is_at_rest(self, replicas: int) -> bool:
         """Whether, within a while, so many replicas do nothing, and the server calls itself healthy."""
         deadline = time.monotonic() + RESTS_WITHIN_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(ServerFailed, httpx.HTTPError):
-                states = await self.tell("state")
+                states = await self.command("state")
                 busy = any(state["running"] or state["waiting"] for state in states)
                 if len(states) == replicas and not busy and (await asyncio.to_thread(self._healthy)):
                     return True
@@ -65,7 +65,7 @@ class Served:
         return httpx.get(self.url + HEALTH_PATH, trust_env=False, timeout=10).status_code == httpx.codes.OK
 
     async def statistics(self, http: httpx.AsyncClient) -> dict[str, Any]:
-        """The server's statistics when it has come to rest."""
+        """Returns the server's statistics once it is at rest."""
         deadline = time.monotonic() + SETTLES_WITHIN_S
         while True:
             await asyncio.sleep(REPORT_AGE_S)
@@ -77,8 +77,8 @@ class Served:
                 raise ServerFailed("the server tells no statistics")
 
     async def exported(self) -> Exported:
-        """What Prometheus would see, when that does not change any more."""
-        return await asyncio.to_thread(at_rest, self.pid)
+        """Returns what Prometheus would see, once that has stopped changing."""
+        return await asyncio.to_thread(scrape_at_rest, self.pid)
 
     def replicas(self) -> list[int]:
         """The processes that host an engine."""
@@ -86,7 +86,7 @@ class Served:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Gives the engines' processes one core and all others the rest, as an engine on a GPU has its own device."""
+        """Pins the engines' processes to one core and all others to the rest: on a GPU an engine has its own device."""
         cores = sorted(os.sched_getaffinity(0))
         engines = set(self.replicas())
         for pid in (os.getpid(), self.pid, *descendants(self.pid)):
@@ -122,23 +122,23 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(config: AppConfig, log: Path) -> Iterator[Served]:
+def run_server(config: AppConfig, log: Path) -> Iterator[RunningServer]:
     """`config` on a port of its own, ready. Its log, and that of Ray's driver, goes to `log`."""
     # Short, for the limit that systems have on socket paths.
     with tempfile.TemporaryDirectory(prefix="dr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port: int = probe.getsockname()[1]
-        process = _started(log)
+        process = _start(log)
         try:
             order = {"config": config.model_dump(mode="json", exclude_unset=True), "host": "127.0.0.1", "port": port}
-            server = Served(process, port, config.deployments[0].name)
+            server = RunningServer(process, port, config.deployments[0].name)
             _order(process, order | {"temp_dir": folder})
             yield server
         finally:
             _end(process)
 
 
-def _started(log: Path) -> "subprocess.Popen[str]":
+def _start(log: Path) -> "subprocess.Popen[str]":
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as errors:
         return subprocess.Popen(
@@ -162,7 +162,7 @@ def _order(process: "subprocess.Popen[str]", order: dict[str, Any]) -> None:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Asks it to end, and kills what is left of its tree: also what has been stopped by a signal, and cannot end."""
+    """Asks it to end, and kills what is left of its process tree, also what a signal has stopped and cannot end."""
     tree = [process.pid, *descendants(process.pid)]
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):

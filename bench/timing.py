@@ -1,4 +1,4 @@
-"""Clocks for the benches: medians around a device that works asynchronously, percentiles, and a limit on time."""
+"""Measures time for the benches: medians on a device that works asynchronously, percentiles, and a time limit."""
 
 import math
 import signal
@@ -18,7 +18,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def median_ms(call: Callable[[], object], device: torch.device, *, repeats: int = 10, warm_up: int = 3) -> float:
-    """The median of `repeats` calls in milliseconds, each from an idle device to an idle device."""
+    """Returns the median of `repeats` calls in milliseconds, each from an idle device to an idle device."""
     for _ in range(warm_up):
         call()
     times: list[float] = []
@@ -32,7 +32,7 @@ def median_ms(call: Callable[[], object], device: torch.device, *, repeats: int 
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that `percent` of all values do not exceed (nearest rank)."""
+    """Returns the smallest value that `percent` of all values do not exceed (nearest rank)."""
     ranked = sorted(values)
     return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)]
 

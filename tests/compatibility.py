@@ -1,6 +1,6 @@
-"""docs/compatibility.md, made from the tables that the engine checks by and the folders that the tests try.
+"""Writes docs/compatibility.md from the tables that the engine checks by and the folders that the tests load.
 
-python -m tests.compatibility      writes the page anew
+python -m tests.compatibility      writes the page
 """
 
 import json
@@ -22,13 +22,13 @@ _LONGEST: Final = 4
 _HEAD: Final = """\
 # Which checkpoints are served
 
-For any folder or repository that diffusers' `StableDiffusionPipeline.from_pretrained` serves, Darkroom makes that
-pipeline's picture, to within 1/255, or refuses it at load with a sentence that names the part, the key or file, and
-what to do. Nothing is ever filled up with random weights.
+For any folder or repository that diffusers' `StableDiffusionPipeline.from_pretrained` loads, Darkroom makes that
+pipeline's images, to within 1/255, or refuses it at load with a sentence that names the part, the key or file, and
+what to do. Missing weights are never replaced by random ones.
 
-This page is made by `python -m tests.compatibility`, and a test fails where it is out of date. The first tables are
-folders that the tests make and load: what is served there was compared with diffusers. Those of the configs are the
-ones that are checked at load, and tests hold that they have every key that diffusers' and transformers' classes read.
+This page is made by `python -m tests.compatibility`, and a test fails if it is out of date. The first tables are
+folders that the tests make and load; what is served there was compared with diffusers. The tables of config keys are
+what is checked at load, and tests check that they have every key that diffusers' and transformers' classes read.
 """
 
 
@@ -80,9 +80,9 @@ def _quoted(word: str) -> str:
 
 
 def _schedulers() -> Iterator[str]:
-    yield "The scheduler that the files name is the default sampler, with all its settings, which come on top of Stable"
-    yield "Diffusion's own `beta_start`, `beta_end` and `beta_schedule` here. One that cannot be reproduced exactly is"
-    yield "refused; `default_sampler` in the configuration names another."
+    yield "The scheduler that the files name is the default sampler, with all its settings. Here they are added to"
+    yield "Stable Diffusion's own `beta_start`, `beta_end` and `beta_schedule`. A scheduler that cannot be reproduced"
+    yield "exactly is refused; `default_sampler` in the configuration names another."
     yield ""
     served = ((f"`{name}`", _settings(settings), "served") for name, settings in SERVED)
     refused = ((f"`{name}`", _settings(settings), _refused((word,))) for name, settings, word in REFUSED)
@@ -99,11 +99,11 @@ def _short(value: Any) -> str:
 
 def _single_files() -> Iterator[str]:
     yield "`source` may be a `.safetensors` file of Stable Diffusion 1.x or 2.x with 4 or 9 input channels, in any"
-    yield "precision; see [weights.md](weights.md). Refused by what they are:"
+    yield "precision; see [weights.md](weights.md). Other models are recognised and refused:"
     yield ""
     rows = {what: f"its tensor `{key}`" for key, what in OTHERS}
     rows |= {what: f"{channels} input channels" for channels, what in OTHER_CHANNELS.items()}
-    yield from _table(("what", "told by"), rows.items())
+    yield from _table(("model", "recognised by"), rows.items())
 
 
 def _keys(rules: ConfigRules) -> Iterator[str]:

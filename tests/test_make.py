@@ -1,4 +1,4 @@
-"""The door: what `make` runs, and what `.ci/venv` says on a system that lacks something."""
+"""The Makefile: what `make` runs, and what `.ci/venv` says on a system that lacks something."""
 
 import os
 import subprocess

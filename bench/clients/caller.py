@@ -1,4 +1,4 @@
-"""A client over HTTP, as somebody would write one: it asks, repeats once what broke on the way, and may leave."""
+"""An HTTP client as a user would write one: it sends requests, retries a broken one once, and may leave."""
 
 import asyncio
 import base64
@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from bench.clients.goldens import Goldens, body
+from bench.clients.goldens import Goldens, request_body
 from bench.clients.history import Answer, History, Outcome, Sent
 from bench.clients.load import Call
 from serve_app.client import BASE, ServerEvent, parse_events
@@ -22,12 +22,12 @@ REPEATS_AFTER_S = 1.0
 
 
 class Broken(Exception):
-    """There was no answer of the server's: a broken connection, or an error page of the proxy before it."""
+    """The server gave no answer: the connection broke, or the proxy sent an error page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An answer and the picture's file that came with it, to be judged when there is time."""
+    """An answer and the picture's file that came with it, to be checked later."""
 
     answer: Answer
     file: bytes | None = None
@@ -36,7 +36,7 @@ class Received:
 class Caller:
     """All clients of one load. `clock` gives seconds since its start.
 
-    `lags` are the seconds by which calls were asked after they were due: the load's own slowness, part of every time.
+    `lags` are the seconds by which calls were sent after they were due: the load's own slowness, part of every time.
     """
 
     def __init__(self, http: httpx.AsyncClient, clock: Callable[[], float]) -> None:
@@ -48,7 +48,7 @@ class Caller:
         self.lags: list[float] = []
 
     async def ask(self, call: Call) -> None:
-        """Sees `call` to its end, or to its client's leaving."""
+        """Sends `call` and waits until it ends or its client leaves."""
         self.lags.append(self._clock() - call.at)
         self._sent.append(Sent(call.id, call.wanted, call.at, call.must_fail))
         try:
@@ -60,7 +60,7 @@ class Caller:
                 self._received.append(Received(Answer(call.id, "cancelled", self._clock())))
 
     def history(self, goldens: Goldens) -> History:
-        """What has happened, its pictures judged."""
+        """Returns what has happened, with its pictures checked."""
         answers = [
             replace(one.answer, shows=goldens.name_of(one.file)) if one.file is not None else one.answer
             for one in self._received
@@ -78,9 +78,9 @@ class Caller:
                 await asyncio.sleep(REPEATS_AFTER_S)
 
     async def _once(self, call: Call) -> list[Received]:
-        """Every end that the server gave the request. Raises Broken where it gave none."""
-        headers = {"x-request-id": call.id, "accept": "text/event-stream" if call.door == "stream" else "*/*"}
-        asked: Any = {"json": body(call.wanted), "headers": headers}
+        """Returns every end that the server gave the request. Raises Broken if it gave none."""
+        headers = {"x-request-id": call.id, "accept": "text/event-stream" if call.delivery == "stream" else "*/*"}
+        asked: Any = {"json": request_body(call.wanted), "headers": headers}
         try:
             async with self._http.stream("POST", f"{BASE}/text-to-image", **asked) as response:
                 content = (await response.aread()).decode()
@@ -90,7 +90,7 @@ class Caller:
         name = ", ".join(dict.fromkeys(response.headers.get_list("x-request-id")))
         if response.is_error:
             return [self._error(name, _problem(response.status_code, content), "retry-after" in response.headers)]
-        if call.door == "stream":
+        if call.delivery == "stream":
             return self._streamed(name, content)
         return self._answered(name, json.loads(content))
 
@@ -99,7 +99,7 @@ class Caller:
         return pictures or [self._end(name, "failed", 200)]
 
     def _streamed(self, name: str, content: str) -> list[Received]:
-        """A stream that was cut off is no answer, whatever was in it: its reader cannot know what would have come."""
+        """Reads a stream. One that was cut off is no answer: its reader cannot know what would have come."""
         events: list[ServerEvent] = list(parse_events(content.split("\n")))
         if not events or events[-1].name not in ("done", "error"):
             raise Broken
@@ -111,7 +111,7 @@ class Caller:
         return Received(self._end(name, "succeeded", 200).answer, base64.b64decode(image["data"]))
 
     def _error(self, name: str, problem: dict[str, Any], retry_after: bool) -> Received:
-        """Refused is what may be asked again; the rest has failed."""
+        """Tells refusals, which may be sent again, from failures."""
         outcome: Outcome = "refused" if problem["retryable"] else "failed"
         return self._end(name, outcome, problem["status"], problem["error"]["code"], retry_after)
 
@@ -120,7 +120,7 @@ class Caller:
 
 
 def _problem(status: int, content: str) -> dict[str, Any]:
-    """The error's body. Raises Broken where it is none of Darkroom's: the proxy has answered in its stead."""
+    """Returns the error's body. Raises Broken if it is not Darkroom's: the proxy has answered instead."""
     try:
         problem = json.loads(content)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Golden pictures: a small set of requests whose pictures are made beforehand, alone, by the same engine.
+"""Makes golden pictures: a small set of requests whose pictures the same engine makes beforehand, each alone.
 
-They differ so much among each other that an answer can be traced to the request it was made for: the picture of a
-neighbour in the batch is nobody's honest mistake.
+They differ so much from each other that a picture can be traced to the request it was made for; the picture of a
+neighbour in the batch is never close enough to pass.
 """
 
 import asyncio
@@ -61,13 +61,13 @@ SLOW_NAMES: Final = tuple(SLOW)
 ALL: Final[Mapping[str, Mapping[str, Any]]] = {**PICTURES, **SLOW, **SPECIAL}
 
 
-def body(name: str) -> dict[str, Any]:
-    """The JSON that asks for the picture `name`."""
+def request_body(name: str) -> dict[str, Any]:
+    """Returns the JSON that requests the picture `name`."""
     return {**ALL[name], "width": SIZE, "height": SIZE}
 
 
 class Goldens:
-    """The golden pictures, by name, [h, w, 3]. Raises ValueError where two of them could be taken for each other."""
+    """The golden pictures, by name, [h, w, 3]. Raises ValueError if two of them could be confused."""
 
     def __init__(self, pictures: Mapping[str, Pixels]) -> None:
         self._pictures = dict(pictures)
@@ -81,12 +81,12 @@ class Goldens:
         return min(distance for _, distance in self._distances())
 
     def name_of(self, file: bytes) -> str | None:
-        """Which golden picture `file` shows; None where it shows none."""
+        """Returns the name of the golden picture that `file` shows; None if it shows none."""
         made = pixels(file)
         return next((name for name, golden in self._pictures.items() if difference(made, golden) < NEAR), None)
 
     def renamed(self, names: Mapping[str, str]) -> "Goldens":
-        """The same pictures under other names."""
+        """Returns the same pictures under other names."""
         return Goldens({names[name]: picture for name, picture in self._pictures.items()})
 
     def _distances(self) -> list[tuple[str, int]]:
@@ -96,25 +96,25 @@ class Goldens:
 
 
 def pixels(file: bytes) -> Pixels:
-    """The pixels of an encoded picture."""
+    """Decodes an encoded picture to its pixels."""
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), dtype=np.int16)
 
 
 def difference(left: Pixels, right: Pixels) -> int:
-    """The largest difference of any value, of 255; 255 where the sizes differ."""
+    """Returns the largest difference of any value, of 255; 255 if the sizes differ."""
     return int(np.abs(left - right).max()) if left.shape == right.shape else 255
 
 
 def make_goldens(spec: ModelSpec, names: Sequence[str] = tuple(ALL)) -> Goldens:
-    """Made one by one, each alone, on one thread of this machine's CPU."""
+    """Makes the pictures one by one, each alone, on one thread of this machine's CPU."""
     worker = EngineWorker.load([spec], EngineConfig(device="cpu", dtype="float32", threads=1))
     try:
-        return Goldens({name: pixels(asyncio.run(_made(worker, spec, name))) for name in names})
+        return Goldens({name: pixels(asyncio.run(_generate(worker, spec, name))) for name in names})
     finally:
         worker.stop()
 
 
-async def _made(worker: EngineWorker, spec: ModelSpec, name: str) -> bytes:
-    request = Request(name, effective_params(GenerationParams(**body(name)), spec))
+async def _generate(worker: EngineWorker, spec: ModelSpec, name: str) -> bytes:
+    request = Request(name, effective_params(GenerationParams(**request_body(name)), spec))
     done = [event async for event in worker.generate(request) if isinstance(event, ImageDone)]
     return done[0].data

@@ -1,11 +1,11 @@
-"""What clients saw of a server, and whether that was right.
+"""Records what clients saw of a server, and checks whether it was right.
 
-The laws: every request has exactly one end; every picture belongs to its request; nobody waits for ever; and everybody
-who counts (the clients, the server's statistics) has counted the same, with
+The rules: every request has exactly one end; every picture belongs to its request; nobody waits for ever; and all
+counts (the clients', the server's statistics) agree, with
 
     accepted = succeeded + failed + cancelled
 
-A history is plain data, so the checker is tested with histories that break each law.
+A history is plain data, so the checker is tested with histories that break each rule.
 """
 
 from collections import Counter
@@ -70,7 +70,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What breaks a law, by the requests' ids, and the clients' own count."""
+    """What breaks a rule, by the requests' ids, and the clients' own count."""
 
     counts: Counts
     lost: tuple[str, ...]
@@ -84,7 +84,7 @@ class Verdict:
     miscounted: tuple[str, ...]
 
     def complaints(self) -> list[str]:
-        """One line for every law that is broken."""
+        """One line for every rule that is broken."""
         laws = {
             "without an end": self.lost,
             "with more than one end": self.doubled,
@@ -100,14 +100,14 @@ class Verdict:
 
 
 def check(history: History, others: Sequence[Counts] = (), *, patience_s: float) -> Verdict:
-    """Judges a history that is over. `others` are the counts of everybody else who has counted the same requests.
+    """Judges a history that is over. `others` are other counts of the same requests.
 
     An answer that came `patience_s` after its request was due is late: by then its caller has given up.
     """
     asked = {sent.id: sent for sent in history.sent}
     known = [answer for answer in history.answers if answer.id in asked]
     times = Counter(answer.id for answer in known)
-    counts = counted(history)
+    counts = counts_of_clients(history)
     return Verdict(
         counts=counts,
         lost=tuple(name for name in asked if not times[name]),
@@ -122,8 +122,8 @@ def check(history: History, others: Sequence[Counts] = (), *, patience_s: float)
     )
 
 
-def counted(history: History) -> Counts:
-    """The clients' count. What has no end was let in, as far as its client knows."""
+def counts_of_clients(history: History) -> Counts:
+    """Returns the clients' counts. A request without an end counts as accepted, as far as its client knows."""
     outcomes = Counter(answer.outcome for answer in history.ends().values())
     return Counts(
         source="the clients",
@@ -135,8 +135,8 @@ def counted(history: History) -> Counts:
     )
 
 
-def served(before: Mapping[str, Any], after: Mapping[str, Any]) -> Counts:
-    """What the server's statistics counted between two looks at them, of requests for one image each."""
+def counts_of_server(before: Mapping[str, Any], after: Mapping[str, Any]) -> Counts:
+    """Returns what the server's statistics counted between two readings, for requests of one image each."""
     more = {name: after[name] - before[name] for name in ("requests", "refused", "cancelled", "finished", "failures")}
     broken = after["broken"] - before["broken"]
     return Counts(
@@ -150,7 +150,7 @@ def served(before: Mapping[str, Any], after: Mapping[str, Any]) -> Counts:
 
 
 def rule_of_three(trials: int) -> float:
-    """The rate that no event in `trials` bounds, with 95 % confidence (Hanley and Lippman-Hand, 1983)."""
+    """Returns the rate that zero events in `trials` bound, with 95 % confidence (Hanley and Lippman-Hand, 1983)."""
     return min(1.0, 3 / trials) if trials else 1.0
 
 

@@ -1,8 +1,8 @@
-"""Open-loop load: requests come when they are due, whatever has become of those before.
+"""Generates open-loop load: requests are sent when they are due, whatever has become of earlier ones.
 
-A client that waits for its answer before it asks again hides what a stall does to everybody else (coordinated
-omission); here a stalled server meets as many requests as a quick one. Latency counts from when a request was due, so
-a generator that cannot keep up shows in the figures, too. Knows no HTTP.
+A client that waits for its answer before it sends the next request hides what a stall does to all others (coordinated
+omission); here a stalled server gets as many requests as a fast one. Latency counts from when a request was due, so
+a generator that cannot keep up shows in the figures, too. No HTTP here.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from typing import Literal
 class Call:
     """A request that is due `at`, in seconds of the load's clock, for the golden picture `wanted`.
 
-    `door` is how the answer shall come. The client leaves after `stays` seconds; None: it stays.
+    `delivery` is the form of the answer. The client leaves after `stays` seconds; None: it stays.
     """
 
     id: str
     at: float
     wanted: str
-    door: Literal["json", "stream"] = "json"
+    delivery: Literal["json", "stream"] = "json"
     stays: float | None = None
     must_fail: bool = False
 
@@ -35,15 +35,17 @@ Clock = Callable[[], float]
 
 
 def arrivals(rate: float, count: int, chance: random.Random) -> Iterator[float]:
-    """`count` seconds, ascending, of a Poisson process: callers do not know of each other."""
+    """Yields `count` ascending times, in seconds, of a Poisson process: callers are independent of each other."""
     now = 0.0
     for _ in range(count):
         now += chance.expovariate(rate)
         yield now
 
 
-def steady(name: str, rate: float, count: int, pictures: Sequence[str], seed: int, start: float = 0.0) -> list[Call]:
-    """`count` calls at `rate` a second from `start` on; pictures are drawn at random, every other one is streamed."""
+def steady_calls(
+    name: str, rate: float, count: int, pictures: Sequence[str], seed: int, start: float = 0.0
+) -> list[Call]:
+    """Returns `count` calls at `rate` a second from `start` on, for random pictures; every other one is streamed."""
     chance = random.Random(seed)
     return [
         Call(f"{name}-{index}", start + at, chance.choice(pictures), "stream" if index % 2 else "json")
@@ -51,22 +53,22 @@ def steady(name: str, rate: float, count: int, pictures: Sequence[str], seed: in
     ]
 
 
-def leaving(calls: Sequence[Call], share: float, stays: tuple[float, float], seed: int) -> list[Call]:
-    """`calls`, of whose clients `share` leave after some time between the two `stays`, in seconds."""
+def let_some_leave(calls: Sequence[Call], share: float, stays: tuple[float, float], seed: int) -> list[Call]:
+    """Returns `calls`, of whose clients `share` leave after some time between the two `stays`, in seconds."""
     chance = random.Random(seed)
     return [replace(call, stays=chance.uniform(*stays)) if chance.random() < share else call for call in calls]
 
 
 async def drive(calls: Sequence[Call], ask: Ask, clock: Clock) -> None:
-    """Asks every call when it is due and returns when all have ended."""
+    """Sends every call when it is due, and returns when all have ended."""
     async with asyncio.TaskGroup() as group:
         for call in sorted(calls, key=lambda call: call.at):
             await asyncio.sleep(max(0.0, call.at - clock()))
-            group.create_task(_asked(ask, call))
+            group.create_task(_ask_one(ask, call))
 
 
 async def saturate(callers: int, seconds: float, pictures: Sequence[str], ask: Ask, clock: Clock) -> None:
-    """`callers` who ask again as soon as they are answered, for so long: how a peak is measured. Not open loop."""
+    """Runs `callers` that send again as soon as they are answered, to measure the peak. Not open loop."""
     until = clock() + seconds
 
     async def caller(number: int) -> None:
@@ -80,5 +82,5 @@ async def saturate(callers: int, seconds: float, pictures: Sequence[str], ask: A
             group.create_task(caller(number))
 
 
-async def _asked(ask: Ask, call: Call) -> None:
+async def _ask_one(ask: Ask, call: Call) -> None:
     await ask(call)

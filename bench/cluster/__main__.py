@@ -1,18 +1,18 @@
-"""Does it hold on several nodes: growing, shrinking, losing a node, losing the head, rolling over, under load?
+"""Tests several nodes under load: growing, shrinking, losing a node, losing the head, rolling over to new settings.
 
-Why: one machine's Ray shows what becomes of replicas, and nothing of nodes. Here each node is a `ray start` in a
-network namespace with an address of its own, with the environment of the manifests; the application is handed to the
-head's dashboard as KubeRay does it, with the `serveConfigV2` that is rendered for Kubernetes; GPUs are logical, so that
-each worker holds one replica of the demo model. Callers come in through all nodes in turn, and the history checker
-judges what they got.
+Why: Ray on one machine shows what becomes of replicas, and nothing of nodes. Here each node is a `ray start` in a
+network namespace with an address of its own and the environment of the manifests. The application is deployed through
+the head's dashboard as KubeRay does it, with the `serveConfigV2` that is rendered for Kubernetes. GPUs are logical, so
+that each worker holds one replica of the demo model. Callers use all nodes in turn, and the history checker judges what
+they got.
 
-    grow      callers come: replicas spread over the nodes; they go: replicas do, too
-    worker    a worker dies at once, with its replica, its proxy and its ingress; another node comes in its place
-    head      the head dies and comes back, with its memory in Redis: serving goes on, and afterwards it heals again
+    grow      callers come, and replicas spread over the nodes; callers leave, and so do replicas
+    worker    a worker dies at once, with its replica, its proxy and its ingress; another node replaces it
+    head      the head dies and comes back, with its state in Redis: serving goes on, then a lost replica is replaced
     upgrade   the application is rolled over to other settings
 
-Needs root, for the namespaces. Every row is kept as soon as it is there; the last line is one JSON document. Exits with
-1 where a request was lost, swapped, or failed.
+Needs root, for the namespaces. Every row is saved as soon as it is measured; the last line is one JSON document. Exits
+with 1 if a request was lost, swapped, or failed.
 
     python -m bench.cluster
     python -m bench.cluster --only worker,head
@@ -35,8 +35,8 @@ import torch
 from bench.card import card, print_card
 from bench.clients.caller import Caller
 from bench.clients.goldens import NAMES, Goldens
-from bench.clients.load import Clock, drive, saturate, steady
-from bench.cluster.deployed import REPLICA, client_of, deploy, is_whole, ready, replicas_by_node
+from bench.clients.load import Clock, drive, saturate, steady_calls
+from bench.cluster.deployed import REPLICA, client_of, deploy, deploy_and_wait, is_whole, replicas_by_node
 from bench.cluster.nodes import HEAD, Nodes, address, nodes
 from bench.faults.__main__ import demo_goldens
 from bench.faults.recovery import recovery
@@ -72,14 +72,14 @@ class Scene:
     notes: dict[str, Any] = field(default_factory=dict)
 
     async def watch(self) -> None:
-        """Looks on until it is cancelled."""
+        """Records the cluster's state until it is cancelled."""
         while True:
             self.seen.append((round(self.clock(), 1), await asyncio.to_thread(replicas_by_node, self.cluster)))
             self.whole.append((round(self.clock(), 1), await asyncio.to_thread(is_whole, self.cluster, 2)))
             await asyncio.sleep(1.0)
 
     def whole_again(self) -> float | None:
-        """Seconds of the clock from which on all was well, to the end; None where it is not."""
+        """Returns the time from which all was well until the end; None if it is not."""
         broken = [at for at, whole in self.whole if not whole]
         after = [at for at, _ in self.whole if not broken or at > broken[-1]]
         return after[0] if after else None
@@ -93,7 +93,7 @@ Strike = Callable[[Scene], Awaitable[None]]
 
 
 def config_of(**changes: Any) -> AppConfig:
-    """The demo model, a replica for each worker's (logical) GPU, quick to notice and to end."""
+    """Configures the demo model: a replica for each worker's (logical) GPU, with short health checks and shutdown."""
     deployment = {
         "name": "demo",
         "models": ["demo-sd"],
@@ -140,7 +140,7 @@ ELASTIC: Final = config_of(
 
 
 async def worker_dies(scene: Scene) -> None:
-    """With everything on it; a node that replaces it comes as fast as processes start."""
+    """Kills a worker with everything on it, and starts another in its place."""
     victim = scene.cluster.workers[-1]
     await asyncio.to_thread(scene.cluster.kill, victim)
     scene.notes["killed"] = address(victim)
@@ -148,7 +148,7 @@ async def worker_dies(scene: Scene) -> None:
 
 
 async def head_dies(scene: Scene) -> None:
-    """It is away for ten seconds. Afterwards a replica is killed, which only a controller that is back replaces."""
+    """Kills the head for ten seconds, then kills a replica, which only a working controller replaces."""
     await asyncio.to_thread(scene.cluster.kill, HEAD)
     await asyncio.sleep(10.0)
     began = time.monotonic()
@@ -161,34 +161,34 @@ async def head_dies(scene: Scene) -> None:
 
 
 async def rolls_over(scene: Scene) -> None:
-    """To engines with another number of rows, which is another version of the deployment."""
+    """Rolls over to engines with another number of rows, which is another version of the deployment."""
     await asyncio.to_thread(deploy, scene.cluster, config_of(replicas=2, max_rows=8))
 
 
 STRIKES: Final[dict[str, Strike]] = {"worker": worker_dies, "head": head_dies, "upgrade": rolls_over}
 
 
-async def struck(name: str, cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
-    """A steady load, struck once; then the cluster has time to be whole again."""
-    await asyncio.to_thread(ready, cluster, TWO, 2)
+async def strike_under_load(name: str, cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
+    """Runs a steady load with one fault, then waits until the cluster is whole again."""
+    await asyncio.to_thread(deploy_and_wait, cluster, TWO, 2)
     async with client_of(cluster) as http:
         await warm(http)
         clock = clock_from_now()
         caller, scene = Caller(http, clock), Scene(cluster, clock)
         watching = asyncio.create_task(scene.watch())
         async with asyncio.TaskGroup() as group:
-            group.create_task(drive(steady(name, RATE, int(RATE * SECONDS), NAMES, seed=1), caller.ask, clock))
+            group.create_task(drive(steady_calls(name, RATE, int(RATE * SECONDS), NAMES, seed=1), caller.ask, clock))
             group.create_task(_at(STRUCK_AT_S, STRIKES[name], scene))
-        await _comes_to_rest(scene)
+        await _wait_until_well(scene)
         watching.cancel()
     scene.notes["whole_again_s"] = scene.whole_again()
     history = caller.history(goldens)
     return scene.notes | {"replicas": _changes(scene.seen)} | figures(history, recovery(history, STRUCK_AT_S), ())
 
 
-async def grown(cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
-    """A crowd that asks again as soon as it is answered, and then goes home."""
-    await asyncio.to_thread(ready, cluster, ELASTIC, 1)
+async def grow_under_load(cluster: Nodes, goldens: Goldens) -> dict[str, Any]:
+    """Runs callers that send again as soon as they are answered, and then leave."""
+    await asyncio.to_thread(deploy_and_wait, cluster, ELASTIC, 1)
     async with client_of(cluster) as http:
         await warm(http)
         clock = clock_from_now()
@@ -215,8 +215,8 @@ async def _at(seconds: float, strike: Strike, scene: Scene) -> None:
     await strike(scene)
 
 
-async def _comes_to_rest(scene: Scene) -> None:
-    """All is well, or has had the time to be."""
+async def _wait_until_well(scene: Scene) -> None:
+    """Waits until all is well, or time is up."""
     deadline = scene.clock() + HEALS_WITHIN_S
     while not scene.whole[-1][1] and scene.clock() < deadline:
         await asyncio.sleep(1.0)
@@ -228,10 +228,10 @@ def _changes(seen: Sequence[tuple[float, dict[str, int]]]) -> list[tuple[float, 
 
 
 async def warm(http: httpx.AsyncClient) -> None:
-    """Every golden request some times, so that each replica has made tables and embeddings for all."""
+    """Sends every golden request several times, so that each replica has made its tables and embeddings."""
     clock = clock_from_now()
     caller = Caller(http, clock)
-    await drive(steady("warm", 6.0, 24, NAMES, seed=2), caller.ask, clock)
+    await drive(steady_calls("warm", 6.0, 24, NAMES, seed=2), caller.ask, clock)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -241,30 +241,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = card(torch.device("cpu"))
     print_card(facts)
     goldens = demo_goldens()
-    rows = {name: row for name in options.only if (row := _kept(name, facts["commit"])) is not None}
+    rows = {name: row for name in options.only if (row := _load_rows(name, facts["commit"])) is not None}
     if missing := [name for name in options.only if name not in rows]:
         with nodes() as cluster:
             for _ in range(2):
                 cluster.add_worker(cpus=4, gpus=1)
             for name in missing:
                 print(f"{name:8} forecast: {FORECAST[name]}", flush=True)
-                measured = grown(cluster, goldens) if name == "grow" else struck(name, cluster, goldens)
+                measured = (
+                    grow_under_load(cluster, goldens) if name == "grow" else strike_under_load(name, cluster, goldens)
+                )
                 rows[name] = {"row": name, "card": facts} | asyncio.run(measured)
-                _keep(rows[name])
+                _save_row(rows[name])
                 _say(rows[name])
     bad = [name for name, row in rows.items() if row["complaints"] or row["failed_needlessly"]]
     print(json.dumps({"bench": "rehearsal", "rows": list(rows.values()), "missed": bad}))
     return 1 if bad else 0
 
 
-def _kept(name: str, commit: str) -> dict[str, Any] | None:
+def _load_rows(name: str, commit: str) -> dict[str, Any] | None:
     file = RESULTS / f"{name}.json"
     row = json.loads(file.read_text()) if file.is_file() else None
     # Of a checkout with changes nobody can say what was measured.
     return row if row and row["card"]["commit"] == commit and not commit.endswith("+") else None
 
 
-def _keep(row: dict[str, Any]) -> None:
+def _save_row(row: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{row['row']}.json").write_text(json.dumps(row, indent=1))
 

@@ -1,4 +1,4 @@
-"""The application on nodes of one's own: handed over as KubeRay does it, looked at, and asked."""
+"""Deploys the application on the bench's own nodes, as KubeRay does, watches it, and sends requests to it."""
 
 import time
 from typing import Final
@@ -19,12 +19,12 @@ REPLICA: Final = "ServeReplica:darkroom:demo"
 
 
 def deploy(cluster: Nodes, config: AppConfig) -> None:
-    """Hands the application over, as KubeRay does."""
+    """Deploys the application, as KubeRay does."""
     cluster.ask("PUT", APPLICATIONS, json=serve_config(config)).raise_for_status()
 
 
-def ready(cluster: Nodes, config: AppConfig, replicas: int) -> None:
-    """Deploys, and returns when so many replicas serve. Raises TimeoutError."""
+def deploy_and_wait(cluster: Nodes, config: AppConfig, replicas: int) -> None:
+    """Deploys, and waits until that many replicas serve. Raises TimeoutError."""
     deploy(cluster, config)
     deadline = time.monotonic() + READY_WITHIN_S
     while not is_whole(cluster, replicas):
@@ -34,19 +34,19 @@ def ready(cluster: Nodes, config: AppConfig, replicas: int) -> None:
 
 
 def is_whole(cluster: Nodes, replicas: int) -> bool:
-    """Whether Serve says that the application runs, with so many replicas, and every node's proxy is well."""
+    """Says whether Serve reports the application running with that many replicas, and every node's proxy healthy."""
     try:
         said = cluster.ask("GET", APPLICATIONS).raise_for_status().json()
         application = said["applications"]["darkroom"]
         running = [each["state"] for each in application["deployments"]["demo"]["replicas"]]
     except (httpx.HTTPError, KeyError):
         return False
-    proxies = [answers(address(worker)) for worker in cluster.workers]
+    proxies = [is_taking_requests(address(worker)) for worker in cluster.workers]
     return application["status"] == "RUNNING" and running == ["RUNNING"] * replicas and all(proxies)
 
 
-def answers(host: str) -> bool:
-    """Whether the node's proxy has somebody to give requests to. Its own page for that is for the node alone."""
+def is_taking_requests(host: str) -> bool:
+    """Says whether the node's proxy reaches an ingress. Its own health page answers only the node itself."""
     try:
         return httpx.get(f"http://{host}:{SERVE_PORT}/livez", timeout=2, trust_env=False).is_success
     except httpx.HTTPError:
@@ -54,13 +54,13 @@ def answers(host: str) -> bool:
 
 
 def replicas_by_node(cluster: Nodes) -> dict[str, int]:
-    """Processes with an engine, by the address of their node. Asks nobody, so it works without a head."""
+    """Returns the processes with an engine, by their node's address. Works without a head."""
     counts = {address(worker): len(cluster.processes_titled(worker, REPLICA)) for worker in cluster.workers}
     return {host: count for host, count in counts.items() if count}
 
 
 def client_of(cluster: Nodes) -> httpx.AsyncClient:
-    """Callers of the service, which has all workers in it."""
+    """Returns an HTTP client for the service, which spans all workers."""
     return httpx.AsyncClient(
         # Without keys it answers to no other name; where the request goes is the transport's choice.
         base_url=f"http://localhost:{SERVE_PORT}",

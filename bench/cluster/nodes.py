@@ -1,4 +1,4 @@
-"""Ray nodes of one's own on this machine, each in namespaces with an address of its own, as if it were a cluster.
+"""Starts several Ray nodes on this machine, each in namespaces with an address of its own, as if in a cluster.
 
 Every node is `ray start`, as on Kubernetes, with the environment that the manifests give it. Needs root and Linux.
 """
@@ -41,7 +41,7 @@ class NodeFailed(Exception):
 
 @dataclass
 class Nodes:
-    """The cluster: a head without CPUs for work, which remembers itself in Redis, and workers."""
+    """The cluster: a head without CPUs for work, with its state in Redis, and workers."""
 
     redis: RedisServer
     folder: Path
@@ -50,7 +50,7 @@ class Nodes:
 
     @property
     def dashboard(self) -> str:
-        """Where KubeRay would hand over the application."""
+        """The address where KubeRay would deploy the application."""
         return f"http://{address(HEAD)}:{DASHBOARD_PORT}"
 
     @property
@@ -59,7 +59,7 @@ class Nodes:
         return {"Authorization": f"Bearer {self.token}"}
 
     def start_head(self) -> None:
-        """Returns when it answers. After it was killed it comes back at the same address."""
+        """Starts the head and waits until it answers; after a kill it has the same address."""
         process = self._start(
             HEAD,
             *("--head", f"--port={GCS_PORT}", "--num-cpus=0", "--num-gpus=0", f"--temp-dir={self.folder}"),
@@ -75,7 +75,7 @@ class Nodes:
             time.sleep(0.5)
 
     def add_worker(self, cpus: int, gpus: int) -> int:
-        """Another node; Ray counts so many CPUs and GPUs on it. Gives its number."""
+        """Starts another node with that many CPUs and GPUs for Ray. Returns its number."""
         number = max([HEAD, *self.workers]) + 1
         self.workers.append(number)
         self._start(number, f"--address={address(HEAD)}:{GCS_PORT}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
@@ -88,24 +88,24 @@ class Nodes:
         return number
 
     def alive(self) -> set[str]:
-        """The addresses of the nodes that Ray counts; none while the head cannot say."""
+        """Returns the addresses of the nodes that Ray knows; none while the head does not answer."""
         with contextlib.suppress(httpx.HTTPError, KeyError):
             found = self.ask("GET", "/api/v0/nodes").raise_for_status().json()["data"]["result"]["result"]
             return {node["node_ip"] for node in found if node["state"] == "ALIVE"}
         return set()
 
     def kill(self, number: int) -> None:
-        """All of the node's processes die at once, as when a machine does."""
+        """Kills all of the node's processes at once, as when a machine dies."""
         _kill(processes_of(number))
         if number in self.workers:
             self.workers.remove(number)
 
     def processes_titled(self, number: int, title: str) -> list[int]:
-        """The node's processes whose title has that in it. Ray writes a deployment's name into it."""
+        """Returns the node's processes whose title contains that; Ray writes a deployment's name into it."""
         return [pid for pid in processes_of(number) if title in _title(pid)]
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """A request to the head's dashboard."""
+        """Sends a request to the head's dashboard."""
         return httpx.request(
             method, self.dashboard + path, headers=self.headers, timeout=60, trust_env=False, **options
         )
@@ -149,7 +149,7 @@ def address(number: int) -> str:
 
 
 def processes_of(number: int) -> list[int]:
-    """All processes in the node's namespace."""
+    """Returns all processes in the node's namespace."""
     done = subprocess.run(["ip", "netns", "pids", _namespace(number)], capture_output=True, text=True, check=False)
     return [int(line) for line in done.stdout.split()]
 
@@ -162,7 +162,7 @@ def _title(pid: int) -> str:
 
 @contextlib.contextmanager
 def nodes() -> Iterator[Nodes]:
-    """A head, and no workers yet. Afterwards no process, namespace or bridge of it is left."""
+    """Starts a head, without workers. Afterwards no process, namespace or bridge is left."""
     _clear()
     _ip("link", "add", BRIDGE, "type", "bridge")
     _ip("address", "add", f"{address(1)}/24", "dev", BRIDGE)
@@ -182,7 +182,7 @@ def nodes() -> Iterator[Nodes]:
 
 
 def _clear() -> None:
-    """Also of a run before, which was killed."""
+    """Removes what is left, also by an earlier run that was killed."""
     for name in _namespaces():
         number = int(name.removeprefix(_PREFIX))
         # With a process in it a namespace lives on, and its wire with it.

@@ -1,4 +1,4 @@
-"""Requests go to one node after the other, as a Kubernetes service sends them, and past those that are not there."""
+"""Sends requests to one node after the other, as a Kubernetes service does, and skips nodes that are gone."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ class Spread(httpx.AsyncBaseTransport):
         self._inner = httpx.AsyncHTTPTransport(limits=unbounded)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises ConnectError where no node takes a connection; nothing was sent then."""
+        """Raises ConnectError if no node takes a connection; then nothing was sent."""
         nodes = self._nodes()
         request.extensions["timeout"] = {**request.extensions.get("timeout", {}), "connect": CONNECT_S}
         for _ in nodes:

@@ -1,13 +1,13 @@
-"""How much faster is step-level batching than diffusers' own pipelines, for the same pictures on the same machine?
+"""Measures how much faster step-level batching is than diffusers' own pipelines, for the same pictures.
 
-Why: requests of strangers are not alike, so whole-request batching finds little to batch. The engine lets any row
-share a UNet call with any other. This bench sends many requests at once (steps 10 to 40, four samplers, guidance 1 and
-7.5) to the engine, to the pipelines called one by one, and to the pipelines called in batches of like requests; it
+Why: requests of different callers are not alike, so whole-request batching finds little to batch. The engine lets any
+row share a UNet call with any other. This bench sends many requests at once (steps 10 to 40, four samplers, guidance 1
+and 7.5) to the engine, to the pipelines called one by one, and to the pipelines called in batches of like requests; it
 checks that the pictures are the same, so that the ratio is about the same work. The workload `text` is 16 requests for
 text-to-image; `mixed` is 20: 40 % text-to-image, 20 % each image-to-image, inpainting by blending, and ControlNet.
 
 Prints a card (hardware, versions, commit), a line per run, a table, the forecast beside the measurement; the last line
-is one JSON document with everything. It exits with 1 when the pictures differ: then the ratio means nothing.
+is one JSON document with everything. It exits with 1 if the pictures differ, because then the ratio means nothing.
 
     python -m bench.engine
     python -m bench.engine --workload mixed
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(contenders: Contenders, work: Sequence[Sequence[Request]]) -> dict[str, list[Outcome]]:
-    """Every contender serves every list of requests; the first list warms up and is dropped.
+    """Has every contender serve every list of requests; the first list warms up and is dropped.
 
     They take turns, each time in another order, so that a busy neighbour on the machine bothers all of them.
     """
@@ -103,7 +103,7 @@ def _requests(model: LoadedModel, options: argparse.Namespace, repeat: int) -> l
 
 
 def _controlnet(options: argparse.Namespace, scratch: Path) -> Path | None:
-    """The ControlNet's folder, where the workload needs one: the demo model's own; for others, made up in `scratch`."""
+    """Returns the workload's ControlNet folder, if it needs one: the demo model's own, or one made in `scratch`."""
     if options.workload == "text":
         return None
     if options.model == DEMO and DEMO_CONTROLNET.is_dir():

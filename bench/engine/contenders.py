@@ -1,8 +1,8 @@
-"""Three ways to serve the same requests: the engine, diffusers' pipelines one by one, and the same in like batches.
+"""Serves the same requests in three ways: the engine, diffusers' pipelines one by one, and these in like batches.
 
-All requests are there at the start; a request's latency is the time until its picture is there. The engine delivers an
-encoded PNG, outside an inpaint mask the caller's own pixels; the pipelines stop at the PIL image: what that costs is to
-the engine's disadvantage.
+All requests are there at the start; a request's latency is the time until its picture is ready. The engine delivers an
+encoded PNG, with the caller's own pixels outside an inpaint mask; the pipelines stop at the PIL image. The difference
+counts against the engine.
 """
 
 import io
@@ -17,7 +17,7 @@ from diffusers import ControlNetModel, StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.engine.pipelines import arguments, as_answered, pipeline_class
+from bench.engine.pipelines import arguments, pipeline_class, restore_unmasked
 from bench.engine.workload import like
 from bench.timing import synchronize
 from deployments.engine.engine import Engine
@@ -63,7 +63,7 @@ class Inbox:
 
 
 def serve_with_engine(model: LoadedModel, requests: Sequence[Request], **options: Unpack[EngineOptions]) -> Outcome:
-    """All `requests` at once through a fresh engine; `options` are those of `EngineConfig`. Raises what it refuses."""
+    """Serves all `requests` at once with a fresh engine; `options` are those of `EngineConfig`. Raises refusals."""
     inbox = Inbox()
     engine = Engine([model], inbox, EngineConfig(**options))
     try:
@@ -138,7 +138,7 @@ class Pipelines:
             unet_calls += call.pipeline.num_timesteps
             unet_rows += call.pipeline.num_timesteps * sum(requests[index].unet_rows for index in group)
         seconds = time.perf_counter() - started
-        in_order = tuple(as_answered(pictures[index], one).astype(np.int16) for index, one in enumerate(requests))
+        in_order = tuple(restore_unmasked(pictures[index], one).astype(np.int16) for index, one in enumerate(requests))
         return Outcome(seconds, tuple(latencies), in_order, unet_calls, unet_rows, unet_rows)
 
     def _call(self, requests: Sequence[Request]) -> _Call:
@@ -158,7 +158,7 @@ class Pipelines:
 
 
 def largest_difference(ours: Outcome, theirs: Outcome) -> int:
-    """Of any colour value in any picture, in steps of 1/255."""
+    """Returns the largest difference of any colour value in any picture, in steps of 1/255."""
     return max(int(np.abs(one - other).max()) for one, other in zip(ours.pictures, theirs.pictures, strict=True))
 
 

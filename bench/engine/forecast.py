@@ -1,4 +1,4 @@
-"""What the engine's bench should find, written down before it was run, so that a surprise shows.
+"""Forecasts what the engine's bench should find, as written before the first run, so that a surprise shows.
 
 A call of a network costs a fixed part and a part per row. All else (text encoder, samplers, Python) is left out.
 """
@@ -89,7 +89,7 @@ def forecast(requests: Sequence[Request], max_rows: int, costs: Costs) -> Foreca
 
 
 def simulate(requests: Sequence[Request], max_rows: int) -> list[Call]:
-    """The UNet calls of an engine that prepares a call's worth at first and one request a step from then on, and
+    """Returns the UNet calls of an engine that prepares a call's worth at first and then one request per step, and
     admits as soon as the next one fits. What takes less of the device goes first, as in the engine's queue.
     """
     arrived, waiting = deque(sorted(requests, key=_row_evaluations)), deque[Request]()

@@ -1,7 +1,6 @@
-"""Requests as a user of diffusers would write them: which of its pipelines, and with which arguments.
+"""Turns requests into what a user of diffusers would write: which of its pipelines, and with which arguments.
 
-The benches and the engine's tests both measure Darkroom against this, so that it is said once what "the same picture"
-means.
+The benches and the engine's tests both compare with this, so that "the same picture" is defined in one place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,7 @@ _CLASSES: Final[Mapping[tuple[Task, bool], Any]] = MappingProxyType(
 
 
 def pipeline_class(request: Request) -> Any:
-    """The pipeline that a diffusers user would take for `request`."""
+    """Returns the pipeline that a diffusers user would take for `request`."""
     return _CLASSES[request.inputs.task, bool(request.params.controls)]
 
 
@@ -60,8 +59,8 @@ def arguments(requests: Sequence[Request], index: int = 0) -> dict[str, Any]:
     }
 
 
-def as_answered(made: Image.Image, request: Request) -> Picture:
-    """`made` [H, W, 3] as the server answers it: what lies outside an inpaint request's mask is its image's."""
+def restore_unmasked(made: Image.Image, request: Request) -> Picture:
+    """Returns `made` [H, W, 3] with the caller's own pixels outside an inpaint request's mask, as the server does."""
     picture = np.asarray(made.convert("RGB"))
     image, mask = request.inputs.image, request.inputs.mask
     if image is None or mask is None:

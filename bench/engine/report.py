@@ -1,4 +1,4 @@
-"""From runs to numbers: what the engine's bench prints, and what it puts into its JSON document."""
+"""Computes what the engine's bench prints and puts into its JSON document."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ ENGINE, ONE_BY_ONE, LIKE_BATCHES = "engine", "one_by_one", "like_batches"
 def summary(
     runs: Mapping[str, Sequence[Outcome]], work: Sequence[Sequence[Request]], max_rows: int, workload: str
 ) -> dict[str, Any]:
-    """The numbers of the report. Ratios are medians of ratios within a repeat."""
+    """Computes the numbers of the report. Ratios are medians of ratios within a repeat."""
     difference = _difference(runs, ONE_BY_ONE)
     return {
         "bench": "engine",

@@ -1,10 +1,10 @@
-"""What strangers send, all at once: other step counts, samplers, guidance, seeds and prompts; other kinds, too.
+"""Makes the workloads: requests at once that differ in steps, sampler, guidance, seed and prompt, and in kind.
 
-Every value comes from a deck that is dealt evenly and shuffled with a fixed seed, so the work is the same everywhere
-and every time. The seeds of the decks are chosen so that the requests fall into as many groups of like ones as
-independent draws give on average (13 of 16 in `text`, 19 of 20 in `mixed`), so that whole-request batching has its fair
-share to batch; and so that 20 mixed requests of each kind have 25 steps on average and are guided by half. Each repeat
-draws new prompts, seeds and pictures: nobody is served what a repeat before has made.
+Each value occurs equally often, shuffled with a fixed seed, so the work is the same everywhere and every time. These
+seeds are chosen so that the requests fall into as many groups of like ones as independent draws give on average (13 of
+16 in `text`, 19 of 20 in `mixed`), which gives whole-request batching its fair share; and so that of 20 mixed requests
+each kind has 25 steps on average, half of it guided. Each repeat draws new prompts, seeds and pictures, so that no
+cache can return what an earlier repeat has made.
 """
 
 import random
@@ -56,7 +56,7 @@ def text(
     guidance: Sequence[float] = GUIDANCE,
     size: int | None = None,
 ) -> list[Request]:
-    """`count` text-to-image requests of one image each; equal arguments give equal requests."""
+    """Makes `count` text-to-image requests of one image each; equal arguments give equal requests."""
     chance = random.Random(1000 + repeat)
     return [
         request(
@@ -79,13 +79,13 @@ def mixed(
     the advertisement that the prompt asks for, in other colours; a hint is such a picture's edges.
     """
     chance = random.Random(1000 + repeat)
-    kinds = _dealt(KINDS, count, 7319)
-    weights = {kind: iter(_dealt(values, kinds.count(kind), 23)) for kind, values in WEIGHTS.items()}
-    masks = iter(_dealt(MASKS, kinds.count("inpaint"), 24))
+    kinds = _deal(KINDS, count, 7319)
+    weights = {kind: iter(_deal(values, kinds.count(kind), 23)) for kind, values in WEIGHTS.items()}
+    masks = iter(_deal(MASKS, kinds.count("inpaint"), 24))
     requests: list[Request] = []
     for index, (kind, dealt) in enumerate(zip(kinds, _settings(count, steps, guidance), strict=True)):
         scene = random_scene(chance)
-        given = _recoloured(scene, chance)
+        given = _recolour(scene, chance)
         requests.append(
             request(
                 spec,
@@ -140,8 +140,8 @@ def kind_of(one: Request) -> Kind:
 
 
 def like(requests: Sequence[Request]) -> list[list[int]]:
-    """Indices of requests that a whole-request server may merge: same kind, steps, sampler, guidance, strength (or
-    ControlNets) and size, oldest first.
+    """Returns the indices of requests that a whole-request server may merge: same kind, steps, sampler, guidance,
+    strength (or ControlNets) and size, oldest first.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, one in enumerate(requests):
@@ -153,11 +153,11 @@ def like(requests: Sequence[Request]) -> list[list[int]]:
 
 
 def _settings(count: int, steps: Sequence[int], guidance: Sequence[float]) -> Iterator[dict[str, Any]]:
-    decks = zip(_dealt(steps, count, 19), _dealt(SAMPLERS, count, 20), _dealt(guidance, count, 21), strict=True)
+    decks = zip(_deal(steps, count, 19), _deal(SAMPLERS, count, 20), _deal(guidance, count, 21), strict=True)
     return ({"steps": step_count, "sampler": sampler, "guidance": scale} for step_count, sampler, scale in decks)
 
 
-def _dealt(values: Sequence[T], count: int, seed: int) -> list[T]:
+def _deal(values: Sequence[T], count: int, seed: int) -> list[T]:
     deck = [values[index % len(values)] for index in range(count)]
     random.Random(seed).shuffle(deck)
     return deck
@@ -177,7 +177,7 @@ def _prompt(chance: random.Random) -> str:
     return f"a {colour} {product}{place} on a {background} background"
 
 
-def _recoloured(scene: Scene, chance: random.Random) -> Scene:
+def _recolour(scene: Scene, chance: random.Random) -> Scene:
     other = random_scene(chance)
     return replace(scene, colour=other.colour, background=other.background)
 

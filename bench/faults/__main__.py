@@ -1,9 +1,9 @@
-"""What becomes of requests when things break? Nothing may be lost, swapped, or fail that need not.
+"""Breaks a running server and checks its requests: none may be lost, swapped, or fail needlessly.
 
-Why: everything breaks some day, and nobody believes a server's promises about that. This bench drives a real local Ray
-Serve over real HTTP with load that does not wait for answers, breaks something in its midst, and checks what the
-clients saw: every request has exactly one end, every picture is its own request's (each is compared with a golden
-picture made beforehand), and clients and server have counted the same.
+Why: everything breaks some day, and promises about that need proof. This bench puts load that does not wait for
+answers on a real local Ray Serve over real HTTP, breaks something meanwhile, and checks what the clients saw: every
+request has exactly one end, every picture is its own request's (each is compared with a golden picture made
+beforehand), and clients and server have counted the same.
 
 Prints a card, the expectation and the findings of each row, and a table; the last line is one JSON document with
 everything. Rows that were run at this commit before are taken from build/faults/. It exits with 1 when a target was
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_card(facts)
     # Of a checkout with changes nobody can say what was measured.
     stale = options.fresh or str(facts["commit"]).endswith("+")
-    known = {} if stale else _known(options.results, facts["commit"], options.requests)
+    known = {} if stale else _load_rows(options.results, facts["commit"], options.requests)
     goldens = demo_goldens()
     print(f"{'goldens':9} at least {goldens.nearest}/255 apart\n")
     with Servers(options.results) as servers:
@@ -53,38 +53,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name not in known:
                 _announce(name)
                 row = run_row(name, servers, goldens, options.requests)
-                known[name] = _kept(row | {"card": facts, "asked": options.requests}, options.results)
+                known[name] = _save_row(row | {"card": facts, "asked": options.requests}, options.results)
             _print_row(known[name])
     rows = [known[name] for name in options.only]
     print("\n" + report.section(rows) + "\n")
     if options.write:
-        report.write(PAGE, list(_known(options.results, None, None).values()))
+        report.write(PAGE, list(_load_rows(options.results, None, None).values()))
     print(json.dumps({"bench": "faults", "rows": rows}))
     return 1 if any(misses(row) for row in rows) else 0
 
 
 def demo_goldens() -> Goldens:
-    """Of the demo model, whose ControlNets nobody asks for here."""
+    """Makes the golden pictures of the demo model, without its ControlNets."""
     return make_goldens(with_known_size(replace(known_models()["demo-sd"], controlnets={})))
 
 
 def _announce(name: str) -> None:
-    """The expectation, before anything is measured."""
+    """Prints the expectation, before anything is measured."""
     known = BY_NAME.get(name)
     fault, expected = (known.fault, known.expected) if known else (OVERLOAD_FAULT, OVERLOAD_EXPECTED)
     print(f"{name:14} {fault}: first success within {expected.first_success_s:g} s is expected,")
     print(f"{'':14} p99 back after {expected.p99_back_s:g} s: {expected.because}", flush=True)
 
 
-def _kept(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """`row`, written down as soon as it is there."""
+def _save_row(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Saves `row` as soon as it is measured."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{row['row']}.json").write_text(json.dumps(row, indent=1))
     return row
 
 
-def _known(folder: Path, commit: str | None, requests: int | None) -> dict[str, dict[str, Any]]:
-    """Rows that were run before, in the table's order: at `commit` with so many requests, or, for None, at any."""
+def _load_rows(folder: Path, commit: str | None, requests: int | None) -> dict[str, dict[str, Any]]:
+    """Loads saved rows in the table's order: of `commit` with that many requests, or, for None, of any."""
     rows = {name: json.loads(file.read_text()) for name in NAMES_OF_ROWS if (file := folder / f"{name}.json").is_file()}
     return {
         name: row

@@ -1,4 +1,4 @@
-"""The faults: what strikes, under which load, and what was expected of it before the first run.
+"""The faults: what breaks, under which load, and what was expected before the first run.
 
 Adding a fault is adding a row.
 """
@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from bench.clients.goldens import LONG, NAMES, POISON
-from bench.clients.load import Call, leaving, steady
-from bench.server import Served
+from bench.clients.load import Call, let_some_leave, steady_calls
+from bench.server import RunningServer
 
 RATE = 3.0
 """Requests a second: about a quarter of what two replicas on two cores can make, so that one alone can carry it even
@@ -30,15 +30,15 @@ BURST_S = 20.0
 
 
 class Scene:
-    """A server under load, for those who break it. `struck` is when it broke, in seconds of the load's clock."""
+    """A server under load, for a fault to break. `struck` is when it broke, in seconds of the load's clock."""
 
-    def __init__(self, server: Served, clock: Callable[[], float]) -> None:
+    def __init__(self, server: RunningServer, clock: Callable[[], float]) -> None:
         self.server = server
         self._clock = clock
         self.struck = 0.0
 
     def mark(self) -> None:
-        """It breaks now."""
+        """Notes that it breaks now."""
         self.struck = self._clock()
 
     def signal(self, pids: Sequence[int], number: int) -> None:
@@ -57,7 +57,7 @@ Plan = Callable[[list[Call], float], list[Call]]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What was written down before the first run. Seconds and milliseconds; None: no figure was ventured."""
+    """What was written down before the first run. Seconds and milliseconds; None: no figure was given."""
 
     first_success_s: float
     p99_back_s: float
@@ -67,7 +67,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault. `counts_survive` is False where the process that keeps the statistics goes with it."""
+    """One fault. `counts_survive` is False if the fault ends the process that keeps the statistics."""
 
     name: str
     fault: str
@@ -78,13 +78,13 @@ class Row:
 
 
 def load_of(row: Row, requests: int, seed: int = 1) -> tuple[list[Call], float]:
-    """The row's load, and the moment of its fault."""
+    """Returns the row's load, and the moment of its fault."""
     fault_at = requests * FAULT_AFTER / RATE
-    return row.plan(steady(row.name, RATE, requests, NAMES, seed), fault_at), fault_at
+    return row.plan(steady_calls(row.name, RATE, requests, NAMES, seed), fault_at), fault_at
 
 
 async def kill_idle(scene: Scene) -> None:
-    states = await scene.server.tell("state")
+    states = await scene.server.command("state")
     idlest = min(states, key=lambda state: state["running"] + state["waiting"])
     scene.signal([idlest["pid"]], signal.SIGKILL)
 
@@ -94,7 +94,7 @@ async def kill_in_mid_batch(scene: Scene) -> None:
     states: list[Mapping[str, int]] = []
     async with asyncio.timeout(BURST_S):
         while not (full := [state["pid"] for state in states if state["running"] >= 8]):
-            states = await scene.server.tell("state")
+            states = await scene.server.command("state")
     await asyncio.sleep(0.3)
     scene.signal(full[:1], signal.SIGKILL)
 
@@ -113,45 +113,45 @@ async def kill_ingress(scene: Scene) -> None:
 
 async def run_out_of_memory(scene: Scene) -> None:
     scene.mark()
-    await scene.server.tell("inject", faults={"ooms": 6, "oom_above": 2})
+    await scene.server.command("inject", faults={"ooms": 6, "oom_above": 2})
 
 
 async def answer_nan(scene: Scene) -> None:
     scene.mark()
-    await scene.server.tell("inject", faults={"nans": 1})
+    await scene.server.command("inject", faults={"nans": 1})
 
 
 async def fail_constructors(scene: Scene) -> None:
-    await scene.server.tell("fail-starts", times=3)
+    await scene.server.command("fail-starts", times=3)
     scene.signal(scene.server.replicas()[:1], signal.SIGKILL)
 
 
 async def redeploy(scene: Scene) -> None:
-    """The same configuration once more, which Serve takes for new code: every process is replaced."""
+    """Deploys the same configuration again, which Serve treats as new code: every process is replaced."""
     old = {*scene.server.replicas(), *scene.server.ingresses()}
     scene.mark()
-    await scene.server.tell("redeploy", changes={})
+    await scene.server.command("redeploy", changes={})
     if old & {*scene.server.replicas(), *scene.server.ingresses()}:
         raise RuntimeError("the redeployment has left processes as they were")
 
 
-async def nothing(scene: Scene) -> None:
-    """The load itself is the fault."""
+async def do_nothing(scene: Scene) -> None:
+    """Does nothing: the load itself is the fault."""
     scene.mark()
 
 
 def burst(calls: list[Call], fault_at: float) -> list[Call]:
-    """`calls`, and long ones all at once as the fault is due."""
+    """Returns `calls`, and long ones all at once when the fault is due."""
     return [*calls, *(Call(f"burst-{index}", fault_at, LONG) for index in range(BURST))]
 
 
-def poisoned(calls: list[Call], fault_at: float) -> list[Call]:
+def add_poison(calls: list[Call], fault_at: float) -> list[Call]:
     return [*calls, Call("poison", fault_at, POISON, must_fail=True)]
 
 
-def half_leave(calls: list[Call], fault_at: float) -> list[Call]:
+def let_half_leave(calls: list[Call], fault_at: float) -> list[Call]:
     stay = [call for call in calls if call.at <= fault_at]
-    return stay + leaving([call for call in calls if call.at > fault_at], 0.5, (0.02, 0.4), seed=2)
+    return stay + let_some_leave([call for call in calls if call.at > fault_at], 0.5, (0.02, 0.4), seed=2)
 
 
 ROWS: Final[tuple[Row, ...]] = (
@@ -197,8 +197,8 @@ ROWS: Final[tuple[Row, ...]] = (
         "poison",
         "a poison request among the good ones",
         Expected(0.5, 30, 15_000, "it kills two or three replicas one after another, and then is refused for good"),
-        nothing,
-        poisoned,
+        do_nothing,
+        add_poison,
     ),
     Row(
         "nan",
@@ -210,8 +210,8 @@ ROWS: Final[tuple[Row, ...]] = (
         "leavers",
         "half of the clients leave",
         Expected(0.3, 0, 500, "what has left frees its rows: there is less to do than before"),
-        nothing,
-        half_leave,
+        do_nothing,
+        let_half_leave,
     ),
     Row(
         "redeploy",

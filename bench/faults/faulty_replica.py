@@ -1,4 +1,4 @@
-"""A replica that breaks when it is told to. It is deployed in place of `ModelReplica`, which knows nothing of it."""
+"""A replica that breaks on command. It is deployed in place of `ModelReplica`, which knows nothing of it."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ FAILING_STARTS = "failing-starts"
 
 @dataclass(slots=True)
 class NetworkFaults:
-    """What the UNet shall still do wrong: run out of memory at calls of more than `oom_above` rows, `ooms` times; and
+    """What the UNet has still to do wrong: run out of memory at calls of more than `oom_above` rows, `ooms` times; and
     answer NaN for its first row, `nans` times.
     """
 
@@ -53,14 +53,14 @@ class NetworkFaults:
 
 
 class FaultyReplica(ModelReplica):
-    """As its base, until it is told otherwise. `folder` holds what must outlive the process; see `faulty_replica`."""
+    """Works as its base until ordered to fail. `folder` holds what must outlive the process; see `faulty_replica`."""
 
     folder: ClassVar[str]
 
     def __init__(
         self, specs: Sequence[ModelSpec], config: EngineConfig, annotators: AnnotatorSpecs = NO_NETWORKS
     ) -> None:
-        fail_if_told_so(Path(self.folder))
+        fail_if_ordered(Path(self.folder))
         super().__init__(specs, config, annotators)
         self._faults = NetworkFaults()
         engine = self._worker._engine
@@ -89,7 +89,7 @@ class FaultyReplica(ModelReplica):
 
 
 def faulty_replica(folder: Path) -> type[FaultyReplica]:
-    """The class for one server. Defined here, so that Ray takes it along by value, `folder` included."""
+    """Makes the class for one server. It is defined in a function so that Ray pickles it by value, with `folder`."""
 
     class Faulty(FaultyReplica):
         pass
@@ -99,12 +99,12 @@ def faulty_replica(folder: Path) -> type[FaultyReplica]:
 
 
 def fail_starts(folder: Path, times: int) -> None:
-    """The next `times` constructors fail."""
+    """Makes the next `times` constructors fail."""
     (folder / FAILING_STARTS).write_text(str(times))
 
 
-def fail_if_told_so(folder: Path) -> None:
-    """Raises RuntimeError, and counts down. One replica starts after the other, so nobody reads meanwhile."""
+def fail_if_ordered(folder: Path) -> None:
+    """Raises RuntimeError, and counts down. Replicas start one after the other, so there is no race."""
     file = folder / FAILING_STARTS
     left = int(file.read_text()) if file.exists() else 0
     if left:

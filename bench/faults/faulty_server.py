@@ -1,8 +1,8 @@
-"""The process of a server under test: `darkroom serve`'s own cluster, with replicas that can be told to break.
+"""The process of a server under test: `darkroom serve`'s own cluster, with replicas that break on command.
 
 The first line on standard input is an `Order`; then every line is a command, and each is answered with one JSON line on
-standard output, `done` or `failed`. It ends when its standard input is closed. Everything else that it and Ray have to
-say goes to standard error.
+standard output, `done` or `failed`. It ends when its standard input is closed. All other output, of it and of
+Ray, goes to standard error.
 """
 
 import json
@@ -79,13 +79,13 @@ def main() -> None:
     server = FaultyServer(Order.model_validate_json(sys.stdin.readline()))
     _say(answers, "ready")
     for line in sys.stdin:
-        _say(answers, _obeyed(server, json.loads(line)))
+        _say(answers, _run_command(server, json.loads(line)))
     stop()
     # Not sys.exit: threads of Ray's would be waited for.
     os._exit(0)
 
 
-def _obeyed(server: FaultyServer, command: Mapping[str, Any]) -> dict[str, Any]:
+def _run_command(server: FaultyServer, command: Mapping[str, Any]) -> dict[str, Any]:
     """What came of it. That a command fails, as to replicas that are gone, must not end the server."""
     try:
         return {"done": server.obey(command)}

@@ -1,4 +1,4 @@
-"""How long a fault was felt, read from a history."""
+"""Computes from a history how long a fault was felt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

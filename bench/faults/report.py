@@ -1,4 +1,4 @@
-"""The fault bench's table and card, as lines and as docs/reliability.md."""
+"""Writes the fault bench's table and card, as lines and into docs/reliability.md."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

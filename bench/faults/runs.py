@@ -1,6 +1,6 @@
-"""One row of the fault bench: the load, the fault, and what came of it as plain data.
+"""Runs one row of the fault bench: load and fault, with the findings as plain data.
 
-Rows share a server as long as it comes to rest after them: what survives one fault after the other has hidden none.
+Rows share a server as long as it recovers after each: one that survives fault after fault hides no lasting damage.
 """
 
 import asyncio
@@ -15,14 +15,13 @@ import httpx
 
 from bench.clients.caller import PATIENCE_S, Caller
 from bench.clients.goldens import NAMES, SLOW_NAMES, Goldens
-from bench.clients.history import Counts, History, check, rule_of_three
-from bench.clients.history import served as statistics_counts
-from bench.clients.load import Call, Clock, drive, saturate, steady
+from bench.clients.history import Counts, History, check, counts_of_server, rule_of_three
+from bench.clients.load import Call, Clock, drive, saturate, steady_calls
 from bench.faults.cases import BY_NAME, OVERLOAD, OVERLOAD_EXPECTED, OVERLOAD_FAULT, Row, Scene, load_of
 from bench.faults.recovery import Recovery, recovery, within
 from bench.faults.targets import REFUSED_WITHIN_MS
 from bench.prometheus import Exported, exported_counts
-from bench.server import Served, served
+from bench.server import RunningServer, run_server
 from bench.timing import percentile
 from serve_app.config.server import AppConfig
 
@@ -63,7 +62,7 @@ class Servers:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._stack = contextlib.ExitStack()
-        self._server: Served | None = None
+        self._server: RunningServer | None = None
         self._replicas = 0
         self._started = 0
 
@@ -73,14 +72,14 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def ready(self, replicas: int) -> Served:
+    def ready(self, replicas: int) -> RunningServer:
         """A server at rest with so many replicas: the one there is, or a new one."""
         kept = self._server is not None and replicas == self._replicas
-        if self._server is None or not kept or not asyncio.run(self._server.at_rest(replicas)):
+        if self._server is None or not kept or not asyncio.run(self._server.is_at_rest(replicas)):
             self._stack.close()
             self._started += 1
             log = self._logs / f"server-{self._started}.log"
-            self._server = self._stack.enter_context(served(config_of(replicas=replicas), log))
+            self._server = self._stack.enter_context(run_server(config_of(replicas=replicas), log))
             self._replicas = replicas
         return self._server
 
@@ -89,11 +88,11 @@ def run_row(name: str, servers: Servers, goldens: Goldens, requests: int) -> dic
     """Runs the row `name` with about so many requests."""
     if name == OVERLOAD:
         # One replica: the other core is left to HTTP and the clients, which would take it from an engine.
-        return asyncio.run(_overloaded(servers.ready(replicas=1), goldens))
-    return asyncio.run(_struck(servers.ready(replicas=2), BY_NAME[name], goldens, requests))
+        return asyncio.run(_run_overload(servers.ready(replicas=1), goldens))
+    return asyncio.run(_run_with_fault(servers.ready(replicas=2), BY_NAME[name], goldens, requests))
 
 
-async def _struck(server: Served, row: Row, goldens: Goldens, requests: int) -> dict[str, Any]:
+async def _run_with_fault(server: RunningServer, row: Row, goldens: Goldens, requests: int) -> dict[str, Any]:
     calls, fault_at = load_of(row, requests)
     async with client_of(server) as http:
         await warm(http)
@@ -116,15 +115,15 @@ async def _strike_at(fault_at: float, row: Row, scene: Scene) -> None:
     await row.strike(scene)
 
 
-async def _overloaded(server: Served, goldens: Goldens) -> dict[str, Any]:
+async def _run_overload(server: RunningServer, goldens: Goldens) -> dict[str, Any]:
     """First the peak, with callers who wait for their answers; then five times as many as that who do not, at first
     until the queue is full; then a trickle, which shows when everything is as it was.
     """
     with server.apart():
-        return await _flooded(server, goldens)
+        return await _run_flood(server, goldens)
 
 
-async def _flooded(server: Served, goldens: Goldens) -> dict[str, Any]:
+async def _run_flood(server: RunningServer, goldens: Goldens) -> dict[str, Any]:
     async with client_of(server) as http:
         await warm(http)
         before = await look_at(server, http)
@@ -156,8 +155,10 @@ def overload_felt(history: History, begun: float) -> Recovery:
 def overload_calls(peak: float, begun: float) -> list[Call]:
     """Five times the peak for as long as the queue fills and for a while more, and then a fifth of it."""
     end = begun + OVERLOAD_FILLS_S + OVERLOAD_S
-    flood = steady("flood", OVERLOADED * peak, int(OVERLOADED * peak * (end - begun)), SLOW_NAMES, seed=3, start=begun)
-    trickle = steady("trickle", peak / 5, int(peak / 5 * TRICKLE_S), SLOW_NAMES, seed=4, start=end)
+    flood = steady_calls(
+        "flood", OVERLOADED * peak, int(OVERLOADED * peak * (end - begun)), SLOW_NAMES, seed=3, start=begun
+    )
+    trickle = steady_calls("trickle", peak / 5, int(peak / 5 * TRICKLE_S), SLOW_NAMES, seed=4, start=end)
     return [*(call for call in flood if call.at < end), *trickle]
 
 
@@ -169,7 +170,7 @@ class Look:
     exported: Exported
 
 
-async def look_at(server: Served, http: httpx.AsyncClient) -> Look:
+async def look_at(server: RunningServer, http: httpx.AsyncClient) -> Look:
     """When nothing is on its way any more."""
     return Look(await server.statistics(http), await server.exported())
 
@@ -177,7 +178,7 @@ async def look_at(server: Served, http: httpx.AsyncClient) -> Look:
 def counts_of(before: Look, after: Look) -> list[Counts]:
     """What was counted between two looks."""
     return [
-        statistics_counts(before.statistics, after.statistics),
+        counts_of_server(before.statistics, after.statistics),
         exported_counts(before.exported, after.exported),
     ]
 
@@ -224,7 +225,7 @@ def clock_from_now() -> Clock:
     return lambda: time.monotonic() - started
 
 
-def client_of(server: Served) -> httpx.AsyncClient:
+def client_of(server: RunningServer) -> httpx.AsyncClient:
     """No bound on connections: a request that waits for one here would not be open loop."""
     unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=None, limits=unbounded)

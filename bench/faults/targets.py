@@ -1,4 +1,4 @@
-"""What a row of the fault bench must reach, and what it says of itself. Works on the rows' plain data."""
+"""Checks a row of the fault bench against its targets. Works on the rows' plain data."""
 
 from collections.abc import Mapping
 from typing import Any, Final

@@ -1,14 +1,14 @@
-"""Where does a GPU's time go at Stable Diffusion 1.5's own size, and how near to the machine's ceiling is the engine?
+"""Measures where a GPU's time goes at Stable Diffusion 1.5's size, and how near the engine is to the ceiling.
 
 It builds SD1.5's architecture with random weights in fp16 and measures, part by part:
-the matmul ceiling, the UNet and the engine's whole tick at 2 to 32 rows, the VAE, attention backends, whether
-neighbours show in a row's bits, and images per second at 20 and 50 steps: the engine's, and diffusers' pipeline's,
-eager and compiled, at batch 1 and 8; and those of both with requests of every kind at once. The forecasts were written
-down before the first measurement.
+the matmul ceiling, the UNet and the engine's whole step at 2 to 32 rows, the VAE, attention backends, whether
+neighbours change a row's bits, and images per second at 20 and 50 steps, of the engine and of diffusers' pipeline
+(eager and compiled, at batch 1 and 8), and of both with requests of every kind at once. The forecasts were written
+before the first measurement.
 
-Each part has a limit in time and fails alone; its result is printed as soon as it is there. The last line is one JSON
+Each part has a time limit and fails alone; its result is printed as soon as it is measured. The last line is one JSON
 document: a part that failed, or that the budget had no time for, is null there, and `reasons` says why. Without a CUDA
-device it says so and exits with 0.
+device the bench says so and exits with 0.
 
     python -m bench.gpu                                 # everything that fits in nine minutes
     python -m bench.gpu --parts gemm,ticks,engine       # only these

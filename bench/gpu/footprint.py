@@ -1,7 +1,7 @@
-"""How many rows fit on a GPU that is not here: bytes counted on tensors that have shapes and nothing in them.
+"""Counts how many rows fit on a GPU without having one: bytes of tensors that have shapes and no data.
 
-Why: who sizes a cluster wants to know it before there is a GPU to try. The networks are SD1.5's true ones in fp16, and
-run on fake tensors, so nothing is computed. Attention keeps no matrix of scores, as fused kernels do not. What is not
+Why: a cluster is sized before there is a GPU to try. The networks are SD1.5's true ones in fp16, run on fake tensors,
+so nothing is computed. Attention keeps no matrix of scores, as fused kernels do not. What is not
 counted: the CUDA context (0.5 GiB or so), workspaces of cuDNN, and what the allocator loses between blocks; of that the
 plan keeps a tenth of the memory back (`deployments/engine/scheduling/memory_plan.py`).
 

@@ -1,4 +1,4 @@
-"""What the GPU bench measures, and with what: the subject, its forecasts, and the meters that its parts share.
+"""The subject of the GPU bench, its forecasts, and the meters that its parts share.
 
 Milliseconds are medians from idle device to idle device.
 """

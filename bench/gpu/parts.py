@@ -1,4 +1,4 @@
-"""The parts of the GPU bench. Each takes the subject and returns plain figures; see sd15.py for how they are run.
+"""The parts of the GPU bench. Each takes the subject and returns plain figures; `bench/gpu/__main__.py` runs them.
 
 `share` is of the matmul ceiling that the part `gemm` measured in this very process, None where it has not run.
 """

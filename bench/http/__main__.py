@@ -1,10 +1,10 @@
-"""What does the door cost, and what does its cache save?
+"""Measures what HTTP and Ray add to a picture, and what the cache saves.
 
 Why: everything between a socket and the engine (Ray's proxy, the ingress, validation, the cache, the way to a replica)
 is time that no picture needs, and a cache is worth its complexity only if a hit is far cheaper than a picture. This
-bench asks a real local Ray Serve with the demo model over real HTTP:
+bench sends requests to a real local Ray Serve with the demo model over real HTTP:
 
-    overhead   one request after another: the client's time less the engine's own, which the answer tells
+    overhead   one request after another: the client's time minus the engine's own, which the answer contains
     hits       the same request again and again, from the memory of the ingress: requests a second, p99
     redis      both once more with a real Redis as the shared tier, misses and hits that only Redis has
     identical  500 equal requests at once: how many pictures are made
@@ -34,13 +34,13 @@ import torch
 
 from bench.card import card, print_card
 from bench.redis_server import redis_server
-from bench.server import Served, served
+from bench.server import RunningServer, run_server
 from bench.timing import percentile
 from serve_app.client import BASE
 from serve_app.config.server import AppConfig
 
-LOGS = Path(__file__).parents[2] / "build" / "door"
-DOOR = f"{BASE}/text-to-image"
+LOGS = Path(__file__).parents[2] / "build" / "http"
+ENDPOINT = f"{BASE}/text-to-image"
 
 ASKED: Final[dict[str, Any]] = {"prompt": "a red cup on a blue background", "num_inference_steps": 8}
 SIZE: Final = {"width": 128, "height": 128}
@@ -61,30 +61,30 @@ FORECAST: Final[dict[str, str]] = {
 class Bench:
     """One server, and one client of it."""
 
-    def __init__(self, server: Served, http: httpx.AsyncClient) -> None:
+    def __init__(self, server: RunningServer, http: httpx.AsyncClient) -> None:
         self.server, self.http = server, http
 
     async def ask(self, **changes: Any) -> tuple[float, httpx.Response]:
-        """Milliseconds until the whole answer was there, and the answer."""
+        """Sends a request; returns the milliseconds until the whole answer was there, and the answer."""
         began = time.perf_counter()
-        answer = await self.http.post(DOOR, json=ASKED | SIZE | changes)
+        answer = await self.http.post(ENDPOINT, json=ASKED | SIZE | changes)
         return (time.perf_counter() - began) * 1000, answer
 
     async def made(self, seed: int) -> tuple[float, float]:
-        """Milliseconds of a new picture for the client, and of those the engine's own."""
+        """Returns the milliseconds of a new picture for the client, and the engine's own share of them."""
         took, answer = await self.ask(seed=seed)
         assert answer.headers["X-Cache"] == "MISS", "the seed is not new"
         return took, answer.raise_for_status().json()["timings"]["total_ms"]
 
     async def hit(self, seed: int) -> float:
-        """Milliseconds of a picture that has been made before."""
+        """Returns the milliseconds of a picture that has been made before."""
         took, answer = await self.ask(seed=seed)
         assert answer.raise_for_status().headers["X-Cache"] == "HIT"
         return took
 
 
 async def overhead(bench: Bench, *, requests: int = 200, first_seed: int = 1_000) -> dict[str, Any]:
-    """The door's part of requests that come one after another."""
+    """What HTTP and Ray add to requests that come one after another."""
     times = [await bench.made(first_seed + i) for i in range(requests)]
     added = [took - engine for took, engine in times]
     return {
@@ -96,11 +96,11 @@ async def overhead(bench: Bench, *, requests: int = 200, first_seed: int = 1_000
 
 
 async def hits(bench: Bench, *, requests: int = 1_000, callers: int = 8) -> dict[str, Any]:
-    """One after another, and `callers` at once."""
+    """Measures hits, one after another and with `callers` at once."""
     picture, _ = await bench.made(77)
     alone = [await bench.hit(77) for _ in range(requests // 4)]
     began = time.perf_counter()
-    together = await _by(callers, [lambda: bench.hit(77)] * requests)
+    together = await _run_concurrently(callers, [lambda: bench.hit(77)] * requests)
     seconds = time.perf_counter() - began
     return {
         "requests": requests,
@@ -115,7 +115,7 @@ async def hits(bench: Bench, *, requests: int = 1_000, callers: int = 8) -> dict
 
 
 async def identical(bench: Bench, *, requests: int = 500) -> dict[str, Any]:
-    """Equal requests at once, of a picture that nobody has made yet."""
+    """Sends equal requests at once for a picture that has not been made yet."""
     before = await bench.server.statistics(bench.http)
     answers = await asyncio.gather(*(bench.ask(seed=4_242) for _ in range(requests)))
     after = await bench.server.statistics(bench.http)
@@ -149,7 +149,7 @@ async def memory(bench: Bench, *, requests: int = 10_000, looks: int = 40) -> di
                 await bench.ask(seed=dice.randrange(20), num_inference_steps=2, width=64, height=64)
 
     for look in range(looks):
-        await _by(8, [one] * (requests // looks))
+        await _run_concurrently(8, [one] * (requests // looks))
         seen.append(((look + 1) * requests // looks, process.memory_info().rss))
     settled = seen[looks // 2 :]
     slope = linear_regression([count for count, _ in settled], [rss for _, rss in settled]).slope
@@ -161,8 +161,8 @@ async def memory(bench: Bench, *, requests: int = 10_000, looks: int = 40) -> di
     }
 
 
-async def _by(callers: int, work: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """What `work` comes to, done by so many callers at once."""
+async def _run_concurrently(callers: int, work: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    """Runs `work` with that many callers at once, and returns the results."""
     places = asyncio.Semaphore(callers)
 
     async def placed(one: Callable[[], Awaitable[Any]]) -> Any:
@@ -183,10 +183,10 @@ PARTS: Final = {"overhead": overhead, "hits": hits, "identical": identical, "mem
 
 
 def misses(report: dict[str, Any]) -> list[str]:
-    """The targets that were missed, one line each."""
+    """Returns the targets that were missed, one line each."""
     missed = []
     if (part := report.get("overhead")) and part["p50_ms"] > OVERHEAD_P50_MS:
-        missed.append(f"the door adds {part['p50_ms']} ms at the median, target {OVERHEAD_P50_MS}")
+        missed.append(f"HTTP and Ray add {part['p50_ms']} ms at the median, target {OVERHEAD_P50_MS}")
     if (part := report.get("hits")) and part["times_faster"] < HIT_RATIO:
         missed.append(f"a hit is {part['times_faster']} times faster than the picture, target {HIT_RATIO}")
     if (part := report.get("identical")) and (part["pictures_made"], part["different_answers"]) != (1, 1):
@@ -200,30 +200,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options().parse_args(arguments)
     facts = card(torch.device("cpu"))
     print_card(facts)
-    report = asyncio.run(measured(options.only))
+    report = asyncio.run(measure(options.only))
     missed = misses(report)
     for line in missed:
         print(f"MISSED    {line}")
-    print(json.dumps({"bench": "door", **facts, **report, "missed": missed}))
+    print(json.dumps({"bench": "http", **facts, **report, "missed": missed}))
     return 1 if missed else 0
 
 
-async def measured(only: Sequence[str]) -> dict[str, Any]:
-    """The parts asked for, each on the server that it needs."""
+async def measure(only: Sequence[str]) -> dict[str, Any]:
+    """Runs the chosen parts, each on the server that it needs."""
     report: dict[str, Any] = {}
-    with served(config_of(), LOGS / "server.log") as server:
+    with run_server(config_of(), LOGS / "server.log") as server:
         async with client_of(server) as http:
             for name in (name for name in PARTS if name in only):
                 _say(report, name, await PARTS[name](Bench(server, http)))
     if "redis" in only:
-        with redis_server() as redis, served(config_of(redis.url), LOGS / "server-redis.log") as server:
+        with redis_server() as redis, run_server(config_of(redis.url), LOGS / "server-redis.log") as server:
             async with client_of(server) as http:
                 _say(report, "redis", await with_redis(Bench(server, http)))
     return report
 
 
 async def with_redis(bench: Bench, *, requests: int = 100) -> dict[str, Any]:
-    """Misses, which ask Redis first and tell it afterwards; and hits that the memory of the ingress has forgotten."""
+    """Measures misses, which read from Redis and write to it, and hits that the memory of the ingress has forgotten."""
     missed = await overhead(bench, requests=requests, first_seed=10_000)
     # The memory tier is too small for any picture here, so Redis answers.
     hit = [await bench.hit(10_000 + i) for i in range(requests)]
@@ -255,7 +255,7 @@ def config_of(redis: str | None = None) -> AppConfig:
     return AppConfig.model_validate(config)
 
 
-def client_of(server: Served) -> httpx.AsyncClient:
+def client_of(server: RunningServer) -> httpx.AsyncClient:
     unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=120, limits=unbounded)
 
@@ -275,7 +275,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.http", description="What the door costs, and its cache saves."
+        prog="python -m bench.http", description="What HTTP and Ray add to a picture, and what the cache saves."
     )
     parser.add_argument("--only", type=_names, default=tuple(FORECAST), help="these parts, with commas between them")
     return parser

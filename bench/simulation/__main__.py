@@ -1,18 +1,18 @@
-"""How many GPUs does a load need, what do they cost, and how well is it served meanwhile? Played through, not hired.
+"""Simulates how many GPUs a load needs, what they cost, and how well the load is served.
 
-Why: nobody has a thousand GPUs at hand to find out which delay an autoscaler should have. The queue, the device's share
+Why: nobody rents a thousand GPUs to find out which delay an autoscaler should have. The queue, the device's share
 among shapes, padding, the knee and the policies are production's own code; time is simulated, from step costs that were
 measured or modelled (`bench/simulation/devices.py` says which).
 
     validation   one trace on a real local Ray Serve and in the simulator; a quarter of an hour on an idle machine
-    steady       a load that does not change: does the fleet?
+    steady       a load that does not change, to see whether the fleet does
     classes      step-level batching and our policy against others, a day on each class of GPU
     fills        the two ways to batch, each with fleets from half full to full
-    constants    the policy's settings, one turned after the other
+    constants    the policy's settings, changed one after the other
     sizes        fleets for 1 to 1,000 GPUs' worth of work
 
-What is done is kept in build/simulation, by commit, so a run goes on where it was ended. The last line is one JSON
-document. Exits with 1 where the simulator and reality are further apart than 15 %.
+Results are kept in build/simulation, by commit, so an interrupted run continues. The last line is one JSON document.
+Exits with 1 if the simulator and reality differ by more than 15 %.
 
     python -m bench.simulation --only validation
     python -m bench.simulation --processes 2 --plots docs
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say_validation(reports[VALIDATION])
     for name in options.only:
         if name != VALIDATION:
-            reports[name] = list(_played(STUDIES[name](), kept, options.processes))
+            reports[name] = list(_play(STUDIES[name](), kept, options.processes))
             _say_study(name, reports[name])
     if options.plots is not None:
         # Only who plots needs it.
@@ -83,7 +83,7 @@ class Kept:
         return report
 
 
-def _played(cases: Sequence[Case], kept: Kept, processes: int) -> Iterator[Report]:
+def _play(cases: Sequence[Case], kept: Kept, processes: int) -> Iterator[Report]:
     """In the order of `cases`, whichever is done first."""
     missing = [case for case in cases if kept.get(case.key) is None]
     done: dict[str, Report] = {}

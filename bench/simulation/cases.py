@@ -1,4 +1,4 @@
-"""What is simulated: one fleet under one load, and the series of them that answer a question each."""
+"""The cases: one fleet under one load each, in series that each answer a question."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

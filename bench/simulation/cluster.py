@@ -1,4 +1,4 @@
-"""A deployment through a trace: requests are routed, replicas come and go, and every second of every device is paid."""
+"""Simulates a deployment: requests are routed, replicas come and go, and every second of every device is paid."""
 
 import random
 from array import array
@@ -26,7 +26,7 @@ REFUSED: Final = -1.0
 
 
 class Replica(Protocol):
-    """What both engines have in common."""
+    """What both kinds of replica have in common."""
 
     next_at: float
     usage: Usage
@@ -47,7 +47,7 @@ MakeReplica = Callable[[Device, CostModel, Clock, Finish, int], Replica]
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A replica on its machine. It is paid from `paid_from` on, and of use from `ready_at` on."""
+    """A replica on its machine. It is paid from `paid_from` on, and usable from `ready_at` on."""
 
     replica: Replica
     paid_from: float
@@ -113,7 +113,7 @@ class Cluster:
             self._start(delay=0.0)
 
     def run(self) -> Run:
-        """Plays the trace to its end, and on until every request has ended."""
+        """Simulates the trace, and goes on until every request has ended."""
         at, kinds, tenants = self._trace.at.tolist(), self._trace.kind.tolist(), self._trace.tenant.tolist()
         tick, number, count = 0.0, 0, len(self._trace)
         while number < count or self._busy() or tick <= self._trace.seconds:
@@ -141,7 +141,7 @@ class Cluster:
         self._route(Job(number, kind, request, self._clock.now, cost))
 
     def _route(self, job: Job) -> None:
-        """To the less busy of two, as Ray's router does."""
+        """Sends it to the less busy of two, as Ray's router does."""
         if not self._routable:
             self._unrouted.append(job)
             return
@@ -160,7 +160,7 @@ class Cluster:
             self._push(place)
 
     def _advance(self, place: Place) -> None:
-        """Something is due at a replica: it has come up, or it goes on."""
+        """Advances a replica that is due: it has started, or it continues."""
         if place.state == "gone":
             return
         if place.state == "starting":
@@ -244,7 +244,7 @@ class Cluster:
         self._run.calls += place.replica.calls
 
     def _ended(self, job: Job, at: float) -> None:
-        self._run.latencies[job.number] = at - job.at + self._device.door
+        self._run.latencies[job.number] = at - job.at + self._device.http_seconds
 
     def _close(self) -> None:
         self._run.seconds = self._clock.now
@@ -254,7 +254,7 @@ class Cluster:
             self._settle(place)
 
     def _cost(self, kind: Kind) -> float:
-        """What the engine tells its queue."""
+        """Returns the cost that the engine would give its queue."""
         return kind.images * kind.steps * kind.unet_rows * self._costs.row_seconds(kind.bucket)
 
     def _about(self, seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""Ray Serve's autoscaling as its controller does it: measured series, means over a window, a policy, delays, bounds.
+"""Autoscales as Ray Serve's controller does: measured series, means over a window, a policy, delays, bounds.
 
 The context, the policies, scaling factors and delays are Ray's own functions; what is simulated is the clock.
 """
@@ -26,7 +26,7 @@ Policy = Callable[[AutoscalingContext], tuple[int | float, dict[str, Any]]]
 
 
 class Measured(Protocol):
-    """What a replica can be asked for."""
+    """What a replica reports."""
 
     @property
     def ongoing(self) -> int: ...
@@ -37,7 +37,7 @@ class Measured(Protocol):
 
 
 class Series:
-    """What one replica has reported lately. A sample is taken every interval, so all count alike in the mean."""
+    """What one replica has reported lately. Samples are taken at equal intervals, so all weigh the same in the mean."""
 
     def __init__(self, length: int, clock: Callable[[], float]) -> None:
         self._samples: deque[tuple[float, float, float]] = deque(maxlen=length)
@@ -66,7 +66,7 @@ class Controller:
         self._length = max(1, round(config.look_back_period_s / self.interval))
 
     def decide(self, now: float, replicas: Mapping[int, Measured], unrouted: int, target: int) -> int:
-        """The new target. `replicas` are those that run, `unrouted` the requests that wait for a first one."""
+        """Returns the new target. `replicas` are those that run, `unrouted` the requests that wait for a first one."""
         self._now = now
         self._series = {key: self._series.get(key) or Series(self._length, lambda: self._now) for key in replicas}
         for key, replica in replicas.items():
@@ -77,7 +77,7 @@ class Controller:
         return int(max(self.config.min_replicas, min(self.config.max_replicas, wanted)))
 
     def _with_delays(self, context: AutoscalingContext, now: float) -> int:
-        """As Ray's `_apply_autoscaling_config` does it, whose clock cannot be handed in."""
+        """As Ray's `_apply_autoscaling_config` does it, which takes no clock."""
         before = dict(self._state)
         wanted, state = self._policy(context)
         scaled: int = _apply_scaling_factors(wanted, context.current_num_replicas, self.config)
@@ -115,19 +115,19 @@ class Controller:
 
 
 def ours(config: OurConfig) -> Controller:
-    """Production's own policy with production's own settings."""
+    """Returns production's own policy with production's own settings."""
     options = config.serve_options()
     policy = options.pop("policy")["policy_kwargs"]
     return Controller(WorkPolicy(**policy), AutoscalingConfig(**options))
 
 
 def ray_default(least: int, most: int) -> Controller:
-    """Ray's policy with Ray's settings: 2 ongoing requests a replica, half a minute up, ten minutes down."""
+    """Returns Ray's policy with Ray's settings: 2 ongoing requests a replica, half a minute up, ten minutes down."""
     return Controller(replica_queue_length_autoscaling_policy, AutoscalingConfig(min_replicas=least, max_replicas=most))
 
 
 def ray_tuned(config: OurConfig, capacity: float) -> Controller:
-    """Ray's policy with our delays, aimed at as full replicas as ours; `capacity` is what one takes at once."""
+    """Returns Ray's policy with our delays and our target for full replicas; `capacity` is what one takes at once."""
     options = config.serve_options()
     del options["policy"]
     target = config.target_fill * capacity
@@ -137,6 +137,6 @@ def ray_tuned(config: OurConfig, capacity: float) -> Controller:
 
 
 def fixed(count: int) -> Controller:
-    """Always so many."""
+    """Always wants the same number."""
     config = AutoscalingConfig(min_replicas=count, max_replicas=count, metrics_interval_s=60, look_back_period_s=61)
     return Controller(lambda context: (count, {}), config)

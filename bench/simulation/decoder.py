@@ -1,4 +1,4 @@
-"""Pictures that are decoded beside the steps of others, on a device that may be the same."""
+"""Simulates the decoding of pictures beside the steps of others, possibly on the same device."""
 
 from collections import deque
 
@@ -6,7 +6,7 @@ from bench.simulation.job import Finish, Job, Usage
 
 
 class Decoder:
-    """One picture after the other. While a UNet call runs, both are slower by `overlap` (see `Device`)."""
+    """Decodes one picture after the other. While a UNet call runs, both are slower by `overlap` (see `Device`)."""
 
     def __init__(self, overlap: float, usage: Usage, finish: Finish) -> None:
         self._slower = 1.0 + overlap
@@ -21,11 +21,11 @@ class Decoder:
         return bool(self._waiting)
 
     def add(self, job: Job, seconds: float) -> None:
-        """A picture of `job` that takes so long on an idle device."""
+        """Adds a picture of `job` that takes so long on an idle device."""
         self._waiting.append((job, seconds))
 
     def beside(self, now: float, seconds: float) -> float:
-        """When a UNet call ends that begins `now` and takes so long on an idle device."""
+        """Returns when a UNet call ends that begins `now` and takes so long on an idle device."""
         while seconds > 0 and self._waiting:
             job, left = self._waiting[0]
             both = min(left, seconds)
@@ -35,12 +35,12 @@ class Decoder:
         return now + seconds
 
     def rest(self, now: float) -> float:
-        """When the first picture is ready if nothing else runs from `now` on."""
+        """Returns when the first picture is ready if nothing else runs from `now` on."""
         self._begun = now
         return now + self._waiting[0][1]
 
     def interrupted(self, now: float) -> None:
-        """UNet calls begin again, or the picture is ready: what was decoded since `rest` counts."""
+        """Counts what was decoded since `rest`: UNet calls begin again, or the picture is ready."""
         if self._begun is not None:
             job, left = self._waiting[0]
             self._worked(job, left, min(left, now - self._begun), now)

@@ -1,6 +1,6 @@
-"""What devices take for UNet calls and pictures: measured where they were at hand, modelled where they were not.
+"""The time that devices take for UNet calls and decoding: measured on CPUs, modelled for GPUs.
 
-Every figure of a GPU here is a model: nothing has been measured on one. `source` says what each model stands on.
+Every figure of a GPU here is a model: nothing has been measured on one. `source` says what each model is based on.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Device:
 
     `calls` are UNet calls by bucket and rows, `decode` a picture from latents to file. `prepare` is what the engine's
     thread needs for a request before its rows can begin. `overlap` says how much a decoding beside UNet calls slows
-    both: 1 where they share the device evenly, 0 where each has its own. `door` is what HTTP adds to every request.
+    both: 1 where they share the device evenly, 0 where each has its own. `http_seconds` are added to every request.
 
     A replica that is asked for is ready after `cold_start`, on a machine that takes `provision` to come where none is
     left. `price` is what an hour of it costs (US dollars; an assumption, for ratios).
@@ -44,7 +44,7 @@ class Device:
     cold_start: float
     price: float
     source: str
-    door: float = 0.0
+    http_seconds: float = 0.0
     native: Bucket = NATIVE
     largest: int = 32
 

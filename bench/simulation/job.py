@@ -1,4 +1,4 @@
-"""A request on its way through the simulation, and what its device's time was used for."""
+"""A request in the simulation, and what its device's time was used for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from deployments.engine.row import Ticket
 
 
 class Clock:
-    """The simulation's seconds. Production code that asks for the time is given this."""
+    """The simulation's seconds. Production code that needs a clock is given this."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -20,7 +20,7 @@ class Clock:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Request `number` of the trace; `cost` is what the queue is told. `left` are the images that are not ready."""
+    """Request `number` of the trace; `cost` is what the queue is given. `left` are the images that are not ready."""
 
     number: int
     kind: Kind
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(slots=True)
 class Usage:
-    """Seconds of one device: `useful` for what was asked for, `padding` for rows that nobody asked for."""
+    """Seconds of one device: `useful` for what was asked for, `padding` for rows without an image."""
 
     useful: float = 0.0
     padding: float = 0.0

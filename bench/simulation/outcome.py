@@ -1,4 +1,4 @@
-"""What came of a trace in the figures that people decide by: served in time, at what cost, with how much wasted."""
+"""Sums up a run: the share served in time, the cost, and the waste."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,22 +37,22 @@ class Outcome:
 
     @property
     def wasted(self) -> float:
-        """Of the time that was paid for, what served nobody."""
+        """The share of the paid time that served no request."""
         return self.starting + self.idle + self.padding
 
     def figures(self) -> dict[str, Any]:
-        """For a report."""
+        """The figures for a report."""
         rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in vars(self).items()}
         return rounded | {"wasted": round(self.wasted, 4)}
 
 
 def outcome(run: Run, device: Device) -> Outcome:
-    """The figures of a run on that class of device. Raises ValueError where nothing was answered."""
+    """Sums up a run on that class of device. Raises ValueError if nothing was answered."""
     latencies = np.frombuffer(run.latencies)
     answered = latencies >= 0
     if not answered.any():
         raise ValueError("nothing was answered")
-    limits = np.array([PATIENCE * (kind.alone(device) + device.door) for kind in run.trace.kinds])
+    limits = np.array([PATIENCE * (kind.alone(device) + device.http_seconds) for kind in run.trace.kinds])
     images = np.array([kind.images for kind in run.trace.kinds])[run.trace.kind]
     p50, p95, p99 = np.percentile(latencies[answered], [50, 95, 99])
     return Outcome(

@@ -1,4 +1,4 @@
-"""Pictures of what was simulated, one a question. Knows only reports, so they can be drawn again from what is kept."""
+"""Draws the plots, one per question. Takes only reports, so they can be drawn again from saved ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ SETTINGS: Final = (FILL, "band", "upscale_delay_s", "downscale_delay_s", "look_b
 
 
 def plot(reports: Mapping[str, Any], folder: Path) -> None:
-    """Draws what there are reports for."""
+    """Draws every plot for which there are reports."""
     matplotlib.use("agg")
     matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     for name, (study, draw) in _DRAWN.items():

@@ -1,7 +1,7 @@
-"""The same trace on a real local Ray Serve: what each request took, and how many replicas there were meanwhile.
+"""Runs the same trace on a real local Ray Serve, and records each request's time and the number of replicas.
 
-The device that the simulator needs is calibrated on the same server, by what its callers see: how much longer requests
-of more steps and more images take, alone and beside a busy neighbour, and how long a replica needs to come up.
+The simulator's device is calibrated on the same server from what callers see: how much longer requests with more steps
+and more images take, alone and beside a busy neighbour, and how long a replica needs to start.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from bench.server import Served
+from bench.server import RunningServer
 from bench.simulation.devices import Device
 from bench.simulation.trace import Kind, Mix, Trace
 from deployments.engine.padding import powers_of_two
@@ -57,13 +57,13 @@ class Observed:
 class Reality:
     """A server under test, and its callers."""
 
-    def __init__(self, server: Served, http: httpx.AsyncClient) -> None:
+    def __init__(self, server: RunningServer, http: httpx.AsyncClient) -> None:
         self._server = server
         self._http = http
         self._seed = 0
 
     async def device(self) -> Device:
-        """What lone requests take of a single replica, when it and all around it have come to rest after the start."""
+        """Measures what lone requests take of a single replica, once everything has come to rest after the start."""
         settled_at = time.perf_counter() + SETTLES_S
         while time.perf_counter() < settled_at:
             for images in IMAGES:
@@ -84,13 +84,13 @@ class Reality:
             cold_start=0.0,
             price=0.0,
             source="measured in the same run",
-            door=float(fixed),
+            http_seconds=float(fixed),
             native=NATIVE,
             largest=ROWS,
         )
 
     async def slower(self, device: Device) -> float:
-        """What busy replicas, and all that belongs to them, make of their calls; see `Host`."""
+        """Measures by how much busy replicas, with HTTP and clients, slow their calls; see `Host`."""
         before = await self._server.statistics(self._http)
         until = time.perf_counter() + BUSY_S
         chance = np.random.default_rng(0)
@@ -100,7 +100,7 @@ class Reality:
         return _called(before, after) / _alone(before, after, device)
 
     async def cold_start(self) -> float:
-        """Seconds for which a second replica is on its way, which a crowd makes necessary. Afterwards there is one.
+        """Measures the seconds until a second replica is ready, under a load that needs it. Afterwards there is one.
 
         Raises TimeoutError where replicas do not come or go.
         """
@@ -117,7 +117,7 @@ class Reality:
         return took
 
     async def play(self, trace: Trace) -> Observed:
-        """The trace as it comes, open loop. Latency counts from when a request was due."""
+        """Sends the trace, open loop. Latency counts from when a request was due."""
         seen = Observed()
         begun = time.perf_counter()
         watching = asyncio.create_task(self._watch(seen, begun))
@@ -137,7 +137,7 @@ class Reality:
 
     async def _watch(self, seen: Observed, begun: float) -> None:
         while True:
-            states = await self._server.tell("replicas")
+            states = await self._server.command("replicas")
             seen.samples.append((time.perf_counter() - begun, states.get("RUNNING", 0)))
             await asyncio.sleep(0.5)
 
@@ -167,7 +167,7 @@ class Reality:
         return call, took - kind.steps * call
 
     async def _crowd(self, enough: Callable[[], bool], kinds: Sequence[Kind]) -> None:
-        """Callers who ask for one after the other until it is enough."""
+        """Runs callers who send one request after the other until it is enough."""
         coming = itertools.cycle(kinds)
 
         async def caller() -> None:
@@ -186,14 +186,14 @@ class Reality:
 
     async def _since(self, state: str) -> float:
         async with asyncio.timeout(COMES_WITHIN_S):
-            while not (await self._server.tell("replicas")).get(state):
+            while not (await self._server.command("replicas")).get(state):
                 await asyncio.sleep(0.1)
         return time.perf_counter()
 
     async def _replicas_are(self, count: int, within_s: float) -> float:
-        """When so many run, and no others come or go."""
+        """Waits until that many run, and no others start or stop."""
         async with asyncio.timeout(within_s):
-            while await self._server.tell("replicas") != {"RUNNING": count}:
+            while await self._server.command("replicas") != {"RUNNING": count}:
                 await asyncio.sleep(0.1)
         return time.perf_counter()
 
@@ -211,7 +211,7 @@ def _alone(before: Mapping[str, Any], after: Mapping[str, Any], device: Device) 
 
 
 def lone_kind(images: int, steps: int, guidance: float) -> Kind:
-    """The one kind of a mix of just that."""
+    """Returns the one kind of a mix that has only one."""
     mix = Mix(
         sizes=((NATIVE, 1),),
         steps=((steps, 1),),

@@ -1,7 +1,7 @@
-"""A replica as the engine works: any rows of one shape share UNet calls, and join and leave between two of them.
+"""Simulates a replica of our engine: any rows of one shape share UNet calls, and join and leave between calls.
 
 The queue, the device's share among buckets, padded sizes and the knee are production code; what is simulated is time.
-Calls that are all alike are taken in one leap, up to the first row's end or the next arrival.
+Equal calls in a row are simulated in one leap, up to the first row's end or the next arrival.
 """
 
 import math
@@ -20,7 +20,7 @@ from deployments.engine.scheduling.queue import RequestQueue
 NEVER = math.inf
 
 
-class Tray:
+class RunningBucket:
     """The rows of one bucket, their UNet rows, and what calls of so many take."""
 
     __slots__ = ("calls", "rows", "used")
@@ -35,7 +35,7 @@ class Tray:
         self.used += row.unet_rows
 
     def keep(self, rows: list[Row]) -> None:
-        """Only these stay."""
+        """Keeps only these."""
         self.rows = rows
         self.used = sum(row.unet_rows for row in rows)
 
@@ -50,7 +50,7 @@ class Host:
         self._calling: set[int] = set()
 
     def called_by(self, replica: object) -> float:
-        """What a call that begins now takes, as a multiple of what it takes alone."""
+        """Returns how long a call that begins now takes, as a multiple of its time alone."""
         self._calling.add(id(replica))
         return self.slowness
 
@@ -60,11 +60,11 @@ class Host:
 
     @property
     def is_even(self) -> bool:
-        """Whether nobody's calls depend on who else calls."""
+        """Says whether calls are independent of other replicas' calls."""
         return len(set(self._slower)) == 1
 
     def left_by(self, replica: object) -> None:
-        """It has nothing to call for."""
+        """Notes that this replica has nothing to call."""
         self._calling.discard(id(replica))
 
 
@@ -91,7 +91,7 @@ class StepReplica:
         self._share = BucketShare()
         self._decoder = Decoder(device.overlap, self.usage, self._finished)
         self._jobs: dict[str, Job] = {}
-        self._trays: dict[Bucket, Tray] = {}
+        self._trays: dict[Bucket, RunningBucket] = {}
         self._paused: dict[tuple[str, int], Row] = {}
         self._unprepared = 0
         self._news = False
@@ -119,7 +119,7 @@ class StepReplica:
             self.next_at = self._begun + self._leap * self._each
 
     def advance(self) -> None:
-        """One turn of the engine's loop at `next_at`: what was called is done, and the next call begins."""
+        """Simulates one round of the engine's loop at `next_at`: the last call ends, and the next begins."""
         if self._called is not None:
             self._step()
         else:
@@ -148,7 +148,7 @@ class StepReplica:
         if done:
             self._retire(self._called, tray)
 
-    def _retire(self, bucket: Bucket, tray: Tray) -> None:
+    def _retire(self, bucket: Bucket, tray: RunningBucket) -> None:
         self._news = True
         for row in tray.rows:
             if not row.left:
@@ -193,7 +193,7 @@ class StepReplica:
             row = self._row(ticket)
             bucket = row.job.kind.bucket
             if bucket not in self._trays:
-                self._trays[bucket] = Tray(self._device.padded_calls[bucket])
+                self._trays[bucket] = RunningBucket(self._device.padded_calls[bucket])
             self._trays[bucket].add(row)
 
     def _row(self, ticket: Ticket) -> Row:

@@ -1,4 +1,4 @@
-"""Who asks for what, when: days, bursts, and a heavy tail of steps, sizes and images, all from one seed."""
+"""Makes a trace of requests: days, bursts, and a heavy tail of steps, sizes and images, all from one seed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ PRIORITIES: Final[Deck] = (("normal", 85), ("high", 5), ("low", 10))
 
 @dataclass(frozen=True)
 class Mix:
-    """What is asked for. Each is drawn for itself."""
+    """The distribution of requests. Each property is drawn independently."""
 
     sizes: Deck = SIZES
     steps: Deck = STEPS
@@ -193,7 +193,7 @@ SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
 def make_trace(
     shape: Rates, mix: Mix, *, rate: float, seconds: float, seed: int, day: float = 86_400.0, start: float = 0.0
 ) -> Trace:
-    """Poisson arrivals, `rate` a second on average over a day, from `start` seconds into the day on."""
+    """Makes Poisson arrivals, `rate` a second on average over a day, from `start` seconds into the day on."""
     chance = np.random.default_rng(seed)
     rates = rate * shape.rates(start + seconds, chance, day)[math.floor(start) :]
     per_second = chance.poisson(rates)

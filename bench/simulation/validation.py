@@ -1,4 +1,4 @@
-"""Is the simulator right? One trace on a real local Ray Serve, and the same trace in the simulator, side by side."""
+"""Compares the simulator with reality: the same trace in the simulator and on a real local Ray Serve."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from bench.server import served
+from bench.server import run_server
 from bench.simulation.cluster import Cluster, Run
 from bench.simulation.controller import ours
 from bench.simulation.devices import Device
@@ -37,7 +37,7 @@ that all but overloads them would make a small error of a call's length a large 
 
 
 def config_of(**replicas: Any) -> AppConfig:
-    """The demo model, with one thread a replica. `replicas` says how many there are."""
+    """Configures the demo model with one thread per replica. `replicas` says how many there are."""
     deployment = {
         "name": "demo",
         "models": ["demo-sd"],
@@ -70,7 +70,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Sides:
-    """A figure on both sides."""
+    """One figure, real and simulated."""
 
     name: str
     real: float
@@ -78,7 +78,7 @@ class Sides:
 
     @property
     def off(self) -> float:
-        """By how much of the real one."""
+        """The difference, as a share of the real figure."""
         return self.simulated / self.real - 1
 
     @property
@@ -87,7 +87,7 @@ class Sides:
 
 
 async def validate(logs: Path, seed: int = 1) -> dict[str, Any]:
-    """The whole report. A quarter of an hour."""
+    """Makes the whole report, in a quarter of an hour."""
     async with _reality(logs / "one.log", replicas=1) as reality:
         device = await reality.device()
         one = await reality.slower(device)
@@ -117,13 +117,13 @@ async def validate(logs: Path, seed: int = 1) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _reality(log: Path, **replicas: Any) -> AsyncIterator[Reality]:
-    with served(config_of(**replicas), log) as server:
+    with run_server(config_of(**replicas), log) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=None, trust_env=False) as http:
             yield Reality(server, http)
 
 
 def trace_for(calibrated: Calibrated, seed: int) -> Trace:
-    """LOAD on what was calibrated."""
+    """Makes the trace of LOAD for the calibrated device."""
     peak = 2 * SCALING.target_fill / calibrated.slower[1]
     rate = peak / MIX.mean_row_seconds(calibrated.device)
     trace = make_trace(LOAD, MIX, rate=rate, seconds=LOAD.seconds, seed=seed)
@@ -132,13 +132,13 @@ def trace_for(calibrated: Calibrated, seed: int) -> Trace:
 
 
 def simulate(trace: Trace, calibrated: Calibrated, seed: int) -> Run:
-    """Both replicas share this machine."""
+    """Simulates the trace; both replicas share one machine."""
     make = partial(StepReplica, host=Host(calibrated.slower))
     return Cluster(make, calibrated.device, ours(SCALING), trace, first=1, seed=seed).run()
 
 
 def compare(observed: Observed, runs: Sequence[Run]) -> list[Sides]:
-    """Median, p95 and replicas."""
+    """Compares median, p95 and replicas."""
     real = list(observed.latencies.values())
     seconds = runs[0].trace.seconds
     samples = [[(at, running) for at, running, _ in run.samples] for run in runs]
@@ -166,7 +166,7 @@ def calibrated_figures(calibrated: Calibrated) -> dict[str, Any]:
         "call_s": {rows: round(seconds, 4) for rows, seconds in device.calls[NATIVE].items()},
         "knee": device.costs().knee(NATIVE),
         "decode_s": round(device.decode[NATIVE], 4),
-        "rest_s": round(device.door, 4),
+        "rest_s": round(device.http_seconds, 4),
         "cold_start_s": round(device.cold_start, 1),
         "slower_where_one_and_two_are_busy": [round(slower, 3) for slower in calibrated.slower],
     }

@@ -1,7 +1,7 @@
-"""A replica as the usual server works: a batch of like requests runs its steps together, and nobody joins.
+"""Simulates a replica of a usual server: a batch of like requests runs its steps together, and none joins.
 
-Favourable to it: batches are gathered from all that wait, oldest first; they are not padded; and nothing is waited for
-when the device is idle, as `serve.batch` does with its timeout.
+In its favour: batches are gathered from all that wait, oldest first; they are not padded; and an idle device starts at
+once, without the timeout of `serve.batch`.
 """
 
 import math
@@ -45,7 +45,7 @@ class WholeReplica:
             self.next_at = self._clock.now
 
     def advance(self) -> None:
-        """The batch is done, and the next begins."""
+        """Ends the batch, and begins the next."""
         done, self._batch = self._batch, []
         self.worked += sum(job.cost for job in done)
         for job in done:

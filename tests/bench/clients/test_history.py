@@ -4,7 +4,18 @@ from dataclasses import fields, replace
 
 import pytest
 
-from bench.clients.history import Answer, Counts, History, Outcome, Sent, Verdict, check, counted, rule_of_three, served
+from bench.clients.history import (
+    Answer,
+    Counts,
+    History,
+    Outcome,
+    Sent,
+    Verdict,
+    check,
+    counts_of_clients,
+    counts_of_server,
+    rule_of_three,
+)
 
 PATIENCE = 10.0
 
@@ -105,21 +116,21 @@ def plain() -> History:
 
 
 def test_a_server_that_counted_the_same_is_believed() -> None:
-    theirs = replace(counted(plain()), source="the server's statistics")
+    theirs = replace(counts_of_clients(plain()), source="the server's statistics")
     assert check(plain(), [theirs], patience_s=PATIENCE).miscounted == ()
 
 
 @pytest.mark.parametrize("what", ["accepted", "succeeded", "failed", "cancelled", "refused"])
 @pytest.mark.parametrize("by", [-1, 1])
 def test_a_miscount_of_one_is_found_in_every_figure(what: str, by: int) -> None:
-    ours = counted(plain())
+    ours = counts_of_clients(plain())
     theirs = replace(ours, source="the server's statistics", **{what: getattr(ours, what) + by})
     found = check(plain(), [theirs], patience_s=PATIENCE).miscounted
     assert any(line.startswith(f"{what}: ") for line in found)
 
 
 def test_every_source_is_checked_not_only_the_first() -> None:
-    right = replace(counted(plain()), source="the statistics")
+    right = replace(counts_of_clients(plain()), source="the statistics")
     wrong = replace(right, source="the metrics", succeeded=right.succeeded - 1, failed=right.failed + 1)
     found = check(plain(), [right, wrong], patience_s=PATIENCE).miscounted
     assert len(found) == 2
@@ -128,12 +139,12 @@ def test_every_source_is_checked_not_only_the_first() -> None:
 
 def test_accepted_must_be_succeeded_failed_and_cancelled() -> None:
     """Also where the difference to the clients' count could be explained."""
-    theirs = replace(counted(good()), source="the server's statistics", succeeded=1)
+    theirs = replace(counts_of_clients(good()), source="the server's statistics", succeeded=1)
     assert check(good(), [theirs], patience_s=PATIENCE).miscounted != ()
 
 
 def test_who_left_may_have_been_served_as_the_server_sees_it() -> None:
-    theirs = replace(counted(good()), source="the server's statistics", cancelled=0, succeeded=3)
+    theirs = replace(counts_of_clients(good()), source="the server's statistics", cancelled=0, succeeded=3)
     assert check(good(), [theirs], patience_s=PATIENCE).miscounted == ()
 
 
@@ -141,12 +152,12 @@ def test_statistics_become_the_difference_of_two_looks() -> None:
     before = {"requests": 10, "refused": 1, "cancelled": 2, "finished": 6, "failures": 1, "broken": 1}
     after = {"requests": 20, "refused": 3, "cancelled": 3, "finished": 12, "failures": 3, "broken": 2}
     expected = Counts("the server's statistics", accepted=8, succeeded=4, failed=3, cancelled=1, refused=2)
-    assert served(before, after) == expected
+    assert counts_of_server(before, after) == expected
 
 
 def test_a_request_that_never_ended_makes_the_servers_count_uneven() -> None:
     zero = dict.fromkeys(("requests", "refused", "cancelled", "finished", "failures", "broken"), 0)
-    counts = served(zero, zero | {"requests": 3, "finished": 1, "refused": 1})
+    counts = counts_of_server(zero, zero | {"requests": 3, "finished": 1, "refused": 1})
     found = check(plain(), [counts], patience_s=PATIENCE).miscounted
     assert found[0] == "the server's statistics: of 2 accepted not every one has ended once"
 

@@ -7,7 +7,7 @@ from statistics import mean, pstdev
 
 import pytest
 
-from bench.clients.load import Call, Clock, arrivals, drive, leaving, saturate, steady
+from bench.clients.load import Call, Clock, arrivals, drive, let_some_leave, saturate, steady_calls
 
 
 def clock_from_now() -> Clock:
@@ -87,20 +87,20 @@ def test_arrivals_are_a_poisson_process() -> None:
 
 def test_equal_arguments_give_equal_loads() -> None:
     arguments = ("row", 4.0, 50, ("cup", "star"))
-    assert steady(*arguments, seed=1) == steady(*arguments, seed=1)
-    assert steady(*arguments, seed=1) != steady(*arguments, seed=2)
+    assert steady_calls(*arguments, seed=1) == steady_calls(*arguments, seed=1)
+    assert steady_calls(*arguments, seed=1) != steady_calls(*arguments, seed=2)
 
 
 def test_a_steady_load_uses_both_doors_and_all_pictures() -> None:
-    calls = steady("row", 4.0, 50, ("cup", "star"), seed=1, start=7.0)
+    calls = steady_calls("row", 4.0, 50, ("cup", "star"), seed=1, start=7.0)
     assert len({call.id for call in calls}) == 50
-    assert {call.door for call in calls} == {"json", "stream"}
+    assert {call.delivery for call in calls} == {"json", "stream"}
     assert {call.wanted for call in calls} == {"cup", "star"}
     assert min(call.at for call in calls) > 7.0
 
 
 def test_about_the_share_that_is_said_leaves() -> None:
-    calls = leaving(steady("row", 4.0, 1000, ("cup",), seed=1), 0.5, (0.1, 0.4), seed=2)
+    calls = let_some_leave(steady_calls("row", 4.0, 1000, ("cup",), seed=1), 0.5, (0.1, 0.4), seed=2)
     stays = [call.stays for call in calls if call.stays is not None]
     assert 450 < len(stays) < 550
     assert 0.1 <= min(stays) < max(stays) <= 0.4

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.clients.goldens import ALL, Goldens, body
+from bench.clients.goldens import ALL, Goldens, request_body
 from bench.faults.__main__ import demo_goldens
 from bench.faults.runs import Servers, run_row
 from bench.faults.targets import misses
@@ -47,7 +47,7 @@ def test_nothing_is_lost_swapped_or_failed(name: str, servers: Servers, goldens:
 def test_a_swap_would_be_seen(servers: Servers, goldens: Goldens) -> None:
     """The same run, judged by golden pictures whose names have gone round: every picture is somebody else's."""
     names = [*ALL]
-    assert len({str(body(name)) for name in names}) == len(names)
+    assert len({str(request_body(name)) for name in names}) == len(names)
     row = run("nan", servers, goldens.renamed(dict(zip(names, [*names[1:], names[0]], strict=True))))
     assert row["swapped"] == row["succeeded"] > REQUESTS / 2
     assert any("another's picture" in miss for miss in misses(row))

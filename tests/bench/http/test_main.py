@@ -1,11 +1,11 @@
-"""What the door's bench calls a miss, and that it asks as many at once as it says."""
+"""The HTTP bench: which targets it calls missed, and how many requests it sends at once."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from bench.http.__main__ import PARTS, _by, config_of, misses
+from bench.http.__main__ import PARTS, _run_concurrently, config_of, misses
 
 FINE: dict[str, Any] = {
     "overhead": {"p50_ms": 24.9},
@@ -47,7 +47,7 @@ async def test_no_more_are_asked_at_once_than_there_are_callers() -> None:
         running -= 1
         return 1
 
-    assert await _by(3, [one] * 10) == [1] * 10
+    assert await _run_concurrently(3, [one] * 10) == [1] * 10
     assert most == 3
 
 

@@ -1,4 +1,4 @@
-"""The bench's door: what is kept is taken up again, and only what is certain; a simulator that is off ends with 1."""
+"""The simulation's command: only certain results are reused, and a simulator that is off exits with 1."""
 
 import json
 from pathlib import Path

@@ -12,7 +12,7 @@ CALLS = {1: 0.04, 2: 0.06, 4: 0.1}
 
 def calibrated(two: float = 1.0) -> Calibrated:
     easy = device(CALLS, calls={NATIVE: CALLS}, decode={NATIVE: 0.1}, native=NATIVE)
-    changes = {"prepare": 0.0, "door": 0.05, "cold_start": 8.0, "provision": 0.0, "price": 0.0}
+    changes = {"prepare": 0.0, "http_seconds": 0.05, "cold_start": 8.0, "provision": 0.0, "price": 0.0}
     return Calibrated(type(easy)(**{**vars(easy), **changes}), (1.0, two))
 
 

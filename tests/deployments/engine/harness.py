@@ -13,7 +13,7 @@ from diffusers import ControlNetModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.engine.pipelines import arguments, as_answered, pipeline_class
+from bench.engine.pipelines import arguments, pipeline_class, restore_unmasked
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
@@ -92,7 +92,7 @@ def reference_image(folder: Path, model: LoadedModel, request: Request, index: i
     # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
     pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
     made = pipeline(**arguments([request], index)).images[0]
-    return as_answered(made, request).astype(np.int16)
+    return restore_unmasked(made, request).astype(np.int16)
 
 
 def use_sampler(pipeline: Any, sampler: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.prometheus import settled, total
+from bench.prometheus import scrape_until, total
 from bench.redis_server import redis_server
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 from tests.k8s.queries import QUERIES, used
@@ -77,7 +77,9 @@ async def test_prometheus_is_told_what_the_cache_has_done(server: Launched, clie
         assert (await client.post(f"{BASE}/text-to-image", json=CUP)).is_success
     counted = {name for query in QUERIES for name, _ in used(query) if "_cache_" in name} - {CACHE_ERRORS}
     assert counted
-    found = await asyncio.to_thread(settled, server.process.pid, lambda now: counted <= {each.name for each in now})
+    found = await asyncio.to_thread(
+        scrape_until, server.process.pid, lambda now: counted <= {each.name for each in now}
+    )
     assert counted - {each.name for each in found} == set()
     assert total(found, "diffusion_cache_requests_total", result="hit") > 0
 

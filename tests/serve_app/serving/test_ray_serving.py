@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from bench.prometheus import Exported, settled, total
+from bench.prometheus import Exported, scrape_until, total
 from serve_app.launch.local_cluster import HEALTH_PATH
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 from tests.k8s.queries import QUERIES, used
@@ -227,7 +227,7 @@ async def test_prometheus_and_the_statistics_say_the_same(server: Launched, clie
     assert refused.status_code == 504
     expected = of_prometheus(await stats(client))
     assert all(expected[name] > 0 for name in ('requests{outcome="refused"}', 'images{status="done"}', "wasted_steps"))
-    exported = await asyncio.to_thread(settled, server.process.pid, lambda now: told(now, expected) == expected)
+    exported = await asyncio.to_thread(scrape_until, server.process.pid, lambda now: told(now, expected) == expected)
     assert told(exported, expected) == expected
     # Coarser buckets, the same samples.
     within_8_s = total(exported, "diffusion_queue_wait_seconds_bucket", le="8.0")
@@ -279,7 +279,7 @@ async def test_all_that_dashboard_and_alerts_ask_for_is_exported(server: Launche
     assert (await client.post(f"{BASE}/text-to-image", json=PROMPT)).is_success
     asked = [(name, labels) for query in QUERIES for name, labels in used(query) if name not in NEVER_HERE]
     names = {name for name, _ in asked}
-    found = await asyncio.to_thread(settled, server.process.pid, lambda now: names <= {each.name for each in now})
+    found = await asyncio.to_thread(scrape_until, server.process.pid, lambda now: names <= {each.name for each in now})
     labels = {sample.name: sample.labels.keys() for sample in found}
     assert names - labels.keys() == set()
     assert all(matchers.keys() <= labels[name] for name, matchers in asked)

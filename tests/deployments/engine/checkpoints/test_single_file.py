@@ -11,7 +11,7 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from torch import Tensor
 
-from bench.engine.pipelines import arguments, as_answered
+from bench.engine.pipelines import arguments, restore_unmasked
 from deployments.engine.checkpoints.clip_tokenizer import clip_tokenizer
 from deployments.engine.checkpoints.native_size import with_native_size
 from deployments.engine.checkpoints.original_layout import describe
@@ -44,7 +44,7 @@ def theirs(path: Path, config: Path, request: Request) -> Any:
     pipeline = kind.from_single_file(str(path), config=str(config), local_files_only=True, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
-    return as_answered(pipeline(**arguments([request], 0)).images[0], request).astype("int16")
+    return restore_unmasked(pipeline(**arguments([request], 0)).images[0], request).astype("int16")
 
 
 def assert_the_same_picture(path: Path, config: Path, **more: Any) -> None:

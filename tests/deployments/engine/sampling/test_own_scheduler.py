@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from bench.engine.pipelines import arguments, as_answered, pipeline_class
+from bench.engine.pipelines import arguments, pipeline_class, restore_unmasked
 from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError
@@ -76,7 +76,7 @@ def theirs(folder: Path, networks: dict[str, Any], request: Request) -> Pixels:
     )
     use_sampler(pipeline, request.params.sampler)
     pipeline.set_progress_bar_config(disable=True)
-    return as_answered(pipeline(**arguments([request])).images[0], request).astype(np.int16)
+    return restore_unmasked(pipeline(**arguments([request])).images[0], request).astype(np.int16)
 
 
 def worst(model: LoadedModel, folder: Path, networks: dict[str, Any], tasks: list[str], **asked: Any) -> dict[str, int]:
