@@ -47,13 +47,13 @@ class WorkPolicy:
     def __call__(self, ctx: ScalingContext) -> tuple[int, dict[str, Any]]:
         metrics = ctx.aggregated_metrics or {}
         load = _sum(metrics, "work") + _sum(metrics, "backlog") / self.catch_up_s
-        wanted = self._wanted(load, ctx.target_num_replicas)
+        wanted = self._target_replicas(load, ctx.target_num_replicas)
         if ctx.total_queued_requests:
             # They have found no replica that would take them, and nobody knows yet what they cost.
             wanted = max(1, wanted, ctx.target_num_replicas)
         return max(ctx.capacity_adjusted_min_replicas, min(ctx.capacity_adjusted_max_replicas, wanted)), {}
 
-    def _wanted(self, load: float, current: int) -> int:
+    def _target_replicas(self, load: float, current: int) -> int:
         more = math.ceil(load / self.target_fill)
         fewer = math.ceil(load / (self.target_fill - self.band))
         return more if more > current else min(current, fewer)

@@ -15,7 +15,7 @@ LARGE_BYTES: Final = 1024 * 1024
 _DELAY_S: Final = 1.0
 
 
-def _trimming() -> Callable[[int], int] | None:
+def _find_malloc_trim() -> Callable[[int], int] | None:
     """glibc's `malloc_trim`; other allocators have no such thing, nor the need."""
     try:
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
@@ -24,13 +24,13 @@ def _trimming() -> Callable[[int], int] | None:
     return trim
 
 
-_TRIM: Final = _trimming()
+_TRIM: Final = _find_malloc_trim()
 
 _MMAP_THRESHOLD: Final = -3
 """`M_MMAP_THRESHOLD` of glibc's malloc.h."""
 
 
-def hold_large_blocks_apart() -> None:
+def mmap_large_blocks() -> None:
     """From now on every large block of this process goes back as soon as it is freed.
 
     glibc would raise the limit with the first, and keep the next ones in its arenas, from whose middle nothing can be
@@ -40,7 +40,7 @@ def hold_large_blocks_apart() -> None:
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Gives all whole pages that are free back. Other threads run meanwhile."""
     if _TRIM is not None:
         _TRIM(0)
@@ -53,8 +53,8 @@ class FreedMemory:
         self._delay_s = delay_s
         self._due: asyncio.TimerHandle | None = None
 
-    def soon(self) -> None:
+    def schedule(self) -> None:
         """In a moment; what ends until then is given back along with it."""
         loop = asyncio.get_running_loop()
         if self._due is None or self._due.when() < loop.time():
-            self._due = loop.call_later(self._delay_s, lambda: loop.run_in_executor(None, give_back))
+            self._due = loop.call_later(self._delay_s, lambda: loop.run_in_executor(None, trim_memory))

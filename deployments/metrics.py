@@ -118,8 +118,8 @@ _STAGES: Final[tuple[Phase, ...]] = ("encode", "denoise", "decode")
 def engine_samples(report: EngineReport) -> Iterator[Sample]:
     """Everything that one engine exports."""
     for name, model in report.models.items():
-        yield from _counted(name, model.counters)
-        yield from _timed(name, model)
+        yield from _counter_samples(name, model.counters)
+        yield from _duration_samples(name, model)
     for priority, images in report.load.waiting.items():
         yield Sample(QUEUE_DEPTH, (priority,), images)
     yield Sample(RUNNING, (), report.load.running)
@@ -138,7 +138,7 @@ def engine_samples(report: EngineReport) -> Iterator[Sample]:
     yield Sample(READY, (), report.ready)
 
 
-def _counted(model: str, counted: Counters) -> Iterator[Sample]:
+def _counter_samples(model: str, counted: Counters) -> Iterator[Sample]:
     yield Sample(IMAGES, (model, "done"), counted.images)
     yield Sample(IMAGES, (model, "failed"), counted.failures)
     for outcome in ("accepted", "refused", "cancelled", "expired"):
@@ -157,7 +157,7 @@ def _counted(model: str, counted: Counters) -> Iterator[Sample]:
     yield Sample(BATCH_SIZE, (model,), {float(rows): calls for rows, calls in counted.batch_sizes.items()})
 
 
-def _timed(name: str, model: ModelReport) -> Iterator[Sample]:
+def _duration_samples(name: str, model: ModelReport) -> Iterator[Sample]:
     if model.durations:
         yield Sample(QUEUE_WAIT, (name,), model.durations["queue"].ever.values())
         for stage in _STAGES:

@@ -16,8 +16,8 @@ from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import engine_samples
 from deployments.ray_metrics import Publisher
-from deployments.replica_port import stay_on_loopback
-from deployments.serve_log import speak_through_serve
+from deployments.replica_port import bind_to_loopback
+from deployments.serve_log import log_through_serve
 from deployments.throughput import RateMeter
 from deployments.uploads.intake import Intake
 
@@ -38,15 +38,15 @@ class ModelReplica:
         config: EngineConfig,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
-        stay_on_loopback()
-        speak_through_serve("deployments")
+        bind_to_loopback()
+        log_through_serve("deployments")
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
         from deployments.engine.worker.engine_worker import EngineWorker
 
         # The request was copied on its way here, files included.
         self._intake = Intake(Annotators(annotators, config.device, end_process), owns_files=True)
         self._worker = worker = EngineWorker.load(specs, config, on_device_lost=end_process)
-        self._pace = RateMeter()
+        self._work_rate = RateMeter()
         self._publisher = Publisher(lambda: engine_samples(worker.report()))
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -79,7 +79,7 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Raises when the engine's loop has ended or hangs; Serve then replaces the replica."""
-        if not self._worker.alive:
+        if not self._worker.is_alive:
             raise RuntimeError("the engine's loop makes no progress")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -87,7 +87,7 @@ class ModelReplica:
         that wait.
         """
         load = self._worker.load_now()
-        return {"work": self._pace(load.worked), "backlog": load.backlog}
+        return {"work": self._work_rate(load.worked), "backlog": load.backlog}
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Applies what may change without a restart: `log_level`. All else belongs in the constructor."""

@@ -89,7 +89,7 @@ PINS: Final[Mapping[str, Pin]] = MappingProxyType(
 )
 
 
-def pinned(source: str, licence: str) -> PartSpec:
+def pin_part(source: str, licence: str) -> PartSpec:
     """What the hub's repository `source` holds at its pin."""
     return PartSpec(source, PINS[source].revision, licence)
 

@@ -26,19 +26,19 @@ class RayMetrics:
 
         self._ray = metrics
         self._metrics: dict[str, Any] = {}
-        self._told: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._published: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     def publish(self, samples: Iterable[Sample]) -> None:
         """Tells Ray what has changed."""
         for sample in samples:
             key = (sample.metric.name, sample.values)
-            before = self._told.get(key)
+            before = self._published.get(key)
             if sample.now != before or sample.metric.kind == "gauge":
-                self._tell(sample, before)
-                self._told[key] = sample.now
+                self._publish_one(sample, before)
+                self._published[key] = sample.now
 
-    def _tell(self, sample: Sample, before: Any) -> None:
-        metric = self._metrics.get(sample.metric.name) or self._made(sample.metric)
+    def _publish_one(self, sample: Sample, before: Any) -> None:
+        metric = self._metrics.get(sample.metric.name) or self._create(sample.metric)
         if isinstance(sample.now, Mapping):
             for value, times in sample.now.items():
                 for _ in range(times - (before or {}).get(value, 0)):
@@ -48,7 +48,7 @@ class RayMetrics:
         elif sample.now > (before or 0):
             metric.inc(float(sample.now - (before or 0)), tags=sample.labels)
 
-    def _made(self, metric: Metric) -> Any:
+    def _create(self, metric: Metric) -> Any:
         asked: dict[str, Any] = {"description": metric.description, "tag_keys": metric.labels}
         match metric.kind:
             case "counter":

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.checkpoints.native_size import single_file, with_native_size
+from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part
-from deployments.pins import PINS, convert_command, pinned
+from deployments.pins import PINS, convert_command, pin_part
 
 # Of a hub's repository that is given without a commit: loading refuses, and says where to pin. A branch name would let
 # a stranger's push change the pictures. The commits of the rows below, and who else names them, are in `pins.py`.
@@ -31,7 +31,7 @@ _OPENRAIL_PLUS: Final = "CreativeML Open RAIL++-M"
 # among them, since its repository has pickled weights only: a configuration adds the folder that it was converted to.
 SD15_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
     {
-        kind: pinned(f"lllyasviel/{name}", _OPENRAIL)
+        kind: pin_part(f"lllyasviel/{name}", _OPENRAIL)
         for kind, name in {
             "canny": "control_v11p_sd15_canny",
             "depth": "control_v11f1p_sd15_depth",
@@ -51,7 +51,7 @@ SD15_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
 # Pickled weights only: `check_source` says how to convert them.
 SD21_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
     {
-        kind: pinned(f"thibaud/controlnet-sd21-{name}-diffusers", "other (see the repository)")
+        kind: pin_part(f"thibaud/controlnet-sd21-{name}-diffusers", "other (see the repository)")
         for kind, name in {
             "canny": "canny",
             "depth": "depth",
@@ -174,7 +174,7 @@ def check_source(spec: ModelSpec) -> None:
     looks at names, folders and the headers of files only, so that a server can refuse before it starts anything.
     """
     title = f"model {spec.name!r}"
-    if single_file(spec) is None:
+    if describe_single_file(spec) is None:
         check_part(title, "`revision` under `models:`", PartSpec(spec.source, spec.revision))
     for noun, place, named in (("ControlNet", "controlnets", spec.controlnets), ("part", "parts", spec.parts)):
         for name, given in named.items():
@@ -209,7 +209,7 @@ def check_part(title: str, setting: str, part: PartSpec) -> None:
     )
 
 
-def clashes(specs: Sequence[ModelSpec]) -> list[str]:
+def find_clashes(specs: Sequence[ModelSpec]) -> list[str]:
     """The names, aliases included, that more than one of `specs` answers to."""
     seen: set[str] = set()
     twice: list[str] = []

@@ -7,7 +7,7 @@ own alone, nobody else need reach it at all.
 from ipaddress import ip_address
 
 
-def stay_on_loopback() -> None:
+def bind_to_loopback() -> None:
     """To be called in a replica's constructor: Serve opens the port after it. Does nothing where others are to call."""
     # In a replica's process it is there already; whoever only imports this does not need it.
     import ray

@@ -14,7 +14,7 @@ from deployments.annotators.edges import HIGH, LOW, detect_edges
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit, MaskAlpha
-from deployments.uploads.image_files import decode_layer, over_white, resize, to_layer, to_rgb
+from deployments.uploads.image_files import composite_over_white, decode_layer, resize, to_layer, to_rgb
 from deployments.uploads.masks import Box, create_mask
 from deployments.uploads.transparency import mask_of
 
@@ -38,7 +38,7 @@ class ImageProcessor:
         path. Raises InvalidParameter for what is no PNG, JPEG or WebP, and FileNotFoundError for a `Path` that is not
         there.
         """
-        return over_white(_layer(source, "image"))
+        return composite_over_white(_layer(source, "image"))
 
     def load_mask(self, source: Source, mask_alpha: MaskAlpha | None = None) -> Image.Image:
         """A mask as grey, white where it is painted anew, from whatever `load` takes.

@@ -21,7 +21,7 @@ from diffusers import (
 from PIL import Image
 
 from deployments.engine.conditioning.compositing import composite
-from deployments.engine.protocol.inputs import Mask, Picture, Task
+from deployments.engine.protocol.inputs import ImageArray, Mask, Task
 from deployments.engine.protocol.request import Request
 
 _CLASSES: Final[Mapping[tuple[Task, bool], Any]] = MappingProxyType(
@@ -60,7 +60,7 @@ def arguments(requests: Sequence[Request], index: int = 0) -> dict[str, Any]:
     }
 
 
-def as_answered(made: Image.Image, request: Request) -> Picture:
+def as_answered(made: Image.Image, request: Request) -> ImageArray:
     """`made` [H, W, 3] as the server answers it: what lies outside an inpaint request's mask is its image's."""
     picture = np.asarray(made.convert("RGB"))
     image, mask = request.inputs.image, request.inputs.mask
@@ -100,6 +100,6 @@ def _control_arguments(requests: Sequence[Request]) -> dict[str, Any]:
     }
 
 
-def _image(picture: Picture | Mask | None) -> Image.Image:
+def _image(picture: ImageArray | Mask | None) -> Image.Image:
     assert picture is not None
     return Image.fromarray(picture)

@@ -16,11 +16,11 @@ from deployments.engine.protocol.errors import (
     ModelLoadError,
     Overloaded,
 )
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 log = logging.getLogger(__name__)
 
-Annotator = Callable[[Picture], Picture]
+Annotator = Callable[[ImageArray], ImageArray]
 """From a picture [H, W, 3] to a hint of the same size."""
 
 NO_NETWORKS: Final[AnnotatorSpecs] = MappingProxyType({})
@@ -40,7 +40,7 @@ class Annotators:
         on_device_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self._by_type: dict[str, Annotator] = {"canny": detect_edges}
-        self._by_type |= {kind: _LoadedAtFirstUse(spec, device, on_device_lost) for kind, spec in specs.items()}
+        self._by_type |= {kind: _LazyAnnotator(spec, device, on_device_lost) for kind, spec in specs.items()}
 
     def of(self, controlnet_type: str) -> Annotator:
         """The annotator for that type. Raises InvalidParameter where there is none.
@@ -56,7 +56,7 @@ class Annotators:
         return annotator
 
 
-class _LoadedAtFirstUse:
+class _LazyAnnotator:
     """An annotator that takes no memory before it is asked. One picture at a time: two at once would not be faster."""
 
     def __init__(self, spec: AnnotatorSpec, device: str, on_device_lost: Callable[[], object]) -> None:
@@ -66,16 +66,16 @@ class _LoadedAtFirstUse:
         self._annotator: Annotator | None = None
         self._lock = Lock()
 
-    def __call__(self, picture: Picture) -> Picture:
+    def __call__(self, image: ImageArray) -> ImageArray:
         """The hint. Raises EngineError: what goes wrong on a device is this request's trouble, or the process's."""
         # Imported here, as below.
-        from deployments.engine.device.errors import DeviceLost, is_out_of_memory, telling_device_lost
+        from deployments.engine.device.errors import DeviceLost, convert_device_errors, is_out_of_memory
 
         try:
-            with self._lock, telling_device_lost():
+            with self._lock, convert_device_errors():
                 if self._annotator is None:
                     self._annotator = self._load()
-                return self._annotator(picture)
+                return self._annotator(image)
         except EngineError:
             raise
         except DeviceLost as error:
@@ -90,14 +90,14 @@ class _LoadedAtFirstUse:
 
     def _load(self) -> Annotator:
         try:
-            return load(self._spec, self._device)
+            return load_annotator(self._spec, self._device)
         except ModelLoadError as error:
             # Callers over HTTP are told no more than that it failed.
             log.error("%s", error.message)
             raise
 
 
-def load(spec: AnnotatorSpec, device: str) -> Annotator:
+def load_annotator(spec: AnnotatorSpec, device: str) -> Annotator:
     """The annotator that `spec` describes, ready. Raises ModelLoadError."""
     # Imported here: these need torch, which the HTTP side does without.
     from deployments.annotators.depth import DepthAnnotator

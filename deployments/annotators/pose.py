@@ -12,12 +12,12 @@ from deployments.annotators.networks import Network, load_network
 from deployments.annotators.skeleton import JOINTS, THRESHOLD, Person, draw_skeleton
 from deployments.annotators.spec import PoseSpec
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels, as COCO has it."""
 
-Detector = Callable[[Picture], Sequence[Box]]
+Detector = Callable[[ImageArray], Sequence[Box]]
 """Where the people of a picture [H, W, 3] are."""
 
 KEYPOINTS: Final = (
@@ -71,17 +71,17 @@ class PoseAnnotator:
             )
         return cls(network, detector, spec.threshold)
 
-    def __call__(self, picture: Picture) -> Picture:
+    def __call__(self, image: ImageArray) -> ImageArray:
         """[H, W, 3] to skeletons on black, [H, W, 3]; all black where nobody is seen."""
-        height, width = picture.shape[:2]
-        boxes = [(0.0, 0.0, float(width), float(height))] if self._detector is None else self._detector(picture)
-        return draw_skeleton(self._people(picture, boxes), width, height, self._threshold)
+        height, width = image.shape[:2]
+        boxes = [(0.0, 0.0, float(width), float(height))] if self._detector is None else self._detector(image)
+        return draw_skeleton(self._people(image, boxes), width, height, self._threshold)
 
-    def _people(self, picture: Picture, boxes: Sequence[Box]) -> list[Person]:
+    def _people(self, image: ImageArray, boxes: Sequence[Box]) -> list[Person]:
         if not boxes:
             return []
         nested = [[list(box) for box in boxes]]
-        answer = self._network(picture, {"boxes": nested}, **self._dataset(len(boxes)))
+        answer = self._network(image, {"boxes": nested}, **self._dataset(len(boxes)))
         (found,) = self._network.processor.post_process_pose_estimation(answer, boxes=nested)
         return [
             to_openpose(np.concatenate([person["keypoints"].numpy(), person["scores"].numpy()[:, None]], axis=1))
@@ -107,11 +107,11 @@ class PersonDetector:
             raise ModelLoadError(f"{_TITLE}: its detector has no label `person`")
         self._label = people[0]
 
-    def __call__(self, picture: Picture) -> list[Box]:
+    def __call__(self, image: ImageArray) -> list[Box]:
         """At most `MOST_PEOPLE`, the surest first."""
-        answer = self._network(picture)
+        answer = self._network(image)
         (found,) = self._network.processor.post_process_object_detection(
-            answer, threshold=_DETECTED_FROM, target_sizes=[picture.shape[:2]]
+            answer, threshold=_DETECTED_FROM, target_sizes=[image.shape[:2]]
         )
         mine = found["labels"] == self._label
         surest = found["scores"][mine].argsort(descending=True)[:MOST_PEOPLE]

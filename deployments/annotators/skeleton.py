@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.annotators.palette import Rgb
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 Person = NDArray[np.floating[Any]]
 """[18, 3]: x and y in pixels, score in [0, 1], in the order of `JOINTS`."""
@@ -57,7 +57,7 @@ LIMB_SHADE: Final = 0.6
 _RADIUS_PER_PIXEL: Final = 4 / 512
 
 
-def draw_skeleton(people: Sequence[Person], width: int, height: int, threshold: float = THRESHOLD) -> Picture:
+def draw_skeleton(people: Sequence[Person], width: int, height: int, threshold: float = THRESHOLD) -> ImageArray:
     """`people` on black, [height, width, 3].
 
     Joints with a score below `threshold` or outside the picture, where OpenPose never finds any, are left out with
@@ -84,7 +84,9 @@ def _point(joint: NDArray[np.floating[Any]], width: int, height: int, threshold:
     return (x, y) if score >= threshold and 0 <= x < width and 0 <= y < height else None
 
 
-def _draw_limb(canvas: Picture, start: tuple[float, float], end: tuple[float, float], colour: Rgb, radius: int) -> None:
+def _draw_limb(
+    canvas: ImageArray, start: tuple[float, float], end: tuple[float, float], colour: Rgb, radius: int
+) -> None:
     (x0, y0), (x1, y1) = start, end
     middle = (round((x0 + x1) / 2), round((y0 + y1) / 2))
     angle = round(math.degrees(math.atan2(y1 - y0, x1 - x0)))

@@ -45,7 +45,7 @@ AnnotatorSpecs = Mapping[str, AnnotatorSpec]
 """By the ControlNet type whose hints it makes."""
 
 
-def sources(spec: AnnotatorSpec) -> Mapping[str, PartSpec]:
+def network_sources(spec: AnnotatorSpec) -> Mapping[str, PartSpec]:
     """All networks of `spec`, by their place in the configuration; "" is the annotator's own."""
     detector = {"detector": spec.detector} if isinstance(spec, PoseSpec) and spec.detector is not None else {}
     return {"": spec.weights} | detector

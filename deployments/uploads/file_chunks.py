@@ -28,7 +28,7 @@ def has_too_many_chunks(data: bytes) -> bool:
     return next(islice(small, MAX_SMALL_PIECES, None), None) is not None
 
 
-def pixels_only(data: bytes) -> bytes:
+def strip_metadata(data: bytes) -> bytes:
     """A PNG without its texts and colour profile, which may be of any size and which nobody here reads.
 
     What says which way is up, EXIF or a small XMP text, stays, and comes before the pixels so that their reader knows.

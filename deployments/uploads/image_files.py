@@ -9,7 +9,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit
-from deployments.uploads.file_chunks import has_too_many_chunks, pixels_only
+from deployments.uploads.file_chunks import has_too_many_chunks, strip_metadata
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 MIN_SIDE: Final = 16
@@ -17,7 +17,7 @@ MAX_SIDE: Final = 8192
 MAX_PIXELS: Final = 4096 * 4096
 
 # Sixteen bits a channel are scaled, not cut off; Pillow's own conversion would clip them to white.
-_DEEP: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_HIGH_DEPTH_MODES: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class ImageHeader:
 
 def read_header(data: bytes, field: str) -> ImageHeader:
     """What `data` is. Raises InvalidParameter, naming `field`, for all that `decode` would not take."""
-    with _opened(data, field) as image:
+    with _open(data, field) as image:
         width, height = image.size
         if _orientation(image) in _ON_ITS_SIDE:
             width, height = height, width
@@ -40,12 +40,12 @@ def read_header(data: bytes, field: str) -> ImageHeader:
 
 def decode(data: bytes, field: str) -> Image.Image:
     """The picture in `data` as RGB, upright. What is transparent becomes white. Raises InvalidParameter."""
-    return over_white(decode_layer(data, field))
+    return composite_over_white(decode_layer(data, field))
 
 
 def decode_layer(data: bytes, field: str) -> Image.Image:
     """The picture in `data` upright, as RGB, or as RGBA where it has transparency. Raises InvalidParameter."""
-    with _opened(data, field) as image:
+    with _open(data, field) as image:
         try:
             image.load()
             _scale_transparent_colour(image, data)
@@ -56,7 +56,7 @@ def decode_layer(data: bytes, field: str) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any picture as upright RGB [0, 255]: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
-    return over_white(to_layer(image))
+    return composite_over_white(to_layer(image))
 
 
 def to_layer(image: Image.Image) -> Image.Image:
@@ -64,23 +64,23 @@ def to_layer(image: Image.Image) -> Image.Image:
     turn = _UPRIGHT.get(_orientation(image))
     image = image if turn is None else image.transpose(turn)
     transparent = image.info.get("transparency")
-    if image.mode in ("1", "L", *_DEEP) and isinstance(transparent, int):
+    if image.mode in ("1", "L", *_HIGH_DEPTH_MODES) and isinstance(transparent, int):
         # Pillow's own conversion forgets the colour of sixteen bits.
         visible = np.asarray(image.convert("L") if image.mode == "1" else image) != transparent
-        image = (_shallow(image) if image.mode in _DEEP else image).convert("RGB")
+        image = (_scale_to_8_bits(image) if image.mode in _HIGH_DEPTH_MODES else image).convert("RGB")
         image.putalpha(Image.fromarray(np.where(visible, 255, 0).astype(np.uint8)))
         return image
-    if image.mode in _DEEP:
-        image = _shallow(image)
+    if image.mode in _HIGH_DEPTH_MODES:
+        image = _scale_to_8_bits(image)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def over_white(layer: Image.Image) -> Image.Image:
+def composite_over_white(layer: Image.Image) -> Image.Image:
     """A picture of `to_layer` as RGB, on white paper."""
-    return over(layer, "white")
+    return composite_over(layer, "white")
 
 
-def over(layer: Image.Image, colour: str) -> Image.Image:
+def composite_over(layer: Image.Image, colour: str) -> Image.Image:
     """A picture of `to_layer` as RGB, on paper of that colour."""
     if layer.mode == "RGB":
         return layer
@@ -103,7 +103,7 @@ def resize(image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"
     scale = min(width / image.width, height / image.height)
     shrunk = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     inside = image.resize(shrunk, Image.Resampling.LANCZOS)
-    return inside if fit == "fit" else _extended(inside, width, height)
+    return inside if fit == "fit" else _extend(inside, width, height)
 
 
 _ORIENTATION: Final = 0x0112
@@ -132,11 +132,11 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _opened(data: bytes, field: str) -> ImageFile.ImageFile:
+def _open(data: bytes, field: str) -> ImageFile.ImageFile:
     if has_too_many_chunks(data):
         raise InvalidParameter(field, "has too many chunks or segments; save the picture anew")
     try:
-        image = Image.open(io.BytesIO(pixels_only(data)), formats=FORMATS)
+        image = Image.open(io.BytesIO(strip_metadata(data)), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidParameter(field, _TOO_LARGE) from None
     except Exception as error:  # Pillow's parsers raise far more than UnidentifiedImageError on hostile files
@@ -173,12 +173,12 @@ _PNG_DEPTH_AT: Final = 24
 _SIXTEEN: Final = 16
 
 
-def _shallow(image: Image.Image) -> Image.Image:
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8), "L")
 
 
-def _extended(image: Image.Image, width: int, height: int) -> Image.Image:
+def _extend(image: Image.Image, width: int, height: int) -> Image.Image:
     """`image` in the middle of a larger canvas, its outermost pixels drawn out to the edges."""
     left, top = (width - image.width) // 2, (height - image.height) // 2
     sides = ((top, height - image.height - top), (left, width - image.width - left), (0, 0))

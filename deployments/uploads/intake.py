@@ -13,7 +13,7 @@ import numpy as np
 from deployments.annotators.catalogue import Annotators
 from deployments.engine.protocol.errors import EngineError, GenerationFailed, InvalidParameter
 from deployments.engine.protocol.events import Event, Failed
-from deployments.engine.protocol.inputs import Inputs, Mask, Picture, Uploads
+from deployments.engine.protocol.inputs import ImageArray, Inputs, Mask, Uploads
 from deployments.engine.protocol.request import Request
 from deployments.freed_memory import FreedMemory
 from deployments.uploads.image_files import decode, decode_layer, resize
@@ -49,7 +49,7 @@ class Intake:
         if request.uploads is not None:
             try:
                 worker.check_room(request)
-                request = await self._taken_in(request)
+                request = await self._decode_uploads(request)
             except EngineError as error:
                 yield Failed(request.id, error)
                 return
@@ -65,18 +65,20 @@ class Intake:
         """Ends the threads, when they have done what they were given."""
         self._threads.shutdown(wait=False)
 
-    async def _taken_in(self, request: Request) -> Request:
+    async def _decode_uploads(self, request: Request) -> Request:
         try:
-            taken = await asyncio.get_running_loop().run_in_executor(self._threads, take_in, request, self._annotators)
+            taken = await asyncio.get_running_loop().run_in_executor(
+                self._threads, decode_uploads, request, self._annotators
+            )
             if self._owns_files and request.uploads is not None:
                 request.uploads.drop()
             return taken
         finally:
             # A small file may have been a large picture.
-            self._freed.soon()
+            self._freed.schedule()
 
 
-def take_in(request: Request, annotators: Annotators) -> Request:
+def decode_uploads(request: Request, annotators: Annotators) -> Request:
     """`request` with `inputs` in place of its `uploads`, all of its own size.
 
     Raises InvalidParameter, and ModelLoadError where an annotator's network cannot be loaded.
@@ -89,28 +91,28 @@ def take_in(request: Request, annotators: Annotators) -> Request:
     size = (request.bucket.width, request.bucket.height)
     image, mask = None, None
     if uploads.image is not None:
-        image = _picture(uploads.image, uploads.image_field, uploads, size)
+        image = _decode_image(uploads.image, uploads.image_field, uploads, size)
     if uploads.task == "inpaint":
-        mask = _mask(uploads, size)
-    hints = tuple(_hint(hint, uploads, size) for hint in uploads.hints)
+        mask = _decode_mask(uploads, size)
+    hints = tuple(_decode_hint(hint, uploads, size) for hint in uploads.hints)
     if makers:
         hints = tuple(make(hint) for make, hint in zip(makers, hints, strict=True))
     return replace(request, inputs=Inputs(image, mask, hints), uploads=None)
 
 
-def _picture(data: bytes, field: str, uploads: Uploads, size: tuple[int, int]) -> Picture:
+def _decode_image(data: bytes, field: str, uploads: Uploads, size: tuple[int, int]) -> ImageArray:
     return np.asarray(resize(decode(data, field), *size, uploads.fit), dtype=np.uint8)
 
 
-def _hint(data: bytes, uploads: Uploads, size: tuple[int, int]) -> Picture:
+def _decode_hint(data: bytes, uploads: Uploads, size: tuple[int, int]) -> ImageArray:
     """A photo that a hint will be made of is a picture like any other."""
     if uploads.preprocess:
-        return _picture(data, "control_image", uploads, size)
+        return _decode_image(data, "control_image", uploads, size)
     hint = hint_of(decode_layer(data, "control_image"))
     return np.asarray(resize(hint, *size, uploads.fit), dtype=np.uint8)
 
 
-def _mask(uploads: Uploads, size: tuple[int, int]) -> Mask:
+def _decode_mask(uploads: Uploads, size: tuple[int, int]) -> Mask:
     if uploads.mask is None:
         return np.asarray(create_mask(*size, uploads.mask_type or "center"), dtype=np.uint8)
     drawn = mask_of(decode_layer(uploads.mask, "mask"), uploads.mask_alpha)

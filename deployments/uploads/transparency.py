@@ -13,7 +13,7 @@ from PIL import Image
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import MaskAlpha
-from deployments.uploads.image_files import over
+from deployments.uploads.image_files import composite_over
 
 # Pixels along the edge of a stroke are neither.
 _WHITE: Final = 224
@@ -41,12 +41,12 @@ def mask_of(layer: Image.Image, meaning: MaskAlpha | None) -> Image.Image:
             "has transparency, and what is visible of it is not drawn in white, for painted anew, and black, for kept; "
             "say mask_alpha=strokes where what is visible is painted anew, or holes where what is transparent is",
         )
-    return over(layer, "black").convert("L")
+    return composite_over(layer, "black").convert("L")
 
 
 def hint_of(layer: Image.Image) -> Image.Image:
     """The hint that a picture of `to_layer` is: hints are light on black. Raises InvalidParameter."""
-    hint = over(layer, "black")
+    hint = composite_over(layer, "black")
     if _alpha(layer) is not None and np.asarray(hint).max() < _LIGHT:
         raise InvalidParameter(
             "control_image",

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.models.auto import modeling_auto
 
 from deployments.engine.checkpoints.networks import load_network
-from deployments.engine.checkpoints.original_layout import describe
+from deployments.engine.checkpoints.original_layout import describe_file
 from deployments.engine.checkpoints.single_file import (
     FilePart,
     FileScheduler,
@@ -83,7 +83,7 @@ def _write_folder(part: str, source: Path, target: Path, stamp: Mapping[str, str
         if not part:
             raise ModelLoadError("it has no config.json, so that nothing says which network its weights are")
         return
-    kind = _kind(title, source)
+    kind = _network_class(title, source)
     tensors, half = _read(title, source)
     stem = "diffusion_pytorch_model" if issubclass(kind, diffusers.ModelMixin) else "model"
     path = target / f"{stem}{'.fp16' if half else ''}.safetensors"
@@ -92,7 +92,7 @@ def _write_folder(part: str, source: Path, target: Path, stamp: Mapping[str, str
     _check(title, kind, target, variant="fp16" if half else None)
 
 
-def _kind(title: str, folder: Path) -> Any:
+def _network_class(title: str, folder: Path) -> Any:
     """The class of the network that the folder's config names, of those that are known."""
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -115,13 +115,13 @@ def _read(title: str, folder: Path) -> tuple[dict[str, Tensor], bool]:
             tensors: dict[str, Tensor] = {}
             for path in full or files:
                 tensors |= load_file(path) if ending == ".safetensors" else load_pickle(title, path)
-            return _apart(tensors), not full
+            return _separate(tensors), not full
     raise ModelLoadError(f"{title}: it has config.json and no weights beside it")
 
 
 def load_pickle(title: str, path: Path) -> dict[str, Tensor]:
     """The tensors of a pickled file, by name. Raises ModelLoadError where it holds anything that is none."""
-    return _tensors(title, path, _load(title, path))
+    return _extract_tensors(title, path, _load(title, path))
 
 
 def _load(title: str, path: Path) -> Any:
@@ -138,7 +138,7 @@ def _load(title: str, path: Path) -> Any:
         raise ModelLoadError(f"{title}: {path.name!r} is broken, cut off, or no file of torch's") from None
 
 
-def _tensors(title: str, path: Path, found: Any) -> dict[str, Tensor]:
+def _extract_tensors(title: str, path: Path, found: Any) -> dict[str, Tensor]:
     while isinstance(found, dict) and "state_dict" in found:
         found = found["state_dict"]
     if not isinstance(found, dict):
@@ -149,7 +149,7 @@ def _tensors(title: str, path: Path, found: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each with memory of its own, as safetensors keep them. One that is larger than its file has it is a trap."""
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
@@ -172,13 +172,13 @@ def _write_file(source: Path, target: Path, stamp: Mapping[str, str], config: st
         if not prediction_type and isinstance(found, dict) and found.get("global_step") == _BASE_STEPS:
             prediction_type = "epsilon"
         path = target / source.with_suffix(".safetensors").name
-        save_file(_apart(_tensors("it", source, found)), path)
+        save_file(_separate(_extract_tensors("it", source, found)), path)
         del found
-    file = describe("it", path, config=config, prediction_type=prediction_type)
+    file = describe_file("it", path, config=config, prediction_type=prediction_type)
     for name, part in parts_of("it", file).items():
         _write_part(name, part, target / name, stamp)
     inpaints = file.configs["unet"]["in_channels"] != file.configs["vae"]["latent_channels"]
-    index = _index(file.configs["scheduler"]["_class_name"], inpaints=inpaints)
+    index = _build_index(file.configs["scheduler"]["_class_name"], inpaints=inpaints)
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if path != source:
         path.unlink()
@@ -208,7 +208,7 @@ def _write_part(
     _check(name, kind, target, variant=None)
 
 
-def _index(scheduler: str, *, inpaints: bool) -> dict[str, Any]:
+def _build_index(scheduler: str, *, inpaints: bool) -> dict[str, Any]:
     return {
         "_class_name": f"StableDiffusion{'Inpaint' if inpaints else ''}Pipeline",
         "_diffusers_version": diffusers.__version__,

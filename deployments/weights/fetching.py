@@ -31,7 +31,7 @@ def fetch(
 
     What cannot be had is tried `attempts` times, with pauses that double. Raises ModelLoadError.
     """
-    for name, bring in _everything(models, annotators):
+    for name, bring in _list_downloads(models, annotators):
         for attempt in range(1, attempts + 1):
             try:
                 bring()
@@ -45,7 +45,7 @@ def fetch(
         say(f"{name} is here")
 
 
-def _everything(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, Callable[[], None]]]:
+def _list_downloads(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, Callable[[], None]]]:
     for spec, device, dtype in models:
         yield f"model {spec.name!r}", partial(fetch_model, spec, pick_dtype(dtype, torch.device(device)))
     for kind, annotator in annotators.items():

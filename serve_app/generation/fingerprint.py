@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deployments.engine.protocol.inputs import Mask, Picture
+from deployments.engine.protocol.inputs import ImageArray, Mask
 from deployments.engine.protocol.numerics import NUMERICS_VERSION
 from deployments.engine.protocol.params import SERVICE_FIELDS
 from deployments.engine.protocol.request import Request
@@ -100,7 +100,7 @@ def _place(part: Any) -> list[str | None]:
     return [as_part(part).source, as_part(part).revision]
 
 
-def _array(picture: Picture | Mask | None) -> list[Any] | None:
+def _array(picture: ImageArray | Mask | None) -> list[Any] | None:
     return None if picture is None else [list(picture.shape), hash_of(picture.tobytes())]
 
 

@@ -16,9 +16,9 @@ END: Final = "<|endoftext|>"
 _MERGES: Final = Path(__file__).parent / "clip_vocabulary" / "merges.txt"
 
 
-def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+def build_clip_tokenizer(pad_token: str) -> CLIPTokenizer:
     """A new tokenizer with CLIP's 49,408 tokens, which fills prompts up to 77 with `pad_token`."""
-    vocabulary, merges = _vocabulary()
+    vocabulary, merges = _read_vocabulary()
     return CLIPTokenizer(
         vocab=dict(vocabulary),
         merges=list(merges),
@@ -31,7 +31,7 @@ def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
 
 
 @cache
-def _vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+def _read_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
     lines = _MERGES.read_text(encoding="utf-8").splitlines()[1:]
     merges = tuple((first, second) for first, second in (line.split(" ") for line in lines))
     letters = _byte_letters()

@@ -62,7 +62,9 @@ class SingleFile:
     config_folder: Path | None
 
 
-def describe(title: str, path: Path, *, config: str, prediction_type: str, others: Iterable[str] = ()) -> SingleFile:
+def describe_file(
+    title: str, path: Path, *, config: str, prediction_type: str, others: Iterable[str] = ()
+) -> SingleFile:
     """What the file at `path` is. Raises ModelLoadError, which begins with `title`, where that is none that is served.
 
     `config` is a folder in diffusers' layout whose configs describe it, "" where it is a plain Stable Diffusion 1.x or
@@ -79,8 +81,8 @@ def describe(title: str, path: Path, *, config: str, prediction_type: str, other
     if config:
         folder = Path(config)
         return SingleFile(path, header, _read_configs(title, folder, prediction_type, missing), "", folder)
-    family = _family(title, path, header)
-    predicted = _predicted(title, path, header, family, prediction_type, told="scheduler" in missing)
+    family = _detect_family(title, path, header)
+    predicted = _prediction_type(title, path, header, family, prediction_type, told="scheduler" in missing)
     return SingleFile(path, header, family.configs(predicted), family.pad_token, None)
 
 
@@ -111,7 +113,7 @@ def _check_text_encoder(title: str, path: Path, header: SafetensorsHeader) -> No
     raise ModelLoadError(f"{title}: {path.name!r} {what}; give one under `parts: text_encoder`")
 
 
-def _family(title: str, path: Path, header: SafetensorsHeader) -> Family:
+def _detect_family(title: str, path: Path, header: SafetensorsHeader) -> Family:
     channels = header.tensors[_FIRST].shape[1]
     if channels not in (4, 9):
         what = OTHER_CHANNELS.get(channels, f"a UNet of {channels} input channels")
@@ -131,7 +133,7 @@ def _family(title: str, path: Path, header: SafetensorsHeader) -> Family:
     )
 
 
-def _predicted(
+def _prediction_type(
     title: str, path: Path, header: SafetensorsHeader, family: Family, given: str, *, told: bool
 ) -> PredictionType:
     if given:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.checkpoints.intact import check_intact
+from deployments.engine.checkpoints.file_integrity import check_intact
 from deployments.engine.protocol.errors import ModelLoadError
 
 _LARGEST: Final = 100_000_000
@@ -45,7 +45,7 @@ def read_header(title: str, path: Path) -> SafetensorsHeader:
     if len(raw) < length:
         raise ModelLoadError(f"{title}: {path.name} is cut off; bring it again from where it came")
     try:
-        header = _parsed(json.loads(raw), _LENGTH + length)
+        header = _parse(json.loads(raw), _LENGTH + length)
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
         raise broken from None
     _check_size(title, path, size, max((tensor.end for tensor in header.tensors.values()), default=_LENGTH + length))
@@ -63,7 +63,7 @@ def _check_size(title: str, path: Path, size: int, end: int) -> None:
         raise ModelLoadError(f"{title}: {path.name} has {size - end:,} bytes too many; bring it again")
 
 
-def _parsed(entries: Mapping[str, Any], base: int) -> SafetensorsHeader:
+def _parse(entries: Mapping[str, Any], base: int) -> SafetensorsHeader:
     tensors = {
         name: Tensor(entry["dtype"], tuple(entry["shape"]), *(base + offset for offset in entry["data_offsets"]))
         for name, entry in entries.items()

@@ -20,12 +20,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from deployments.engine.checkpoints.clip_tokenizer import clip_tokenizer
+from deployments.engine.checkpoints.clip_tokenizer import build_clip_tokenizer
 from deployments.engine.checkpoints.original_configs import VAE
 from deployments.engine.checkpoints.original_layout import CLIP, OPEN_CLIP, UNET, VAE_PREFIXES, SingleFile
 from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from deployments.engine.checkpoints.vocabulary import load_tokenizer
-from deployments.engine.checkpoints.weight_files import first
+from deployments.engine.checkpoints.weight_files import list_first
 from deployments.engine.protocol.errors import ModelLoadError
 
 _CHUNK: Final = 1 << 20
@@ -89,7 +89,7 @@ def parts_of(title: str, file: SingleFile) -> dict[str, FilePart | FileTokenizer
     }
 
 
-def vae_file(title: str, path: Path) -> FilePart:
+def describe_vae_file(title: str, path: Path) -> FilePart:
     """A VAE that is one file, in the original layout with or without a prefix. Raises ModelLoadError."""
     header = read_header(title, path)
     for prefixes in (*((prefix,) for prefix in VAE_PREFIXES), ("",)):
@@ -105,12 +105,12 @@ def load_file_part(kind: type, part: FilePart, dtype: torch.dtype) -> Any:
 
     Raises ModelLoadError, which names the first tensors that are missing, of another shape, or without a place.
     """
-    network = _empty(kind, part.config)
+    network = _build_empty(kind, part.config)
     with safe_open(part.path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in part.names}
     if kind is AutoencoderKL:
-        tensors = _networks_of_vae(part, tensors)
-    converted = _converted(kind, network, part, tensors)
+        tensors = _select_vae_networks(part, tensors)
+    converted = _convert(kind, network, part, tensors)
     _check(part, network.state_dict(), converted)
     # Copied, so that the file may be replaced while the model runs.
     network.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in converted.items()}, assign=True)
@@ -121,7 +121,7 @@ def load_file_tokenizer(title: str, tokenizer: FileTokenizer) -> Any:
     """The CLIP tokenizer that goes with the file. Raises ModelLoadError, which begins with `title`."""
     if tokenizer.folder is not None:
         return load_tokenizer(title, tokenizer.folder)
-    return clip_tokenizer(tokenizer.pad_token)
+    return build_clip_tokenizer(tokenizer.pad_token)
 
 
 def file_fingerprint(part: FilePart | FileScheduler) -> str:
@@ -141,7 +141,7 @@ def file_fingerprint(part: FilePart | FileScheduler) -> str:
     return digest.hexdigest()
 
 
-def _empty(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+def _build_empty(kind: Any, config: Mapping[str, Any]) -> nn.Module:
     """The network that `config` describes, without memory for its weights."""
     with init_empty_weights():
         network: nn.Module = (
@@ -150,7 +150,7 @@ def _empty(kind: Any, config: Mapping[str, Any]) -> nn.Module:
     return network.eval()
 
 
-def _networks_of_vae(part: FilePart, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _select_vae_networks(part: FilePart, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Under the one prefix that its conversion takes off, and without what the VAE was trained with."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -161,33 +161,35 @@ def _networks_of_vae(part: FilePart, tensors: Mapping[str, Tensor]) -> dict[str,
     return found
 
 
-def _converted(kind: type, network: Any, part: FilePart, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _convert(kind: type, network: Any, part: FilePart, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
-        converted = _conversion(kind, network, part)(tensors)
+        converted = _converter_for(kind, network, part)(tensors)
     except (KeyError, AttributeError, IndexError, TypeError, RuntimeError):
         raise ModelLoadError(f"{part.title}: {part.path.name!r} does not have the tensors of this network") from None
     placed = {tensor.data_ptr() for tensor in converted.values()}
     # Slices and copies have other addresses: those conversions take every tensor that they know, and leave others.
-    loose = [
+    unplaced = [
         name
         for name, tensor in tensors.items()
-        if tensor.data_ptr() not in placed and not name.endswith(_POSITIONS) and not _reshaped(name)
+        if tensor.data_ptr() not in placed and not name.endswith(_POSITIONS) and not _is_reshaped(name)
     ]
-    if loose:
-        raise ModelLoadError(f"{part.title}: {part.path.name!r} has tensors that have no place in it: {first(loose)}")
+    if unplaced:
+        raise ModelLoadError(
+            f"{part.title}: {part.path.name!r} has tensors that have no place in it: {list_first(unplaced)}"
+        )
     return {name: tensor for name, tensor in converted.items() if not name.endswith(_POSITIONS)}
 
 
-def _conversion(kind: type, network: Any, part: FilePart) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def _converter_for(kind: type, network: Any, part: FilePart) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     config = dict(part.config)
     if kind is UNet2DConditionModel:
         return lambda tensors: dict(convert_ldm_unet_checkpoint(tensors, {**network.config, **config}))
     if kind is AutoencoderKL:
         return lambda tensors: dict(convert_ldm_vae_checkpoint(tensors, {**network.config, **config}))
-    return lambda tensors: _text_encoder(network, tensors)
+    return lambda tensors: _convert_text_encoder(network, tensors)
 
 
-def _text_encoder(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _convert_text_encoder(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith(CLIP) for name in tensors):
         found = convert_ldm_clip_checkpoint(tensors)
     else:
@@ -199,7 +201,7 @@ def _text_encoder(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return {name.removeprefix("text_model."): tensor for name, tensor in found.items()}
 
 
-def _reshaped(name: str) -> bool:
+def _is_reshaped(name: str) -> bool:
     """Whether a conversion cuts or turns this tensor; those of OpenCLIP, whose last layer nobody uses."""
     return name.startswith(OPEN_CLIP)
 
@@ -217,7 +219,7 @@ def _check(part: FilePart, expected: Mapping[str, Tensor], found: Mapping[str, T
     }
     for what, names in faults.items():
         if names:
-            raise ModelLoadError(f"{part.title}: {part.path.name!r} {what} {first(names)}")
+            raise ModelLoadError(f"{part.title}: {part.path.name!r} {what} {list_first(names)}")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from transformers import CLIPTokenizer
 
-from deployments.engine.checkpoints.intact import check_intact, read_config
+from deployments.engine.checkpoints.file_integrity import check_intact, read_config
 from deployments.engine.protocol.errors import ModelLoadError
 
 _CLASSES: Final = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -73,7 +73,7 @@ def check_vocabulary(title: str, tokenizer: Any, config: Any) -> None:
     _check_wrapping(title, tokenizer)
 
 
-def own_tokens(tokenizer: Any) -> Mapping[str, int]:
+def added_tokens_of(tokenizer: Any) -> Mapping[str, int]:
     """The tokens that were added to CLIP's, by textual inversion or DreamBooth: not start, end, padding and unknown."""
     special = {getattr(tokenizer, f"{name}_token") for name in _SPECIAL}
     return {token: index for token, index in tokenizer.get_added_vocab().items() if token not in special}

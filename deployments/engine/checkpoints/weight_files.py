@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.file_integrity import read_config
 from deployments.engine.checkpoints.safetensors_header import Tensor, read_header
 from deployments.engine.protocol.errors import ModelLoadError
 
@@ -47,7 +47,7 @@ class WeightFiles:
     names: tuple[str, ...]
 
     @property
-    def half(self) -> bool:
+    def is_half(self) -> bool:
         """Whether their name says that they are in half precision."""
         return self.variant in HALVES
 
@@ -61,7 +61,7 @@ class WeightFiles:
         return next((name for name in self.names if (found := _WEIGHTS.fullmatch(name)) and not found["shard"]), None)
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether, by their names, none of the files is missing."""
         shards = [found["shards"] for name in self.names if (found := _WEIGHTS.fullmatch(name)) and found["shard"]]
         return self.whole is not None or (
@@ -85,12 +85,12 @@ def choose_weights(names: Iterable[str], *, half: bool, stem: str = "") -> Weigh
     return next((group for group in groups if group.whole or group.index), None)
 
 
-def of_weights(name: str) -> bool:
+def is_weights_file(name: str) -> bool:
     """Whether `name` is that of a file with weights as safetensors, or of an index of such."""
     return bool(_WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name))
 
 
-def no_weights(title: str, source: str, names: Iterable[str], revision: str | None = None) -> ModelLoadError:
+def missing_weights_error(title: str, source: str, names: Iterable[str], revision: str | None = None) -> ModelLoadError:
     """Why `names`, the files of a folder that `choose_weights` finds nothing in, hold nothing that can be loaded.
 
     `source` is the folder, or a repository on the hub at `revision`.
@@ -128,10 +128,10 @@ def check_weights(title: str, folder: Path, files: WeightFiles) -> None:
         _check_kinds(title, shard, header)
         absent = [key for key, where in listed.items() if where == shard and key not in header]
         if absent:
-            raise ModelLoadError(f"{title}: {shard} lacks {first(absent)}, which {index} says it has")
+            raise ModelLoadError(f"{title}: {shard} lacks {list_first(absent)}, which {index} says it has")
 
 
-def first(keys: Iterable[str], shown: int = 3) -> str:
+def list_first(keys: Iterable[str], shown: int = 3) -> str:
     """The first of `keys`, and how many more there are."""
     every = sorted(keys)
     more = f" and {len(every) - shown} more" if len(every) > shown else ""
@@ -145,7 +145,7 @@ def _check_kinds(title: str, name: str, header: Mapping[str, Tensor]) -> None:
     ]
     if integers:
         raise ModelLoadError(
-            f"{title}: {name} has weights that are not floating-point numbers ({first(integers)}): quantised "
+            f"{title}: {name} has weights that are not floating-point numbers ({list_first(integers)}): quantised "
             "checkpoints are not served; take the one that it was made from"
         )
 

@@ -4,20 +4,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.engine.protocol.inputs import Mask, Picture
+from deployments.engine.protocol.inputs import ImageArray, Mask
 
 
-def repainted(mask: Mask) -> NDArray[np.bool_]:
+def threshold_mask(mask: Mask) -> NDArray[np.bool_]:
     """Which pixels [H, W] of a mask are painted anew; diffusers draws the line at the same grey."""
     return np.asarray(mask.astype(np.float32) / 255 >= 0.5, dtype=np.bool_)
 
 
-def composite(made: Picture, image: Picture, mask: Mask, feather: int) -> Picture:
+def composite(made: ImageArray, image: ImageArray, mask: Mask, feather: int) -> ImageArray:
     """`made` where the mask says so and `image` elsewhere, to the byte.
 
     Over the first `feather` pixels inside the mask's edge the one turns into the other; none outside ever changes.
     """
-    inside = repainted(mask)
+    inside = threshold_mask(mask)
     if not feather:
         return np.where(inside[:, :, None], made, image)
     depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

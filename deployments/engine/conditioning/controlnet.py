@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.engine.conditioning.image_encoder import unit_pixels
+from deployments.engine.conditioning.image_encoder import to_unit_pixels
 from deployments.engine.padding import pad, padded_size
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 # In guess mode the early, wide maps are trusted least (Zhang's own figures, as in diffusers).
 _GUESS_FROM, _GUESS_TO = -1.0, 0.0
@@ -23,7 +23,7 @@ class ControlNet:
         self.name = name
         self.network = network
         self._embedder = network.controlnet_cond_embedding
-        self._flipped = network.config.controlnet_conditioning_channel_order == "bgr"
+        self._is_bgr = network.config.controlnet_conditioning_channel_order == "bgr"
         network.controlnet_cond_embedding = nn.Identity()
         network.register_to_config(controlnet_conditioning_channel_order="rgb")
 
@@ -38,10 +38,10 @@ class ControlNet:
         return bool(self.network.config.global_pool_conditions)
 
     @torch.inference_mode()
-    def embed(self, hint: Picture) -> Tensor:
+    def embed(self, hint: ImageArray) -> Tensor:
         """The hint [H, W, 3] as the network adds it to its first map: [C, h, w]."""
-        pixels = unit_pixels(hint)
-        pixels = pixels.flip(0) if self._flipped else pixels
+        pixels = to_unit_pixels(hint)
+        pixels = pixels.flip(0) if self._is_bgr else pixels
         weight = next(self._embedder.parameters())
         embedded: Tensor = self._embedder(pixels[None].to(weight.device, weight.dtype))[0]
         return embedded
@@ -58,7 +58,7 @@ class Control:
     end: float
     guess: bool
 
-    def acts(self, step: int, steps: int, prompted: bool) -> bool:
+    def is_active(self, step: int, steps: int, prompted: bool) -> bool:
         """Whether it has a say in evaluation `step` of `steps`, for the half with or without the prompt."""
         if not prompted and (self.guess or self.net.prompted_only):
             return False
@@ -82,15 +82,15 @@ class CallSlot:
     prompted: bool
 
     @property
-    def acting(self) -> int:
+    def active_controls(self) -> int:
         """How many ControlNets run on it."""
-        return sum(control.acts(self.step, self.steps, self.prompted) for control in self.controls)
+        return sum(control.is_active(self.step, self.steps, self.prompted) for control in self.controls)
 
 
 _User = tuple[CallSlot, Control]
 
 
-def residuals(
+def compute_residuals(
     places: Sequence[CallSlot], latents: Tensor, time: Tensor, context: Tensor, sizes: tuple[int, ...]
 ) -> dict[str, Any]:
     """The UNet's extra arguments: what all ControlNets add to its maps, zeros for rows without one.
@@ -99,9 +99,9 @@ def residuals(
     a ControlNet's own calls are padded to. Empty when no ControlNet acts.
     """
     answers = [
-        (_indices(part, latents), _answers(net, part, latents, time, context, padded_size(len(part), sizes)))
-        for net, users in _by_net(places).items()
-        for part in _parts(users, sizes[-1])
+        (_indices(part, latents), _run_net(net, part, latents, time, context, padded_size(len(part), sizes)))
+        for net, users in _group_by_net(places).items()
+        for part in _split(users, sizes[-1])
     ]
     if not answers:
         return {}
@@ -115,16 +115,16 @@ def residuals(
     return {"down_block_additional_residuals": tuple(totals[:-1]), "mid_block_additional_residual": totals[-1]}
 
 
-def _by_net(places: Sequence[CallSlot]) -> Mapping[ControlNet, list[_User]]:
+def _group_by_net(places: Sequence[CallSlot]) -> Mapping[ControlNet, list[_User]]:
     users: dict[ControlNet, list[_User]] = {}
     for place in places:
         for control in place.controls:
-            if control.acts(place.step, place.steps, place.prompted):
+            if control.is_active(place.step, place.steps, place.prompted):
                 users.setdefault(control.net, []).append((place, control))
     return users
 
 
-def _parts(users: list[_User], limit: int) -> Iterator[list[_User]]:
+def _split(users: list[_User], limit: int) -> Iterator[list[_User]]:
     return (users[begin : begin + limit] for begin in range(0, len(users), limit))
 
 
@@ -132,7 +132,7 @@ def _indices(users: list[_User], like: Tensor) -> Tensor:
     return torch.tensor([place.index for place, _ in users], device=like.device)
 
 
-def _answers(
+def _run_net(
     net: ControlNet, users: list[_User], latents: Tensor, time: Tensor, context: Tensor, padded: int
 ) -> list[Tensor]:
     """One net's weighted answers for its users, the middle map last."""

@@ -36,17 +36,19 @@ class CrossAttentionCache:
     """The key and value projections of a UNet's cross-attention, taken out of its loop. Used from one thread."""
 
     def __init__(self, unet: Any, kept_bytes: int = KEPT_BYTES) -> None:
-        """`unet` is diffusers' and is changed; called without `given`, it still projects for itself.
+        """`unet` is diffusers' and is changed; called without `substitute`, it still projects for itself.
 
         The keys of the latest prompts are kept, as far as they fit into `kept_bytes`.
         """
-        self._projections = [_remembered(layer, name) for layer in _cross_attentions(unet) for name in ("to_k", "to_v")]
+        self._projections = [
+            _wrap_projection(layer, name) for layer in _find_cross_attentions(unet) for name in ("to_k", "to_v")
+        ]
         self._limit = kept_bytes
         self._size = 0
         self._kept: OrderedDict[int, EncodedPrompt] = OrderedDict()
 
     @torch.inference_mode()
-    def prompt(self, embedding: Tensor) -> EncodedPrompt:
+    def project(self, embedding: Tensor) -> EncodedPrompt:
         """`embedding` [tokens, dim] with its projections. Do not modify it: requests of one prompt share it."""
         # By identity, which is what the prompt encoder's cache hands out; a prompt that is kept keeps its tensor alive.
         found = self._kept.pop(id(embedding), None)
@@ -59,18 +61,18 @@ class CrossAttentionCache:
         return found
 
     @contextmanager
-    def given(self, prompts: Sequence[EncodedPrompt], tokens: int, padded: int) -> Iterator[Tensor]:
+    def substitute(self, prompts: Sequence[EncodedPrompt], tokens: int, padded: int) -> Iterator[Tensor]:
         """Gives the embeddings of `prompts`, [padded, tokens, dim]; a UNet call inside is one for these prompts."""
         for i, each in enumerate(self._projections):
-            each.answer = _stacked([prompt.keys[i] for prompt in prompts], tokens, padded)
+            each.answer = _stack([prompt.keys[i] for prompt in prompts], tokens, padded)
         try:
-            yield _stacked([prompt.embedding for prompt in prompts], tokens, padded)
+            yield _stack([prompt.embedding for prompt in prompts], tokens, padded)
         finally:
             for each in self._projections:
                 each.answer = None
 
 
-class _Remembered(nn.Module):
+class _CachedProjection(nn.Module):
     """Stands in for a projection, and answers with what is known already."""
 
     def __init__(self, projection: nn.Module) -> None:
@@ -85,15 +87,15 @@ class _Remembered(nn.Module):
         return answer
 
 
-def _cross_attentions(unet: nn.Module) -> list[Any]:
+def _find_cross_attentions(unet: nn.Module) -> list[Any]:
     return [module for name, module in unet.named_modules() if name.endswith(".attn2")]
 
 
-def _remembered(layer: nn.Module, name: str) -> _Remembered:
-    module = _Remembered(layer.get_submodule(name))
+def _wrap_projection(layer: nn.Module, name: str) -> _CachedProjection:
+    module = _CachedProjection(layer.get_submodule(name))
     layer.add_module(name, module)
     return module
 
 
-def _stacked(rows: Sequence[Tensor], tokens: int, padded: int) -> Tensor:
+def _stack(rows: Sequence[Tensor], tokens: int, padded: int) -> Tensor:
     return pad(torch.stack([repeat_to(row, tokens) for row in rows]), padded)

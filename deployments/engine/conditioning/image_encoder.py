@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deployments.engine.conditioning.compositing import repainted
-from deployments.engine.protocol.inputs import Mask, Picture
+from deployments.engine.conditioning.compositing import threshold_mask
+from deployments.engine.protocol.inputs import ImageArray, Mask
 from deployments.engine.sampling.latents import draw_noise
 
 
@@ -42,41 +42,41 @@ class ImageEncoder:
         self._size = cache_size
         self._kept: OrderedDict[bytes, Posterior] = OrderedDict()
 
-    def posterior(self, picture: Picture, mask: Mask | None = None) -> Posterior:
-        """The posterior of `picture` [H, W, 3]; with a mask, of what is left outside of it, the rest being mid-grey."""
-        key = _digest(picture, mask)
+    def encode(self, image: ImageArray, mask: Mask | None = None) -> Posterior:
+        """The posterior of `image` [H, W, 3]; with a mask, of what is left outside of it, the rest being mid-grey."""
+        key = _digest(image, mask)
         found = self._kept.pop(key, None)
         if found is None:
-            found = self._encode(picture, mask)
+            found = self._encode(image, mask)
         self._kept[key] = found
         if len(self._kept) > self._size:
             self._kept.popitem(last=False)
         return found
 
     @torch.inference_mode()
-    def _encode(self, picture: Picture, mask: Mask | None) -> Posterior:
-        pixels = unit_pixels(picture) * 2 - 1
+    def _encode(self, image: ImageArray, mask: Mask | None) -> Posterior:
+        pixels = to_unit_pixels(image) * 2 - 1
         if mask is not None:
-            pixels = pixels * torch.from_numpy(~repainted(mask))
+            pixels = pixels * torch.from_numpy(~threshold_mask(mask))
         answer = self._vae.encode(pixels[None].to(self._device, self._dtype)).latent_dist
         scale = float(self._vae.config.scaling_factor)
         return Posterior(answer.mean[0].float().cpu() * scale, answer.std[0].float().cpu() * scale)
 
 
-def unit_pixels(picture: Picture) -> Tensor:
-    """`picture` [H, W, 3] as [3, H, W] fp32 in 0..1."""
+def to_unit_pixels(image: ImageArray) -> Tensor:
+    """`image` [H, W, 3] as [3, H, W] fp32 in 0..1."""
     # Copied, because torch takes no array that must not be written to.
-    return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1) / 255
+    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / 255
 
 
-def latent_mask(mask: Mask, factor: int) -> Tensor:
+def to_latent_mask(mask: Mask, factor: int) -> Tensor:
     """[1, h, w] fp32, 1 where latents are made anew: every `factor`-th pixel of the mask, as diffusers shrinks it."""
-    return torch.from_numpy(repainted(mask))[None, ::factor, ::factor].float()
+    return torch.from_numpy(threshold_mask(mask))[None, ::factor, ::factor].float()
 
 
-def _digest(picture: Picture, mask: Mask | None) -> bytes:
-    digest = hashlib.sha256(repr(picture.shape).encode())
-    digest.update(picture.tobytes())
+def _digest(image: ImageArray, mask: Mask | None) -> bytes:
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(image.tobytes())
     if mask is not None:
         digest.update(mask.tobytes())
     return digest.digest()

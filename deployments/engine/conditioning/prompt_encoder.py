@@ -56,7 +56,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._tokenize = TextTokenizer(tokenizer)
         self._text_encoder = text_encoder
-        self._final_layer_norm = _final_layer_norm(text_encoder)
+        self._final_layer_norm = _find_final_layer_norm(text_encoder)
         self._device = device
         self._dtype = dtype
         # A tokenizer may be told to stop before the text encoder must: diffusers pads to its length.
@@ -182,7 +182,7 @@ def emphasise(hidden: Tensor, weights: Tensor) -> Tensor:
     return (after * torch.where(meaningful, scale, 1.0)).to(hidden.dtype)
 
 
-def _final_layer_norm(text_encoder: nn.Module) -> nn.Module:
+def _find_final_layer_norm(text_encoder: nn.Module) -> nn.Module:
     # By name, because transformers moved it: once under `text_model`, now an attribute of the encoder itself.
     modules: dict[str, nn.Module] = dict(text_encoder.named_modules())
     return next(module for name, module in modules.items() if name.endswith("final_layer_norm"))

@@ -6,7 +6,7 @@ from typing import Any
 from diffusers.loaders import TextualInversionLoaderMixin
 from tokenizers import Tokenizer
 
-from deployments.engine.checkpoints.vocabulary import own_tokens
+from deployments.engine.checkpoints.vocabulary import added_tokens_of
 
 
 class TextTokenizer:
@@ -18,14 +18,14 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._learnt = bool(own_tokens(tokenizer))
-        self._plain = _without_special(tokenizer)
+        self._learnt = bool(added_tokens_of(tokenizer))
+        self._plain = _build_plain_tokenizer(tokenizer)
 
     def __call__(self, text: str) -> list[int]:
         """The ids of `text`, without start and end."""
-        return list(self._plain.encode(self._spelt_out(text), add_special_tokens=False).ids)
+        return list(self._plain.encode(self._spell_out(text), add_special_tokens=False).ids)
 
-    def _spelt_out(self, text: str) -> str:
+    def _spell_out(self, text: str) -> str:
         """`text` with all tokens of what was learnt as several (`<cat>`, `<cat>_1`, ...), as diffusers spells it."""
         if not self._learnt:
             return text
@@ -33,8 +33,8 @@ class TextTokenizer:
         return spelt
 
 
-def _without_special(tokenizer: Any) -> Tokenizer:
-    learnt = own_tokens(tokenizer)
+def _build_plain_tokenizer(tokenizer: Any) -> Tokenizer:
+    learnt = added_tokens_of(tokenizer)
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in described["added_tokens"]:
         token["special"] = token["special"] and token["content"] not in learnt

@@ -63,7 +63,7 @@ def raise_if_sticky(error: BaseException) -> None:
 
 
 @contextmanager
-def telling_device_lost() -> Iterator[None]:
+def convert_device_errors() -> Iterator[None]:
     """Makes DeviceLost of every such error that leaves it. Whatever a thread of ours asks of the device is inside one:
     errors of a kernel show at any later call, also at one that only waits, copies or frees.
     """

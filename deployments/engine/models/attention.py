@@ -43,7 +43,7 @@ def choose_attention(unet: Any, device: torch.device, dtype: torch.dtype, rows: 
         return AttentionChoice(TORCH, reason="not on CUDA")
     if find_spec("xformers") is None:
         return AttentionChoice(TORCH, reason="xformers is not installed")
-    choice = faster_attention(unet, sample_inputs(unet, rows, device, dtype), cuda_timer)
+    choice = choose_faster(unet, sample_inputs(unet, rows, device, dtype), time_on_cuda)
     log.info("attention: %s (%s; ms: %s)", choice.chosen, choice.reason, dict(choice.milliseconds))
     return choice
 
@@ -56,7 +56,7 @@ def adopt_attention(unet: Any, choice: AttentionChoice) -> AttentionChoice:
     return choice
 
 
-def faster_attention(
+def choose_faster(
     unet: Any, inputs: Mapping[str, Any], timer: Timer, candidates: Mapping[str, Switch] | None = None
 ) -> AttentionChoice:
     """Times `unet(**inputs)` with each candidate and leaves the UNet with the faster one.
@@ -96,7 +96,7 @@ def sample_inputs(unet: Any, rows: int, device: torch.device, dtype: torch.dtype
     }
 
 
-def cuda_timer(call: Callable[[], object], repeats: int = 7, warm_up: int = 3) -> float:
+def time_on_cuda(call: Callable[[], object], repeats: int = 7, warm_up: int = 3) -> float:
     """The median of several calls, in milliseconds."""
     times: list[float] = []
     with torch.inference_mode():

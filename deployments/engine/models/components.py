@@ -48,21 +48,21 @@ class Components:
         self._shared: weakref.WeakValueDictionary[tuple[type, str], Any] = weakref.WeakValueDictionary()
 
     @property
-    def half(self) -> bool:
+    def is_half(self) -> bool:
         """Whether weights are wanted in half precision."""
         return is_half(self.dtype)
 
     def unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
         """A UNet of its own: the engine changes it, and each model's counts as that model's size."""
-        return self._ready(UNet2DConditionModel, part)
+        return self._load_network(UNet2DConditionModel, part)
 
     def vae(self, part: PartFolder | FilePart) -> AutoencoderKL:
         """The VAE in `part`, shared."""
-        return self._once(AutoencoderKL, part, lambda: self._ready(AutoencoderKL, part))
+        return self._load_shared(AutoencoderKL, part, lambda: self._load_network(AutoencoderKL, part))
 
     def text_encoder(self, part: PartFolder | FilePart) -> CLIPTextModel:
         """The text encoder in `part`, shared."""
-        return self._once(CLIPTextModel, part, lambda: self._ready(CLIPTextModel, part))
+        return self._load_shared(CLIPTextModel, part, lambda: self._load_network(CLIPTextModel, part))
 
     def samplers(self, title: str, place: Path | FileScheduler, index: Path | None = None) -> PipelineSamplers:
         """The samplers for the scheduler in `place`, shared, with the schedules and checks that they have made.
@@ -75,32 +75,34 @@ class Components:
         else:
             saved, digest = read_scheduler(title, place, index), fingerprint(place)
         key = f"{saved.class_name}/{digest}"
-        return self._shared_or((PipelineSamplers, key), lambda: PipelineSamplers(saved))
+        return self._get_or_load((PipelineSamplers, key), lambda: PipelineSamplers(saved))
 
     def controlnet(self, name: str, part: PartFolder) -> ControlNet:
         """The ControlNet in `part`, shared by models that call it by the same name."""
         key = f"{name}/{fingerprint(part.folder)}"
-        return self._shared_or((ControlNet, key), lambda: ControlNet(name, self._ready(ControlNetModel, part)))
+        return self._get_or_load((ControlNet, key), lambda: ControlNet(name, self._load_network(ControlNetModel, part)))
 
-    def _once(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[], T]) -> T:
+    def _load_shared(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[], T]) -> T:
         digest = file_fingerprint(part) if isinstance(part, FilePart) else fingerprint(part.folder)
-        return self._shared_or((kind, digest), load)
+        return self._get_or_load((kind, digest), load)
 
-    def _shared_or(self, key: tuple[type, str], load: Callable[[], T]) -> T:
+    def _get_or_load(self, key: tuple[type, str], load: Callable[[], T]) -> T:
         found: T | None = self._shared.get(key)
         if found is None:
             found = load()
             self._shared[key] = found
         return found
 
-    def _ready(self, kind: type[T], part: PartFolder | FilePart) -> T:
+    def _load_network(self, kind: type[T], part: PartFolder | FilePart) -> T:
         if isinstance(part, FilePart):
-            return self._from_file(kind, part)
-        network: T = load_network(part.title, part.source, part.folder, kind, self.dtype, self.device, half=self.half)
+            return self._load_from_file(kind, part)
+        network: T = load_network(
+            part.title, part.source, part.folder, kind, self.dtype, self.device, half=self.is_half
+        )
         return network
 
-    def _from_file(self, kind: type[T], part: FilePart) -> T:
-        if is_half(part.dtype) and not self.half:
+    def _load_from_file(self, kind: type[T], part: FilePart) -> T:
+        if is_half(part.dtype) and not self.is_half:
             log.info("%s has half-precision weights only; they are upcast", part.title)
         loaded: Any = load_file_part(kind, part, self.dtype)
         network: T = loaded.to(self.device).eval().requires_grad_(False)

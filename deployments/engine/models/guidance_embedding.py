@@ -20,7 +20,7 @@ def embedding_width(unet: Any) -> int | None:
     return width
 
 
-def tells_guidance(pipeline: PipelineKind) -> bool:
+def passes_guidance_scale(pipeline: PipelineKind) -> bool:
     """Whether diffusers' pipeline of that kind tells such a UNet the scale.
 
     Those that begin from a picture beside a ControlNet do not: they leave the condition out and run the UNet twice.

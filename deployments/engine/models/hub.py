@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from deployments.engine.checkpoints.weight_files import choose_weights, no_weights, of_weights
+from deployments.engine.checkpoints.weight_files import choose_weights, is_weights_file, missing_weights_error
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import INDEX
 
@@ -56,7 +56,7 @@ def locate(title: str, source: str, revision: str | None, parts: Sequence[str], 
         ) from error
 
 
-def wanted_files(
+def select_files(
     title: str, source: str, revision: str, files: Iterable[str], parts: Sequence[str], *, half: bool
 ) -> Iterator[str]:
     """Of the `files` of a repository at `revision` those that `parts` need.
@@ -69,9 +69,9 @@ def wanted_files(
         inside = {path.name: str(path) for path in every if str(path.parent).removesuffix(".") == part}
         weights = choose_weights(inside, half=half)
         if weights is None and _CONFIG in inside:
-            raise no_weights(f"{title}: its {part}" if part else title, source, inside, revision)
+            raise missing_weights_error(f"{title}: its {part}" if part else title, source, inside, revision)
         for name, path in inside.items():
-            if name in weights.names if weights and of_weights(name) else name.endswith(_PLAIN):
+            if name in weights.names if weights and is_weights_file(name) else name.endswith(_PLAIN):
                 yield path
 
 
@@ -80,15 +80,15 @@ def _fetch(title: str, source: str, revision: str, parts: Sequence[str], half: b
     try:
         files = [file.path for file in get_cached_repo_tree(source, revision=revision)]
     except CachedRepoTreeNotFoundError:
-        cached = _cached(source, revision, parts, half)
+        cached = _find_cached(source, revision, parts, half)
         if cached is not None:
             return cached
         files = HfApi().list_repo_files(source, revision=revision)
-    wanted = list(wanted_files(title, source, revision, files, parts, half=half))
+    wanted = list(select_files(title, source, revision, files, parts, half=half))
     return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
 
 
-def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path | None:
+def _find_cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path | None:
     """The snapshot in a cache that knows no list of the repository's files, as other programs leave it.
 
     None where it is not whole. Half precision may come from full, and not the other way: there may be full on the hub.
@@ -106,4 +106,4 @@ def _is_whole(folder: Path, half: bool) -> bool:
     if not (folder / _CONFIG).exists():
         return any(folder.glob("*.json"))
     weights = choose_weights((path.name for path in folder.iterdir()), half=half)
-    return weights is not None and weights.complete and (half or not weights.half)
+    return weights is not None and weights.is_complete and (half or not weights.is_half)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.engine.checkpoints.native_size import single_file, with_native_size
+from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
 from deployments.engine.checkpoints.pipeline_index import check_pipeline
 from deployments.engine.checkpoints.single_file import (
     FilePart,
     FileScheduler,
     FileTokenizer,
+    describe_vae_file,
     load_file_tokenizer,
     parts_of,
-    vae_file,
 )
 from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
 from deployments.engine.conditioning.controlnet import ControlNet
@@ -38,7 +38,7 @@ from deployments.engine.sampling.samplers import PipelineSamplers
 
 log = logging.getLogger(__name__)
 
-Place = Path | FilePart | FileTokenizer | FileScheduler
+PartLocation = Path | FilePart | FileTokenizer | FileScheduler
 """Where a part is: in a folder, or in a file."""
 
 _FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
@@ -51,15 +51,15 @@ class LoadedModel:
     spec: ModelSpec
     unet: Any
     vae: Any
-    prompts: PromptEncoder
+    prompt_encoder: PromptEncoder
     samplers: PipelineSamplers
     alphas_cumprod: Tensor | None
     prediction_type: str
     device: torch.device
     dtype: torch.dtype
     attention: AttentionChoice
-    pictures: ImageEncoder
-    keys: CrossAttentionCache
+    image_encoder: ImageEncoder
+    attention_cache: CrossAttentionCache
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
     networks: tuple[nn.Module, ...] = ()
     load_seconds: float = 0.0
@@ -104,7 +104,7 @@ def load_model(
     which part, or that a revision must be pinned.
     """
     parts = parts or Components(device, dtype)
-    places = _locate_parts(spec, half=parts.half)
+    places = _locate_parts(spec, half=parts.is_half)
     # Parts in files stay as they were given: their configs are known without fetching anything.
     found = {name: as_part(part) for name, part in spec.parts.items()}
     found |= {name: PartSpec(str(place)) for name, place in places.items() if isinstance(place, Path)}
@@ -124,12 +124,12 @@ def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
         _locate_controlnet(spec, name, half=is_half(dtype))
 
 
-def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, Place]:
+def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, PartLocation]:
     """Where each part is: in the model's own folder or file, or wherever `spec.parts` says."""
     title = _title(spec)
     named = {name: _locate_named(_title(spec, name), name, as_part(part), half) for name, part in spec.parts.items()}
     own = [name for name in PARTS if name not in spec.parts]
-    if (file := single_file(spec)) is not None:
+    if (file := describe_single_file(spec)) is not None:
         inside = parts_of(title, file)
         return {name: inside[name] for name in own} | named
     root = locate(title, spec.source, spec.revision, own, half=half)
@@ -140,11 +140,11 @@ def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, Place]:
     return {name: root / name for name in own} | named
 
 
-def _locate_named(title: str, name: str, part: PartSpec, half: bool) -> Place:
+def _locate_named(title: str, name: str, part: PartSpec, half: bool) -> PartLocation:
     if Path(part.source).is_file():
         if name != "vae":
             raise ModelLoadError(f"{title}: a single file can only be a VAE; give its folder in diffusers' layout")
-        return vae_file(title, Path(part.source))
+        return describe_vae_file(title, Path(part.source))
     return _locate_part(title, part, half=half)
 
 
@@ -190,24 +190,24 @@ def _load(
         raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
     samplers = parts.samplers(_title(spec), places["scheduler"], index)
     _check_samplers(
-        spec, samplers, _pipelines(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
+        spec, samplers, _pipeline_kinds(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
     )
-    controlnets = {name: _controlnet(spec, name, parts) for name in spec.controlnets}
+    controlnets = {name: _load_controlnet(spec, name, parts) for name in spec.controlnets}
     for name, net in controlnets.items():
         check_controlnet(_controlnet_title(spec, name), net.network, unet, vae, text_encoder)
     model = LoadedModel(
         spec=spec,
         unet=unet,
         vae=vae,
-        prompts=PromptEncoder(tokenizer, text_encoder, device, dtype),
+        prompt_encoder=PromptEncoder(tokenizer, text_encoder, device, dtype),
         samplers=samplers,
         alphas_cumprod=samplers.alphas_cumprod,
         prediction_type=samplers.prediction_type,
         device=device,
         dtype=dtype,
         attention=adopt_attention(unet, attention) if attention else choose_attention(unet, device, dtype),
-        pictures=ImageEncoder(vae, device, dtype),
-        keys=CrossAttentionCache(unet),
+        image_encoder=ImageEncoder(vae, device, dtype),
+        attention_cache=CrossAttentionCache(unet),
         controlnets=controlnets,
         networks=(unet, vae, text_encoder, *(network for net in controlnets.values() for network in net.networks)),
     )
@@ -220,13 +220,13 @@ def _load_tokenizer(title: str, place: Path | FileTokenizer) -> Any:
     return load_file_tokenizer(title, place) if isinstance(place, FileTokenizer) else load_tokenizer(title, place)
 
 
-def _controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNet:
-    folder = _locate_controlnet(spec, name, half=parts.half)
+def _load_controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNet:
+    folder = _locate_controlnet(spec, name, half=parts.is_half)
     source = as_part(spec.controlnets[name]).source
     return parts.controlnet(name, PartFolder(_controlnet_title(spec, name), source, folder))
 
 
-def _pipelines(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
+def _pipeline_kinds(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
     """The kinds of pipeline that the model stands for; what its callers ask for first comes first."""
     tasks: tuple[Task, ...] = ("inpaint",) if inpaints_only else ("text-to-image", "image-to-image", "inpaint")
     return [

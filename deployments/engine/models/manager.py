@@ -44,8 +44,8 @@ class DiffusionModelManager:
     all are in use; that is logged. `on_load` and `on_evict` are told of every change, in order.
 
     Whoever serves the models while others load sets the rest: `warm` gets a model that has just been loaded and is
-    nobody's yet, with all networks of those that are in memory already; `let_go` returns when all that `on_evict` named
-    has been let go of.
+    nobody's yet, with all networks of those that are in memory already; `wait_released` returns when all that
+    `on_evict` named has been let go of.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DiffusionModelManager:
         self.on_load = on_load
         self.on_evict = on_evict
         self.warm: Callable[[LoadedModel, Collection[nn.Module]], object] = lambda _model, _in_use: None
-        self.let_go: Callable[[], object] = lambda: None
+        self.wait_released: Callable[[], object] = lambda: None
         self._attention: dict[str, AttentionChoice] = {}
         self._held: dict[str, _Held] = {}
         self._clock = 0
@@ -103,7 +103,7 @@ class DiffusionModelManager:
             self._held[name].users -= 1
             self._make_room()
 
-    def loaded(self) -> dict[str, LoadedModel]:
+    def loaded_models(self) -> dict[str, LoadedModel]:
         """The models in memory, by name."""
         with self._lock:
             return {name: held.model for name, held in self._held.items()}
@@ -133,7 +133,7 @@ class DiffusionModelManager:
         if model is None:
             raise ModelLoadError(f"model {name!r} does not fit into the device's memory")
         self._attention[name] = model.attention
-        self.warm(model, {network for other in self.loaded().values() for network in other.networks})
+        self.warm(model, {network for other in self.loaded_models().values() for network in other.networks})
         return model
 
     def _try_to_load(self, spec: ModelSpec) -> LoadedModel | None:
@@ -167,7 +167,7 @@ class DiffusionModelManager:
         with self._lock:
             for name in [name for name, held in self._held.items() if not held.users]:
                 self._evict(name)
-        self.let_go()
+        self.wait_released()
         # Networks know each other in circles, which only the collector undoes.
         gc.collect()
         torch.cuda.empty_cache()

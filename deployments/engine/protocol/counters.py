@@ -33,7 +33,7 @@ class Counters:
     denoise_seconds: float = 0.0
     batch_sizes: Counter[int] = field(default_factory=Counter)
 
-    def stepped(self, rows: int, unet_rows: int, padded_rows: int, seconds: float) -> None:
+    def record_step(self, rows: int, unet_rows: int, padded_rows: int, seconds: float) -> None:
         """One UNet call moved `rows` images by an evaluation."""
         self.unet_calls += 1
         self.row_steps += rows
@@ -42,7 +42,7 @@ class Counters:
         self.denoise_seconds += seconds
         self.batch_sizes[unet_rows] += 1
 
-    def numbers(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float]:
         """All but the batch sizes, by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "batch_sizes"}
 
@@ -51,11 +51,11 @@ class Counters:
         return replace(self, batch_sizes=Counter(dict(self.batch_sizes)))
 
 
-def total(counters: Iterable[Counters]) -> Counters:
+def sum_counters(counters: Iterable[Counters]) -> Counters:
     """All of them together."""
     out = Counters()
     for each in [each.copy() for each in counters]:
-        for name, value in each.numbers().items():
+        for name, value in each.as_dict().items():
             setattr(out, name, getattr(out, name) + value)
         out.batch_sizes.update(each.batch_sizes)
     return out

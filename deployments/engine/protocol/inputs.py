@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 """[H, W, 3], RGB."""
 
 Mask = NDArray[np.uint8]
@@ -38,9 +38,9 @@ class Inputs:
     `hints` are ready for the ControlNets that the request's `controls` name, in the same order.
     """
 
-    image: Picture | None = None
+    image: ImageArray | None = None
     mask: Mask | None = None
-    hints: tuple[Picture, ...] = ()
+    hints: tuple[ImageArray, ...] = ()
 
     @property
     def task(self) -> Task:

@@ -115,7 +115,7 @@ class PhaseRecorder:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._phases: dict[Phase, Recorder] = {phase: Recorder(clock) for phase in PHASES}
 
-    def finished(self, timings: Timings) -> None:
+    def record(self, timings: Timings) -> None:
         """A request is finished."""
         for phase, milliseconds in _of(timings).items():
             self._phases[phase].add(milliseconds / 1000)
@@ -125,7 +125,7 @@ class PhaseRecorder:
         return {phase: recorder.durations() for phase, recorder in self._phases.items()}
 
 
-def together(parts: Iterable[Durations]) -> Durations:
+def merge_durations(parts: Iterable[Durations]) -> Durations:
     """The durations of many, as if one had taken them all down."""
     every = list(parts)
     return Durations(

@@ -25,7 +25,7 @@ CacheUse = Literal["default", "reuse", "refresh", "off"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
 
-PICTURE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
+IMAGE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
 """Parameters that mean something only where a request brings pictures."""
 
 SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
@@ -43,7 +43,7 @@ class StrictFields(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_read_plainly(cls, said: Any) -> Any:
+    def _normalise(cls, said: Any) -> Any:
         return normalise_fields(said, cls) if isinstance(said, dict) else said
 
 
@@ -80,11 +80,11 @@ class ControlSettings(StrictFields):
 
     @field_validator("type")
     @classmethod
-    def _type_is_a_name(cls, kind: str) -> str:
+    def _check_type(cls, kind: str) -> str:
         return check_name(kind)
 
     @model_validator(mode="after")
-    def _starts_before_it_ends(self) -> Self:
+    def _check_order(self) -> Self:
         if self.start >= self.end:
             raise ValueError("start must be less than end")
         return self
@@ -130,17 +130,17 @@ class GenerationParams(StrictFields):
 
     @field_validator("prompt", "negative_prompt", "style_preset")
     @classmethod
-    def _texts_are_lines(cls, text: str | None) -> str | None:
+    def _check_texts(cls, text: str | None) -> str | None:
         return None if text is None else check_lines(text)
 
     @field_validator("model_name", "sampler")
     @classmethod
-    def _names_are_names(cls, name: str | None) -> str | None:
+    def _check_names(cls, name: str | None) -> str | None:
         return None if name is None else check_name(name)
 
     @field_validator("controls", mode="before")
     @classmethod
-    def _controls_are_few(cls, controls: Any) -> Any:
+    def _check_count(cls, controls: Any) -> Any:
         """Before each is looked at: pydantic would find a fault with every one of a hundred thousand."""
         if isinstance(controls, list | tuple) and len(controls) > MAX_CONTROLS:
             raise PydanticCustomError("too_long", "too many controls", {"max_length": MAX_CONTROLS})
@@ -148,7 +148,7 @@ class GenerationParams(StrictFields):
 
     @field_validator("sampler")
     @classmethod
-    def _sampler_is_known(cls, sampler: str | None) -> str | None:
+    def _resolve_sampler(cls, sampler: str | None) -> str | None:
         if sampler is None:
             return None
         try:

@@ -20,6 +20,10 @@ class Bucket:
     height: int
     width: int
 
+    def area_ratio(self, other: Bucket) -> float:
+        """Returns this bucket's pixels per image, divided by the other's."""
+        return self.height * self.width / (other.height * other.width)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -80,12 +84,12 @@ class Request:
         assert self.params.seed is not None
         return self.params.seed + index
 
-    def answers_to(self, name: str, tenant: str) -> bool:
+    def has_name(self, name: str, tenant: str) -> bool:
         """Whether it is that tenant's request of this name, or part of what has it."""
         return self.tenant == tenant and is_part_of(self.name, name)
 
 
-def part_of(name: str, index: int) -> str:
+def part_name(name: str, index: int) -> str:
     """The name of a part of something. Callers' own names have no colon."""
     return f"{name}:{index}"
 

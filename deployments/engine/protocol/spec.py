@@ -68,7 +68,7 @@ class ModelSpec:
         """Height and width in pixels of what is made where nobody asks for a size."""
         return self.native_shape or (self.native_size, self.native_size)
 
-    def answers_to(self, name: str) -> bool:
+    def has_name(self, name: str) -> bool:
         return name == self.name or name in self.aliases
 
 

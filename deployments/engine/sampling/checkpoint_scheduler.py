@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import diffusers
 
-from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.file_integrity import read_config
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.inputs import PipelineKind
 from deployments.engine.protocol.sampler_names import SamplerNotLinear
@@ -42,10 +42,12 @@ class SavedScheduler:
         try:
             return kind.from_config(dict(self.config))
         except Exception as error:  # whatever diffusers answers to settings that it cannot combine
-            text = f"diffusers cannot make a {self.class_name} with the settings in its {CONFIG}{self._culprit(kind)}"
+            text = (
+                f"diffusers cannot make a {self.class_name} with the settings in its {CONFIG}{self._find_culprit(kind)}"
+            )
             raise SamplerNotLinear("sampler", text) from error
 
-    def _culprit(self, kind: Any) -> str:
+    def _find_culprit(self, kind: Any) -> str:
         """The one setting without which diffusers could make it, as the end of a sentence; "" if there is none."""
         for key in self.config:
             try:
@@ -63,11 +65,11 @@ def read_scheduler(title: str, folder: Path, index: Path | None = None) -> Saved
     diffusers'.
     """
     config = read_config(f"{title}: its scheduler", folder / CONFIG)
-    named = _named_in(title, index) if index is not None and index.is_file() else config.get("_class_name")
+    named = _read_class_name(title, index) if index is not None and index.is_file() else config.get("_class_name")
     return SavedScheduler(str(named or "").removeprefix("Flax"), config)
 
 
-def _named_in(title: str, index: Path) -> str:
+def _read_class_name(title: str, index: Path) -> str:
     """The class that `index` names. Where index and config disagree diffusers believes the index."""
     match read_config(title, index).get("scheduler"):
         case ["diffusers", str(name)]:
@@ -77,7 +79,7 @@ def _named_in(title: str, index: Path) -> str:
     )
 
 
-def corrections(config: Mapping[str, Any], pipeline: PipelineKind) -> dict[str, Any]:
+def find_corrections(config: Mapping[str, Any], pipeline: PipelineKind) -> dict[str, Any]:
     """What the constructor of diffusers' pipeline of that kind changes in the `config` of the scheduler it is given.
 
     Those with ControlNets take every scheduler as it is.

@@ -38,7 +38,7 @@ def initial_state(latents: Tensor) -> Tensor:
     return state
 
 
-def model_input(states: Tensor, schedules: list[Schedule], steps: list[int]) -> Tensor:
+def scale_model_input(states: Tensor, schedules: list[Schedule], steps: list[int]) -> Tensor:
     """What the UNet sees, [B, C, h, w]: each row's newest latents times its sampler's input scale."""
     scale = torch.stack([schedule.input_scale[i] for schedule, i in zip(schedules, steps, strict=True)])
     return states[:, 0] * scale.to(states).view(-1, 1, 1, 1)
@@ -93,7 +93,7 @@ def blend(states: Tensor, schedules: list[Schedule], steps: list[int], blends: S
     return states
 
 
-def predicted_original(
+def predict_original(
     scaled: Tensor, out: Tensor, timestep: float, alphas_cumprod: Tensor, prediction_type: str
 ) -> Tensor:
     """The clean latents that the model expects behind a step, for previews (Ho et al., 2020, equation 15).

@@ -25,7 +25,7 @@ from deployments.engine.protocol.sampler_names import (
     own_sampler,
     resolve_sampler,
 )
-from deployments.engine.sampling.checkpoint_scheduler import CONFIG, SavedScheduler, corrections
+from deployments.engine.sampling.checkpoint_scheduler import CONFIG, SavedScheduler, find_corrections
 from deployments.engine.sampling.sampler_check import compare
 from deployments.engine.sampling.schedule_compiler import OUT_TERMS, X_TERMS, Schedule, Scheduler, compile_schedule
 
@@ -113,7 +113,7 @@ class PipelineSamplers:
 
     def of(self, pipeline: PipelineKind) -> "DiffusionSchedulerFactory":
         """The samplers as they are in a pipeline of that kind."""
-        changes = corrections(self._settings, pipeline)
+        changes = find_corrections(self._settings, pipeline)
         key = frozenset(changes.items())
         if key not in self._made:
             self._made[key] = DiffusionSchedulerFactory(self._saved.config, self._saved.class_name, changes)
@@ -165,7 +165,7 @@ class DiffusionSchedulerFactory:
             self._own_error = error
         self._pristine = lru_cache(maxsize=None)(self._construct)
         self._compiled = lru_cache(maxsize=CACHED_SCHEDULES)(self._compile)
-        self._refusals = lru_cache(maxsize=None)(self._refuse)
+        self._refusals = lru_cache(maxsize=None)(self._find_refusal)
 
     @cached_property
     def own(self) -> Sampler:
@@ -197,7 +197,7 @@ class DiffusionSchedulerFactory:
         """
         return self._compiled(resolve_sampler(sampler), num_inference_steps, start)
 
-    def begins_from_pictures(self, sampler: str) -> bool:
+    def can_start_from_image(self, sampler: str) -> bool:
         """Whether the sampler can start from, or keep, a picture: its scheduler must know how to add noise to one."""
         return hasattr(self._pristine(resolve_sampler(sampler)), "add_noise")
 
@@ -213,32 +213,32 @@ class DiffusionSchedulerFactory:
 
     def check(self, samplers: Iterable[str] = SAMPLERS) -> dict[str, SamplerNotLinear]:
         """Compares tables with diffusers, by the images of a made-up model: canonical name -> why it is refused."""
-        found = {name: self._refuse(name) for name in map(resolve_sampler, samplers)}
+        found = {name: self._find_refusal(name) for name in map(resolve_sampler, samplers)}
         return {name: error for name, error in found.items() if error is not None}
 
-    def _refuse(self, sampler: str) -> SamplerNotLinear | None:
-        error = self._fault(sampler)
+    def _find_refusal(self, sampler: str) -> SamplerNotLinear | None:
+        error = self._find_fault(sampler)
         if error is None or (sampler == CHECKPOINT and self._own_error is not None):
             return error
-        culprit = self._culprit(sampler)
+        culprit = self._find_culprit(sampler)
         if culprit is None:
             return error
-        return self._cannot(
+        return self._refusal_error(
             sampler, f"the setting `{culprit}` of its {CONFIG}, or diffusers' default for it, is the cause"
         )
 
-    def _fault(self, sampler: str) -> SamplerNotLinear | None:
+    def _find_fault(self, sampler: str) -> SamplerNotLinear | None:
         try:
-            limit = self.most_steps(sampler)
+            limit = self.max_steps(sampler)
             for count in sorted({min(count, limit) for count in _CHECKED_STEPS}):
                 schedule, scheduler = self.schedule(sampler, count), self.scheduler(sampler)
-                with self._explaining(sampler, count):
+                with self._explain_errors(sampler, count):
                     compare(schedule, scheduler)
         except SamplerNotLinear as error:
             return error
         return None
 
-    def _culprit(self, sampler: str) -> str | None:
+    def _find_culprit(self, sampler: str) -> str | None:
         """The one entry of the config without which `sampler` would be sound."""
         try:
             scheduler = self.scheduler(sampler)
@@ -250,24 +250,24 @@ class DiffusionSchedulerFactory:
         for key, value in config.items():
             if key in harmless and value != harmless[key]:
                 twin = DiffusionSchedulerFactory({**config, key: harmless[key]}, type(scheduler).__name__)
-                if twin._fault(CHECKPOINT) is None:
+                if twin._find_fault(CHECKPOINT) is None:
                     return key
         return None
 
-    def _cannot(self, sampler: str, reason: str) -> SamplerNotLinear:
+    def _refusal_error(self, sampler: str, reason: str) -> SamplerNotLinear:
         title = f"{sampler} ({self._saved.class_name})" if sampler == CHECKPOINT else sampler
         return SamplerNotLinear("sampler", f"{title} cannot be served exactly with this model: {reason}")
 
     @contextmanager
-    def _explaining(self, sampler: str, num_inference_steps: int) -> Iterator[None]:
+    def _explain_errors(self, sampler: str, num_inference_steps: int) -> Iterator[None]:
         """Turns whatever goes wrong inside into a SamplerNotLinear that names the sampler."""
         try:
             yield
         except SamplerNotLinear as error:
-            raise self._cannot(sampler, error.message) from error
+            raise self._refusal_error(sampler, error.message) from error
         except Exception as error:  # whatever diffusers answers to settings that it cannot combine
             raise_if_sticky(error)
-            raise self._cannot(sampler, f"diffusers fails with it at {num_inference_steps} steps") from error
+            raise self._refusal_error(sampler, f"diffusers fails with it at {num_inference_steps} steps") from error
 
     def _construct(self, sampler: str) -> Scheduler:
         # Some of the classes take a quarter of a second to construct, all are quick to copy.
@@ -286,20 +286,22 @@ class DiffusionSchedulerFactory:
             return kind.from_config(config, **row.settings)
         except Exception as error:  # whatever diffusers answers to settings that it cannot combine
             raise_if_sticky(error)
-            raise self._cannot(sampler, f"diffusers makes no {row.scheduler} of its scheduler's config") from error
+            raise self._refusal_error(
+                sampler, f"diffusers makes no {row.scheduler} of its scheduler's config"
+            ) from error
 
     def _compile(self, sampler: str, num_inference_steps: int, start: int | None) -> Schedule:
         row, scheduler = self.row(sampler), self.scheduler(sampler)
-        limit = self.most_steps(sampler)
+        limit = self.max_steps(sampler)
         if not 1 <= num_inference_steps <= limit:
             raise InvalidParameter("num_inference_steps", f"must be between 1 and {limit} for {row.name}")
         if start is not None and (start % row.order or not 0 <= start < row.order * num_inference_steps):
             raise InvalidParameter("strength", f"leaves {row.name} nothing to do at {num_inference_steps} steps")
-        with self._explaining(sampler, num_inference_steps):
+        with self._explain_errors(sampler, num_inference_steps):
             scheduler.set_timesteps(num_inference_steps)
             return compile_schedule(sampler, scheduler, num_inference_steps, start)
 
-    def most_steps(self, sampler: str) -> int:
+    def max_steps(self, sampler: str) -> int:
         """The most steps that `sampler` (any of its names) can do."""
         config = self._pristine(resolve_sampler(sampler)).config
         keys = {self.row(sampler).steps_limited_by or "num_train_timesteps", "num_train_timesteps"}

@@ -77,13 +77,13 @@ def compile_schedule(
     The scheduler is left as it was. Raises SamplerNotLinear when no table of this form reproduces it.
     """
     timesteps = scheduler.timesteps[start or 0 :]
-    signal, scale = _initial_noise(scheduler, start)
-    inputs, outputs = _probes(len(timesteps))
+    signal, scale = _measure_initial_noise(scheduler, start)
+    inputs, outputs = _build_probes(len(timesteps))
     trace = _run(scheduler, start, inputs, outputs)
     silence = _run(scheduler, start, 0 * inputs, 0 * outputs) if any(trace.draws) else None
     table = _fit(trace.answers - silence.answers if silence else trace.answers)
     if silence:
-        table[:, -1] = _noise_coefficients(silence, table[:, -2:-1])
+        table[:, -1] = _fit_noise_coefficients(silence, table[:, -2:-1])
     _verify(table, inputs, outputs, trace)
     return Schedule(
         sampler=sampler,
@@ -114,7 +114,7 @@ class _Trace:
     noised: Tensor
 
 
-def _probes(n: int) -> tuple[Tensor, Tensor]:
+def _build_probes(n: int) -> tuple[Tensor, Tensor]:
     """Inputs and outputs for n steps, each [n, 2n + _WITNESSES]."""
     one, none = torch.eye(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
     # Drawn as float32: then schedulers that cast to it lose nothing of them.
@@ -152,15 +152,15 @@ def scale_input(scheduler: Scheduler, latents: Tensor, timestep: Tensor) -> Tens
     return scaled
 
 
-def _initial_noise(scheduler: Scheduler, start: int | None) -> tuple[float, float]:
+def _measure_initial_noise(scheduler: Scheduler, start: int | None) -> tuple[float, float]:
     """How much of the latents and of the noise is in an image-to-image row's start."""
     scheduler = deepcopy(scheduler)
     begin(scheduler, start)
-    signal, scale = _noised(scheduler, scheduler.timesteps[start or 0 :][:1]).tolist()
+    signal, scale = _mix_noise(scheduler, scheduler.timesteps[start or 0 :][:1]).tolist()
     return signal, scale
 
 
-def _noised(scheduler: Scheduler, timestep: Tensor) -> Tensor:
+def _mix_noise(scheduler: Scheduler, timestep: Tensor) -> Tensor:
     """How much signal and how much noise `scheduler.add_noise` mixes, now and at `timestep` [1]: [2].
 
     (1, 0) where it has no such method: then nothing can begin from a picture with it.
@@ -190,13 +190,13 @@ def _run(scheduler: Scheduler, start: int | None, inputs: Tensor, outputs: Tenso
         answers[i] = scheduler.step(out, t, x, **arguments, return_dict=False)[0].flatten()
         draws.append(not torch.equal(before, generator.get_state()))
         if draws[-1]:
-            noise[i] = _draw_between(before, generator.get_state(), x.shape).flatten()
+            noise[i] = _recover_draw(before, generator.get_state(), x.shape).flatten()
         if i + 1 < len(timesteps):
-            noised[i] = _noised(scheduler, timesteps[i + 1 : i + 2])
+            noised[i] = _mix_noise(scheduler, timesteps[i + 1 : i + 2])
     return _Trace(answers, noise, tuple(draws), scales, noised)
 
 
-def _draw_between(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
+def _recover_draw(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
     """The one normal draw that took a generator from state `before` to `after`."""
     for dtype in (torch.float64, torch.float32):
         twin = torch.Generator()
@@ -211,20 +211,20 @@ def _fit(answers: Tensor) -> Tensor:
     """The table [n, X_TERMS + OUT_TERMS + 2], its noise column 0, that explains noiseless `answers` to the probes."""
     n = len(answers)
     basis = answers[:, : 2 * n]
-    previous = _before(basis, 1)
+    previous = _delay_rows(basis, 1)
     age = torch.arange(n)[:, None] - torch.arange(n)
     inside = torch.cat(((age >= 0) & (age < X_TERMS), (age >= 0) & (age < OUT_TERMS)), 1)
-    y = _answer_coefficients(basis * ~inside, previous * ~inside)
+    y = _fit_answer_coefficients(basis * ~inside, previous * ~inside)
     basis = basis - y * previous
     residual = (basis * ~inside).abs().max()
     if not residual <= RESIDUAL:
         raise SamplerNotLinear("sampler", f"it remembers more than a table can hold ({residual:.1e})")
-    x = [_past_diagonal(basis[:, :n], k) for k in range(X_TERMS)]
-    out = [_past_diagonal(basis[:, n:], k) for k in range(OUT_TERMS)]
+    x = [_take_diagonal(basis[:, :n], k) for k in range(X_TERMS)]
+    out = [_take_diagonal(basis[:, n:], k) for k in range(OUT_TERMS)]
     return torch.cat((torch.stack([*x, *out], 1), y, torch.zeros_like(y)), 1)
 
 
-def _answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
+def _fit_answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
     """The coefficients [n, 1] of y[i], from the terms that are too old to be seen directly: only y[i] can bring those.
 
     0 where there are none: y[i] is then either absent, or made of terms that the table has anyway.
@@ -234,17 +234,17 @@ def _answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
     return torch.where(needed, projection, 0.0)
 
 
-def _noise_coefficients(silence: _Trace, y: Tensor) -> Tensor:
+def _fit_noise_coefficients(silence: _Trace, y: Tensor) -> Tensor:
     """The coefficients [n] of noise, from a run in which everything else was zero. `y` [n, 1] is that of y[i]."""
-    answers = silence.answers - y * _before(silence.answers, 1)
+    answers = silence.answers - y * _delay_rows(silence.answers, 1)
     energy = (silence.noise * silence.noise).sum(1)
     return torch.where(energy > 0, (answers * silence.noise).sum(1) / energy, 0.0)
 
 
 def _verify(table: Tensor, inputs: Tensor, outputs: Tensor, trace: _Trace) -> None:
     """Raises SamplerNotLinear unless the table gives what the scheduler gave, in every pixel of every step."""
-    terms = [_before(inputs, k) for k in range(X_TERMS)] + [_before(outputs, k) for k in range(OUT_TERMS)]
-    terms += [_before(trace.answers, 1), trace.noise]
+    terms = [_delay_rows(inputs, k) for k in range(X_TERMS)] + [_delay_rows(outputs, k) for k in range(OUT_TERMS)]
+    terms += [_delay_rows(trace.answers, 1), trace.noise]
     explained = (table[:, :, None] * torch.stack(terms, 1)).sum(1)
     scale = torch.cat((torch.ones(2 * len(inputs), dtype=torch.float64), _witness_scales()))
     error = ((explained - trace.answers) / scale).abs().max() / (trace.answers / scale).abs().max()
@@ -252,13 +252,13 @@ def _verify(table: Tensor, inputs: Tensor, outputs: Tensor, trace: _Trace) -> No
         raise SamplerNotLinear("sampler", f"it is not linear ({error:.1e})")
 
 
-def _before(rows: Tensor, k: int) -> Tensor:
+def _delay_rows(rows: Tensor, k: int) -> Tensor:
     """Row i - k of `rows` at row i; zeros where there is none."""
     k = min(k, len(rows))
     return torch.cat((torch.zeros_like(rows[:k]), rows[: len(rows) - k]))
 
 
-def _past_diagonal(square: Tensor, k: int) -> Tensor:
+def _take_diagonal(square: Tensor, k: int) -> Tensor:
     """square[i, i - k] for every i, [n]; zeros where there is none."""
     missing = min(k, len(square))
     return torch.cat((square.new_zeros(missing), square.diagonal(-missing)))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from deployments.engine.device.errors import DeviceLost, telling_device_lost
+from deployments.engine.device.errors import DeviceLost, convert_device_errors
 from deployments.engine.device.memory import memory_of
 from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
@@ -31,8 +31,8 @@ from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.report import EngineReport, Load
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.worker.hosting import Inbox, connect, load
 from deployments.engine.worker.mailbox import Mailbox
+from deployments.engine.worker.model_loading import Inbox, acquire_model, connect
 from deployments.engine.worker.snapshot import load_of, report_of
 from deployments.engine.worker.warm_up import warm_up
 
@@ -53,7 +53,7 @@ class EngineWorker:
         *,
         threads: int | None = None,
         on_device_lost: Callable[[], object] = lambda: None,
-        heart: Heartbeat | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         """`build` makes the engine from the function that takes its events. It runs on the engine's thread, so that
         device contexts and torch's thread count (`threads`) belong to the thread that uses them. Blocks until the
@@ -70,7 +70,7 @@ class EngineWorker:
         self._engine: Engine | None = None
         self._failure: BaseException | None = None
         self._stopping = False
-        self._heart = heart or Heartbeat()
+        self._heartbeat = heartbeat or Heartbeat()
         self._on_device_lost = on_device_lost
         self._started = threading.Event()
         # Of their own: callers of a model that has left memory wait here, and nobody else's work shall wait with them.
@@ -107,7 +107,7 @@ class EngineWorker:
             for spec in reversed(specs):
                 manager.acquire(spec.name)
                 manager.release(spec.name)
-            hosted = manager.loaded()
+            hosted = manager.loaded_models()
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
             engine = Engine(models, emit, config, memory=memory_of(where, config.device_memory_bytes))
             connect(manager, engine, inbox)
@@ -116,10 +116,10 @@ class EngineWorker:
         return cls(build, manager, inbox, threads=config.threads, on_device_lost=on_device_lost)
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the engine makes progress: its threads run, and no turn takes far longer than any before."""
-        turns = self._thread.is_alive() and not self._stopping and not self._heart.stalled
-        return turns and (self._engine is None or self._engine.alive)
+        turns = self._thread.is_alive() and not self._stopping and not self._heartbeat.is_stalled
+        return turns and (self._engine is None or self._engine.is_alive)
 
     def check_room(self, request: Request) -> None:
         """Raises Overloaded when the engine would refuse `request` for that alone.
@@ -131,7 +131,7 @@ class EngineWorker:
         try:
             self._engine.admission.check_room(request.tenant)
         except Overloaded:
-            self._tell(lambda engine: engine.tracker.turned_away(request))
+            self._send(lambda engine: engine.tracker.count_refusal(request))
             raise
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -143,7 +143,7 @@ class EngineWorker:
         self._requests[request.id] = request
         try:
             # Asked when its mailbox is known: an engine that ends from now on says so there.
-            if not self.alive:
+            if not self.is_alive:
                 raise EngineStopped("the engine has stopped")
             self.check_room(request)
             async with self._model_of(request), aclosing(self._events(request, mailbox)) as events:
@@ -157,7 +157,7 @@ class EngineWorker:
 
     async def _events(self, request: Request, mailbox: Mailbox) -> AsyncGenerator[Event, None]:
         finished = refused = False
-        self._tell(lambda engine: engine.submit(request))
+        self._send(lambda engine: engine.submit(request))
         try:
             while not finished and not refused:
                 event = await mailbox.get()
@@ -171,11 +171,11 @@ class EngineWorker:
 
     def abort(self, request_id: str) -> None:
         """Cancels a request; its rows are gone before the next step. Unknown ids are no error."""
-        self._tell(lambda engine: engine.cancel(request_id))
+        self._send(lambda engine: engine.cancel(request_id))
 
     def cancel(self, name: str, tenant: str) -> bool:
         """Ends the tenant's requests of this name, and tells their callers. False where there is none."""
-        found = [request.id for request in list(self._requests.values()) if request.answers_to(name, tenant)]
+        found = [request.id for request in list(self._requests.values()) if request.has_name(name, tenant)]
         for request_id in found:
             self._emit(Failed(request_id, Cancelled(name=name)))
             self.abort(request_id)
@@ -183,7 +183,7 @@ class EngineWorker:
 
     def report(self) -> EngineReport:
         """What the engine says of itself."""
-        return EngineReport() if self._engine is None else report_of(self._engine, self.alive)
+        return EngineReport() if self._engine is None else report_of(self._engine, self.is_alive)
 
     def load_now(self) -> Load:
         """What there is to do for the engine, now."""
@@ -204,22 +204,22 @@ class EngineWorker:
             yield
             return
         if manager.acquire_loaded(name) is None:
-            await self._loaded(manager, name)
+            await self._acquire(manager, name)
         try:
             yield
         finally:
             manager.release(name)
 
-    async def _loaded(self, manager: DiffusionModelManager, name: str) -> None:
+    async def _acquire(self, manager: DiffusionModelManager, name: str) -> None:
         """Acquires the model on a thread. A caller that leaves meanwhile does not stop it, nor keep the model."""
-        loading = asyncio.get_running_loop().run_in_executor(self._loaders, load, manager, name, self._tell)
+        loading = asyncio.get_running_loop().run_in_executor(self._loaders, acquire_model, manager, name, self._send)
         try:
             await asyncio.shield(loading)
         except asyncio.CancelledError:
             loading.add_done_callback(lambda done: manager.release(name) if done.exception() is None else None)
             raise
 
-    def _tell(self, message: Callable[[Engine], object]) -> None:
+    def _send(self, message: Callable[[Engine], object]) -> None:
         self._inbox.put(message)
         self._wake()
 
@@ -234,7 +234,7 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            with telling_device_lost():
+            with convert_device_errors():
                 set_threads(self._threads)
                 engine = self._build(self._emit)
                 warm_up(engine, self._drain)
@@ -248,7 +248,7 @@ class EngineWorker:
             self._started.set()
         said: EngineStopped = EngineLost("the engine broke down before the request was finished")
         try:
-            with telling_device_lost():
+            with convert_device_errors():
                 self._loop(engine)
             said = EngineStopped("the engine stopped before the request was finished")
         except DeviceLost:
@@ -267,21 +267,21 @@ class EngineWorker:
             engine.wake.clear()
             while not self._inbox.empty():
                 self._inbox.get()(engine)
-            if not self._turn(engine):
+            if not self._iterate(engine):
                 engine.wake.wait(timeout=1.0)
 
     def _drain(self, engine: Engine) -> None:
         """As `Engine.drain`, with an eye on how long turns take: warm-up is where that is learnt first."""
-        while engine.busy:
+        while engine.is_busy:
             engine.wake.clear()
-            if not self._turn(engine) and engine.busy:
+            if not self._iterate(engine) and engine.is_busy:
                 engine.wake.wait(timeout=1.0)
 
-    def _turn(self, engine: Engine) -> bool:
-        self._heart.begin()
+    def _iterate(self, engine: Engine) -> bool:
+        self._heartbeat.begin()
         worked = engine.step()
         if worked:
-            self._heart.end()
+            self._heartbeat.end()
         return worked
 
 

@@ -18,11 +18,11 @@ def report_of(engine: Engine, ready: bool) -> EngineReport:
         ready=ready,
         device=next((model.device.type for model in models), ""),
         loaded_models=tuple(model.spec.name for model in models),
-        models=_models(engine.tracker),
+        models=_model_reports(engine.tracker),
         load=load_of(engine),
         memory=MemoryReport(*admission.memory_used(engine.running)),
         knees={bucket.model: admission.costs.knee(bucket) for bucket in native},
-        calls=_calls(admission),
+        calls=_call_reports(admission),
     )
 
 
@@ -33,19 +33,19 @@ def load_of(engine: Engine) -> Load:
     return Load(waiting, len(engine.running), engine.capacity, admission.estimator.work_done, backlog)
 
 
-def _models(tracker: RequestTracker) -> dict[str, ModelReport]:
+def _model_reports(tracker: RequestTracker) -> dict[str, ModelReport]:
     # Without making recorders here: two threads that each make the missing one lose what the first has taken down.
     nothing_yet = PhaseRecorder()
     return {
         name: ModelReport(counters.copy(), tracker.phases.get(name, nothing_yet).durations())
-        for name, counters in list(tracker.tallies.items())
+        for name, counters in list(tracker.counters.items())
     }
 
 
-def _calls(admission: Admission) -> tuple[CallReport, ...]:
+def _call_reports(admission: Admission) -> tuple[CallReport, ...]:
     seconds: dict[tuple[Kind, Bucket, int], float] = {
         ("denoise", bucket, rows): taken
-        for bucket, sizes in admission.costs.curve().items()
+        for bucket, sizes in admission.costs.measured_calls().items()
         for rows, taken in sizes.items()
     }
     measured = admission.plan.figures()

@@ -38,7 +38,7 @@ def specs(tmp_path: Path) -> dict[str, AnnotatorSpec]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[AnnotatorSpec]:
     """What has been loaded so far."""
     loads: list[AnnotatorSpec] = []
-    real = catalogue.load
+    real = catalogue.load_annotator
 
     def counted(spec: AnnotatorSpec, device: str) -> Annotator:
         loads.append(spec)
@@ -49,10 +49,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[AnnotatorSpec]:
 
 
 def test_every_type_has_the_annotator_that_it_was_given(specs: dict[str, AnnotatorSpec]) -> None:
-    annotators, picture = Annotators(specs, "cpu"), patches()
+    annotators, image = Annotators(specs, "cpu"), patches()
     for kind, spec in specs.items():
-        assert (annotators.of(kind)(picture) == catalogue.load(spec, "cpu")(picture)).all()
-    assert (annotators.of("canny")(picture) == detect_edges(picture)).all()
+        assert (annotators.of(kind)(image) == catalogue.load_annotator(spec, "cpu")(image)).all()
+    assert (annotators.of("canny")(image) == detect_edges(image)).all()
 
 
 def test_nothing_is_loaded_before_it_is_asked_for_and_then_only_that(

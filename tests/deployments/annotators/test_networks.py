@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, SegformerModel
 
-from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
+from deployments.annotators.networks import WORKING_PIXELS, Network, load_network, shrink_to
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
 from deployments.engine.protocol.spec import PartSpec
 from tests.deployments.annotators.pictures import patches
@@ -152,7 +152,7 @@ def test_a_picture_with_nothing_to_see_in_it_is_refused(tmp_path: Path) -> None:
 
 def test_only_large_pictures_shrink_and_keep_their_shape() -> None:
     small = patches(500, 400)
-    assert at_most(small, WORKING_PIXELS) is small
-    height, width = at_most(patches(3000, 1000), WORKING_PIXELS).shape[:2]
+    assert shrink_to(small, WORKING_PIXELS) is small
+    height, width = shrink_to(patches(3000, 1000), WORKING_PIXELS).shape[:2]
     assert width * height == pytest.approx(WORKING_PIXELS, rel=0.01)
     assert width / height == pytest.approx(3, rel=0.01)

@@ -32,7 +32,7 @@ from deployments.engine.protocol.events import (
     Preview,
     Progress,
 )
-from deployments.engine.protocol.inputs import Inputs, Picture
+from deployments.engine.protocol.inputs import ImageArray, Inputs
 from deployments.engine.protocol.sampler_names import SAMPLERS
 from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.steps import stepper as stepper_module
@@ -216,7 +216,7 @@ def test_a_row_whose_encoding_raises_fails_alone(tiny_model: LoadedModel, monkey
 
     encode = decode.encode_image
 
-    def fails_for_webp(picture: Picture, output_format: Any) -> bytes:
+    def fails_for_webp(picture: ImageArray, output_format: Any) -> bytes:
         if output_format == "webp":
             raise OSError("injected")
         return encode(picture, output_format)

@@ -132,7 +132,7 @@ async def test_a_lost_device_ends_the_process_wherever_it_shows(
         assert isinstance(answer[-1].error, EngineLost)
         assert broken.told.wait(AT_MOST_S)
         assert time.monotonic() - began < AT_MOST_S
-        assert not broken.worker.alive
+        assert not broken.worker.is_alive
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exc
     """Its rows have moved by then: what they hold cannot be told from noise."""
     monkeypatch.setattr(stepper, "denoise_step", lambda *_: SimpleNamespace(padded_rows=2, control_rows=0))
     monkeypatch.setattr(torch.cuda, "synchronize", raising(error))
-    plan = SimpleNamespace(knows=lambda *_: True)
+    plan = SimpleNamespace(has_measured=lambda *_: True)
     row = SimpleNamespace(request=SimpleNamespace(unet_rows=2), controls=())
     model = SimpleNamespace(device=torch.device("cuda"))
     stepping = stepper.Stepper(cast(Any, plan), cast(Any, None), CpuMemory(), (2,))
@@ -171,9 +171,9 @@ async def test_a_full_device_costs_one_request_and_no_more(
             answer = await full.answer(picture_request(tiny_model))
         failed = [event.error for event in answer if isinstance(event, ImageFailed | Failed)]
         assert [type(each) for each in failed] == [error]
-        assert full.worker.alive
+        assert full.worker.is_alive
         # A step that ran out is not tried again for a while; another model's prompt is as good as any.
-        full.worker._tell(lambda engine: engine.admission.plan._too_much.clear())
+        full.worker._send(lambda engine: engine.admission.plan._too_much.clear())
         after = await full.answer(picture_request(tiny_model, "after"))
         assert [type(event) for event in after if isinstance(event, ImageDone | Finished)] == [ImageDone, Finished]
 
@@ -201,7 +201,7 @@ async def test_a_decoders_thread_that_ends_is_noticed_at_once_and_nobody_waits_f
         for answer in answers:
             assert isinstance(answer[-1], Failed)
             assert isinstance(answer[-1].error, EngineLost)
-        assert not broken.worker.alive
+        assert not broken.worker.is_alive
         assert not broken.told.is_set()
 
 
@@ -210,10 +210,10 @@ async def test_a_dead_decoder_is_seen_while_the_loop_is_busy(tiny_model: LoadedM
     busy = threading.Event()
     decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), on_failure=busy.set)
     try:
-        until(lambda: decoder.alive)
+        until(lambda: decoder.is_alive)
         decoder._jobs.put(cast(Any, "a job"))
         assert busy.wait(AT_MOST_S)
-        assert not decoder.alive
+        assert not decoder.is_alive
         assert isinstance(decoder.failure, KeyError)
     finally:
         decoder.close()
@@ -231,17 +231,17 @@ def test_a_decoder_that_hangs_is_noticed_and_one_that_has_nothing_to_do_is_not(m
     monkeypatch.setattr(decode, "IDLE_S", 0.01)
     monkeypatch.setattr(Decoder, "_gather", lambda _, job: [job])
     monkeypatch.setattr(Decoder, "_decode", hangs)
-    decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), heart=Heartbeat(lambda: now))
+    decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), heartbeat=Heartbeat(lambda: now))
     try:
         now += 1000.0
-        until(lambda: decoder.alive)
+        until(lambda: decoder.is_alive)
         decoder._jobs.put(cast(Any, "a job"))
         assert begun.wait(AT_MOST_S)
-        until(lambda: decoder.alive)
+        until(lambda: decoder.is_alive)
         now += 31.0
-        until(lambda: not decoder.alive)
+        until(lambda: not decoder.is_alive)
         go_on.set()
-        until(lambda: decoder.alive)
+        until(lambda: decoder.is_alive)
     finally:
         go_on.set()
         decoder.close()
@@ -256,12 +256,12 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_a_decoder_with_nothing_to_do_keeps_no_model_in_memory(tiny_model: LoadedModel) -> None:
     done = threading.Event()
-    decoder = Decoder(lambda _: done.set(), cast(Any, SimpleNamespace(knows=lambda *_: True)), CpuMemory())
+    decoder = Decoder(lambda _: done.set(), cast(Any, SimpleNamespace(has_measured=lambda *_: True)), CpuMemory())
     try:
         model = replace(tiny_model)
         gone = weakref.ref(model)
         row = SimpleNamespace(request=picture_request(model), state=torch.zeros(1, 4, 8, 8), step=1)
-        decoder.finish(cast(Any, row), model)
+        decoder.decode_image(cast(Any, row), model)
         assert done.wait(10)
         del model
         gc.collect()
@@ -274,7 +274,7 @@ async def test_whoever_comes_while_the_loop_ends_is_told(tiny_model: LoadedModel
     with working(tiny_model) as broken:
         stream = broken.worker.generate(picture_request(tiny_model, "first"))
         assert isinstance(await anext(stream), Accepted)
-        broken.worker._tell(raising(KeyError("a fault of ours")))
+        broken.worker._send(raising(KeyError("a fault of ours")))
         answers = await asyncio.gather(*(broken.answer(picture_request(tiny_model, str(i))) for i in range(50)))
         assert all(isinstance(answer[-1], Failed) for answer in answers)
         await stream.aclose()

@@ -16,7 +16,7 @@ from deployments.engine.protocol.inputs import MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.request import Request
 from deployments.uploads.image_files import decode, decode_layer
-from deployments.uploads.intake import take_in
+from deployments.uploads.intake import decode_uploads
 from deployments.uploads.transparency import hint_of, mask_of
 from serve_app.generation.result import encoded
 from serve_app.image_processor import ImageProcessor
@@ -190,12 +190,12 @@ def test_a_request_gets_its_mask_and_its_hint_by_these_rules() -> None:
     controls = (ControlSettings(type="canny"),)
     params = GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=SIDE, height=SIDE, controls=controls)
     uploads = Uploads(file_of(PHOTO), STROKES["LA"], hints=(STROKES["LA"],))
-    inputs = take_in(Request("r", params, uploads=uploads), Annotators()).inputs
+    inputs = decode_uploads(Request("r", params, uploads=uploads), Annotators()).inputs
     assert inputs.mask is not None
     assert ((inputs.mask >= 128) == STROKE).all()
     assert ((inputs.hints[0][:, :, 0] >= 128) == STROKE).all()
     photo = Uploads(hints=(file_of(drawn(BLACK)),), preprocess=True)
-    made = take_in(Request("r", params, uploads=photo), Annotators()).inputs
+    made = decode_uploads(Request("r", params, uploads=photo), Annotators()).inputs
     assert made.hints[0].any()
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError
 from typer.testing import CliRunner, Result
 
-from deployments.weights import lookup
+from deployments.weights import hub_check
 from serve_app.cli.main import app
 from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
 
@@ -80,7 +80,7 @@ def test_a_check_asks_for_every_row_and_downloads_nothing(tmp_path: Path, monkey
     models = [TINY, {**TINY, "name": "mixed", "parts": parts}]
     config = {"models": models, "deployments": [{"name": "all", "models": ["tiny", "mixed"]}]}
     with serving(repository) as hub:
-        monkeypatch.setattr(lookup, "HfApi", partial(HfApi, endpoint=hub.url))
+        monkeypatch.setattr(hub_check, "HfApi", partial(HfApi, endpoint=hub.url))
         good = checked(tmp_path, config_of(TINY))
         bad = checked(tmp_path, config)
         for path in (repository / "unet").glob("*.safetensors"):
@@ -104,7 +104,7 @@ def test_a_hub_that_does_not_answer_and_a_gated_repository_are_said(
 ) -> None:
     def told(answer: Callable[..., Any]) -> str:
         hub = SimpleNamespace(model_info=answer, auth_check=refuse)
-        monkeypatch.setattr(lookup, "HfApi", lambda: hub)
+        monkeypatch.setattr(hub_check, "HfApi", lambda: hub)
         done = checked(tmp_path, config_of(TINY))
         assert done.exit_code == 1
         return done.stdout

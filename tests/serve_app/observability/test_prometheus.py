@@ -28,7 +28,7 @@ def engine(images: int, *waits_ms: float) -> EngineReport:
     """One that has made so many images, and let requests wait so long."""
     phases = PhaseRecorder()
     for wait in waits_ms:
-        phases.finished(Timings(queued_ms=wait, total_ms=wait + 10))
+        phases.record(Timings(queued_ms=wait, total_ms=wait + 10))
     counters = Counters(images=images, unet_calls=images, batch_sizes=Counter({2: images}), denoise_seconds=0.5)
     memory = MemoryReport(100, 40, 60)
     model = ModelReport(counters, phases.durations())
@@ -96,9 +96,7 @@ async def test_metrics_and_statistics_agree(client: httpx.AsyncClient, backend: 
     await client.post(PATH, json={"prompt": "a cup"})
     samples = read((await client.get("/metrics")).text)
     stats = (await client.get("/ads/v2/diffusion/stats")).json()
-    assert (
-        value(samples, "diffusion_requests_total", model="tiny", outcome="finished", code="") == stats["finished"] == 1
-    )
+    assert value(samples, "diffusion_requests_total", model="tiny", outcome="record", code="") == stats["record"] == 1
     refused = value(samples, "diffusion_requests_total", model="tiny", outcome="refused", code="overloaded")
     assert refused == stats["refusals"]["overloaded"] == 1
     assert value(samples, "diffusion_inflight_requests") == stats["active"] == 0

@@ -135,7 +135,7 @@ def test_beside_learnt_tokens_start_and_end_still_mean_their_characters(special:
 
 def test_weights_beside_learnt_tokens_weigh_them(folder: Path, parts: Components) -> None:
     learnt_tokens(folder)
-    encoder = load(folder, parts).prompts
+    encoder = load(folder, parts).prompt_encoder
     plain, weighted = encoder.encode("a <s0> cup"), encoder.encode("a (<s0>:1.5) cup")
     assert torch.allclose(weighted[2], 1.5 * plain[2])
     assert torch.equal(weighted[[0, 1, 3, 4, 76]], plain[[0, 1, 3, 4, 76]])

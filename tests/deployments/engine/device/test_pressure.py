@@ -110,7 +110,7 @@ def test_batches_are_planned_to_the_budget(tiny_model: LoadedModel) -> None:
     with driven(tiny_model, max_rows=16) as (probe, _):
         warm_up(probe)
         plan, bucket = probe.admission.plan, request_for(tiny_model, "x").bucket
-        needed = tiny_model.bytes + plan.call(bucket, 4)
+        needed = tiny_model.bytes + plan.call_bytes(bucket, 4)
     tight = CpuMemory(round(needed / 0.9 * 1.02))
     with driven(tiny_model, max_rows=16, memory=tight) as (engine, _):
         warm_up(engine)
@@ -136,7 +136,7 @@ def test_a_shape_that_waits_for_memory_is_not_starved_by_smaller_ones(tiny_model
     with driven(tiny_model, max_rows=8) as (probe, _):
         warm_up(probe)
         large = request_for(tiny_model, "large", width=192, height=192)
-        needed = tiny_model.bytes + probe.admission.plan.call(large.bucket, 2)
+        needed = tiny_model.bytes + probe.admission.plan.call_bytes(large.bucket, 2)
     with driven(tiny_model, max_rows=8, memory=CpuMemory(round(needed / 0.9) + 2000)) as (engine, tape):
         warm_up(engine)
         for i in range(4):
@@ -177,7 +177,7 @@ def test_a_vae_that_overflows_in_half_precision_is_asked_again_in_full(tiny_mode
     request = request_for(tiny_model, "x")
     with driven(replace(tiny_model, vae=half.vae)) as (engine, tape):
         engine.submit(request)
-        while not engine.running or not next(iter(engine.running)).done:
+        while not engine.running or not next(iter(engine.running)).is_done:
             row = next(iter(engine.running), None)
             if row is not None and row.step == len(row.schedule) - 1:
                 break
@@ -244,7 +244,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(tiny_model: LoadedMode
         (refused,) = tape.of("late", Failed)
         assert isinstance(refused.error, DeadlineExceeded)
         assert "it would take about" in refused.error.message
-        assert not engine.busy
+        assert not engine.is_busy
         engine.submit(request_for(tiny_model, "fine", deadline_ms=600_000))
         engine.drain()
         assert len(tape.images("fine")) == 1
@@ -252,7 +252,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(tiny_model: LoadedMode
 
 def test_what_misses_its_deadline_is_dropped_wherever_it_is(tiny_model: LoadedModel) -> None:
     with driven(tiny_model, max_rows=2) as (engine, tape):
-        engine.admission.costs.denoised(request_for(tiny_model, "x").bucket, 2, 0, 1e-6)
+        engine.admission.costs.record_call(request_for(tiny_model, "x").bucket, 2, 0, 1e-6)
         for name in ("runs", "waits"):
             engine.submit(request_for(tiny_model, name, num_inference_steps=50, deadline_ms=100))
         engine.submit(request_for(tiny_model, "patient", num_inference_steps=3))
@@ -311,10 +311,9 @@ def test_the_estimates_are_right_within_a_quarter_at_the_median(tiny_model: Load
     # More comes than can be made: the queue grows, and drains at the end.
     rng = random.Random(1)
     model = with_unet(tiny_model, slow)
-    engine = engine_of(model, lambda _: None, max_rows=8)
+    engine = engine_of(model, emit, max_rows=8)
     try:
         warm_up(engine)
-        engine.tracker.emit = emit
         for i in range(60):
             steps, images = rng.choice((10, 20, 30)), rng.choice((1, 1, 2))
             engine.submit(request_for(model, str(i), sampler="ddim", num_inference_steps=steps, num_images=images))
@@ -339,9 +338,9 @@ class CountingMemory(CpuMemory):
         self.metered_calls = 0
 
     @contextmanager
-    def metered(self) -> Iterator[Meter]:
+    def meter(self) -> Iterator[Meter]:
         self.metered_calls += 1
-        with super().metered() as meter:
+        with super().meter() as meter:
             yield meter
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 
-from deployments.engine.models.hub import locate, wanted_files
+from deployments.engine.models.hub import locate, select_files
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS
 from tests.deployments.engine.changes import halves
@@ -133,7 +133,7 @@ NAMES: Final = (
 
 @pytest.mark.parametrize(("half", "mark"), [(False, "model-0000"), (True, "fp16-0000")])
 def test_of_a_repository_the_shards_of_one_precision_are_wanted(half: bool, mark: str) -> None:
-    wanted = set(wanted_files("it", "maker/it", COMMIT, NAMES, ("vae", "tokenizer"), half=half))
+    wanted = set(select_files("it", "maker/it", COMMIT, NAMES, ("vae", "tokenizer"), half=half))
     index = "vae/diffusion_pytorch_model.safetensors.index" + (".fp16" if half else "") + ".json"
     shards = {name for name in NAMES if mark in name}
     assert wanted == {
@@ -149,9 +149,9 @@ def test_of_a_repository_the_shards_of_one_precision_are_wanted(half: bool, mark
 def test_a_repository_of_pickles_says_what_to_run_before_anything_is_fetched() -> None:
     command = f"darkroom convert maker/it FOLDER --revision {COMMIT}"
     with pytest.raises(ModelLoadError, match=rf"it: its unet .*run `{command}` and set `source`"):
-        list(wanted_files("it", "maker/it", COMMIT, NAMES[:2], ("unet",), half=False))
+        list(select_files("it", "maker/it", COMMIT, NAMES[:2], ("unet",), half=False))
     with pytest.raises(ModelLoadError, match=r"diffusion_pytorch_model\.ema\.safetensors"):
-        list(wanted_files("it", "maker/it", COMMIT, (NAMES[0], NAMES[2]), ("unet",), half=False))
+        list(select_files("it", "maker/it", COMMIT, (NAMES[0], NAMES[2]), ("unet",), half=False))
 
 
 def test_a_cache_that_another_program_filled_serves_without_a_hub_as_far_as_it_is_whole(

@@ -20,7 +20,7 @@ from deployments.engine.protocol.events import Failed
 from deployments.engine.protocol.inputs import Inputs, PipelineKind
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import INDEX, ModelSpec
-from deployments.engine.sampling.checkpoint_scheduler import SavedScheduler, corrections
+from deployments.engine.sampling.checkpoint_scheduler import SavedScheduler, find_corrections
 from deployments.engine.sampling.samplers import CHECKPOINT, SAMPLERS, PipelineSamplers
 from tests.deployments.engine.harness import Pixels, difference, request_for, run, use_sampler
 from tests.deployments.engine.sampling.schedulers import BETAS, REFUSED, SERVED
@@ -97,7 +97,7 @@ def test_a_checkpoint_s_own_scheduler_makes_the_pictures_of_its_pipelines(
 ) -> None:
     folder = checkpoint_with(tmp_path / "own", tiny_checkpoint, scheduler, BETAS | settings)
     model = loaded_with(tiny_model, folder)
-    tasks = list(TASKS) if model.samplers.of(PipelineKind()).begins_from_pictures(CHECKPOINT) else ["text"]
+    tasks = list(TASKS) if model.samplers.of(PipelineKind()).can_start_from_image(CHECKPOINT) else ["text"]
     differences = worst(model, folder, networks, tasks)
     assert max(differences.values()) <= 1, differences
 
@@ -191,7 +191,7 @@ def test_what_is_corrected_is_what_the_constructors_of_diffusers_correct(
         made = pipeline_class(request)(**parts, **net, scheduler=own, requires_safety_checker=False)
         # Printing a scheduler, as diffusers' warnings do, adds these two to its config.
         after = {key: value for key, value in made.scheduler.config.items() if key not in _PRINTED}
-        assert after == before | corrections(before, request.pipeline), (task, controlled)
+        assert after == before | find_corrections(before, request.pipeline), (task, controlled)
 
 
 def test_the_index_names_the_class_whatever_the_scheduler_s_own_file_says(

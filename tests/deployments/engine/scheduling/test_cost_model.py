@@ -12,7 +12,7 @@ SMALL, LARGE, OTHER = Bucket("m", 64, 64), Bucket("m", 128, 128), Bucket("n", 64
 def measured(seconds: dict[int, float], bucket: Bucket = SMALL) -> CostModel:
     costs = CostModel(SIZES)
     for size, each in seconds.items():
-        costs.denoised(bucket, size, 0, each)
+        costs.record_call(bucket, size, 0, each)
     return costs
 
 
@@ -25,7 +25,7 @@ def test_a_call_costs_what_it_took() -> None:
 def test_one_slow_call_does_not_count() -> None:
     costs = measured({2: 0.3})
     for seconds in (0.3, 30.0, 0.3):
-        costs.denoised(SMALL, 2, 0, seconds)
+        costs.record_call(SMALL, 2, 0, seconds)
     assert costs.call_seconds(SMALL, 2) == 0.3
 
 
@@ -39,7 +39,7 @@ def test_other_sizes_and_shapes_are_scaled() -> None:
 def test_a_controlnet_costs_what_it_adds() -> None:
     costs = measured({2: 0.2})
     assert costs.call_seconds(SMALL, 2, control_rows=2) == pytest.approx(0.2 + 0.2 / 3)
-    costs.denoised(SMALL, 2, 2, 0.5)
+    costs.record_call(SMALL, 2, 2, 0.5)
     assert costs.call_seconds(SMALL, 2, control_rows=2) == pytest.approx(0.5)
     assert costs.call_seconds(SMALL, 2) == pytest.approx(0.2)
 
@@ -65,5 +65,5 @@ def test_without_measurements_nothing_is_held_back() -> None:
 def test_decoding_is_scaled_by_pixels() -> None:
     costs = CostModel(SIZES)
     assert costs.decode_seconds(SMALL) == 0
-    costs.decoded(SMALL, 0.1)
+    costs.record_decode(SMALL, 0.1)
     assert costs.decode_seconds(LARGE) == pytest.approx(0.4)

@@ -18,8 +18,8 @@ SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)
 def costs() -> CostModel:
     made = CostModel(SIZES)
     for size in SIZES:
-        made.denoised(SMALL, size, 0, 0.1 + 0.05 * size)
-        made.denoised(LARGE, size, 0, 0.2 + 0.2 * size)
+        made.record_call(SMALL, size, 0, 0.1 + 0.05 * size)
+        made.record_call(LARGE, size, 0, 0.2 + 0.2 * size)
     return made
 
 
@@ -31,7 +31,7 @@ def test_a_request_alone_takes_its_steps() -> None:
 
 def test_decoding_comes_on_top_one_after_the_other() -> None:
     measured = costs()
-    measured.decoded(SMALL, 0.5)
+    measured.record_decode(SMALL, 0.5)
     estimate = forecast([], [PlannedWork("a", SMALL, 10, 2, images=3)], lambda _: 8, measured)["a"]
     assert estimate.finish == pytest.approx(10 * 0.5 + 3 * 0.5)
 
@@ -61,7 +61,7 @@ def played(works: list[PlannedWork], room: int, measured: CostModel) -> dict[str
         for bucket, line in waiting.items():
             while line and sum(work.unet_rows for work in rows.get(bucket, ())) + line[0].unet_rows <= room:
                 rows.setdefault(bucket, []).append(line.popleft())
-        chosen = share.next_of(rows)
+        chosen = share.choose(rows)
         assert chosen is not None
         seconds = measured.call_seconds(chosen, sum(work.unet_rows for work in rows[chosen]))
         share.charge(chosen, seconds, ["normal"] * len(rows[chosen]))

@@ -49,8 +49,8 @@ def asked(
 
 def enter(queue: RequestQueue, request: Request, cost: float = 0.0) -> None:
     """`request` arrives, and is prepared."""
-    queue.arrive(request, cost)
-    arrival = queue.next_arrival()
+    queue.enqueue(request, cost)
+    arrival = queue.pop_arrival()
     assert arrival is not None
     queue.add(arrival)
 
@@ -78,7 +78,7 @@ def test_first_come_first_served() -> None:
         enter(queue, asked(name))
         clock.now += 1
     assert taken(queue, room=4) == [("a", 0), ("b", 0)]
-    assert [(request.id, images) for request, images in queue.order()] == [("c", 1)]
+    assert [(request.id, images) for request, images in queue.predict_order()] == [("c", 1)]
 
 
 def test_requests_of_one_moment_keep_their_order() -> None:
@@ -112,7 +112,7 @@ def test_sizes_do_not_wait_for_each_other() -> None:
 
 def test_what_waits_is_counted_in_seconds_image_by_image() -> None:
     queue = RequestQueue(10, Clock())
-    queue.arrive(asked("unprepared", images=2), cost=6.0)
+    queue.enqueue(asked("unprepared", images=2), cost=6.0)
     assert queue.seconds == 6.0
     enter(queue, asked("waiting", images=4), cost=8.0)
     assert queue.seconds == 14.0
@@ -240,42 +240,42 @@ def test_shortest_first_lowers_the_mean_wait() -> None:
 
 def test_a_full_queue_refuses() -> None:
     queue = RequestQueue(1, Clock())
-    queue.arrive(asked("a"))
+    queue.enqueue(asked("a"))
     with pytest.raises(Overloaded, match="1 requests"):
-        queue.arrive(asked("b"))
+        queue.enqueue(asked("b"))
 
 
 def test_a_flood_leaves_places_for_others() -> None:
     queue = RequestQueue(100, Clock())
     for i in range(75):
-        queue.arrive(asked(f"flood {i}", tenant="loud"))
+        queue.enqueue(asked(f"flood {i}", tenant="loud"))
     with pytest.raises(Overloaded, match="75 of your requests"):
-        queue.arrive(asked("one more", tenant="loud"))
-    queue.arrive(asked("another", tenant="quiet"))
+        queue.enqueue(asked("one more", tenant="loud"))
+    queue.enqueue(asked("another", tenant="quiet"))
     assert len(queue) == 76
 
 
 def test_what_has_arrived_counts_and_waits_for_its_preparation() -> None:
     queue = RequestQueue(2, Clock())
-    queue.arrive(asked("a", images=3))
+    queue.enqueue(asked("a", images=3))
     assert (len(queue), queue.images, queue.unet_rows) == (1, 3, 0)
     assert taken(queue, room=9) == []
-    queue.arrive(asked("b"))
+    queue.enqueue(asked("b"))
     with pytest.raises(Overloaded):
         queue.check_room()
-    first = queue.next_arrival()
+    first = queue.pop_arrival()
     assert first is not None
     queue.add(first)
     assert (len(queue), queue.images, queue.unet_rows) == (2, 4, 6)
     assert queue.remove("b")
-    assert queue.next_arrival() is None
+    assert queue.pop_arrival() is None
 
 
 def test_who_goes_first_is_prepared_first() -> None:
     queue = RequestQueue(9, Clock())
-    queue.arrive(asked("low", priority="low"))
-    queue.arrive(asked("high", priority="high"))
-    first = queue.next_arrival()
+    queue.enqueue(asked("low", priority="low"))
+    queue.enqueue(asked("high", priority="high"))
+    first = queue.pop_arrival()
     assert first is not None
     assert first.request.id == "high"
 
@@ -292,9 +292,9 @@ def test_the_order_that_is_foretold_is_the_order_that_comes() -> None:
     priorities: tuple[Priority, ...] = ("low", "normal", "high")
     for i in range(30):
         enter(queue, asked(str(i), priority=priorities[i % 3], tenant=str(i % 4)), cost=float(1 + i % 5))
-    foretold = [request.id for request, _ in queue.order()]
+    foretold = [request.id for request, _ in queue.predict_order()]
     came = []
-    while waiting := list(queue.order()):
+    while waiting := list(queue.predict_order()):
         (name,) = names(queue, room=2)
         came.append(name)
         clock.now += next(float(1 + int(request.id) % 5) for request, _ in waiting if request.id == name)
@@ -308,11 +308,11 @@ def test_only_a_high_image_takes_a_low_ones_place() -> None:
     running = list(tickets(queue, room=4))
     bucket = running[0].request.bucket
     enter(queue, asked("another"))
-    assert queue.victims(bucket, running, lambda _: 0) == []
+    assert queue.choose_victims(bucket, running, lambda _: 0) == []
     enter(queue, asked("urgent", priority="high"))
-    assert [ticket.request.id for ticket in queue.victims(bucket, running, lambda _: 0)] == ["low"]
-    assert queue.victims(bucket, running, lambda _: 2) == []
-    assert queue.victims(bucket, [t for t in running if t.request.id == "normal"], lambda _: 0) == []
+    assert [ticket.request.id for ticket in queue.choose_victims(bucket, running, lambda _: 0)] == ["low"]
+    assert queue.choose_victims(bucket, running, lambda _: 2) == []
+    assert queue.choose_victims(bucket, [t for t in running if t.request.id == "normal"], lambda _: 0) == []
 
 
 def test_who_has_waited_long_enough_keeps_its_place() -> None:
@@ -322,7 +322,7 @@ def test_who_has_waited_long_enough_keeps_its_place() -> None:
     running = list(tickets(queue, room=2))
     clock.now += PATIENCE["low"] + 1
     enter(queue, asked("urgent", priority="high"))
-    assert queue.victims(running[0].request.bucket, running, lambda _: 0) == []
+    assert queue.choose_victims(running[0].request.bucket, running, lambda _: 0) == []
 
 
 def test_who_made_way_comes_back_at_its_old_rank() -> None:
@@ -332,7 +332,7 @@ def test_who_made_way_comes_back_at_its_old_rank() -> None:
     (ticket,) = tickets(queue, room=2)
     clock.now += 1
     enter(queue, asked("second", priority="low"))
-    queue.give_back(ticket)
+    queue.requeue(ticket)
     assert queue.images == 2
     assert names(queue) == ["first", "second"]
 
@@ -379,11 +379,11 @@ class AnyHistory(RuleBasedStateMachine):
         side=st.sampled_from((64, 128)),
         cost=st.floats(0, 100),
     )
-    def arrive(self, images: int, priority: Priority, tenant: str, side: int, cost: float) -> str:
+    def enqueue(self, images: int, priority: Priority, tenant: str, side: int, cost: float) -> str:
         self.count += 1
         request = asked(str(self.count), images, side, priority=priority, tenant=tenant)
         try:
-            self.queue.arrive(request, cost)
+            self.queue.enqueue(request, cost)
         except Overloaded:
             assert self.queue.__len__() > 0
         else:
@@ -392,7 +392,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule()
     def prepare(self) -> None:
-        arrival = self.queue.next_arrival()
+        arrival = self.queue.pop_arrival()
         if arrival is not None:
             self.queue.add(arrival)
 
@@ -405,13 +405,13 @@ class AnyHistory(RuleBasedStateMachine):
             self.running[key] = ticket
 
     @rule()
-    def make_way(self) -> None:
+    def preempt(self) -> None:
         for bucket in (Bucket("m", 64, 64), Bucket("m", 128, 128)):
             mine = [ticket for ticket in self.running.values() if ticket.request.bucket == bucket]
-            for ticket in self.queue.victims(bucket, mine, lambda _: 0):
+            for ticket in self.queue.choose_victims(bucket, mine, lambda _: 0):
                 assert ticket.request.params.priority == "low"
                 del self.running[ticket.request.id, ticket.index]
-                self.queue.give_back(ticket)
+                self.queue.requeue(ticket)
                 self.waiting.add((ticket.request.id, ticket.index))
 
     @rule(name=consumes(requests))
@@ -434,7 +434,7 @@ class AnyHistory(RuleBasedStateMachine):
         if hasattr(self, "queue"):
             assert self.queue.images == len(self.waiting)
             assert len(self.queue) <= self.limit
-            assert sum(images for _, images in self.queue.order()) == len(self.waiting)
+            assert sum(images for _, images in self.queue.predict_order()) == len(self.waiting)
 
 
 TestAnyHistory = AnyHistory.TestCase

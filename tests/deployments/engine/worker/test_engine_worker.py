@@ -137,7 +137,7 @@ async def test_a_full_queue_refuses_at_once_though_a_step_takes_long(tiny_checkp
                 break
         assert isinstance(await anext(waiting), Accepted)
         held = threading.Event()
-        worker._tell(lambda _: held.wait(10))
+        worker._send(lambda _: held.wait(10))
         began = time.monotonic()
         (refused,) = await events_of(worker, request_for(tiny_checkpoint, "in vain"))
         assert time.monotonic() - began < 2
@@ -217,7 +217,7 @@ async def test_stopping_tells_those_who_wait(worker: EngineWorker, tiny_checkpoi
     last = [event async for event in stream][-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, EngineStopped)
-    assert not worker.alive
+    assert not worker.is_alive
     (refused,) = await events_of(worker, request_for(tiny_checkpoint, "late"))
     assert isinstance(refused, Failed)
 
@@ -229,7 +229,7 @@ async def test_a_loop_that_dies_is_not_ready_and_says_so(worker: EngineWorker, t
     def dies(_: object) -> None:
         raise MemoryError("injected")
 
-    worker._tell(dies)
+    worker._send(dies)
     last = [event async for event in stream][-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, EngineLost)
@@ -251,12 +251,12 @@ async def test_a_lost_device_ends_the_loop_and_is_told_to_whoever_can_end_the_pr
 
         engine.step = step  # type: ignore[method-assign]
 
-    worker._tell(breaks)
+    worker._send(breaks)
     last = [event async for event in stream][-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, EngineLost)
     assert await asyncio.to_thread(told.wait, 5)
-    assert not worker.alive
+    assert not worker.is_alive
     await asyncio.to_thread(worker.stop)
 
 
@@ -294,7 +294,7 @@ async def test_a_step_that_hangs_is_noticed_and_one_that_is_slow_as_ever_is_not(
         engine.step = slow_step  # type: ignore[method-assign]
         return engine
 
-    worker = await asyncio.to_thread(EngineWorker, slowly, heart=Heartbeat(lambda: now))
+    worker = await asyncio.to_thread(EngineWorker, slowly, heartbeat=Heartbeat(lambda: now))
     hanging, go_on = threading.Event(), threading.Event()
 
     def hangs(_: Engine) -> None:
@@ -302,12 +302,12 @@ async def test_a_step_that_hangs_is_noticed_and_one_that_is_slow_as_ever_is_not(
         assert go_on.wait(30)
 
     try:
-        worker._tell(hangs)
+        worker._send(hangs)
         assert await asyncio.to_thread(hanging.wait, 5)
         lived = []
         for more in (180.0, 30.0):
             now += more
-            lived.append(worker.alive)
+            lived.append(worker.is_alive)
         assert lived == [True, False]
         (refused,) = await events_of(worker, request_for(tiny_checkpoint, "x"))
         assert isinstance(refused, Failed)

@@ -9,11 +9,11 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-_one_at_a_time = RLock()
+_lock = RLock()
 
 
 @contextmanager
-def reading_weights() -> Iterator[None]:
+def load_exclusively() -> Iterator[None]:
     """Every `from_pretrained` of ours is inside one.
 
     The libraries replace functions of torch's for the whole process while they read, and put back what they found: two
@@ -21,7 +21,7 @@ def reading_weights() -> Iterator[None]:
     what matters about a checkpoint we find out ourselves, and say which part of which model it is. Whatever our caller
     has set for these libraries holds again afterwards.
     """
-    with _one_at_a_time, ExitStack() as afterwards:
+    with _lock, ExitStack() as afterwards:
         # transformers' switch moves the hub's bars along with its own; what comes first here is put back last.
         if are_progress_bars_disabled():
             afterwards.callback(disable_progress_bars)
@@ -30,11 +30,11 @@ def reading_weights() -> Iterator[None]:
                 library.disable_progress_bar()
                 afterwards.callback(library.enable_progress_bar)
         for name in ("diffusers", "transformers"):
-            afterwards.callback(_errors_only(logging.getLogger(name)))
+            afterwards.callback(_silence(logging.getLogger(name)))
         yield
 
 
-def _errors_only(logger: logging.Logger) -> Callable[[], None]:
+def _silence(logger: logging.Logger) -> Callable[[], None]:
     """Keeps all else of `logger` back; what puts its level back."""
     before = logger.level
     logger.setLevel(max(before, logging.ERROR))

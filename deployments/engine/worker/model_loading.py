@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deployments.engine.device.errors import DeviceLost, is_out_of_memory, raise_if_sticky, telling_device_lost
+from deployments.engine.device.errors import DeviceLost, convert_device_errors, is_out_of_memory, raise_if_sticky
 from deployments.engine.engine import Engine
 from deployments.engine.models.attention import sample_inputs
 from deployments.engine.models.loaded_model import LoadedModel
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Inbox = queue.SimpleQueue[Callable[[Engine], object]]
 """What the engine's thread shall do next, between two steps."""
 
-LET_GO_S: Final = 60.0
+RELEASE_TIMEOUT_S: Final = 60.0
 """For how long a load waits for the engine to let go of models: longer than a turn of its loop takes."""
 
 _ROWS: Final = 2
@@ -40,21 +40,23 @@ def connect(manager: DiffusionModelManager, engine: Engine, inbox: Inbox) -> Non
         inbox.put(message)
         engine.wake.set()
 
-    def let_go() -> None:
+    def wait_released() -> None:
         read = threading.Event()
         tell(lambda _: read.set())
-        read.wait(LET_GO_S)
+        read.wait(RELEASE_TIMEOUT_S)
 
-    manager.on_load = lambda model: tell(lambda engine: engine.host(model))
-    manager.on_evict = lambda name: tell(lambda engine: engine.forget(name))
-    manager.let_go = let_go
-    manager.warm = warm
+    manager.on_load = lambda model: tell(lambda engine: engine.add_model(model))
+    manager.on_evict = lambda name: tell(lambda engine: engine.remove_model(name))
+    manager.wait_released = wait_released
+    manager.warm = warm_model
 
 
-def load(manager: DiffusionModelManager, name: str, tell: Callable[[Callable[[Engine], object]], object]) -> None:
+def acquire_model(
+    manager: DiffusionModelManager, name: str, tell: Callable[[Callable[[Engine], object]], object]
+) -> None:
     """Acquires a model on a thread of the caller's. Raises EngineError; a device that was lost ends the engine, too."""
     try:
-        with telling_device_lost():
+        with convert_device_errors():
             manager.acquire(name)
     except EngineError:
         raise
@@ -71,7 +73,7 @@ def load(manager: DiffusionModelManager, name: str, tell: Callable[[Callable[[En
         raise ModelLoadError(f"model {name!r} could not be loaded") from error
 
 
-def warm(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
+def warm_model(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
     """Calls every network of `model` once, so that its first request does not wait for kernels to be loaded.
 
     For models that load while an engine serves: this runs on the loading thread, so the engine's loop goes on. Networks
@@ -92,8 +94,8 @@ def warm(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
 
 @torch.inference_mode()
 def _call_networks(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
-    if model.prompts.text_encoder not in in_use:
-        model.prompts.encode("warm-up", 0, "prompt")
+    if model.prompt_encoder.text_encoder not in in_use:
+        model.prompt_encoder.encode("warm-up", 0, "prompt")
     inputs = sample_inputs(model.unet, _ROWS, model.device, model.dtype)
     latents: torch.Tensor = model.unet(**inputs)[0]
     if model.vae not in in_use:
