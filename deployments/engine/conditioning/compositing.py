@@ -1,4 +1,4 @@
-"""What of a picture stays and what is painted anew, to the byte."""
+"""Composites a repainted image with the original, which keeps its bytes outside the mask."""
 
 import cv2
 import numpy as np
@@ -8,14 +8,14 @@ from deployments.engine.protocol.inputs import ImageArray, Mask
 
 
 def threshold_mask(mask: Mask) -> NDArray[np.bool_]:
-    """Which pixels [H, W] of a mask are painted anew; diffusers draws the line at the same grey."""
+    """Returns which pixels [H, W] of a mask are repainted; diffusers uses the same threshold."""
     return np.asarray(mask.astype(np.float32) / 255 >= 0.5, dtype=np.bool_)
 
 
 def composite(made: ImageArray, image: ImageArray, mask: Mask, feather: int) -> ImageArray:
-    """`made` where the mask says so and `image` elsewhere, to the byte.
+    """Returns `made` inside the mask and `image` outside it, to the byte.
 
-    Over the first `feather` pixels inside the mask's edge the one turns into the other; none outside ever changes.
+    Over the first `feather` pixels inside the mask's edge one turns into the other; none outside ever changes.
     """
     inside = threshold_mask(mask)
     if not feather:

@@ -1,4 +1,4 @@
-"""ControlNets (Zhang et al. 2023) beside the UNet: they run on the rows that ask for them, in the same step."""
+"""Runs ControlNets (Zhang et al. 2023) beside the UNet, in the same step, on the rows that ask for them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _GUESS_FROM, _GUESS_TO = -1.0, 0.0
 
 
 class ControlNet:
-    """One ControlNet, with the part that sees the hint taken out: a hint never changes while a row runs."""
+    """One ControlNet, with its hint encoder taken out: a hint never changes while a row runs."""
 
     def __init__(self, name: str, network: Any) -> None:
         """`network` is diffusers' `ControlNetModel`; it is changed, and must not be used elsewhere."""
@@ -29,17 +29,17 @@ class ControlNet:
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """All that has weights."""
+        """All modules that have weights."""
         return self.network, self._embedder
 
     @property
     def prompted_only(self) -> bool:
-        """Whether it never runs on the half without the prompt; its config says so for nets such as shuffle."""
+        """True if it never runs on the half without the prompt; its config says so for nets such as shuffle."""
         return bool(self.network.config.global_pool_conditions)
 
     @torch.inference_mode()
     def embed(self, hint: ImageArray) -> Tensor:
-        """The hint [H, W, 3] as the network adds it to its first map: [C, h, w]."""
+        """Embeds the hint [H, W, 3] as the network adds it to its first map: [C, h, w]."""
         pixels = to_unit_pixels(hint)
         pixels = pixels.flip(0) if self._is_bgr else pixels
         weight = next(self._embedder.parameters())
@@ -59,13 +59,13 @@ class Control:
     guess: bool
 
     def is_active(self, step: int, steps: int, prompted: bool) -> bool:
-        """Whether it has a say in evaluation `step` of `steps`, for the half with or without the prompt."""
+        """Returns True if it acts on evaluation `step` of `steps`, for the half with or without the prompt."""
         if not prompted and (self.guess or self.net.prompted_only):
             return False
         return step / steps >= self.start and (step + 1) / steps <= self.end and self.scale != 0
 
     def weights(self, maps: int) -> Tensor:
-        """What each of the net's `maps` answers counts, the middle one last: [maps]."""
+        """Returns the weight of each of the net's `maps` outputs, the middle one last: [maps]."""
         if self.guess and not self.net.prompted_only:
             return torch.logspace(_GUESS_FROM, _GUESS_TO, maps) * self.scale
         return torch.full((maps,), self.scale)
@@ -73,7 +73,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class CallSlot:
-    """Where a row stands in a UNet call: at `index`, with or without its prompt, before evaluation `step`."""
+    """A row's slot in a UNet call: at `index`, with or without its prompt, before evaluation `step`."""
 
     index: int
     controls: tuple[Control, ...]
@@ -83,7 +83,7 @@ class CallSlot:
 
     @property
     def active_controls(self) -> int:
-        """How many ControlNets run on it."""
+        """The number of ControlNets that run on it."""
         return sum(control.is_active(self.step, self.steps, self.prompted) for control in self.controls)
 
 
@@ -93,10 +93,10 @@ _User = tuple[CallSlot, Control]
 def compute_residuals(
     places: Sequence[CallSlot], latents: Tensor, time: Tensor, context: Tensor, sizes: tuple[int, ...]
 ) -> dict[str, Any]:
-    """The UNet's extra arguments: what all ControlNets add to its maps, zeros for rows without one.
+    """Returns the UNet's extra arguments: what all ControlNets add to its maps, zeros for rows without one.
 
-    `latents` [B, C, h, w], `time` [B] and `context` [B, tokens, dim] are the whole, padded call's; `sizes` are what
-    a ControlNet's own calls are padded to. Empty when no ControlNet acts.
+    `latents` [B, C, h, w], `time` [B] and `context` [B, tokens, dim] are those of the whole, padded call; `sizes` are
+    what a ControlNet's own calls are padded to. Empty if no ControlNet acts.
     """
     answers = [
         (_indices(part, latents), _run_net(net, part, latents, time, context, padded_size(len(part), sizes)))
@@ -135,7 +135,7 @@ def _indices(users: list[_User], like: Tensor) -> Tensor:
 def _run_net(
     net: ControlNet, users: list[_User], latents: Tensor, time: Tensor, context: Tensor, padded: int
 ) -> list[Tensor]:
-    """One net's weighted answers for its users, the middle map last."""
+    """Runs one net for its users, and returns its weighted outputs, the middle map last."""
     where = _indices(users, latents)
     down, middle = net.network(
         pad(latents[where], padded),

@@ -1,4 +1,4 @@
-"""What the networks see of a request's pictures: posteriors of the VAE, masks, hints. Computed once and remembered."""
+"""Encodes a request's images for the networks: the VAE's posteriors, masks and hints. Computed once and cached."""
 
 import hashlib
 from collections import OrderedDict
@@ -16,7 +16,7 @@ from deployments.engine.sampling.latents import draw_noise
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
-    """The VAE's answer to a picture: a Gaussian over scaled latents, `mean` and `deviation` [C, h, w] fp32 on the CPU.
+    """The VAE's encoding of an image: a Gaussian over scaled latents, `mean` and `deviation` [C, h, w] fp32 on the CPU.
 
     diffusers draws from it for every image, before it draws the noise; so does `draw`.
     """
@@ -25,12 +25,12 @@ class Posterior:
     deviation: Tensor
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """One sample [C, h, w]."""
+        """Draws one sample [C, h, w]."""
         return self.mean + self.deviation * draw_noise(generator, *self.mean.shape)
 
 
 class ImageEncoder:
-    """Encodes pictures with one model's VAE. Ads vary the prompt over one picture, so the latest answers are kept.
+    """Encodes images with one model's VAE, and caches the latest: callers often vary the prompt over one image.
 
     Used from one thread.
     """
@@ -43,7 +43,7 @@ class ImageEncoder:
         self._kept: OrderedDict[bytes, Posterior] = OrderedDict()
 
     def encode(self, image: ImageArray, mask: Mask | None = None) -> Posterior:
-        """The posterior of `image` [H, W, 3]; with a mask, of what is left outside of it, the rest being mid-grey."""
+        """Encodes `image` [H, W, 3]; with a mask, only what is outside of it, the rest being mid-grey."""
         key = _digest(image, mask)
         found = self._kept.pop(key, None)
         if found is None:
@@ -64,13 +64,15 @@ class ImageEncoder:
 
 
 def to_unit_pixels(image: ImageArray) -> Tensor:
-    """`image` [H, W, 3] as [3, H, W] fp32 in 0..1."""
+    """Converts `image` [H, W, 3] to [3, H, W] fp32 in 0..1."""
     # Copied, because torch takes no array that must not be written to.
     return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / 255
 
 
 def to_latent_mask(mask: Mask, factor: int) -> Tensor:
-    """[1, h, w] fp32, 1 where latents are made anew: every `factor`-th pixel of the mask, as diffusers shrinks it."""
+    """Returns [1, h, w] fp32, 1 where latents are repainted: every `factor`-th pixel of the mask, as diffusers shrinks
+    it.
+    """
     return torch.from_numpy(threshold_mask(mask))[None, ::factor, ::factor].float()
 
 

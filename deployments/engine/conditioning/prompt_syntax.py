@@ -42,9 +42,10 @@ class Fragment:
 
 
 def parse_weighted(prompt: str, field: str = "prompt") -> tuple[Fragment, ...]:
-    """The fragments of `prompt` in order, neighbours of equal weight merged; () for an empty prompt. Linear time.
+    """Returns the fragments of `prompt` in order, neighbours of equal weight merged; () for an empty prompt. Linear
+    time.
 
-    Raises InvalidParameter for `field` when some text's weight, all brackets around it multiplied, is not in 0 to 10.
+    Raises InvalidParameter for `field` if some text's weight, all brackets around it multiplied, is not in 0 to 10.
     """
     weighted = ((_check_weight(piece.weight(), field), piece.text) for piece in _scan(prompt))
     merged = (("".join(text for _, text in run), weight) for weight, run in groupby(weighted, lambda pair: pair[0]))

@@ -1,4 +1,4 @@
-"""What a device really has and uses: CUDA's allocator counts; on a CPU the bytes of live tensors are counted here."""
+"""Measures a device's memory: CUDA's allocator counts; on a CPU the bytes of live tensors are counted here."""
 
 import weakref
 from collections.abc import Iterator, Mapping
@@ -57,16 +57,16 @@ class CpuMemory:
         meter.peak = live.peak
 
     def release(self) -> None:
-        """The allocator keeps nothing."""
+        """Does nothing: the allocator keeps nothing."""
 
 
 def memory_of(device: torch.device, budget: int | None = None) -> CudaMemory | CpuMemory:
-    """The memory of `device`; `budget` bounds what this process may use of it (bytes)."""
+    """Returns the memory of `device`; `budget` bounds what this process may use of it (bytes)."""
     return CudaMemory(device, budget) if device.type == "cuda" else CpuMemory(budget)
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Follows every storage that this thread makes, from its making to its end. A kernel's own scratch is not seen."""
+    """Tracks every storage that this thread allocates, until it is freed. A kernel's own scratch memory is not seen."""
 
     def __init__(self) -> None:
         super().__init__()

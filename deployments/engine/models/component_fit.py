@@ -1,4 +1,4 @@
-"""Whether the parts of a model fit one another; each alone is sound."""
+"""Checks that the parts of a model fit one another; each alone is sound."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def check_parts(title: str, unet: Any, vae: Any, text_encoder: Any) -> None:
 
 
 def check_controlnet(title: str, network: Any, unet: Any, vae: Any, text_encoder: Any) -> None:
-    """As `check_parts`, for a ControlNet beside `unet`."""
+    """Raises ModelLoadError if a ControlNet does not fit `unet`, as `check_parts` does."""
     latent, stages = vae.config.latent_channels, len(vae.config.block_out_channels)
     if network.config.in_channels != latent:
         raise ModelLoadError(

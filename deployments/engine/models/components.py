@@ -1,4 +1,4 @@
-"""A model's parts, loaded once per process: models that bring the same text encoder, VAE or ControlNet share it."""
+"""Loads a model's parts once per process: models with the same text encoder, VAE or ControlNet share it."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PartFolder:
-    """Where a part is: in `folder`. Errors begin with `title`; `source` is what the configuration calls it."""
+    """A part's folder. Error messages begin with `title`; `source` is what the configuration calls it."""
 
     title: str
     source: str
@@ -39,7 +39,7 @@ class PartFolder:
 class Components:
     """Loads networks onto one device in one precision. A part lives as long as a model that uses it.
 
-    What it loads is whole, or refused with a ModelLoadError.
+    Every part is loaded whole, or refused with a ModelLoadError.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -49,23 +49,23 @@ class Components:
 
     @property
     def is_half(self) -> bool:
-        """Whether weights are wanted in half precision."""
+        """True if weights are wanted in half precision."""
         return is_half(self.dtype)
 
     def unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
-        """A UNet of its own: the engine changes it, and each model's counts as that model's size."""
+        """Loads a UNet that is not shared: the engine changes it, and it counts towards its model's size."""
         return self._load_network(UNet2DConditionModel, part)
 
     def vae(self, part: PartFolder | FilePart) -> AutoencoderKL:
-        """The VAE in `part`, shared."""
+        """Loads the VAE in `part`, or returns the shared one."""
         return self._load_shared(AutoencoderKL, part, lambda: self._load_network(AutoencoderKL, part))
 
     def text_encoder(self, part: PartFolder | FilePart) -> CLIPTextModel:
-        """The text encoder in `part`, shared."""
+        """Loads the text encoder in `part`, or returns the shared one."""
         return self._load_shared(CLIPTextModel, part, lambda: self._load_network(CLIPTextModel, part))
 
     def samplers(self, title: str, place: Path | FileScheduler, index: Path | None = None) -> PipelineSamplers:
-        """The samplers for the scheduler in `place`, shared, with the schedules and checks that they have made.
+        """Returns the samplers for the scheduler in `place`, shared with the schedules and checks that they have made.
 
         `index` is the `model_index.json` of the checkpoint that it belongs to. Raises ModelLoadError, which begins with
         `title`.
@@ -78,7 +78,7 @@ class Components:
         return self._get_or_load((PipelineSamplers, key), lambda: PipelineSamplers(saved))
 
     def controlnet(self, name: str, part: PartFolder) -> ControlNet:
-        """The ControlNet in `part`, shared by models that call it by the same name."""
+        """Loads the ControlNet in `part`, or returns the one shared by models that call it by the same name."""
         key = f"{name}/{fingerprint(part.folder)}"
         return self._get_or_load((ControlNet, key), lambda: ControlNet(name, self._load_network(ControlNetModel, part)))
 
@@ -111,7 +111,7 @@ class Components:
 
 
 def fingerprint(folder: Path) -> str:
-    """What tells two parts apart: their configs and weights, to the byte."""
+    """Returns a digest of a part's configs and weights, which identifies the part."""
     digest = hashlib.sha256()
     for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
         digest.update(path.name.encode())
@@ -122,7 +122,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def size_of(*networks: nn.Module) -> int:
-    """Bytes of all parameters and buffers, what they share counted once."""
+    """Returns the bytes of all parameters and buffers, shared ones counted once."""
     tensors = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for network in networks
@@ -132,17 +132,17 @@ def size_of(*networks: nn.Module) -> int:
 
 
 def is_half(dtype: torch.dtype) -> bool:
-    """Whether a model that runs in `dtype` wants its weights in half precision."""
+    """Returns True if a model that runs in `dtype` wants its weights in half precision."""
     return dtype in (torch.float16, torch.bfloat16)
 
 
 def wants_half(device: str, dtype: str) -> bool:
-    """Whether a model that runs on a `device` of that type in `dtype` wants its weights in half precision."""
+    """Returns True if a model that runs on a `device` of that type in `dtype` wants its weights in half precision."""
     return is_half(pick_dtype(dtype, torch.device(device)))
 
 
 def pick_device(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:0, ... Raises ModelLoadError for a CUDA device that is not there."""
+    """Returns the device for auto, cpu, cuda, cuda:0, ... Raises ModelLoadError for a CUDA device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -151,7 +151,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto, float32, float16 or bfloat16.
+    """Returns the dtype for auto, float32, float16 or bfloat16.
 
     `auto` is fp16 on CUDA, where SD1.5 and SD2.1 were published in it, and fp32 elsewhere.
     """

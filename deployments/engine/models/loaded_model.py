@@ -1,4 +1,4 @@
-"""A model's networks, loaded and ready, with the tables and caches that belong to them."""
+"""Loads a model: its networks, and the tables and caches that belong to them."""
 
 import logging
 import time
@@ -39,7 +39,7 @@ from deployments.engine.sampling.samplers import PipelineSamplers
 log = logging.getLogger(__name__)
 
 PartLocation = Path | FilePart | FileTokenizer | FileScheduler
-"""Where a part is: in a folder, or in a file."""
+"""A part's location: a folder, or inside a file."""
 
 _FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
 
@@ -66,22 +66,22 @@ class LoadedModel:
 
     @property
     def bytes(self) -> int:
-        """Memory of all its networks' weights, those included that it shares with other models."""
+        """The bytes of all its networks' weights, including those it shares with other models."""
         return size_of(*self.networks)
 
     @property
     def inpaints_only(self) -> bool:
-        """Whether the UNet sees a mask and a masked picture beside the latents (the 9-channel checkpoints)."""
+        """True if the UNet sees a mask and a masked image beside the latents (the 9-channel checkpoints)."""
         return int(self.unet.config.in_channels) == 2 * self.channels + 1
 
     @property
     def guidance_width(self) -> int | None:
-        """How many numbers the UNet is told the guidance scale in; None where it is not told."""
+        """The width of the guidance embedding that the UNet takes; None if it takes none."""
         return embedding_width(self.unet)
 
     @property
     def channels(self) -> int:
-        """Latent channels."""
+        """The number of latent channels."""
         return int(self.vae.config.latent_channels)
 
     @property
@@ -99,8 +99,8 @@ def load_model(
 ) -> LoadedModel:
     """Loads `spec` from a local folder, or from the hub at its pinned revision; safetensors only, no remote code.
 
-    What `parts` has loaded for other models already is shared. `attention` is what was chosen when it was loaded
-    before; without it the choice is measured. Raises ModelLoadError, which says what is missing, or not served, and in
+    Parts that `parts` has already loaded for other models are shared. `attention` is what was chosen at an earlier
+    load; without it the choice is measured. Raises ModelLoadError, which says what is missing, or not served, and in
     which part, or that a revision must be pinned.
     """
     parts = parts or Components(device, dtype)
@@ -118,14 +118,14 @@ def load_model(
 
 
 def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Brings to this machine, without loading them, all files that `load_model` would read. Raises ModelLoadError."""
+    """Fetches all files that `load_model` would read, without loading them. Raises ModelLoadError."""
     _locate_parts(spec, half=is_half(dtype))
     for name in spec.controlnets:
         _locate_controlnet(spec, name, half=is_half(dtype))
 
 
 def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, PartLocation]:
-    """Where each part is: in the model's own folder or file, or wherever `spec.parts` says."""
+    """Locates each part: in the model's own folder or file, or wherever `spec.parts` says."""
     title = _title(spec)
     named = {name: _locate_named(_title(spec, name), name, as_part(part), half) for name, part in spec.parts.items()}
     own = [name for name in PARTS if name not in spec.parts]
@@ -172,7 +172,7 @@ def _load(
     parts: Components,
     attention: AttentionChoice | None,
 ) -> LoadedModel:
-    """`places` are those of all parts of `spec`, `asked` says where they come from; `index` is its model_index.json."""
+    """Loads from `places`, those of all parts; `asked` says where they come from; `index` is the model_index.json."""
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
 
@@ -181,7 +181,7 @@ def _load(
         source = as_part(asked.parts[name]).source if name in asked.parts else asked.source
         return place if isinstance(place, FilePart) else PartFolder(_title(spec, name), source, place)
 
-    # The small files first: what they tell need not wait for the weights.
+    # The small files first: their errors need not wait for the weights.
     tokenizer = _load_tokenizer(_title(spec, "tokenizer"), places["tokenizer"])
     unet, vae, text_encoder = parts.unet(part("unet")), parts.vae(part("vae")), parts.text_encoder(part("text_encoder"))
     check_parts(_title(spec), unet, vae, text_encoder)
@@ -227,7 +227,7 @@ def _load_controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNe
 
 
 def _pipeline_kinds(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
-    """The kinds of pipeline that the model stands for; what its callers ask for first comes first."""
+    """Returns the kinds of pipeline that the model serves, the one in most demand first."""
     tasks: tuple[Task, ...] = ("inpaint",) if inpaints_only else ("text-to-image", "image-to-image", "inpaint")
     return [
         PipelineKind(task, controlled) for controlled in (False, True)[: 1 + bool(spec.controlnets)] for task in tasks
@@ -235,7 +235,7 @@ def _pipeline_kinds(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKin
 
 
 def _check_samplers(spec: ModelSpec, samplers: PipelineSamplers, pipelines: Sequence[PipelineKind]) -> None:
-    """Says what is corrected and refused. Raises ModelLoadError where the default sampler cannot be served exactly."""
+    """Logs what is corrected and refused. Raises ModelLoadError if the default sampler cannot be served exactly."""
     title = f"model {spec.name!r}"
     error = samplers.of(pipelines[0]).refusal(resolve_sampler(spec.default_sampler))
     if error is not None:

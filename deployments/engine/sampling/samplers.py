@@ -1,6 +1,6 @@
-"""Sampler tables for one model: names in, compiled `Schedule`s out. diffusers' own classes define what is right.
+"""Makes sampler tables for one model: names in, compiled `Schedule`s out. diffusers' own classes are the reference.
 
-The rows are in `sampler_names.py`, without torch; how a table is made is in `schedule_compiler.py`.
+The rows are in `sampler_names.py`, without torch; `schedule_compiler.py` makes the tables.
 """
 
 import inspect
@@ -44,35 +44,14 @@ __all__ = [
 
 CACHED_SCHEDULES = 512
 
-# Checked at start-up with so many steps each.
+# The numbers of steps that samplers are checked with.
 _CHECKED_STEPS: Final = (5, 8)
 
-# Of a scheduler whose config says nothing of it; diffusers' usual number of training steps.
+# For a scheduler whose config has no limit: diffusers' usual number of training steps.
 _MOST_STEPS: Final = 1000
 
-_CLASSES: Mapping[str, Any] = MappingProxyType(
-    {
-        scheduler.__name__: scheduler
-        for scheduler in (
-            diffusers.DDIMScheduler,
-            diffusers.DDPMScheduler,
-            diffusers.DEISMultistepScheduler,
-            diffusers.DPMSolverMultistepScheduler,
-            diffusers.DPMSolverSinglestepScheduler,
-            diffusers.EulerAncestralDiscreteScheduler,
-            diffusers.EulerDiscreteScheduler,
-            diffusers.HeunDiscreteScheduler,
-            diffusers.KDPM2AncestralDiscreteScheduler,
-            diffusers.KDPM2DiscreteScheduler,
-            diffusers.LCMScheduler,
-            diffusers.LMSDiscreteScheduler,
-            diffusers.PNDMScheduler,
-            diffusers.UniPCMultistepScheduler,
-        )
-    }
-)
 
-# A checkpoint's config describes the model, but carries its author's favourite sampler along. The row decides these.
+# A checkpoint's config describes the model, but its author's sampler too. These settings are the row's alone.
 _ROW_DECIDES = frozenset(
     (
         "algorithm_type",
@@ -85,7 +64,7 @@ _ROW_DECIDES = frozenset(
     )
 )
 
-# What makes a scheduler more than a table, and the value with which it does not.
+# Settings that can make a scheduler nonlinear, and the values with which they do not.
 _HARMLESS: Mapping[str, Any] = MappingProxyType(
     {
         "thresholding": False,
@@ -112,7 +91,7 @@ class PipelineSamplers:
             pass  # The checkpoint's own sampler is refused by its factories; others may do.
 
     def of(self, pipeline: PipelineKind) -> "DiffusionSchedulerFactory":
-        """The samplers as they are in a pipeline of that kind."""
+        """Returns the samplers as they are in a pipeline of that kind."""
         changes = find_corrections(self._settings, pipeline)
         key = frozenset(changes.items())
         if key not in self._made:
@@ -122,7 +101,7 @@ class PipelineSamplers:
     def by_factory(
         self, pipelines: Iterable[PipelineKind]
     ) -> list[tuple["DiffusionSchedulerFactory", list[PipelineKind]]]:
-        """Each different factory, and for which of `pipelines` it is."""
+        """Returns each different factory, with those `pipelines` that use it."""
         kinds: dict[DiffusionSchedulerFactory, list[PipelineKind]] = {}
         for pipeline in pipelines:
             kinds.setdefault(self.of(pipeline), []).append(pipeline)
@@ -145,8 +124,8 @@ class DiffusionSchedulerFactory:
 
     The config's entries are diffusers' own: `num_train_timesteps`, `beta_start`, `beta_schedule`, `prediction_type`,
     `timestep_spacing`, ... `class_name` is the class that the checkpoint names, by default the config's
-    `_class_name`; `corrected` are the entries that the pipeline sets right once the scheduler is loaded. Schedules are
-    kept, the least recently used are dropped first.
+    `_class_name`; `corrected` are the entries that the pipeline corrects once the scheduler is loaded. Schedules are
+    cached; the least recently used are evicted first.
     """
 
     def __init__(
@@ -177,42 +156,44 @@ class DiffusionSchedulerFactory:
         return own_sampler(self._saved.class_name, int(self._own.order), limit)
 
     def row(self, sampler: str) -> Sampler:
-        """The row of `sampler` (any of its names)."""
+        """Returns the row of `sampler` (any of its names)."""
         name = resolve_sampler(sampler)
         return self.own if name == CHECKPOINT else SAMPLERS[name]
 
     def scheduler(self, sampler: str) -> Scheduler:
-        """A new diffusers scheduler for `sampler` (any of its names), as a user of diffusers would make it.
+        """Returns a new diffusers scheduler for `sampler` (any of its names), as a user of diffusers would make it.
 
-        Raises SamplerNotLinear where diffusers cannot make it with this config.
+        Raises SamplerNotLinear if diffusers cannot make it with this config.
         """
         return deepcopy(self._pristine(resolve_sampler(sampler)))
 
     def schedule(self, sampler: str, num_inference_steps: int, start: int | None = None) -> Schedule:
-        """The table for `sampler` (any of its names); equal arguments give the same object.
+        """Returns the table for `sampler` (any of its names); equal arguments give the same object.
 
-        `start` is the index of the first evaluation, `Sampler.start`, where there is a picture; None for text-to-image.
+        `start` is the index of the first evaluation, `Sampler.start`, if there is an image; None for text-to-image.
         Raises InvalidParameter for a step count that the sampler cannot do and a `start` that leaves nothing to do, and
-        SamplerNotLinear where the model's config makes a table impossible.
+        SamplerNotLinear if the model's config makes a table impossible.
         """
         return self._compiled(resolve_sampler(sampler), num_inference_steps, start)
 
     def can_start_from_image(self, sampler: str) -> bool:
-        """Whether the sampler can start from, or keep, a picture: its scheduler must know how to add noise to one."""
+        """Returns True if the sampler can start from, or keep, an image: its scheduler must be able to add noise to
+        one.
+        """
         return hasattr(self._pristine(resolve_sampler(sampler)), "add_noise")
 
     def refusal(self, sampler: str) -> SamplerNotLinear | None:
-        """Why `sampler` (any of its names) cannot be served with this model; None if it can. Looked into once."""
+        """Returns why `sampler` (any of its names) cannot be served with this model; None if it can. Checked once."""
         return self._refusals(resolve_sampler(sampler))
 
     @property
     def refused(self) -> Mapping[str, SamplerNotLinear]:
-        """Of all samplers, those that are refused, and why; looked into once, in about a second."""
+        """The samplers that are refused, and why; checked once, in about a second."""
         found = {name: self.refusal(name) for name in (CHECKPOINT, *SAMPLERS)}
         return {name: error for name, error in found.items() if error is not None}
 
     def check(self, samplers: Iterable[str] = SAMPLERS) -> dict[str, SamplerNotLinear]:
-        """Compares tables with diffusers, by the images of a made-up model: canonical name -> why it is refused."""
+        """Compares tables with diffusers, using a made-up model: canonical name -> why it is refused."""
         found = {name: self._find_refusal(name) for name in map(resolve_sampler, samplers)}
         return {name: error for name, error in found.items() if error is not None}
 
@@ -239,7 +220,7 @@ class DiffusionSchedulerFactory:
         return None
 
     def _find_culprit(self, sampler: str) -> str | None:
-        """The one entry of the config without which `sampler` would be sound."""
+        """Returns the one entry of the config without which `sampler` would be sound."""
         try:
             scheduler = self.scheduler(sampler)
         except SamplerNotLinear:
@@ -260,7 +241,7 @@ class DiffusionSchedulerFactory:
 
     @contextmanager
     def _explain_errors(self, sampler: str, num_inference_steps: int) -> Iterator[None]:
-        """Turns whatever goes wrong inside into a SamplerNotLinear that names the sampler."""
+        """Turns every error inside the context into a SamplerNotLinear that names the sampler."""
         try:
             yield
         except SamplerNotLinear as error:
@@ -270,13 +251,13 @@ class DiffusionSchedulerFactory:
             raise self._refusal_error(sampler, f"diffusers fails with it at {num_inference_steps} steps") from error
 
     def _construct(self, sampler: str) -> Scheduler:
-        # Some of the classes take a quarter of a second to construct, all are quick to copy.
+        # Some classes take a quarter of a second to construct; all are quick to copy.
         if sampler == CHECKPOINT:
             if self._own_error is not None:
                 raise self._own_error
             return self._own
         row = SAMPLERS[sampler]
-        kind = _CLASSES[row.scheduler]
+        kind = getattr(diffusers, row.scheduler)
         decided = _ROW_DECIDES
         if type(self._own) is kind:
             # The pipeline has such a scheduler already: nothing is swapped, and what was corrected stays so.
@@ -302,7 +283,7 @@ class DiffusionSchedulerFactory:
             return compile_schedule(sampler, scheduler, num_inference_steps, start)
 
     def max_steps(self, sampler: str) -> int:
-        """The most steps that `sampler` (any of its names) can do."""
+        """Returns the most steps that `sampler` (any of its names) can do."""
         config = self._pristine(resolve_sampler(sampler)).config
         keys = {self.row(sampler).steps_limited_by or "num_train_timesteps", "num_train_timesteps"}
         return min((int(config[key]) for key in keys if config.get(key)), default=_MOST_STEPS)

@@ -39,11 +39,11 @@ Scheduler = Any
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The table of one sampler at one step count: everything that moving a row forward needs, n evaluations long.
+    """The table of one sampler at one step count: everything needed to advance a row, n evaluations long.
 
     `sampler` is the canonical name and `num_inference_steps` the count as asked for. `start` is the index of the first
     evaluation within diffusers' own list: 0 for text-to-image, more where image-to-image skips some.
-    `timesteps` [n] fp32 are the model's, fractional for some samplers. The model is given the latents times
+    `timesteps` [n] fp32 are the model's, fractional for some samplers. The model's input is the latents times
     `input_scale[i]` [n] fp32. `coefficients` [n, X_TERMS + OUT_TERMS + 2] fp32 are those of x[i], x[i-1], ..., out[i],
     out[i-1], ..., y[i], noise.
     Where `draws[i]`, step i takes one latent-shaped normal draw from the row's generator, even if its coefficient is 0.
@@ -71,10 +71,10 @@ class Schedule:
 def compile_schedule(
     sampler: str, scheduler: Scheduler, num_inference_steps: int, start: int | None = None
 ) -> Schedule:
-    """The table of a fresh `scheduler` that has `num_inference_steps` set, from evaluation `start` on; None is that of
-    text-to-image.
+    """Returns the table of a fresh `scheduler` that has `num_inference_steps` set.
 
-    The scheduler is left as it was. Raises SamplerNotLinear when no table of this form reproduces it.
+    It starts with evaluation `start`, None for text-to-image. The scheduler is left as it was. Raises SamplerNotLinear
+    if no table of this form reproduces it.
     """
     timesteps = scheduler.timesteps[start or 0 :]
     signal, scale = _measure_initial_noise(scheduler, start)
@@ -102,9 +102,9 @@ def compile_schedule(
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
-    """What a scheduler did: its `answers` [n, pixels], the `noise` [n, pixels] it drew, 0 where it drew none.
+    """A recorded run: the scheduler's `answers` [n, pixels], and the `noise` [n, pixels] it drew, 0 where it drew none.
 
-    `noised` [n, 2] is what its `add_noise` gave after each step, for the timestep to come.
+    `noised` [n, 2] is what its `add_noise` gave after each step, for the next timestep.
     """
 
     answers: Tensor
@@ -115,7 +115,7 @@ class _Trace:
 
 
 def _build_probes(n: int) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs for n steps, each [n, 2n + _WITNESSES]."""
+    """Returns inputs and outputs for n steps, each [n, 2n + _WITNESSES]."""
     one, none = torch.eye(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
     # Drawn as float32: then schedulers that cast to it lose nothing of them.
     random = torch.randn((2, n, _WITNESSES), generator=torch.Generator().manual_seed(_SEED)).double()
@@ -124,28 +124,28 @@ def _build_probes(n: int) -> tuple[Tensor, Tensor]:
 
 
 def _witness_scales() -> Tensor:
-    """How large the numbers in each witness are, [_WITNESSES]."""
+    """Returns the magnitude of the numbers in each witness, [_WITNESSES]."""
     return torch.tensor([1.0, _FAR], dtype=torch.float64).repeat_interleave(_WITNESSES // 2)
 
 
 def begin(scheduler: Scheduler, start: int | None) -> None:
-    """Tells the scheduler where its run begins, as diffusers' pipelines for pictures do.
+    """Sets where the scheduler's run begins, as diffusers' pipelines for images do.
 
-    Those for text-to-image do not (None): there the scheduler looks its first timestep up, and where that is in the
-    list twice, finds the second.
+    Those for text-to-image do not (None): then the scheduler looks its first timestep up, and if that is in the list
+    twice, finds the second.
     """
     if start is not None and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
 
 
 def step_arguments(scheduler: Scheduler, generator: torch.Generator) -> dict[str, Any]:
-    """The extra arguments that diffusers' pipelines give to `scheduler.step`."""
+    """Returns the extra arguments that diffusers' pipelines pass to `scheduler.step`."""
     takes = inspect.signature(scheduler.step).parameters
     return {name: value for name, value in (("generator", generator), ("eta", 0.0)) if name in takes}
 
 
 def scale_input(scheduler: Scheduler, latents: Tensor, timestep: Tensor) -> Tensor:
-    """What the model is given; schedulers that never scale need not have a method for it."""
+    """Returns the model's input; schedulers that never scale need not have a method for it."""
     if not hasattr(scheduler, "scale_model_input"):
         return latents
     scaled: Tensor = scheduler.scale_model_input(latents, timestep)
@@ -153,7 +153,7 @@ def scale_input(scheduler: Scheduler, latents: Tensor, timestep: Tensor) -> Tens
 
 
 def _measure_initial_noise(scheduler: Scheduler, start: int | None) -> tuple[float, float]:
-    """How much of the latents and of the noise is in an image-to-image row's start."""
+    """Returns the shares of the latents and of the noise at the start of an image-to-image row."""
     scheduler = deepcopy(scheduler)
     begin(scheduler, start)
     signal, scale = _mix_noise(scheduler, scheduler.timesteps[start or 0 :][:1]).tolist()
@@ -161,9 +161,9 @@ def _measure_initial_noise(scheduler: Scheduler, start: int | None) -> tuple[flo
 
 
 def _mix_noise(scheduler: Scheduler, timestep: Tensor) -> Tensor:
-    """How much signal and how much noise `scheduler.add_noise` mixes, now and at `timestep` [1]: [2].
+    """Returns [2]: how much signal and how much noise `scheduler.add_noise` mixes, now and at `timestep` [1].
 
-    (1, 0) where it has no such method: then nothing can begin from a picture with it.
+    (1, 0) if it has no such method: then nothing can start from an image with it.
     """
     if not hasattr(scheduler, "add_noise"):
         return torch.tensor([1.0, 0.0], dtype=torch.float64)
@@ -197,7 +197,7 @@ def _run(scheduler: Scheduler, start: int | None, inputs: Tensor, outputs: Tenso
 
 
 def _recover_draw(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
-    """The one normal draw that took a generator from state `before` to `after`."""
+    """Returns the one normal draw that took a generator from state `before` to `after`."""
     for dtype in (torch.float64, torch.float32):
         twin = torch.Generator()
         twin.set_state(before)
@@ -208,7 +208,9 @@ def _recover_draw(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _fit(answers: Tensor) -> Tensor:
-    """The table [n, X_TERMS + OUT_TERMS + 2], its noise column 0, that explains noiseless `answers` to the probes."""
+    """Returns the table [n, X_TERMS + OUT_TERMS + 2], its noise column 0, that explains noiseless `answers` to the
+    probes.
+    """
     n = len(answers)
     basis = answers[:, : 2 * n]
     previous = _delay_rows(basis, 1)
@@ -225,7 +227,7 @@ def _fit(answers: Tensor) -> Tensor:
 
 
 def _fit_answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
-    """The coefficients [n, 1] of y[i], from the terms that are too old to be seen directly: only y[i] can bring those.
+    """Returns the coefficients [n, 1] of y[i], from the terms too old to be seen directly: only y[i] can bring those.
 
     0 where there are none: y[i] is then either absent, or made of terms that the table has anyway.
     """
@@ -235,7 +237,7 @@ def _fit_answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
 
 
 def _fit_noise_coefficients(silence: _Trace, y: Tensor) -> Tensor:
-    """The coefficients [n] of noise, from a run in which everything else was zero. `y` [n, 1] is that of y[i]."""
+    """Returns the noise coefficients [n], from a run in which all else was zero. `y` [n, 1] are those of y[i]."""
     answers = silence.answers - y * _delay_rows(silence.answers, 1)
     energy = (silence.noise * silence.noise).sum(1)
     return torch.where(energy > 0, (answers * silence.noise).sum(1) / energy, 0.0)
@@ -253,12 +255,12 @@ def _verify(table: Tensor, inputs: Tensor, outputs: Tensor, trace: _Trace) -> No
 
 
 def _delay_rows(rows: Tensor, k: int) -> Tensor:
-    """Row i - k of `rows` at row i; zeros where there is none."""
+    """Returns row i - k of `rows` at row i; zeros where there is none."""
     k = min(k, len(rows))
     return torch.cat((torch.zeros_like(rows[:k]), rows[: len(rows) - k]))
 
 
 def _take_diagonal(square: Tensor, k: int) -> Tensor:
-    """square[i, i - k] for every i, [n]; zeros where there is none."""
+    """Returns square[i, i - k] for every i, [n]; zeros where there is none."""
     missing = min(k, len(square))
     return torch.cat((square.new_zeros(missing), square.diagonal(-missing)))

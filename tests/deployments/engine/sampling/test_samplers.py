@@ -19,6 +19,7 @@ from deployments.engine.sampling.samplers import (
     SAMPLERS,
     X_TERMS,
     DiffusionSchedulerFactory,
+    Sampler,
     SamplerNotLinear,
     Schedule,
     resolve_sampler,
@@ -51,6 +52,12 @@ PAIRS = [(s, p) for s in SAMPLERS for p in PREDICTIONS if X_TERMS >= 4 or (s, p)
 FACTORIES = {p: DiffusionSchedulerFactory({**SD15, "prediction_type": p}) for p in PREDICTIONS}
 
 Change = Callable[[Tensor], Tensor]
+
+
+@pytest.mark.parametrize("row", SAMPLERS.values(), ids=lambda row: row.name)
+def test_a_row_alone_adds_a_sampler(row: Sampler) -> None:
+    """The class is looked up in diffusers by the row's own name of it; nothing else lists it."""
+    assert issubclass(getattr(diffusers, row.scheduler), diffusers.SchedulerMixin)
 
 
 def untouched(latents: Tensor) -> Tensor:
