@@ -1,6 +1,6 @@
-"""Hands samples to Ray, whose agents export them on each node's metrics port with the replica's name.
+"""Publishes samples through Ray, whose agents export them on each node's metrics port with the replica's name.
 
-Counters and histograms are told by their growth since the last time, so nothing is counted in two places.
+Counters and histograms are published as their growth since the last time, so nothing is counted in two places.
 """
 
 import logging
@@ -18,10 +18,10 @@ Samples = Callable[[], Iterable[Sample]]
 
 
 class RayMetrics:
-    """To be made in a replica's process, once Serve has told it which replica it is."""
+    """Ray's metrics. Make it in a replica's process, once Serve has set the replica's context."""
 
     def __init__(self) -> None:
-        # Not before: Ray reads its settings while it is imported, and whoever starts a cluster makes them later.
+        # Imported here: Ray reads its settings on import, and whoever starts a cluster makes them later.
         from ray.serve import metrics
 
         self._ray = metrics
@@ -29,7 +29,7 @@ class RayMetrics:
         self._published: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     def publish(self, samples: Iterable[Sample]) -> None:
-        """Tells Ray what has changed."""
+        """Publishes what has changed."""
         for sample in samples:
             key = (sample.metric.name, sample.values)
             before = self._published.get(key)
@@ -71,7 +71,7 @@ class Publisher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread. What happened since its last look is not exported."""
+        """Ends the thread. Samples since its last round are not exported."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -80,5 +80,5 @@ class Publisher:
             try:
                 to.publish(self._samples())
             except Exception:
-                # Statistics must never take a replica down, nor stay silent about it.
+                # Statistics must never crash a replica, nor fail silently.
                 log.exception("metrics could not be published")

@@ -14,13 +14,13 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part
 from deployments.pins import PINS, convert_command, pin_part
 
-# Of a hub's repository that is given without a commit: loading refuses, and says where to pin. A branch name would let
-# a stranger's push change the pictures. The commits of the rows below, and who else names them, are in `pins.py`.
+# For a hub repository without a commit: loading refuses it, and says where to pin. A branch name would let a stranger's
+# push change the images. The commits of the rows below, and who else names them, are in `pins.py`.
 UNPINNED: Final = None
 
 _FILES: Final = (".safetensors", ".ckpt")
 
-# SD1.5 and SD2.1 make whole pictures up to about twice their native area; beyond it they repeat the subject.
+# SD1.5 and SD2.1 make coherent images up to about twice their native area; beyond it they repeat the subject.
 _TWICE_512: Final = 2 * 512 * 512
 _TWICE_768: Final = 2 * 768 * 768
 
@@ -163,15 +163,15 @@ DEMO_MODELS: tuple[ModelSpec, ...] = (
 
 
 def known_models() -> dict[str, ModelSpec]:
-    """Every row by its own name. Aliases are left out: the demo family shares them with the real ones."""
+    """Returns every row by its own name. Aliases are left out: the demo family shares them with the real ones."""
     return {spec.name: spec for spec in (*DEMO_MODELS, *MODELS)}
 
 
 def check_source(spec: ModelSpec) -> None:
-    """Raises ModelLoadError where `spec`, or something that it is made of, cannot be loaded for certain.
+    """Raises ModelLoadError if `spec`, or one of its parts, certainly cannot be loaded.
 
-    That is: no such folder, a file that is another model than those that are served, or a hub name without a commit. It
-    looks at names, folders and the headers of files only, so that a server can refuse before it starts anything.
+    That is: no such folder, a file of a model that is not served, or a hub name without a commit. It looks at names,
+    folders and the headers of files only, so that a server can refuse before it starts anything.
     """
     title = f"model {spec.name!r}"
     if describe_single_file(spec) is None:
@@ -185,8 +185,8 @@ def check_source(spec: ModelSpec) -> None:
 
 
 def check_part(title: str, setting: str, part: PartSpec) -> None:
-    """Raises ModelLoadError, which begins with `title` and names the `setting` to pin, where `part` cannot be loaded
-    for certain.
+    """Raises ModelLoadError, which begins with `title` and names the `setting` to pin, if `part` certainly cannot be
+    loaded.
     """
     if Path(part.source).is_dir():
         return
@@ -210,7 +210,7 @@ def check_part(title: str, setting: str, part: PartSpec) -> None:
 
 
 def find_clashes(specs: Sequence[ModelSpec]) -> list[str]:
-    """The names, aliases included, that more than one of `specs` answers to."""
+    """Returns the names, aliases included, that more than one of `specs` has."""
     seen: set[str] = set()
     twice: list[str] = []
     for spec in specs:
@@ -221,7 +221,7 @@ def find_clashes(specs: Sequence[ModelSpec]) -> list[str]:
 
 
 def with_known_size(spec: ModelSpec) -> ModelSpec:
-    """`spec` with its native size, from its folder if need be. Raises ModelLoadError where that cannot be known."""
+    """Returns `spec` with its native size, from its folder if need be. Raises ModelLoadError if it cannot be known."""
     try:
         return with_native_size(spec)
     except (OSError, LookupError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The way from our loggers to Ray Serve's log files. Without it, what a replica says is lost, warnings apart."""
+"""Sends our loggers' records to Ray Serve's log files; otherwise those of a replica are lost, warnings apart."""
 
 import logging
 from typing import Final
@@ -7,9 +7,9 @@ SERVE_LOGGER: Final = "ray.serve"
 
 
 class ServeLogHandler(logging.Handler):
-    """Hands records to Serve's own logger, whose handlers know the file, the encoding and which replica this is.
+    """Passes records to Serve's own logger, whose handlers know the file, the encoding and which replica this is.
 
-    Looked up anew for each record: Serve replaces its handlers when its configuration changes.
+    Looked up for each record: Serve replaces its handlers when its configuration changes.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -17,7 +17,7 @@ class ServeLogHandler(logging.Handler):
 
 
 def log_through_serve(*names: str, level: str = "INFO") -> None:
-    """From now on the loggers `names` are heard. To be called in a process that Serve runs; calling again is free."""
+    """Sends the records of the loggers `names` through Serve. For processes that Serve runs; safe to call again."""
     for name in names:
         logger = logging.getLogger(name)
         logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Which annotator makes the hints of which ControlNet type. Without torch until one of them needs it."""
+"""Maps ControlNet types to the annotators that make their hints. Without torch until one of them needs it."""
 
 import logging
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from deployments.engine.protocol.inputs import ImageArray
 log = logging.getLogger(__name__)
 
 Annotator = Callable[[ImageArray], ImageArray]
-"""From a picture [H, W, 3] to a hint of the same size."""
+"""Turns an image [H, W, 3] into a hint of the same size."""
 
 NO_NETWORKS: Final[AnnotatorSpecs] = MappingProxyType({})
 
@@ -30,7 +30,7 @@ class Annotators:
     """The annotators of one process: canny, and one per entry of `specs`.
 
     Networks are loaded onto `device` (auto, cpu, cuda, ...) at their first use, once. Safe on any thread.
-    `on_device_lost` is called when the device is of no more use to this process.
+    `on_device_lost` is called when this process cannot use the device any more.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Annotators:
         self._by_type |= {kind: _LazyAnnotator(spec, device, on_device_lost) for kind, spec in specs.items()}
 
     def of(self, controlnet_type: str) -> Annotator:
-        """The annotator for that type. Raises InvalidParameter where there is none.
+        """Returns the annotator for that type. Raises InvalidParameter if there is none.
 
-        Calling it raises ModelLoadError where its network cannot be loaded.
+        Calling it raises ModelLoadError if its network cannot be loaded.
         """
         annotator = self._by_type.get(controlnet_type)
         if annotator is None:
@@ -57,7 +57,7 @@ class Annotators:
 
 
 class _LazyAnnotator:
-    """An annotator that takes no memory before it is asked. One picture at a time: two at once would not be faster."""
+    """An annotator that loads at its first use. One image at a time: two at once would not be faster."""
 
     def __init__(self, spec: AnnotatorSpec, device: str, on_device_lost: Callable[[], object]) -> None:
         self._spec = spec
@@ -67,7 +67,7 @@ class _LazyAnnotator:
         self._lock = Lock()
 
     def __call__(self, image: ImageArray) -> ImageArray:
-        """The hint. Raises EngineError: what goes wrong on a device is this request's trouble, or the process's."""
+        """Makes the hint. Raises EngineError: a device's error concerns this request, or the whole process."""
         # Imported here, as below.
         from deployments.engine.device.errors import DeviceLost, convert_device_errors, is_out_of_memory
 
@@ -92,13 +92,13 @@ class _LazyAnnotator:
         try:
             return load_annotator(self._spec, self._device)
         except ModelLoadError as error:
-            # Callers over HTTP are told no more than that it failed.
+            # Callers over HTTP only learn that it failed.
             log.error("%s", error.message)
             raise
 
 
 def load_annotator(spec: AnnotatorSpec, device: str) -> Annotator:
-    """The annotator that `spec` describes, ready. Raises ModelLoadError."""
+    """Loads the annotator that `spec` describes. Raises ModelLoadError."""
     # Imported here: these need torch, which the HTTP side does without.
     from deployments.annotators.depth import DepthAnnotator
     from deployments.annotators.pose import PoseAnnotator

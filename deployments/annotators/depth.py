@@ -1,4 +1,4 @@
-"""The hint of a depth ControlNet: how near things are, near is bright."""
+"""Makes the hints of depth ControlNets: the nearer, the brighter."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from deployments.engine.protocol.inputs import ImageArray
 
 
 class DepthAnnotator:
-    """Estimates depth from one picture. Not thread-safe."""
+    """Estimates depth from one image. Not thread-safe."""
 
     def __init__(self, network: Network, *, near_is_large: bool) -> None:
         self.network = network
@@ -20,12 +20,13 @@ class DepthAnnotator:
 
     @classmethod
     def load(cls, spec: DepthSpec, device: torch.device) -> "DepthAnnotator":
-        """Raises ModelLoadError."""
+        """Loads the network. Raises ModelLoadError."""
         network = load_network("annotator 'depth'", spec.weights, AutoModelForDepthEstimation, device)
         return cls(network, near_is_large=spec.near_is_large)
 
     def __call__(self, image: ImageArray) -> ImageArray:
-        """[H, W, 3] to grey [H, W, 3]: the nearest is 255, the farthest 0, linear in the network's answer between.
+        """Converts [H, W, 3] to grey [H, W, 3]: the nearest is 255, the farthest 0, linear in the network's answer
+        between.
 
         Raises NumericalFailure.
         """
@@ -38,7 +39,7 @@ class DepthAnnotator:
 
 
 def stretch(nearness: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """[H, W] spread over 0 to 255; 0 where all is equally near. Raises NumericalFailure."""
+    """Stretches [H, W] to 0 to 255; 0 if all is equally near. Raises NumericalFailure."""
     low, high = nearness.min(), nearness.max()
     if not np.isfinite(high - low):
         raise NumericalFailure("the depth of the control image could not be estimated")

@@ -1,4 +1,4 @@
-"""The annotators' models that this project knows: one row each, by the name that configurations use."""
+"""The table of annotator models: one row each, by the name that configurations use."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,14 +46,14 @@ DEMO_ANNOTATORS: AnnotatorSpecs = MappingProxyType(
 
 
 def check_annotator(kind: str, spec: AnnotatorSpec) -> None:
-    """Raises ModelLoadError where one of its networks cannot be loaded for certain, as `registry.check_source` does."""
+    """Raises ModelLoadError if one of its networks certainly cannot be loaded, as `registry.check_source` does."""
     for place, part in network_sources(spec).items():
         setting = ": ".join(step for step in ("annotators", kind, place, "revision") if step)
         check_part(f"annotator {kind!r}", f"`{setting}`", part)
 
 
 def fetch_annotator(kind: str, spec: AnnotatorSpec) -> None:
-    """Brings its networks' files to this machine, without loading them. Raises ModelLoadError."""
+    """Fetches its networks' files to this machine, without loading them. Raises ModelLoadError."""
     for place, part in network_sources(spec).items():
         title = ": its ".join(step for step in (f"annotator {kind!r}", place) if step)
         locate(title, part.source, part.revision, ("",), half=False)

@@ -1,4 +1,4 @@
-"""What annotators of every kind need: a network of transformers' with the preparation that belongs to it."""
+"""Loads a network of transformers' for any annotator, with the image processor that belongs to it."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MIN_SIDE: Final = 64
 
 WORKING_PIXELS: Final = 768 * 768
-"""Networks that answer per pixel were trained on less: beyond it their memory grows, and their answers no better."""
+"""Networks that answer per pixel were trained on less: beyond it they take more memory and answer no better."""
 
 PROCESSOR: Final = "preprocessor_config.json"
 
@@ -46,9 +46,9 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, image: ImageArray, options: dict[str, Any] | None = None, **inputs: torch.Tensor) -> Any:
-        """The model's answer to `image` [H, W, 3]; `options` are the processor's, `inputs` the model's.
+        """Returns the model's answer to `image` [H, W, 3]; `options` are the processor's, `inputs` the model's.
 
-        Raises InvalidParameter for a picture that is too small to see anything in.
+        Raises InvalidParameter for an image that is too small to see anything in.
         """
         if min(image.shape[:2]) < MIN_SIDE:
             raise InvalidParameter("image", f"must be at least {MIN_SIDE} x {MIN_SIDE} pixels to make a hint from")
@@ -66,7 +66,7 @@ def load_network(title: str, weights: PartSpec, kind: Any, device: torch.device)
     try:
         for name in ("config.json", PROCESSOR):
             read_config(title, folder / name)
-        # Always Pillow's way: where torchvision is installed, transformers would prepare pictures a little otherwise.
+        # Always with Pillow: with torchvision installed, transformers would prepare images slightly differently.
         with load_exclusively():
             processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         model = load_whole(title, weights.source, folder, kind, torch.float32, device, half=False)
@@ -80,7 +80,7 @@ def load_network(title: str, weights: PartSpec, kind: Any, device: torch.device)
 
 
 def shrink_to(image: ImageArray, pixels: int) -> ImageArray:
-    """`image` [H, W, 3], or a smaller copy of about `pixels` pixels where it has more."""
+    """Returns `image` [H, W, 3], or a smaller copy of about `pixels` pixels if it has more."""
     height, width = image.shape[:2]
     scale = (pixels / (height * width)) ** 0.5
     if scale >= 1:

@@ -1,4 +1,4 @@
-"""The hint of a segmentation ControlNet: what is where, in ADE20K's colours."""
+"""Makes the hints of segmentation ControlNets: each pixel's class, in ADE20K's colours."""
 
 from typing import Final
 
@@ -17,7 +17,7 @@ _TITLE: Final = "annotator 'segmentation'"
 
 
 class SegmentationAnnotator:
-    """Says of each pixel what it belongs to. Not thread-safe."""
+    """Segments an image. Not thread-safe."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -25,7 +25,7 @@ class SegmentationAnnotator:
 
     @classmethod
     def load(cls, spec: SegmentationSpec, device: torch.device) -> "SegmentationAnnotator":
-        """Raises ModelLoadError, also for a network of other labels."""
+        """Loads the network. Raises ModelLoadError, also for one of other labels."""
         network = load_network(_TITLE, spec.weights, AutoModelForSemanticSegmentation, device)
         labels = network.model.config.num_labels
         if labels != len(ADE20K):
@@ -33,7 +33,7 @@ class SegmentationAnnotator:
         return cls(network)
 
     def __call__(self, image: ImageArray) -> ImageArray:
-        """[H, W, 3] to [H, W, 3], every pixel one of `ADE20K`."""
+        """Converts [H, W, 3] to [H, W, 3], every pixel one of `ADE20K`."""
         seen = shrink_to(image, WORKING_PIXELS)
         answer = self._network(seen)
         # 150 maps of the size asked for: at the working size they take a third of a gigabyte.

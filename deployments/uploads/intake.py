@@ -1,4 +1,4 @@
-"""On a replica: from the files that a request brings to the arrays that the engine takes. No torch."""
+"""Turns a request's uploads into the arrays that the engine takes, on a replica. No torch."""
 
 import asyncio
 import logging
@@ -22,12 +22,12 @@ from deployments.uploads.transparency import hint_of, mask_of
 
 log = logging.getLogger(__name__)
 
-# Each may hold several copies of a picture of 16 million pixels while it works.
+# Each may hold several copies of an image of 16 million pixels while it works.
 _THREADS = 2
 
 
 class Generator(Protocol):
-    """What takes a request whose pictures are ready: an `EngineWorker`."""
+    """Takes a request whose images are ready: an `EngineWorker`."""
 
     def check_room(self, request: Request) -> None: ...
 
@@ -35,17 +35,17 @@ class Generator(Protocol):
 
 
 class Intake:
-    """Decodes what comes with requests, on two threads of its own: a burst of large pictures takes no more memory."""
+    """Decodes requests' uploads on two threads of its own, so that a burst of large images takes no more memory."""
 
     def __init__(self, annotators: Annotators, *, owns_files: bool = False) -> None:
-        """With `owns_files` files are dropped when they have been decoded, since nobody else will want them."""
+        """With `owns_files`, files are dropped once decoded, since nothing else will need them."""
         self._annotators = annotators
         self._owns_files = owns_files
         self._freed = FreedMemory()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-upload")
 
     async def generate(self, worker: Generator, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events. What is wrong with its files refuses it; so does, before that, a full queue."""
+        """Yields the request's events. Bad files fail it; so does, before they are decoded, a full queue."""
         if request.uploads is not None:
             try:
                 worker.check_room(request)
@@ -62,31 +62,31 @@ class Intake:
                 yield event
 
     def close(self) -> None:
-        """Ends the threads, when they have done what they were given."""
+        """Ends the threads once they have finished their work."""
         self._threads.shutdown(wait=False)
 
     async def _decode_uploads(self, request: Request) -> Request:
         try:
-            taken = await asyncio.get_running_loop().run_in_executor(
+            decoded = await asyncio.get_running_loop().run_in_executor(
                 self._threads, decode_uploads, request, self._annotators
             )
             if self._owns_files and request.uploads is not None:
                 request.uploads.drop()
-            return taken
+            return decoded
         finally:
-            # A small file may have been a large picture.
+            # A small file may have been a large image.
             self._freed.schedule()
 
 
 def decode_uploads(request: Request, annotators: Annotators) -> Request:
-    """`request` with `inputs` in place of its `uploads`, all of its own size.
+    """Returns `request` with `inputs` in place of its `uploads`, all of its own size.
 
-    Raises InvalidParameter, and ModelLoadError where an annotator's network cannot be loaded.
+    Raises InvalidParameter, and ModelLoadError if an annotator's network cannot be loaded.
     """
     uploads = request.uploads
     if uploads is None:
         return request
-    # Before anything is decoded: what nobody can make a hint of costs nothing.
+    # Looked up before anything is decoded: a type without an annotator costs nothing.
     makers = [annotators.of(control.type) for control in request.params.controls] if uploads.preprocess else []
     size = (request.bucket.width, request.bucket.height)
     image, mask = None, None
@@ -105,7 +105,7 @@ def _decode_image(data: bytes, field: str, uploads: Uploads, size: tuple[int, in
 
 
 def _decode_hint(data: bytes, uploads: Uploads, size: tuple[int, int]) -> ImageArray:
-    """A photo that a hint will be made of is a picture like any other."""
+    """Decodes a hint; a photo that a hint will be made of is decoded like any other image."""
     if uploads.preprocess:
         return _decode_image(data, "control_image", uploads, size)
     hint = hint_of(decode_layer(data, "control_image"))

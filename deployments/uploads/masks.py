@@ -1,4 +1,4 @@
-"""Masks by name: which part of a picture is painted anew."""
+"""Creates masks by name: the part of an image that is repainted."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -32,10 +32,10 @@ MASK_TYPES: Final = (*BOXES, "border", "ellipse")
 
 
 def create_mask(width: int, height: int, mask_type: str = "center", box: Box | None = None) -> Image.Image:
-    """A mask ("L", 255 where it is painted anew). A `box` wins over `mask_type`.
+    """Creates a mask ("L", 255 where it is repainted). A `box` takes precedence over `mask_type`.
 
     `border` is an eighth of the shorter side all around, `ellipse` fills the middle half. Raises InvalidParameter for
-    an unknown type and for a box that is empty or reaches out of the picture.
+    an unknown type and for a box that is empty or reaches out of the image.
     """
     mask = Image.new("L", (width, height), 0)
     draw = ImageDraw.Draw(mask)
@@ -59,7 +59,7 @@ def _draw_rectangle(draw: ImageDraw.ImageDraw, mask: Image.Image, box: Box) -> N
 
 
 def _to_pixels(mask: Image.Image, box: Box) -> tuple[int, int, int, int]:
-    """First and last pixel of each direction: Pillow draws both."""
+    """Returns the first and last pixel in each direction: Pillow draws both."""
     left, top, right, bottom = box
     first = round(left * mask.width), round(top * mask.height)
     return *first, max(first[0], round(right * mask.width) - 1), max(first[1], round(bottom * mask.height) - 1)

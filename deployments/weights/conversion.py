@@ -1,7 +1,8 @@
-"""Makes a folder that can be loaded out of pickled weights, or out of a checkpoint in one file: `darkroom convert`.
+"""Converts pickled weights, or a checkpoint in one file, to a folder that can be loaded: `darkroom convert`.
 
-Pickles can hold code. They are opened in a process of its own (`conversion_process.py`), which takes tensors and
-nothing else, whose memory and time are bounded, and which reaches no network. The folder is there whole, or not at all.
+Pickles can hold code. They are opened in a separate process (`conversion_process.py`), which takes tensors and
+nothing else, whose memory and time are bounded, and which reaches no network. The folder is written whole, or not at
+all.
 """
 
 import hashlib
@@ -27,12 +28,12 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS
 
 FILES: Final = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-"""What a checkpoint in one file may be called."""
+"""The suffixes of a checkpoint in one file."""
 
 _COMMIT: Final = 40
 _CHUNK: Final = 1 << 20
 _GIB: Final = 1 << 30
-# The libraries take some of it before anything is loaded; a part is there once as it comes and once as it is checked.
+# The libraries take some of it before anything is loaded; a part is held once as read and once while it is checked.
 _BASE_MEMORY: Final = 6 * _GIB
 _MEMORY_PER_BYTE: Final = 4
 _BASE_SECONDS: Final = 600
@@ -43,7 +44,7 @@ PROVENANCE: Final = "provenance.json"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is said of a file that does not say it itself, as `ModelSpec` has it."""
+    """Settings for a file that does not say them itself, as in `ModelSpec`."""
 
     config: str = ""
     prediction_type: str = ""
@@ -79,7 +80,7 @@ def convert(source: str, folder: Path, revision: str | None, settings: Settings)
 
 
 def _locate(source: str, revision: str | None) -> Path:
-    """The folder or file on this machine, fetched first if need be."""
+    """Returns the local folder or file, and fetches it if need be."""
     path = Path(source)
     if path.exists():
         if path.is_file() and path.suffix not in FILES:
@@ -105,7 +106,9 @@ def _locate(source: str, revision: str | None) -> Path:
 
 
 def _select_files(files: Iterable[str]) -> Iterator[str]:
-    """Configs, vocabularies, and one kind of weights a folder: safetensors before pickles, full precision first."""
+    """Yields configs, vocabularies, and one kind of weights per folder: safetensors before pickles, full precision
+    first.
+    """
     folders: dict[str, list[str]] = {}
     for name in files:
         folders.setdefault(str(PurePosixPath(name).parent).removesuffix("."), []).append(name)
@@ -173,7 +176,7 @@ def _build_readme(provenance: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _make_temporary(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder`, on the same file system, gone again unless it was renamed."""
+    """Makes a folder beside `folder`, on the same file system, and removes it unless it was renamed."""
     target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         target.chmod(0o755)
@@ -183,7 +186,7 @@ def _make_temporary(folder: Path) -> Iterator[Path]:
 
 
 def _run_process(job: Mapping[str, Any], size: int) -> None:
-    """The process that opens the weights, told what to do and bounded by what it is given. Raises ModelLoadError."""
+    """Runs the process that opens the weights, bounded by their size. Raises ModelLoadError."""
     memory, seconds = _BASE_MEMORY + _MEMORY_PER_BYTE * size, _BASE_SECONDS + _SECONDS_PER_GIB * size // _GIB
     limits = {"memory": memory, "seconds": seconds, "file": 2 * size + _GIB}
     home = Path(job["target"]) / ".process"
@@ -208,13 +211,13 @@ def _run_process(job: Mapping[str, Any], size: int) -> None:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=seconds)
+        output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         raise ModelLoadError(f"it took longer than {seconds} s, and was ended") from None
     finally:
         _end_process(process)
         shutil.rmtree(home, ignore_errors=True)
-    answer = _parse_answer(said)
+    answer = _parse_answer(output)
     if process.returncode != 0 or "refused" in answer:
         unknown = f"it ended without an answer; it may use {memory / _GIB:.0f} GiB of memory and {seconds} s"
         raise ModelLoadError(answer.get("refused", unknown))
@@ -226,10 +229,10 @@ def _end_process(process: "subprocess.Popen[str]") -> None:
         process.communicate()
 
 
-def _parse_answer(said: str) -> dict[str, str]:
-    """Its last line. What wrote it has read a stranger's file, so that it is not trusted to be an answer."""
+def _parse_answer(output: str) -> dict[str, str]:
+    """Parses the last line. The process has read a stranger's file, so its output is not trusted."""
     try:
-        answer = json.loads(said.splitlines()[-1])
+        answer = json.loads(output.splitlines()[-1])
     except (ValueError, IndexError):
         return {}
     return {key: str(value)[:1000] for key, value in answer.items()} if isinstance(answer, dict) else {}

@@ -1,4 +1,4 @@
-"""Writes the networks of a folder or a file as safetensors, each checked against what its config describes."""
+"""Writes the networks of a folder or a file as safetensors, each checked against its config."""
 
 import json
 import pickle
@@ -29,7 +29,7 @@ from deployments.engine.device.errors import raise_if_sticky
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS
 
-# By `_class_name` or `architectures` of a config. Nothing that a config names is imported.
+# By `_class_name` or `architectures` of a config. A config's names are looked up here, never imported.
 _NETWORKS: Final[Mapping[str, Any]] = {
     "UNet2DConditionModel": diffusers.UNet2DConditionModel,
     "AutoencoderKL": diffusers.AutoencoderKL,
@@ -45,12 +45,12 @@ _ANNOTATORS: Final = frozenset(
     )
 )
 _INDEX: Final = ".index.json"
-# By which diffusers tells 2.0's and 2.1's base models in the files that they were trained with.
+# By which diffusers recognises the base models of 2.0 and 2.1 in the files of their training.
 _BASE_STEPS: Final = 875_000
 
 
 def prepare() -> None:
-    """Imports what the libraries put off until it is used."""
+    """Imports what the libraries would only import on first use."""
     for name in ("UNet2DConditionModel", "AutoencoderKL", "ControlNetModel"):
         getattr(diffusers, name)
     transformers.CLIPTextModel, transformers.CLIPTokenizer  # noqa: B018
@@ -58,7 +58,8 @@ def prepare() -> None:
 
 
 def write(source: Path, target: Path, metadata: Mapping[str, str], *, config: str, prediction_type: str) -> None:
-    """Into `target`, a folder in diffusers' or transformers' layout, or one of the single network that `source` holds.
+    """Writes a folder in diffusers' or transformers' layout, or one of the single network that `source` holds, to
+    `target`.
 
     Raises ModelLoadError, which says which file or tensor is wrong.
     """
@@ -93,7 +94,7 @@ def _write_folder(part: str, source: Path, target: Path, stamp: Mapping[str, str
 
 
 def _network_class(title: str, folder: Path) -> Any:
-    """The class of the network that the folder's config names, of those that are known."""
+    """Returns the class of the network that the folder's config names, if it is a known one."""
     try:
         config = json.loads((folder / "config.json").read_text())
         name = str(config.get("_class_name") or next(iter(config.get("architectures") or ()), None))
@@ -107,7 +108,7 @@ def _network_class(title: str, folder: Path) -> Any:
 
 
 def _read(title: str, folder: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of the folder's weights, whole precision first, and whether there was half precision only."""
+    """Returns the tensors of the folder's weights, full precision first, and whether there was half precision only."""
     for ending in (".safetensors", ".bin"):
         files = [path for path in sorted(folder.glob(f"*{ending}")) if ".non_ema." not in path.name]
         full = [path for path in files if ".fp16" not in path.name]
@@ -120,7 +121,7 @@ def _read(title: str, folder: Path) -> tuple[dict[str, Tensor], bool]:
 
 
 def load_pickle(title: str, path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled file, by name. Raises ModelLoadError where it holds anything that is none."""
+    """Returns the tensors of a pickled file, by name. Raises ModelLoadError if it holds anything else."""
     return _extract_tensors(title, path, _load(title, path))
 
 
@@ -150,7 +151,7 @@ def _extract_tensors(title: str, path: Path, found: Any) -> dict[str, Tensor]:
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each with memory of its own, as safetensors keep them. One that is larger than its file has it is a trap."""
+    """Gives each tensor memory of its own, as safetensors need. Refuses tensors that claim more than their bytes."""
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ModelLoadError(f"the tensor {name[:100]!r} is no plain tensor of numbers")
@@ -160,12 +161,12 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check(title: str, kind: Any, folder: Path, variant: str | None) -> None:
-    """Loads what was written as it will be served. Raises ModelLoadError unless every tensor has its place."""
+    """Loads the written folder as it will be served. Raises ModelLoadError unless every tensor has its place."""
     load_network(title, title, folder, kind, torch.float32, torch.device("cpu"), half=variant is not None)
 
 
 def _write_file(source: Path, target: Path, stamp: Mapping[str, str], config: str, prediction_type: str) -> None:
-    """A checkpoint in the original layout becomes a folder in diffusers'."""
+    """Converts a checkpoint in the original layout to a folder in diffusers'."""
     path = source
     if source.suffix != ".safetensors":
         found = _load("it", source)

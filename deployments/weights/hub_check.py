@@ -1,4 +1,4 @@
-"""Asks the hub for what would be fetched, without fetching it: whether the commit, and the weights in it, are there."""
+"""Checks on the hub, without fetching, that the commits and the weights in them are there."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _CHANGE: Final = "change `revision` of this row, in the configuration or in depl
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A place that files come from: whose it is, which subfolders are wanted, and in which precision."""
+    """A source of files: whose it is, which subfolders are needed, and in which precision."""
 
     title: str
     part: PartSpec
@@ -31,13 +31,13 @@ class FileSource:
 
 
 def check_hub(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, bool]]:
-    """A line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
+    """Yields a line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
     seen: set[FileSource] = set()
     for row in (*_model_sources(models), *_annotator_sources(annotators)):
         if row not in seen:
             seen.add(row)
-            said, fine = _check_source(row)
-            yield f"{row.title}: {row.part.source}: {said}", fine
+            verdict, is_loadable = _check_source(row)
+            yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
 
 
 def _model_sources(models: Iterable[Hosted]) -> Iterator[FileSource]:
@@ -103,7 +103,7 @@ def _check_repository(row: FileSource) -> tuple[str, bool]:
 
 
 def _missing_folders(row: FileSource, files: Sequence[str]) -> list[str]:
-    """The wanted folders that are networks, and of which nothing would be fetched."""
+    """Returns the needed folders that are networks, and of which nothing would be fetched."""
     there = {_folder(name) for name in files if name.endswith(_WEIGHTS)}
     return [folder for folder in row.folders if folder and folder not in (*_WITHOUT_WEIGHTS, *there)]
 

@@ -1,4 +1,4 @@
-"""Reads from a model's own files whether it is a single file, and the size that it was trained for. No torch."""
+"""Reads a model's own files: what single file it is, if any, and the size that it was trained for. No torch."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ _LEAST: Final = 64
 
 
 def describe_single_file(spec: ModelSpec) -> SingleFile | None:
-    """What the file is that `spec` comes from; None where it comes from elsewhere.
+    """Describes the single file that `spec` comes from; None if it comes from elsewhere.
 
     Raises ModelLoadError for a file that is not served, and for settings that only files have.
     """
@@ -34,10 +34,11 @@ def describe_single_file(spec: ModelSpec) -> SingleFile | None:
 
 
 def with_native_size(spec: ModelSpec) -> ModelSpec:
-    """`spec` with its native size known: UNet sample size times the VAE's downscaling, from the folders' own configs.
+    """Returns `spec` with its native size: the UNet's sample size times the VAE's downscaling, from the folders' own
+    configs.
 
-    Raises ValueError where the size is not given and the folders are not local, ModelLoadError where they do not say
-    it, or not legibly.
+    Raises ValueError if the size is not given and the folders are not local, ModelLoadError if their configs do not
+    give it, or cannot be read.
     """
     if spec.native_size:
         return spec
@@ -49,9 +50,9 @@ def with_native_size(spec: ModelSpec) -> ModelSpec:
 
 
 def _read_sample_size(title: str, unet: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width in latents, as diffusers' pipelines understand a UNet's config.
+    """Returns height and width in latents, as diffusers' pipelines understand a UNet's config.
 
-    Before diffusers 0.9.0 configs said less than 64 where they meant 64; its pipelines correct that.
+    Before diffusers 0.9.0 configs said less than 64 and meant 64; its pipelines correct that.
     """
     match unet.get("sample_size"):
         case int(side) if side > 0 and not isinstance(side, bool):
@@ -68,7 +69,7 @@ def _read_sample_size(title: str, unet: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _is_old(title: str, version: Any) -> bool:
-    """Whether `version` of diffusers is before 0.9.0."""
+    """Returns True if `version` of diffusers is before 0.9.0."""
     numbers = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
     if numbers is None:
         raise ModelLoadError(f"{title}: `_diffusers_version` in its unet/config.json is no version; give `native_size`")

@@ -1,4 +1,4 @@
-"""Networks of diffusers' and transformers', loaded from safetensors whole or not at all."""
+"""Loads networks of diffusers' and transformers' from safetensors, whole or not at all."""
 
 import logging
 import re
@@ -27,17 +27,17 @@ from deployments.engine.protocol.errors import ModelLoadError
 
 log = logging.getLogger(__name__)
 
-# What older versions saved although it is computed, or only counts training steps.
+# Saved by older versions, although it is computed, or only counts training steps.
 _HARMLESS: Final = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 
 
 def load_network(
     title: str, source: str, folder: Path, kind: Any, dtype: torch.dtype, device: torch.device, *, half: bool
 ) -> Any:
-    """The network in `folder`, an instance of `kind`, ready to answer in `dtype` on `device`.
+    """Loads the network in `folder` as an instance of `kind`, ready to run in `dtype` on `device`.
 
-    `kind` is a class of diffusers' or transformers', or one of transformers' Auto classes; `half` says which files
-    are wanted. The libraries would fill what is missing with random numbers and only warn. Raises ModelLoadError, which
+    `kind` is a class of diffusers' or transformers', or one of transformers' Auto classes; `half` says which files are
+    wanted. The libraries would fill what is missing with random numbers and only warn. Raises ModelLoadError, which
     begins with `title` and names the key or file, and what to do; `source` is what the configuration calls the folder.
     """
     config = read_config(title, folder / "config.json")
@@ -68,7 +68,7 @@ def _from_pretrained(title: str, folder: Path, kind: Any, variant: str | None, d
                 local_files_only=True,
                 variant=variant,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are told, too, and refused with their names
+                ignore_mismatched_sizes=True,  # they are reported, and refused by name below
                 **precision,
             )
     except Exception as error:  # the libraries raise all sorts on configs that they cannot make a network of
@@ -86,12 +86,12 @@ def _from_pretrained(title: str, folder: Path, kind: Any, variant: str | None, d
 
 
 def _check_found(title: str, kind: str, found: Mapping[str, Any]) -> None:
-    told = {
+    faults = {
         f"lacks weights that a {kind} needs": found["missing_keys"],
         "has weights of another shape than its config.json says": [key for key, *_ in found["mismatched_keys"]],
         f"has weights that a {kind} does not know": _drop_harmless(found["unexpected_keys"]),
     }
-    wrong = [f"{what} ({list_first(keys)})" for what, keys in told.items() if keys]
+    wrong = [f"{what} ({list_first(keys)})" for what, keys in faults.items() if keys]
     if wrong:
         raise ModelLoadError(
             f"{title} {', and '.join(wrong)}; bring the whole checkpoint of one, as its own `save_pretrained` writes it"
@@ -103,7 +103,7 @@ def _drop_harmless(keys: Iterable[str]) -> list[str]:
 
 
 def check_finite(title: str, network: nn.Module, dtype: torch.dtype) -> None:
-    """Raises ModelLoadError, which begins with `title`, where weights of `network` are not finite in `dtype`."""
+    """Raises ModelLoadError, which begins with `title`, if weights of `network` are not finite in `dtype`."""
     broken = [
         name
         for name, tensor in network.state_dict().items()

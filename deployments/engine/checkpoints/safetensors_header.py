@@ -1,4 +1,4 @@
-"""Reads what a safetensors file holds, without the tensors: its header is JSON at its start. No torch."""
+"""Reads a safetensors file's header, without its tensors: it is JSON at the file's start. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,9 @@ _LENGTH: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Its precision as safetensors calls it (F32, F16, BF16, ...), its shape, and where its bytes are in the file."""
+    """A tensor's precision as safetensors calls it (F32, F16, BF16, ...), its shape, and where its bytes are in the
+    file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -26,14 +28,17 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """The tensors by their names, and what the file says of itself."""
+    """The tensors by name, and the file's metadata."""
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
 
 
 def read_header(title: str, path: Path) -> SafetensorsHeader:
-    """The header of `path`. Raises ModelLoadError, which begins with `title`, where it is not whole, or none."""
+    """Returns the header of `path`.
+
+    Raises ModelLoadError, which begins with `title`, if the file is not whole or not valid.
+    """
     check_intact(title, path)
     size = path.stat().st_size
     broken = ModelLoadError(f"{title}: {path.name} is not a safetensors file; bring it again from where it came")

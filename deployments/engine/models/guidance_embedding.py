@@ -15,7 +15,7 @@ _MAX_PERIOD = 10_000.0
 
 
 def embedding_width(unet: Any) -> int | None:
-    """Returns the width of the guidance embedding that `unet` (diffusers' UNet2DConditionModel) takes; None for most."""
+    """Returns the width of the guidance embedding that `unet`, a UNet2DConditionModel, takes; None for most."""
     width: int | None = unet.config.time_cond_proj_dim
     return width
 
@@ -29,7 +29,7 @@ def passes_guidance_scale(pipeline: PipelineKind) -> bool:
 
 
 def embed_guidance(guidance_scale: float, width: int) -> Tensor:
-    """Returns the sinusoidal embedding [width] of a guidance scale, as diffusers' `get_guidance_scale_embedding` does."""
+    """Returns the sinusoidal embedding [width] of a guidance scale, as in diffusers' `get_guidance_scale_embedding`."""
     half = width // 2
     scaled = torch.tensor(guidance_scale - 1) * _SCALE
     step = torch.log(torch.tensor(_MAX_PERIOD)) / (half - 1)

@@ -14,7 +14,7 @@ Source = Literal["made", "cache", "shared"]
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """The milliseconds that a request spent in each phase; `denoise_ms` is wall time, shared with the rows beside it."""
+    """The milliseconds a request spent in each phase; `denoise_ms` is wall time, shared with the rows beside it."""
 
     queued_ms: float = 0.0
     encode_ms: float = 0.0

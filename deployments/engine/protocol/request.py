@@ -67,7 +67,7 @@ class Request:
 
     @property
     def unet_rows(self) -> int:
-        """The rows of a UNet call that each image takes: two with classifier-free guidance (packed guidance), else one."""
+        """The rows of a UNet call that each image takes: two with classifier-free guidance (packed), else one."""
         return 2 if self.params.guidance_scale > 1 and not self.embeds_guidance else 1
 
     @property

@@ -51,7 +51,7 @@ class SavedScheduler:
             raise SamplerNotLinear("sampler", text) from error
 
     def _find_culprit(self, kind: Any) -> str:
-        """Names the one setting without which diffusers could make it, as the end of a sentence; "" if there is none."""
+        """Names the one setting without which diffusers could make it, as the end of a sentence; "" if none."""
         for key in self.config:
             try:
                 kind.from_config({name: value for name, value in self.config.items() if name != key})

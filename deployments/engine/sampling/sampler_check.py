@@ -1,4 +1,4 @@
-"""Checks that a sampler's table reproduces diffusers: both denoise with a made-up model, and the results are compared."""
+"""Checks that a sampler's table reproduces diffusers: both denoise with a made-up model, and the results must agree."""
 
 import torch
 from torch import Tensor

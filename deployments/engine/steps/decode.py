@@ -227,7 +227,7 @@ class Decoder:
 
 @torch.inference_mode()
 def decode_latents(model: LoadedModel, latents: Tensor) -> Tensor:
-    """Returns pixels [B, H, W, 3] in 0..1 (fp32, CPU) of latents [B, C, h, w]; NaN where the network's answer is NaN."""
+    """Returns pixels [B, H, W, 3] in 0..1 (fp32, CPU) of latents [B, C, h, w]; NaN where the network answers NaN."""
     scaled = latents.to(model.dtype) / model.vae.config.scaling_factor
     image: Tensor = model.vae.decode(scaled, return_dict=False)[0]
     return (image.float() * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()

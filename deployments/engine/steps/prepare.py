@@ -103,7 +103,10 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
 
 
 def _starts_from_noise(request: Request) -> bool:
-    """Returns True if the row starts without a trace of the image; image-to-image always keeps one, even at strength 1."""
+    """Returns True if the row starts without a trace of the image.
+
+    Image-to-image always keeps one, even at strength 1.
+    """
     return request.inputs.task == "inpaint" and request.params.strength == 1.0
 
 
