@@ -49,16 +49,16 @@ class RayMetrics:
             metric.inc(float(sample.now - (before or 0)), tags=sample.labels)
 
     def _create(self, metric: Metric) -> Any:
-        asked: dict[str, Any] = {"description": metric.description, "tag_keys": metric.labels}
+        options: dict[str, Any] = {"description": metric.description, "tag_keys": metric.labels}
         match metric.kind:
             case "counter":
-                made = self._ray.Counter(metric.name, **asked)
+                created = self._ray.Counter(metric.name, **options)
             case "gauge":
-                made = self._ray.Gauge(metric.name, **asked)
+                created = self._ray.Gauge(metric.name, **options)
             case "histogram":
-                made = self._ray.Histogram(metric.name, boundaries=list(metric.bounds), **asked)
-        self._metrics[metric.name] = made
-        return made
+                created = self._ray.Histogram(metric.name, boundaries=list(metric.bounds), **options)
+        self._metrics[metric.name] = created
+        return created
 
 
 class Publisher:

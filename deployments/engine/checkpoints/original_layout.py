@@ -82,7 +82,7 @@ def describe_file(
         folder = Path(config)
         return SingleFile(path, header, _read_configs(title, folder, prediction_type, missing), "", folder)
     family = _detect_family(title, path, header)
-    predicted = _prediction_type(title, path, header, family, prediction_type, told="scheduler" in missing)
+    predicted = _prediction_type(title, path, header, family, prediction_type, has_scheduler="scheduler" in missing)
     return SingleFile(path, header, family.configs(predicted), family.pad_token, None)
 
 
@@ -134,12 +134,12 @@ def _detect_family(title: str, path: Path, header: SafetensorsHeader) -> Family:
 
 
 def _prediction_type(
-    title: str, path: Path, header: SafetensorsHeader, family: Family, given: str, *, told: bool
+    title: str, path: Path, header: SafetensorsHeader, family: Family, given: str, *, has_scheduler: bool
 ) -> PredictionType:
     if given:
         return cast(PredictionType, given)
     marks = [mark for mark in _MARKS if mark in header.tensors]
-    if marks and not told:
+    if marks and not has_scheduler:
         raise ModelLoadError(
             f"{title}: {path.name!r} has the mark `{marks[0]}`, so its schedule is not the original one; set "
             "`prediction_type`, or give a scheduler's folder under `parts: scheduler`"

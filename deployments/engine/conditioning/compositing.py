@@ -12,15 +12,15 @@ def threshold_mask(mask: Mask) -> NDArray[np.bool_]:
     return np.asarray(mask.astype(np.float32) / 255 >= 0.5, dtype=np.bool_)
 
 
-def composite(made: ImageArray, image: ImageArray, mask: Mask, feather: int) -> ImageArray:
-    """Returns `made` inside the mask and `image` outside it, to the byte.
+def composite(repainted: ImageArray, image: ImageArray, mask: Mask, feather: int) -> ImageArray:
+    """Returns `repainted` inside the mask and `image` outside it, to the byte.
 
     Over the first `feather` pixels inside the mask's edge one turns into the other; none outside ever changes.
     """
     inside = threshold_mask(mask)
     if not feather:
-        return np.where(inside[:, :, None], made, image)
+        return np.where(inside[:, :, None], repainted, image)
     depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     share = np.minimum(depth / feather, 1.0)[:, :, None]
-    mixed = image + share * (made.astype(np.float32) - image)
+    mixed = image + share * (repainted.astype(np.float32) - image)
     return np.asarray(np.rint(mixed), dtype=np.uint8)

@@ -46,10 +46,10 @@ def _per_block(network: Any, key: str) -> list[int]:
 
 
 def _check_width(title: str, name: str, network: Any, text_encoder: Any) -> None:
-    width, given = network.config.cross_attention_dim, text_encoder.config.hidden_size
+    width, hidden_size = network.config.cross_attention_dim, text_encoder.config.hidden_size
     widths = {width} if isinstance(width, int) else set(width)
-    if widths != {given}:
+    if widths != {hidden_size}:
         raise ModelLoadError(
-            f"{title}: the {name}'s `cross_attention_dim` is {width}, and the text encoder's `hidden_size` {given}; "
+            f"{title}: the {name}'s `cross_attention_dim` is {width}, and the text encoder's `hidden_size` {hidden_size}; "
             "bring the two that belong together"
         )

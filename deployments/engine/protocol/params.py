@@ -43,17 +43,17 @@ class StrictFields(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _normalise(cls, said: Any) -> Any:
-        return normalise_fields(said, cls) if isinstance(said, dict) else said
+    def _normalise(cls, data: Any) -> Any:
+        return normalise_fields(data, cls) if isinstance(data, dict) else data
 
 
-def normalise_fields(said: dict[str, Any], of: type[BaseModel]) -> dict[str, Any]:
-    """Returns `said` as the model `of` takes it: without optional fields that are null, and with whole numbers as
+def normalise_fields(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Returns `data` as `model` takes it: without optional fields that are null, and with whole numbers as
     integers.
     """
     read = {}
-    for name, value in said.items():
-        field = of.model_fields.get(name)
+    for name, value in data.items():
+        field = model.model_fields.get(name)
         if field is None or value is not None or field.is_required():
             read[name] = _as_whole(value) if field is not None and _is_whole(field.annotation) else value
     return read

@@ -1,4 +1,4 @@
-"""What the engine must know of a model before it loads it. The rows for real models are in `registry.py`."""
+"""Specifies a model before it is loaded. The rows for real models are in `registry.py`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

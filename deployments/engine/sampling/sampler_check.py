@@ -14,7 +14,7 @@ from deployments.engine.sampling.schedule_compiler import (
     step_arguments,
 )
 
-# Of the largest latent. Rounding in float32 gives a hundredth of this; half a grey level of a picture is about 0.002.
+# Relative to the largest latent. Rounding in float32 gives a hundredth of this; half a grey level is about 0.002.
 AGREEMENT = 1e-4
 
 

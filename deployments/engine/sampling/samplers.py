@@ -115,7 +115,7 @@ class PipelineSamplers:
 
     @property
     def prediction_type(self) -> str:
-        """What the model's output means: `epsilon`, `v_prediction` or `sample`."""
+        """The meaning of the model's output: `epsilon`, `v_prediction` or `sample`."""
         return str(self._settings.get("prediction_type", "epsilon"))
 
 

@@ -122,7 +122,7 @@ class Admission:
 
     def memory_used(self, running: RunningRows) -> tuple[int | None, int, int]:
         """Returns the budget, the bytes in use between calls, and the most that are planned for, calls included."""
-        held = self.device.held_bytes(self._held(running))
+        held = self.device.held_bytes(self._held_bytes(running))
         buckets = [bucket for bucket, rows in list(running.rows.items()) if rows]
         call = max(
             (self.plan.call_bytes(b, running.unet_rows(b), decode_batch=self._decode_batch) for b in buckets), default=0
@@ -143,7 +143,7 @@ class Admission:
             rows = running.unet_rows(request.bucket)
             crowded = sum(row.request.unet_rows for row in running) + request.unet_rows > MAX_FULL_CALLS * self._largest
             controls = sum(row.request.unet_rows * len(row.controls) for row in running.of(request.bucket))
-            fitting = self._rows_that_fit(request, controls, self.device.held_bytes(self._held(running)))
+            fitting = self._rows_that_fit(request, controls, self.device.held_bytes(self._held_bytes(running)))
             if claimed or crowded or (not rows and fitting < request.unet_rows):
                 claimed = True
                 return 0
@@ -151,7 +151,7 @@ class Admission:
 
         return room
 
-    def _held(self, running: RunningRows) -> int:
+    def _held_bytes(self, running: RunningRows) -> int:
         rows: list[Row] = [*list(running), *list(self._paused.values())]
         return self._weights + sum(row.bytes for row in rows)
 

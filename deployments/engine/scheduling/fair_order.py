@@ -88,23 +88,23 @@ class TenantTurns:
         """Returns the tenant's next turn."""
         return self._turns.get(tenant, NO_TURN)
 
-    def charge(self, given: Arrival, now: float, waiting: Iterable[Arrival]) -> None:
-        """Moves the tenant's turn on for one image of `given`, which is one of those `waiting`."""
-        tenant = given.request.tenant
-        tenants, mine = set[str](), list[Arrival]()
+    def charge(self, served: Arrival, now: float, waiting: Iterable[Arrival]) -> None:
+        """Moves the tenant's turn on for one image of `served`, which is one of those `waiting`."""
+        tenant = served.request.tenant
+        tenants, own = set[str](), list[Arrival]()
         for arrival in waiting:
             tenants.add(arrival.request.tenant)
             if arrival.request.tenant == tenant:
-                mine.append(arrival)
-        turn = next_turn(self.of(tenant), now, given.image_cost, urgency_of(mine))
+                own.append(arrival)
+        turn = next_turn(self.of(tenant), now, served.image_cost, urgency_of(own))
         heads: dict[Bucket, Arrival] = {}
-        for arrival in mine:
+        for arrival in own:
             first = heads.setdefault(arrival.request.bucket, arrival)
             if arrival.order_key(now) < first.order_key(now):
                 heads[arrival.request.bucket] = arrival
-        for arrival in mine:
+        for arrival in own:
             bucket = arrival.request.bucket
-            if bucket == given.request.bucket or arrival is not heads[bucket] or arrival.due > now:
+            if bucket == served.request.bucket or arrival is not heads[bucket] or arrival.due > now:
                 arrival.turn = turn
         self._turns[tenant] = turn
         # A turn that has come means nothing any more, unless older requests of the tenant still wait.

@@ -83,9 +83,9 @@ class RequestQueue:
         held = [*list(self._arrived.values()), *list(self._waiting.values())]
         if len(held) >= self._limit:
             raise Overloaded(f"the queue is full: {self._limit} requests are waiting")
-        mine = sum(arrival.request.tenant == tenant for arrival in held)
-        if mine >= MAX_SHARE_OF_FREE_PLACES * (self._limit - len(held)):
-            raise Overloaded(f"{mine} of your requests are waiting already, and others need room, too")
+        own = sum(arrival.request.tenant == tenant for arrival in held)
+        if own >= MAX_SHARE_OF_FREE_PLACES * (self._limit - len(held)):
+            raise Overloaded(f"{own} of your requests are waiting already, and others need room, too")
 
     def enqueue(self, request: Request, cost: float = 0.0) -> None:
         """Adds a request; `cost` is the device's seconds for all of it. Raises Overloaded if there is no room."""
@@ -133,13 +133,13 @@ class RequestQueue:
         Only low images are preempted, only for a high one, and none that is due, or would be before the high one's
         turn.
         """
-        here = [arrival for arrival in self._waiting.values() if arrival.request.bucket == bucket]
-        first = self._first(self._lines(here), self._buckets() - {bucket})
+        in_bucket = [arrival for arrival in self._waiting.values() if arrival.request.bucket == bucket]
+        first = self._first(self._lines(in_bucket), self._buckets() - {bucket})
         if first is None or first[1].request.params.priority != "high":
             return []
         rank, head = first
-        kept = max(rank, self._clock())
-        lower = [t for t in running if t.request.params.priority == "low" and t.due > kept]
+        earliest_due = max(rank, self._clock())
+        lower = [t for t in running if t.request.params.priority == "low" and t.due > earliest_due]
         chosen: list[Ticket] = []
         free = room(head.request)
         for ticket in sorted(lower, key=lambda ticket: ticket.due, reverse=True):

@@ -89,10 +89,12 @@ class Stepper:
         """Returns a meter where metering is free or teaches something: the UNet's bytes first, then what nets add to
         them.
         """
-        known = self._plan.has_measured("denoise", bucket, padded)
-        controlled = any(c.is_active(row.step, len(row.schedule), prompted=True) for row in rows for c in row.controls)
-        news = known and not self._plan.has_measured("control", bucket, 1) if controlled else not known
-        return self._device.meter() if news or self._device.is_metering_free else nullcontext()
+        is_known = self._plan.has_measured("denoise", bucket, padded)
+        is_controlled = any(
+            c.is_active(row.step, len(row.schedule), prompted=True) for row in rows for c in row.controls
+        )
+        is_new = is_known and not self._plan.has_measured("control", bucket, 1) if is_controlled else not is_known
+        return self._device.meter() if is_new or self._device.is_metering_free else nullcontext()
 
     def _learn(self, bucket: Bucket, result: StepResult, meter: Meter) -> None:
         if not result.control_rows:

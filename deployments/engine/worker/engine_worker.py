@@ -96,13 +96,13 @@ class EngineWorker:
         on_device_lost: Callable[[], object] = lambda: None,
     ) -> "EngineWorker":
         """Loads `specs` with the settings in `config`."""
-        where = pick_device(config.device)
-        precision = pick_dtype(config.dtype, where)
+        device = pick_device(config.device)
+        dtype = pick_dtype(config.dtype, device)
         if config.decode_batch is None:
-            config = replace(config, decode_batch=4 if where.type == "cuda" else 1)
+            config = replace(config, decode_batch=4 if device.type == "cuda" else 1)
 
         inbox: Inbox = queue.SimpleQueue()
-        manager = DiffusionModelManager(specs, where, precision, budget_bytes=config.model_memory_bytes)
+        manager = DiffusionModelManager(specs, device, dtype, budget_bytes=config.model_memory_bytes)
 
         def build(emit: Callable[[Event], None]) -> Engine:
             # The first model is the one in most demand; loaded last, it is the last to be evicted.
@@ -111,7 +111,7 @@ class EngineWorker:
                 manager.release(spec.name)
             hosted = manager.loaded_models()
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
-            engine = Engine(models, emit, config, memory=memory_of(where, config.device_memory_bytes))
+            engine = Engine(models, emit, config, memory=memory_of(device, config.device_memory_bytes))
             connect(manager, engine, inbox)
             return engine
 
