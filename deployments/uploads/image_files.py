@@ -58,7 +58,7 @@ def decode_layer(data: bytes, field: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image to upright RGB [0, 255]: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
+    """Converts an image to upright RGB: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
     return composite_over_white(to_layer(image))
 
 

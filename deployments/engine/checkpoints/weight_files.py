@@ -1,4 +1,4 @@
-"""Which files hold a network's weights, and whether they are whole. No torch.
+"""Chooses and checks the files that hold a network's weights. No torch.
 
 diffusers and transformers read `STEM.safetensors`, or `STEM.safetensors.index.json` and the shards that it lists; a
 variant stands before the last ending: `STEM.fp16.safetensors`, `STEM.safetensors.index.fp16.json`.

@@ -50,6 +50,6 @@ def _check_width(title: str, name: str, network: Any, text_encoder: Any) -> None
     widths = {width} if isinstance(width, int) else set(width)
     if widths != {hidden_size}:
         raise ModelLoadError(
-            f"{title}: the {name}'s `cross_attention_dim` is {width}, and the text encoder's `hidden_size` {hidden_size}; "
-            "bring the two that belong together"
+            f"{title}: the {name}'s `cross_attention_dim` is {width}, and the text encoder's `hidden_size` "
+            f"{hidden_size}; bring the two that belong together"
         )

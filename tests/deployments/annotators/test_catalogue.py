@@ -44,7 +44,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[AnnotatorSpec]:
         loads.append(spec)
         return real(spec, device)
 
-    monkeypatch.setattr(catalogue, "load", counted)
+    monkeypatch.setattr(catalogue, "load_annotator", counted)
     return loads
 
 
@@ -129,7 +129,7 @@ def test_what_goes_wrong_on_the_device_is_the_requests_trouble_or_the_processs(
     where: str, error: Exception, told_as: type[Exception], lost: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = Fails(error)
-    monkeypatch.setattr(catalogue, "load", fails if where == "loading" else lambda *_: fails)
+    monkeypatch.setattr(catalogue, "load_annotator", fails if where == "loading" else lambda *_: fails)
     told: list[str] = []
     annotators = Annotators({"depth": DepthSpec(PartSpec("anywhere"))}, "cpu", lambda: told.append("lost"))
     with pytest.raises(told_as):

@@ -54,7 +54,7 @@ def named(error: BaseException) -> str:
 
 
 def broken_fp32(patch: Patch, error: Exception) -> None:
-    patch.setattr(decode, "is_a_picture", lambda _: False)
+    patch.setattr(decode, "is_valid_image", lambda _: False)
     patch.setattr(decode, "decode_in_fp32", raising(error))
 
 
@@ -74,11 +74,11 @@ def at(place: Any, name: str) -> Callable[[Patch, Exception], None]:
 
 PLACES: dict[str, Callable[[Patch, Exception], None]] = {
     "encoding a prompt": at(PromptEncoder, "encode"),
-    "encoding a picture": at(ImageEncoder, "posterior"),
+    "encoding a picture": at(ImageEncoder, "encode"),
     "beginning a row": at(engine_module, "begin_row"),
     "a step": at(stepper, "denoise_step"),
     "looking for infinity": at(torch, "isfinite"),
-    "what a preview points to": at(engine_module, "previews"),
+    "what a preview points to": at(engine_module, "predict_previews"),
     "shrinking a preview": at(torch.nn.functional, "avg_pool2d"),
     "decoding": at(decode, "decode_latents"),
     "decoding in fp32": broken_fp32,

@@ -244,6 +244,6 @@ def test_a_preview_that_fails_costs_nothing_else(tiny_model: LoadedModel, monkey
     def fails(*_: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(previews_module, "predicted_original", fails)
+    monkeypatch.setattr(previews_module, "predict_original", fails)
     tape, _ = run(tiny_model, [request_for(tiny_model, "x", previews=2)])
     assert len(tape.images("x")) == 1
