@@ -33,7 +33,7 @@ class ControlNet:
         return self.network, self._embedder
 
     @property
-    def prompted_only(self) -> bool:
+    def is_prompted_only(self) -> bool:
         """True if it never runs on the half without the prompt; its config says so for nets such as shuffle."""
         return bool(self.network.config.global_pool_conditions)
 
@@ -60,13 +60,13 @@ class Control:
 
     def is_active(self, step: int, steps: int, prompted: bool) -> bool:
         """Returns True if it acts on evaluation `step` of `steps`, for the half with or without the prompt."""
-        if not prompted and (self.guess or self.net.prompted_only):
+        if not prompted and (self.guess or self.net.is_prompted_only):
             return False
         return step / steps >= self.start and (step + 1) / steps <= self.end and self.scale != 0
 
     def weights(self, maps: int) -> Tensor:
         """Returns the weight of each of the net's `maps` outputs, the middle one last: [maps]."""
-        if self.guess and not self.net.prompted_only:
+        if self.guess and not self.net.is_prompted_only:
             return torch.logspace(_GUESS_FROM, _GUESS_TO, maps) * self.scale
         return torch.full((maps,), self.scale)
 

@@ -21,7 +21,7 @@ from deployments.engine.protocol.errors import (
     Overloaded,
 )
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_pose, save_tiny_segmenter
 
 

@@ -14,7 +14,7 @@ from deployments.annotators.spec import DepthSpec
 from deployments.engine.protocol.errors import NumericalFailure
 from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_inverse_depth
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ from transformers import AutoModelForSemanticSegmentation, SegformerModel
 from deployments.annotators.networks import WORKING_PIXELS, Network, load_network, shrink_to
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_pose, save_tiny_segmenter
-from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, serving
+from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, serve_hub
 
 
 def load(folder: Path, revision: str | None = None) -> Network:
@@ -65,7 +65,7 @@ def fetch(home: Path, url: str, *, offline: bool) -> str:
 def test_a_pinned_repository_is_fetched_without_its_pickles_and_then_loads_offline(tmp_path: Path) -> None:
     folder = save_tiny_segmenter(tmp_path / "repository")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    with serving(folder) as hub:
+    with serve_hub(folder) as hub:
         assert fetch(tmp_path / "home", hub.url, offline=False) == "loaded"
         assert hub.asked == {"config.json", "preprocessor_config.json", "model.safetensors"}
         assert fetch(tmp_path / "home", hub.url, offline=True) == "loaded"

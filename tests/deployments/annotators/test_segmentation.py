@@ -12,7 +12,7 @@ from deployments.annotators.spec import SegmentationSpec
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_segmenter
 
 

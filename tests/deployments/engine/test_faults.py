@@ -42,20 +42,20 @@ LOST = torch.AcceleratorError("CUDA error: an illegal memory access was encounte
 Patch = pytest.MonkeyPatch
 
 
-def raising(error: BaseException) -> Callable[..., Any]:
+def make_raiser(error: BaseException) -> Callable[..., Any]:
     def raises(*_: Any, **__: Any) -> Any:
         raise error
 
     return raises
 
 
-def named(error: BaseException) -> str:
+def name_of(error: BaseException) -> str:
     return type(error).__name__
 
 
 def broken_fp32(patch: Patch, error: Exception) -> None:
     patch.setattr(decode, "is_valid_image", lambda _: False)
-    patch.setattr(decode, "decode_in_fp32", raising(error))
+    patch.setattr(decode, "decode_in_fp32", make_raiser(error))
 
 
 def broken_release(after: Callable[[Patch, Exception], None]) -> Callable[[Patch, Exception], None]:
@@ -63,13 +63,13 @@ def broken_release(after: Callable[[Patch, Exception], None]) -> Callable[[Patch
 
     def breaks(patch: Patch, error: Exception) -> None:
         after(patch, FULL)
-        patch.setattr(CpuMemory, "release", raising(error))
+        patch.setattr(CpuMemory, "release", make_raiser(error))
 
     return breaks
 
 
 def at(place: Any, name: str) -> Callable[[Patch, Exception], None]:
-    return lambda patch, error: patch.setattr(place, name, raising(error))
+    return lambda patch, error: patch.setattr(place, name, make_raiser(error))
 
 
 PLACES: dict[str, Callable[[Patch, Exception], None]] = {
@@ -102,7 +102,7 @@ class Broken:
 
 
 @contextmanager
-def working(model: LoadedModel) -> Iterator[Broken]:
+def run_worker(model: LoadedModel) -> Iterator[Broken]:
     """A warm worker, of two rows so that this takes no time."""
     told = threading.Event()
     worker = EngineWorker(
@@ -124,7 +124,7 @@ def picture_request(model: LoadedModel, name: str = "x") -> Request:
 async def test_a_lost_device_ends_the_process_wherever_it_shows(
     place: str, tiny_model: LoadedModel, monkeypatch: Patch
 ) -> None:
-    with working(tiny_model) as broken:
+    with run_worker(tiny_model) as broken:
         PLACES[place](monkeypatch, LOST)
         began = time.monotonic()
         answer = await broken.answer(picture_request(tiny_model))
@@ -141,7 +141,7 @@ async def test_a_lost_device_ends_the_process_wherever_it_shows(
 def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exception, monkeypatch: Patch) -> None:
     """Its rows have moved by then: what they hold cannot be told from noise."""
     monkeypatch.setattr(stepper, "denoise_step", lambda *_: SimpleNamespace(padded_rows=2, control_rows=0))
-    monkeypatch.setattr(torch.cuda, "synchronize", raising(error))
+    monkeypatch.setattr(torch.cuda, "synchronize", make_raiser(error))
     plan = SimpleNamespace(has_measured=lambda *_: True)
     row = SimpleNamespace(request=SimpleNamespace(unet_rows=2), controls=())
     model = SimpleNamespace(device=torch.device("cuda"))
@@ -165,7 +165,7 @@ def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exc
 async def test_a_full_device_costs_one_request_and_no_more(
     place: str, error: type[EngineError], tiny_model: LoadedModel, monkeypatch: Patch
 ) -> None:
-    with working(tiny_model) as full:
+    with run_worker(tiny_model) as full:
         with monkeypatch.context() as patch:
             PLACES[place](patch, FULL)
             answer = await full.answer(picture_request(tiny_model))
@@ -179,7 +179,7 @@ async def test_a_full_device_costs_one_request_and_no_more(
 
 
 async def test_out_of_memory_in_a_preview_costs_only_the_preview(tiny_model: LoadedModel, monkeypatch: Patch) -> None:
-    with working(tiny_model) as full:
+    with run_worker(tiny_model) as full:
         with monkeypatch.context() as patch:
             PLACES["shrinking a preview"](patch, FULL)
             answer = await full.answer(picture_request(tiny_model))
@@ -195,8 +195,8 @@ async def test_out_of_memory_in_a_preview_costs_only_the_preview(tiny_model: Loa
 async def test_a_decoders_thread_that_ends_is_noticed_at_once_and_nobody_waits_for_it(
     name: str, error: BaseException, tiny_model: LoadedModel, monkeypatch: Patch
 ) -> None:
-    with working(tiny_model) as broken:
-        monkeypatch.setattr(Decoder, name, raising(error))
+    with run_worker(tiny_model) as broken:
+        monkeypatch.setattr(Decoder, name, make_raiser(error))
         answers = await asyncio.gather(*(broken.answer(picture_request(tiny_model, each)) for each in "ab"))
         for answer in answers:
             assert isinstance(answer[-1], Failed)
@@ -206,7 +206,7 @@ async def test_a_decoders_thread_that_ends_is_noticed_at_once_and_nobody_waits_f
 
 
 async def test_a_dead_decoder_is_seen_while_the_loop_is_busy(tiny_model: LoadedModel, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(Decoder, "_gather", raising(KeyError("a fault of ours")))
+    monkeypatch.setattr(Decoder, "_gather", make_raiser(KeyError("a fault of ours")))
     busy = threading.Event()
     decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), on_failure=busy.set)
     try:
@@ -271,10 +271,10 @@ def test_a_decoder_with_nothing_to_do_keeps_no_model_in_memory(tiny_model: Loade
 
 
 async def test_whoever_comes_while_the_loop_ends_is_told(tiny_model: LoadedModel) -> None:
-    with working(tiny_model) as broken:
+    with run_worker(tiny_model) as broken:
         stream = broken.worker.generate(picture_request(tiny_model, "first"))
         assert isinstance(await anext(stream), Accepted)
-        broken.worker._send(raising(KeyError("a fault of ours")))
+        broken.worker._send(make_raiser(KeyError("a fault of ours")))
         answers = await asyncio.gather(*(broken.answer(picture_request(tiny_model, str(i))) for i in range(50)))
         assert all(isinstance(answer[-1], Failed) for answer in answers)
         await stream.aclose()

@@ -162,12 +162,12 @@ def test_one_picture_is_encoded_once_whatever_is_asked_of_it(
     calls = 0
     encode = tiny_controlled.vae.encode
 
-    def counted(*arguments: Any) -> Any:
+    def count_calls(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         return encode(*arguments)
 
-    monkeypatch.setattr(tiny_controlled.vae, "encode", counted)
+    monkeypatch.setattr(tiny_controlled.vae, "encode", count_calls)
     inputs = Inputs(image=picture(77))
     run(tiny_controlled, [request_for(tiny_controlled, f"{i}", inputs, num_images=3, seed=i) for i in range(3)])
     assert calls == 1

@@ -21,7 +21,7 @@ from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import PartSpec
 from deployments.uploads import intake as intake_module
 from deployments.uploads.intake import Intake, decode_uploads
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_depth
 
 PARAMS = GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64)

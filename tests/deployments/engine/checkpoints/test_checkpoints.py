@@ -21,7 +21,7 @@ from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
-from tests.deployments.engine.changes import halves, learnt_tokens, pickled, rewrite, spoilt_first, without_first
+from tests.deployments.engine.changes import halves, learnt_tokens, pickle_weights, rewrite, spoilt_first, without_first
 from tests.deployments.engine.checkpoints.cases import SECTIONS, Case
 from tests.deployments.engine.harness import Pixels, difference, request_for, run
 from tests.deployments.engine.tiny import save_tiny_controlnet
@@ -175,7 +175,7 @@ def test_a_controlnet_is_loaded_whole_or_not_at_all(
 def test_a_part_from_elsewhere_is_named_in_what_to_convert(
     tiny_checkpoint: Path, folder: Path, parts: Components
 ) -> None:
-    pickled(folder)
+    pickle_weights(folder)
     elsewhere = str(folder / "unet")
     with pytest.raises(ModelLoadError) as refused:
         load(tiny_checkpoint, parts, parts={"unet": elsewhere})

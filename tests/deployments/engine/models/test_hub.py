@@ -14,7 +14,13 @@ from deployments.engine.models.hub import locate, select_files
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS
 from tests.deployments.engine.changes import halves
-from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
+from tests.deployments.engine.models.hub_server import (
+    COMMIT,
+    REPOSITORY,
+    client_environment,
+    save_repository,
+    serve_hub,
+)
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 LOAD = """
@@ -57,7 +63,7 @@ def load(
 def test_only_what_is_needed_is_fetched_and_then_it_loads_offline(
     dtype: str, variant: str, repository: Path, tmp_path: Path
 ) -> None:
-    with serving(repository) as hub:
+    with serve_hub(repository) as hub:
         assert load(tmp_path, hub.url, dtype=dtype).startswith("loaded ")
         weights = {name for name in hub.asked if name.endswith((".safetensors", ".bin"))}
         url = hub.url
@@ -83,7 +89,7 @@ def test_a_hub_out_of_reach_is_said_with_what_to_do(tmp_path: Path) -> None:
 def test_what_the_hub_does_not_have_is_said(
     source: str, revision: str, words: str, repository: Path, tmp_path: Path
 ) -> None:
-    with serving(repository) as hub:
+    with serve_hub(repository) as hub:
         assert words in load(tmp_path, hub.url, source=source, revision=revision)
 
 
@@ -104,7 +110,7 @@ def test_half_precision_is_fetched_where_there_is_nothing_else_and_then_it_loads
     folder = save_repository(tmp_path / "repository")
     half_only(folder)
     shards = {path.relative_to(folder).as_posix() for path in (folder / "unet").glob("*-of-*.safetensors")}
-    with serving(folder) as hub:
+    with serve_hub(folder) as hub:
         assert load(tmp_path / "home", hub.url).startswith("loaded ")
         weights = {name for name in hub.asked if name.endswith(".safetensors")}
         url = hub.url

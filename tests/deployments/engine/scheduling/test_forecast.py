@@ -52,7 +52,7 @@ def test_what_is_larger_than_the_room_still_runs_alone() -> None:
     assert forecast([], [PlannedWork("a", SMALL, 3, 2)], lambda _: 1, costs())["a"].finish > 0
 
 
-def played(works: list[PlannedWork], room: int, measured: CostModel) -> dict[str, float]:
+def play(works: list[PlannedWork], room: int, measured: CostModel) -> dict[str, float]:
     """When each of `works` ends, by the engine's own rules."""
     waiting = {bucket: deque(work for work in works if work.bucket == bucket) for bucket in (SMALL, LARGE)}
     rows: dict[Bucket, list[PlannedWork]] = {}
@@ -85,5 +85,5 @@ def test_the_forecast_is_what_happens(works: list[tuple[Bucket, int, int]]) -> N
         return [PlannedWork(str(i), bucket, steps, rows) for i, (bucket, steps, rows) in enumerate(works)]
 
     foretold = forecast([], made(), lambda _: 8, costs())
-    for name, end in played(made(), 8, costs()).items():
+    for name, end in play(made(), 8, costs()).items():
         assert foretold[name].finish == pytest.approx(end, rel=0.2, abs=1.5)

@@ -126,7 +126,7 @@ def row_of(ticket: Ticket) -> Row:
     return Row(ticket.request, ticket.index, steps, nothing, nothing, nothing, None, due=ticket.due)
 
 
-def asked(
+def request_of(
     name: str, priority: Priority, tenant: str = "", steps: int = 4, images: int = 1, side: int = 64, scale: float = 7.5
 ) -> Request:
     params = GenerationParams(
@@ -159,7 +159,7 @@ def play(player: Player, source: Source, seconds: float, until: str | None = Non
 
 def flood(priority: Priority, tenant: str = "", each: int = 2, **what: Any) -> Source:
     def source(number: int, _: float) -> list[Request]:
-        return [asked(f"{tenant} {priority} {number} {i}", priority, tenant, **what) for i in range(each)]
+        return [request_of(f"{tenant} {priority} {number} {i}", priority, tenant, **what) for i in range(each)]
 
     return source
 
@@ -167,7 +167,7 @@ def flood(priority: Priority, tenant: str = "", each: int = 2, **what: Any) -> S
 def test_a_low_request_behind_a_flood_of_high_ones_of_its_tenant_begins_when_it_is_due_and_is_not_paused() -> None:
     player = Player()
     play(player, flood("high"), 30)
-    assert player.enqueue(asked("low", "low"))
+    assert player.enqueue(request_of("low", "low"))
     play(player, flood("high"), 1000, until="low")
     low = player.lives["low"]
     assert low.began is not None
@@ -179,7 +179,7 @@ def test_a_low_request_behind_a_flood_of_high_ones_of_its_tenant_begins_when_it_
 
 def test_a_low_image_that_makes_way_goes_on_when_it_is_due() -> None:
     player = Player()
-    assert player.enqueue(asked("low", "low", steps=10))
+    assert player.enqueue(request_of("low", "low", steps=10))
     player.turn()
     play(player, flood("high"), 1000, until="low")
     low = player.lives["low"]
@@ -190,7 +190,7 @@ def test_a_low_image_that_makes_way_goes_on_when_it_is_due() -> None:
 
 def test_all_images_of_a_request_come_one_after_another_once_the_first_has_begun() -> None:
     player = Player()
-    assert player.enqueue(asked("low", "low", "slow", images=4))
+    assert player.enqueue(request_of("low", "low", "slow", images=4))
     play(player, flood("high", "other"), 2000, until="low")
     low = player.lives["low"]
     assert low.began is not None
@@ -202,10 +202,10 @@ def test_all_images_of_a_request_come_one_after_another_once_the_first_has_begun
 
 def test_what_is_not_prepared_yet_is_not_passed_by_shorter_work_for_ever() -> None:
     player = Player()
-    assert player.enqueue(asked("low", "low", steps=20))
+    assert player.enqueue(request_of("low", "low", steps=20))
     began = None
     for number in range(2000):
-        player.enqueue(asked(f"high {number}", "high", steps=1))
+        player.enqueue(request_of(f"high {number}", "high", steps=1))
         arrival = player.admission.queue.pop_arrival()
         assert arrival is not None
         player.admission.queue.add(arrival)
@@ -222,7 +222,7 @@ def test_what_its_tenant_gets_in_another_size_does_not_put_off_what_is_due() -> 
     player = Player()
     theirs, own = flood("high", "other", each=1), flood("high", "mine", each=1, side=128)
     play(player, lambda n, now: [*theirs(n, now), *own(n, now)], 60)
-    assert player.enqueue(asked("low", "low", "mine"))
+    assert player.enqueue(request_of("low", "low", "mine"))
     play(player, lambda n, now: [*theirs(n, now), *own(n, now)], 3000, until="low")
     low = player.lives["low"]
     assert low.began is not None
@@ -234,10 +234,10 @@ def test_ever_new_sizes_neither_fill_the_device_without_a_limit_nor_keep_an_old_
     sides = [64 + 8 * i for i in range(100)]
 
     def source(number: int, _: float) -> list[Request]:
-        return [asked(f"{number} {i}", "high", "other", 1, side=sides[(3 * number + i) % 100]) for i in range(3)]
+        return [request_of(f"{number} {i}", "high", "other", 1, side=sides[(3 * number + i) % 100]) for i in range(3)]
 
     play(player, source, 20)
-    assert player.enqueue(asked("low", "low", "mine", steps=10, side=1024))
+    assert player.enqueue(request_of("low", "low", "mine", steps=10, side=1024))
     play(player, source, 3000, until="low")
     assert player.lives["low"].ended is not None
     assert player.most_rows <= MAX_FULL_CALLS * SIZES[-1]
@@ -272,7 +272,7 @@ def test_a_request_begins_and_ends_within_its_bounds_whatever_the_others_send(
 
     def made(what: tuple[Any, ...], name: str) -> Request:
         priority, tenant, steps, images, side, scale = what
-        return asked(name, priority, tenant, steps, images, side, scale)
+        return request_of(name, priority, tenant, steps, images, side, scale)
 
     def source(number: int, _: float) -> list[Request]:
         return [made(after[(number * each + i) % len(after)], f"flood {number} {i}") for i in range(each)]

@@ -51,7 +51,7 @@ def request_for(folder: Path, name: str, steps: int = 5, **asked: object) -> Req
     return Request(name, effective_params(params, spec))
 
 
-def asking(request: Request, model: str) -> Request:
+def ask(request: Request, model: str) -> Request:
     params = request.params.model_copy(update={"model_name": model})
     return replace(request, id=f"{model} {request.id}", params=params)
 
@@ -345,14 +345,14 @@ async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoin
     try:
         for round_ in range(2):
             requests = [request_for(tiny_checkpoint, f"{round_}/{i}") for i in range(4)]
-            requests += [asking(request, "other") for request in requests]
+            requests += [ask(request, "other") for request in requests]
             answers = await asyncio.gather(*(events_of(worker, request) for request in requests))
             assert [sum(isinstance(event, ImageDone) for event in events) for events in answers] == [1] * 8
             async with asyncio.timeout(5):
                 # Nobody uses them now, and nothing fits into one byte.
                 while worker.report().loaded_models:
                     await asyncio.sleep(0.01)
-        (refused,) = await events_of(worker, asking(requests[0], "gone"))
+        (refused,) = await events_of(worker, ask(requests[0], "gone"))
         assert isinstance(refused, Failed)
         assert isinstance(refused.error, UnknownModel)
     finally:
