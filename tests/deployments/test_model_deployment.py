@@ -1,4 +1,4 @@
-"""The deployment class as a plain object: no Ray, and a worker that only writes down what it is told."""
+"""The deployment class as a plain object: no Ray, and a worker that only records its calls."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Pictures to annotate."""
+"""Images to annotate."""
 
 import numpy as np
 

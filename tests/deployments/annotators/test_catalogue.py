@@ -1,4 +1,4 @@
-"""Which annotator makes which hint: loaded late, once, and never in place of another."""
+"""The right annotator makes each hint: loaded late, once, and never in place of another."""
 
 import subprocess
 import sys

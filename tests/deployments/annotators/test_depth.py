@@ -1,4 +1,4 @@
-"""Depth hints: near is bright, whichever way a network says it."""
+"""Depth hints: near is bright, whichever way a network answers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Changes to a tiny checkpoint's folder, which make it one as it is met in the wild."""
+"""Changes a tiny checkpoint's folder into checkpoints as they are found in the wild."""
 
 import json
 import re

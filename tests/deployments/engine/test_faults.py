@@ -1,4 +1,4 @@
-"""What CUDA would do to an engine, done on a CPU: devices lost, or full, wherever that shows; threads that end."""
+"""CUDA's faults, imitated on a CPU: devices lost, or full, wherever that shows; threads that end."""
 
 import asyncio
 import gc
@@ -103,7 +103,7 @@ class Broken:
 
 @contextmanager
 def run_worker(model: LoadedModel) -> Iterator[Broken]:
-    """A warm worker, of two rows so that this takes no time."""
+    """Yields a warm worker, of two rows so that this takes no time."""
     told = threading.Event()
     worker = EngineWorker(
         lambda emit: Engine([model], emit, EngineConfig(max_rows=2)), threads=1, on_device_lost=told.set
@@ -115,7 +115,7 @@ def run_worker(model: LoadedModel) -> Iterator[Broken]:
 
 
 def picture_request(model: LoadedModel, name: str = "x") -> Request:
-    """Asks for all that an engine does: a prompt, a picture, steps, a preview, decoding."""
+    """Returns a request for everything that an engine does: a prompt, an image, steps, a preview, decoding."""
     grey = np.full((64, 64, 3), 128, dtype=np.uint8)
     return request_for(model, name, Inputs(image=grey), previews=1, num_inference_steps=3, strength=1.0)
 

@@ -1,4 +1,4 @@
-"""When an engine's loop is taken for hung."""
+"""An engine's loop counts as hung after the right time."""
 
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ class Loop:
             self.heartbeat.end()
 
     def stalls_after(self, seconds: float) -> bool:
-        """Whether a turn that has just begun is taken for hung after so long."""
+        """Returns True if an iteration that has just begun counts as hung after so many seconds."""
         begun = self.now
         self.heartbeat.begin()
         self.now += seconds

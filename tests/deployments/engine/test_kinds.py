@@ -1,4 +1,4 @@
-"""Every kind of request equals diffusers' own pipeline for it, alone and in a crowd of other kinds."""
+"""Every kind of request equals diffusers' own pipeline for it, alone and beside other kinds."""
 
 from pathlib import Path
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""What one thread tells, others may ask: with threads that change places all the time. No torch here."""
+"""One thread updates, others read, with threads that switch all the time. No torch."""
 
 import sys
 import threading

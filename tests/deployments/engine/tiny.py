@@ -1,6 +1,6 @@
 """Tiny real networks: diffusers' and transformers' own classes with random weights, each a few milliseconds a call.
 
-PartSpec are seeded and scaled so that pictures use most of the colour range, depend on prompt and guidance, and do not
+Weights are seeded and scaled so that images use most of the colour range, depend on prompt and guidance, and do not
 amplify rounding: a comparison to 1/255 then means something.
 """
 

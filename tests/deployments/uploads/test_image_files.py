@@ -1,4 +1,4 @@
-"""What comes out of a picture file, and what is refused before it is decoded."""
+"""Image files: what decoding gives, and what is refused before it is decoded."""
 
 import io
 import struct

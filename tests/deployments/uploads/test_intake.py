@@ -1,4 +1,4 @@
-"""Files on their way into an engine: decoded beside everything else, made into hints where asked, and not kept."""
+"""Uploads on their way into an engine: decoded off the event loop, made into hints if asked, and not kept."""
 
 import asyncio
 import io

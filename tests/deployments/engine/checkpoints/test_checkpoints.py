@@ -1,4 +1,4 @@
-"""Of any folder that diffusers serves: its picture, or a refusal at load that names the part, the key, what to do."""
+"""Any folder that diffusers serves gives its image, or is refused at load with the part, the key and what to do."""
 
 import inspect
 import logging

@@ -1,4 +1,4 @@
-"""A checkpoint in one file makes the picture of diffusers' `from_single_file`, or is refused by what it is."""
+"""A checkpoint in one file makes the image of diffusers' `from_single_file`, or is refused with what it is."""
 
 import json
 import shutil

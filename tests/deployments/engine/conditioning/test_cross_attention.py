@@ -1,4 +1,4 @@
-"""Keys and values are worked out once per prompt, and change nothing but the time that a step takes."""
+"""Keys and values are computed once per prompt, and change nothing but the time of a step."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What is counted on a CPU is what lives."""
+"""On a CPU exactly the live tensors are counted."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The engine under pressure: memory that runs out, high priorities, deadlines, and what it foretells."""
+"""The engine under pressure: memory that runs out, high priorities, deadlines, and its forecasts."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""UNets that are told the guidance scale: one row of a call, and diffusers' pictures."""
+"""UNets that take the guidance scale as input: one row of a call, and diffusers' images."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Fetching from a hub of our own on loopback, with the real client: what comes, what does not, and what is said."""
+"""Fetching from a hub of our own on loopback, with the real client: what is fetched, what is not, and the errors."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Histograms over sliding windows: how exact they are, how they forget, how they add up."""
+"""Histograms over sliding windows: their accuracy, how they forget, how they add up."""
 
 import math
 from statistics import quantiles

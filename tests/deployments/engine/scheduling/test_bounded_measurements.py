@@ -1,4 +1,4 @@
-"""Whoever asks for one size after another fills no memory, and what the warm-up has learnt stays."""
+"""Asking for one size after another fills no memory, and what the warm-up has learnt stays."""
 
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bounded_measurements import MAX_ENTRIES

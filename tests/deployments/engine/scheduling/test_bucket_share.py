@@ -1,4 +1,4 @@
-"""How buckets share the device. No torch here."""
+"""Buckets share the device fairly. No torch."""
 
 from collections import Counter
 

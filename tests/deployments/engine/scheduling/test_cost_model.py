@@ -1,4 +1,4 @@
-"""What steps cost, from measurements of ours. No torch here."""
+"""The cost model, with made-up measurements. No torch."""
 
 import pytest
 

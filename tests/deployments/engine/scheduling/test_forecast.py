@@ -1,4 +1,4 @@
-"""The forecast against a tray that is played through step by step. No torch here."""
+"""The forecast, compared with a simulation step by step. No torch."""
 
 from collections import deque
 

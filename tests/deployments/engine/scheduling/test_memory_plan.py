@@ -1,4 +1,4 @@
-"""The memory plan's laws, with figures of ours. No torch here."""
+"""The memory plan's laws, with made-up figures. No torch."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The queue's laws, with a clock of ours. No torch here."""
+"""The queue's laws, with a fake clock. No torch."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""Nothing starves, whatever the others send: the queue, admission and the device's share, played with a clock of ours.
+"""Nothing starves, whatever the others send: the queue, admission and the device's share, with a fake clock.
 
-What `Engine.step` does is done here with rows that have no tensors: prepare one, admit, make way, step one bucket.
+What `Engine.step` does is done here with rows that have no tensors: prepare one, admit, preempt, step one bucket.
 """
 
 from collections.abc import Callable

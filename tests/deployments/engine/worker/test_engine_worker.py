@@ -1,4 +1,4 @@
-"""The engine's thread and its asyncio door, on tiny real networks."""
+"""The engine's thread, as asyncio uses it, on tiny real networks."""
 
 import asyncio
 import pickle

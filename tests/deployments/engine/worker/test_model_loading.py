@@ -1,4 +1,4 @@
-"""Models that come back while an engine serves: warm before anybody uses them, and without the engine noticing."""
+"""Models are loaded again while an engine serves: warm before anybody uses them, and without stopping the engine."""
 
 import asyncio
 import threading
