@@ -40,7 +40,7 @@ class Sampler:
     """One sampler: its canonical name, diffusers' scheduler class, its label in A1111's web UI, its paper.
 
     `order` is diffusers' stride: how many evaluations a whole step takes, except the last, which always takes one.
-    `warm_up` evaluations are added when there is more than one step. `draws` says whether it takes noise from the
+    `warm_up` evaluations are added when there is more than one step. `draws_noise` says whether it takes noise from the
     row's generator during the run. `steps_limited_by` names the entry of the scheduler's config that bounds the steps.
     """
 
@@ -52,7 +52,7 @@ class Sampler:
     aliases: tuple[str, ...] = ()
     order: int = 1
     warm_up: int = 0
-    draws: bool = False
+    draws_noise: bool = False
     steps_limited_by: str | None = None
 
     def evaluations(self, num_inference_steps: int, strength: float | None = None) -> int:
@@ -75,13 +75,18 @@ class Sampler:
 
 _ROWS = (
     Sampler("ddim", "DDIMScheduler", "DDIM", _SONG),
-    Sampler("ddpm", "DDPMScheduler", "DDPM", _HO, draws=True),
+    Sampler("ddpm", "DDPMScheduler", "DDPM", _HO, draws_noise=True),
     # Without `skip_prk_steps` it would be the Runge-Kutta start of the paper, which no Stable Diffusion config uses.
     Sampler("pndm", "PNDMScheduler", "PLMS", _LIU, _settings(skip_prk_steps=True), warm_up=1),
     Sampler("euler", "EulerDiscreteScheduler", "Euler", _KARRAS),
     Sampler("euler_karras", "EulerDiscreteScheduler", "Euler Karras", _KARRAS, _KARRAS_SIGMAS),
     Sampler(
-        "euler_a", "EulerAncestralDiscreteScheduler", "Euler a", _CROWSON, aliases=("euler ancestral",), draws=True
+        "euler_a",
+        "EulerAncestralDiscreteScheduler",
+        "Euler a",
+        _CROWSON,
+        aliases=("euler ancestral",),
+        draws_noise=True,
     ),
     Sampler("heun", "HeunDiscreteScheduler", "Heun", _KARRAS, order=2),
     Sampler("heun_karras", "HeunDiscreteScheduler", "Heun Karras", _KARRAS, _KARRAS_SIGMAS, order=2),
@@ -95,7 +100,7 @@ _ROWS = (
         "DPM++ 2M SDE",
         _LU,
         _settings(algorithm_type="sde-dpmsolver++"),
-        draws=True,
+        draws_noise=True,
     ),
     Sampler(
         "dpmpp_2m_sde_karras",
@@ -103,7 +108,7 @@ _ROWS = (
         "DPM++ 2M SDE Karras",
         _LU,
         _settings(algorithm_type="sde-dpmsolver++", use_karras_sigmas=True),
-        draws=True,
+        draws_noise=True,
     ),
     Sampler("dpmpp_3m", "DPMSolverMultistepScheduler", "DPM++ 3M", _LU, _settings(solver_order=3)),
     Sampler(
@@ -112,7 +117,7 @@ _ROWS = (
         "DPM++ 3M SDE",
         _LU,
         _settings(algorithm_type="sde-dpmsolver++", solver_order=3),
-        draws=True,
+        draws_noise=True,
     ),
     # The labels follow diffusers' own table of A1111 names, though this solver draws no noise. The class switches
     # `lower_order_final` on by itself, with a warning each time.
@@ -144,7 +149,7 @@ _ROWS = (
         _DPM2,
         aliases=("dpm2 ancestral",),
         order=2,
-        draws=True,
+        draws_noise=True,
     ),
     Sampler(
         "kdpm2_a_karras",
@@ -153,9 +158,9 @@ _ROWS = (
         _DPM2,
         _KARRAS_SIGMAS,
         order=2,
-        draws=True,
+        draws_noise=True,
     ),
-    Sampler("lcm", "LCMScheduler", "LCM", _LUO, draws=True, steps_limited_by="original_inference_steps"),
+    Sampler("lcm", "LCMScheduler", "LCM", _LUO, draws_noise=True, steps_limited_by="original_inference_steps"),
 )
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType({row.name: row for row in _ROWS})

@@ -183,7 +183,7 @@ def test_evaluations_and_draws_are_known_beforehand(sampler: str, steps: int) ->
     assert schedule.coefficients.shape == (len(schedule), X_TERMS + OUT_TERMS + 2)
     assert schedule.coefficients.dtype == schedule.timesteps.dtype == schedule.input_scale.dtype == torch.float32
     if steps == 20:
-        assert any(schedule.draws) == SAMPLERS[sampler].draws
+        assert any(schedule.draws) == SAMPLERS[sampler].draws_noise
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
