@@ -156,7 +156,7 @@ def breaks(_):
 async def serves():
     config = EngineConfig(device="cpu", dtype="float32", max_rows=2, queue_limit=8, threads=1)
     replica = ModelReplica([ModelSpec("tiny", sys.argv[1])], config)
-    replica._worker._tell(breaks)
+    replica._worker._send(breaks)
     await asyncio.sleep(60)
 
 asyncio.run(serves())

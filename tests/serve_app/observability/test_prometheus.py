@@ -96,7 +96,9 @@ async def test_metrics_and_statistics_agree(client: httpx.AsyncClient, backend: 
     await client.post(PATH, json={"prompt": "a cup"})
     samples = read((await client.get("/metrics")).text)
     stats = (await client.get("/ads/v2/diffusion/stats")).json()
-    assert value(samples, "diffusion_requests_total", model="tiny", outcome="record", code="") == stats["record"] == 1
+    assert (
+        value(samples, "diffusion_requests_total", model="tiny", outcome="finished", code="") == stats["finished"] == 1
+    )
     refused = value(samples, "diffusion_requests_total", model="tiny", outcome="refused", code="overloaded")
     assert refused == stats["refusals"]["overloaded"] == 1
     assert value(samples, "diffusion_inflight_requests") == stats["active"] == 0

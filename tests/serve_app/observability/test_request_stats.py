@@ -35,7 +35,7 @@ async def test_prometheus_is_told_the_same_by_model_and_reason() -> None:
     running = statistics.watch("tiny", stream([Accepted("r4", 0), Finished("r4", Timings())]))
     await anext(running)
     samples = list(statistics.samples())
-    assert Sample(REQUESTS, ("tiny", "record", ""), 1) in samples
+    assert Sample(REQUESTS, ("tiny", "finished", ""), 1) in samples
     assert Sample(REQUESTS, ("tiny", "refused", "overloaded"), 1) in samples
     assert Sample(REQUESTS, ("other", "refused", "overloaded"), 1) in samples
     assert Sample(INFLIGHT, (), 1) in samples

@@ -65,7 +65,7 @@ def test_a_call_that_fails_leaves_no_keys_behind() -> None:
 
 
 def test_prompts_are_projected_once_for_all_their_requests_and_to_the_same_bits(tiny_model: LoadedModel) -> None:
-    texts: dict[str, Any] = {"project": "shared by two", "negative_prompt": "as is this"}
+    texts: dict[str, Any] = {"prompt": "shared by two", "negative_prompt": "as is this"}
     with projections(tiny_model.unet) as projected:
         asked = [request_for(tiny_model, name, num_images=3, num_inference_steps=6, **texts) for name in "xy"]
         shared, _ = run(tiny_model, asked, padded_sizes=(16,))

@@ -38,7 +38,7 @@ KINDS: Final[dict[str, tuple[Inputs, dict[str, Any]]]] = {
 @pytest.fixture(scope="module")
 def distil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A latent consistency model: its UNet is told the guidance scale, its scheduler is LCM's."""
-    folder = save_tiny_checkpoint(tmp_path_factory.mktemp("distil"))
+    folder = save_tiny_checkpoint(tmp_path_factory.mktemp("distilled"))
     plain = UNet2DConditionModel.from_pretrained(folder / "unet")
     unet = UNet2DConditionModel.from_config({**plain.config, "time_cond_proj_dim": WIDTH})
     weight = torch.randn((16, WIDTH), generator=torch.Generator().manual_seed(3))
@@ -54,7 +54,7 @@ def distil(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(distil: Path, tiny_controlnets: dict[str, str]) -> LoadedModel:
-    spec = ModelSpec("distil", str(distil), controlnets={"canny": tiny_controlnets["canny"]})
+    spec = ModelSpec("distilled", str(distil), controlnets={"canny": tiny_controlnets["canny"]})
     return load_model(spec, torch.device("cpu"), torch.float32)
 
 
