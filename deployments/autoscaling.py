@@ -1,8 +1,8 @@
-"""How many replicas the work needs: what is being done and what waits, in devices that are always full.
+"""Decides how many replicas the work needs: running and waiting work, in devices that are always full.
 
-Work is counted in seconds of a device whose UNet calls are as full as it pays. That does not depend on how many
-replicas share it. Images that run do, and requests that are under way, too: on many replicas each is alone and soon
-done, on few it shares calls and stays; a policy that counts them swings between too many and too few (docs/scaling.md).
+Work is counted in seconds of a device whose UNet calls are at the knee, which does not depend on how many replicas
+share it. Counts of running images or open requests do depend on it: on many replicas each is alone and soon done, on
+few it shares calls and stays; a policy that counts them oscillates (docs/scaling.md).
 
 Ray pickles this module by value into its controller and calls the policy about ten times a second: standard library
 only, no I/O. Serve applies the delays; the band here keeps a load that hovers at a boundary from flapping.
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 class ScalingContext(Protocol):
     """The part of `ray.serve.config.AutoscalingContext` that the policy reads.
 
-    `aggregated_metrics` is what `ModelReplica.record_autoscaling_stats` said, by metric, then by replica.
+    `aggregated_metrics` holds what `ModelReplica.record_autoscaling_stats` returned, by metric, then by replica.
     """
 
     total_queued_requests: float
@@ -29,10 +29,10 @@ class ScalingContext(Protocol):
 
 
 class WorkPolicy:
-    """Aims at replicas that are `target_fill` full; lets replicas go only once the rest would be below `band` less.
+    """Aims at replicas that are `target_fill` full; removes replicas only once the rest would be `band` below that.
 
-    What waits is to be done within `catch_up_s`, beside what comes. Shorter asks for more replicas in a burst, of which
-    those that come late find nothing left.
+    Waiting work is to be done within `catch_up_s`, beside what arrives. A shorter time asks for more replicas in a
+    burst, of which late ones find nothing left to do.
     """
 
     def __init__(self, target_fill: float = 0.7, band: float = 0.1, catch_up_s: float = 60.0) -> None:
@@ -47,13 +47,13 @@ class WorkPolicy:
     def __call__(self, ctx: ScalingContext) -> tuple[int, dict[str, Any]]:
         metrics = ctx.aggregated_metrics or {}
         load = _sum(metrics, "work") + _sum(metrics, "backlog") / self.catch_up_s
-        wanted = self._wanted(load, ctx.target_num_replicas)
+        target = self._target_replicas(load, ctx.target_num_replicas)
         if ctx.total_queued_requests:
-            # They have found no replica that would take them, and nobody knows yet what they cost.
-            wanted = max(1, wanted, ctx.target_num_replicas)
-        return max(ctx.capacity_adjusted_min_replicas, min(ctx.capacity_adjusted_max_replicas, wanted)), {}
+            # No replica has taken them, so their cost is not known yet.
+            target = max(1, target, ctx.target_num_replicas)
+        return max(ctx.capacity_adjusted_min_replicas, min(ctx.capacity_adjusted_max_replicas, target)), {}
 
-    def _wanted(self, load: float, current: int) -> int:
+    def _target_replicas(self, load: float, current: int) -> int:
         more = math.ceil(load / self.target_fill)
         fewer = math.ceil(load / (self.target_fill - self.band))
         return more if more > current else min(current, fewer)

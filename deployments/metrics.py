@@ -1,4 +1,4 @@
-"""The catalogue of Prometheus metrics, and how they are read off an engine's report. Knows neither Ray nor HTTP.
+"""The catalogue of Prometheus metrics, and how they are read from an engine's report. Knows neither Ray nor HTTP.
 
 Units are base units, names end as Prometheus wants them; counters are listed without their `_total`, which exporters
 add. Labels have few values: models, priorities, outcomes; never prompts, seeds, callers.
@@ -13,14 +13,14 @@ from deployments.engine.protocol.latencies import Phase
 from deployments.engine.protocol.report import EngineReport, ModelReport
 
 DURATIONS_S: Final = tuple(2.0**power for power in range(-7, 10))
-"""8 ms to 512 s: the upper bounds of duration histograms. Powers of two, so that no sample changes its side."""
+"""8 ms to 512 s: the upper bounds of duration histograms. Powers of two, so that rebucketing is exact."""
 
 ROWS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`bounds` are the upper bounds of a histogram's buckets; there is always one more, without a bound."""
+    """A metric. `bounds` are the upper bounds of a histogram's buckets; there is always one more, without a bound."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -31,7 +31,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a metric is now, for the `values` of its labels. A histogram's is how often each value was observed."""
+    """A metric's current value, for the `values` of its labels. A histogram's maps each observed value to its count."""
 
     metric: Metric
     values: tuple[str, ...]
@@ -39,7 +39,7 @@ class Sample:
 
     @property
     def labels(self) -> dict[str, str]:
-        """By name."""
+        """The labels' values, by name."""
         return dict(zip(self.metric.labels, self.values, strict=True))
 
 
@@ -68,7 +68,7 @@ QUARANTINE_REFUSALS: Final = _counter("quarantine_refusals", "Refused because th
 COUNTS: Final = {
     metric.name.removeprefix("diffusion_"): metric for metric in (REPLAYS, QUARANTINED, QUARANTINE_REFUSALS)
 }
-"""What is counted of lost replicas, by its name in statistics."""
+"""The counters of lost replicas, by their names in statistics."""
 
 RATE_LIMITED: Final = _counter("rate_limited", "Requests refused because their caller has had what it may have")
 LIMITS_DEGRADED: Final = _counter("limits_degraded", "Limits that one process decided alone, because Redis was gone")
@@ -80,7 +80,7 @@ GATEWAY_COUNTS: Final = {
     metric.name.removeprefix("diffusion_"): metric
     for metric in (RATE_LIMITED, LIMITS_DEGRADED, REPLAYED, IDEMPOTENCY_DEGRADED)
 }
-"""What is counted before the service, by its name in statistics."""
+"""The counters of the gateway, before the service, by their names in statistics."""
 REDIS_DAMAGED: Final = _counter("redis_damaged", "Found in Redis, and not used: not of the form that it was given")
 CACHE_REQUESTS: Final = _counter("cache_requests", "Requests looked up, by where and what came of it", "tier", "result")
 CACHE_ERRORS: Final = _counter("cache_errors", "What went wrong with cached results", "kind")
@@ -116,10 +116,10 @@ _STAGES: Final[tuple[Phase, ...]] = ("encode", "denoise", "decode")
 
 
 def engine_samples(report: EngineReport) -> Iterator[Sample]:
-    """Everything that one engine exports."""
+    """Yields every sample that one engine exports."""
     for name, model in report.models.items():
-        yield from _counted(name, model.counters)
-        yield from _timed(name, model)
+        yield from _counter_samples(name, model.counters)
+        yield from _duration_samples(name, model)
     for priority, images in report.load.waiting.items():
         yield Sample(QUEUE_DEPTH, (priority,), images)
     yield Sample(RUNNING, (), report.load.running)
@@ -138,7 +138,7 @@ def engine_samples(report: EngineReport) -> Iterator[Sample]:
     yield Sample(READY, (), report.ready)
 
 
-def _counted(model: str, counted: Counters) -> Iterator[Sample]:
+def _counter_samples(model: str, counted: Counters) -> Iterator[Sample]:
     yield Sample(IMAGES, (model, "done"), counted.images)
     yield Sample(IMAGES, (model, "failed"), counted.failures)
     for outcome in ("accepted", "refused", "cancelled", "expired"):
@@ -157,7 +157,7 @@ def _counted(model: str, counted: Counters) -> Iterator[Sample]:
     yield Sample(BATCH_SIZE, (model,), {float(rows): calls for rows, calls in counted.batch_sizes.items()})
 
 
-def _timed(name: str, model: ModelReport) -> Iterator[Sample]:
+def _duration_samples(name: str, model: ModelReport) -> Iterator[Sample]:
     if model.durations:
         yield Sample(QUEUE_WAIT, (name,), model.durations["queue"].ever.values())
         for stage in _STAGES:

@@ -16,8 +16,8 @@ from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import engine_samples
 from deployments.ray_metrics import Publisher
-from deployments.replica_port import stay_on_loopback
-from deployments.serve_log import speak_through_serve
+from deployments.replica_port import bind_to_loopback
+from deployments.serve_log import log_through_serve
 from deployments.throughput import RateMeter
 from deployments.uploads.intake import Intake
 
@@ -29,7 +29,8 @@ EXIT_DEVICE_LOST = 70
 class ModelReplica:
     """One engine, the models that it hosts, and the annotators that make hints for them.
 
-    Ready, for Serve, means warmed up: the constructor does it all, but annotators load when they are first asked for.
+    The constructor loads and warms everything up, so a replica that Serve counts as ready is warm; but annotators load
+    at their first use.
     """
 
     def __init__(
@@ -38,19 +39,19 @@ class ModelReplica:
         config: EngineConfig,
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
-        stay_on_loopback()
-        speak_through_serve("deployments")
-        # Imported here, in the replica's process: the ingress and the driver import this module and must stay slim.
+        bind_to_loopback()
+        log_through_serve("deployments")
+        # Imported here, in the replica's process: the ingress and the driver import this module and must stay light.
         from deployments.engine.worker.engine_worker import EngineWorker
 
         # The request was copied on its way here, files included.
         self._intake = Intake(Annotators(annotators, config.device, end_process), owns_files=True)
         self._worker = worker = EngineWorker.load(specs, config, on_device_lost=end_process)
-        self._pace = RateMeter()
+        self._work_rate = RateMeter()
         self._publisher = Publisher(lambda: engine_samples(worker.report()))
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events. Being cancelled, or closed early, frees its rows before the next step."""
+        """Yields the request's events. Cancelling or closing it early frees its rows before the next step."""
         finished = False
         try:
             async with aclosing(self._intake.generate(self._worker, request)) as events:
@@ -61,7 +62,7 @@ class ModelReplica:
             log.info("request %s: the caller left", request.id)
             raise
         finally:
-            # A second word, because a leaked request costs seconds of a GPU and a repeated abort costs nothing.
+            # Aborted twice, because a leaked request costs seconds of a GPU and a repeated abort costs nothing.
             if not finished:
                 self._worker.abort(request.id)
 
@@ -70,27 +71,30 @@ class ModelReplica:
         self._worker.abort(request_id)
 
     async def cancel(self, name: str, tenant: str) -> bool:
-        """Ends that tenant's requests of this name, if there are any here, and tells their callers so."""
+        """Cancels that tenant's requests of this name, and tells their callers.
+
+        Returns False if there are none here.
+        """
         return self._worker.cancel(name, tenant)
 
     async def report(self) -> EngineReport:
-        """What the engine says of itself."""
+        """Returns the engine's report."""
         return self._worker.report()
 
     async def check_health(self) -> None:
-        """Raises when the engine's loop has ended or hangs; Serve then replaces the replica."""
-        if not self._worker.alive:
+        """Raises if the engine's loop has ended or hangs; Serve then replaces the replica."""
+        if not self._worker.is_alive:
             raise RuntimeError("the engine's loop makes no progress")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `autoscaling.WorkPolicy` adds up: the share of a full device that is being done, and the seconds of one
-        that wait.
+        """Returns what `autoscaling.WorkPolicy` adds up: the share of a full device in use, and the seconds of one that
+        wait.
         """
         load = self._worker.load_now()
-        return {"work": self._pace(load.worked), "backlog": load.backlog}
+        return {"work": self._work_rate.update(load.worked), "backlog": load.backlog}
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Applies what may change without a restart: `log_level`. All else belongs in the constructor."""
+        """Applies the settings that may change without a restart: `log_level`. All others belong in the constructor."""
         unknown = set(user_config) - {"log_level"}
         if unknown:
             raise ValueError(f"user_config may hold log_level only, got {', '.join(sorted(unknown))}")
@@ -107,9 +111,9 @@ class ModelReplica:
 
 
 def end_process() -> None:
-    """Ends this process at once: no other way leads to a device that works, and Serve starts another process for it.
+    """Ends this process at once: only a new process can use the device again, and Serve starts one.
 
-    Nothing is cleaned up, for that would ask the device. The callers' requests are repeated by the ingress.
+    Nothing is cleaned up, since that would call the device. The ingress repeats the callers' requests.
     """
     logging.shutdown()
     os._exit(EXIT_DEVICE_LOST)

@@ -1,8 +1,8 @@
 """The commits of the hub's repositories that the rows of models and annotators stand for, and who else pins them.
 
-A branch name would let a stranger's push change the pictures, so every row names a commit. None of these was looked up
-on the hub itself: each is what public sources pin for this very repository. A wrong one cannot load anything else, it
-fails: `darkroom fetch --check` says which, and its line here is the one to change.
+A branch name would let a stranger's push change the images, so every row names a commit. None of these was looked up on
+the hub itself: each is what public sources pin for this very repository. A wrong one cannot load anything else, it
+fails: `darkroom fetch --check` reports it, and its line here is the one to change.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from deployments.engine.protocol.spec import PartSpec
 class Pin:
     """A commit, and how well it is known.
 
-    `sources` counts the independent projects that were seen to pin it, at least. `kinds` says how: `code`; `hashes`,
+    `sources` counts, at least, the independent projects that were seen to pin it. `kinds` says how: `code`; `hashes`,
     which come with their files' digests or sizes; `cache`, the path of a hub cache, by somebody who fetched it;
     `document`; `official`, by Hugging Face's own code or issue tracker. `pickled` repositories have no safetensors
     there, so that they load only after `darkroom convert`. Without a `revision` nobody was seen to pin it.
@@ -89,13 +89,13 @@ PINS: Final[Mapping[str, Pin]] = MappingProxyType(
 )
 
 
-def pinned(source: str, licence: str) -> PartSpec:
-    """What the hub's repository `source` holds at its pin."""
+def pin_part(source: str, licence: str) -> PartSpec:
+    """Returns the hub's repository `source` at its pin."""
     return PartSpec(source, PINS[source].revision, licence)
 
 
 def convert_command(source: str, revision: str | None) -> str | None:
-    """The command that makes `source` loadable, where it is known for pickled weights only; else None."""
+    """Returns the command that makes `source` loadable, if it is known to have pickled weights only; else None."""
     pin = PINS.get(source)
     if pin is None or not pin.pickled or (revision is not None and revision != pin.revision):
         return None

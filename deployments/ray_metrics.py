@@ -1,6 +1,6 @@
-"""Hands samples to Ray, whose agents export them on each node's metrics port with the replica's name.
+"""Publishes samples through Ray, whose agents export them on each node's metrics port with the replica's name.
 
-Counters and histograms are told by their growth since the last time, so nothing is counted in two places.
+Counters and histograms are published as their growth since the last time, so nothing is counted in two places.
 """
 
 import logging
@@ -18,27 +18,27 @@ Samples = Callable[[], Iterable[Sample]]
 
 
 class RayMetrics:
-    """To be made in a replica's process, once Serve has told it which replica it is."""
+    """Ray's metrics. Make it in a replica's process, once Serve has set the replica's context."""
 
     def __init__(self) -> None:
-        # Not before: Ray reads its settings while it is imported, and whoever starts a cluster makes them later.
+        # Imported here: Ray reads its settings on import, and whoever starts a cluster makes them later.
         from ray.serve import metrics
 
         self._ray = metrics
         self._metrics: dict[str, Any] = {}
-        self._told: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._published: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     def publish(self, samples: Iterable[Sample]) -> None:
-        """Tells Ray what has changed."""
+        """Publishes what has changed."""
         for sample in samples:
             key = (sample.metric.name, sample.values)
-            before = self._told.get(key)
+            before = self._published.get(key)
             if sample.now != before or sample.metric.kind == "gauge":
-                self._tell(sample, before)
-                self._told[key] = sample.now
+                self._publish_one(sample, before)
+                self._published[key] = sample.now
 
-    def _tell(self, sample: Sample, before: Any) -> None:
-        metric = self._metrics.get(sample.metric.name) or self._made(sample.metric)
+    def _publish_one(self, sample: Sample, before: Any) -> None:
+        metric = self._metrics.get(sample.metric.name) or self._create(sample.metric)
         if isinstance(sample.now, Mapping):
             for value, times in sample.now.items():
                 for _ in range(times - (before or {}).get(value, 0)):
@@ -48,17 +48,17 @@ class RayMetrics:
         elif sample.now > (before or 0):
             metric.inc(float(sample.now - (before or 0)), tags=sample.labels)
 
-    def _made(self, metric: Metric) -> Any:
-        asked: dict[str, Any] = {"description": metric.description, "tag_keys": metric.labels}
+    def _create(self, metric: Metric) -> Any:
+        options: dict[str, Any] = {"description": metric.description, "tag_keys": metric.labels}
         match metric.kind:
             case "counter":
-                made = self._ray.Counter(metric.name, **asked)
+                created = self._ray.Counter(metric.name, **options)
             case "gauge":
-                made = self._ray.Gauge(metric.name, **asked)
+                created = self._ray.Gauge(metric.name, **options)
             case "histogram":
-                made = self._ray.Histogram(metric.name, boundaries=list(metric.bounds), **asked)
-        self._metrics[metric.name] = made
-        return made
+                created = self._ray.Histogram(metric.name, boundaries=list(metric.bounds), **options)
+        self._metrics[metric.name] = created
+        return created
 
 
 class Publisher:
@@ -71,7 +71,7 @@ class Publisher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread. What happened since its last look is not exported."""
+        """Ends the thread. Samples since its last round are not exported."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -80,5 +80,5 @@ class Publisher:
             try:
                 to.publish(self._samples())
             except Exception:
-                # Statistics must never take a replica down, nor stay silent about it.
+                # Statistics must never crash a replica, nor fail silently.
                 log.exception("metrics could not be published")

@@ -9,18 +9,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.checkpoints.native_size import single_file, with_native_size
+from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part
-from deployments.pins import PINS, convert_command, pinned
+from deployments.pins import PINS, convert_command, pin_part
 
-# Of a hub's repository that is given without a commit: loading refuses, and says where to pin. A branch name would let
-# a stranger's push change the pictures. The commits of the rows below, and who else names them, are in `pins.py`.
+# For a hub repository without a commit: loading refuses it, and says where to pin. A branch name would let a stranger's
+# push change the images. The commits of the rows below, and who else names them, are in `pins.py`.
 UNPINNED: Final = None
 
 _FILES: Final = (".safetensors", ".ckpt")
 
-# SD1.5 and SD2.1 make whole pictures up to about twice their native area; beyond it they repeat the subject.
+# SD1.5 and SD2.1 make coherent images up to about twice their native area; beyond it they repeat the subject.
 _TWICE_512: Final = 2 * 512 * 512
 _TWICE_768: Final = 2 * 768 * 768
 
@@ -31,7 +31,7 @@ _OPENRAIL_PLUS: Final = "CreativeML Open RAIL++-M"
 # among them, since its repository has pickled weights only: a configuration adds the folder that it was converted to.
 SD15_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
     {
-        kind: pinned(f"lllyasviel/{name}", _OPENRAIL)
+        kind: pin_part(f"lllyasviel/{name}", _OPENRAIL)
         for kind, name in {
             "canny": "control_v11p_sd15_canny",
             "depth": "control_v11f1p_sd15_depth",
@@ -51,7 +51,7 @@ SD15_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
 # Pickled weights only: `check_source` says how to convert them.
 SD21_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
     {
-        kind: pinned(f"thibaud/controlnet-sd21-{name}-diffusers", "other (see the repository)")
+        kind: pin_part(f"thibaud/controlnet-sd21-{name}-diffusers", "other (see the repository)")
         for kind, name in {
             "canny": "canny",
             "depth": "depth",
@@ -163,18 +163,18 @@ DEMO_MODELS: tuple[ModelSpec, ...] = (
 
 
 def known_models() -> dict[str, ModelSpec]:
-    """Every row by its own name. Aliases are left out: the demo family shares them with the real ones."""
+    """Returns every row by its own name. Aliases are left out: the demo family shares them with the real ones."""
     return {spec.name: spec for spec in (*DEMO_MODELS, *MODELS)}
 
 
 def check_source(spec: ModelSpec) -> None:
-    """Raises ModelLoadError where `spec`, or something that it is made of, cannot be loaded for certain.
+    """Raises ModelLoadError if `spec`, or one of its parts, certainly cannot be loaded.
 
-    That is: no such folder, a file that is another model than those that are served, or a hub name without a commit. It
-    looks at names, folders and the headers of files only, so that a server can refuse before it starts anything.
+    That is: no such folder, a file of a model that is not served, or a hub name without a commit. It looks at names,
+    folders and the headers of files only, so that a server can refuse before it starts anything.
     """
     title = f"model {spec.name!r}"
-    if single_file(spec) is None:
+    if describe_single_file(spec) is None:
         check_part(title, "`revision` under `models:`", PartSpec(spec.source, spec.revision))
     for noun, place, named in (("ControlNet", "controlnets", spec.controlnets), ("part", "parts", spec.parts)):
         for name, given in named.items():
@@ -185,8 +185,8 @@ def check_source(spec: ModelSpec) -> None:
 
 
 def check_part(title: str, setting: str, part: PartSpec) -> None:
-    """Raises ModelLoadError, which begins with `title` and names the `setting` to pin, where `part` cannot be loaded
-    for certain.
+    """Raises ModelLoadError, which begins with `title` and names the `setting` to pin, if `part` certainly cannot be
+    loaded.
     """
     if Path(part.source).is_dir():
         return
@@ -209,8 +209,8 @@ def check_part(title: str, setting: str, part: PartSpec) -> None:
     )
 
 
-def clashes(specs: Sequence[ModelSpec]) -> list[str]:
-    """The names, aliases included, that more than one of `specs` answers to."""
+def find_clashes(specs: Sequence[ModelSpec]) -> list[str]:
+    """Returns the names, aliases included, that more than one of `specs` has."""
     seen: set[str] = set()
     twice: list[str] = []
     for spec in specs:
@@ -221,7 +221,7 @@ def clashes(specs: Sequence[ModelSpec]) -> list[str]:
 
 
 def with_known_size(spec: ModelSpec) -> ModelSpec:
-    """`spec` with its native size, from its folder if need be. Raises ModelLoadError where that cannot be known."""
+    """Returns `spec` with its native size, from its folder if need be. Raises ModelLoadError if it cannot be known."""
     try:
         return with_native_size(spec)
     except (OSError, LookupError, TypeError, ValueError):

@@ -1,15 +1,18 @@
-"""Where a replica listens for the processes that call it.
+"""Binds a replica's port to loopback where no other machine has to reach it.
 
-Serve gives each replica a port of its own, on every address. Ray's token guards it; on a node that is this machine's
-own alone, nobody else need reach it at all.
+Serve gives each replica a port of its own, on every address. Ray's token guards it; on a node with a loopback address
+nobody else needs to reach it at all.
 """
 
 from ipaddress import ip_address
 
 
-def stay_on_loopback() -> None:
-    """To be called in a replica's constructor: Serve opens the port after it. Does nothing where others are to call."""
-    # In a replica's process it is there already; whoever only imports this does not need it.
+def bind_to_loopback() -> None:
+    """Binds the port to loopback if the node's address is.
+
+    Call it in a replica's constructor: Serve opens the port later.
+    """
+    # A replica's process has it loaded already; others that import this module do not need it.
     import ray
 
     address = ray.util.get_node_ip_address() if ray.is_initialized() else ""

@@ -1,25 +1,25 @@
-"""The way from our loggers to Ray Serve's log files. Without it, what a replica says is lost, warnings apart."""
+"""Sends our loggers' records to Ray Serve's log files; otherwise those of a replica are lost, warnings apart."""
 
 import logging
 from typing import Final
 
-SERVES: Final = "ray.serve"
+SERVE_LOGGER: Final = "ray.serve"
 
 
-class IntoServesLog(logging.Handler):
-    """Hands records to Serve's own logger, whose handlers know the file, the encoding and which replica this is.
+class ServeLogHandler(logging.Handler):
+    """Passes records to Serve's own logger, whose handlers know the file, the encoding and which replica this is.
 
-    Looked up anew for each record: Serve replaces its handlers when its configuration changes.
+    Looked up for each record: Serve replaces its handlers when its configuration changes.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger(SERVES).handle(record)
+        logging.getLogger(SERVE_LOGGER).handle(record)
 
 
-def speak_through_serve(*names: str, level: str = "INFO") -> None:
-    """From now on the loggers `names` are heard. To be called in a process that Serve runs; calling again is free."""
+def log_through_serve(*names: str, level: str = "INFO") -> None:
+    """Sends the records of the loggers `names` through Serve. For processes that Serve runs; safe to call again."""
     for name in names:
         logger = logging.getLogger(name)
         logger.setLevel(level)
-        if not any(isinstance(handler, IntoServesLog) for handler in logger.handlers):
-            logger.addHandler(IntoServesLog())
+        if not any(isinstance(handler, ServeLogHandler) for handler in logger.handlers):
+            logger.addHandler(ServeLogHandler())

@@ -22,7 +22,7 @@ from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
 from deployments.registry import with_known_size
-from deployments.serve_log import speak_through_serve
+from deployments.serve_log import log_through_serve
 from serve_app.backends.ray_serve import RayBackend
 from serve_app.backends.redis_quarantine import RedisQuarantine
 from serve_app.backends.replays import QUARANTINE_SECONDS
@@ -80,7 +80,7 @@ def api_over(config: AppConfig, deployments: Sequence[RayBackend]) -> "FastAPI":
     from serve_app.service import DiffusionService
     from serve_app.store.redis import RedisTier
 
-    speak_through_serve(*LOGGERS, level=config.logging.level)
+    log_through_serve(*LOGGERS, level=config.logging.level)
     silence_parsers()
     redis = None if config.redis is None else RedisTier(config.redis)
     quarantine = None if redis is None else RedisQuarantine(redis, QUARANTINE_SECONDS)

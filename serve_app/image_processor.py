@@ -14,7 +14,7 @@ from deployments.annotators.edges import HIGH, LOW, detect_edges
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit, MaskAlpha
-from deployments.uploads.image_files import decode_layer, over_white, resize, to_layer, to_rgb
+from deployments.uploads.image_files import composite_over_white, decode_layer, resize, to_layer, to_rgb
 from deployments.uploads.masks import Box, create_mask
 from deployments.uploads.transparency import mask_of
 
@@ -38,7 +38,7 @@ class ImageProcessor:
         path. Raises InvalidParameter for anything but PNG, JPEG or WebP, and FileNotFoundError for a `Path` that does
         not exist.
         """
-        return over_white(_load_layer(source, "image"))
+        return composite_over_white(_load_layer(source, "image"))
 
     def load_mask(self, source: Source, mask_alpha: MaskAlpha | None = None) -> Image.Image:
         """Loads a mask as grey, white where the image is repainted, from whatever `load` takes.

@@ -174,7 +174,7 @@ def test_no_handler_keeps_it_to_itself_that_the_device_is_lost(path: Path) -> No
             (handler,) = [each for each in node.handlers if "Exception" in ast.unparse(each.type or node)]
             first, guarded = ast.unparse(handler.body[0]), ast.unparse(node.body[0])
             assert first.startswith(("raise_if_sticky(", "raise DeviceLost(")) or guarded.startswith(
-                "with telling_device_lost()"
+                "with convert_device_errors()"
             ), f"line {handler.lineno}"
 
 

@@ -20,7 +20,7 @@ from diffusers import (
 from PIL import Image
 
 from deployments.engine.conditioning.compositing import composite
-from deployments.engine.protocol.inputs import Mask, Picture, Task
+from deployments.engine.protocol.inputs import ImageArray, Mask, Task
 from deployments.engine.protocol.request import Request
 
 _CLASSES: Final[Mapping[tuple[Task, bool], Any]] = MappingProxyType(
@@ -59,7 +59,7 @@ def arguments(requests: Sequence[Request], index: int = 0) -> dict[str, Any]:
     }
 
 
-def restore_unmasked(made: Image.Image, request: Request) -> Picture:
+def restore_unmasked(made: Image.Image, request: Request) -> ImageArray:
     """Returns `made` [H, W, 3] with the caller's own pixels outside an inpaint request's mask, as the server does."""
     picture = np.asarray(made.convert("RGB"))
     image, mask = request.inputs.image, request.inputs.mask
@@ -99,6 +99,6 @@ def _control_arguments(requests: Sequence[Request]) -> dict[str, Any]:
     }
 
 
-def _image(picture: Picture | Mask | None) -> Image.Image:
+def _image(picture: ImageArray | Mask | None) -> Image.Image:
     assert picture is not None
     return Image.fromarray(picture)

@@ -41,10 +41,10 @@ class Series:
 
     def __init__(self, length: int, clock: Callable[[], float]) -> None:
         self._samples: deque[tuple[float, float, float]] = deque(maxlen=length)
-        self._pace = RateMeter(clock)
+        self._work_rate = RateMeter(clock)
 
     def add(self, replica: Measured) -> None:
-        self._samples.append((self._pace(replica.worked), replica.backlog, replica.ongoing))
+        self._samples.append((self._work_rate.update(replica.worked), replica.backlog, replica.ongoing))
 
     def means(self) -> tuple[float, float, float]:
         """Work, backlog, requests."""

@@ -76,8 +76,8 @@ class Device:
         costs = CostModel(self.sizes)
         for bucket, calls in self.calls.items():
             for rows, seconds in calls.items():
-                costs.denoised(bucket, rows, 0, seconds)
-            costs.decoded(bucket, self.decode[bucket])
+                costs.record_call(bucket, rows, 0, seconds)
+            costs.record_decode(bucket, self.decode[bucket])
         costs.find_knee(self.native)
         return costs
 

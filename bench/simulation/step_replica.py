@@ -106,7 +106,7 @@ class StepReplica:
 
     def arrive(self, job: Job) -> None:
         """Takes a job in. Raises Overloaded."""
-        self._queue.arrive(job.request, job.cost)
+        self._queue.enqueue(job.request, job.cost)
         self._jobs[job.request.id] = job
         self._unprepared += 1
         self.ongoing += 1
@@ -140,7 +140,7 @@ class StepReplica:
         self.worked += leap * tray.used * self._device.row_seconds[self._called]
         self.usage.useful += useful
         self.usage.padding += seconds - useful
-        self._share.charge(self._called, seconds, [self._queue.urgency(row.ticket) for row in tray.rows])
+        self._share.charge(self._called, seconds, [self._queue.priority_of(row.ticket) for row in tray.rows])
         done = False
         for row in tray.rows:
             row.left -= leap
@@ -175,13 +175,13 @@ class StepReplica:
         if not self._unprepared:
             return None
         self._unprepared -= 1
-        return self._queue.next_arrival()
+        return self._queue.pop_arrival()
 
     def _admit(self) -> None:
         self._take()
         for bucket, tray in list(self._trays.items()):
             low = [row.ticket for row in tray.rows if row.job.request.params.priority == "low"]
-            victims = self._queue.victims(bucket, low, self._room) if low else []
+            victims = self._queue.choose_victims(bucket, low, self._room) if low else []
             for ticket in victims:
                 self._pause(ticket)
             if victims:
@@ -209,7 +209,7 @@ class StepReplica:
         paused = next(row for row in rows if row.job.request is ticket.request and row.index == ticket.index)
         self._paused[ticket.request.id, ticket.index] = paused
         self._leave(bucket, [row for row in rows if row is not paused])
-        self._queue.give_back(ticket)
+        self._queue.requeue(ticket)
 
     def _room(self, request: Request) -> int:
         most = max(self._costs.knee(request.bucket), request.unet_rows)
@@ -220,7 +220,7 @@ class StepReplica:
         """The next call; or all that are alike, where nothing but an arrival can come between."""
         now = self._clock.now
         self.usage.useful += preparing
-        bucket = self._called = self._share.next_of(self._trays)
+        bucket = self._called = self._share.choose(self._trays)
         if bucket is None:
             self._host.left_by(self)
             self.next_at = self._decoder.rest(now) if self._decoder else NEVER

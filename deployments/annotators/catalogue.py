@@ -1,4 +1,4 @@
-"""Which annotator makes the hints of which ControlNet type. Without torch until one of them needs it."""
+"""Maps ControlNet types to the annotators that make their hints. Without torch until one of them needs it."""
 
 import logging
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from deployments.engine.protocol.errors import (
     ModelLoadError,
     Overloaded,
 )
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 log = logging.getLogger(__name__)
 
-Annotator = Callable[[Picture], Picture]
-"""From a picture [H, W, 3] to a hint of the same size."""
+Annotator = Callable[[ImageArray], ImageArray]
+"""Turns an image [H, W, 3] into a hint of the same size."""
 
 NO_NETWORKS: Final[AnnotatorSpecs] = MappingProxyType({})
 
@@ -30,7 +30,7 @@ class Annotators:
     """The annotators of one process: canny, and one per entry of `specs`.
 
     Networks are loaded onto `device` (auto, cpu, cuda, ...) at their first use, once. Safe on any thread.
-    `on_device_lost` is called when the device is of no more use to this process.
+    `on_device_lost` is called when this process cannot use the device any more.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Annotators:
         on_device_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self._by_type: dict[str, Annotator] = {"canny": detect_edges}
-        self._by_type |= {kind: _LoadedAtFirstUse(spec, device, on_device_lost) for kind, spec in specs.items()}
+        self._by_type |= {kind: _LazyAnnotator(spec, device, on_device_lost) for kind, spec in specs.items()}
 
     def of(self, controlnet_type: str) -> Annotator:
-        """The annotator for that type. Raises InvalidParameter where there is none.
+        """Returns the annotator for that type. Raises InvalidParameter if there is none.
 
-        Calling it raises ModelLoadError where its network cannot be loaded.
+        Calling it raises ModelLoadError if its network cannot be loaded.
         """
         annotator = self._by_type.get(controlnet_type)
         if annotator is None:
@@ -56,8 +56,8 @@ class Annotators:
         return annotator
 
 
-class _LoadedAtFirstUse:
-    """An annotator that takes no memory before it is asked. One picture at a time: two at once would not be faster."""
+class _LazyAnnotator:
+    """An annotator that loads at its first use. One image at a time: two at once would not be faster."""
 
     def __init__(self, spec: AnnotatorSpec, device: str, on_device_lost: Callable[[], object]) -> None:
         self._spec = spec
@@ -66,16 +66,16 @@ class _LoadedAtFirstUse:
         self._annotator: Annotator | None = None
         self._lock = Lock()
 
-    def __call__(self, picture: Picture) -> Picture:
-        """The hint. Raises EngineError: what goes wrong on a device is this request's trouble, or the process's."""
+    def __call__(self, image: ImageArray) -> ImageArray:
+        """Makes the hint. Raises EngineError: a device's error concerns this request, or the whole process."""
         # Imported here, as below.
-        from deployments.engine.device.errors import DeviceLost, is_out_of_memory, telling_device_lost
+        from deployments.engine.device.errors import DeviceLost, convert_device_errors, is_out_of_memory
 
         try:
-            with self._lock, telling_device_lost():
+            with self._lock, convert_device_errors():
                 if self._annotator is None:
                     self._annotator = self._load()
-                return self._annotator(picture)
+                return self._annotator(image)
         except EngineError:
             raise
         except DeviceLost as error:
@@ -90,15 +90,15 @@ class _LoadedAtFirstUse:
 
     def _load(self) -> Annotator:
         try:
-            return load(self._spec, self._device)
+            return load_annotator(self._spec, self._device)
         except ModelLoadError as error:
-            # Callers over HTTP are told no more than that it failed.
+            # Callers over HTTP only learn that it failed.
             log.error("%s", error.message)
             raise
 
 
-def load(spec: AnnotatorSpec, device: str) -> Annotator:
-    """The annotator that `spec` describes, ready. Raises ModelLoadError."""
+def load_annotator(spec: AnnotatorSpec, device: str) -> Annotator:
+    """Loads the annotator that `spec` describes. Raises ModelLoadError."""
     # Imported here: these need torch, which the HTTP side does without.
     from deployments.annotators.depth import DepthAnnotator
     from deployments.annotators.pose import PoseAnnotator

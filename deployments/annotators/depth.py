@@ -1,18 +1,18 @@
-"""The hint of a depth ControlNet: how near things are, near is bright."""
+"""Makes the hints of depth ControlNets: the nearer, the brighter."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForDepthEstimation
 
-from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
+from deployments.annotators.networks import WORKING_PIXELS, Network, load_network, shrink_to
 from deployments.annotators.spec import DepthSpec
 from deployments.engine.protocol.errors import NumericalFailure
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 
 class DepthAnnotator:
-    """Estimates depth from one picture. Not thread-safe."""
+    """Estimates depth from one image. Not thread-safe."""
 
     def __init__(self, network: Network, *, near_is_large: bool) -> None:
         self.network = network
@@ -20,25 +20,26 @@ class DepthAnnotator:
 
     @classmethod
     def load(cls, spec: DepthSpec, device: torch.device) -> "DepthAnnotator":
-        """Raises ModelLoadError."""
+        """Loads the network. Raises ModelLoadError."""
         network = load_network("annotator 'depth'", spec.weights, AutoModelForDepthEstimation, device)
         return cls(network, near_is_large=spec.near_is_large)
 
-    def __call__(self, picture: Picture) -> Picture:
-        """[H, W, 3] to grey [H, W, 3]: the nearest is 255, the farthest 0, linear in the network's answer between.
+    def __call__(self, image: ImageArray) -> ImageArray:
+        """Converts [H, W, 3] to grey [H, W, 3]: the nearest is 255, the farthest 0, linear in the network's answer
+        between.
 
         Raises NumericalFailure.
         """
-        answer = self.network(at_most(picture, WORKING_PIXELS))
-        height, width = picture.shape[:2]
+        answer = self.network(shrink_to(image, WORKING_PIXELS))
+        height, width = image.shape[:2]
         (found,) = self.network.processor.post_process_depth_estimation(answer, target_sizes=[(height, width)])
         values = found["predicted_depth"].cpu().numpy()
-        grey = stretched(values if self._near_is_large else -values)
+        grey = stretch(values if self._near_is_large else -values)
         return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def stretched(nearness: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """[H, W] spread over 0 to 255; 0 where all is equally near. Raises NumericalFailure."""
+def stretch(nearness: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Stretches [H, W] to 0 to 255; 0 if all is equally near. Raises NumericalFailure."""
     low, high = nearness.min(), nearness.max()
     if not np.isfinite(high - low):
         raise NumericalFailure("the depth of the control image could not be estimated")

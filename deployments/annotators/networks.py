@@ -1,4 +1,4 @@
-"""What annotators of every kind need: a network of transformers' with the preparation that belongs to it."""
+"""Loads a network of transformers' for any annotator, with the image processor that belongs to it."""
 
 import logging
 import time
@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.file_integrity import read_config
+from deployments.engine.checkpoints.library_loading import load_exclusively
 from deployments.engine.checkpoints.networks import load_network as load_whole
-from deployments.engine.checkpoints.reading import reading_weights
 from deployments.engine.device.errors import raise_if_sticky
 from deployments.engine.models.components import size_of
 from deployments.engine.models.hub import locate
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.spec import PartSpec
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MIN_SIDE: Final = 64
 
 WORKING_PIXELS: Final = 768 * 768
-"""Networks that answer per pixel were trained on less: beyond it their memory grows, and their answers no better."""
+"""Networks that answer per pixel were trained on less: beyond it they take more memory and answer no better."""
 
 PROCESSOR: Final = "preprocessor_config.json"
 
@@ -45,14 +45,14 @@ class Network:
     device: torch.device
 
     @torch.inference_mode()
-    def __call__(self, picture: Picture, options: dict[str, Any] | None = None, **inputs: torch.Tensor) -> Any:
-        """The model's answer to `picture` [H, W, 3]; `options` are the processor's, `inputs` the model's.
+    def __call__(self, image: ImageArray, options: dict[str, Any] | None = None, **inputs: torch.Tensor) -> Any:
+        """Returns the model's answer to `image` [H, W, 3]; `options` are the processor's, `inputs` the model's.
 
-        Raises InvalidParameter for a picture that is too small to see anything in.
+        Raises InvalidParameter for an image that is too small to see anything in.
         """
-        if min(picture.shape[:2]) < MIN_SIDE:
+        if min(image.shape[:2]) < MIN_SIDE:
             raise InvalidParameter("image", f"must be at least {MIN_SIDE} x {MIN_SIDE} pixels to make a hint from")
-        prepared = self.processor(Image.fromarray(picture), return_tensors="pt", **(options or {}))
+        prepared = self.processor(Image.fromarray(image), return_tensors="pt", **(options or {}))
         return self.model(**prepared.to(self.device), **inputs)
 
 
@@ -66,8 +66,8 @@ def load_network(title: str, weights: PartSpec, kind: Any, device: torch.device)
     try:
         for name in ("config.json", PROCESSOR):
             read_config(title, folder / name)
-        # Always Pillow's way: where torchvision is installed, transformers would prepare pictures a little otherwise.
-        with reading_weights():
+        # Always with Pillow: with torchvision installed, transformers would prepare images slightly differently.
+        with load_exclusively():
             processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         model = load_whole(title, weights.source, folder, kind, torch.float32, device, half=False)
     except ModelLoadError as error:
@@ -79,11 +79,11 @@ def load_network(title: str, weights: PartSpec, kind: Any, device: torch.device)
     return Network(model, processor, device)
 
 
-def at_most(picture: Picture, pixels: int) -> Picture:
-    """`picture` [H, W, 3], or a smaller copy of about `pixels` pixels where it has more."""
-    height, width = picture.shape[:2]
+def shrink_to(image: ImageArray, pixels: int) -> ImageArray:
+    """Returns `image` [H, W, 3], or a smaller copy of about `pixels` pixels if it has more."""
+    height, width = image.shape[:2]
     scale = (pixels / (height * width)) ** 0.5
     if scale >= 1:
-        return picture
+        return image
     size = max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -1,4 +1,7 @@
-"""The hint of a pose ControlNet: people are found, then their keypoints (ViTPose, Xu et al. 2022), then drawn."""
+"""Makes the hints of pose ControlNets: detects people, then their keypoints (ViTPose, Xu et al.
+
+2022), and draws them.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -12,13 +15,13 @@ from deployments.annotators.networks import Network, load_network
 from deployments.annotators.skeleton import JOINTS, THRESHOLD, Person, draw_skeleton
 from deployments.annotators.spec import PoseSpec
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels, as COCO has it."""
 
-Detector = Callable[[Picture], Sequence[Box]]
-"""Where the people of a picture [H, W, 3] are."""
+Detector = Callable[[ImageArray], Sequence[Box]]
+"""Returns the boxes of the people in an image [H, W, 3]."""
 
 KEYPOINTS: Final = (
     "nose",
@@ -39,7 +42,7 @@ KEYPOINTS: Final = (
     "left ankle",
     "right ankle",
 )
-"""COCO's, in its order."""
+"""COCO's keypoints, in its order."""
 
 MOST_PEOPLE: Final = 16
 _DETECTED_FROM: Final = 0.3
@@ -53,14 +56,14 @@ class PoseAnnotator:
     """Finds people and draws their skeletons. Not thread-safe."""
 
     def __init__(self, network: Network, detector: Detector | None = None, threshold: float = THRESHOLD) -> None:
-        """Without a `detector` a picture is one person from edge to edge."""
+        """Without a `detector` an image is taken for one person from edge to edge."""
         self._network = network
         self._detector = detector
         self._threshold = threshold
 
     @classmethod
     def load(cls, spec: PoseSpec, device: torch.device) -> "PoseAnnotator":
-        """Raises ModelLoadError, also for networks of other keypoints, or that know no people."""
+        """Loads the networks. Raises ModelLoadError, also for one of other keypoints, or without a label for people."""
         network = load_network(_TITLE, spec.weights, VitPoseForPoseEstimation, device)
         if network.model.config.num_labels != len(KEYPOINTS):
             raise ModelLoadError(f"{_TITLE}: {spec.weights.source!r} does not find COCO's {len(KEYPOINTS)} keypoints")
@@ -71,17 +74,17 @@ class PoseAnnotator:
             )
         return cls(network, detector, spec.threshold)
 
-    def __call__(self, picture: Picture) -> Picture:
-        """[H, W, 3] to skeletons on black, [H, W, 3]; all black where nobody is seen."""
-        height, width = picture.shape[:2]
-        boxes = [(0.0, 0.0, float(width), float(height))] if self._detector is None else self._detector(picture)
-        return draw_skeleton(self._people(picture, boxes), width, height, self._threshold)
+    def __call__(self, image: ImageArray) -> ImageArray:
+        """Converts [H, W, 3] to skeletons on black, [H, W, 3]; all black if nobody is seen."""
+        height, width = image.shape[:2]
+        boxes = [(0.0, 0.0, float(width), float(height))] if self._detector is None else self._detector(image)
+        return draw_skeleton(self._people(image, boxes), width, height, self._threshold)
 
-    def _people(self, picture: Picture, boxes: Sequence[Box]) -> list[Person]:
+    def _people(self, image: ImageArray, boxes: Sequence[Box]) -> list[Person]:
         if not boxes:
             return []
         nested = [[list(box) for box in boxes]]
-        answer = self._network(picture, {"boxes": nested}, **self._dataset(len(boxes)))
+        answer = self._network(image, {"boxes": nested}, **self._dataset(len(boxes)))
         (found,) = self._network.processor.post_process_pose_estimation(answer, boxes=nested)
         return [
             to_openpose(np.concatenate([person["keypoints"].numpy(), person["scores"].numpy()[:, None]], axis=1))
@@ -89,17 +92,17 @@ class PoseAnnotator:
         ]
 
     def _dataset(self, people: int) -> dict[str, torch.Tensor]:
-        """ViTPose+ has experts for several datasets, of which COCO is the first."""
+        """Selects COCO's experts: ViTPose+ has experts for several datasets, of which COCO is the first."""
         if self._network.model.config.backbone_config.num_experts == 1:
             return {}
         return {"dataset_index": torch.zeros(people, dtype=torch.long, device=self._network.device)}
 
 
 class PersonDetector:
-    """Where the people of a picture are."""
+    """Detects the people in an image."""
 
     def __init__(self, network: Network) -> None:
-        """Raises ModelLoadError where the network does not know people."""
+        """Raises ModelLoadError if the network has no label for people."""
         self._network = network
         labels: dict[int, str] = network.model.config.id2label
         people = [label for label, name in labels.items() if name.lower() == "person"]
@@ -107,11 +110,11 @@ class PersonDetector:
             raise ModelLoadError(f"{_TITLE}: its detector has no label `person`")
         self._label = people[0]
 
-    def __call__(self, picture: Picture) -> list[Box]:
-        """At most `MOST_PEOPLE`, the surest first."""
-        answer = self._network(picture)
+    def __call__(self, image: ImageArray) -> list[Box]:
+        """Returns at most `MOST_PEOPLE` boxes, the surest first."""
+        answer = self._network(image)
         (found,) = self._network.processor.post_process_object_detection(
-            answer, threshold=_DETECTED_FROM, target_sizes=[picture.shape[:2]]
+            answer, threshold=_DETECTED_FROM, target_sizes=[image.shape[:2]]
         )
         mine = found["labels"] == self._label
         surest = found["scores"][mine].argsort(descending=True)[:MOST_PEOPLE]
@@ -121,7 +124,9 @@ class PersonDetector:
 
 
 def to_openpose(person: NDArray[np.floating[Any]]) -> Person:
-    """COCO's keypoints [17, 3] as OpenPose's joints [18, 3]: the neck is between the shoulders, seen if both are."""
+    """Converts COCO's keypoints [17, 3] to OpenPose's joints [18, 3]: the neck is between the shoulders, seen if both
+    are.
+    """
     shoulders = person[_SHOULDERS]
     neck = [*shoulders[:, :2].mean(axis=0), shoulders[:, 2].min()]
     return np.insert(person[_KEPT], _NECK, neck, axis=0)

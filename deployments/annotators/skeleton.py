@@ -1,4 +1,4 @@
-"""The hint of a pose ControlNet: people as OpenPose draws them (Cao et al. 2019), in its 18 joints and colours."""
+"""Draws people as OpenPose does (Cao et al. 2019), in its 18 joints and colours: the hint of pose ControlNets."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.annotators.palette import Rgb
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 Person = NDArray[np.floating[Any]]
 """[18, 3]: x and y in pixels, score in [0, 1], in the order of `JOINTS`."""
@@ -53,16 +53,16 @@ COLOURS: Final[tuple[Rgb, ...]] = (
 THRESHOLD: Final = 0.3
 LIMB_SHADE: Final = 0.6
 
-# OpenPose's ControlNets saw limbs 8 pixels thick and joints of radius 4 on pictures of about 512 pixels.
+# OpenPose's ControlNets saw limbs 8 pixels thick and joints of radius 4 on images of about 512 pixels.
 _RADIUS_PER_PIXEL: Final = 4 / 512
 
 
-def draw_skeleton(people: Sequence[Person], width: int, height: int, threshold: float = THRESHOLD) -> Picture:
-    """`people` on black, [height, width, 3].
+def draw_skeleton(people: Sequence[Person], width: int, height: int, threshold: float = THRESHOLD) -> ImageArray:
+    """Draws `people` on black, [height, width, 3].
 
-    Joints with a score below `threshold` or outside the picture, where OpenPose never finds any, are left out with
+    Joints with a score below `threshold` or outside the image, where OpenPose never finds any, are left out with
     their limbs. Limbs are ellipses at 0.6 of their colour, joints full circles over them. Both reach 4 pixels to each
-    side of their middle where the picture's shorter side is 512, and in proportion elsewhere.
+    side of their middle if the image's shorter side is 512, and in proportion elsewhere.
     """
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
     radius = max(1, round(min(width, height) * _RADIUS_PER_PIXEL))
@@ -84,7 +84,9 @@ def _point(joint: NDArray[np.floating[Any]], width: int, height: int, threshold:
     return (x, y) if score >= threshold and 0 <= x < width and 0 <= y < height else None
 
 
-def _draw_limb(canvas: Picture, start: tuple[float, float], end: tuple[float, float], colour: Rgb, radius: int) -> None:
+def _draw_limb(
+    canvas: ImageArray, start: tuple[float, float], end: tuple[float, float], colour: Rgb, radius: int
+) -> None:
     (x0, y0), (x1, y1) = start, end
     middle = (round((x0 + x1) / 2), round((y0 + y1) / 2))
     angle = round(math.degrees(math.atan2(y1 - y0, x1 - x0)))

@@ -1,4 +1,4 @@
-"""What must be known of an annotator's networks before they are loaded. Rows of them are in `models.py`. No torch."""
+"""Describes an annotator's networks before they are loaded. The rows are in `models.py`. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from deployments.engine.protocol.spec import PartSpec
 class DepthSpec:
     """A network of `AutoModelForDepthEstimation`.
 
-    `near_is_large` says which way its answers go: inverse depth (Depth Anything, DPT) is large where things are near,
+    `near_is_large` says what its answers mean: inverse depth (Depth Anything, DPT) is large where things are near,
     metric depth (GLPN) is small there.
     """
 
@@ -23,7 +23,7 @@ class DepthSpec:
 class PoseSpec:
     """A `VitPoseForPoseEstimation` of COCO's 17 keypoints.
 
-    `detector` is a network of `AutoModelForObjectDetection` with a label `person`; without one the whole picture is
+    `detector` is a network of `AutoModelForObjectDetection` with a label `person`; without one the whole image is
     taken for one person. Keypoints with a score below `threshold` are not drawn.
     """
 
@@ -42,10 +42,10 @@ class SegmentationSpec:
 AnnotatorSpec = DepthSpec | PoseSpec | SegmentationSpec
 
 AnnotatorSpecs = Mapping[str, AnnotatorSpec]
-"""By the ControlNet type whose hints it makes."""
+"""Annotators by the ControlNet type whose hints they make."""
 
 
-def sources(spec: AnnotatorSpec) -> Mapping[str, PartSpec]:
-    """All networks of `spec`, by their place in the configuration; "" is the annotator's own."""
+def network_sources(spec: AnnotatorSpec) -> Mapping[str, PartSpec]:
+    """Returns all networks of `spec`, by their place in the configuration; "" is the annotator's own."""
     detector = {"detector": spec.detector} if isinstance(spec, PoseSpec) and spec.detector is not None else {}
     return {"": spec.weights} | detector

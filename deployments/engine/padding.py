@@ -1,4 +1,4 @@
-"""Batch sizes that networks are called at: few, so that shapes repeat and a row's bits do not depend on a crowd."""
+"""Pads calls to a few batch sizes, so that shapes repeat and a row's bits do not depend on how many run beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def powers_of_two(limit: int) -> tuple[int, ...]:
-    """1, 2, 4, ... up to `limit`, which is the last in any case."""
+    """Returns 1, 2, 4, ... up to `limit`, which is always the last."""
     sizes = [1]
     while sizes[-1] < limit:
         sizes.append(min(sizes[-1] * 2, limit))
@@ -17,7 +17,7 @@ def powers_of_two(limit: int) -> tuple[int, ...]:
 
 
 def padded_size(rows: int, sizes: tuple[int, ...]) -> int:
-    """The smallest of the ascending `sizes` that holds `rows`.
+    """Returns the smallest of the ascending `sizes` that holds `rows`.
 
     Fixed sizes bound the number of shapes that kernels are chosen and graphs captured for; at one size a row's
     result does not depend on its neighbours.
@@ -26,7 +26,7 @@ def padded_size(rows: int, sizes: tuple[int, ...]) -> int:
 
 
 def pad(tensor: Tensor, rows: int) -> Tensor:
-    """`tensor` with zero rows added at the end; zeros are finite, and what comes of them is dropped."""
+    """Returns `tensor` with zero rows added at the end. Zeros are finite, and their results are dropped."""
     if rows == len(tensor):
         return tensor
     padded = tensor.new_zeros((rows, *tensor.shape[1:]))

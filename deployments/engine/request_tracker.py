@@ -1,10 +1,11 @@
-"""What is known, counted and told of requests that have been let in and are not finished."""
+"""Tracks unfinished requests: their state and deadlines, the events they emit, and counters by model."""
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from deployments.engine.protocol.counters import Counters, total
+from deployments.engine.protocol.counters import Counters, sum_counters
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Progress
 from deployments.engine.protocol.latencies import PhaseRecorder
@@ -15,96 +16,113 @@ from deployments.engine.steps.request_state import RequestState
 
 
 class RequestTracker:
-    """`emit` receives every event. `knows` says whether a model of that name is here: names come from outside."""
+    """Holds the state of every unfinished request, and emits its events.
 
-    def __init__(self, emit: Callable[[Event], None], knows: Callable[[str], bool]) -> None:
-        self.emit = emit
-        self.ongoing: dict[str, RequestState] = {}
-        self.tallies: dict[str, Counters] = {}
+    `emit` receives every event. `is_known` says whether the engine has a model of that name: callers choose the names,
+    so requests for unknown models are counted under one name.
+    """
+
+    def __init__(self, emit: Callable[[Event], None], is_known: Callable[[str], bool]) -> None:
+        self._listener: Callable[[Event], object] = emit
+        self.requests: dict[str, RequestState] = {}
+        self.counters: dict[str, Counters] = {}
         self.phases: dict[str, PhaseRecorder] = defaultdict(PhaseRecorder)
-        self._knows = knows
+        self._is_known = is_known
         self._deadlines: dict[str, tuple[Request, float]] = {}
 
     @property
     def total(self) -> Counters:
-        """What has been done for all models together."""
-        return total(list(self.tallies.values()))
+        """The counters of all models, added up."""
+        return sum_counters(list(self.counters.values()))
 
-    def tally(self, request: Request) -> Counters:
-        """What has been done for the request's model."""
-        return self.tallies.setdefault(self._account(request), Counters())
+    def emit(self, event: Event) -> None:
+        """Sends an event to the listener."""
+        self._listener(event)
 
-    def start_anew(self) -> None:
-        """Forgets what has been counted and taken down."""
-        self.tallies.clear()
+    @contextmanager
+    def redirect_events(self, listener: Callable[[Event], object]) -> Iterator[None]:
+        """Sends events to `listener` alone while the context is open."""
+        before, self._listener = self._listener, listener
+        try:
+            yield
+        finally:
+            self._listener = before
+
+    def counters_of(self, request: Request) -> Counters:
+        """Returns the counters of the request's model."""
+        return self.counters.setdefault(self._counters_key(request), Counters())
+
+    def reset(self) -> None:
+        """Clears all counters and durations."""
+        self.counters.clear()
         self.phases.clear()
 
-    def arrived(self, request: Request) -> None:
-        """A request waits to be prepared; its deadline counts from now."""
+    def record_arrival(self, request: Request) -> None:
+        """Starts a request's deadline. It still waits to be prepared."""
         if request.params.deadline_ms is not None:
             self._deadlines[request.id] = (request, time.perf_counter() + request.params.deadline_ms / 1000)
 
-    def accepted(self, ongoing: RequestState, position: int, estimate: Estimate) -> None:
-        """A request has been prepared, and waits for its rows' places with `position` requests before it."""
-        request = ongoing.request
-        self.ongoing[request.id] = ongoing
-        self.tally(request).requests += 1
-        steps = len(ongoing.schedule)
+    def accept(self, request_state: RequestState, position: int, estimate: Estimate) -> None:
+        """Starts to track a prepared request, which has `position` requests before it in the queue."""
+        request = request_state.request
+        self.requests[request.id] = request_state
+        self.counters_of(request).requests += 1
+        steps = len(request_state.schedule)
         self.emit(Accepted(request.id, position, steps, round(estimate.start, 3), round(estimate.finish, 3)))
 
     def refuse(self, request: Request, error: EngineError) -> None:
-        """Nothing comes of a request."""
-        self.close(request.id)
-        self.turned_away(request)
+        """Ends a request with a `Failed` event before any image is made."""
+        self.forget(request.id)
+        self.count_refusal(request)
         self.emit(Failed(request.id, error))
 
-    def turned_away(self, request: Request) -> None:
-        """A request was refused."""
-        self.tally(request).refused += 1
+    def count_refusal(self, request: Request) -> None:
+        """Counts a refused request."""
+        self.counters_of(request).refused += 1
 
-    def close(self, request_id: str) -> Request | None:
-        """Forgets a request, and returns it if it was accepted."""
+    def forget(self, request_id: str) -> Request | None:
+        """Stops tracking a request, and returns it if it was accepted."""
         self._deadlines.pop(request_id, None)
-        ongoing = self.ongoing.pop(request_id, None)
-        return None if ongoing is None else ongoing.request
+        request_state = self.requests.pop(request_id, None)
+        return None if request_state is None else request_state.request
 
-    def overdue(self) -> Iterator[Request]:
-        """The requests whose deadlines have passed."""
+    def find_overdue(self) -> Iterator[Request]:
+        """Yields the requests whose deadlines have passed."""
         if self._deadlines:
             now = time.perf_counter()
             yield from [request for request, deadline in self._deadlines.values() if deadline < now]
 
-    def moved(self, request_id: str, position: int, estimate: Estimate) -> None:
-        """A request still waits; told when its position is news."""
-        ongoing = self.ongoing.get(request_id)
-        if ongoing is not None and ongoing.admitted is None and ongoing.moved_to(position):
-            self.emit(Progress(request_id, 0, len(ongoing.schedule), position + 1, round(estimate.finish, 3)))
+    def report_position(self, request_id: str, position: int, estimate: Estimate) -> None:
+        """Emits a waiting request's position in the queue when it has changed."""
+        request_state = self.requests.get(request_id)
+        if request_state is not None and request_state.admitted is None and request_state.update_position(position):
+            self.emit(Progress(request_id, 0, len(request_state.schedule), position + 1, round(estimate.finish, 3)))
 
-    def stepped(self, rows: list[Row], seconds_left: Callable[[str], float | None]) -> None:
-        """Rows have had a step; a request is as far as its slowest one."""
+    def report_progress(self, rows: list[Row], seconds_left: Callable[[str], float | None]) -> None:
+        """Emits the progress of requests whose rows have had a step: that of each request's slowest row."""
         slowest: dict[str, Row] = {}
         for row in rows:
             slowest[row.request.id] = min(slowest.get(row.request.id, row), row, key=lambda r: r.step)
         for request_id, row in slowest.items():
             self.emit(Progress(request_id, row.step, len(row.schedule), 0, seconds_left(request_id)))
 
-    def settle(self, request: Request, index: int, result: bytes | EngineError, decode_ms: float = 0.0) -> None:
-        """One image is done or failed; with the last one the request is finished."""
-        ongoing = self.ongoing[request.id]
+    def finish_image(self, request: Request, index: int, result: bytes | EngineError, decode_ms: float = 0.0) -> None:
+        """Emits one image, or its failure; after the last one the request is finished."""
+        request_state = self.requests[request.id]
         if isinstance(result, EngineError):
-            self.tally(request).failures += 1
+            self.counters_of(request).failures += 1
             self.emit(ImageFailed(request.id, index, result))
         else:
-            self.tally(request).images += 1
+            self.counters_of(request).images += 1
             self.emit(_image_done(request, index, result))
-        if ongoing.settled(decode_ms):
-            self.close(request.id)
-            timings = ongoing.timings()
-            self.phases[self._account(request)].finished(timings)
+        if request_state.finish_image(decode_ms):
+            self.forget(request.id)
+            timings = request_state.timings()
+            self.phases[self._counters_key(request)].record(timings)
             self.emit(Finished(request.id, timings))
 
-    def _account(self, request: Request) -> str:
-        return request.model if self._knows(request.model) else ""
+    def _counters_key(self, request: Request) -> str:
+        return request.model if self._is_known(request.model) else ""
 
 
 def _image_done(request: Request, index: int, data: bytes) -> ImageDone:

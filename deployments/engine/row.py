@@ -1,4 +1,4 @@
-"""The rows that a request becomes. All state of an image in the making lives on its `Row`."""
+"""Rows and tickets: an image being made, with all its state, and an image's claim to a place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Image `index` of `request` waits for a place, or has one; `due` is when nothing may go before it any more."""
+    """The claim of image `index` of `request` to a place. From `due` on (the queue's clock) nothing may overtake it."""
 
     request: Request
     index: int
@@ -29,13 +29,12 @@ class Ticket:
 class Row:
     """One image being made.
 
-    `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs, the newest outputs, and the newest answer of the
-    sampler; its meaning is `latents.py`'s. `negative` is None for a row without classifier-free guidance. `step` counts
-    finished evaluations. `noise` is what the step in progress drew, kept so that a step which is tried again does not
-    draw twice. `due` is the queue's, kept for the case that it has to make way; `restarted` says that it was not
-    finite once and has begun anew. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is
-    what an inpainting checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale,
-    for a UNet that is told it.
+    `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs and outputs, and the sampler's newest answer, as laid
+    out in `latents.py`. `negative` is None for a row without classifier-free guidance. `step` counts finished
+    evaluations. `noise` is what the current step drew, kept so that retrying the step does not draw again. `due` is the
+    queue's, kept in case the row is preempted; `was_restarted` says that the image was not finite once and began again.
+    `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting checkpoint
+    sees beside the latents instead. `guidance` is the embedding of the guidance scale, for a UNet that takes it.
     """
 
     request: Request
@@ -51,29 +50,29 @@ class Row:
     guidance: torch.Tensor | None = field(default=None, repr=False)
     step: int = 0
     due: float = 0.0
-    restarted: bool = False
+    was_restarted: bool = False
     noise: torch.Tensor | None = field(default=None, repr=False)
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.step >= len(self.schedule)
 
     @property
     def ticket(self) -> Ticket:
-        """Its place in the queue's eyes."""
+        """The ticket that the row was admitted with."""
         return Ticket(self.request, self.index, self.due)
 
     @property
     def bytes(self) -> int:
-        """What is held for it between steps, besides its prompts, which others may share."""
+        """Bytes held for the row between steps, without its prompts, which other rows may share."""
         held = [self.state, self.channels, *(control.hint for control in self.controls)]
         if self.blend is not None:
             held += [self.blend.image, self.blend.noise, self.blend.mask]
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
-    def previews_now(self) -> bool:
-        """Whether a preview is due after the step just finished: the request's number of them, evenly spread."""
+    def is_preview_due(self) -> bool:
+        """Returns True if a preview is due after the step just finished: previews are spread evenly over the steps."""
         wanted, steps = self.request.previews, len(self.schedule)
-        if not wanted or self.done:
+        if not wanted or self.is_done:
             return False
         return self.step * (wanted + 1) // steps > (self.step - 1) * (wanted + 1) // steps

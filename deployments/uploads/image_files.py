@@ -1,4 +1,4 @@
-"""Picture files in: what may come, checked from the header before anything is decoded, and plain RGB out of it."""
+"""Decodes uploaded image files to plain RGB; they are checked by their headers before anything is decoded."""
 
 import io
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from PIL import Image, ImageFile, ImageOps
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit
-from deployments.uploads.file_chunks import has_too_many_chunks, pixels_only
+from deployments.uploads.file_chunks import has_too_many_chunks, strip_metadata
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 MIN_SIDE: Final = 16
 MAX_SIDE: Final = 8192
 MAX_PIXELS: Final = 4096 * 4096
 
-# Sixteen bits a channel are scaled, not cut off; Pillow's own conversion would clip them to white.
-_DEEP: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+# Pillow's modes with more than 8 bits a channel. They are scaled: its own conversion would clip them to white.
+_HIGH_DEPTH_MODES: Final = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a file says of itself, read without decoding it. Width and height are those after EXIF rotation."""
+    """A file's header, read without decoding it. Width and height are those after EXIF rotation."""
 
     format: str
     width: int
@@ -30,8 +30,11 @@ class ImageHeader:
 
 
 def read_header(data: bytes, field: str) -> ImageHeader:
-    """What `data` is. Raises InvalidParameter, naming `field`, for all that `decode` would not take."""
-    with _opened(data, field) as image:
+    """Reads the header of `data`.
+
+    Raises InvalidParameter, naming `field`, for everything that `decode` would refuse.
+    """
+    with _open(data, field) as image:
         width, height = image.size
         if _orientation(image) in _ON_ITS_SIDE:
             width, height = height, width
@@ -39,56 +42,56 @@ def read_header(data: bytes, field: str) -> ImageHeader:
 
 
 def decode(data: bytes, field: str) -> Image.Image:
-    """The picture in `data` as RGB, upright. What is transparent becomes white. Raises InvalidParameter."""
-    return over_white(decode_layer(data, field))
+    """Decodes the image in `data` as upright RGB; transparency becomes white. Raises InvalidParameter."""
+    return composite_over_white(decode_layer(data, field))
 
 
 def decode_layer(data: bytes, field: str) -> Image.Image:
-    """The picture in `data` upright, as RGB, or as RGBA where it has transparency. Raises InvalidParameter."""
-    with _opened(data, field) as image:
+    """Decodes the image in `data` upright, as RGB, or as RGBA if it has transparency. Raises InvalidParameter."""
+    with _open(data, field) as image:
         try:
             image.load()
             _scale_transparent_colour(image, data)
             return to_layer(image)
-        except Exception as error:  # a decoder may raise anything on a broken file, and leave a picture that is none
+        except Exception as error:  # a decoder may raise anything on a broken file, and leave an unusable image
             raise InvalidParameter(field, "is broken or cut off: it cannot be decoded") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as upright RGB [0, 255]: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
-    return over_white(to_layer(image))
+    """Converts an image to upright RGB: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
+    return composite_over_white(to_layer(image))
 
 
 def to_layer(image: Image.Image) -> Image.Image:
-    """As `to_rgb`, but RGBA where it has transparency, of whatever kind: a channel, a palette's or one colour."""
-    turn = _UPRIGHT.get(_orientation(image))
-    image = image if turn is None else image.transpose(turn)
+    """Converts as `to_rgb` does, but to RGBA if the image has transparency: a channel, a palette's or one colour."""
+    transposition = _UPRIGHT.get(_orientation(image))
+    image = image if transposition is None else image.transpose(transposition)
     transparent = image.info.get("transparency")
-    if image.mode in ("1", "L", *_DEEP) and isinstance(transparent, int):
+    if image.mode in ("1", "L", *_HIGH_DEPTH_MODES) and isinstance(transparent, int):
         # Pillow's own conversion forgets the colour of sixteen bits.
         visible = np.asarray(image.convert("L") if image.mode == "1" else image) != transparent
-        image = (_shallow(image) if image.mode in _DEEP else image).convert("RGB")
+        image = (_scale_to_8_bits(image) if image.mode in _HIGH_DEPTH_MODES else image).convert("RGB")
         image.putalpha(Image.fromarray(np.where(visible, 255, 0).astype(np.uint8)))
         return image
-    if image.mode in _DEEP:
-        image = _shallow(image)
+    if image.mode in _HIGH_DEPTH_MODES:
+        image = _scale_to_8_bits(image)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def over_white(layer: Image.Image) -> Image.Image:
-    """A picture of `to_layer` as RGB, on white paper."""
-    return over(layer, "white")
+def composite_over_white(layer: Image.Image) -> Image.Image:
+    """Composites an image of `to_layer` over white, as RGB."""
+    return composite_over(layer, "white")
 
 
-def over(layer: Image.Image, colour: str) -> Image.Image:
-    """A picture of `to_layer` as RGB, on paper of that colour."""
+def composite_over(layer: Image.Image, colour: str) -> Image.Image:
+    """Composites an image of `to_layer` over a colour, as RGB."""
     if layer.mode == "RGB":
         return layer
     return Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB")
 
 
 def resize(image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
-    """`image` at exactly `width` x `height` pixels, except for `fit`.
+    """Resizes `image` to exactly `width` x `height` pixels, except for `fit`.
 
     `cover` fills it and crops the middle, `pad` keeps everything and fills up with the border's colours, `stretch`
     distorts, `fit` keeps everything and stays within, so that one side may be shorter.
@@ -103,7 +106,7 @@ def resize(image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"
     scale = min(width / image.width, height / image.height)
     shrunk = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     inside = image.resize(shrunk, Image.Resampling.LANCZOS)
-    return inside if fit == "fit" else _extended(inside, width, height)
+    return inside if fit == "fit" else _extend(inside, width, height)
 
 
 _ORIENTATION: Final = 0x0112
@@ -120,10 +123,10 @@ _UPRIGHT: Final = {
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's figure, 1 to 8; 1, upright, where there is none or none that can be read.
+    """Returns EXIF's orientation, 1 to 8; 1, upright, if there is none or it cannot be read.
 
-    Asked of the base class: a PNG's own `getexif` decodes the whole picture to look for EXIF behind it. Pillow's
-    `exif_transpose` would also write the EXIF anew, and fail on what real telephones put there.
+    Read through the base class: a PNG's own `getexif` decodes the whole image to look for EXIF behind it. Pillow's
+    `exif_transpose` would also rewrite the EXIF, and fail on what real phones put there.
     """
     try:
         found = Image.Image.getexif(image).get(_ORIENTATION, 1)
@@ -132,17 +135,17 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _opened(data: bytes, field: str) -> ImageFile.ImageFile:
+def _open(data: bytes, field: str) -> ImageFile.ImageFile:
     if has_too_many_chunks(data):
         raise InvalidParameter(field, "has too many chunks or segments; save the picture anew")
     try:
-        image = Image.open(io.BytesIO(pixels_only(data)), formats=FORMATS)
+        image = Image.open(io.BytesIO(strip_metadata(data)), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidParameter(field, _TOO_LARGE) from None
     except Exception as error:  # Pillow's parsers raise far more than UnidentifiedImageError on hostile files
         raise InvalidParameter(field, "must be a PNG, JPEG or WebP picture") from error
     width, height = image.size
-    # A phone's JPEG may carry a second picture for itself, its depth for example; that is no animation.
+    # A phone's JPEG may carry a second image, such as its depth; that is not an animation.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise InvalidParameter(field, "must be one picture, not an animation")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
@@ -156,7 +159,7 @@ _TOO_LARGE: Final = f"must have at most {MAX_SIDE} pixels a side and {MAX_PIXELS
 
 
 def _scale_transparent_colour(image: Image.Image, data: bytes) -> None:
-    """Gives a PNG's one transparent colour as Pillow gives the pixels: of eight bits, whatever the file has."""
+    """Scales a PNG's one transparent colour to 8 bits, as Pillow does with the pixels."""
     found = image.info.get("transparency")
     if image.format != "PNG" or found is None:
         return
@@ -168,18 +171,18 @@ def _scale_transparent_colour(image: Image.Image, data: bytes) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in found)
 
 
-# Its signature, a length, a name, width and height come first.
+# The file's signature, a length, a name, width and height come first.
 _PNG_DEPTH_AT: Final = 24
 _SIXTEEN: Final = 16
 
 
-def _shallow(image: Image.Image) -> Image.Image:
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8), "L")
 
 
-def _extended(image: Image.Image, width: int, height: int) -> Image.Image:
-    """`image` in the middle of a larger canvas, its outermost pixels drawn out to the edges."""
+def _extend(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Puts `image` in the middle of a larger canvas, and extends its outermost pixels to the edges."""
     left, top = (width - image.width) // 2, (height - image.height) // 2
     sides = ((top, height - image.height - top), (left, width - image.width - left), (0, 0))
     return Image.fromarray(np.pad(np.asarray(image), sides, mode="edge"))

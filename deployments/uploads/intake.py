@@ -1,4 +1,4 @@
-"""On a replica: from the files that a request brings to the arrays that the engine takes. No torch."""
+"""Turns a request's uploads into the arrays that the engine takes, on a replica. No torch."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ import numpy as np
 from deployments.annotators.catalogue import Annotators
 from deployments.engine.protocol.errors import EngineError, GenerationFailed, InvalidParameter
 from deployments.engine.protocol.events import Event, Failed
-from deployments.engine.protocol.inputs import Inputs, Mask, Picture, Uploads
+from deployments.engine.protocol.inputs import ImageArray, Inputs, Mask, Uploads
 from deployments.engine.protocol.request import Request
 from deployments.freed_memory import FreedMemory
 from deployments.uploads.image_files import decode, decode_layer, resize
@@ -22,12 +22,12 @@ from deployments.uploads.transparency import hint_of, mask_of
 
 log = logging.getLogger(__name__)
 
-# Each may hold several copies of a picture of 16 million pixels while it works.
+# Each may hold several copies of an image of 16 million pixels while it works.
 _THREADS = 2
 
 
 class Generator(Protocol):
-    """What takes a request whose pictures are ready: an `EngineWorker`."""
+    """Takes a request whose images are ready: an `EngineWorker`."""
 
     def check_room(self, request: Request) -> None: ...
 
@@ -35,21 +35,21 @@ class Generator(Protocol):
 
 
 class Intake:
-    """Decodes what comes with requests, on two threads of its own: a burst of large pictures takes no more memory."""
+    """Decodes requests' uploads on two threads of its own, so that a burst of large images takes no more memory."""
 
     def __init__(self, annotators: Annotators, *, owns_files: bool = False) -> None:
-        """With `owns_files` files are dropped when they have been decoded, since nobody else will want them."""
+        """With `owns_files`, files are dropped once decoded, since nothing else will need them."""
         self._annotators = annotators
         self._owns_files = owns_files
         self._freed = FreedMemory()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-upload")
 
     async def generate(self, worker: Generator, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events. What is wrong with its files refuses it; so does, before that, a full queue."""
+        """Yields the request's events. Bad files fail it; so does, before they are decoded, a full queue."""
         if request.uploads is not None:
             try:
                 worker.check_room(request)
-                request = await self._taken_in(request)
+                request = await self._decode_uploads(request)
             except EngineError as error:
                 yield Failed(request.id, error)
                 return
@@ -62,55 +62,57 @@ class Intake:
                 yield event
 
     def close(self) -> None:
-        """Ends the threads, when they have done what they were given."""
+        """Ends the threads once they have finished their work."""
         self._threads.shutdown(wait=False)
 
-    async def _taken_in(self, request: Request) -> Request:
+    async def _decode_uploads(self, request: Request) -> Request:
         try:
-            taken = await asyncio.get_running_loop().run_in_executor(self._threads, take_in, request, self._annotators)
+            decoded = await asyncio.get_running_loop().run_in_executor(
+                self._threads, decode_uploads, request, self._annotators
+            )
             if self._owns_files and request.uploads is not None:
                 request.uploads.drop()
-            return taken
+            return decoded
         finally:
-            # A small file may have been a large picture.
-            self._freed.soon()
+            # A small file may have been a large image.
+            self._freed.schedule()
 
 
-def take_in(request: Request, annotators: Annotators) -> Request:
-    """`request` with `inputs` in place of its `uploads`, all of its own size.
+def decode_uploads(request: Request, annotators: Annotators) -> Request:
+    """Returns `request` with `inputs` in place of its `uploads`, all of its own size.
 
-    Raises InvalidParameter, and ModelLoadError where an annotator's network cannot be loaded.
+    Raises InvalidParameter, and ModelLoadError if an annotator's network cannot be loaded.
     """
     uploads = request.uploads
     if uploads is None:
         return request
-    # Before anything is decoded: what nobody can make a hint of costs nothing.
+    # Looked up before anything is decoded: a type without an annotator costs nothing.
     makers = [annotators.of(control.type) for control in request.params.controls] if uploads.preprocess else []
     size = (request.bucket.width, request.bucket.height)
     image, mask = None, None
     if uploads.image is not None:
-        image = _picture(uploads.image, uploads.image_field, uploads, size)
+        image = _decode_image(uploads.image, uploads.image_field, uploads, size)
     if uploads.task == "inpaint":
-        mask = _mask(uploads, size)
-    hints = tuple(_hint(hint, uploads, size) for hint in uploads.hints)
+        mask = _decode_mask(uploads, size)
+    hints = tuple(_decode_hint(hint, uploads, size) for hint in uploads.hints)
     if makers:
         hints = tuple(make(hint) for make, hint in zip(makers, hints, strict=True))
     return replace(request, inputs=Inputs(image, mask, hints), uploads=None)
 
 
-def _picture(data: bytes, field: str, uploads: Uploads, size: tuple[int, int]) -> Picture:
+def _decode_image(data: bytes, field: str, uploads: Uploads, size: tuple[int, int]) -> ImageArray:
     return np.asarray(resize(decode(data, field), *size, uploads.fit), dtype=np.uint8)
 
 
-def _hint(data: bytes, uploads: Uploads, size: tuple[int, int]) -> Picture:
-    """A photo that a hint will be made of is a picture like any other."""
+def _decode_hint(data: bytes, uploads: Uploads, size: tuple[int, int]) -> ImageArray:
+    """Decodes a hint; a photo that a hint will be made of is decoded like any other image."""
     if uploads.preprocess:
-        return _picture(data, "control_image", uploads, size)
+        return _decode_image(data, "control_image", uploads, size)
     hint = hint_of(decode_layer(data, "control_image"))
     return np.asarray(resize(hint, *size, uploads.fit), dtype=np.uint8)
 
 
-def _mask(uploads: Uploads, size: tuple[int, int]) -> Mask:
+def _decode_mask(uploads: Uploads, size: tuple[int, int]) -> Mask:
     if uploads.mask is None:
         return np.asarray(create_mask(*size, uploads.mask_type or "center"), dtype=np.uint8)
     drawn = mask_of(decode_layer(uploads.mask, "mask"), uploads.mask_alpha)

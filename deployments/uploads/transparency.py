@@ -1,8 +1,8 @@
-"""What transparency means in a mask and in a hint. In every other picture it is white paper that shows through.
+"""Interprets transparency in masks and hints. In every other image it shows white.
 
-Colours decide in a mask: white is painted anew, black is kept, and what is transparent is kept as well, as if the
-strokes were drawn on black. Where the visible colours say neither, as in a picture with holes, nothing is guessed: the
-caller says which with `mask_alpha`.
+Colours decide in a mask: white is repainted, black is kept, and what is transparent is kept as well, as if the
+strokes were drawn on black. If the visible colours say neither, as in an image with holes, nothing is guessed: the
+caller decides with `mask_alpha`.
 """
 
 from typing import Final
@@ -13,21 +13,21 @@ from PIL import Image
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import MaskAlpha
-from deployments.uploads.image_files import over
+from deployments.uploads.image_files import composite_over
 
-# Pixels along the edge of a stroke are neither.
+# Pixels along the edge of a stroke are neither white nor black.
 _WHITE: Final = 224
 _BLACK: Final = 31
 _EDGES: Final = 0.1
 
 _VISIBLE: Final = 128
 
-# Below it a hint is as black as its ground.
+# Below it a hint is as black as its background.
 _LIGHT: Final = 32
 
 
 def mask_of(layer: Image.Image, meaning: MaskAlpha | None) -> Image.Image:
-    """The mask ("L", 255 where it is painted anew) that a picture of `to_layer` is. Raises InvalidParameter."""
+    """Returns the mask ("L", 255 where it is repainted) in an image of `to_layer`. Raises InvalidParameter."""
     alpha = _alpha(layer)
     if alpha is None:
         if meaning is not None:
@@ -41,12 +41,12 @@ def mask_of(layer: Image.Image, meaning: MaskAlpha | None) -> Image.Image:
             "has transparency, and what is visible of it is not drawn in white, for painted anew, and black, for kept; "
             "say mask_alpha=strokes where what is visible is painted anew, or holes where what is transparent is",
         )
-    return over(layer, "black").convert("L")
+    return composite_over(layer, "black").convert("L")
 
 
 def hint_of(layer: Image.Image) -> Image.Image:
-    """The hint that a picture of `to_layer` is: hints are light on black. Raises InvalidParameter."""
-    hint = over(layer, "black")
+    """Returns the hint in an image of `to_layer`: hints are light on black. Raises InvalidParameter."""
+    hint = composite_over(layer, "black")
     if _alpha(layer) is not None and np.asarray(hint).max() < _LIGHT:
         raise InvalidParameter(
             "control_image",
@@ -56,7 +56,7 @@ def hint_of(layer: Image.Image) -> Image.Image:
 
 
 def _alpha(layer: Image.Image) -> NDArray[np.uint8] | None:
-    """None where nothing is transparent."""
+    """Returns the alpha channel; None if nothing is transparent."""
     if layer.mode != "RGBA":
         return None
     alpha = np.asarray(layer.getchannel("A"), dtype=np.uint8)
@@ -64,7 +64,7 @@ def _alpha(layer: Image.Image) -> NDArray[np.uint8] | None:
 
 
 def _is_drawn_in_white(layer: Image.Image, alpha: NDArray[np.uint8]) -> bool:
-    """Whether the visible pixels have white among them and, but for edges, nothing besides white and black."""
+    """Returns True if the visible pixels include white and, apart from edges, nothing besides white and black."""
     visible = np.asarray(layer)[:, :, :3][alpha >= _VISIBLE]
     if not len(visible):
         return False

@@ -1,7 +1,8 @@
-"""Makes a folder that can be loaded out of pickled weights, or out of a checkpoint in one file: `darkroom convert`.
+"""Converts pickled weights, or a checkpoint in one file, to a folder that can be loaded: `darkroom convert`.
 
-Pickles can hold code. They are opened in a process of its own (`conversion_process.py`), which takes tensors and
-nothing else, whose memory and time are bounded, and which reaches no network. The folder is there whole, or not at all.
+Pickles can hold code. They are opened in a separate process (`conversion_process.py`), which takes tensors and
+nothing else, whose memory and time are bounded, and which reaches no network. The folder is written whole, or not at
+all.
 """
 
 import hashlib
@@ -27,12 +28,12 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS
 
 FILES: Final = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-"""What a checkpoint in one file may be called."""
+"""The suffixes of a checkpoint in one file."""
 
 _COMMIT: Final = 40
 _CHUNK: Final = 1 << 20
 _GIB: Final = 1 << 30
-# The libraries take some of it before anything is loaded; a part is there once as it comes and once as it is checked.
+# The libraries take some of it before anything is loaded; a part is held once as read and once while it is checked.
 _BASE_MEMORY: Final = 6 * _GIB
 _MEMORY_PER_BYTE: Final = 4
 _BASE_SECONDS: Final = 600
@@ -43,7 +44,7 @@ PROVENANCE: Final = "provenance.json"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is said of a file that does not say it itself, as `ModelSpec` has it."""
+    """Settings for a file that does not say them itself, as in `ModelSpec`."""
 
     config: str = ""
     prediction_type: str = ""
@@ -59,27 +60,27 @@ def convert(source: str, folder: Path, revision: str | None, settings: Settings)
         raise ModelLoadError(f"{folder.name!r} is there already; convert into a new folder, or remove that one")
     if not folder.parent.is_dir():
         raise ModelLoadError(f"there is no folder to put {folder.name!r} into")
-    place = _place(source, revision)
-    inputs = {_name(path, place): path for path in _inputs(place)}
-    provenance = _provenance(source, revision, inputs)
-    with _temporary(folder) as target:
+    place = _locate(source, revision)
+    inputs = {_relative_name(path, place): path for path in _list_inputs(place)}
+    provenance = _build_provenance(source, revision, inputs)
+    with _make_temporary(folder) as target:
         job = {
             "source": str(place),
             "target": str(target),
             "config": settings.config and str(Path(settings.config).resolve()),
             "prediction_type": settings.prediction_type,
-            "metadata": {f"darkroom.{key}": _plain(value) for key, value in provenance.items()},
+            "metadata": {f"darkroom.{key}": _to_text(value) for key, value in provenance.items()},
         }
-        _run(job, sum(path.stat().st_size for path in inputs.values()))
+        _run_process(job, sum(path.stat().st_size for path in inputs.values()))
         (target / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
-        (target / "README.md").write_text(_readme(provenance))
+        (target / "README.md").write_text(_build_readme(provenance))
         if folder.exists():
             raise ModelLoadError(f"{folder.name!r} came to be while its files were written")
         target.rename(folder)
 
 
-def _place(source: str, revision: str | None) -> Path:
-    """The folder or file on this machine, fetched first if need be."""
+def _locate(source: str, revision: str | None) -> Path:
+    """Returns the local folder or file, and fetches it if need be."""
     path = Path(source)
     if path.exists():
         if path.is_file() and path.suffix not in FILES:
@@ -95,7 +96,7 @@ def _place(source: str, revision: str | None) -> Path:
         )
     try:
         files = HfApi().list_repo_files(source, revision=revision)
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_wanted(files)))).resolve()
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_select_files(files)))).resolve()
     except (GatedRepoError, RepositoryNotFoundError):
         raise ModelLoadError(f"the hub shows no repository {source!r}; set HF_TOKEN if it is not public") from None
     except RevisionNotFoundError:
@@ -104,18 +105,20 @@ def _place(source: str, revision: str | None) -> Path:
         raise ModelLoadError(f"the hub is out of reach, and {source!r} at that commit is not in the cache") from error
 
 
-def _wanted(files: Iterable[str]) -> Iterator[str]:
-    """Configs, vocabularies, and one kind of weights a folder: safetensors before pickles, full precision first."""
+def _select_files(files: Iterable[str]) -> Iterator[str]:
+    """Yields configs, vocabularies, and one kind of weights per folder: safetensors before pickles, full precision
+    first.
+    """
     folders: dict[str, list[str]] = {}
     for name in files:
         folders.setdefault(str(PurePosixPath(name).parent).removesuffix("."), []).append(name)
     for folder, names in folders.items():
         if folder in ("", *PARTS):
             yield from (name for name in names if name.endswith((".json", ".txt")))
-            yield from _one_kind(names)
+            yield from _select_weights(names)
 
 
-def _one_kind(names: Iterable[str]) -> list[str]:
+def _select_weights(names: Iterable[str]) -> list[str]:
     weights = [name for name in names if PurePosixPath(name).name.startswith(("model", "pytorch_model", "diffusion_"))]
     for ending in (".safetensors", ".bin"):
         kind = [name for name in weights if name.endswith(ending) and ".non_ema." not in name]
@@ -125,7 +128,7 @@ def _one_kind(names: Iterable[str]) -> list[str]:
     return []
 
 
-def _inputs(place: Path) -> list[Path]:
+def _list_inputs(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     folders = [place, *(place / part for part in PARTS)]
@@ -136,11 +139,11 @@ def _inputs(place: Path) -> list[Path]:
     return [path for path in files if path in weights or path.suffix in (".json", ".txt")]
 
 
-def _name(path: Path, place: Path) -> str:
+def _relative_name(path: Path, place: Path) -> str:
     return path.name if place.is_file() else path.relative_to(place).as_posix()
 
 
-def _provenance(source: str, revision: str | None, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def _build_provenance(source: str, revision: str | None, inputs: Mapping[str, Path]) -> dict[str, Any]:
     return {
         "source": Path(source).name if Path(source).exists() else source,
         "revision": revision,
@@ -158,11 +161,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _readme(provenance: Mapping[str, Any]) -> str:
+def _build_readme(provenance: Mapping[str, Any]) -> str:
     revision = f" at {provenance['revision']}" if provenance["revision"] else ""
     return (
         f"# {provenance['source']}{revision}, as safetensors\n\n"
@@ -172,8 +175,8 @@ def _readme(provenance: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _temporary(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder`, on the same file system, gone again unless it was renamed."""
+def _make_temporary(folder: Path) -> Iterator[Path]:
+    """Makes a folder beside `folder`, on the same file system, and removes it unless it was renamed."""
     target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         target.chmod(0o755)
@@ -182,8 +185,8 @@ def _temporary(folder: Path) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
 
 
-def _run(job: Mapping[str, Any], size: int) -> None:
-    """The process that opens the weights, told what to do and bounded by what it is given. Raises ModelLoadError."""
+def _run_process(job: Mapping[str, Any], size: int) -> None:
+    """Runs the process that opens the weights, bounded by their size. Raises ModelLoadError."""
     memory, seconds = _BASE_MEMORY + _MEMORY_PER_BYTE * size, _BASE_SECONDS + _SECONDS_PER_GIB * size // _GIB
     limits = {"memory": memory, "seconds": seconds, "file": 2 * size + _GIB}
     home = Path(job["target"]) / ".process"
@@ -208,28 +211,28 @@ def _run(job: Mapping[str, Any], size: int) -> None:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=seconds)
+        output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         raise ModelLoadError(f"it took longer than {seconds} s, and was ended") from None
     finally:
-        _end(process)
+        _end_process(process)
         shutil.rmtree(home, ignore_errors=True)
-    answer = _answer(said)
+    answer = _parse_answer(output)
     if process.returncode != 0 or "refused" in answer:
         unknown = f"it ended without an answer; it may use {memory / _GIB:.0f} GiB of memory and {seconds} s"
         raise ModelLoadError(answer.get("refused", unknown))
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
+def _end_process(process: "subprocess.Popen[str]") -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
-def _answer(said: str) -> dict[str, str]:
-    """Its last line. What wrote it has read a stranger's file, so that it is not trusted to be an answer."""
+def _parse_answer(output: str) -> dict[str, str]:
+    """Parses the last line. The process has read a stranger's file, so its output is not trusted."""
     try:
-        answer = json.loads(said.splitlines()[-1])
+        answer = json.loads(output.splitlines()[-1])
     except (ValueError, IndexError):
         return {}
     return {key: str(value)[:1000] for key, value in answer.items()} if isinstance(answer, dict) else {}

@@ -1,4 +1,4 @@
-"""The process that opens weights for `darkroom convert`: tensors and nothing else, within bounds, without a network."""
+"""Opens weights for `darkroom convert`, in a process of its own: only tensors, within bounds, without a network."""
 
 import json
 import resource
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from deployments.engine.protocol.errors import ModelLoadError
 
-# What nothing here has a reason for. Loading with `weights_only` runs no code; if it ever does, it meets this.
+# Audit events that nothing here needs. Loading with `weights_only` runs no code; if it ever did, these would stop it.
 _FORBIDDEN: Final = (
     "socket.",
     "subprocess.",
@@ -27,10 +27,10 @@ _FORBIDDEN: Final = (
 
 
 def main() -> None:
-    """Does the job that its argument says, and answers with one line of JSON."""
+    """Does the job in its argument, and prints one line of JSON as the answer."""
     job = json.loads(sys.argv[1])
     _bound(job["limits"])
-    # Heavy, and full of what is forbidden from here on.
+    # Imported first: the imports do what is forbidden from here on.
     from deployments.weights import converted_weights
 
     converted_weights.prepare()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _bound(limits: dict[str, int]) -> None:
-    """Memory and CPU time of this process, and the size of what it writes."""
+    """Bounds memory and CPU time of this process, and the size of the files it writes."""
     for kind, value in (
         (resource.RLIMIT_DATA, limits["memory"]),
         (resource.RLIMIT_CPU, limits["seconds"]),

@@ -1,4 +1,4 @@
-"""Writes the networks of a folder or a file as safetensors, each checked against what its config describes."""
+"""Writes the networks of a folder or a file as safetensors, each checked against its config."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.models.auto import modeling_auto
 
 from deployments.engine.checkpoints.networks import load_network
-from deployments.engine.checkpoints.original_layout import describe
+from deployments.engine.checkpoints.original_layout import describe_file
 from deployments.engine.checkpoints.single_file import (
     FilePart,
     FileScheduler,
@@ -29,7 +29,7 @@ from deployments.engine.device.errors import raise_if_sticky
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS
 
-# By `_class_name` or `architectures` of a config. Nothing that a config names is imported.
+# By `_class_name` or `architectures` of a config. A config's names are looked up here, never imported.
 _NETWORKS: Final[Mapping[str, Any]] = {
     "UNet2DConditionModel": diffusers.UNet2DConditionModel,
     "AutoencoderKL": diffusers.AutoencoderKL,
@@ -45,12 +45,12 @@ _ANNOTATORS: Final = frozenset(
     )
 )
 _INDEX: Final = ".index.json"
-# By which diffusers tells 2.0's and 2.1's base models in the files that they were trained with.
+# By which diffusers recognises the base models of 2.0 and 2.1 in the files of their training.
 _BASE_STEPS: Final = 875_000
 
 
 def prepare() -> None:
-    """Imports what the libraries put off until it is used."""
+    """Imports what the libraries would only import on first use."""
     for name in ("UNet2DConditionModel", "AutoencoderKL", "ControlNetModel"):
         getattr(diffusers, name)
     transformers.CLIPTextModel, transformers.CLIPTokenizer  # noqa: B018
@@ -58,7 +58,8 @@ def prepare() -> None:
 
 
 def write(source: Path, target: Path, metadata: Mapping[str, str], *, config: str, prediction_type: str) -> None:
-    """Into `target`, a folder in diffusers' or transformers' layout, or one of the single network that `source` holds.
+    """Writes a folder in diffusers' or transformers' layout, or one of the single network that `source` holds, to
+    `target`.
 
     Raises ModelLoadError, which says which file or tensor is wrong.
     """
@@ -83,7 +84,7 @@ def _write_folder(part: str, source: Path, target: Path, stamp: Mapping[str, str
         if not part:
             raise ModelLoadError("it has no config.json, so that nothing says which network its weights are")
         return
-    kind = _kind(title, source)
+    kind = _network_class(title, source)
     tensors, half = _read(title, source)
     stem = "diffusion_pytorch_model" if issubclass(kind, diffusers.ModelMixin) else "model"
     path = target / f"{stem}{'.fp16' if half else ''}.safetensors"
@@ -92,8 +93,8 @@ def _write_folder(part: str, source: Path, target: Path, stamp: Mapping[str, str
     _check(title, kind, target, variant="fp16" if half else None)
 
 
-def _kind(title: str, folder: Path) -> Any:
-    """The class of the network that the folder's config names, of those that are known."""
+def _network_class(title: str, folder: Path) -> Any:
+    """Returns the class of the network that the folder's config names, if it is a known one."""
     try:
         config = json.loads((folder / "config.json").read_text())
         name = str(config.get("_class_name") or next(iter(config.get("architectures") or ()), None))
@@ -107,7 +108,7 @@ def _kind(title: str, folder: Path) -> Any:
 
 
 def _read(title: str, folder: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of the folder's weights, whole precision first, and whether there was half precision only."""
+    """Returns the tensors of the folder's weights, full precision first, and whether there was half precision only."""
     for ending in (".safetensors", ".bin"):
         files = [path for path in sorted(folder.glob(f"*{ending}")) if ".non_ema." not in path.name]
         full = [path for path in files if ".fp16" not in path.name]
@@ -115,13 +116,13 @@ def _read(title: str, folder: Path) -> tuple[dict[str, Tensor], bool]:
             tensors: dict[str, Tensor] = {}
             for path in full or files:
                 tensors |= load_file(path) if ending == ".safetensors" else load_pickle(title, path)
-            return _apart(tensors), not full
+            return _separate(tensors), not full
     raise ModelLoadError(f"{title}: it has config.json and no weights beside it")
 
 
 def load_pickle(title: str, path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled file, by name. Raises ModelLoadError where it holds anything that is none."""
-    return _tensors(title, path, _load(title, path))
+    """Returns the tensors of a pickled file, by name. Raises ModelLoadError if it holds anything else."""
+    return _extract_tensors(title, path, _load(title, path))
 
 
 def _load(title: str, path: Path) -> Any:
@@ -138,7 +139,7 @@ def _load(title: str, path: Path) -> Any:
         raise ModelLoadError(f"{title}: {path.name!r} is broken, cut off, or no file of torch's") from None
 
 
-def _tensors(title: str, path: Path, found: Any) -> dict[str, Tensor]:
+def _extract_tensors(title: str, path: Path, found: Any) -> dict[str, Tensor]:
     while isinstance(found, dict) and "state_dict" in found:
         found = found["state_dict"]
     if not isinstance(found, dict):
@@ -149,8 +150,8 @@ def _tensors(title: str, path: Path, found: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each with memory of its own, as safetensors keep them. One that is larger than its file has it is a trap."""
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives each tensor memory of its own, as safetensors need. Refuses tensors that claim more than their bytes."""
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ModelLoadError(f"the tensor {name[:100]!r} is no plain tensor of numbers")
@@ -160,25 +161,25 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check(title: str, kind: Any, folder: Path, variant: str | None) -> None:
-    """Loads what was written as it will be served. Raises ModelLoadError unless every tensor has its place."""
+    """Loads the written folder as it will be served. Raises ModelLoadError unless every tensor has its place."""
     load_network(title, title, folder, kind, torch.float32, torch.device("cpu"), half=variant is not None)
 
 
 def _write_file(source: Path, target: Path, stamp: Mapping[str, str], config: str, prediction_type: str) -> None:
-    """A checkpoint in the original layout becomes a folder in diffusers'."""
+    """Converts a checkpoint in the original layout to a folder in diffusers'."""
     path = source
     if source.suffix != ".safetensors":
         found = _load("it", source)
         if not prediction_type and isinstance(found, dict) and found.get("global_step") == _BASE_STEPS:
             prediction_type = "epsilon"
         path = target / source.with_suffix(".safetensors").name
-        save_file(_apart(_tensors("it", source, found)), path)
+        save_file(_separate(_extract_tensors("it", source, found)), path)
         del found
-    file = describe("it", path, config=config, prediction_type=prediction_type)
+    file = describe_file("it", path, config=config, prediction_type=prediction_type)
     for name, part in parts_of("it", file).items():
         _write_part(name, part, target / name, stamp)
     inpaints = file.configs["unet"]["in_channels"] != file.configs["vae"]["latent_channels"]
-    index = _index(file.configs["scheduler"]["_class_name"], inpaints=inpaints)
+    index = _build_index(file.configs["scheduler"]["_class_name"], inpaints=inpaints)
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if path != source:
         path.unlink()
@@ -208,7 +209,7 @@ def _write_part(
     _check(name, kind, target, variant=None)
 
 
-def _index(scheduler: str, *, inpaints: bool) -> dict[str, Any]:
+def _build_index(scheduler: str, *, inpaints: bool) -> dict[str, Any]:
     return {
         "_class_name": f"StableDiffusion{'Inpaint' if inpaints else ''}Pipeline",
         "_diffusers_version": diffusers.__version__,

@@ -1,4 +1,4 @@
-"""Brings the files of models to this machine, before anything is started."""
+"""Fetches the files of models to this machine, before anything is started."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,14 +27,14 @@ def fetch(
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Into the hub's cache (`HF_HUB_CACHE`); what is there already is not fetched again. No device is needed.
+    """Fetches files into the hub's cache (`HF_HUB_CACHE`), except those already there. No device is needed.
 
-    What cannot be had is tried `attempts` times, with pauses that double. Raises ModelLoadError.
+    Every download is tried `attempts` times, with pauses that double. Raises ModelLoadError.
     """
-    for name, bring in _everything(models, annotators):
+    for name, download in _list_downloads(models, annotators):
         for attempt in range(1, attempts + 1):
             try:
-                bring()
+                download()
                 break
             except ModelLoadError as error:
                 if attempt == attempts:
@@ -45,7 +45,7 @@ def fetch(
         say(f"{name} is here")
 
 
-def _everything(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, Callable[[], None]]]:
+def _list_downloads(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, Callable[[], None]]]:
     for spec, device, dtype in models:
         yield f"model {spec.name!r}", partial(fetch_model, spec, pick_dtype(dtype, torch.device(device)))
     for kind, annotator in annotators.items():

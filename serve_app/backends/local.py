@@ -15,7 +15,7 @@ from deployments.engine.protocol.errors import EngineError, EngineStopped, Model
 from deployments.engine.protocol.events import Event, Failed
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.registry import check_source, clashes, with_known_size
+from deployments.registry import check_source, find_clashes, with_known_size
 from deployments.uploads.intake import Intake
 from serve_app.backends.protocol import BackendReport
 
@@ -35,8 +35,10 @@ class LocalBackend:
         annotators: AnnotatorSpecs = NO_NETWORKS,
     ) -> None:
         """`annotators` make hints from photos. Raises ModelLoadError where a model's folder does not say what it is."""
-        if not specs or clashes(specs):
-            raise ValueError(f"a name per model is needed, each used once: {', '.join(clashes(specs)) or 'no models'}")
+        if not specs or find_clashes(specs):
+            raise ValueError(
+                f"a name per model is needed, each used once: {', '.join(find_clashes(specs)) or 'no models'}"
+            )
         self._models = tuple(with_known_size(spec) for spec in specs)
         self.annotators = Annotators(annotators, config.device)
         self._config = config

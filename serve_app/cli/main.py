@@ -68,7 +68,7 @@ def fetch(
 ) -> None:
     """Bring the files of all its models to this machine, into the hub's cache. Exit codes as `serve`."""
     # Imported here because it is slow, and only this needs it.
-    from deployments.weights import fetching, lookup
+    from deployments.weights import fetching, hub_check
 
     settings = _read_config(config)
     hosted = [
@@ -77,7 +77,7 @@ def fetch(
         for spec in settings.specs_of(deployment)
     ]
     if check:
-        answers = list(_print_answers(lookup.look_up(hosted, settings.annotators.specs())))
+        answers = list(_print_answers(hub_check.check_hub(hosted, settings.annotators.specs())))
         if wrong := answers.count(False):
             raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return

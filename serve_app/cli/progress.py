@@ -90,7 +90,7 @@ def create_local_service(config: AppConfig, model: str | None) -> DiffusionServi
     """Creates a service in this process with that model only, set up as in `config`. Raises EngineError."""
     specs = [(deployment, spec) for deployment in config.deployments for spec in config.specs_of(deployment)]
     for deployment, spec in specs:
-        if model is None or spec.answers_to(model):
+        if model is None or spec.has_name(model):
             options = deployment.engine_config().options
             return DiffusionService(models=[spec], annotators=config.annotators.specs(), **options)
     known = [name for _, spec in specs for name in (spec.name, *spec.aliases)]

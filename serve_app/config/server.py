@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
-from deployments.registry import clashes, known_models
+from deployments.registry import find_clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.errors import ConfigError, describe_errors, suggest
@@ -113,7 +113,7 @@ class AppConfig(Strict):
         ):
             if doubled := sorted({name for name in names if names.count(name) > 1}):
                 raise PydanticCustomError("duplicate", "{text}", {"text": f"{place}: the name {doubled[0]!r} is taken"})
-        if doubled := clashes([spec for deployment in self.deployments for spec in self.specs_of(deployment)]):
+        if doubled := find_clashes([spec for deployment in self.deployments for spec in self.specs_of(deployment)]):
             text = f"deployments: more than one hosted model answers to {doubled[0]!r}"
             raise PydanticCustomError("duplicate", "{text}", {"text": text})
         return self

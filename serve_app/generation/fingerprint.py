@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deployments.engine.protocol.inputs import Mask, Picture
+from deployments.engine.protocol.inputs import ImageArray, Mask
 from deployments.engine.protocol.numerics import NUMERICS_VERSION
 from deployments.engine.protocol.params import SERVICE_FIELDS
 from deployments.engine.protocol.request import Request
@@ -99,8 +99,8 @@ def _source_of(part: Any) -> list[str | None]:
     return [as_part(part).source, as_part(part).revision]
 
 
-def _hash_array(picture: Picture | Mask | None) -> list[Any] | None:
-    return None if picture is None else [list(picture.shape), hash_of(picture.tobytes())]
+def _hash_array(image: ImageArray | Mask | None) -> list[Any] | None:
+    return None if image is None else [list(image.shape), hash_of(image.tobytes())]
 
 
 def _hash_file(content: bytes | None) -> str | None:

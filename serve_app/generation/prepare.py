@@ -43,7 +43,7 @@ def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
     if name is None:
         return models[0]
     for spec in models:
-        if spec.answers_to(name):
+        if spec.has_name(name):
             return spec
     raise UnknownModel("model_name", f"there is no such model; {_suggest_model(name, models)}")
 

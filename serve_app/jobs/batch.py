@@ -17,7 +17,7 @@ from typing import Final
 from deployments.engine.protocol.errors import Cancelled, DeadlineExceeded, EngineError, Overloaded
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.protocol.request import part_of
+from deployments.engine.protocol.request import part_name
 from serve_app.backends.cancellation import CancelSignal
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
@@ -79,7 +79,9 @@ class Batch:
         prepared: dict[GenerationParams, Prepared] = {}
         for index, params in self._params.items():
             try:
-                ready = await self._service.prepare(params, request_id=part_of(self._name, index), tenant=self._tenant)
+                ready = await self._service.prepare(
+                    params, request_id=part_name(self._name, index), tenant=self._tenant
+                )
             except EngineError as error:
                 self._progress_of[index] = 1.0
                 yield index, error

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.annotators.spec import sources
+from deployments.annotators.spec import network_sources
 from deployments.engine.protocol.spec import sources_of
 from deployments.pins import convert_command
 from serve_app.config.server import AppConfig
@@ -128,7 +128,7 @@ def _check_pins(config: AppConfig) -> Iterator[str]:
     """Checks weights: what comes from the hub must be a commit with safetensors. Folders are their owner's concern."""
     found = [spec for deployment in config.deployments for spec in config.specs_of(deployment)]
     parts = [part for spec in found for part in sources_of(spec)]
-    parts += [part for annotator in config.annotators.specs().values() for part in sources(annotator).values()]
+    parts += [part for annotator in config.annotators.specs().values() for part in network_sources(annotator).values()]
     loose = {part.source for part in parts if part.revision is None and not Path(part.source).is_absolute()}
     pickled = {part.source: command for part in parts if (command := convert_command(part.source, part.revision))}
     for source, command in sorted(pickled.items()):

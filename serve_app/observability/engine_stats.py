@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from deployments.engine.protocol.counters import Counters, total
-from deployments.engine.protocol.latencies import PHASES, Durations, Histogram, Phase, together
+from deployments.engine.protocol.counters import Counters, sum_counters
+from deployments.engine.protocol.latencies import PHASES, Durations, Histogram, Phase, merge_durations
 from deployments.engine.protocol.report import EngineReport, ModelReport
 
 _PERCENTS = (50, 90, 99)
@@ -53,9 +53,9 @@ def _by_model(engines: list[EngineReport]) -> dict[str, list[ModelReport]]:
 
 def _merge(parts: list[ModelReport]) -> ModelReport:
     durations: dict[Phase, Durations] = {
-        phase: together(part.durations[phase] for part in parts if phase in part.durations) for phase in PHASES
+        phase: merge_durations(part.durations[phase] for part in parts if phase in part.durations) for phase in PHASES
     }
-    return ModelReport(total(part.counters for part in parts), durations)
+    return ModelReport(sum_counters(part.counters for part in parts), durations)
 
 
 def _figures_of(model: ModelReport) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _figures_of(model: ModelReport) -> dict[str, Any]:
 
 def _counters(counters: Counters) -> dict[str, Any]:
     sizes = {str(rows): calls for rows, calls in sorted(counters.batch_sizes.items())}
-    return {**counters.numbers(), "denoise_seconds": round(counters.denoise_seconds, 3), "batch_sizes": sizes}
+    return {**counters.as_dict(), "denoise_seconds": round(counters.denoise_seconds, 3), "batch_sizes": sizes}
 
 
 def _engine_report(engine: EngineReport) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from deployments.engine.protocol.errors import Cancelled
 from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, ImageFailed
-from deployments.engine.protocol.latencies import Durations, Recorder, together
+from deployments.engine.protocol.latencies import Durations, Recorder, merge_durations
 from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
 from serve_app.observability.engine_stats import windows_ms
 
@@ -75,7 +75,7 @@ class Statistics:
             "refusals": dict(refusals),
             "images": self._images[ImageDone],
             "failures": self._images[ImageFailed],
-            "latency_ms": windows_ms(together(self._durations().values())),
+            "latency_ms": windows_ms(merge_durations(self._durations().values())),
         }
 
     def samples(self) -> Iterator[Sample]:

@@ -7,7 +7,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.replica_port import stay_on_loopback
+from deployments.replica_port import bind_to_loopback
 from serve_app.backends.ray_serve import RayBackend
 
 
@@ -21,7 +21,7 @@ class Ingress:
         handles: Sequence[DeploymentHandle],
         specs: Sequence[tuple[ModelSpec, ...]],
     ) -> None:
-        stay_on_loopback()
+        bind_to_loopback()
         self._backends = [RayBackend(handle, hosted) for handle, hosted in zip(handles, specs, strict=True)]
         self._create_api = create_api
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics: named as Prometheus wants them, and told without loss."""
+"""Prometheus metrics: named as Prometheus wants them, and published without loss."""
 
 import re
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""The deployment class as a plain object: no Ray, and a worker that only writes down what it is told."""
+"""The deployment class as a plain object: no Ray, and a worker that only records its calls."""
 
 import asyncio
 import io
@@ -32,7 +32,7 @@ class FakeWorker:
     def __init__(self, events: Sequence[Event]) -> None:
         self.events = events
         self.aborted: list[str] = []
-        self.alive = True
+        self.is_alive = True
         self.stopped = False
         self.closed = 0
         self.worked = 7.0
@@ -117,7 +117,7 @@ async def test_a_replica_keeps_no_files(replica: ModelReplica, worker: FakeWorke
 
 async def test_a_loop_that_hangs_is_not_healthy(replica: ModelReplica, worker: FakeWorker) -> None:
     await replica.check_health()
-    worker.alive = False
+    worker.is_alive = False
     with pytest.raises(RuntimeError, match="no progress"):
         await replica.check_health()
 
@@ -156,7 +156,7 @@ def breaks(_):
 async def serves():
     config = EngineConfig(device="cpu", dtype="float32", max_rows=2, queue_limit=8, threads=1)
     replica = ModelReplica([ModelSpec("tiny", sys.argv[1])], config)
-    replica._worker._tell(breaks)
+    replica._worker._send(breaks)
     await asyncio.sleep(60)
 
 asyncio.run(serves())

@@ -9,8 +9,8 @@ import pytest
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part, sources_of
-from deployments.pins import PINS, pinned
-from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, check_source, clashes, known_models
+from deployments.pins import PINS, pin_part
+from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, check_source, find_clashes, known_models
 
 EVERY = (*DEMO_MODELS, *MODELS)
 
@@ -20,12 +20,12 @@ def test_every_row_is_reachable_by_its_own_name() -> None:
 
 
 def test_no_two_real_models_answer_to_one_name() -> None:
-    assert clashes(MODELS) == []
+    assert find_clashes(MODELS) == []
 
 
 def test_the_demo_family_answers_to_the_names_of_the_guide() -> None:
     for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", "sd15", "sd21", "sd15-inpaint"):
-        assert any(spec.answers_to(name) for spec in DEMO_MODELS)
+        assert any(spec.has_name(name) for spec in DEMO_MODELS)
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.name)
@@ -63,7 +63,7 @@ def test_every_pin_says_how_well_it_is_known() -> None:
 def test_pickled_weights_are_taken_once_they_are_a_folder_or_another_commit(tmp_path: Path) -> None:
     row = known_models()["sd15"]
     source = "lllyasviel/control_v11f1e_sd15_tile"
-    pickled = dataclasses.replace(row, controlnets={"tile": pinned(source, "")})
+    pickled = dataclasses.replace(row, controlnets={"tile": pin_part(source, "")})
     with pytest.raises(ModelLoadError, match=f"`darkroom convert {source} FOLDER --revision {PINS[source].revision}`"):
         check_source(pickled)
     check_source(dataclasses.replace(row, controlnets={"tile": str(tmp_path)}))
@@ -82,7 +82,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_clashes_sees_aliases() -> None:
     one, two = ModelSpec("one", "a", aliases=("x",)), ModelSpec("x", "b", aliases=("y",))
-    assert clashes([one, two]) == ["x"]
+    assert find_clashes([one, two]) == ["x"]
 
 
 def test_a_controlnet_without_a_commit_is_refused_too() -> None:

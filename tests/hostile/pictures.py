@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.deployments.uploads.test_image_files import file_of, gradient, png_claiming, turned
+from tests.deployments.uploads.test_image_files import file_of, gradient, png_claiming, turn
 from tests.hostile.rows import DIFFUSION, IMAGE_DOOR, Headers, Row, said
 from tests.hostile.wire import request
 from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, FORMS, field, file, part
@@ -181,7 +181,7 @@ UNUSUAL: Final = (
     shown("a palette with holes", file_of(gradient().convert("P"), transparency=3), 200),
     shown("16 bits", file_of(Image.fromarray(np.full((64, 64), 0x8080, dtype=np.uint16))), 200),
     shown("transparent", file_of(gradient().convert("RGBA")), 200),
-    shown("on its side", turned(6), 200),
+    shown("on its side", turn(6), 200),
     shown("EXIF of nonsense", file_of(gradient(), "JPEG", exif=b"SECRET!!"), 200),
     shown("EXIF with a place on earth", file_of(gradient(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0SECRET"), 200),
 )

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from deployments.serve_log import SERVES
+from deployments.serve_log import SERVE_LOGGER
 from serve_app.api.application import create_api
 from serve_app.observability.logs import LOGGERS
 from serve_app.service import DiffusionService
@@ -16,7 +16,7 @@ from tests.serve_app.fakes import FakeBackend, http
 @pytest.fixture(autouse=True)
 def loggers_as_before() -> Iterator[None]:
     """They are the process' own, and whatever serves sets them up."""
-    loggers = [logging.getLogger(name) for name in (*LOGGERS, SERVES, "py.warnings")]
+    loggers = [logging.getLogger(name) for name in (*LOGGERS, SERVE_LOGGER, "py.warnings")]
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
     yield
     logging.captureWarnings(False)

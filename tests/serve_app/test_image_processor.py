@@ -13,7 +13,7 @@ from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.palette import ADE20K
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from serve_app import DiffusionService, ImageProcessor
 from tests.serve_app.fakes import FakeBackend
@@ -70,7 +70,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[AnnotatorSpec]:
     return loaded
 
 
-def as_it_is(picture: Picture) -> Picture:
+def as_it_is(picture: ImageArray) -> ImageArray:
     return picture
 
 

@@ -1,6 +1,6 @@
 """Makes CLIP's own tokenizer, whose merges come with the code: single-file checkpoints have none.
 
-Its vocabulary follows from the merges: the bytes, the bytes at a word's end, what each merge makes, and two special
+Its vocabulary follows from the merges: the bytes, the bytes at a word's end, the result of each merge, and two special
 tokens.
 """
 
@@ -16,9 +16,9 @@ END: Final = "<|endoftext|>"
 _MERGES: Final = Path(__file__).parent / "clip_vocabulary" / "merges.txt"
 
 
-def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
-    """A new tokenizer with CLIP's 49,408 tokens, which fills prompts up to 77 with `pad_token`."""
-    vocabulary, merges = _vocabulary()
+def build_clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+    """Makes a new tokenizer with CLIP's 49,408 tokens, which pads prompts up to 77 with `pad_token`."""
+    vocabulary, merges = _read_vocabulary()
     return CLIPTokenizer(
         vocab=dict(vocabulary),
         merges=list(merges),
@@ -31,7 +31,7 @@ def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
 
 
 @cache
-def _vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+def _read_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
     lines = _MERGES.read_text(encoding="utf-8").splitlines()[1:]
     merges = tuple((first, second) for first, second in (line.split(" ") for line in lines))
     letters = _byte_letters()
@@ -40,6 +40,8 @@ def _vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
 
 
 def _byte_letters() -> list[str]:
-    """The 256 characters that stand for bytes, in CLIP's order: those that can be seen first (Radford et al., 2019)."""
+    """Returns the 256 characters that stand for bytes, in CLIP's order: the printable ones first (Radford et al.,
+    2019).
+    """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(byte) for byte in shown] + [chr(256 + index) for index in range(256 - len(shown))]

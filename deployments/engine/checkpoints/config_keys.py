@@ -1,6 +1,6 @@
-"""Every key of the configs that are served, and what of it: one row each.
+"""The rules for every key of a network's config: one row each.
 
-A test holds each table against the class that reads the config, so that a key of a new version cannot slip through.
+A test compares each table with the class that reads the config, so that no key of a new version goes unnoticed.
 """
 
 import math
@@ -163,4 +163,4 @@ NETWORKS: Final[Mapping[str, ConfigRules]] = MappingProxyType(
         "CLIPTextModel": TEXT_ENCODER,
     }
 )
-"""By the class that reads them."""
+"""The rules, by the class that reads the config."""

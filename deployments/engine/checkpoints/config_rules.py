@@ -1,4 +1,4 @@
-"""What a network's config.json may say: rules by key, and the check that names the key. The rows: `config_keys.py`."""
+"""Checks a network's config.json, key by key; errors name the key. The rows are in `config_keys.py`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,7 +12,9 @@ _SHOWN: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class ConfigRule:
-    """`served` says for people which values are, `why` why others are refused; `fits` decides."""
+    """A rule for one key: `fits` decides, `served` says for people which values are served, `why` why others are
+    refused.
+    """
 
     served: str
     fits: Callable[[Any], bool]
@@ -20,21 +22,21 @@ class ConfigRule:
 
 
 ConfigRules = Mapping[str, ConfigRule]
-"""By the key of the config."""
+"""Rules by the key of the config."""
 
 
 def anything(how: str = "any") -> ConfigRule:
-    """Whatever it says: diffusers' or transformers' own class does it, or the pipelines take no notice of it."""
+    """Allows every value: diffusers' or transformers' own class handles it, or the pipelines ignore it."""
     return ConfigRule(how, lambda _: True)
 
 
 def only(*values: Any, why: str) -> ConfigRule:
-    """One of `values`."""
+    """Allows one of `values`."""
     return ConfigRule(" or ".join(f"`{json.dumps(value)}`" for value in values), lambda value: value in values, why)
 
 
 def each_of(*values: Any, why: str) -> ConfigRule:
-    """A list of `values`."""
+    """Allows a list of `values`."""
     return ConfigRule(
         "a list of " + ", ".join(f"`{value}`" for value in values),
         lambda value: isinstance(value, list | tuple) and all(each in values for each in value),
@@ -54,7 +56,7 @@ def check_config(title: str, config: Mapping[str, Any], rules: ConfigRules) -> N
 
 
 def check_class(title: str, config: Mapping[str, Any], kind: str) -> None:
-    """Raises ModelLoadError where `config` is that of another class than `kind`, in diffusers' words or transformers'.
+    """Raises ModelLoadError if `config` is that of another class than `kind`, in diffusers' terms or transformers'.
 
     Either library would load it as what it is asked to, and leave out what it does not know.
     """

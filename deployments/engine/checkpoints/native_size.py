@@ -1,4 +1,4 @@
-"""Reads from a model's own files whether it is a single file, and the size that it was trained for. No torch."""
+"""Reads a model's own files: what single file it is, if any, and the size that it was trained for. No torch."""
 
 import logging
 import re
@@ -8,9 +8,9 @@ from math import isqrt
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.file_integrity import read_config
 from deployments.engine.checkpoints.original_configs import VAE
-from deployments.engine.checkpoints.original_layout import SingleFile, describe
+from deployments.engine.checkpoints.original_layout import SingleFile, describe_file
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec, as_part
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 _LEAST: Final = 64
 
 
-def single_file(spec: ModelSpec) -> SingleFile | None:
-    """What the file is that `spec` comes from; None where it comes from elsewhere.
+def describe_single_file(spec: ModelSpec) -> SingleFile | None:
+    """Describes the single file that `spec` comes from; None if it comes from elsewhere.
 
     Raises ModelLoadError for a file that is not served, and for settings that only files have.
     """
     title, path = f"model {spec.name!r}", Path(spec.source)
     if path.is_file():
-        return describe(title, path, config=spec.config, prediction_type=spec.prediction_type, others=spec.parts)
+        return describe_file(title, path, config=spec.config, prediction_type=spec.prediction_type, others=spec.parts)
     for setting in ("config", "prediction_type"):
         if spec.config if setting == "config" else spec.prediction_type:
             raise ModelLoadError(f"{title}: `{setting}` is for a `source` that is one file; folders have their own")
@@ -34,24 +34,25 @@ def single_file(spec: ModelSpec) -> SingleFile | None:
 
 
 def with_native_size(spec: ModelSpec) -> ModelSpec:
-    """`spec` with its native size known: UNet sample size times the VAE's downscaling, from the folders' own configs.
+    """Returns `spec` with its native size: the UNet's sample size times the VAE's downscaling, from the folders' own
+    configs.
 
-    Raises ValueError where the size is not given and the folders are not local, ModelLoadError where they do not say
-    it, or not legibly.
+    Raises ValueError if the size is not given and the folders are not local, ModelLoadError if their configs do not
+    give it, or cannot be read.
     """
     if spec.native_size:
         return spec
-    unet, vae = _config(spec, "unet"), _config(spec, "vae")
+    unet, vae = _read_part_config(spec, "unet"), _read_part_config(spec, "vae")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    height, width = (factor * side for side in _sample_size(f"model {spec.name!r}", unet))
+    height, width = (factor * side for side in _read_sample_size(f"model {spec.name!r}", unet))
     shape = None if height == width else (height, width)
     return replace(spec, native_size=isqrt(height * width), native_shape=shape)
 
 
-def _sample_size(title: str, unet: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width in latents, as diffusers' pipelines understand a UNet's config.
+def _read_sample_size(title: str, unet: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns height and width in latents, as diffusers' pipelines understand a UNet's config.
 
-    Before diffusers 0.9.0 configs said less than 64 where they meant 64; its pipelines correct that.
+    Before diffusers 0.9.0 configs said less than 64 and meant 64; its pipelines correct that.
     """
     match unet.get("sample_size"):
         case int(side) if side > 0 and not isinstance(side, bool):
@@ -68,15 +69,15 @@ def _sample_size(title: str, unet: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _is_old(title: str, version: Any) -> bool:
-    """Whether `version` of diffusers is before 0.9.0."""
+    """Returns True if `version` of diffusers is before 0.9.0."""
     numbers = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
     if numbers is None:
         raise ModelLoadError(f"{title}: `_diffusers_version` in its unet/config.json is no version; give `native_size`")
     return (int(numbers[1]), int(numbers[2])) < (0, 9)
 
 
-def _config(spec: ModelSpec, part: str) -> Mapping[str, Any]:
-    if part not in spec.parts and (file := single_file(spec)) is not None:
+def _read_part_config(spec: ModelSpec, part: str) -> Mapping[str, Any]:
+    if part not in spec.parts and (file := describe_single_file(spec)) is not None:
         return file.configs[part]
     if part in spec.parts and Path(as_part(spec.parts[part]).source).is_file():
         return VAE  # no other part can be a file of its own

@@ -1,4 +1,4 @@
-"""Networks of diffusers' and transformers', loaded from safetensors whole or not at all."""
+"""Loads networks of diffusers' and transformers' from safetensors, whole or not at all."""
 
 import logging
 import re
@@ -12,29 +12,29 @@ from torch import nn
 
 from deployments.engine.checkpoints.config_keys import ANY_NETWORK, NETWORKS
 from deployments.engine.checkpoints.config_rules import check_class, check_config
-from deployments.engine.checkpoints.intact import read_config
-from deployments.engine.checkpoints.reading import reading_weights
+from deployments.engine.checkpoints.file_integrity import read_config
+from deployments.engine.checkpoints.library_loading import load_exclusively
 from deployments.engine.checkpoints.weight_files import (
     DIFFUSERS,
     TRANSFORMERS,
     check_weights,
     choose_weights,
-    first,
-    no_weights,
+    list_first,
+    missing_weights_error,
 )
 from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky
 from deployments.engine.protocol.errors import ModelLoadError
 
 log = logging.getLogger(__name__)
 
-# What older versions saved although it is computed, or only counts training steps.
+# Saved by older versions, although it is computed, or only counts training steps.
 _HARMLESS: Final = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 
 
 def load_network(
     title: str, source: str, folder: Path, kind: Any, dtype: torch.dtype, device: torch.device, *, half: bool
 ) -> Any:
-    """The network in `folder`, an instance of `kind`, ready to answer in `dtype` on `device`.
+    """Loads the network in `folder` as an instance of `kind`, ready to run in `dtype` on `device`.
 
     `kind` is a class of diffusers' or transformers', or one of transformers' Auto classes; `half` says which files are
     wanted. The libraries would fill what is missing with random numbers and only warn. Raises ModelLoadError, which
@@ -48,9 +48,9 @@ def load_network(
     names = [path.name for path in folder.iterdir()]
     files = choose_weights(names, half=half, stem=DIFFUSERS if _is_diffusers(kind) else TRANSFORMERS)
     if files is None:
-        raise no_weights(title, source, names)
+        raise missing_weights_error(title, source, names)
     check_weights(title, folder, files)
-    if files.half and not half:
+    if files.is_half and not half:
         log.info("%s has %s weights only; they are upcast to %s", title, files.variant, _name(dtype))
     network = _from_pretrained(title, folder, kind, files.variant, dtype).to(device).eval().requires_grad_(False)
     check_finite(title, network, dtype)
@@ -61,14 +61,14 @@ def _from_pretrained(title: str, folder: Path, kind: Any, variant: str | None, d
     # transformers has renamed the argument, diffusers has not.
     precision = {"torch_dtype" if _is_diffusers(kind) else "dtype": dtype}
     try:
-        with reading_weights():
+        with load_exclusively():
             network, found = kind.from_pretrained(
                 folder,
                 use_safetensors=True,
                 local_files_only=True,
                 variant=variant,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are told, too, and refused with their names
+                ignore_mismatched_sizes=True,  # they are reported, and refused by name below
                 **precision,
             )
     except Exception as error:  # the libraries raise all sorts on configs that they cannot make a network of
@@ -81,29 +81,29 @@ def _from_pretrained(title: str, folder: Path, kind: Any, variant: str | None, d
     _check_found(title, type(network).__name__, found)
     empty = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
     if empty:
-        raise ModelLoadError(f"{title} lacks weights that a {type(network).__name__} needs: {first(empty)}")
+        raise ModelLoadError(f"{title} lacks weights that a {type(network).__name__} needs: {list_first(empty)}")
     return network
 
 
 def _check_found(title: str, kind: str, found: Mapping[str, Any]) -> None:
-    told = {
+    faults = {
         f"lacks weights that a {kind} needs": found["missing_keys"],
         "has weights of another shape than its config.json says": [key for key, *_ in found["mismatched_keys"]],
-        f"has weights that a {kind} does not know": _unless_harmless(found["unexpected_keys"]),
+        f"has weights that a {kind} does not know": _drop_harmless(found["unexpected_keys"]),
     }
-    wrong = [f"{what} ({first(keys)})" for what, keys in told.items() if keys]
+    wrong = [f"{what} ({list_first(keys)})" for what, keys in faults.items() if keys]
     if wrong:
         raise ModelLoadError(
             f"{title} {', and '.join(wrong)}; bring the whole checkpoint of one, as its own `save_pretrained` writes it"
         )
 
 
-def _unless_harmless(keys: Iterable[str]) -> list[str]:
+def _drop_harmless(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if not _HARMLESS.search(key)]
 
 
 def check_finite(title: str, network: nn.Module, dtype: torch.dtype) -> None:
-    """Raises ModelLoadError, which begins with `title`, where weights of `network` are not finite in `dtype`."""
+    """Raises ModelLoadError, which begins with `title`, if weights of `network` are not finite in `dtype`."""
     broken = [
         name
         for name, tensor in network.state_dict().items()
@@ -111,8 +111,8 @@ def check_finite(title: str, network: nn.Module, dtype: torch.dtype) -> None:
     ]
     if broken:
         raise ModelLoadError(
-            f"{title} has weights that are not finite in {_name(dtype)} ({first(broken)}); the checkpoint is broken, "
-            "or holds numbers that only a wider dtype can: set `dtype` to float32, or bring another"
+            f"{title} has weights that are not finite in {_name(dtype)} ({list_first(broken)}); the checkpoint is "
+            "broken, or holds numbers that only a wider dtype can: set `dtype` to float32, or bring another"
         )
 
 

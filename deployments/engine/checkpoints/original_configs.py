@@ -1,4 +1,4 @@
-"""The configs of the models whose checkpoints come as one file, as diffusers' folders of them have them. No torch."""
+"""The configs of models whose checkpoints come as one file, as in diffusers' folders of them. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,23 +89,28 @@ _SCHEDULER: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What a file's keys and shapes say: which Stable Diffusion, and whether its UNet sees a mask and a picture."""
+    """A file's model, told by its keys and shapes: the Stable Diffusion version, and whether its UNet sees mask and
+    image.
+    """
 
     version: Literal[1, 2]
     inpainting: bool
 
     @property
     def title(self) -> str:
-        """As people call it."""
+        """The name that people use."""
         return f"Stable Diffusion {self.version}.x" + (" inpainting" if self.inpainting else "")
 
     @property
     def pad_token(self) -> str:
-        """What prompts are filled up with: OpenCLIP's text encoder was trained with token 0."""
+        """The token that pads prompts: OpenCLIP's text encoder was trained with token 0."""
         return "<|endoftext|>" if self.version == 1 else "!"
 
     def configs(self, prediction_type: PredictionType) -> Mapping[str, Mapping[str, Any]]:
-        """The config of each part but the tokenizer, which has none. 2.1 at 768 pixels is what predicts v."""
+        """Returns the config of each part but the tokenizer, which has none.
+
+        2.1 at 768 pixels is the one that predicts v.
+        """
         large = self.version == 2 and prediction_type == "v_prediction"
         unet: dict[str, Any] = {
             **(_UNET_1 if self.version == 1 else _UNET_2),

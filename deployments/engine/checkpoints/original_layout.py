@@ -1,7 +1,7 @@
-"""Says which model a single file in the original (CompVis) layout is, and which configs describe it. No torch.
+"""Identifies the model of a single file in the original (CompVis) layout, and the configs that describe it. No torch.
 
-Other models that come as one file are refused by what they are. Where the keys leave something open, the file is not
-guessed at: its configuration must say it.
+Other models that come as one file are refused, and named. If the keys leave something open, nothing is guessed: the
+configuration must state it.
 """
 
 import json
@@ -21,7 +21,7 @@ OPEN_CLIP: Final = "cond_stage_model.model."
 _OLD_CLIP: Final = "cond_stage_model.transformer."
 _FIRST: Final = f"{UNET}input_blocks.0.0.weight"
 
-# By a key that only they have, in the order in which diffusers looks (its `infer_diffusers_model_type`).
+# By a key that only they have, in the order of diffusers' `infer_diffusers_model_type`.
 OTHERS: Final[tuple[tuple[str, str], ...]] = (
     ("edm_mean", "Playground 2.5, a Stable Diffusion XL"),
     ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", "a Stable Diffusion XL"),
@@ -44,15 +44,16 @@ OTHERS: Final[tuple[tuple[str, str], ...]] = (
 )
 _LORA: Final = ("lora_unet_", "lora_te", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".hada_w1", ".lokr_w1")
 OTHER_CHANNELS: Final = {5: "depth-to-image, which sees depth", 7: "an upscaler", 8: "InstructPix2Pix"}
-# What some trainers leave in files whose schedule is not the original one. diffusers does not look at them.
+# Marks that some trainers leave in files whose schedule is not the original one. diffusers ignores them.
 _MARKS: Final = ("v_pred", "ztsnr")
 _SAID: Final = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
 @dataclass(frozen=True, slots=True)
 class SingleFile:
-    """A checkpoint in one file: its header, and what is known of it. `configs` has an entry for each part but the
-    tokenizer; `pad_token` is the tokenizer's.
+    """A checkpoint in one file: its header, and what is known of it.
+
+    `configs` has an entry for each part but the tokenizer; `pad_token` is the tokenizer's.
     """
 
     path: Path
@@ -62,12 +63,13 @@ class SingleFile:
     config_folder: Path | None
 
 
-def describe(title: str, path: Path, *, config: str, prediction_type: str, others: Iterable[str] = ()) -> SingleFile:
-    """What the file at `path` is. Raises ModelLoadError, which begins with `title`, where that is none that is served.
+def describe_file(
+    title: str, path: Path, *, config: str, prediction_type: str, others: Iterable[str] = ()
+) -> SingleFile:
+    """Describes the file at `path`. Raises ModelLoadError, which begins with `title`, if it is not one that is served.
 
-    `config` is a folder in diffusers' layout whose configs describe it, "" where it is a plain Stable Diffusion 1.x or
-    2.x; `prediction_type` is what to take where it is not the file's own; `others` are the parts that do not come from
-    the file.
+    `config` is a folder in diffusers' layout whose configs describe it, "" for a plain Stable Diffusion 1.x or 2.x;
+    `prediction_type` replaces the file's own; `others` are the parts that do not come from the file.
     """
     header = read_header(title, path)
     missing = set(others)
@@ -79,8 +81,8 @@ def describe(title: str, path: Path, *, config: str, prediction_type: str, other
     if config:
         folder = Path(config)
         return SingleFile(path, header, _read_configs(title, folder, prediction_type, missing), "", folder)
-    family = _family(title, path, header)
-    predicted = _predicted(title, path, header, family, prediction_type, told="scheduler" in missing)
+    family = _detect_family(title, path, header)
+    predicted = _prediction_type(title, path, header, family, prediction_type, has_scheduler="scheduler" in missing)
     return SingleFile(path, header, family.configs(predicted), family.pad_token, None)
 
 
@@ -111,7 +113,7 @@ def _check_text_encoder(title: str, path: Path, header: SafetensorsHeader) -> No
     raise ModelLoadError(f"{title}: {path.name!r} {what}; give one under `parts: text_encoder`")
 
 
-def _family(title: str, path: Path, header: SafetensorsHeader) -> Family:
+def _detect_family(title: str, path: Path, header: SafetensorsHeader) -> Family:
     channels = header.tensors[_FIRST].shape[1]
     if channels not in (4, 9):
         what = OTHER_CHANNELS.get(channels, f"a UNet of {channels} input channels")
@@ -131,13 +133,13 @@ def _family(title: str, path: Path, header: SafetensorsHeader) -> Family:
     )
 
 
-def _predicted(
-    title: str, path: Path, header: SafetensorsHeader, family: Family, given: str, *, told: bool
+def _prediction_type(
+    title: str, path: Path, header: SafetensorsHeader, family: Family, given: str, *, has_scheduler: bool
 ) -> PredictionType:
     if given:
         return cast(PredictionType, given)
     marks = [mark for mark in _MARKS if mark in header.tensors]
-    if marks and not told:
+    if marks and not has_scheduler:
         raise ModelLoadError(
             f"{title}: {path.name!r} has the mark `{marks[0]}`, so its schedule is not the original one; set "
             "`prediction_type`, or give a scheduler's folder under `parts: scheduler`"

@@ -1,11 +1,11 @@
-"""A checkpoint's model_index.json: what kind of pipeline it is, and of which classes its parts are. No torch."""
+"""Checks a checkpoint's model_index.json: the kind of pipeline, and the classes of its parts. No torch."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.file_integrity import read_config
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import INDEX
 
@@ -21,7 +21,7 @@ PIPELINES: Final = (
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
 )
-"""Those whose UNet, VAE, text encoder and tokenizer `StableDiffusionPipeline` takes for its own."""
+"""Those whose UNet, VAE, text encoder and tokenizer `StableDiffusionPipeline` can use."""
 
 CLASSES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -31,13 +31,13 @@ CLASSES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "tokenizer": ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast"),
     }
 )
-"""Of which classes each part may be. The scheduler is read by itself; entries beside these make no picture."""
+"""The classes that each part may have. The scheduler is read separately; entries besides these do not affect images."""
 
 
 def check_pipeline(title: str, root: Path, parts: Iterable[str]) -> None:
-    """Raises ModelLoadError where `root` is another kind of pipeline, or one of its own `parts` another kind of part.
+    """Raises ModelLoadError if `root` is another kind of pipeline, or one of its own `parts` another kind of part.
 
-    A folder without the file is taken for its parts.
+    A folder without the file is taken to consist of its parts.
     """
     if not (root / INDEX).exists():
         return

@@ -1,4 +1,4 @@
-"""Reads what a safetensors file holds, without the tensors: its header is JSON at its start. No torch."""
+"""Reads a safetensors file's header, without its tensors: it is JSON at the file's start. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.engine.checkpoints.intact import check_intact
+from deployments.engine.checkpoints.file_integrity import check_intact
 from deployments.engine.protocol.errors import ModelLoadError
 
 _LARGEST: Final = 100_000_000
@@ -16,7 +16,9 @@ _LENGTH: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Its precision as safetensors calls it (F32, F16, BF16, ...), its shape, and where its bytes are in the file."""
+    """A tensor's precision as safetensors calls it (F32, F16, BF16, ...), its shape, and where its bytes are in the
+    file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -26,14 +28,17 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """The tensors by their names, and what the file says of itself."""
+    """The tensors by name, and the file's metadata."""
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
 
 
 def read_header(title: str, path: Path) -> SafetensorsHeader:
-    """The header of `path`. Raises ModelLoadError, which begins with `title`, where it is not whole, or none."""
+    """Returns the header of `path`.
+
+    Raises ModelLoadError, which begins with `title`, if the file is not whole or not valid.
+    """
     check_intact(title, path)
     size = path.stat().st_size
     broken = ModelLoadError(f"{title}: {path.name} is not a safetensors file; bring it again from where it came")
@@ -45,7 +50,7 @@ def read_header(title: str, path: Path) -> SafetensorsHeader:
     if len(raw) < length:
         raise ModelLoadError(f"{title}: {path.name} is cut off; bring it again from where it came")
     try:
-        header = _parsed(json.loads(raw), _LENGTH + length)
+        header = _parse(json.loads(raw), _LENGTH + length)
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
         raise broken from None
     _check_size(title, path, size, max((tensor.end for tensor in header.tensors.values()), default=_LENGTH + length))
@@ -63,7 +68,7 @@ def _check_size(title: str, path: Path, size: int, end: int) -> None:
         raise ModelLoadError(f"{title}: {path.name} has {size - end:,} bytes too many; bring it again")
 
 
-def _parsed(entries: Mapping[str, Any], base: int) -> SafetensorsHeader:
+def _parse(entries: Mapping[str, Any], base: int) -> SafetensorsHeader:
     tensors = {
         name: Tensor(entry["dtype"], tuple(entry["shape"]), *(base + offset for offset in entry["data_offsets"]))
         for name, entry in entries.items()

@@ -1,4 +1,4 @@
-"""Loads the parts of a checkpoint that is one file, by diffusers' own conversion, if every tensor has its place."""
+"""Loads the parts of a checkpoint in one file with diffusers' own conversion, if every tensor has its place."""
 
 import hashlib
 import json
@@ -20,24 +20,24 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from deployments.engine.checkpoints.clip_tokenizer import clip_tokenizer
+from deployments.engine.checkpoints.clip_tokenizer import build_clip_tokenizer
 from deployments.engine.checkpoints.original_configs import VAE
 from deployments.engine.checkpoints.original_layout import CLIP, OPEN_CLIP, UNET, VAE_PREFIXES, SingleFile
 from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from deployments.engine.checkpoints.vocabulary import load_tokenizer
-from deployments.engine.checkpoints.weight_files import first
+from deployments.engine.checkpoints.weight_files import list_first
 from deployments.engine.protocol.errors import ModelLoadError
 
 _CHUNK: Final = 1 << 20
-# What a VAE's file may hold beside its networks: what it was trained with.
+# The networks of a VAE's file; the rest, such as a loss, was only for its training.
 _VAE_NETWORKS: Final = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-# A buffer that counts up; some files have it, some not, and nobody reads it.
+# A buffer that only counts up: some files have it, some do not, and nothing reads it.
 _POSITIONS: Final = "position_ids"
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """A part of a model inside a file. `config` is what its folder in diffusers' layout would say."""
+    """A part of a model inside a file. `config` is what its folder in diffusers' layout would hold."""
 
     title: str
     path: Path
@@ -47,12 +47,12 @@ class FilePart:
 
     @property
     def names(self) -> list[str]:
-        """Its tensors."""
+        """The names of its tensors."""
         return sorted(name for name in self.header.tensors if name.startswith(self.prefixes))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that all its tensors fit into."""
+        """The precision that holds all its tensors."""
         kinds = {self.header.tensors[name].dtype for name in self.names}
         if kinds <= {"BF16"}:
             return torch.bfloat16
@@ -61,7 +61,7 @@ class FilePart:
 
 @dataclass(frozen=True)
 class FileTokenizer:
-    """The tokenizer of a file, which has none of its own: the one in `folder`, or CLIP's, padding with `pad_token`."""
+    """The tokenizer for a file, which has none of its own: the one in `folder`, or CLIP's, padding with `pad_token`."""
 
     folder: Path | None
     pad_token: str
@@ -69,13 +69,13 @@ class FileTokenizer:
 
 @dataclass(frozen=True)
 class FileScheduler:
-    """The scheduler config of a file, which has none of its own."""
+    """The scheduler config for a file, which has none of its own."""
 
     config: Mapping[str, Any]
 
 
 def parts_of(title: str, file: SingleFile) -> dict[str, FilePart | FileTokenizer | FileScheduler]:
-    """Where each part of the checkpoint `file` is."""
+    """Locates each part of the checkpoint `file`."""
     prefixes = {"unet": (UNET,), "vae": VAE_PREFIXES, "text_encoder": (CLIP, OPEN_CLIP)}
     tokenizer = file.config_folder and file.config_folder / "tokenizer"
     return {
@@ -89,8 +89,8 @@ def parts_of(title: str, file: SingleFile) -> dict[str, FilePart | FileTokenizer
     }
 
 
-def vae_file(title: str, path: Path) -> FilePart:
-    """A VAE that is one file, in the original layout with or without a prefix. Raises ModelLoadError."""
+def describe_vae_file(title: str, path: Path) -> FilePart:
+    """Describes a VAE in one file, in the original layout with or without a prefix. Raises ModelLoadError."""
     header = read_header(title, path)
     for prefixes in (*((prefix,) for prefix in VAE_PREFIXES), ("",)):
         if any(name.startswith(f"{prefixes[0]}encoder.down.0.") for name in header.tensors):
@@ -101,16 +101,16 @@ def vae_file(title: str, path: Path) -> FilePart:
 
 
 def load_file_part(kind: type, part: FilePart, dtype: torch.dtype) -> Any:
-    """The network of class `kind` that `part` holds, in `dtype`, on the CPU.
+    """Loads the network of class `kind` that `part` holds, in `dtype`, on the CPU.
 
     Raises ModelLoadError, which names the first tensors that are missing, of another shape, or without a place.
     """
-    network = _empty(kind, part.config)
+    network = _build_empty(kind, part.config)
     with safe_open(part.path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in part.names}
     if kind is AutoencoderKL:
-        tensors = _networks_of_vae(part, tensors)
-    converted = _converted(kind, network, part, tensors)
+        tensors = _select_vae_networks(part, tensors)
+    converted = _convert(kind, network, part, tensors)
     _check(part, network.state_dict(), converted)
     # Copied, so that the file may be replaced while the model runs.
     network.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in converted.items()}, assign=True)
@@ -118,14 +118,14 @@ def load_file_part(kind: type, part: FilePart, dtype: torch.dtype) -> Any:
 
 
 def load_file_tokenizer(title: str, tokenizer: FileTokenizer) -> Any:
-    """The CLIP tokenizer that goes with the file. Raises ModelLoadError, which begins with `title`."""
+    """Loads the CLIP tokenizer that goes with the file. Raises ModelLoadError, which begins with `title`."""
     if tokenizer.folder is not None:
         return load_tokenizer(title, tokenizer.folder)
-    return clip_tokenizer(tokenizer.pad_token)
+    return build_clip_tokenizer(tokenizer.pad_token)
 
 
 def file_fingerprint(part: FilePart | FileScheduler) -> str:
-    """What tells two parts apart: their configs and weights, to the byte."""
+    """Returns a digest of a part's config and weights, which identifies the part."""
     digest = hashlib.sha256(json.dumps(part.config, sort_keys=True).encode())
     if isinstance(part, FileScheduler):
         return digest.hexdigest()
@@ -141,8 +141,8 @@ def file_fingerprint(part: FilePart | FileScheduler) -> str:
     return digest.hexdigest()
 
 
-def _empty(kind: Any, config: Mapping[str, Any]) -> nn.Module:
-    """The network that `config` describes, without memory for its weights."""
+def _build_empty(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    """Builds the network that `config` describes, without memory for its weights."""
     with init_empty_weights():
         network: nn.Module = (
             kind(CLIPTextConfig.from_dict(dict(config))) if kind is CLIPTextModel else kind.from_config(dict(config))
@@ -150,8 +150,8 @@ def _empty(kind: Any, config: Mapping[str, Any]) -> nn.Module:
     return network.eval()
 
 
-def _networks_of_vae(part: FilePart, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under the one prefix that its conversion takes off, and without what the VAE was trained with."""
+def _select_vae_networks(part: FilePart, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Selects the VAE's networks, under the one prefix that its conversion removes."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         prefix = next(prefix for prefix in part.prefixes if name.startswith(prefix))
@@ -161,33 +161,35 @@ def _networks_of_vae(part: FilePart, tensors: Mapping[str, Tensor]) -> dict[str,
     return found
 
 
-def _converted(kind: type, network: Any, part: FilePart, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _convert(kind: type, network: Any, part: FilePart, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
-        converted = _conversion(kind, network, part)(tensors)
+        converted = _converter_for(kind, network, part)(tensors)
     except (KeyError, AttributeError, IndexError, TypeError, RuntimeError):
         raise ModelLoadError(f"{part.title}: {part.path.name!r} does not have the tensors of this network") from None
     placed = {tensor.data_ptr() for tensor in converted.values()}
-    # Slices and copies have other addresses: those conversions take every tensor that they know, and leave others.
-    loose = [
+    # Slices and copies have other addresses, so reshaped tensors cannot be checked this way.
+    unplaced = [
         name
         for name, tensor in tensors.items()
-        if tensor.data_ptr() not in placed and not name.endswith(_POSITIONS) and not _reshaped(name)
+        if tensor.data_ptr() not in placed and not name.endswith(_POSITIONS) and not _is_reshaped(name)
     ]
-    if loose:
-        raise ModelLoadError(f"{part.title}: {part.path.name!r} has tensors that have no place in it: {first(loose)}")
+    if unplaced:
+        raise ModelLoadError(
+            f"{part.title}: {part.path.name!r} has tensors that have no place in it: {list_first(unplaced)}"
+        )
     return {name: tensor for name, tensor in converted.items() if not name.endswith(_POSITIONS)}
 
 
-def _conversion(kind: type, network: Any, part: FilePart) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def _converter_for(kind: type, network: Any, part: FilePart) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     config = dict(part.config)
     if kind is UNet2DConditionModel:
         return lambda tensors: dict(convert_ldm_unet_checkpoint(tensors, {**network.config, **config}))
     if kind is AutoencoderKL:
         return lambda tensors: dict(convert_ldm_vae_checkpoint(tensors, {**network.config, **config}))
-    return lambda tensors: _text_encoder(network, tensors)
+    return lambda tensors: _convert_text_encoder(network, tensors)
 
 
-def _text_encoder(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _convert_text_encoder(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith(CLIP) for name in tensors):
         found = convert_ldm_clip_checkpoint(tensors)
     else:
@@ -199,8 +201,8 @@ def _text_encoder(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return {name.removeprefix("text_model."): tensor for name, tensor in found.items()}
 
 
-def _reshaped(name: str) -> bool:
-    """Whether a conversion cuts or turns this tensor; those of OpenCLIP, whose last layer nobody uses."""
+def _is_reshaped(name: str) -> bool:
+    """Returns True if a conversion slices or transposes this tensor, as with OpenCLIP's, whose last layer is unused."""
     return name.startswith(OPEN_CLIP)
 
 
@@ -217,7 +219,7 @@ def _check(part: FilePart, expected: Mapping[str, Tensor], found: Mapping[str, T
     }
     for what, names in faults.items():
         if names:
-            raise ModelLoadError(f"{part.title}: {part.path.name!r} {what} {first(names)}")
+            raise ModelLoadError(f"{part.title}: {part.path.name!r} {what} {list_first(names)}")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The tokenizer of a model: loaded, and held against the text encoder that it belongs to."""
+"""Loads a model's tokenizer, and checks that it fits the text encoder."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from transformers import CLIPTokenizer
 
-from deployments.engine.checkpoints.intact import check_intact, read_config
+from deployments.engine.checkpoints.file_integrity import check_intact, read_config
 from deployments.engine.protocol.errors import ModelLoadError
 
 _CLASSES: Final = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -22,14 +22,17 @@ _FILES: Final = (
     "added_tokens.json",
 )
 _FEWEST: Final = 0.9
-# By convention: special tokens, and places that are kept for some. No merge makes them.
+# By convention: special tokens, and ids reserved for some. No merge makes them.
 _RESERVED: Final = re.compile(r"<[^<>]+>")
 _SPECIAL: Final = ("bos", "eos", "pad", "unk")
 _PROBES: Final = ("", "a", "a picture " * 100)
 
 
 def load_tokenizer(title: str, folder: Path) -> Any:
-    """The CLIP tokenizer in `folder`. Raises ModelLoadError, which begins with `title`, where files are not whole."""
+    """Loads the CLIP tokenizer in `folder`.
+
+    Raises ModelLoadError, which begins with `title`, if files are incomplete.
+    """
     have = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if "tokenizer.json" not in have:
         missing = sorted({"vocab.json", "merges.txt"} - have)
@@ -52,7 +55,7 @@ def load_tokenizer(title: str, folder: Path) -> Any:
 
 
 def check_vocabulary(title: str, tokenizer: Any, config: Any) -> None:
-    """Raises ModelLoadError where prompts would mean something else, or nothing, to the text encoder of `config`."""
+    """Raises ModelLoadError if prompts would mean something else, or nothing, to the text encoder of `config`."""
     for name in _SPECIAL:
         if getattr(tokenizer, f"{name}_token_id") is None:
             raise ModelLoadError(f"{title} has no {name}_token; name it in its tokenizer_config.json")
@@ -73,14 +76,16 @@ def check_vocabulary(title: str, tokenizer: Any, config: Any) -> None:
     _check_wrapping(title, tokenizer)
 
 
-def own_tokens(tokenizer: Any) -> Mapping[str, int]:
-    """The tokens that were added to CLIP's, by textual inversion or DreamBooth: not start, end, padding and unknown."""
+def added_tokens_of(tokenizer: Any) -> Mapping[str, int]:
+    """Returns the tokens that textual inversion or DreamBooth added to CLIP's: not start, end, padding and unknown."""
     special = {getattr(tokenizer, f"{name}_token") for name in _SPECIAL}
     return {token: index for token, index in tokenizer.get_added_vocab().items() if token not in special}
 
 
 def _check_words(title: str, tokenizer: Any) -> None:
-    """Every byte can be spelt, and every word be put together from letters: else texts become unknown, or letters."""
+    """Checks that every byte can be spelt, and every word built from letters: otherwise texts become unknown, or
+    letters.
+    """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     words, merges = model["vocab"], model["merges"]
     letters = {word for word in words if len(word.removesuffix(_WORD_END)) == 1}
@@ -109,7 +114,7 @@ def _check_length(title: str, tokenizer: Any, positions: int) -> None:
 
 
 def _check_wrapping(title: str, tokenizer: Any) -> None:
-    """diffusers wraps a prompt with the tokenizer's own rule; the engine does it by hand, and must come to the same."""
+    """Checks that the engine's wrapping of a prompt, done by hand, equals the tokenizer's own, which diffusers uses."""
     longest = tokenizer.model_max_length
     for text in _PROBES:
         theirs = tokenizer(text, padding="max_length", max_length=longest, truncation=True).input_ids

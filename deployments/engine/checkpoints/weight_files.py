@@ -1,4 +1,4 @@
-"""Which files hold a network's weights, and whether they are whole. No torch.
+"""Chooses and checks the files that hold a network's weights. No torch.
 
 diffusers and transformers read `STEM.safetensors`, or `STEM.safetensors.index.json` and the shards that it lists; a
 variant stands before the last ending: `STEM.fp16.safetensors`, `STEM.safetensors.index.fp16.json`.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.file_integrity import read_config
 from deployments.engine.checkpoints.safetensors_header import Tensor, read_header
 from deployments.engine.protocol.errors import ModelLoadError
 
@@ -18,13 +18,13 @@ SUFFIX: Final = ".safetensors"
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 HALVES: Final = ("fp16", "bf16")
-"""The variants in half precision. Others, such as `ema` and `non_ema`, are other weights, and never chosen."""
+"""The variants in half precision. Others, such as `ema` and `non_ema`, are different weights, and never chosen."""
 
 DIFFUSERS: Final = "diffusion_pytorch_model"
 TRANSFORMERS: Final = "model"
 _STEM: Final = f"(?:{DIFFUSERS}|{TRANSFORMERS})"
 _VARIANT: Final = r"(?:\.(?P<{}>\w+))?"
-# A variant stands before the shard's number, or, as older versions of diffusers wrote it, behind.
+# A variant stands before the shard's number or, as older versions of diffusers wrote it, after it.
 _WEIGHTS: Final = re.compile(
     _STEM
     + _VARIANT.format("before")
@@ -41,14 +41,14 @@ _FLOATING: Final = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The files of one `variant`: one with all weights, or an index with its shards; both where a folder has both."""
+    """The files of one `variant`: one with all weights, or an index with its shards; both if a folder has both."""
 
     variant: str | None
     names: tuple[str, ...]
 
     @property
-    def half(self) -> bool:
-        """Whether their name says that they are in half precision."""
+    def is_half(self) -> bool:
+        """True if their name says that they are in half precision."""
         return self.variant in HALVES
 
     @property
@@ -61,8 +61,8 @@ class WeightFiles:
         return next((name for name in self.names if (found := _WEIGHTS.fullmatch(name)) and not found["shard"]), None)
 
     @property
-    def complete(self) -> bool:
-        """Whether, by their names, none of the files is missing."""
+    def is_complete(self) -> bool:
+        """True if, judging by names, none of the files is missing."""
         shards = [found["shards"] for name in self.names if (found := _WEIGHTS.fullmatch(name)) and found["shard"]]
         return self.whole is not None or (
             self.index is not None and len(set(shards)) == 1 and len(shards) == int(shards[0])
@@ -70,10 +70,10 @@ class WeightFiles:
 
 
 def choose_weights(names: Iterable[str], *, half: bool, stem: str = "") -> WeightFiles | None:
-    """Of a folder's files those to load; None where it has no weights as safetensors.
+    """Chooses the files to load among a folder's; None if it has no weights as safetensors.
 
-    `stem` is what the names begin with, DIFFUSERS or TRANSFORMERS, where only one is wanted. In half precision that is
-    `fp16` where there is one; in full precision only where there is nothing else.
+    `stem` is what the names begin with, DIFFUSERS or TRANSFORMERS, if only one is wanted. For half precision `fp16`
+    files are preferred; for full precision they are taken only if there is nothing else.
     """
     variants: dict[str | None, list[str]] = {}
     for name in sorted(name for name in names if name.startswith(stem)):
@@ -85,13 +85,13 @@ def choose_weights(names: Iterable[str], *, half: bool, stem: str = "") -> Weigh
     return next((group for group in groups if group.whole or group.index), None)
 
 
-def of_weights(name: str) -> bool:
-    """Whether `name` is that of a file with weights as safetensors, or of an index of such."""
+def is_weights_file(name: str) -> bool:
+    """Returns True if `name` is that of a safetensors file with weights, or of an index of such files."""
     return bool(_WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name))
 
 
-def no_weights(title: str, source: str, names: Iterable[str], revision: str | None = None) -> ModelLoadError:
-    """Why `names`, the files of a folder that `choose_weights` finds nothing in, hold nothing that can be loaded.
+def missing_weights_error(title: str, source: str, names: Iterable[str], revision: str | None = None) -> ModelLoadError:
+    """Returns the error for a folder in which `choose_weights` finds nothing: why its files `names` cannot be loaded.
 
     `source` is the folder, or a repository on the hub at `revision`.
     """
@@ -111,9 +111,9 @@ def no_weights(title: str, source: str, names: Iterable[str], revision: str | No
 
 
 def check_weights(title: str, folder: Path, files: WeightFiles) -> None:
-    """Raises ModelLoadError where a file is missing, cut off, or not what it should be, and says which."""
+    """Raises ModelLoadError, which names the file, if one is missing, cut off, or not what it should be."""
     index = files.index
-    # With both, diffusers reads the shards and transformers the one file: what is loaded is checked.
+    # With both, diffusers reads the shards and transformers the one file; the one that is loaded is checked.
     if index is None or (files.whole and files.whole.startswith(TRANSFORMERS)):
         assert files.whole is not None
         _check_kinds(title, files.whole, read_header(title, folder / files.whole).tensors)
@@ -128,24 +128,26 @@ def check_weights(title: str, folder: Path, files: WeightFiles) -> None:
         _check_kinds(title, shard, header)
         absent = [key for key, where in listed.items() if where == shard and key not in header]
         if absent:
-            raise ModelLoadError(f"{title}: {shard} lacks {first(absent)}, which {index} says it has")
+            raise ModelLoadError(f"{title}: {shard} lacks {list_first(absent)}, which {index} says it has")
 
 
-def first(keys: Iterable[str], shown: int = 3) -> str:
-    """The first of `keys`, and how many more there are."""
+def list_first(keys: Iterable[str], shown: int = 3) -> str:
+    """Lists the first of `keys`, and how many more there are."""
     every = sorted(keys)
     more = f" and {len(every) - shown} more" if len(every) > shown else ""
     return ", ".join(every[:shown]) + more
 
 
 def _check_kinds(title: str, name: str, header: Mapping[str, Tensor]) -> None:
-    """Loading would make floats of integers without a word, and quantised weights mean nothing that way."""
+    """Raises ModelLoadError for integer weights: loading would silently turn them into floats, and quantised weights
+    would mean nothing that way.
+    """
     integers = [
         key for key, tensor in header.items() if key.endswith((".weight", ".bias")) and tensor.dtype not in _FLOATING
     ]
     if integers:
         raise ModelLoadError(
-            f"{title}: {name} has weights that are not floating-point numbers ({first(integers)}): quantised "
+            f"{title}: {name} has weights that are not floating-point numbers ({list_first(integers)}): quantised "
             "checkpoints are not served; take the one that it was made from"
         )
 

@@ -1,26 +1,26 @@
-"""What of a picture stays and what is painted anew, to the byte."""
+"""Composites a repainted image with the original, which keeps its bytes outside the mask."""
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.engine.protocol.inputs import Mask, Picture
+from deployments.engine.protocol.inputs import ImageArray, Mask
 
 
-def repainted(mask: Mask) -> NDArray[np.bool_]:
-    """Which pixels [H, W] of a mask are painted anew; diffusers draws the line at the same grey."""
+def threshold_mask(mask: Mask) -> NDArray[np.bool_]:
+    """Returns which pixels [H, W] of a mask are repainted; diffusers uses the same threshold."""
     return np.asarray(mask.astype(np.float32) / 255 >= 0.5, dtype=np.bool_)
 
 
-def composite(made: Picture, image: Picture, mask: Mask, feather: int) -> Picture:
-    """`made` where the mask says so and `image` elsewhere, to the byte.
+def composite(repainted: ImageArray, image: ImageArray, mask: Mask, feather: int) -> ImageArray:
+    """Returns `repainted` inside the mask and `image` outside it, to the byte.
 
-    Over the first `feather` pixels inside the mask's edge the one turns into the other; none outside ever changes.
+    Over the first `feather` pixels inside the mask's edge one turns into the other; none outside ever changes.
     """
-    inside = repainted(mask)
+    inside = threshold_mask(mask)
     if not feather:
-        return np.where(inside[:, :, None], made, image)
+        return np.where(inside[:, :, None], repainted, image)
     depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     share = np.minimum(depth / feather, 1.0)[:, :, None]
-    mixed = image + share * (made.astype(np.float32) - image)
+    mixed = image + share * (repainted.astype(np.float32) - image)
     return np.asarray(np.rint(mixed), dtype=np.uint8)

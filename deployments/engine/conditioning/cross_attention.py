@@ -1,4 +1,4 @@
-"""Cross-attention's keys and values: they depend on the prompt alone, so they are worked out once per prompt."""
+"""Caches cross-attention's keys and values: they depend on the prompt alone, so they are computed once per prompt."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from deployments.engine.conditioning.prompt_encoder import repeat_to
 from deployments.engine.padding import pad
 
 KEPT_BYTES: Final = 128 * 2**20
-"""The latest prompts' keys; a chunk of 77 tokens takes 3.8 MB with SD1.5 in fp16."""
+"""The size of the cache of the latest prompts' keys; a chunk of 77 tokens takes 3.8 MB with SD1.5 in fp16."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,7 @@ class EncodedPrompt:
 
     @property
     def bytes(self) -> int:
-        """What the keys take."""
+        """The bytes of the keys."""
         return sum(keys.nbytes for keys in self.keys)
 
 
@@ -36,19 +36,24 @@ class CrossAttentionCache:
     """The key and value projections of a UNet's cross-attention, taken out of its loop. Used from one thread."""
 
     def __init__(self, unet: Any, kept_bytes: int = KEPT_BYTES) -> None:
-        """`unet` is diffusers' and is changed; called without `given`, it still projects for itself.
+        """`unet` is diffusers' and is changed; called outside `substitute`, it still projects for itself.
 
         The keys of the latest prompts are kept, as far as they fit into `kept_bytes`.
         """
-        self._projections = [_remembered(layer, name) for layer in _cross_attentions(unet) for name in ("to_k", "to_v")]
+        self._projections = [
+            _wrap_projection(layer, name) for layer in _find_cross_attentions(unet) for name in ("to_k", "to_v")
+        ]
         self._limit = kept_bytes
         self._size = 0
         self._kept: OrderedDict[int, EncodedPrompt] = OrderedDict()
 
     @torch.inference_mode()
-    def prompt(self, embedding: Tensor) -> EncodedPrompt:
-        """`embedding` [tokens, dim] with its projections. Do not modify it: requests of one prompt share it."""
-        # By identity, which is what the prompt encoder's cache hands out; a prompt that is kept keeps its tensor alive.
+    def project(self, embedding: Tensor) -> EncodedPrompt:
+        """Returns `embedding` [tokens, dim] with its projections.
+
+        Do not modify it: requests with one prompt share it.
+        """
+        # By identity: the prompt encoder's cache returns the same tensor, which an entry here keeps alive.
         found = self._kept.pop(id(embedding), None)
         if found is None:
             found = EncodedPrompt(embedding, tuple(each.projection(embedding[None])[0] for each in self._projections))
@@ -59,19 +64,21 @@ class CrossAttentionCache:
         return found
 
     @contextmanager
-    def given(self, prompts: Sequence[EncodedPrompt], tokens: int, padded: int) -> Iterator[Tensor]:
-        """Gives the embeddings of `prompts`, [padded, tokens, dim]; a UNet call inside is one for these prompts."""
+    def substitute(self, prompts: Sequence[EncodedPrompt], tokens: int, padded: int) -> Iterator[Tensor]:
+        """Yields the embeddings of `prompts`, [padded, tokens, dim]; a UNet call inside uses their cached keys and
+        values.
+        """
         for i, each in enumerate(self._projections):
-            each.answer = _stacked([prompt.keys[i] for prompt in prompts], tokens, padded)
+            each.answer = _stack([prompt.keys[i] for prompt in prompts], tokens, padded)
         try:
-            yield _stacked([prompt.embedding for prompt in prompts], tokens, padded)
+            yield _stack([prompt.embedding for prompt in prompts], tokens, padded)
         finally:
             for each in self._projections:
                 each.answer = None
 
 
-class _Remembered(nn.Module):
-    """Stands in for a projection, and answers with what is known already."""
+class _CachedProjection(nn.Module):
+    """Replaces a projection, and returns its cached output if there is one."""
 
     def __init__(self, projection: nn.Module) -> None:
         super().__init__()
@@ -85,15 +92,15 @@ class _Remembered(nn.Module):
         return answer
 
 
-def _cross_attentions(unet: nn.Module) -> list[Any]:
+def _find_cross_attentions(unet: nn.Module) -> list[Any]:
     return [module for name, module in unet.named_modules() if name.endswith(".attn2")]
 
 
-def _remembered(layer: nn.Module, name: str) -> _Remembered:
-    module = _Remembered(layer.get_submodule(name))
+def _wrap_projection(layer: nn.Module, name: str) -> _CachedProjection:
+    module = _CachedProjection(layer.get_submodule(name))
     layer.add_module(name, module)
     return module
 
 
-def _stacked(rows: Sequence[Tensor], tokens: int, padded: int) -> Tensor:
+def _stack(rows: Sequence[Tensor], tokens: int, padded: int) -> Tensor:
     return pad(torch.stack([repeat_to(row, tokens) for row in rows]), padded)

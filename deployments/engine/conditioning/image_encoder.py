@@ -1,4 +1,4 @@
-"""What the networks see of a request's pictures: posteriors of the VAE, masks, hints. Computed once and remembered."""
+"""Encodes a request's images for the networks: the VAE's posteriors, masks and hints. Computed once and cached."""
 
 import hashlib
 from collections import OrderedDict
@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deployments.engine.conditioning.compositing import repainted
-from deployments.engine.protocol.inputs import Mask, Picture
+from deployments.engine.conditioning.compositing import threshold_mask
+from deployments.engine.protocol.inputs import ImageArray, Mask
 from deployments.engine.sampling.latents import draw_noise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
-    """The VAE's answer to a picture: a Gaussian over scaled latents, `mean` and `deviation` [C, h, w] fp32 on the CPU.
+    """The VAE's encoding of an image: a Gaussian over scaled latents, `mean` and `deviation` [C, h, w] fp32 on the CPU.
 
     diffusers draws from it for every image, before it draws the noise; so does `draw`.
     """
@@ -25,12 +25,12 @@ class Posterior:
     deviation: Tensor
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """One sample [C, h, w]."""
+        """Draws one sample [C, h, w]."""
         return self.mean + self.deviation * draw_noise(generator, *self.mean.shape)
 
 
 class ImageEncoder:
-    """Encodes pictures with one model's VAE. Ads vary the prompt over one picture, so the latest answers are kept.
+    """Encodes images with one model's VAE, and caches the latest: callers often vary the prompt over one image.
 
     Used from one thread.
     """
@@ -42,41 +42,43 @@ class ImageEncoder:
         self._size = cache_size
         self._kept: OrderedDict[bytes, Posterior] = OrderedDict()
 
-    def posterior(self, picture: Picture, mask: Mask | None = None) -> Posterior:
-        """The posterior of `picture` [H, W, 3]; with a mask, of what is left outside of it, the rest being mid-grey."""
-        key = _digest(picture, mask)
+    def encode(self, image: ImageArray, mask: Mask | None = None) -> Posterior:
+        """Encodes `image` [H, W, 3]; with a mask, only what is outside of it, the rest being mid-grey."""
+        key = _digest(image, mask)
         found = self._kept.pop(key, None)
         if found is None:
-            found = self._encode(picture, mask)
+            found = self._encode(image, mask)
         self._kept[key] = found
         if len(self._kept) > self._size:
             self._kept.popitem(last=False)
         return found
 
     @torch.inference_mode()
-    def _encode(self, picture: Picture, mask: Mask | None) -> Posterior:
-        pixels = unit_pixels(picture) * 2 - 1
+    def _encode(self, image: ImageArray, mask: Mask | None) -> Posterior:
+        pixels = to_unit_pixels(image) * 2 - 1
         if mask is not None:
-            pixels = pixels * torch.from_numpy(~repainted(mask))
+            pixels = pixels * torch.from_numpy(~threshold_mask(mask))
         answer = self._vae.encode(pixels[None].to(self._device, self._dtype)).latent_dist
         scale = float(self._vae.config.scaling_factor)
         return Posterior(answer.mean[0].float().cpu() * scale, answer.std[0].float().cpu() * scale)
 
 
-def unit_pixels(picture: Picture) -> Tensor:
-    """`picture` [H, W, 3] as [3, H, W] fp32 in 0..1."""
+def to_unit_pixels(image: ImageArray) -> Tensor:
+    """Converts `image` [H, W, 3] to [3, H, W] fp32 in 0..1."""
     # Copied, because torch takes no array that must not be written to.
-    return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1) / 255
+    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / 255
 
 
-def latent_mask(mask: Mask, factor: int) -> Tensor:
-    """[1, h, w] fp32, 1 where latents are made anew: every `factor`-th pixel of the mask, as diffusers shrinks it."""
-    return torch.from_numpy(repainted(mask))[None, ::factor, ::factor].float()
+def to_latent_mask(mask: Mask, factor: int) -> Tensor:
+    """Returns [1, h, w] fp32, 1 where latents are repainted: every `factor`-th pixel of the mask, as diffusers shrinks
+    it.
+    """
+    return torch.from_numpy(threshold_mask(mask))[None, ::factor, ::factor].float()
 
 
-def _digest(picture: Picture, mask: Mask | None) -> bytes:
-    digest = hashlib.sha256(repr(picture.shape).encode())
-    digest.update(picture.tobytes())
+def _digest(image: ImageArray, mask: Mask | None) -> bytes:
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(image.tobytes())
     if mask is not None:
         digest.update(mask.tobytes())
     return digest.digest()

@@ -1,4 +1,4 @@
-"""From prompts to what the UNet attends to: CLIP hidden states, for prompts of any length up to a stated limit."""
+"""Encodes prompts for the UNet: CLIP hidden states, for prompts of any length up to a stated limit."""
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from deployments.engine.protocol.errors import InvalidParameter
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What an encoder's cache did since it was made: `hits` and `misses` are counts of calls, `entries` of prompts."""
+    """Statistics of an encoder's cache: `hits` and `misses` count calls, `entries` prompts."""
 
     hits: int
     misses: int
@@ -30,13 +30,13 @@ class _Chunk:
 
 
 class PromptEncoder:
-    """Encodes prompts with one model's CLIP text encoder, and remembers the latest ones.
+    """Encodes prompts with one model's CLIP text encoder, and caches the latest ones.
 
-    A prompt is cut into chunks of 75 tokens, or where it says BREAK; each is wrapped in the start and end tokens,
+    A prompt is cut into chunks of 75 tokens, and wherever it says BREAK; each is wrapped in the start and end tokens,
     padded to 77 and encoded alone, so that a prompt's embedding never depends on what else is encoded. The number of
     chunks is rounded up to a power of two with empty ones: then any two lengths divide each other, and prompts of
-    different lengths share a UNet call through `repeat_to`. Where the tokenizer's `model_max_length` is less than 77,
-    so is all of this.
+    different lengths share a UNet call through `repeat_to`. If the tokenizer's `model_max_length` is less than 77,
+    chunks are shorter accordingly.
 
     An unweighted prompt of one chunk gives bit for bit what diffusers' `encode_prompt` gives. Used from one thread.
     """
@@ -56,10 +56,10 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._tokenize = TextTokenizer(tokenizer)
         self._text_encoder = text_encoder
-        self._final_layer_norm = _final_layer_norm(text_encoder)
+        self._final_layer_norm = _find_final_layer_norm(text_encoder)
         self._device = device
         self._dtype = dtype
-        # A tokenizer may be told to stop before the text encoder must: diffusers pads to its length.
+        # A tokenizer may be configured shorter than the text encoder: diffusers pads to its length.
         self._chunk_tokens = min(tokenizer.model_max_length, int(text_encoder.config.max_position_embeddings)) - 2
         self._max_chunks = max_chunks
         self._cache = _LruCache(cache_size)
@@ -71,11 +71,12 @@ class PromptEncoder:
 
     @property
     def cache_stats(self) -> CacheStats:
-        """Counts since this encoder was made."""
+        """The cache's counts since this encoder was made."""
         return self._cache.stats
 
     def encode(self, prompt: str, clip_skip: int = 0, field: str = "prompt") -> Tensor:
-        """The embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`. Do not modify it.
+        """Returns the embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`. Do not
+        modify it.
 
         `clip_skip` counts the last layers left out, as in diffusers: 0 is the last hidden state. `field` is the
         parameter that errors name. Raises InvalidParameter for a prompt beyond the limit (nothing is ever cut off),
@@ -154,13 +155,13 @@ class PromptEncoder:
 
 
 def repeat_to(embedding: Tensor, tokens: int) -> Tensor:
-    """`embedding` [n, dim] repeated to [tokens, dim]; the UNet's answer stays the same, up to rounding.
+    """Repeats `embedding` [n, dim] to [tokens, dim]; the UNet's output stays the same, up to rounding.
 
     Softmax attention over a set of keys that is there m times gives each copy 1/m of the weight, and the m copies of
     a value sum to the value itself: exactly attention over the set once. So no mask is needed where prompts of
     different lengths meet in one call. (Padding with zeros or with an empty prompt would take weight away.)
 
-    Raises ValueError when `tokens` is not a multiple of n.
+    Raises ValueError if `tokens` is not a multiple of n.
     """
     copies, rest = divmod(tokens, embedding.shape[0])
     if rest or not copies:
@@ -169,9 +170,10 @@ def repeat_to(embedding: Tensor, tokens: int) -> Tensor:
 
 
 def emphasise(hidden: Tensor, weights: Tensor) -> Tensor:
-    """`hidden` [n, dim] times `weights` [n, 1], then scaled back to its mean from before, as the web UI does.
+    """Multiplies `hidden` [n, dim] by `weights` [n, 1], then scales it back to its mean from before, as the web UI
+    does.
 
-    Where the mean is next to nothing (under 1 % of the RMS, as in an encoder whose final layer norm has no bias), or
+    If the mean is next to nothing (under 1 % of the RMS, as in an encoder whose final layer norm has no bias), or
     the weights have moved it beyond a factor of 10, a quotient of means is noise; then the mean is not restored, which
     is the web UI's own "no norm" mode.
     """
@@ -182,14 +184,14 @@ def emphasise(hidden: Tensor, weights: Tensor) -> Tensor:
     return (after * torch.where(meaningful, scale, 1.0)).to(hidden.dtype)
 
 
-def _final_layer_norm(text_encoder: nn.Module) -> nn.Module:
+def _find_final_layer_norm(text_encoder: nn.Module) -> nn.Module:
     # By name, because transformers moved it: once under `text_model`, now an attribute of the encoder itself.
     modules: dict[str, nn.Module] = dict(text_encoder.named_modules())
     return next(module for name, module in modules.items() if name.endswith("final_layer_norm"))
 
 
 class _LruCache:
-    """Embeddings by (prompt, clip_skip), the least recently used leaving first."""
+    """Embeddings by (prompt, clip_skip); the least recently used is evicted first."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -42,11 +42,12 @@ class Fragment:
 
 
 def parse_weighted(prompt: str, field: str = "prompt") -> tuple[Fragment, ...]:
-    """The fragments of `prompt` in order, neighbours of equal weight merged; () for an empty prompt. Linear time.
+    """Returns the fragments of `prompt` in order, neighbours of equal weight merged; () for an empty prompt. Linear
+    time.
 
-    Raises InvalidParameter for `field` when some text's weight, all brackets around it multiplied, is not in 0 to 10.
+    Raises InvalidParameter for `field` if some text's weight, all brackets around it multiplied, is not in 0 to 10.
     """
-    weighted = ((_checked(piece.weight(), field), piece.text) for piece in _scan(prompt))
+    weighted = ((_check_weight(piece.weight(), field), piece.text) for piece in _scan(prompt))
     merged = (("".join(text for _, text in run), weight) for weight, run in groupby(weighted, lambda pair: pair[0]))
     return tuple(_split_at_breaks(merged))
 
@@ -106,7 +107,7 @@ def _scan(prompt: str) -> list[_Piece]:
     return pieces
 
 
-def _checked(weight: float, field: str) -> float:
+def _check_weight(weight: float, field: str) -> float:
     if not 0.0 <= weight <= MAX_WEIGHT:
         raise InvalidParameter(
             field, f"the weight of every word, brackets multiplied, must be between 0 and {MAX_WEIGHT:g}"

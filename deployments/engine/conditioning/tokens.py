@@ -1,4 +1,4 @@
-"""From text to token ids: a caller's words, and the tokens that the model has learnt besides."""
+"""Tokenizes prompts: a caller's words, and the tokens that the model has learnt besides."""
 
 import json
 from typing import Any
@@ -6,35 +6,35 @@ from typing import Any
 from diffusers.loaders import TextualInversionLoaderMixin
 from tokenizers import Tokenizer
 
-from deployments.engine.checkpoints.vocabulary import own_tokens
+from deployments.engine.checkpoints.vocabulary import added_tokens_of
 
 
 class TextTokenizer:
-    """Reads texts with a CLIP tokenizer of transformers'.
+    """Tokenizes texts with a CLIP tokenizer of transformers'.
 
     Start, end, padding and unknown in a text are the characters that they are written with, never the tokens. All
-    other tokens that were added to CLIP's are the learnt ones, whether the tokenizer calls them special or not.
+    other tokens that were added to CLIP's are learnt ones, whether the tokenizer calls them special or not.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._learnt = bool(own_tokens(tokenizer))
-        self._plain = _without_special(tokenizer)
+        self._learnt = bool(added_tokens_of(tokenizer))
+        self._plain = _build_plain_tokenizer(tokenizer)
 
     def __call__(self, text: str) -> list[int]:
-        """The ids of `text`, without start and end."""
-        return list(self._plain.encode(self._spelt_out(text), add_special_tokens=False).ids)
+        """Returns the ids of `text`, without start and end."""
+        return list(self._plain.encode(self._spell_out(text), add_special_tokens=False).ids)
 
-    def _spelt_out(self, text: str) -> str:
-        """`text` with all tokens of what was learnt as several (`<cat>`, `<cat>_1`, ...), as diffusers spells it."""
+    def _spell_out(self, text: str) -> str:
+        """Expands concepts learnt as several tokens (`<cat>`, `<cat>_1`, ...) to all of them, as diffusers does."""
         if not self._learnt:
             return text
         spelt: str = TextualInversionLoaderMixin().maybe_convert_prompt(text, self._tokenizer)
         return spelt
 
 
-def _without_special(tokenizer: Any) -> Tokenizer:
-    learnt = own_tokens(tokenizer)
+def _build_plain_tokenizer(tokenizer: Any) -> Tokenizer:
+    learnt = added_tokens_of(tokenizer)
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in described["added_tokens"]:
         token["special"] = token["special"] and token["content"] not in learnt

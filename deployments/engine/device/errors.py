@@ -1,8 +1,8 @@
-"""What a device's error means: that it was full, that it is lost to this process, or neither.
+"""Classifies a device's errors: out of memory, lost to this process, or neither.
 
 CUDA keeps some errors ("sticky"): from then on every call answers with the same one, for all work, until the process
-ends. Only what is certain counts as such here. cuBLAS' and cuDNN's EXECUTION_FAILED, say, can be the shadow of a lost
-context or one call's own trouble; where the context is lost, the very next call says so in plain words.
+ends. Only certain cases count as such here. cuBLAS' and cuDNN's EXECUTION_FAILED, for example, can be the shadow of a
+lost context or one call's own trouble; if the context is lost, the very next call says so in plain words.
 """
 
 import errno
@@ -39,23 +39,23 @@ _LOST_CODES: Final = frozenset((4, 46, 214, 220, 700, 702, 709, 710, 714, 715, 7
 class DeviceLost(BaseException):
     """The device's context is gone for this process, and with it all that it held; only a new process gets another.
 
-    No `Exception`, for the reason that KeyboardInterrupt is none: it is about the process. Every `except Exception`
-    of the engine is there to keep one row's trouble from its neighbours, and none of them may swallow this.
+    No `Exception`, for the same reason as KeyboardInterrupt: it concerns the process. Every `except Exception` of the
+    engine keeps one row's trouble from its neighbours, and none of them may swallow this.
     """
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, had no memory left: less at once may still fit."""
+    """Returns True if the device, or the machine, had no memory left: less at once may still fit."""
     return any(_is_full(each) for each in _chain(error))
 
 
 def is_sticky(error: BaseException) -> bool:
-    """Whether every further call on the device is going to fail."""
+    """Returns True if every further call on the device will fail."""
     return any(_is_lost(each) for each in _chain(error))
 
 
 def raise_if_sticky(error: BaseException) -> None:
-    """Raises DeviceLost for such an error. The first line of every handler that would keep an error from spreading."""
+    """Raises DeviceLost for a sticky error. The first line of every handler that would keep an error from spreading."""
     if isinstance(error, DeviceLost):
         raise error
     if is_sticky(error):
@@ -63,8 +63,8 @@ def raise_if_sticky(error: BaseException) -> None:
 
 
 @contextmanager
-def telling_device_lost() -> Iterator[None]:
-    """Makes DeviceLost of every such error that leaves it. Whatever a thread of ours asks of the device is inside one:
+def convert_device_errors() -> Iterator[None]:
+    """Turns every sticky error that leaves the context into DeviceLost. All device calls of our threads run inside one:
     errors of a kernel show at any later call, also at one that only waits, copies or frees.
     """
     try:
@@ -75,7 +75,7 @@ def telling_device_lost() -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and its causes: compilers wrap what a device has said."""
+    """Yields the error and its causes: compilers wrap what a device has raised."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -84,10 +84,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _is_full(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # What mapping a file of weights says.
+    # What mapping a file of weights raises.
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    # Two allocators say it as a bare RuntimeError, in words only.
+    # Two allocators raise a bare RuntimeError, which only its message tells.
     return isinstance(error, RuntimeError) and (_code(error) == _FULL_CODE or bool(_FULL.search(str(error))))
 
 
@@ -100,5 +100,5 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _code(error: RuntimeError) -> int | None:
-    """CUDA's own number, which torch gives where the error comes from CUDA's runtime itself."""
+    """Returns CUDA's own error code, which torch gives if the error comes from CUDA's runtime itself."""
     return getattr(error, "error_code", None) if isinstance(error, torch.AcceleratorError) else None

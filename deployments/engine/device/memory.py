@@ -1,4 +1,4 @@
-"""What a device really has and uses: CUDA's allocator counts; on a CPU the bytes of live tensors are counted here."""
+"""Measures a device's memory: CUDA's allocator counts; on a CPU the bytes of live tensors are counted here."""
 
 import weakref
 from collections.abc import Iterator, Mapping
@@ -16,18 +16,18 @@ from deployments.engine.scheduling.device import Meter
 class CudaMemory:
     """A GPU that this process has to itself, or the part of it that is free when the process starts."""
 
-    always_metered = True
+    is_metering_free = True
 
     def __init__(self, device: torch.device, budget: int | None = None) -> None:
         self._device = device
         free, _ = torch.cuda.mem_get_info(device)
         self.budget: int | None = budget or free + torch.cuda.memory_reserved(device)
 
-    def held(self, counted: int) -> int:
+    def held_bytes(self, counted: int) -> int:
         return max(counted, torch.cuda.memory_allocated(self._device))
 
     @contextmanager
-    def metered(self) -> Iterator[Meter]:
+    def meter(self) -> Iterator[Meter]:
         meter = Meter()
         before = torch.cuda.memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -41,32 +41,32 @@ class CudaMemory:
 class CpuMemory:
     """A part of the machine's memory, by configuration. Metering costs some microseconds per operation."""
 
-    always_metered = False
+    is_metering_free = False
 
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
 
-    def held(self, counted: int) -> int:
+    def held_bytes(self, counted: int) -> int:
         return counted
 
     @contextmanager
-    def metered(self) -> Iterator[Meter]:
+    def meter(self) -> Iterator[Meter]:
         meter = Meter()
         with _LiveTensors() as live:
             yield meter
         meter.peak = live.peak
 
     def release(self) -> None:
-        """The allocator keeps nothing."""
+        """Does nothing: the allocator keeps nothing."""
 
 
 def memory_of(device: torch.device, budget: int | None = None) -> CudaMemory | CpuMemory:
-    """The memory of `device`; `budget` bounds what this process may use of it (bytes)."""
+    """Returns the memory of `device`; `budget` bounds what this process may use of it (bytes)."""
     return CudaMemory(device, budget) if device.type == "cuda" else CpuMemory(budget)
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Follows every storage that this thread makes, from its making to its end. A kernel's own scratch is not seen."""
+    """Tracks every storage that this thread allocates, until it is freed. A kernel's own scratch memory is not seen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,16 +81,16 @@ class _LiveTensors(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
-                self._made(leaf.untyped_storage())
+                self._track_storage(leaf.untyped_storage())
         self.peak = max(self.peak, self._bytes)
         return out
 
-    def _made(self, storage: torch.UntypedStorage) -> None:
+    def _track_storage(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._live:
             self._live[key] = storage.nbytes()
             self._bytes += storage.nbytes()
-            weakref.finalize(storage, self._ended, key)
+            weakref.finalize(storage, self._untrack_storage, key)
 
-    def _ended(self, key: int) -> None:
+    def _untrack_storage(self, key: int) -> None:
         self._bytes -= self._live.pop(key)

@@ -1,7 +1,7 @@
-"""Which attention a UNet runs fastest with on this machine: torch's own, or xformers where it is installed.
+"""Chooses the faster attention for a UNet on this machine: torch's own, or xformers' if that is installed.
 
-Nothing is assumed: both are timed on the UNet itself, at the batch size that it will serve. Rounding differs between
-the two, so the choice belongs to the numerics version of the pictures: log it, and report it.
+Nothing is assumed: both are timed on the UNet itself, at the batch size that it will serve. They round differently, so
+the choice affects the images' bytes: it is logged and reported.
 """
 
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 TORCH, XFORMERS = "torch", "xformers"
 
-# xformers must win by more than the jitter of a median, or two replicas on equal machines would differ by chance.
+# xformers must win by more than the jitter of a median; else two replicas on equal machines might choose differently.
 MARGIN = 0.03
 
 Timer = Callable[[Callable[[], object]], float]
@@ -30,7 +30,7 @@ Switch = Callable[[Any], None]
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """`chosen` is what the UNet runs with now; `milliseconds` is one forward with each candidate that works."""
+    """The attention that the UNet runs with, and the milliseconds of one forward with each candidate that works."""
 
     chosen: str
     milliseconds: Mapping[str, float] = field(default_factory=dict)
@@ -38,32 +38,34 @@ class AttentionChoice:
 
 
 def choose_attention(unet: Any, device: torch.device, dtype: torch.dtype, rows: int = 16) -> AttentionChoice:
-    """Leaves `unet` with its faster attention for a call of `rows` rows at its native size. Never touches a CPU's."""
+    """Gives `unet` its faster attention for a call of `rows` rows at its native size. On a CPU it changes nothing."""
     if device.type != "cuda":
         return AttentionChoice(TORCH, reason="not on CUDA")
     if find_spec("xformers") is None:
         return AttentionChoice(TORCH, reason="xformers is not installed")
-    choice = faster_attention(unet, sample_inputs(unet, rows, device, dtype), cuda_timer)
+    choice = choose_faster(unet, sample_inputs(unet, rows, device, dtype), time_on_cuda)
     log.info("attention: %s (%s; ms: %s)", choice.chosen, choice.reason, dict(choice.milliseconds))
     return choice
 
 
 def adopt_attention(unet: Any, choice: AttentionChoice) -> AttentionChoice:
-    """Leaves `unet` with what was chosen for the same model before. Measures nothing, so it may run beside other work:
-    what is timed there is the neighbours, and two loads of one model would differ in their rounding.
+    """Gives `unet` the attention that was chosen for the same model before.
+
+    Measures nothing, so it may run beside other work: a measurement would time the neighbours, and two loads of one
+    model would round differently.
     """
     _candidates(unet)[choice.chosen](unet)
     return choice
 
 
-def faster_attention(
+def choose_faster(
     unet: Any, inputs: Mapping[str, Any], timer: Timer, candidates: Mapping[str, Switch] | None = None
 ) -> AttentionChoice:
     """Times `unet(**inputs)` with each candidate and leaves the UNet with the faster one.
 
-    `timer` says how long a call takes, in milliseconds. A candidate that raises is out, whatever it raises: an xformers
-    built for another torch, or without a kernel for a head size, is no reason not to serve. Raises DeviceLost where it
-    has taken the device with it: then the other one cannot work either.
+    `timer` returns how long a call takes, in milliseconds. A candidate that raises is out, whatever it raises: an
+    xformers built for another torch, or without a kernel for a head size, is no reason not to serve. Raises DeviceLost
+    if it took the device with it: then the other candidate cannot work either.
     """
     switches = candidates if candidates is not None else _candidates(unet)
     milliseconds: dict[str, float] = {}
@@ -80,7 +82,7 @@ def faster_attention(
 
 
 def sample_inputs(unet: Any, rows: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What a diffusers UNet is called with at its native size: seeded noise, one timestep per row, 77 tokens."""
+    """Returns inputs for a diffusers UNet at its native size: seeded noise, one timestep per row, 77 tokens."""
     config = unet.config
     width = config.cross_attention_dim
     generator = torch.Generator("cpu").manual_seed(0)
@@ -96,8 +98,8 @@ def sample_inputs(unet: Any, rows: int, device: torch.device, dtype: torch.dtype
     }
 
 
-def cuda_timer(call: Callable[[], object], repeats: int = 7, warm_up: int = 3) -> float:
-    """The median of several calls, in milliseconds."""
+def time_on_cuda(call: Callable[[], object], repeats: int = 7, warm_up: int = 3) -> float:
+    """Returns the median time of several calls, in milliseconds."""
     times: list[float] = []
     with torch.inference_mode():
         for _ in range(warm_up + repeats):
@@ -118,7 +120,7 @@ def _decide(milliseconds: Mapping[str, float]) -> tuple[str, str]:
 
 
 def _candidates(unet: Any) -> Mapping[str, Switch]:
-    """How to switch a diffusers UNet; going back to torch's attention restores the processors that it had."""
+    """Returns the switches of a diffusers UNet; torch's restores the processors that the UNet has now."""
     before = dict(unet.attn_processors)
     return {
         TORCH: lambda network: network.set_attn_processor(dict(before)),

@@ -1,4 +1,4 @@
-"""Whether the parts of a model fit one another; each alone is sound."""
+"""Checks that the parts of a model fit one another; each alone is sound."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def check_parts(title: str, unet: Any, vae: Any, text_encoder: Any) -> None:
 
 
 def check_controlnet(title: str, network: Any, unet: Any, vae: Any, text_encoder: Any) -> None:
-    """As `check_parts`, for a ControlNet beside `unet`."""
+    """Raises ModelLoadError if a ControlNet does not fit `unet`, as `check_parts` does."""
     latent, stages = vae.config.latent_channels, len(vae.config.block_out_channels)
     if network.config.in_channels != latent:
         raise ModelLoadError(
@@ -46,10 +46,10 @@ def _per_block(network: Any, key: str) -> list[int]:
 
 
 def _check_width(title: str, name: str, network: Any, text_encoder: Any) -> None:
-    width, given = network.config.cross_attention_dim, text_encoder.config.hidden_size
+    width, hidden_size = network.config.cross_attention_dim, text_encoder.config.hidden_size
     widths = {width} if isinstance(width, int) else set(width)
-    if widths != {given}:
+    if widths != {hidden_size}:
         raise ModelLoadError(
-            f"{title}: the {name}'s `cross_attention_dim` is {width}, and the text encoder's `hidden_size` {given}; "
-            "bring the two that belong together"
+            f"{title}: the {name}'s `cross_attention_dim` is {width}, and the text encoder's `hidden_size` "
+            f"{hidden_size}; bring the two that belong together"
         )

@@ -1,4 +1,4 @@
-"""A model's parts, loaded once per process: models that bring the same text encoder, VAE or ControlNet share it."""
+"""Loads a model's parts once per process: models with the same text encoder, VAE or ControlNet share it."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PartFolder:
-    """Where a part is: in `folder`. Errors begin with `title`; `source` is what the configuration calls it."""
+    """A part's folder. Error messages begin with `title`; `source` is what the configuration calls it."""
 
     title: str
     source: str
@@ -39,7 +39,7 @@ class PartFolder:
 class Components:
     """Loads networks onto one device in one precision. A part lives as long as a model that uses it.
 
-    What it loads is whole, or refused with a ModelLoadError.
+    Every part is loaded whole, or refused with a ModelLoadError.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -48,24 +48,24 @@ class Components:
         self._shared: weakref.WeakValueDictionary[tuple[type, str], Any] = weakref.WeakValueDictionary()
 
     @property
-    def half(self) -> bool:
-        """Whether weights are wanted in half precision."""
+    def is_half(self) -> bool:
+        """True if weights are wanted in half precision."""
         return is_half(self.dtype)
 
     def unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
-        """A UNet of its own: the engine changes it, and each model's counts as that model's size."""
-        return self._ready(UNet2DConditionModel, part)
+        """Loads a UNet that is not shared: the engine changes it, and it counts towards its model's size."""
+        return self._load_network(UNet2DConditionModel, part)
 
     def vae(self, part: PartFolder | FilePart) -> AutoencoderKL:
-        """The VAE in `part`, shared."""
-        return self._once(AutoencoderKL, part, lambda: self._ready(AutoencoderKL, part))
+        """Loads the VAE in `part`, or returns the shared one."""
+        return self._load_shared(AutoencoderKL, part, lambda: self._load_network(AutoencoderKL, part))
 
     def text_encoder(self, part: PartFolder | FilePart) -> CLIPTextModel:
-        """The text encoder in `part`, shared."""
-        return self._once(CLIPTextModel, part, lambda: self._ready(CLIPTextModel, part))
+        """Loads the text encoder in `part`, or returns the shared one."""
+        return self._load_shared(CLIPTextModel, part, lambda: self._load_network(CLIPTextModel, part))
 
     def samplers(self, title: str, place: Path | FileScheduler, index: Path | None = None) -> PipelineSamplers:
-        """The samplers for the scheduler in `place`, shared, with the schedules and checks that they have made.
+        """Returns the samplers for the scheduler in `place`, shared with the schedules and checks that they have made.
 
         `index` is the `model_index.json` of the checkpoint that it belongs to. Raises ModelLoadError, which begins with
         `title`.
@@ -75,32 +75,34 @@ class Components:
         else:
             saved, digest = read_scheduler(title, place, index), fingerprint(place)
         key = f"{saved.class_name}/{digest}"
-        return self._shared_or((PipelineSamplers, key), lambda: PipelineSamplers(saved))
+        return self._get_or_load((PipelineSamplers, key), lambda: PipelineSamplers(saved))
 
     def controlnet(self, name: str, part: PartFolder) -> ControlNet:
-        """The ControlNet in `part`, shared by models that call it by the same name."""
+        """Loads the ControlNet in `part`, or returns the one shared by models that call it by the same name."""
         key = f"{name}/{fingerprint(part.folder)}"
-        return self._shared_or((ControlNet, key), lambda: ControlNet(name, self._ready(ControlNetModel, part)))
+        return self._get_or_load((ControlNet, key), lambda: ControlNet(name, self._load_network(ControlNetModel, part)))
 
-    def _once(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[], T]) -> T:
+    def _load_shared(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[], T]) -> T:
         digest = file_fingerprint(part) if isinstance(part, FilePart) else fingerprint(part.folder)
-        return self._shared_or((kind, digest), load)
+        return self._get_or_load((kind, digest), load)
 
-    def _shared_or(self, key: tuple[type, str], load: Callable[[], T]) -> T:
+    def _get_or_load(self, key: tuple[type, str], load: Callable[[], T]) -> T:
         found: T | None = self._shared.get(key)
         if found is None:
             found = load()
             self._shared[key] = found
         return found
 
-    def _ready(self, kind: type[T], part: PartFolder | FilePart) -> T:
+    def _load_network(self, kind: type[T], part: PartFolder | FilePart) -> T:
         if isinstance(part, FilePart):
-            return self._from_file(kind, part)
-        network: T = load_network(part.title, part.source, part.folder, kind, self.dtype, self.device, half=self.half)
+            return self._load_from_file(kind, part)
+        network: T = load_network(
+            part.title, part.source, part.folder, kind, self.dtype, self.device, half=self.is_half
+        )
         return network
 
-    def _from_file(self, kind: type[T], part: FilePart) -> T:
-        if is_half(part.dtype) and not self.half:
+    def _load_from_file(self, kind: type[T], part: FilePart) -> T:
+        if is_half(part.dtype) and not self.is_half:
             log.info("%s has half-precision weights only; they are upcast", part.title)
         loaded: Any = load_file_part(kind, part, self.dtype)
         network: T = loaded.to(self.device).eval().requires_grad_(False)
@@ -109,7 +111,7 @@ class Components:
 
 
 def fingerprint(folder: Path) -> str:
-    """What tells two parts apart: their configs and weights, to the byte."""
+    """Returns a digest of a part's configs and weights, which identifies the part."""
     digest = hashlib.sha256()
     for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
         digest.update(path.name.encode())
@@ -120,7 +122,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def size_of(*networks: nn.Module) -> int:
-    """Bytes of all parameters and buffers, what they share counted once."""
+    """Returns the bytes of all parameters and buffers, shared ones counted once."""
     tensors = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for network in networks
@@ -130,17 +132,17 @@ def size_of(*networks: nn.Module) -> int:
 
 
 def is_half(dtype: torch.dtype) -> bool:
-    """Whether a model that runs in `dtype` wants its weights in half precision."""
+    """Returns True if a model that runs in `dtype` wants its weights in half precision."""
     return dtype in (torch.float16, torch.bfloat16)
 
 
 def wants_half(device: str, dtype: str) -> bool:
-    """Whether a model that runs on a `device` of that type in `dtype` wants its weights in half precision."""
+    """Returns True if a model that runs on a `device` of that type in `dtype` wants its weights in half precision."""
     return is_half(pick_dtype(dtype, torch.device(device)))
 
 
 def pick_device(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:0, ... Raises ModelLoadError for a CUDA device that is not there."""
+    """Returns the device for auto, cpu, cuda, cuda:0, ... Raises ModelLoadError for a CUDA device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -149,7 +151,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto, float32, float16 or bfloat16.
+    """Returns the dtype for auto, float32, float16 or bfloat16.
 
     `auto` is fp16 on CUDA, where SD1.5 and SD2.1 were published in it, and fp32 elsewhere.
     """

@@ -1,4 +1,4 @@
-"""UNets that are told the guidance scale (Meng et al., 2023): one call does what guidance needs two for.
+"""Embeds the guidance scale for UNets that take it as input (Meng et al., 2023): one call does the work of two.
 
 Distilled checkpoints, latent consistency models among them, have `time_cond_proj_dim` in their UNet's config.
 """
@@ -15,21 +15,21 @@ _MAX_PERIOD = 10_000.0
 
 
 def embedding_width(unet: Any) -> int | None:
-    """How many numbers `unet` (diffusers' UNet2DConditionModel) is told the guidance scale in; None for most."""
+    """Returns the width of the guidance embedding that `unet`, a UNet2DConditionModel, takes; None for most."""
     width: int | None = unet.config.time_cond_proj_dim
     return width
 
 
-def tells_guidance(pipeline: PipelineKind) -> bool:
-    """Whether diffusers' pipeline of that kind tells such a UNet the scale.
+def passes_guidance_scale(pipeline: PipelineKind) -> bool:
+    """Returns True if diffusers' pipeline of that kind passes the scale to such a UNet.
 
-    Those that begin from a picture beside a ControlNet do not: they leave the condition out and run the UNet twice.
+    Those that start from an image beside a ControlNet do not: they leave the embedding out and run the UNet twice.
     """
     return not pipeline.controlled or pipeline.task == "text-to-image"
 
 
 def embed_guidance(guidance_scale: float, width: int) -> Tensor:
-    """The sinusoidal embedding [width] of a guidance scale, as diffusers' `get_guidance_scale_embedding` makes it."""
+    """Returns the sinusoidal embedding [width] of a guidance scale, as in diffusers' `get_guidance_scale_embedding`."""
     half = width // 2
     scaled = torch.tensor(guidance_scale - 1) * _SCALE
     step = torch.log(torch.tensor(_MAX_PERIOD)) / (half - 1)

@@ -1,7 +1,7 @@
-"""Where a model's files are: in a folder of this machine, or on the Hugging Face hub at a pinned commit.
+"""Locates a model's files: in a local folder, or on the Hugging Face hub at a pinned commit.
 
-Only what is needed is fetched: configs, vocabularies and safetensors of the named parts, in half precision where the
-model runs in it and the repository has it. Nothing that could hold code. The hub's own settings hold: `HF_HOME`,
+Only what is needed is fetched: configs, vocabularies and safetensors of the named parts, in half precision if the
+model runs in it and the repository has it. Nothing that could hold code. The hub's own settings apply: `HF_HOME`,
 `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 """
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from deployments.engine.checkpoints.weight_files import choose_weights, no_weights, of_weights
+from deployments.engine.checkpoints.weight_files import choose_weights, is_weights_file, missing_weights_error
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import INDEX
 
@@ -27,7 +27,7 @@ _CONFIG: Final = "config.json"
 
 
 def locate(title: str, source: str, revision: str | None, parts: Sequence[str], *, half: bool) -> Path:
-    """The folder that holds `parts` (subfolders; "" is the top level) of `source`, fetched first if need be.
+    """Returns the folder that holds `parts` (subfolders; "" is the top level) of `source`, and fetches it if need be.
 
     A progress bar shows what is fetched. Raises ModelLoadError, which begins with `title` and says what to do.
     """
@@ -56,12 +56,12 @@ def locate(title: str, source: str, revision: str | None, parts: Sequence[str], 
         ) from error
 
 
-def wanted_files(
+def select_files(
     title: str, source: str, revision: str, files: Iterable[str], parts: Sequence[str], *, half: bool
 ) -> Iterator[str]:
-    """Of the `files` of a repository at `revision` those that `parts` need.
+    """Yields those `files` of a repository at `revision` that `parts` need.
 
-    Raises ModelLoadError where the weights of a part are not served.
+    Raises ModelLoadError if the weights of a part cannot be served.
     """
     yield INDEX
     every = [PurePosixPath(file) for file in files]
@@ -69,29 +69,30 @@ def wanted_files(
         inside = {path.name: str(path) for path in every if str(path.parent).removesuffix(".") == part}
         weights = choose_weights(inside, half=half)
         if weights is None and _CONFIG in inside:
-            raise no_weights(f"{title}: its {part}" if part else title, source, inside, revision)
+            raise missing_weights_error(f"{title}: its {part}" if part else title, source, inside, revision)
         for name, path in inside.items():
-            if name in weights.names if weights and of_weights(name) else name.endswith(_PLAIN):
+            if name in weights.names if weights and is_weights_file(name) else name.endswith(_PLAIN):
                 yield path
 
 
 def _fetch(title: str, source: str, revision: str, parts: Sequence[str], half: bool) -> Path:
-    # A commit never changes: what is in the cache needs no hub, and a server starts without one.
+    # A commit never changes: with a full cache a server starts without the hub.
     try:
         files = [file.path for file in get_cached_repo_tree(source, revision=revision)]
     except CachedRepoTreeNotFoundError:
-        cached = _cached(source, revision, parts, half)
+        cached = _find_cached(source, revision, parts, half)
         if cached is not None:
             return cached
         files = HfApi().list_repo_files(source, revision=revision)
-    wanted = list(wanted_files(title, source, revision, files, parts, half=half))
+    wanted = list(select_files(title, source, revision, files, parts, half=half))
     return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
 
 
-def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path | None:
-    """The snapshot in a cache that knows no list of the repository's files, as other programs leave it.
+def _find_cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Path | None:
+    """Returns the snapshot in a cache without a list of the repository's files, as other programs leave it.
 
-    None where it is not whole. Half precision may come from full, and not the other way: there may be full on the hub.
+    None if it is incomplete. Half precision may be made from full, but not the other way: the hub may have full
+    precision.
     """
     try:
         found = Path(snapshot_download(source, revision=revision, local_files_only=True))
@@ -102,8 +103,11 @@ def _cached(source: str, revision: str, parts: Sequence[str], half: bool) -> Pat
 
 
 def _is_whole(folder: Path, half: bool) -> bool:
-    """Whether `folder` has what it takes to load it. Networks have a config.json, tokenizers and schedulers not."""
+    """Returns True if `folder` has all it takes to load it.
+
+    Networks have a config.json, tokenizers and schedulers do not.
+    """
     if not (folder / _CONFIG).exists():
         return any(folder.glob("*.json"))
     weights = choose_weights((path.name for path in folder.iterdir()), half=half)
-    return weights is not None and weights.complete and (half or not weights.half)
+    return weights is not None and weights.is_complete and (half or not weights.is_half)

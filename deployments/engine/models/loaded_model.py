@@ -1,4 +1,4 @@
-"""A model's networks, loaded and ready, with the tables and caches that belong to them."""
+"""Loads a model: its networks, and the tables and caches that belong to them."""
 
 import logging
 import time
@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.engine.checkpoints.native_size import single_file, with_native_size
+from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
 from deployments.engine.checkpoints.pipeline_index import check_pipeline
 from deployments.engine.checkpoints.single_file import (
     FilePart,
     FileScheduler,
     FileTokenizer,
+    describe_vae_file,
     load_file_tokenizer,
     parts_of,
-    vae_file,
 )
 from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
 from deployments.engine.conditioning.controlnet import ControlNet
@@ -38,8 +38,8 @@ from deployments.engine.sampling.samplers import PipelineSamplers
 
 log = logging.getLogger(__name__)
 
-Place = Path | FilePart | FileTokenizer | FileScheduler
-"""Where a part is: in a folder, or in a file."""
+PartLocation = Path | FilePart | FileTokenizer | FileScheduler
+"""A part's location: a folder, or inside a file."""
 
 _FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
 
@@ -51,37 +51,37 @@ class LoadedModel:
     spec: ModelSpec
     unet: Any
     vae: Any
-    prompts: PromptEncoder
+    prompt_encoder: PromptEncoder
     samplers: PipelineSamplers
     alphas_cumprod: Tensor | None
     prediction_type: str
     device: torch.device
     dtype: torch.dtype
     attention: AttentionChoice
-    pictures: ImageEncoder
-    keys: CrossAttentionCache
+    image_encoder: ImageEncoder
+    attention_cache: CrossAttentionCache
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
     networks: tuple[nn.Module, ...] = ()
     load_seconds: float = 0.0
 
     @property
     def bytes(self) -> int:
-        """Memory of all its networks' weights, those included that it shares with other models."""
+        """The bytes of all its networks' weights, including those it shares with other models."""
         return size_of(*self.networks)
 
     @property
     def inpaints_only(self) -> bool:
-        """Whether the UNet sees a mask and a masked picture beside the latents (the 9-channel checkpoints)."""
+        """True if the UNet sees a mask and a masked image beside the latents (the 9-channel checkpoints)."""
         return int(self.unet.config.in_channels) == 2 * self.channels + 1
 
     @property
     def guidance_width(self) -> int | None:
-        """How many numbers the UNet is told the guidance scale in; None where it is not told."""
+        """The width of the guidance embedding that the UNet takes; None if it takes none."""
         return embedding_width(self.unet)
 
     @property
     def channels(self) -> int:
-        """Latent channels."""
+        """The number of latent channels."""
         return int(self.vae.config.latent_channels)
 
     @property
@@ -99,12 +99,12 @@ def load_model(
 ) -> LoadedModel:
     """Loads `spec` from a local folder, or from the hub at its pinned revision; safetensors only, no remote code.
 
-    What `parts` has loaded for other models already is shared. `attention` is what was chosen when it was loaded
-    before; without it the choice is measured. Raises ModelLoadError, which says what is missing, or not served, and in
+    Parts that `parts` has already loaded for other models are shared. `attention` is what was chosen at an earlier
+    load; without it the choice is measured. Raises ModelLoadError, which says what is missing, or not served, and in
     which part, or that a revision must be pinned.
     """
     parts = parts or Components(device, dtype)
-    places = _locate_parts(spec, half=parts.half)
+    places = _locate_parts(spec, half=parts.is_half)
     # Parts in files stay as they were given: their configs are known without fetching anything.
     found = {name: as_part(part) for name, part in spec.parts.items()}
     found |= {name: PartSpec(str(place)) for name, place in places.items() if isinstance(place, Path)}
@@ -118,18 +118,18 @@ def load_model(
 
 
 def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Brings to this machine, without loading them, all files that `load_model` would read. Raises ModelLoadError."""
+    """Fetches all files that `load_model` would read, without loading them. Raises ModelLoadError."""
     _locate_parts(spec, half=is_half(dtype))
     for name in spec.controlnets:
         _locate_controlnet(spec, name, half=is_half(dtype))
 
 
-def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, Place]:
-    """Where each part is: in the model's own folder or file, or wherever `spec.parts` says."""
+def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, PartLocation]:
+    """Locates each part: in the model's own folder or file, or wherever `spec.parts` says."""
     title = _title(spec)
     named = {name: _locate_named(_title(spec, name), name, as_part(part), half) for name, part in spec.parts.items()}
     own = [name for name in PARTS if name not in spec.parts]
-    if (file := single_file(spec)) is not None:
+    if (file := describe_single_file(spec)) is not None:
         inside = parts_of(title, file)
         return {name: inside[name] for name in own} | named
     root = locate(title, spec.source, spec.revision, own, half=half)
@@ -140,11 +140,11 @@ def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, Place]:
     return {name: root / name for name in own} | named
 
 
-def _locate_named(title: str, name: str, part: PartSpec, half: bool) -> Place:
+def _locate_named(title: str, name: str, part: PartSpec, half: bool) -> PartLocation:
     if Path(part.source).is_file():
         if name != "vae":
             raise ModelLoadError(f"{title}: a single file can only be a VAE; give its folder in diffusers' layout")
-        return vae_file(title, Path(part.source))
+        return describe_vae_file(title, Path(part.source))
     return _locate_part(title, part, half=half)
 
 
@@ -172,7 +172,7 @@ def _load(
     parts: Components,
     attention: AttentionChoice | None,
 ) -> LoadedModel:
-    """`places` are those of all parts of `spec`, `asked` says where they come from; `index` is its model_index.json."""
+    """Loads from `places`, those of all parts; `asked` says where they come from; `index` is the model_index.json."""
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
 
@@ -181,7 +181,7 @@ def _load(
         source = as_part(asked.parts[name]).source if name in asked.parts else asked.source
         return place if isinstance(place, FilePart) else PartFolder(_title(spec, name), source, place)
 
-    # The small files first: what they tell need not wait for the weights.
+    # The small files first: their errors need not wait for the weights.
     tokenizer = _load_tokenizer(_title(spec, "tokenizer"), places["tokenizer"])
     unet, vae, text_encoder = parts.unet(part("unet")), parts.vae(part("vae")), parts.text_encoder(part("text_encoder"))
     check_parts(_title(spec), unet, vae, text_encoder)
@@ -190,24 +190,24 @@ def _load(
         raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
     samplers = parts.samplers(_title(spec), places["scheduler"], index)
     _check_samplers(
-        spec, samplers, _pipelines(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
+        spec, samplers, _pipeline_kinds(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
     )
-    controlnets = {name: _controlnet(spec, name, parts) for name in spec.controlnets}
+    controlnets = {name: _load_controlnet(spec, name, parts) for name in spec.controlnets}
     for name, net in controlnets.items():
         check_controlnet(_controlnet_title(spec, name), net.network, unet, vae, text_encoder)
     model = LoadedModel(
         spec=spec,
         unet=unet,
         vae=vae,
-        prompts=PromptEncoder(tokenizer, text_encoder, device, dtype),
+        prompt_encoder=PromptEncoder(tokenizer, text_encoder, device, dtype),
         samplers=samplers,
         alphas_cumprod=samplers.alphas_cumprod,
         prediction_type=samplers.prediction_type,
         device=device,
         dtype=dtype,
         attention=adopt_attention(unet, attention) if attention else choose_attention(unet, device, dtype),
-        pictures=ImageEncoder(vae, device, dtype),
-        keys=CrossAttentionCache(unet),
+        image_encoder=ImageEncoder(vae, device, dtype),
+        attention_cache=CrossAttentionCache(unet),
         controlnets=controlnets,
         networks=(unet, vae, text_encoder, *(network for net in controlnets.values() for network in net.networks)),
     )
@@ -220,14 +220,14 @@ def _load_tokenizer(title: str, place: Path | FileTokenizer) -> Any:
     return load_file_tokenizer(title, place) if isinstance(place, FileTokenizer) else load_tokenizer(title, place)
 
 
-def _controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNet:
-    folder = _locate_controlnet(spec, name, half=parts.half)
+def _load_controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNet:
+    folder = _locate_controlnet(spec, name, half=parts.is_half)
     source = as_part(spec.controlnets[name]).source
     return parts.controlnet(name, PartFolder(_controlnet_title(spec, name), source, folder))
 
 
-def _pipelines(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
-    """The kinds of pipeline that the model stands for; what its callers ask for first comes first."""
+def _pipeline_kinds(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
+    """Returns the kinds of pipeline that the model serves, the one in most demand first."""
     tasks: tuple[Task, ...] = ("inpaint",) if inpaints_only else ("text-to-image", "image-to-image", "inpaint")
     return [
         PipelineKind(task, controlled) for controlled in (False, True)[: 1 + bool(spec.controlnets)] for task in tasks
@@ -235,7 +235,7 @@ def _pipelines(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
 
 
 def _check_samplers(spec: ModelSpec, samplers: PipelineSamplers, pipelines: Sequence[PipelineKind]) -> None:
-    """Says what is corrected and refused. Raises ModelLoadError where the default sampler cannot be served exactly."""
+    """Logs what is corrected and refused. Raises ModelLoadError if the default sampler cannot be served exactly."""
     title = f"model {spec.name!r}"
     error = samplers.of(pipelines[0]).refusal(resolve_sampler(spec.default_sampler))
     if error is not None:

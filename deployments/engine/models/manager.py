@@ -1,4 +1,4 @@
-"""Which models are in memory: loaded when they are first asked for, and dropped again when others need the room."""
+"""Manages the models in memory: loads them on demand, and evicts them when others need the room."""
 
 import gc
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelInMemory:
-    """A model in memory. `bytes` counts what it shares with others, too."""
+    """A model in memory. `bytes` includes what it shares with others."""
 
     name: str
     bytes: int
@@ -39,13 +39,13 @@ class _Held:
 class DiffusionModelManager:
     """The models of one process, on one device in one precision. All methods may be called from any thread.
 
-    `budget_bytes` bounds the weights in memory (None: no bound). When a model does not fit beside the others, those
-    that nobody uses go, the least recently used first. A model in use never goes, so the budget may be exceeded while
-    all are in use; that is logged. `on_load` and `on_evict` are told of every change, in order.
+    `budget_bytes` bounds the weights in memory (None: no bound). If a model does not fit beside the others, unused ones
+    are evicted, the least recently used first. A model in use is never evicted, so the budget may be exceeded while all
+    are in use; that is logged. `on_load` and `on_evict` are called on every change, in order.
 
-    Whoever serves the models while others load sets the rest: `warm` gets a model that has just been loaded and is
-    nobody's yet, with all networks of those that are in memory already; `let_go` returns when all that `on_evict` named
-    has been let go of.
+    Whoever serves the models while others load sets the rest: `warm` is called with a model that has just been loaded
+    and is not in use yet, and all networks of those in memory already; `wait_until_dropped` returns once every model
+    that `on_evict` named has been dropped.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DiffusionModelManager:
         self.on_load = on_load
         self.on_evict = on_evict
         self.warm: Callable[[LoadedModel, Collection[nn.Module]], object] = lambda _model, _in_use: None
-        self.let_go: Callable[[], object] = lambda: None
+        self.wait_until_dropped: Callable[[], object] = lambda: None
         self._attention: dict[str, AttentionChoice] = {}
         self._held: dict[str, _Held] = {}
         self._clock = 0
@@ -72,7 +72,7 @@ class DiffusionModelManager:
         self._loading = threading.Lock()  # held while a model loads
 
     def acquire(self, name: str) -> LoadedModel:
-        """The model, loaded unless it is there; it stays at least until `release`. Blocks while it loads.
+        """Returns the model, loading it if need be; it stays at least until `release`. Blocks while it loads.
 
         Raises UnknownModel and ModelLoadError.
         """
@@ -90,7 +90,7 @@ class DiffusionModelManager:
             return held.model
 
     def acquire_loaded(self, name: str) -> LoadedModel | None:
-        """As `acquire` where the model is in memory, else None. Never blocks for long."""
+        """Acquires the model if it is in memory, else returns None. Never blocks for long."""
         with self._lock:
             held = self._held.get(name)
             if held is not None:
@@ -98,25 +98,25 @@ class DiffusionModelManager:
             return held.model if held is not None else None
 
     def release(self, name: str) -> None:
-        """One user less. The model stays in memory until its room is needed."""
+        """Releases the model for one user. It stays in memory until its room is needed."""
         with self._lock:
             self._held[name].users -= 1
             self._make_room()
 
-    def loaded(self) -> dict[str, LoadedModel]:
-        """The models in memory, by name."""
+    def loaded_models(self) -> dict[str, LoadedModel]:
+        """Returns the models in memory, by name."""
         with self._lock:
             return {name: held.model for name, held in self._held.items()}
 
     def report(self) -> list[ModelInMemory]:
-        """What is in memory, the most recently used first."""
+        """Returns what is in memory, the most recently used first."""
         with self._lock:
             newest = sorted(self._held.items(), key=lambda item: -item[1].used)
             return [ModelInMemory(name, held.model.bytes, held.model.load_seconds, held.users) for name, held in newest]
 
     @property
     def bytes(self) -> int:
-        """All weights in memory, what is shared counted once."""
+        """All weights in memory, shared ones counted once."""
         with self._lock:
             return self._bytes()
 
@@ -126,18 +126,18 @@ class DiffusionModelManager:
             raise UnknownModel("model_name", "this process does not host that model")
         model = self._try_to_load(spec)
         if model is None:
-            # The budget was a guess and the device knows better: without the idle models it may fit. Not in a handler:
-            # a traceback would keep alive what has been loaded so far.
+            # The budget was only a guess: without the idle models it may fit. Not in a handler: the traceback would
+            # keep alive what has been loaded so far.
             self._evict_idle()
             model = self._try_to_load(spec)
         if model is None:
             raise ModelLoadError(f"model {name!r} does not fit into the device's memory")
         self._attention[name] = model.attention
-        self.warm(model, {network for other in self.loaded().values() for network in other.networks})
+        self.warm(model, {network for other in self.loaded_models().values() for network in other.networks})
         return model
 
     def _try_to_load(self, spec: ModelSpec) -> LoadedModel | None:
-        """The model; None where there is not enough memory."""
+        """Returns the model; None if there is not enough memory."""
         try:
             return load_model(spec, self._parts.device, self._parts.dtype, self._parts, self._attention.get(spec.name))
         except Exception as error:
@@ -167,8 +167,8 @@ class DiffusionModelManager:
         with self._lock:
             for name in [name for name, held in self._held.items() if not held.users]:
                 self._evict(name)
-        self.let_go()
-        # Networks know each other in circles, which only the collector undoes.
+        self.wait_until_dropped()
+        # Networks form reference cycles, which only the collector frees.
         gc.collect()
         torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""What an engine has done, in numbers."""
+"""Counters of an engine's work."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 
 @dataclass(slots=True)
 class Counters:
-    """What has been done for one model since the engine started.
+    """Counts the work done for one model since the engine started.
 
-    `unet_rows` counts real rows, `padded_rows` what was computed; `batch_sizes` the calls by their real rows.
-    `row_steps` are evaluations of images, `wasted_steps` those of images that nobody got. `refused` are requests that
-    were not taken, `expired` those whose deadline passed; `paused` images made way, `retries` images were tried again
-    from their start or decoded again in fp32, `splits` batches were halved, `out_of_memory` times.
+    `unet_rows` counts real rows, `padded_rows` computed ones; `batch_sizes` counts calls by their real rows.
+    `row_steps` are evaluations of images, `wasted_steps` those of images that nobody got. `refused` requests were not
+    accepted, `expired` ones missed their deadline; `paused` images were preempted, `retries` were made again from their
+    start or decoded again in fp32, `splits` batches were halved, and memory ran out `out_of_memory` times.
     """
 
     unet_calls: int = 0
@@ -33,8 +33,8 @@ class Counters:
     denoise_seconds: float = 0.0
     batch_sizes: Counter[int] = field(default_factory=Counter)
 
-    def stepped(self, rows: int, unet_rows: int, padded_rows: int, seconds: float) -> None:
-        """One UNet call moved `rows` images by an evaluation."""
+    def record_step(self, rows: int, unet_rows: int, padded_rows: int, seconds: float) -> None:
+        """Counts one UNet call that advanced `rows` images by an evaluation."""
         self.unet_calls += 1
         self.row_steps += rows
         self.unet_rows += unet_rows
@@ -42,20 +42,23 @@ class Counters:
         self.denoise_seconds += seconds
         self.batch_sizes[unet_rows] += 1
 
-    def numbers(self) -> dict[str, float]:
-        """All but the batch sizes, by name."""
+    def as_dict(self) -> dict[str, float]:
+        """Returns all counters but the batch sizes, by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "batch_sizes"}
 
     def copy(self) -> "Counters":
-        """As it is now. From any thread: the batch sizes are copied in one go, while their owner may add a new one."""
+        """Returns a copy.
+
+        Safe on any thread: the batch sizes are copied in one operation, while their owner may add to them.
+        """
         return replace(self, batch_sizes=Counter(dict(self.batch_sizes)))
 
 
-def total(counters: Iterable[Counters]) -> Counters:
-    """All of them together."""
+def sum_counters(counters: Iterable[Counters]) -> Counters:
+    """Adds counters up."""
     out = Counters()
     for each in [each.copy() for each in counters]:
-        for name, value in each.numbers().items():
+        for name, value in each.as_dict().items():
             setattr(out, name, getattr(out, name) + value)
         out.batch_sizes.update(each.batch_sizes)
     return out

@@ -1,4 +1,4 @@
-"""The settings of an engine, from the configuration to the engine itself. One more setting is one more line here."""
+"""The settings of an engine, from the configuration down to the engine itself. A new setting is one field here."""
 
 from dataclasses import asdict, dataclass
 from typing import Final, TypedDict, cast
@@ -20,14 +20,14 @@ class EngineOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What an engine runs on, and how much it takes.
+    """The settings of an engine.
 
     `device` is auto, cpu, cuda or cuda:0; `dtype` auto, float32, float16 or bfloat16. `max_rows` bounds the UNet rows
-    of one call (a power of two is well used); `padded_sizes` are the ascending batch sizes that calls are padded to,
-    by default the powers of two up to `max_rows`. `queue_limit` bounds the requests that wait: those beyond it are
-    refused. `threads` are torch's on a CPU, by default its own choice. `model_memory_bytes` bounds the weights in
-    memory: models that are not used leave it and come back when asked for. `device_memory_bytes` bounds weights and
-    work together, by default what is free at the start on CUDA, and nothing on a CPU. `decode_batch` is how many images
+    of one call (a power of two is well used); `padded_sizes` are the ascending batch sizes that calls are padded to, by
+    default the powers of two up to `max_rows`. `queue_limit` bounds the waiting requests: further ones are refused.
+    `threads` are torch's on a CPU, by default its own choice. `model_memory_bytes` bounds the weights in memory: unused
+    models are evicted, and loaded again when asked for. `device_memory_bytes` bounds weights and work together, by
+    default to what is free at the start on CUDA; on a CPU there is no default bound. `decode_batch` is how many images
     a VAE call decodes, by default 4 on CUDA and 1 on a CPU. Raises ValueError for a `max_rows` below 2.
     """
 
@@ -47,7 +47,7 @@ class EngineConfig:
 
     @property
     def options(self) -> EngineOptions:
-        """The same, as keyword arguments."""
+        """The settings as keyword arguments."""
         return cast(EngineOptions, asdict(self))
 
 

@@ -1,20 +1,20 @@
-"""What can go wrong with a request, as one tree.
+"""The errors of a request, as one tree.
 
     EngineError
-    ├── InvalidParameter     the caller's fault: names the field and the rule
+    ├── InvalidParameter     the caller's mistake: names the field and the rule
     │   └── UnknownModel     no such model is configured
-    ├── Overloaded           the queue is full; come back later
+    ├── Overloaded           the queue is full; try again later
     ├── DeadlineExceeded     it cannot be ready when the caller wants it
-    ├── Cancelled            its caller has ended it by its id
-    ├── EngineStopped        the engine ended before the request did; safe to repeat elsewhere
-    │   └── EngineLost       it was lost with the request on board, which may be why
-    ├── Quarantined          the same request has just taken several engines down; not now
-    ├── ModelLoadError       files missing, broken or out of reach; said at start-up
-    └── GenerationFailed     the caller did nothing wrong and repeating will not help
-        ├── NumericalFailure the network answered NaN or infinity, or the picture is black
-        └── DoesNotFit       not even alone does it fit into the device's memory
+    ├── Cancelled            its caller has cancelled it by its id
+    ├── EngineStopped        the engine stopped before the request finished; safe to repeat elsewhere
+    │   └── EngineLost       it was lost while running the request, which may be the cause
+    ├── Quarantined          the same request has just crashed several engines; not now
+    ├── ModelLoadError       files missing, broken or out of reach; raised at start-up
+    └── GenerationFailed     not the caller's mistake, and repeating will not help
+        ├── NumericalFailure the network answered NaN or infinity, or the image is black
+        └── DoesNotFit       one image alone does not fit into the device's memory
 
-Every class has a stable `code` for machines and says whether the same request may be `retryable`.
+Every class has a stable `code` for machines, and `retryable` says whether the same request may be repeated.
 Messages are written for callers: they never hold a prompt, a path or another library's text.
 All of them survive pickling, because a replica's answers cross a process boundary.
 """
@@ -51,7 +51,7 @@ class UnknownModel(InvalidParameter):
 
 
 class Overloaded(EngineError):
-    """The queue is full. `retry_after` is when it may have a place again, in seconds, where that can be foreseen."""
+    """The queue is full. `retry_after` is the time until it may have a place, in seconds, if that can be predicted."""
 
     code = "overloaded"
     retryable = True
@@ -71,7 +71,7 @@ class DeadlineExceeded(EngineError):
 
 
 class Cancelled(EngineError):
-    """Somebody who may has ended the request by its id, or by that of its batch; `name` is what was said."""
+    """The request was cancelled by its id, or by that of its batch; `name` is the id that was given."""
 
     code = "cancelled"
 
@@ -91,11 +91,14 @@ class EngineStopped(EngineError):
 
 
 class EngineLost(EngineStopped):
-    """The engine was lost while it had the request: its process died, or its loop broke. The request may be why."""
+    """The engine was lost while it ran the request: its process died, or its loop failed.
+
+    The request may be the cause.
+    """
 
 
 class Quarantined(EngineError):
-    """Every engine that ran this very request was lost with it, a short while ago."""
+    """Every engine that ran this very request a short while ago was lost with it."""
 
     code = "quarantined"
 
@@ -107,13 +110,13 @@ class GenerationFailed(EngineError):
 
 
 class NumericalFailure(GenerationFailed):
-    """The network's output for this row was not finite, or nothing but black, twice."""
+    """The network's output for this row was not finite, or all black, twice."""
 
     code = "numerical_failure"
 
 
 class DoesNotFit(GenerationFailed):
-    """One image of this size takes more memory than there is."""
+    """One image of this size takes more memory than the device has."""
 
     code = "does_not_fit"
 

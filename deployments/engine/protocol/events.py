@@ -1,7 +1,7 @@
-"""What an engine says while it works on a request. Plain data without torch: events cross process boundaries.
+"""The events of a request. Plain data without torch: events cross process boundaries.
 
 A request's stream is: one `Accepted` or `Failed`; any number of `Progress` and `Preview`; per image one `ImageDone` or
-`ImageFailed`; and one `Finished`. Where the engine itself stops first, a late `Failed` ends the stream instead.
+`ImageFailed`; and one `Finished`. `Failed` ends the stream early whenever the request cannot go on.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Source = Literal["made", "cache", "shared"]
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds a request spent in each phase; `denoise_ms` is wall time, shared with the rows beside it."""
+    """The milliseconds a request spent in each phase; `denoise_ms` is wall time, shared with the rows beside it."""
 
     queued_ms: float = 0.0
     encode_ms: float = 0.0
@@ -27,10 +27,10 @@ class Timings:
 class Accepted:
     """The request is in the queue with `position` requests before it.
 
-    Its first step and its last image are likely so many seconds from now, if nothing else comes. Each of its images
-    takes `steps` evaluations of the network, as `Progress` counts them; 0 where nothing is left to do. Its images are
-    `made` for it; or, which only a cache before the engines says, they come from the `cache` or are being made for
-    somebody else and `shared`.
+    The seconds are estimates of the time to its first step and to its last image, if nothing else arrives. Each of its
+    images takes `steps` evaluations of the network, as `Progress` counts them; 0 if nothing is left to do. Its images
+    are `made` for it; a cache before the engines may also say that they come from the `cache`, or are being made for
+    another request and `shared`.
     """
 
     request_id: str
@@ -43,7 +43,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request was not taken, and nothing was done for it."""
+    """Ends the stream: the request cannot go on.
+
+    Before `Accepted` it was refused; after it, the work done for it is lost.
+    """
 
     request_id: str
     error: EngineError
@@ -51,9 +54,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`step` of `steps` UNet evaluations done by the slowest image; `position` in the queue, 0 once it runs.
+    """The slowest image has done `step` of `steps` UNet evaluations; `position` is that in the queue, 0 once it runs.
 
-    `seconds_left` to the last image, where that can be foreseen.
+    `seconds_left` is the estimated time to the last image, if there is an estimate.
     """
 
     request_id: str
@@ -65,7 +68,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A cheap look at image `index` in the making: a small JPEG."""
+    """A preview of image `index` while it is being made: a small JPEG."""
 
     request_id: str
     index: int
@@ -88,7 +91,7 @@ class ImageDone:
 
 @dataclass(frozen=True, slots=True)
 class ImageFailed:
-    """Image `index` could not be made; its neighbours are not affected."""
+    """Image `index` could not be made; the other images are not affected."""
 
     request_id: str
     index: int

@@ -1,4 +1,4 @@
-"""The pictures that a request brings along, as plain arrays of the request's own size. Without torch."""
+"""The images that a request brings: as plain arrays of the request's own size, and as uploads. No torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,25 +6,25 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 """[H, W, 3], RGB."""
 
 Mask = NDArray[np.uint8]
-"""[H, W]; from 128 on a pixel is painted anew, below it is kept."""
+"""[H, W]; pixels from 128 on are repainted, those below are kept."""
 
 Task = Literal["text-to-image", "image-to-image", "inpaint"]
 
 Fit = Literal["cover", "pad", "stretch"]
 
 MaskAlpha = Literal["strokes", "holes"]
-"""What a mask's transparency says: what is visible is painted anew, or what is transparent."""
+"""What a mask's transparency means: `strokes`, visible pixels are repainted; `holes`, transparent ones are."""
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineKind:
-    """Which of diffusers' pipelines stands for a request; `controlled` means the one with ControlNets.
+    """The diffusers pipeline that a request corresponds to; `controlled` means the one with ControlNets.
 
-    They do not treat a checkpoint alike: each corrects other settings of its scheduler.
+    Pipelines do not treat a checkpoint alike: each corrects other settings of its scheduler.
     """
 
     task: Task = "text-to-image"
@@ -33,14 +33,14 @@ class PipelineKind:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """`image` is what an image-to-image or inpaint request starts from, `mask` says where it is painted anew.
+    """A request's images. `image` is what image-to-image or inpaint starts from, `mask` says where it is repainted.
 
     `hints` are ready for the ControlNets that the request's `controls` name, in the same order.
     """
 
-    image: Picture | None = None
+    image: ImageArray | None = None
     mask: Mask | None = None
-    hints: tuple[Picture, ...] = ()
+    hints: tuple[ImageArray, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -51,12 +51,13 @@ class Inputs:
 
 @dataclass(slots=True)
 class Uploads:
-    """The same as the caller sent it: files, not looked into yet. `deployments.uploads.intake` makes `Inputs` of it.
+    """A request's images as the caller sent them: files that have not been decoded. `deployments.uploads.intake` makes
+    `Inputs` of them.
 
-    Where there is an image and no mask file, `mask_type` may name a mask. `mask_alpha` says what a mask file's
-    transparency means; None is to go by its colours, where they leave no doubt. With `preprocess` a hint file is a
-    photo that its ControlNet's annotator still has to turn into a hint. `fit` is how pictures of other sizes become the
-    request's. `image_field` is what the caller calls the image, for errors.
+    With an image and no mask file, `mask_type` may name a mask. `mask_alpha` says what a mask file's transparency
+    means; None decides by its colours, where they leave no doubt. With `preprocess` a hint file is a photo that its
+    ControlNet's annotator still has to turn into a hint. `fit` is how images of other sizes become the request's.
+    `image_field` is the caller's name of the image field, for errors.
     """
 
     image: bytes | None = None
@@ -69,7 +70,7 @@ class Uploads:
     image_field: str = "image"
 
     def drop(self) -> None:
-        """Lets go of the files: for an owner that has decoded them, while others still hold on to the request."""
+        """Drops the files: for an owner that has decoded them, while others still hold the request."""
         self.image, self.mask, self.hints = None, None, ()
 
     @property

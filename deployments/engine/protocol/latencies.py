@@ -1,4 +1,4 @@
-"""How long things took: histograms over sliding windows, which add up across processes. Knows nothing of torch.
+"""Durations as histograms over sliding windows, which can be added up across processes. No torch.
 
 Buckets are 5 % wide, so a percentile is within 2.6 % of the sample that it stands for, however many samples there are
 (as in HdrHistogram and DDSketch: Masson, Rim and Lee, 2019). Every power of two seconds is the upper bound of a bucket:
@@ -22,13 +22,13 @@ SHORTEST_S: Final = 2.0**-14
 
 Window = Literal["1m", "5m", "60m"]
 WINDOWS: Final[Mapping[Window, int]] = {"1m": 60, "5m": 300, "60m": 3600}
-"""How far back each window looks, in seconds."""
+"""The length of each window, in seconds."""
 
 SLOTS: Final = 30
-"""A window forgets in so many pieces: what is nearly as old as its length may be gone already."""
+"""A window expires in this many slots: samples nearly as old as its length may be gone already."""
 
 Phase = Literal["queue", "encode", "denoise", "decode", "inference", "total"]
-"""`inference` is all but the queue."""
+"""The phases of a request; `inference` is all but the queue."""
 
 
 @dataclass(slots=True)
@@ -42,11 +42,11 @@ class Histogram:
         return self.buckets.total()
 
     def add(self, seconds: float) -> None:
-        """One more took so long."""
+        """Counts a duration."""
         self.buckets[_bucket(seconds)] += 1
 
     def percentile(self, percent: float) -> float:
-        """Seconds, by nearest rank; 0 of none."""
+        """Returns a percentile in seconds, by nearest rank; 0 of an empty histogram."""
         rank, seen = math.ceil(self.count * percent / 100), 0
         for bucket in sorted(self.buckets):
             seen += self.buckets[bucket]
@@ -55,20 +55,20 @@ class Histogram:
         return 0.0
 
     def values(self) -> dict[float, int]:
-        """How many took about so many seconds: the middle of each bucket."""
+        """Returns the counts by duration: the middle of each bucket, in seconds."""
         return {_middle(bucket): count for bucket, count in sorted(self.buckets.items())}
 
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Of one thing: since the start, and in each window."""
+    """The durations of one thing: since the start, and in each window."""
 
     ever: Histogram = field(default_factory=Histogram)
     windows: Mapping[Window, Histogram] = field(default_factory=lambda: {window: Histogram() for window in WINDOWS})
 
 
 class Recorder:
-    """Takes durations down as they end."""
+    """Records durations as they end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -76,57 +76,57 @@ class Recorder:
         self._windows = {window: _Sliding(seconds / SLOTS) for window, seconds in WINDOWS.items()}
 
     def add(self, seconds: float) -> None:
-        """Something ended now, and took so long."""
+        """Records a duration that ends now."""
         now = self._clock()
         for window in self._windows.values():
             window.at(now).add(seconds)
         self._ever.add(seconds)
 
     def durations(self) -> Durations:
-        """All that is known now, as a copy. May be asked for from another thread."""
+        """Returns a copy of all durations so far. Safe on any thread."""
         now = self._clock()
         windows = {name: window.sum(now) for name, window in self._windows.items()}
         return Durations(Histogram(Counter(dict(self._ever.buckets))), windows)
 
 
 class _Sliding:
-    """The last `SLOTS` slots of so many seconds each."""
+    """The last `SLOTS` slots of `slot_s` seconds each."""
 
     def __init__(self, slot_s: float) -> None:
         self._slot_s = slot_s
         self._slots: deque[tuple[int, Histogram]] = deque(maxlen=SLOTS)
 
     def at(self, now: float) -> Histogram:
-        """Where to put what ends now."""
+        """Returns the histogram for samples that end now."""
         slot = int(now // self._slot_s)
         if not self._slots or self._slots[-1][0] != slot:
             self._slots.append((slot, Histogram()))
         return self._slots[-1][1]
 
     def sum(self, now: float) -> Histogram:
-        """Of all slots that are not too old, as a copy."""
+        """Adds up the slots that are not too old."""
         oldest = int(now // self._slot_s) - SLOTS
         return Histogram(_sum(dict(each.buckets) for slot, each in list(self._slots) if slot > oldest))
 
 
 class PhaseRecorder:
-    """As `Recorder`, for every phase of requests."""
+    """Records the durations of every phase of requests."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._phases: dict[Phase, Recorder] = {phase: Recorder(clock) for phase in PHASES}
 
-    def finished(self, timings: Timings) -> None:
-        """A request is finished."""
+    def record(self, timings: Timings) -> None:
+        """Records a finished request."""
         for phase, milliseconds in _of(timings).items():
             self._phases[phase].add(milliseconds / 1000)
 
     def durations(self) -> dict[Phase, Durations]:
-        """By phase."""
+        """Returns a copy of the durations, by phase."""
         return {phase: recorder.durations() for phase, recorder in self._phases.items()}
 
 
-def together(parts: Iterable[Durations]) -> Durations:
-    """The durations of many, as if one had taken them all down."""
+def merge_durations(parts: Iterable[Durations]) -> Durations:
+    """Merges the durations of several recorders."""
     every = list(parts)
     return Durations(
         Histogram(_sum(part.ever.buckets for part in every)),

@@ -1,4 +1,4 @@
-"""What a caller may ask for, validated, without torch.
+"""The parameters that a caller may set, validated. No torch.
 
 `GenerationParams` is what was asked: a field left out is `None` where its default depends on the model.
 `effective_params` fills those in from the model's `ModelSpec`; everything behind it works on complete parameters.
@@ -25,40 +25,42 @@ CacheUse = Literal["default", "reuse", "refresh", "off"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
 
-PICTURE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
-"""Parameters that mean something only where a request brings pictures."""
+IMAGE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
+"""Parameters that mean something only in requests that bring images."""
 
 SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
-"""How a request is served; what its images look like does not depend on them."""
+"""How a request is served; its images do not depend on these."""
 
 
-# Above it a number with a point may stand for several whole ones.
+# Above it one float may stand for several integers.
 _LAST_EXACT: Final = 2**53
 
 
 class StrictFields(BaseModel):
-    """Fields that a caller fills in, strictly; but null is a field left out, where one may be, and 128.0 is 128."""
+    """A model with strict fields; but null is the same as leaving an optional field out, and 128.0 is 128."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _is_read_plainly(cls, said: Any) -> Any:
-        return normalise_fields(said, cls) if isinstance(said, dict) else said
+    def _normalise(cls, data: Any) -> Any:
+        return normalise_fields(data, cls) if isinstance(data, dict) else data
 
 
-def normalise_fields(said: dict[str, Any], of: type[BaseModel]) -> dict[str, Any]:
-    """`said` as the model `of` takes it: without optional fields that are null, and with whole numbers as such."""
+def normalise_fields(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Returns `data` as `model` takes it: without optional fields that are null, and with whole numbers as
+    integers.
+    """
     read = {}
-    for name, value in said.items():
-        field = of.model_fields.get(name)
+    for name, value in data.items():
+        field = model.model_fields.get(name)
         if field is None or value is not None or field.is_required():
             read[name] = _as_whole(value) if field is not None and _is_whole(field.annotation) else value
     return read
 
 
 def _as_whole(value: Any) -> Any:
-    """What is no whole number stays as it is, for the field's own rule to refuse."""
+    """Converts a float that is a whole number to an integer; other values stay, for the field's own rule to refuse."""
     whole = isinstance(value, float) and value.is_integer() and abs(value) <= _LAST_EXACT
     return int(value) if whole else value
 
@@ -68,9 +70,9 @@ def _is_whole(annotation: Any) -> bool:
 
 
 class ControlSettings(StrictFields):
-    """How one ControlNet acts: its `type` (canny, depth, ...), how strongly, and from where to where in the schedule.
+    """Settings of one ControlNet: its `type` (canny, depth, ...), how strongly it acts, and from where to where.
 
-    `start` and `end` are shares of the steps. Its hint, a picture, comes beside the parameters.
+    `start` and `end` are shares of the steps. Its hint, an image, comes beside the parameters.
     """
 
     type: str = Field(max_length=64)
@@ -80,11 +82,11 @@ class ControlSettings(StrictFields):
 
     @field_validator("type")
     @classmethod
-    def _type_is_a_name(cls, kind: str) -> str:
+    def _check_type(cls, kind: str) -> str:
         return check_name(kind)
 
     @model_validator(mode="after")
-    def _starts_before_it_ends(self) -> Self:
+    def _check_order(self) -> Self:
         if self.start >= self.end:
             raise ValueError("start must be less than end")
         return self
@@ -94,16 +96,15 @@ class GenerationParams(StrictFields):
     """The parameters of one request. Frozen; unknown fields and wrong types are refused.
 
     Sizes are pixels. `seed` is that of the first image, image i uses `seed + i`; `None` or -1 draws one.
-    `guidance_scale` <= 1 switches classifier-free guidance off (Ho and Salimans, 2022).
-    `style_preset` is the name of a known style, or free text that is appended to the prompt.
-    `clip_skip` counts the text encoder's last layers that are left out for the prompt, as in diffusers.
-    `strength` is how far image-to-image and inpaint leave the picture given: 1 is all the way. `mask_feather` (pixels)
-    softens the inside of the mask's edge. `controls` are the ControlNets, each with its hint; with `guess_mode` they
-    act on the prompted half only, and the early maps less (Zhang et al. 2023).
-    `priority` decides who waits for whom. A request whose images cannot be ready `deadline_ms` after it has come is
-    refused, at once where that can be foreseen, and dropped then where it could not. A request without a seed is made
-    anew each time, unless `cache` says `reuse`: then an earlier result of any seed will do. `refresh` makes and keeps a
-    new result, `off` has nothing to do with the cache.
+    `guidance_scale` <= 1 switches classifier-free guidance off (Ho and Salimans, 2022). `style_preset` is the name of a
+    known style, or free text that is appended to the prompt. `clip_skip` counts the text encoder's last layers that are
+    skipped for the prompt, as in diffusers. `strength` is how far image-to-image and inpaint depart from the given
+    image: 1 is all the way. `mask_feather` (pixels) softens the inside of the mask's edge. `controls` are the
+    ControlNets, each with its hint; with `guess_mode` they act on the prompted half only, and the early maps less
+    (Zhang et al. 2023). `priority` decides who waits for whom. A request whose images cannot be ready `deadline_ms`
+    after its arrival is refused, at once if that can be predicted, and dropped at the deadline if not. A request
+    without a seed is made anew each time, unless `cache` says `reuse`: then an earlier result of any seed will do.
+    `refresh` makes and keeps a new result, `off` bypasses the cache.
     """
 
     prompt: Prompt
@@ -130,25 +131,25 @@ class GenerationParams(StrictFields):
 
     @field_validator("prompt", "negative_prompt", "style_preset")
     @classmethod
-    def _texts_are_lines(cls, text: str | None) -> str | None:
+    def _check_texts(cls, text: str | None) -> str | None:
         return None if text is None else check_lines(text)
 
     @field_validator("model_name", "sampler")
     @classmethod
-    def _names_are_names(cls, name: str | None) -> str | None:
+    def _check_names(cls, name: str | None) -> str | None:
         return None if name is None else check_name(name)
 
     @field_validator("controls", mode="before")
     @classmethod
-    def _controls_are_few(cls, controls: Any) -> Any:
-        """Before each is looked at: pydantic would find a fault with every one of a hundred thousand."""
+    def _check_count(cls, controls: Any) -> Any:
+        """Checks the count before the entries: pydantic would report every one of a hundred thousand."""
         if isinstance(controls, list | tuple) and len(controls) > MAX_CONTROLS:
             raise PydanticCustomError("too_long", "too many controls", {"max_length": MAX_CONTROLS})
         return controls
 
     @field_validator("sampler")
     @classmethod
-    def _sampler_is_known(cls, sampler: str | None) -> str | None:
+    def _resolve_sampler(cls, sampler: str | None) -> str | None:
         if sampler is None:
             return None
         try:
@@ -162,11 +163,10 @@ _STRENGTHS: Final[dict[Task, float | None]] = {"text-to-image": None, "image-to-
 
 
 def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "text-to-image") -> GenerationParams:
-    """`params` with every default of the model and the task filled in and checked against the model's limits.
+    """Returns `params` with every default of the model and the task filled in, checked against the model's limits.
 
-    Raises InvalidParameter when the size is more than the model may be asked for, and for what the task has no use
-    for. The seed is left as it is: drawing one is the service's decision, because it must happen once, before caching
-    and replays.
+    Raises InvalidParameter for a size beyond the model's limit, and for parameters that the task does not use. The seed
+    is left as it is: the service draws it, because that must happen once, before caching and replays.
     """
     native_height, native_width = spec.native
     width = params.width or native_width

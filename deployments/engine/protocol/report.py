@@ -1,4 +1,4 @@
-"""What an engine says of itself: plain data without torch, because it crosses process boundaries."""
+"""An engine's reports: plain data without torch, because it crosses process boundaries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from deployments.engine.protocol.params import Priority
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What has been done for one model, and how long its finished requests took."""
+    """The work done for one model, and how long its finished requests took."""
 
     counters: Counters = field(default_factory=Counters)
     durations: Mapping[Phase, Durations] = field(default_factory=dict)
@@ -20,8 +20,8 @@ class ModelReport:
 class Load:
     """Images `waiting`, by priority, and `running`; `capacity` is in UNet rows of one call.
 
-    In seconds of a device whose calls are as full as it pays: `worked` is what all steps so far were worth, `backlog`
-    what waits.
+    In seconds of a device whose calls are at the knee: `worked` is what all steps so far were worth, `backlog` what
+    waits.
     """
 
     waiting: Mapping[Priority, int] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class CallReport:
-    """A kind of call that was measured: seconds it takes (UNet calls only), bytes it took, bytes that were planned."""
+    """A measured kind of call: its seconds (UNet calls only), the bytes it took, and the bytes that were planned."""
 
     kind: str
     model: str
@@ -51,7 +51,7 @@ class CallReport:
 
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """`budget_bytes` is None where nobody counts; `held_bytes` are in use between calls, `planned_bytes` at most."""
+    """`budget_bytes` is None without a limit; `held_bytes` are in use between calls, `planned_bytes` at most."""
 
     budget_bytes: int | None = None
     held_bytes: int = 0
@@ -60,7 +60,7 @@ class MemoryReport:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """One engine, now. `models` are all that it has worked for; "" stands for requests that named no model of it.
+    """One engine's state. `models` are all that it has worked for; "" stands for requests that named no model of it.
 
     `knees` are the UNet rows beyond which more only add latency, by model.
     """

@@ -1,4 +1,4 @@
-"""What a caller asked for, complete, and the bucket of rows that may share a UNet call with it."""
+"""A caller's request, complete, and the bucket of rows that may share a UNet call with it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ NO_INPUTS: Final = Inputs()
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Rows that can share a UNet call: one model, one size (pixels)."""
+    """The key of rows that can share a UNet call: one model, one size (pixels)."""
 
     model: str
     height: int
     width: int
 
+    def area_ratio(self, other: Bucket) -> float:
+        """Returns this bucket's pixels per image, divided by the other's."""
+        return self.height * self.width / (other.height * other.width)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a caller asked for, complete: `params` are effective ones and have a seed.
+    """A caller's request, complete: `params` are effective ones and have a seed.
 
-    `previews` is the number of cheap looks at each image that the caller wants on the way. `inputs` are the pictures
-    that it brings, at the request's own size; `uploads` are the files that they will be made of, on a replica.
-    `tenant` is who shares the device with others, each a fair part. Where nobody looks at it, `progress` is False:
-    hundreds of events a second on their way from a replica cost more than some pictures. No two running requests have
-    the same `id`, so callers do not choose it; `name` is what the caller calls it, and may be that of several.
-    `seed_drawn` says that the seed is not the caller's own.
-    What its model makes of it is the engine's to fill in: `own_evaluations`, the UNet evaluations of an image where the
-    sampler is the checkpoint's own; `embeds_guidance`, where the UNet is told the guidance scale instead of being run a
-    second time.
+    `previews` is the number of previews of each image. `inputs` are the images that the request brings, at its own
+    size; `uploads` are the files that a replica makes them of. `tenant` is the party that gets a fair share of the
+    device. Where nobody reads it, `progress` is False: hundreds of events a second from a replica cost more than some
+    images. No two running requests have the same `id`, so callers do not choose it; `name` is the caller's own, and
+    several may have it. `seed_drawn` says that the seed is not the caller's own. The engine fills in what depends on
+    the model: `own_evaluations`, the UNet evaluations of an image if the sampler is the checkpoint's own;
+    `embeds_guidance`, if the UNet takes the guidance scale as an input instead of running a second time.
     """
 
     id: str
@@ -50,7 +52,7 @@ class Request:
 
     @property
     def pipeline(self) -> PipelineKind:
-        """Which of diffusers' pipelines makes the same picture."""
+        """The diffusers pipeline that makes the same image."""
         return PipelineKind(self.inputs.task, bool(self.params.controls))
 
     @property
@@ -66,32 +68,32 @@ class Request:
 
     @property
     def unet_rows(self) -> int:
-        """How many rows of a UNet call each image takes: with classifier-free guidance, two (packed guidance)."""
+        """The rows of a UNet call that each image takes: two with classifier-free guidance (packed), else one."""
         return 2 if self.params.guidance_scale > 1 and not self.embeds_guidance else 1
 
     @property
     def evaluations(self) -> int:
-        """UNet evaluations of one image."""
+        """The UNet evaluations of one image."""
         if self.own_evaluations is not None:
             return self.own_evaluations
         assert self.params.sampler is not None
         return SAMPLERS[self.params.sampler].evaluations(self.params.num_inference_steps, self.params.strength)
 
     def seed_of(self, index: int) -> int:
-        """The seed of image `index`."""
+        """Returns the seed of image `index`."""
         assert self.params.seed is not None
         return self.params.seed + index
 
-    def answers_to(self, name: str, tenant: str) -> bool:
-        """Whether it is that tenant's request of this name, or part of what has it."""
+    def has_name(self, name: str, tenant: str) -> bool:
+        """Returns True if it is that tenant's request of this name, or part of the one that has it."""
         return self.tenant == tenant and is_part_of(self.name, name)
 
 
-def part_of(name: str, index: int) -> str:
-    """The name of a part of something. Callers' own names have no colon."""
+def part_name(name: str, index: int) -> str:
+    """Returns the name of part `index` of something. Callers' own names have no colon."""
     return f"{name}:{index}"
 
 
 def is_part_of(name: str, whole: str) -> bool:
-    """Whether `name` is `whole`, or that of a part of it."""
+    """Returns True if `name` is `whole`, or the name of a part of it."""
     return name == whole or name.startswith(f"{whole}:")

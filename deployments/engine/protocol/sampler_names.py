@@ -1,8 +1,8 @@
-"""The samplers' names, without torch, so that the HTTP side can know them too. Adding a sampler is adding a row.
+"""The table of samplers, without torch, so that the HTTP side can use it. Adding a sampler is adding a row.
 
-A row says which of diffusers' scheduler classes does the mathematics and with which settings. Settings that describe
-the model's training (betas, prediction type, spacing of timesteps) are not here: they come from the model's config.
-Where nobody names a sampler, a checkpoint's own is taken: the class and the settings that its files name.
+A row names the diffusers scheduler class that does the mathematics, and its settings. Settings that describe the
+model's training (betas, prediction type, spacing of timesteps) are not here: they come from the model's config. If a
+caller names no sampler, the checkpoint's own is used: the class and the settings that its files name.
 """
 
 import re
@@ -37,11 +37,11 @@ _KARRAS_SIGMAS = _settings(use_karras_sigmas=True)
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One sampler: its canonical name, diffusers' scheduler class, the name that A1111's users know, its paper.
+    """One sampler: its canonical name, diffusers' scheduler class, its label in A1111's web UI, its paper.
 
     `order` is diffusers' stride: how many evaluations a whole step takes, except the last, which always takes one.
-    `warm_up` evaluations come on top when there is more than one step. `draws` says whether it takes noise from the
-    row's generator on the way. `steps_limited_by` names the entry of the scheduler's config that bounds the steps.
+    `warm_up` evaluations are added when there is more than one step. `draws_noise` says whether it takes noise from the
+    row's generator during the run. `steps_limited_by` names the entry of the scheduler's config that bounds the steps.
     """
 
     name: str
@@ -52,33 +52,41 @@ class Sampler:
     aliases: tuple[str, ...] = ()
     order: int = 1
     warm_up: int = 0
-    draws: bool = False
+    draws_noise: bool = False
     steps_limited_by: str | None = None
 
     def evaluations(self, num_inference_steps: int, strength: float | None = None) -> int:
-        """Evaluations of the model, before guidance, for a row of that many steps (at least 1): the steps of progress.
+        """Returns the model's evaluations, before guidance, for a row of that many steps (at least 1), as progress
+        counts them.
 
-        At a `strength` it is what is left of them for image-to-image.
+        With `strength` only those that image-to-image leaves.
         """
         more = num_inference_steps - 1
         skipped = 0 if strength is None else self.start(num_inference_steps, strength)
         return max(1, 1 + self.order * more + min(self.warm_up, more) - skipped)
 
     def start(self, num_inference_steps: int, strength: float) -> int:
-        """The first evaluation's index for image-to-image at `strength` (0 to 1), as diffusers' pipelines count it."""
+        """Returns the index of the first evaluation for image-to-image at `strength` (0 to 1), as diffusers' pipelines
+        count it.
+        """
         kept = min(int(num_inference_steps * strength), num_inference_steps)
         return (num_inference_steps - kept) * self.order
 
 
 _ROWS = (
     Sampler("ddim", "DDIMScheduler", "DDIM", _SONG),
-    Sampler("ddpm", "DDPMScheduler", "DDPM", _HO, draws=True),
+    Sampler("ddpm", "DDPMScheduler", "DDPM", _HO, draws_noise=True),
     # Without `skip_prk_steps` it would be the Runge-Kutta start of the paper, which no Stable Diffusion config uses.
     Sampler("pndm", "PNDMScheduler", "PLMS", _LIU, _settings(skip_prk_steps=True), warm_up=1),
     Sampler("euler", "EulerDiscreteScheduler", "Euler", _KARRAS),
     Sampler("euler_karras", "EulerDiscreteScheduler", "Euler Karras", _KARRAS, _KARRAS_SIGMAS),
     Sampler(
-        "euler_a", "EulerAncestralDiscreteScheduler", "Euler a", _CROWSON, aliases=("euler ancestral",), draws=True
+        "euler_a",
+        "EulerAncestralDiscreteScheduler",
+        "Euler a",
+        _CROWSON,
+        aliases=("euler ancestral",),
+        draws_noise=True,
     ),
     Sampler("heun", "HeunDiscreteScheduler", "Heun", _KARRAS, order=2),
     Sampler("heun_karras", "HeunDiscreteScheduler", "Heun Karras", _KARRAS, _KARRAS_SIGMAS, order=2),
@@ -92,7 +100,7 @@ _ROWS = (
         "DPM++ 2M SDE",
         _LU,
         _settings(algorithm_type="sde-dpmsolver++"),
-        draws=True,
+        draws_noise=True,
     ),
     Sampler(
         "dpmpp_2m_sde_karras",
@@ -100,7 +108,7 @@ _ROWS = (
         "DPM++ 2M SDE Karras",
         _LU,
         _settings(algorithm_type="sde-dpmsolver++", use_karras_sigmas=True),
-        draws=True,
+        draws_noise=True,
     ),
     Sampler("dpmpp_3m", "DPMSolverMultistepScheduler", "DPM++ 3M", _LU, _settings(solver_order=3)),
     Sampler(
@@ -109,7 +117,7 @@ _ROWS = (
         "DPM++ 3M SDE",
         _LU,
         _settings(algorithm_type="sde-dpmsolver++", solver_order=3),
-        draws=True,
+        draws_noise=True,
     ),
     # The labels follow diffusers' own table of A1111 names, though this solver draws no noise. The class switches
     # `lower_order_final` on by itself, with a warning each time.
@@ -141,7 +149,7 @@ _ROWS = (
         _DPM2,
         aliases=("dpm2 ancestral",),
         order=2,
-        draws=True,
+        draws_noise=True,
     ),
     Sampler(
         "kdpm2_a_karras",
@@ -150,32 +158,36 @@ _ROWS = (
         _DPM2,
         _KARRAS_SIGMAS,
         order=2,
-        draws=True,
+        draws_noise=True,
     ),
-    Sampler("lcm", "LCMScheduler", "LCM", _LUO, draws=True, steps_limited_by="original_inference_steps"),
+    Sampler("lcm", "LCMScheduler", "LCM", _LUO, draws_noise=True, steps_limited_by="original_inference_steps"),
 )
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType({row.name: row for row in _ROWS})
 
 CHECKPOINT: Final = "checkpoint"
-"""The name of a checkpoint's own sampler: the scheduler class and all settings that its files name. It has no row: what
-it is differs from model to model."""
+"""The name of a checkpoint's own sampler: the scheduler class and all settings that its files name. It has no row,
+since it differs from model to model.
+"""
 
 
 def own_sampler(scheduler: str, order: int, steps_limited_by: str | None) -> Sampler:
-    """The row of a checkpoint's own sampler, whose scheduler class is `scheduler`."""
+    """Returns the row of a checkpoint's own sampler, whose scheduler class is `scheduler`."""
     named = next((row for row in _ROWS if row.scheduler == scheduler), None)
     warm_up = named.warm_up if named else 0
     return Sampler(CHECKPOINT, scheduler, "", "", order=order, warm_up=warm_up, steps_limited_by=steps_limited_by)
 
 
 def _key(name: str) -> str:
-    """Case, spaces, hyphens and underscores make no difference between names."""
+    """Normalises a name: case, spaces, hyphens and underscores make no difference."""
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
 def _names() -> Mapping[str, str]:
-    """Every spelling's key -> canonical name. A class name means the first row of that class: its plain settings."""
+    """Maps every spelling's key to the canonical name.
+
+    A class name means the first row of that class: its plain settings.
+    """
     names: dict[str, str] = {}
     for row in _ROWS:
         names.setdefault(_key(row.scheduler), row.name)
@@ -190,10 +202,11 @@ _CANONICAL = _names()
 
 
 def resolve_sampler(name: str) -> str:
-    """The canonical name for a canonical name, a diffusers class name, an A1111 label or another alias; any case.
+    """Returns the canonical name for a canonical name, a diffusers class name, an A1111 label or another alias; any
+    case.
 
-    CHECKPOINT is one of the canonical names.
-    Raises InvalidParameter, which tells the nearest names, for one that is not known.
+    CHECKPOINT is one of the canonical names. Raises InvalidParameter, which suggests the nearest names, for an unknown
+    one.
     """
     key = _key(name)
     if key in _CANONICAL:

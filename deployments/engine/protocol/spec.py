@@ -1,4 +1,4 @@
-"""What the engine must know of a model before it loads it. Data about real models lives above, in `registry.py`."""
+"""Specifies a model before it is loaded. The rows for real models are in `registry.py`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from deployments.engine.protocol.sampler_names import CHECKPOINT
 
 @dataclass(frozen=True, slots=True)
 class PartSpec:
-    """Where a network, or a tokenizer, comes from: a folder of its own, or a repository on the hub at `revision`."""
+    """The source of a network or a tokenizer: a folder of its own, or a repository on the hub at `revision`."""
 
     source: str
     revision: str | None = None
@@ -17,10 +17,10 @@ class PartSpec:
 
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-"""What a model is made of: the subfolders of its source that are read."""
+"""The parts of a model: the subfolders of its source that are read."""
 
 INDEX: Final = "model_index.json"
-"""The file beside them that says which classes they are of."""
+"""The file beside the parts that names their classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,15 @@ class ModelSpec:
 
     `source` is a folder in diffusers' layout, a checkpoint in one file (safetensors in the original layout of Stable
     Diffusion 1.x and 2.x), or a repository on the hub; `revision` pins the latter to a commit. For a file only:
-    `config`, a folder in diffusers' layout whose configs and tokenizer describe a model that is not as published, and
-    `prediction_type` (epsilon, v_prediction), where the file does not say it.
-    `native_size` is the side in pixels that the model was trained for; 0 means: read it from the folder. Where that
-    says that it is no square, `native_shape` is height and width, and `native_size` the side of a square as large.
-    `default_sampler` is for callers who name none; CHECKPOINT is the one that the checkpoint's own files say.
-    `aliases` are other names that callers may use for it. `controlnets` are the ControlNets that it hosts, by the type
-    that callers name; a plain string is a source. `parts` are those of PARTS that its source has not, or that others
-    shall take the place of: a VAE of better colours, or what several models have in common. `inpaints_only` is for
-    checkpoints whose UNet sees a mask and a picture, too: callers who name no model get one for inpainting, and for
-    nothing else.
+    `config`, a folder in diffusers' layout whose configs and tokenizer describe a model that differs from the published
+    ones, and `prediction_type` (epsilon, v_prediction), if the file does not say it. `native_size` is the side in
+    pixels that the model was trained for; 0 reads it from the folder. If the native size is no square, `native_shape`
+    is height and width, and `native_size` the side of a square of the same area. `default_sampler` is for callers who
+    name none; CHECKPOINT is the one that the checkpoint's own files name. `aliases` are other names that callers may
+    use for it. `controlnets` are the ControlNets that it hosts, by the type that callers name; a plain string is a
+    source. `parts` are those of PARTS that its source lacks, or that others replace: a VAE of better colours, or what
+    several models have in common. `inpaints_only` is for checkpoints whose UNet also sees a mask and an image: callers
+    who name no model get one for inpainting, and for nothing else.
     """
 
     name: str
@@ -65,19 +64,19 @@ class ModelSpec:
 
     @property
     def native(self) -> tuple[int, int]:
-        """Height and width in pixels of what is made where nobody asks for a size."""
+        """Height and width in pixels of images for which no size is asked."""
         return self.native_shape or (self.native_size, self.native_size)
 
-    def answers_to(self, name: str) -> bool:
+    def has_name(self, name: str) -> bool:
         return name == self.name or name in self.aliases
 
 
 def as_part(given: PartSpec | str) -> PartSpec:
-    """A plain string is a source."""
+    """Returns a PartSpec; a plain string is a source."""
     return PartSpec(given) if isinstance(given, str) else given
 
 
 def sources_of(spec: ModelSpec) -> tuple[PartSpec, ...]:
-    """Everywhere that files of `spec` come from: its own source, and those of its parts and ControlNets."""
+    """Returns every source of `spec`'s files: its own, and those of its parts and ControlNets."""
     named = (*spec.parts.values(), *spec.controlnets.values())
     return (PartSpec(spec.source, spec.revision), *(as_part(given) for given in named))

@@ -1,4 +1,4 @@
-"""What texts may hold: whatever can be written down, and nothing that only steers terminals and parsers."""
+"""Checks texts: any Unicode is allowed, apart from characters that only steer terminals and parsers."""
 
 import re
 from typing import Final
@@ -9,14 +9,14 @@ _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def check_lines(text: str) -> str:
-    """`text`, which may have several lines. Raises ValueError, which says the rule."""
+    """Returns `text`, which may have several lines. Raises ValueError, which states the rule."""
     if _LINES.search(text):
         raise ValueError("must not have control characters other than line breaks and tabs")
     return _check_unicode(text)
 
 
 def check_name(text: str) -> str:
-    """`text`, which names something, on one line. Raises ValueError, which says the rule."""
+    """Returns `text`, a name on one line. Raises ValueError, which states the rule."""
     if _NAMES.search(text):
         raise ValueError("must not have control characters")
     return _check_unicode(text)

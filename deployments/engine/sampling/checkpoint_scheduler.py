@@ -1,7 +1,7 @@
-"""The scheduler that a checkpoint brings: its class and settings, as diffusers' pipelines load and correct them.
+"""Loads the scheduler that a checkpoint brings: its class and settings, as diffusers' pipelines load and correct them.
 
-The class is what `model_index.json` names; a scheduler folder by itself names it in its config. Old checkpoints have
-settings that diffusers' pipelines put right when they are constructed, each kind of pipeline others.
+`model_index.json` names the class; a scheduler folder by itself names it in its config. Old checkpoints have settings
+that diffusers' pipelines correct when they are constructed, and each kind of pipeline corrects others.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import diffusers
 
-from deployments.engine.checkpoints.intact import read_config
+from deployments.engine.checkpoints.file_integrity import read_config
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.inputs import PipelineKind
 from deployments.engine.protocol.sampler_names import SamplerNotLinear
@@ -23,13 +23,16 @@ CONFIG: Final = "scheduler_config.json"
 
 @dataclass(frozen=True, eq=False)
 class SavedScheduler:
-    """A scheduler as it was saved: the name of diffusers' class, "" where nothing says it, and the config."""
+    """A saved scheduler: the name of diffusers' class, "" if no file names it, and the config."""
 
     class_name: str
     config: Mapping[str, Any]
 
     def load(self) -> Scheduler:
-        """The scheduler, as `from_pretrained` makes it. Raises SamplerNotLinear where this diffusers cannot make it."""
+        """Returns the scheduler, as `from_pretrained` makes it.
+
+        Raises SamplerNotLinear if this diffusers cannot make it.
+        """
         if not self.class_name:
             raise SamplerNotLinear("sampler", f"{CONFIG} names no scheduler class (`_class_name`)")
         found = getattr(diffusers, self.class_name, None)
@@ -42,11 +45,13 @@ class SavedScheduler:
         try:
             return kind.from_config(dict(self.config))
         except Exception as error:  # whatever diffusers answers to settings that it cannot combine
-            text = f"diffusers cannot make a {self.class_name} with the settings in its {CONFIG}{self._culprit(kind)}"
+            text = (
+                f"diffusers cannot make a {self.class_name} with the settings in its {CONFIG}{self._find_culprit(kind)}"
+            )
             raise SamplerNotLinear("sampler", text) from error
 
-    def _culprit(self, kind: Any) -> str:
-        """The one setting without which diffusers could make it, as the end of a sentence; "" if there is none."""
+    def _find_culprit(self, kind: Any) -> str:
+        """Names the one setting without which diffusers could make it, as the end of a sentence; "" if none."""
         for key in self.config:
             try:
                 kind.from_config({name: value for name, value in self.config.items() if name != key})
@@ -57,18 +62,19 @@ class SavedScheduler:
 
 
 def read_scheduler(title: str, folder: Path, index: Path | None = None) -> SavedScheduler:
-    """The scheduler saved in `folder`; `index` is the `model_index.json` of the pipeline that it belongs to, if any.
+    """Reads the scheduler saved in `folder`; `index` is the `model_index.json` of the pipeline that it belongs to, if
+    any.
 
     Raises ModelLoadError, which begins with `title`, for files that cannot be read, and for a scheduler that is not
     diffusers'.
     """
     config = read_config(f"{title}: its scheduler", folder / CONFIG)
-    named = _named_in(title, index) if index is not None and index.is_file() else config.get("_class_name")
+    named = _read_class_name(title, index) if index is not None and index.is_file() else config.get("_class_name")
     return SavedScheduler(str(named or "").removeprefix("Flax"), config)
 
 
-def _named_in(title: str, index: Path) -> str:
-    """The class that `index` names. Where index and config disagree diffusers believes the index."""
+def _read_class_name(title: str, index: Path) -> str:
+    """Returns the class that `index` names. If index and config disagree, diffusers uses the index."""
     match read_config(title, index).get("scheduler"):
         case ["diffusers", str(name)]:
             return name
@@ -77,10 +83,10 @@ def _named_in(title: str, index: Path) -> str:
     )
 
 
-def corrections(config: Mapping[str, Any], pipeline: PipelineKind) -> dict[str, Any]:
-    """What the constructor of diffusers' pipeline of that kind changes in the `config` of the scheduler it is given.
+def find_corrections(config: Mapping[str, Any], pipeline: PipelineKind) -> dict[str, Any]:
+    """Returns what the constructor of diffusers' pipeline of that kind changes in its scheduler's `config`.
 
-    Those with ControlNets take every scheduler as it is.
+    Pipelines with ControlNets take every scheduler as it is.
     """
     changes: dict[str, Any] = {}
     if pipeline.controlled:

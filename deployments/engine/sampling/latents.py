@@ -1,10 +1,10 @@
-"""Latents and what their sampler remembers of them, as one fp32 tensor per row.
+"""Updates latents, and what their sampler remembers of them, as one fp32 tensor per row.
 
 Layout of `Row.state`, [STATE_SLOTS, C, h, w]:
 
-    0..3   x[i] ... x[i-3]         what the last steps were given
-    4..6   out[i-1] ... out[i-3]   what the model answered
-    7      y[i]                    what the sampler answered last; differs from x[i] only where latents were blended
+    0..3   x[i] ... x[i-3]         the inputs of the last steps
+    4..6   out[i-1] ... out[i-3]   the model's outputs
+    7      y[i]                    the sampler's last answer; differs from x[i] only where latents were blended
 
 The columns of a `Schedule`'s coefficients are x[i] ... x[i-3], out[i] ... out[i-3], y[i], noise, in this order.
 """
@@ -23,7 +23,7 @@ STATE_SLOTS = X_SLOTS + OUT_SLOTS + 1
 
 
 def draw_noise(generator: torch.Generator, channels: int, height: int, width: int) -> Tensor:
-    """One standard normal draw, [C, h, w], on the CPU, so that a seed means the same picture on every device.
+    """Draws standard normal noise [C, h, w] on the CPU, so that a seed means the same image on every device.
 
     diffusers draws [1, C, h, w]; the values are the same.
     """
@@ -31,21 +31,21 @@ def draw_noise(generator: torch.Generator, channels: int, height: int, width: in
 
 
 def initial_state(latents: Tensor) -> Tensor:
-    """The state of a row whose first step is given `latents` [C, h, w]: [STATE_SLOTS, C, h, w] fp32."""
+    """Returns the state of a row whose first step gets `latents` [C, h, w]: [STATE_SLOTS, C, h, w] fp32."""
     state = latents.new_zeros((STATE_SLOTS, *latents.shape), dtype=torch.float32)
     state[0] = latents
     state[-1] = latents
     return state
 
 
-def model_input(states: Tensor, schedules: list[Schedule], steps: list[int]) -> Tensor:
-    """What the UNet sees, [B, C, h, w]: each row's newest latents times its sampler's input scale."""
+def scale_model_input(states: Tensor, schedules: list[Schedule], steps: list[int]) -> Tensor:
+    """Returns the UNet's input [B, C, h, w]: each row's newest latents times its sampler's input scale."""
     scale = torch.stack([schedule.input_scale[i] for schedule, i in zip(schedules, steps, strict=True)])
     return states[:, 0] * scale.to(states).view(-1, 1, 1, 1)
 
 
 def advance(states: Tensor, out: Tensor, noise: Tensor, coefficients: Tensor) -> Tensor:
-    """One sampler update of B rows at once, whatever their samplers.
+    """Applies one sampler update to B rows at once, whatever their samplers.
 
     `states` [B, STATE_SLOTS, C, h, w], `out` and `noise` [B, C, h, w], `coefficients` [B, 10]. Returns the next states.
     A fixed order of additions, instead of a matrix product, keeps a row's bits independent of how many rows there are.
@@ -67,7 +67,7 @@ def advance(states: Tensor, out: Tensor, noise: Tensor, coefficients: Tensor) ->
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blend:
-    """What an inpaint row keeps: `image` and the `noise` it began with, [C, h, w], where `mask` [1, h, w] is 0."""
+    """The parts that an inpaint row keeps: `image` and its first `noise`, [C, h, w], where `mask` [1, h, w] is 0."""
 
     image: Tensor
     noise: Tensor
@@ -75,7 +75,7 @@ class Blend:
 
 
 def blend(states: Tensor, schedules: list[Schedule], steps: list[int], blends: Sequence[Blend | None]) -> Tensor:
-    """`states` [B, STATE_SLOTS, C, h, w] with what is kept put back, at the noise level of each row's next step.
+    """Puts back the kept parts of `states` [B, STATE_SLOTS, C, h, w], at the noise level of each row's next step.
 
     Inpainting without a checkpoint of its own (Lugmayr et al. 2022, without resampling; diffusers' 4-channel case).
     `steps` are those just done. The sampler's own answer stays in the last slot: PNDM and UniPC need it.
@@ -93,12 +93,12 @@ def blend(states: Tensor, schedules: list[Schedule], steps: list[int], blends: S
     return states
 
 
-def predicted_original(
+def predict_original(
     scaled: Tensor, out: Tensor, timestep: float, alphas_cumprod: Tensor, prediction_type: str
 ) -> Tensor:
-    """The clean latents that the model expects behind a step, for previews (Ho et al., 2020, equation 15).
+    """Returns the clean latents that the model predicts at a step, for previews (Ho et al., 2020, equation 15).
 
-    `scaled` is the model's input and `out` its answer, both [C, h, w]. Prediction types: epsilon, v_prediction
+    `scaled` is the model's input and `out` its output, both [C, h, w]. Prediction types: epsilon, v_prediction
     (Salimans and Ho, 2022), sample.
     """
     if prediction_type == "sample":

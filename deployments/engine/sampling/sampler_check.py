@@ -1,4 +1,4 @@
-"""Whether a sampler's table is diffusers: both make the image of a made-up model, and the two are compared."""
+"""Checks that a sampler's table reproduces diffusers: both denoise with a made-up model, and the results must agree."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from deployments.engine.sampling.schedule_compiler import (
     step_arguments,
 )
 
-# Of the largest latent. Rounding in float32 gives a hundredth of this; half a grey level of a picture is about 0.002.
+# Relative to the largest latent. Rounding in float32 gives a hundredth of this; half a grey level is about 0.002.
 AGREEMENT = 1e-4
 
 
@@ -30,7 +30,7 @@ def compare(schedule: Schedule, scheduler: Scheduler) -> None:
 
 
 def _run_table(schedule: Schedule, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """A whole text-to-image run of a made-up model on one row: `noise` [1, C, h, w] in, latents out.
+    """Runs text-to-image with a made-up model on one row: `noise` [1, C, h, w] in, latents out.
 
     The plainest reading of a schedule; `latents.py` does the same for many rows at once.
     """
@@ -46,7 +46,7 @@ def _run_table(schedule: Schedule, noise: Tensor, generator: torch.Generator) ->
 
 
 def _run_diffusers(scheduler: Scheduler, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """What `_run_table` does, done by diffusers."""
+    """Runs diffusers' scheduler the way `_run_table` runs the table."""
     begin(scheduler, None)
     arguments = step_arguments(scheduler, generator)
     x: Tensor = scheduler.init_noise_sigma * noise
@@ -57,5 +57,5 @@ def _run_diffusers(scheduler: Scheduler, noise: Tensor, generator: torch.Generat
 
 
 def _made_up_model(latents: Tensor) -> Tensor:
-    """Not linear, so that errors of the sampler are not hidden by chance."""
+    """A nonlinear model, so that errors of the sampler do not cancel out."""
     return torch.tanh(latents + 0.1)

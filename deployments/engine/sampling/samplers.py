@@ -1,6 +1,6 @@
-"""Sampler tables for one model: names in, compiled `Schedule`s out. diffusers' own classes define what is right.
+"""Makes sampler tables for one model: names in, compiled `Schedule`s out. diffusers' own classes are the reference.
 
-The rows are in `sampler_names.py`, without torch; how a table is made is in `schedule_compiler.py`.
+The rows are in `sampler_names.py`, without torch; `schedule_compiler.py` makes the tables.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from deployments.engine.protocol.sampler_names import (
     own_sampler,
     resolve_sampler,
 )
-from deployments.engine.sampling.checkpoint_scheduler import CONFIG, SavedScheduler, corrections
+from deployments.engine.sampling.checkpoint_scheduler import CONFIG, SavedScheduler, find_corrections
 from deployments.engine.sampling.sampler_check import compare
 from deployments.engine.sampling.schedule_compiler import OUT_TERMS, X_TERMS, Schedule, Scheduler, compile_schedule
 
@@ -44,35 +44,14 @@ __all__ = [
 
 CACHED_SCHEDULES = 512
 
-# Checked at start-up with so many steps each.
+# The numbers of steps that samplers are checked with.
 _CHECKED_STEPS: Final = (5, 8)
 
-# Of a scheduler whose config says nothing of it; diffusers' usual number of training steps.
+# For a scheduler whose config has no limit: diffusers' usual number of training steps.
 _MOST_STEPS: Final = 1000
 
-_CLASSES: Mapping[str, Any] = MappingProxyType(
-    {
-        scheduler.__name__: scheduler
-        for scheduler in (
-            diffusers.DDIMScheduler,
-            diffusers.DDPMScheduler,
-            diffusers.DEISMultistepScheduler,
-            diffusers.DPMSolverMultistepScheduler,
-            diffusers.DPMSolverSinglestepScheduler,
-            diffusers.EulerAncestralDiscreteScheduler,
-            diffusers.EulerDiscreteScheduler,
-            diffusers.HeunDiscreteScheduler,
-            diffusers.KDPM2AncestralDiscreteScheduler,
-            diffusers.KDPM2DiscreteScheduler,
-            diffusers.LCMScheduler,
-            diffusers.LMSDiscreteScheduler,
-            diffusers.PNDMScheduler,
-            diffusers.UniPCMultistepScheduler,
-        )
-    }
-)
 
-# A checkpoint's config describes the model, but carries its author's favourite sampler along. The row decides these.
+# A checkpoint's config describes the model, but its author's sampler too. These settings are the row's alone.
 _ROW_DECIDES = frozenset(
     (
         "algorithm_type",
@@ -85,7 +64,7 @@ _ROW_DECIDES = frozenset(
     )
 )
 
-# What makes a scheduler more than a table, and the value with which it does not.
+# Settings that can make a scheduler nonlinear, and the values with which they do not.
 _HARMLESS: Mapping[str, Any] = MappingProxyType(
     {
         "thresholding": False,
@@ -112,8 +91,8 @@ class PipelineSamplers:
             pass  # The checkpoint's own sampler is refused by its factories; others may do.
 
     def of(self, pipeline: PipelineKind) -> "DiffusionSchedulerFactory":
-        """The samplers as they are in a pipeline of that kind."""
-        changes = corrections(self._settings, pipeline)
+        """Returns the samplers as they are in a pipeline of that kind."""
+        changes = find_corrections(self._settings, pipeline)
         key = frozenset(changes.items())
         if key not in self._made:
             self._made[key] = DiffusionSchedulerFactory(self._saved.config, self._saved.class_name, changes)
@@ -122,7 +101,7 @@ class PipelineSamplers:
     def by_factory(
         self, pipelines: Iterable[PipelineKind]
     ) -> list[tuple["DiffusionSchedulerFactory", list[PipelineKind]]]:
-        """Each different factory, and for which of `pipelines` it is."""
+        """Returns each different factory, with those `pipelines` that use it."""
         kinds: dict[DiffusionSchedulerFactory, list[PipelineKind]] = {}
         for pipeline in pipelines:
             kinds.setdefault(self.of(pipeline), []).append(pipeline)
@@ -136,7 +115,7 @@ class PipelineSamplers:
 
     @property
     def prediction_type(self) -> str:
-        """What the model's output means: `epsilon`, `v_prediction` or `sample`."""
+        """The meaning of the model's output: `epsilon`, `v_prediction` or `sample`."""
         return str(self._settings.get("prediction_type", "epsilon"))
 
 
@@ -145,8 +124,8 @@ class DiffusionSchedulerFactory:
 
     The config's entries are diffusers' own: `num_train_timesteps`, `beta_start`, `beta_schedule`, `prediction_type`,
     `timestep_spacing`, ... `class_name` is the class that the checkpoint names, by default the config's
-    `_class_name`; `corrected` are the entries that the pipeline sets right once the scheduler is loaded. Schedules are
-    kept, the least recently used are dropped first.
+    `_class_name`; `corrected` are the entries that the pipeline corrects once the scheduler is loaded. Schedules are
+    cached; the least recently used are evicted first.
     """
 
     def __init__(
@@ -165,7 +144,7 @@ class DiffusionSchedulerFactory:
             self._own_error = error
         self._pristine = lru_cache(maxsize=None)(self._construct)
         self._compiled = lru_cache(maxsize=CACHED_SCHEDULES)(self._compile)
-        self._refusals = lru_cache(maxsize=None)(self._refuse)
+        self._refusals = lru_cache(maxsize=None)(self._find_refusal)
 
     @cached_property
     def own(self) -> Sampler:
@@ -177,69 +156,71 @@ class DiffusionSchedulerFactory:
         return own_sampler(self._saved.class_name, int(self._own.order), limit)
 
     def row(self, sampler: str) -> Sampler:
-        """The row of `sampler` (any of its names)."""
+        """Returns the row of `sampler` (any of its names)."""
         name = resolve_sampler(sampler)
         return self.own if name == CHECKPOINT else SAMPLERS[name]
 
     def scheduler(self, sampler: str) -> Scheduler:
-        """A new diffusers scheduler for `sampler` (any of its names), as a user of diffusers would make it.
+        """Returns a new diffusers scheduler for `sampler` (any of its names), as a user of diffusers would make it.
 
-        Raises SamplerNotLinear where diffusers cannot make it with this config.
+        Raises SamplerNotLinear if diffusers cannot make it with this config.
         """
         return deepcopy(self._pristine(resolve_sampler(sampler)))
 
     def schedule(self, sampler: str, num_inference_steps: int, start: int | None = None) -> Schedule:
-        """The table for `sampler` (any of its names); equal arguments give the same object.
+        """Returns the table for `sampler` (any of its names); equal arguments give the same object.
 
-        `start` is the index of the first evaluation, `Sampler.start`, where there is a picture; None for text-to-image.
+        `start` is the index of the first evaluation, `Sampler.start`, if there is an image; None for text-to-image.
         Raises InvalidParameter for a step count that the sampler cannot do and a `start` that leaves nothing to do, and
-        SamplerNotLinear where the model's config makes a table impossible.
+        SamplerNotLinear if the model's config makes a table impossible.
         """
         return self._compiled(resolve_sampler(sampler), num_inference_steps, start)
 
-    def begins_from_pictures(self, sampler: str) -> bool:
-        """Whether the sampler can start from, or keep, a picture: its scheduler must know how to add noise to one."""
+    def can_start_from_image(self, sampler: str) -> bool:
+        """Returns True if the sampler can start from, or keep, an image: its scheduler must be able to add noise to
+        one.
+        """
         return hasattr(self._pristine(resolve_sampler(sampler)), "add_noise")
 
     def refusal(self, sampler: str) -> SamplerNotLinear | None:
-        """Why `sampler` (any of its names) cannot be served with this model; None if it can. Looked into once."""
+        """Returns why `sampler` (any of its names) cannot be served with this model; None if it can. Checked once."""
         return self._refusals(resolve_sampler(sampler))
 
     @property
     def refused(self) -> Mapping[str, SamplerNotLinear]:
-        """Of all samplers, those that are refused, and why; looked into once, in about a second."""
+        """The samplers that are refused, and why; checked once, in about a second."""
         found = {name: self.refusal(name) for name in (CHECKPOINT, *SAMPLERS)}
         return {name: error for name, error in found.items() if error is not None}
 
     def check(self, samplers: Iterable[str] = SAMPLERS) -> dict[str, SamplerNotLinear]:
-        """Compares tables with diffusers, by the images of a made-up model: canonical name -> why it is refused."""
-        found = {name: self._refuse(name) for name in map(resolve_sampler, samplers)}
+        """Compares tables with diffusers, using a made-up model: canonical name -> why it is refused."""
+        found = {name: self._find_refusal(name) for name in map(resolve_sampler, samplers)}
         return {name: error for name, error in found.items() if error is not None}
 
-    def _refuse(self, sampler: str) -> SamplerNotLinear | None:
-        error = self._fault(sampler)
+    def _find_refusal(self, sampler: str) -> SamplerNotLinear | None:
+        error = self._find_fault(sampler)
         if error is None or (sampler == CHECKPOINT and self._own_error is not None):
             return error
-        culprit = self._culprit(sampler)
+        culprit = self._find_culprit(sampler)
         if culprit is None:
             return error
-        return self._cannot(
+        return self._refusal_error(
             sampler, f"the setting `{culprit}` of its {CONFIG}, or diffusers' default for it, is the cause"
         )
 
-    def _fault(self, sampler: str) -> SamplerNotLinear | None:
+    def _find_fault(self, sampler: str) -> SamplerNotLinear | None:
         try:
-            limit = self.most_steps(sampler)
+            limit = self.max_steps(sampler)
             for count in sorted({min(count, limit) for count in _CHECKED_STEPS}):
                 schedule, scheduler = self.schedule(sampler, count), self.scheduler(sampler)
-                with self._explaining(sampler, count):
+                with self._explain_errors(sampler, count):
                     compare(schedule, scheduler)
         except SamplerNotLinear as error:
             return error
         return None
 
-    def _culprit(self, sampler: str) -> str | None:
-        """The one entry of the config without which `sampler` would be sound."""
+    def _find_culprit(self, sampler: str) -> str | None:
+        """Returns the one entry of the config without which `sampler` would be sound."""
         try:
             scheduler = self.scheduler(sampler)
         except SamplerNotLinear:
@@ -250,33 +231,33 @@ class DiffusionSchedulerFactory:
         for key, value in config.items():
             if key in harmless and value != harmless[key]:
                 twin = DiffusionSchedulerFactory({**config, key: harmless[key]}, type(scheduler).__name__)
-                if twin._fault(CHECKPOINT) is None:
+                if twin._find_fault(CHECKPOINT) is None:
                     return key
         return None
 
-    def _cannot(self, sampler: str, reason: str) -> SamplerNotLinear:
+    def _refusal_error(self, sampler: str, reason: str) -> SamplerNotLinear:
         title = f"{sampler} ({self._saved.class_name})" if sampler == CHECKPOINT else sampler
         return SamplerNotLinear("sampler", f"{title} cannot be served exactly with this model: {reason}")
 
     @contextmanager
-    def _explaining(self, sampler: str, num_inference_steps: int) -> Iterator[None]:
-        """Turns whatever goes wrong inside into a SamplerNotLinear that names the sampler."""
+    def _explain_errors(self, sampler: str, num_inference_steps: int) -> Iterator[None]:
+        """Turns every error inside the context into a SamplerNotLinear that names the sampler."""
         try:
             yield
         except SamplerNotLinear as error:
-            raise self._cannot(sampler, error.message) from error
+            raise self._refusal_error(sampler, error.message) from error
         except Exception as error:  # whatever diffusers answers to settings that it cannot combine
             raise_if_sticky(error)
-            raise self._cannot(sampler, f"diffusers fails with it at {num_inference_steps} steps") from error
+            raise self._refusal_error(sampler, f"diffusers fails with it at {num_inference_steps} steps") from error
 
     def _construct(self, sampler: str) -> Scheduler:
-        # Some of the classes take a quarter of a second to construct, all are quick to copy.
+        # Some classes take a quarter of a second to construct; all are quick to copy.
         if sampler == CHECKPOINT:
             if self._own_error is not None:
                 raise self._own_error
             return self._own
         row = SAMPLERS[sampler]
-        kind = _CLASSES[row.scheduler]
+        kind = getattr(diffusers, row.scheduler)
         decided = _ROW_DECIDES
         if type(self._own) is kind:
             # The pipeline has such a scheduler already: nothing is swapped, and what was corrected stays so.
@@ -286,21 +267,23 @@ class DiffusionSchedulerFactory:
             return kind.from_config(config, **row.settings)
         except Exception as error:  # whatever diffusers answers to settings that it cannot combine
             raise_if_sticky(error)
-            raise self._cannot(sampler, f"diffusers makes no {row.scheduler} of its scheduler's config") from error
+            raise self._refusal_error(
+                sampler, f"diffusers makes no {row.scheduler} of its scheduler's config"
+            ) from error
 
     def _compile(self, sampler: str, num_inference_steps: int, start: int | None) -> Schedule:
         row, scheduler = self.row(sampler), self.scheduler(sampler)
-        limit = self.most_steps(sampler)
+        limit = self.max_steps(sampler)
         if not 1 <= num_inference_steps <= limit:
             raise InvalidParameter("num_inference_steps", f"must be between 1 and {limit} for {row.name}")
         if start is not None and (start % row.order or not 0 <= start < row.order * num_inference_steps):
             raise InvalidParameter("strength", f"leaves {row.name} nothing to do at {num_inference_steps} steps")
-        with self._explaining(sampler, num_inference_steps):
+        with self._explain_errors(sampler, num_inference_steps):
             scheduler.set_timesteps(num_inference_steps)
             return compile_schedule(sampler, scheduler, num_inference_steps, start)
 
-    def most_steps(self, sampler: str) -> int:
-        """The most steps that `sampler` (any of its names) can do."""
+    def max_steps(self, sampler: str) -> int:
+        """Returns the most steps that `sampler` (any of its names) can do."""
         config = self._pristine(resolve_sampler(sampler)).config
         keys = {self.row(sampler).steps_limited_by or "num_train_timesteps", "num_train_timesteps"}
         return min((int(config[key]) for key in keys if config.get(key)), default=_MOST_STEPS)

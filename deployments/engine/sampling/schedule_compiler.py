@@ -39,11 +39,11 @@ Scheduler = Any
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The table of one sampler at one step count: everything that moving a row forward needs, n evaluations long.
+    """The table of one sampler at one step count: everything needed to advance a row, n evaluations long.
 
     `sampler` is the canonical name and `num_inference_steps` the count as asked for. `start` is the index of the first
     evaluation within diffusers' own list: 0 for text-to-image, more where image-to-image skips some.
-    `timesteps` [n] fp32 are the model's, fractional for some samplers. The model is given the latents times
+    `timesteps` [n] fp32 are the model's, fractional for some samplers. The model's input is the latents times
     `input_scale[i]` [n] fp32. `coefficients` [n, X_TERMS + OUT_TERMS + 2] fp32 are those of x[i], x[i-1], ..., out[i],
     out[i-1], ..., y[i], noise.
     Where `draws[i]`, step i takes one latent-shaped normal draw from the row's generator, even if its coefficient is 0.
@@ -71,19 +71,19 @@ class Schedule:
 def compile_schedule(
     sampler: str, scheduler: Scheduler, num_inference_steps: int, start: int | None = None
 ) -> Schedule:
-    """The table of a fresh `scheduler` that has `num_inference_steps` set, from evaluation `start` on; None is that of
-    text-to-image.
+    """Returns the table of a fresh `scheduler` that has `num_inference_steps` set.
 
-    The scheduler is left as it was. Raises SamplerNotLinear when no table of this form reproduces it.
+    It starts with evaluation `start`, None for text-to-image. The scheduler is left as it was. Raises SamplerNotLinear
+    if no table of this form reproduces it.
     """
     timesteps = scheduler.timesteps[start or 0 :]
-    signal, scale = _initial_noise(scheduler, start)
-    inputs, outputs = _probes(len(timesteps))
+    signal, scale = _measure_initial_noise(scheduler, start)
+    inputs, outputs = _build_probes(len(timesteps))
     trace = _run(scheduler, start, inputs, outputs)
     silence = _run(scheduler, start, 0 * inputs, 0 * outputs) if any(trace.draws) else None
     table = _fit(trace.answers - silence.answers if silence else trace.answers)
     if silence:
-        table[:, -1] = _noise_coefficients(silence, table[:, -2:-1])
+        table[:, -1] = _fit_noise_coefficients(silence, table[:, -2:-1])
     _verify(table, inputs, outputs, trace)
     return Schedule(
         sampler=sampler,
@@ -102,9 +102,9 @@ def compile_schedule(
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
-    """What a scheduler did: its `answers` [n, pixels], the `noise` [n, pixels] it drew, 0 where it drew none.
+    """A recorded run: the scheduler's `answers` [n, pixels], and the `noise` [n, pixels] it drew, 0 where it drew none.
 
-    `noised` [n, 2] is what its `add_noise` gave after each step, for the timestep to come.
+    `noised` [n, 2] is what its `add_noise` gave after each step, for the next timestep.
     """
 
     answers: Tensor
@@ -114,8 +114,8 @@ class _Trace:
     noised: Tensor
 
 
-def _probes(n: int) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs for n steps, each [n, 2n + _WITNESSES]."""
+def _build_probes(n: int) -> tuple[Tensor, Tensor]:
+    """Returns inputs and outputs for n steps, each [n, 2n + _WITNESSES]."""
     one, none = torch.eye(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
     # Drawn as float32: then schedulers that cast to it lose nothing of them.
     random = torch.randn((2, n, _WITNESSES), generator=torch.Generator().manual_seed(_SEED)).double()
@@ -124,46 +124,46 @@ def _probes(n: int) -> tuple[Tensor, Tensor]:
 
 
 def _witness_scales() -> Tensor:
-    """How large the numbers in each witness are, [_WITNESSES]."""
+    """Returns the magnitude of the numbers in each witness, [_WITNESSES]."""
     return torch.tensor([1.0, _FAR], dtype=torch.float64).repeat_interleave(_WITNESSES // 2)
 
 
 def begin(scheduler: Scheduler, start: int | None) -> None:
-    """Tells the scheduler where its run begins, as diffusers' pipelines for pictures do.
+    """Sets where the scheduler's run begins, as diffusers' pipelines for images do.
 
-    Those for text-to-image do not (None): there the scheduler looks its first timestep up, and where that is in the
-    list twice, finds the second.
+    Those for text-to-image do not (None): then the scheduler looks its first timestep up, and if that is in the list
+    twice, finds the second.
     """
     if start is not None and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
 
 
 def step_arguments(scheduler: Scheduler, generator: torch.Generator) -> dict[str, Any]:
-    """The extra arguments that diffusers' pipelines give to `scheduler.step`."""
+    """Returns the extra arguments that diffusers' pipelines pass to `scheduler.step`."""
     takes = inspect.signature(scheduler.step).parameters
     return {name: value for name, value in (("generator", generator), ("eta", 0.0)) if name in takes}
 
 
 def scale_input(scheduler: Scheduler, latents: Tensor, timestep: Tensor) -> Tensor:
-    """What the model is given; schedulers that never scale need not have a method for it."""
+    """Returns the model's input; schedulers that never scale need not have a method for it."""
     if not hasattr(scheduler, "scale_model_input"):
         return latents
     scaled: Tensor = scheduler.scale_model_input(latents, timestep)
     return scaled
 
 
-def _initial_noise(scheduler: Scheduler, start: int | None) -> tuple[float, float]:
-    """How much of the latents and of the noise is in an image-to-image row's start."""
+def _measure_initial_noise(scheduler: Scheduler, start: int | None) -> tuple[float, float]:
+    """Returns the shares of the latents and of the noise at the start of an image-to-image row."""
     scheduler = deepcopy(scheduler)
     begin(scheduler, start)
-    signal, scale = _noised(scheduler, scheduler.timesteps[start or 0 :][:1]).tolist()
+    signal, scale = _mix_noise(scheduler, scheduler.timesteps[start or 0 :][:1]).tolist()
     return signal, scale
 
 
-def _noised(scheduler: Scheduler, timestep: Tensor) -> Tensor:
-    """How much signal and how much noise `scheduler.add_noise` mixes, now and at `timestep` [1]: [2].
+def _mix_noise(scheduler: Scheduler, timestep: Tensor) -> Tensor:
+    """Returns [2]: how much signal and how much noise `scheduler.add_noise` mixes, now and at `timestep` [1].
 
-    (1, 0) where it has no such method: then nothing can begin from a picture with it.
+    (1, 0) if it has no such method: then nothing can start from an image with it.
     """
     if not hasattr(scheduler, "add_noise"):
         return torch.tensor([1.0, 0.0], dtype=torch.float64)
@@ -190,14 +190,14 @@ def _run(scheduler: Scheduler, start: int | None, inputs: Tensor, outputs: Tenso
         answers[i] = scheduler.step(out, t, x, **arguments, return_dict=False)[0].flatten()
         draws.append(not torch.equal(before, generator.get_state()))
         if draws[-1]:
-            noise[i] = _draw_between(before, generator.get_state(), x.shape).flatten()
+            noise[i] = _recover_draw(before, generator.get_state(), x.shape).flatten()
         if i + 1 < len(timesteps):
-            noised[i] = _noised(scheduler, timesteps[i + 1 : i + 2])
+            noised[i] = _mix_noise(scheduler, timesteps[i + 1 : i + 2])
     return _Trace(answers, noise, tuple(draws), scales, noised)
 
 
-def _draw_between(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
-    """The one normal draw that took a generator from state `before` to `after`."""
+def _recover_draw(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
+    """Returns the one normal draw that took a generator from state `before` to `after`."""
     for dtype in (torch.float64, torch.float32):
         twin = torch.Generator()
         twin.set_state(before)
@@ -208,24 +208,26 @@ def _draw_between(before: Tensor, after: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _fit(answers: Tensor) -> Tensor:
-    """The table [n, X_TERMS + OUT_TERMS + 2], its noise column 0, that explains noiseless `answers` to the probes."""
+    """Returns the table [n, X_TERMS + OUT_TERMS + 2], its noise column 0, that explains noiseless `answers` to the
+    probes.
+    """
     n = len(answers)
     basis = answers[:, : 2 * n]
-    previous = _before(basis, 1)
+    previous = _delay_rows(basis, 1)
     age = torch.arange(n)[:, None] - torch.arange(n)
     inside = torch.cat(((age >= 0) & (age < X_TERMS), (age >= 0) & (age < OUT_TERMS)), 1)
-    y = _answer_coefficients(basis * ~inside, previous * ~inside)
+    y = _fit_answer_coefficients(basis * ~inside, previous * ~inside)
     basis = basis - y * previous
     residual = (basis * ~inside).abs().max()
     if not residual <= RESIDUAL:
         raise SamplerNotLinear("sampler", f"it remembers more than a table can hold ({residual:.1e})")
-    x = [_past_diagonal(basis[:, :n], k) for k in range(X_TERMS)]
-    out = [_past_diagonal(basis[:, n:], k) for k in range(OUT_TERMS)]
+    x = [_take_diagonal(basis[:, :n], k) for k in range(X_TERMS)]
+    out = [_take_diagonal(basis[:, n:], k) for k in range(OUT_TERMS)]
     return torch.cat((torch.stack([*x, *out], 1), y, torch.zeros_like(y)), 1)
 
 
-def _answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
-    """The coefficients [n, 1] of y[i], from the terms that are too old to be seen directly: only y[i] can bring those.
+def _fit_answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
+    """Returns the coefficients [n, 1] of y[i], from the terms too old to be seen directly: only y[i] can bring those.
 
     0 where there are none: y[i] is then either absent, or made of terms that the table has anyway.
     """
@@ -234,17 +236,17 @@ def _answer_coefficients(unexplained: Tensor, previous: Tensor) -> Tensor:
     return torch.where(needed, projection, 0.0)
 
 
-def _noise_coefficients(silence: _Trace, y: Tensor) -> Tensor:
-    """The coefficients [n] of noise, from a run in which everything else was zero. `y` [n, 1] is that of y[i]."""
-    answers = silence.answers - y * _before(silence.answers, 1)
+def _fit_noise_coefficients(silence: _Trace, y: Tensor) -> Tensor:
+    """Returns the noise coefficients [n], from a run in which all else was zero. `y` [n, 1] are those of y[i]."""
+    answers = silence.answers - y * _delay_rows(silence.answers, 1)
     energy = (silence.noise * silence.noise).sum(1)
     return torch.where(energy > 0, (answers * silence.noise).sum(1) / energy, 0.0)
 
 
 def _verify(table: Tensor, inputs: Tensor, outputs: Tensor, trace: _Trace) -> None:
     """Raises SamplerNotLinear unless the table gives what the scheduler gave, in every pixel of every step."""
-    terms = [_before(inputs, k) for k in range(X_TERMS)] + [_before(outputs, k) for k in range(OUT_TERMS)]
-    terms += [_before(trace.answers, 1), trace.noise]
+    terms = [_delay_rows(inputs, k) for k in range(X_TERMS)] + [_delay_rows(outputs, k) for k in range(OUT_TERMS)]
+    terms += [_delay_rows(trace.answers, 1), trace.noise]
     explained = (table[:, :, None] * torch.stack(terms, 1)).sum(1)
     scale = torch.cat((torch.ones(2 * len(inputs), dtype=torch.float64), _witness_scales()))
     error = ((explained - trace.answers) / scale).abs().max() / (trace.answers / scale).abs().max()
@@ -252,13 +254,13 @@ def _verify(table: Tensor, inputs: Tensor, outputs: Tensor, trace: _Trace) -> No
         raise SamplerNotLinear("sampler", f"it is not linear ({error:.1e})")
 
 
-def _before(rows: Tensor, k: int) -> Tensor:
-    """Row i - k of `rows` at row i; zeros where there is none."""
+def _delay_rows(rows: Tensor, k: int) -> Tensor:
+    """Returns row i - k of `rows` at row i; zeros where there is none."""
     k = min(k, len(rows))
     return torch.cat((torch.zeros_like(rows[:k]), rows[: len(rows) - k]))
 
 
-def _past_diagonal(square: Tensor, k: int) -> Tensor:
-    """square[i, i - k] for every i, [n]; zeros where there is none."""
+def _take_diagonal(square: Tensor, k: int) -> Tensor:
+    """Returns square[i, i - k] for every i, [n]; zeros where there is none."""
     missing = min(k, len(square))
     return torch.cat((square.new_zeros(missing), square.diagonal(-missing)))

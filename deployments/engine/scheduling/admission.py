@@ -1,4 +1,4 @@
-"""Who may begin: the queue's order, what memory holds, and the knee beyond which more rows help nobody."""
+"""Decides what may start: by the queue's order, what fits in memory, and the knee beyond which more rows do not pay."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
@@ -14,13 +14,17 @@ from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.scheduling.queue import RequestQueue
 from deployments.engine.scheduling.running import RunningRows
 
-TRAYS = 4
-"""Full calls' worth of UNet rows that are in the making at once, of all buckets together. A bucket more takes device
-time from all others: with ever new sizes none would ever be done, and nobody would be told that there is too much."""
+MAX_FULL_CALLS = 4
+"""The most rows that run at once, in full calls, all buckets together. Each further bucket takes device time from all
+others: with ever new sizes none would ever finish, and nobody would be told that there is too much.
+"""
 
 
 class Admission:
-    """`decode_batch` is how many images a VAE call decodes; `sizes` are what UNet calls are padded to, ascending."""
+    """Admits images to the running rows.
+
+    `decode_batch` is how many images a VAE call decodes; `sizes` are what UNet calls are padded to, ascending.
+    """
 
     def __init__(
         self,
@@ -40,44 +44,44 @@ class Admission:
         self._weights = 0
         self._paused: dict[tuple[str, int], Row] = {}
 
-    def count_weights(self, weights: int) -> None:
-        """The models in memory take so many bytes from now on."""
+    def set_weight_bytes(self, weights: int) -> None:
+        """Sets the bytes that the models in memory take."""
         self._weights = weights
 
-    def arrive(self, request: Request, running: RunningRows) -> None:
-        """Lets a request into the queue. Raises Overloaded, DoesNotFit, and DeadlineExceeded where that is foreseen."""
-        if self._rows_that_fit(request, 0, self.device.held(self._weights)) < request.unet_rows:
+    def enqueue(self, request: Request, running: RunningRows) -> None:
+        """Queues a request. Raises Overloaded, DoesNotFit, and DeadlineExceeded if its deadline cannot be met."""
+        if self._rows_that_fit(request, 0, self.device.held_bytes(self._weights)) < request.unet_rows:
             raise DoesNotFit("an image of this size does not fit into the memory that there is")
         self.check_room(request.tenant)
-        self.queue.arrive(request, self.estimator.cost(request))
+        self.queue.enqueue(request, self.estimator.cost(request))
         limit = request.params.deadline_ms
         if limit is not None:
-            finish = self.estimates(running)[request.id].finish
+            finish = self.estimate(running)[request.id].finish
             if finish * 1000 > limit:
                 self.queue.remove(request.id)
                 raise DeadlineExceeded(f"it would take about {finish * 1000:.0f} ms from now, and may take {limit} ms")
 
     def check_room(self, tenant: str) -> None:
-        """Raises Overloaded, with the time until there is a place, where the queue has none. From any thread."""
+        """Raises Overloaded, with the time until there is a place, if the queue is full. From any thread."""
         try:
             self.queue.check_room(tenant)
         except Overloaded as error:
             raise Overloaded(error.message, retry_after=self.estimator.seconds_to_next_place()) from None
 
     def capacity(self, bucket: Bucket) -> int:
-        """The UNet rows of `bucket` that run at once when nothing else does."""
-        fitting = self.plan.rows(bucket, self.device.held(self._weights), pictures=self._decode_batch)
+        """Returns the UNet rows of `bucket` that run at once when nothing else does."""
+        fitting = self.plan.rows(bucket, self.device.held_bytes(self._weights), decode_batch=self._decode_batch)
         return min(fitting, self.costs.knee(bucket))
 
-    def begin(self, running: RunningRows) -> Iterable[Ticket]:
-        """The images that begin now. Each must be added to `running`, or given up, before the next is asked for."""
+    def admit(self, running: RunningRows) -> Iterable[Ticket]:
+        """Yields the images that start now. Each must be added to `running`, or given up, before the next is taken."""
         yield from self.queue.take(self._room(running))
 
-    def make_way(self, running: RunningRows) -> list[Ticket]:
-        """Pauses low images where a high one waits for their places; those that it paused."""
+    def preempt(self, running: RunningRows) -> list[Ticket]:
+        """Pauses low images where a high one waits for their places, and returns them."""
         room = self._room(running)
         for bucket, rows in list(running.rows.items()):
-            victims = self.queue.victims(bucket, [row.ticket for row in rows], room)
+            victims = self.queue.choose_victims(bucket, [row.ticket for row in rows], room)
             for ticket in victims:
                 self._pause(ticket, running)
             if victims:
@@ -87,55 +91,59 @@ class Admission:
     def _pause(self, ticket: Ticket, running: RunningRows) -> None:
         key = (ticket.request.id, ticket.index)
         (self._paused[key],) = running.drop(lambda row: (row.request.id, row.index) == key)
-        self.queue.give_back(ticket)
+        self.queue.requeue(ticket)
 
-    def resumed(self, ticket: Ticket) -> Row | None:
-        """The row of an image that had to make way, as it was then; None for one that begins."""
+    def resume(self, ticket: Ticket) -> Row | None:
+        """Returns the row of a preempted image as it was; None for an image that starts anew."""
         return self._paused.pop((ticket.request.id, ticket.index), None)
 
     def remove(self, request_id: str) -> tuple[Request | None, list[Row]]:
-        """Forgets what waits of a request: the request if there was anything, and its images that had made way."""
+        """Drops what waits of a request. Returns the request, if there was anything, and its preempted images."""
         gone = [row for key, row in self._paused.items() if key[0] == request_id]
         self._paused = {key: row for key, row in self._paused.items() if key[0] != request_id}
         return self.queue.remove(request_id), gone
 
-    def forecast(self, running: RunningRows) -> Mapping[str, Estimate]:
-        """A new forecast, now and then; else nothing."""
+    def update_forecast(self, running: RunningRows) -> Mapping[str, Estimate]:
+        """Returns a new forecast when one is due; otherwise nothing."""
         if not self.estimator.is_due():
             return {}
-        estimates = self.estimates(running)
+        estimates = self.estimate(running)
         self.estimator.keep(estimates)
         return estimates
 
-    def estimates(self, running: RunningRows) -> Mapping[str, Estimate]:
-        """Seconds to begin and to finish, by request, in the order of beginning."""
+    def estimate(self, running: RunningRows) -> Mapping[str, Estimate]:
+        """Returns the seconds to the start and the end of every request, in the order of starting."""
         paused = {key[0]: len(row.schedule) - row.step for key, row in self._paused.items()}
         waiting = (
-            (request, paused.get(request.id, request.evaluations), images) for request, images in self.queue.order()
+            (request, paused.get(request.id, request.evaluations), images)
+            for request, images in self.queue.predict_order()
         )
         return self.estimator.estimate(running, waiting, self.capacity)
 
     def memory_used(self, running: RunningRows) -> tuple[int | None, int, int]:
-        """The budget; the bytes in use between calls; and those that are planned for at the most, calls included."""
-        held = self.device.held(self._held(running))
+        """Returns the budget, the bytes in use between calls, and the most that are planned for, calls included."""
+        held = self.device.held_bytes(self._held_bytes(running))
         buckets = [bucket for bucket, rows in list(running.rows.items()) if rows]
-        call = max((self.plan.call(b, running.unet_rows(b), pictures=self._decode_batch) for b in buckets), default=0)
+        call = max(
+            (self.plan.call_bytes(b, running.unet_rows(b), decode_batch=self._decode_batch) for b in buckets), default=0
+        )
         return self.plan.budget, held, held + call
 
     def _room(self, running: RunningRows) -> Callable[[Request], int]:
-        """The UNet rows that are free for a request, asked in the order of the queue.
+        """Returns a function that says how many UNet rows are free for a request; it is called in the order of the
+        queue.
 
-        One that finds no memory though nothing of its bucket runs, or no place among the rows of all buckets, has the
-        first claim on what becomes free: later ones in other buckets would take it away for ever.
+        A request that finds no memory though nothing of its bucket runs, or no place among the rows of all buckets, has
+        the first claim on what becomes free: otherwise later ones in other buckets would take it for ever.
         """
         claimed = False
 
         def room(request: Request) -> int:
             nonlocal claimed
             rows = running.unet_rows(request.bucket)
-            crowded = sum(row.request.unet_rows for row in running) + request.unet_rows > TRAYS * self._largest
+            crowded = sum(row.request.unet_rows for row in running) + request.unet_rows > MAX_FULL_CALLS * self._largest
             controls = sum(row.request.unet_rows * len(row.controls) for row in running.of(request.bucket))
-            fitting = self._rows_that_fit(request, controls, self.device.held(self._held(running)))
+            fitting = self._rows_that_fit(request, controls, self.device.held_bytes(self._held_bytes(running)))
             if claimed or crowded or (not rows and fitting < request.unet_rows):
                 claimed = True
                 return 0
@@ -143,7 +151,7 @@ class Admission:
 
         return room
 
-    def _held(self, running: RunningRows) -> int:
+    def _held_bytes(self, running: RunningRows) -> int:
         rows: list[Row] = [*list(running), *list(self._paused.values())]
         return self._weights + sum(row.bytes for row in rows)
 

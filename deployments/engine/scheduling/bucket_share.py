@@ -1,4 +1,4 @@
-"""Which bucket steps next: device time is shared among buckets by what their steps cost, not by how many they are."""
+"""Chooses the bucket that steps next: device time is shared by what steps cost, not by the number of buckets."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
@@ -7,7 +7,7 @@ from deployments.engine.protocol.params import Priority
 from deployments.engine.protocol.request import Bucket
 
 WEIGHTS: Final[Mapping[Priority, int]] = {"low": 1, "normal": 2, "high": 4}
-"""What a row counts for its bucket's share of the device."""
+"""The weight of a row, by its priority, in its bucket's share of the device."""
 
 
 class BucketShare:
@@ -23,8 +23,8 @@ class BucketShare:
         self._weights: dict[Bucket, int] = {}
         self._average = 0.0
 
-    def next_of(self, buckets: Collection[Bucket]) -> Bucket | None:
-        """The bucket to step, or None when there is none."""
+    def choose(self, buckets: Collection[Bucket]) -> Bucket | None:
+        """Returns the bucket to step next, or None if there is none."""
         self._served = {bucket: seconds for bucket, seconds in self._served.items() if bucket in buckets}
         self._weights = {bucket: weight for bucket, weight in self._weights.items() if bucket in buckets}
         least, most = (end(self._served.values(), default=self._average) for end in (min, max))
@@ -34,7 +34,7 @@ class BucketShare:
         return min(self._served, key=lambda bucket: self._served[bucket], default=None)
 
     def charge(self, bucket: Bucket, seconds: float, rows: Iterable[Priority]) -> None:
-        """`bucket` used the device for `seconds`, with rows of these priorities in the step."""
+        """Charges `bucket` for `seconds` of device time, with rows of these priorities in the step."""
         weight = self._weights[bucket] = sum(WEIGHTS[priority] for priority in rows)
         self._served[bucket] += seconds / weight
         self._average += seconds / sum(self._weights.values())

@@ -1,4 +1,4 @@
-"""What steps cost, in seconds, as measured here: by bucket and padded rows. Knows nothing of torch.
+"""Models what steps cost, in seconds, from measurements by bucket and padded rows. No torch.
 
 Medians of the latest measurements, so that one step beside a busy neighbour does not count. What has not been measured
 is scaled from what has: by rows and by pixels, since the networks are bound by arithmetic.
@@ -9,25 +9,29 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from deployments.engine.locked import Locked, locked
 from deployments.engine.padding import padded_size
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.size_limits import make_room
+from deployments.engine.scheduling.bounded_measurements import evict_oldest
+from deployments.engine.synchronized import Synchronized, synchronized
 
-KEPT: Final = 15
-"""Latest measurements of each kind."""
+KEPT_MEASUREMENTS: Final = 15
+"""The latest measurements of each kind that are kept."""
 
-WORTH: Final = 1.05
-"""Rows beyond the knee bring less than this in throughput per size, and cost everybody latency."""
+MIN_GAIN: Final = 1.05
+"""A larger size pays if its throughput is this many times that of every smaller one; more rows cost everybody latency.
+"""
 
 _UNKNOWN: Final = 0.05
-"""Seconds per UNet row where nothing has been measured at all; only an engine that was never warmed up asks."""
+"""Seconds per UNet row where nothing has been measured at all: only in an engine that was never warmed up."""
 
 Measured = dict[tuple[Bucket, int], deque[float]]
 
 
-class CostModel(Locked):
-    """`sizes` are the padded batch sizes that UNet calls have, ascending. One thread tells it, others ask."""
+class CostModel(Synchronized):
+    """Measured and estimated seconds of calls. One thread records them, others read.
+
+    `sizes` are the padded batch sizes that UNet calls have, ascending.
+    """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
@@ -37,84 +41,89 @@ class CostModel(Locked):
         self._decodes: dict[Bucket, deque[float]] = {}
         self._knees: dict[Bucket, int] = {}
 
-    @locked
-    def denoised(self, bucket: Bucket, padded: int, control_rows: int, seconds: float) -> None:
-        """A UNet call of `padded` rows took so long, with ControlNets on `control_rows` of them."""
+    @synchronized
+    def record_call(self, bucket: Bucket, padded: int, control_rows: int, seconds: float) -> None:
+        """Records a UNet call of `padded` rows, with ControlNets on `control_rows` of them."""
         if not control_rows:
-            make_room(self._calls, (bucket, padded))
-            self._calls.setdefault((bucket, padded), deque(maxlen=KEPT)).append(seconds)
+            evict_oldest(self._calls, (bucket, padded))
+            self._calls.setdefault((bucket, padded), deque(maxlen=KEPT_MEASUREMENTS)).append(seconds)
         elif (bare := self._calls.get((bucket, padded))) is not None:
             per_row = max(0.0, seconds - median(bare)) / control_rows
-            make_room(self._controls, bucket)
-            self._controls.setdefault(bucket, deque(maxlen=KEPT)).append(per_row)
+            evict_oldest(self._controls, bucket)
+            self._controls.setdefault(bucket, deque(maxlen=KEPT_MEASUREMENTS)).append(per_row)
 
-    @locked
-    def decoded(self, bucket: Bucket, seconds: float) -> None:
-        """A picture took so long from latents to file."""
-        make_room(self._decodes, bucket)
-        self._decodes.setdefault(bucket, deque(maxlen=KEPT)).append(seconds)
+    @synchronized
+    def record_decode(self, bucket: Bucket, seconds: float) -> None:
+        """Records the seconds that one image took from latents to file."""
+        evict_oldest(self._decodes, bucket)
+        self._decodes.setdefault(bucket, deque(maxlen=KEPT_MEASUREMENTS)).append(seconds)
 
-    @locked
+    @synchronized
     def call_seconds(self, bucket: Bucket, rows: int, control_rows: int = 0) -> float:
-        """A UNet call for `rows`, with ControlNets on `control_rows`."""
+        """Returns the seconds of a UNet call for `rows`, with ControlNets on `control_rows`."""
         padded = padded_size(min(rows, self._sizes[-1]), self._sizes)
         return self._bare(bucket, padded) + control_rows * self.control_seconds(bucket)
 
-    @locked
+    @synchronized
     def row_seconds(self, bucket: Bucket) -> float:
-        """One row's share of a call that is as full as it pays."""
+        """Returns one row's share of a call at the knee."""
         full = self.knee(bucket)
         return self.call_seconds(bucket, full) / full
 
-    @locked
+    @synchronized
     def control_seconds(self, bucket: Bucket) -> float:
-        """A ControlNet's seconds per row: measured, or a third of a UNet's (its share of the arithmetic for SD1.5)."""
+        """Returns a ControlNet's seconds per row: measured, or a third of a UNet's (its share of the arithmetic in
+        SD1.5).
+        """
         measured = self._controls.get(bucket)
         return median(measured) if measured else self._bare(bucket, self._sizes[0]) / self._sizes[0] / 3
 
-    @locked
+    @synchronized
     def decode_seconds(self, bucket: Bucket) -> float:
-        """One picture from latents to file; 0 where none has been made."""
+        """Returns the seconds of one image from latents to file; 0 before any was made."""
         if bucket in self._decodes:
             return median(self._decodes[bucket])
         near = _nearest(bucket, list(self._decodes))
-        return median(self._decodes[near]) * _larger(bucket, near) if near else 0.0
+        return median(self._decodes[near]) * bucket.area_ratio(near) if near else 0.0
 
-    @locked
+    @synchronized
     def find_knee(self, bucket: Bucket) -> int:
         """Sets the knee of `bucket`, and of its model's other shapes, from what has been measured."""
         measured = [size for where, size in self._calls if where == bucket]
-        self._knees[bucket] = max((size for size in measured if self.pays(bucket, size)), default=self._sizes[-1])
+        self._knees[bucket] = max(
+            (size for size in measured if self.is_worthwhile(bucket, size)), default=self._sizes[-1]
+        )
         return self._knees[bucket]
 
-    @locked
-    def pays(self, bucket: Bucket, size: int) -> bool:
-        """Whether calls of `size` brought enough more than every smaller one."""
+    @synchronized
+    def is_worthwhile(self, bucket: Bucket, size: int) -> bool:
+        """Returns True if calls of `size` have enough more throughput than every smaller size."""
         smaller = [known for where, known in self._calls if where == bucket and known < size]
-        return all(self.throughput(bucket, size) > WORTH * self.throughput(bucket, known) for known in smaller)
+        return all(self.throughput(bucket, size) > MIN_GAIN * self.throughput(bucket, known) for known in smaller)
 
-    @locked
+    @synchronized
     def throughput(self, bucket: Bucket, size: int) -> float:
-        """UNet rows per second of calls of `size`, at best: a busy neighbour only ever takes away."""
+        """Returns UNet rows per second of calls of `size`, at best: a busy neighbour can only lower it."""
         return size / min(self._calls[bucket, size])
 
-    @locked
+    @synchronized
     def knee(self, bucket: Bucket) -> int:
-        """The UNet rows beyond which more of them only add latency; the largest size where nothing was measured.
+        """Returns the UNet rows beyond which more of them only add latency; the largest size where nothing was
+        measured.
 
-        Elsewhere than where it was measured it is taken to lie at as many pixels.
+        At other sizes than the measured one the knee is taken to lie at as many pixels.
         """
         if bucket in self._knees:
             return self._knees[bucket]
         near = _nearest(bucket, [known for known in self._knees if known.model == bucket.model])
         if near is None or self._knees[near] == self._sizes[-1]:
             return self._sizes[-1]
-        wanted = self._knees[near] / _larger(bucket, near)
+        wanted = self._knees[near] / bucket.area_ratio(near)
         return max((size for size in self._sizes if size <= wanted), default=self._sizes[0])
 
-    @locked
-    def curve(self) -> dict[Bucket, dict[int, float]]:
-        """The measured seconds per call, by bucket and size."""
+    @synchronized
+    def measured_calls(self) -> dict[Bucket, dict[int, float]]:
+        """Returns the measured seconds per call, by bucket and size."""
         out: dict[Bucket, dict[int, float]] = {}
         for (bucket, size), seconds in sorted(self._calls.items(), key=lambda entry: entry[0][1]):
             out.setdefault(bucket, {})[size] = median(seconds)
@@ -127,17 +136,13 @@ class CostModel(Locked):
         if near is None:
             return _UNKNOWN * padded
         size = min((size for where, size in self._calls if where == near), key=lambda size: abs(size - padded))
-        return median(self._calls[near, size]) * padded / size * _larger(bucket, near)
-
-
-def _larger(bucket: Bucket, other: Bucket) -> float:
-    return bucket.height * bucket.width / (other.height * other.width)
+        return median(self._calls[near, size]) * padded / size * bucket.area_ratio(near)
 
 
 def _nearest(bucket: Bucket, known: Sequence[Bucket]) -> Bucket | None:
-    """Of what is known the bucket most like this one: the same model's first, then the nearest in size."""
+    """Returns the known bucket most like this one: of the same model if possible, then the nearest in size."""
     return min(
         known,
-        key=lambda other: (other != bucket, other.model != bucket.model, abs(_larger(bucket, other) - 1)),
+        key=lambda other: (other != bucket, other.model != bucket.model, abs(bucket.area_ratio(other) - 1)),
         default=None,
     )

@@ -1,32 +1,32 @@
-"""The memory of a device, as scheduling sees it: what there is, what is held, and what a piece of work took at most."""
+"""The memory of a device as scheduling sees it: the budget, what is held, and the peak of a piece of work."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 
 class Meter:
-    """`peak`: the most bytes that lived at once of those that a piece of work made."""
+    """Holds `peak`: the most bytes that were alive at once of those that the metered work allocated."""
 
     def __init__(self) -> None:
         self.peak = 0
 
 
 class DeviceMemory(Protocol):
-    """Where tensors live."""
+    """The memory that tensors live in."""
 
     @property
     def budget(self) -> int | None:
-        """All the bytes that this process may use for weights and work; None where nobody counts them."""
+        """All the bytes that this process may use for weights and work; None for no limit."""
 
     @property
-    def always_metered(self) -> bool:
-        """Whether metering is free, so that every call can be."""
+    def is_metering_free(self) -> bool:
+        """True if metering costs nothing, so that every call can be metered."""
 
-    def held(self, counted: int) -> int:
-        """The bytes in use between calls; `counted` is what the engine itself can name."""
+    def held_bytes(self, counted: int) -> int:
+        """Returns the bytes in use between calls; `counted` are those that the engine itself can name."""
 
-    def metered(self) -> AbstractContextManager[Meter]:
-        """Measures what is done inside it."""
+    def meter(self) -> AbstractContextManager[Meter]:
+        """Measures the peak of what is allocated inside the context."""
 
     def release(self) -> None:
-        """Gives back what is cached and not used."""
+        """Returns cached, unused memory to the device."""

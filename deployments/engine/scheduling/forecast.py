@@ -1,7 +1,7 @@
-"""When requests will begin and be finished, if things go on as they do. Knows rows and costs, and nothing of torch.
+"""Forecasts when requests start and finish, by simulating the queue. Knows rows and costs. No torch.
 
-The tray is played forward as a fluid: each bucket gets its share of the device, its rows move on at one pace, and when
-one is done the next that waits takes its place. An event is a row's end, so the work grows with the number of rows.
+The rows are simulated as a fluid: each bucket gets its share of the device, its rows advance at one pace, and when one
+is done the next that waits takes its place. An event is a row's end, so the work grows with the number of rows.
 """
 
 from collections import deque
@@ -34,14 +34,14 @@ class PlannedWork:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds from now to a request's first step and to its last image's file."""
+    """Seconds from now to a request's first step, and to its last image's file."""
 
     start: float
     finish: float
 
 
 @dataclass(slots=True)
-class _Tray:
+class _SimulatedBucket:
     """One bucket's rows, and those that wait for it."""
 
     bucket: Bucket
@@ -58,8 +58,8 @@ class _Tray:
             self.rows.append(work)
             yield work
 
-    def pace(self, costs: CostModel) -> float:
-        """Steps per second with the device to itself."""
+    def steps_per_second(self, costs: CostModel) -> float:
+        """Returns the steps per second with the device to itself."""
         used = max(sum(work.unet_rows for work in self.rows), round(self.usual))
         return 1 / costs.call_seconds(self.bucket, used, sum(work.unet_rows * work.controls for work in self.rows))
 
@@ -70,53 +70,54 @@ def forecast(
     room: Callable[[Bucket], int],
     costs: CostModel,
     usual: Mapping[Bucket, float] = NOTHING_USUAL,
-    turn: float = 1.0,
+    loop_factor: float = 1.0,
 ) -> dict[str, Estimate]:
-    """Estimates by request. `waiting` is in the order of beginning; at most `room(bucket)` UNet rows run at once.
+    """Returns estimates by request. `waiting` is in the order of starting; at most `room(bucket)` UNet rows run at
+    once.
 
-    `usual` are the UNet rows per call of late: where as many more requests come as did, calls stay as large. `turn` is
-    how much longer the engine's turns are than the calls in them.
+    `usual` are the recent UNet rows per call: if requests keep coming at that rate, calls stay as large. `loop_factor`
+    is how many times longer the engine's iterations are than the calls in them.
     """
-    trays: dict[Bucket, _Tray] = {}
+    simulated: dict[Bucket, _SimulatedBucket] = {}
     for bucket in {work.bucket: None for work in (*running, *waiting)}:
-        trays[bucket] = _Tray(bucket, room(bucket), usual.get(bucket, 0.0))
+        simulated[bucket] = _SimulatedBucket(bucket, room(bucket), usual.get(bucket, 0.0))
     for work in running:
-        trays[work.bucket].rows.extend(_single(work))
+        simulated[work.bucket].rows.extend(_split_images(work))
     for work in waiting:
-        trays[work.bucket].waiting.extend(_single(work))
+        simulated[work.bucket].waiting.extend(_split_images(work))
     starts = {work.request_id: 0.0 for work in running}
     ends: dict[str, float] = {}
     now = decoded = 0.0
-    while busy := [tray for tray in trays.values() if tray.rows or tray.waiting]:
-        for tray in busy:
-            for work in tray.admit():
+    while busy := [each for each in simulated.values() if each.rows or each.waiting]:
+        for each in busy:
+            for work in each.admit():
                 starts.setdefault(work.request_id, now)
-        now += _until_next_end(busy, costs) * turn
-        for tray in busy:
-            for work in tray.rows:
+        now += _advance_to_next_end(busy, costs) * loop_factor
+        for each in busy:
+            for work in each.rows:
                 if work.steps <= 0:
-                    # One picture is decoded after the other, beside the steps of the rest.
-                    decoded = max(decoded, now) + costs.decode_seconds(tray.bucket)
+                    # Images are decoded one after the other, beside the steps of the rest.
+                    decoded = max(decoded, now) + costs.decode_seconds(each.bucket)
                     ends[work.request_id] = decoded
-            tray.rows = [work for work in tray.rows if work.steps > 0]
+            each.rows = [work for work in each.rows if work.steps > 0]
     return {request_id: Estimate(starts[request_id], end) for request_id, end in ends.items()}
 
 
-def _single(work: PlannedWork) -> Iterable[PlannedWork]:
+def _split_images(work: PlannedWork) -> Iterable[PlannedWork]:
     return (
         PlannedWork(work.request_id, work.bucket, max(work.steps, _DONE), work.unet_rows, work.controls)
         for _ in range(work.images)
     )
 
 
-def _until_next_end(busy: Sequence[_Tray], costs: CostModel) -> float:
-    """Moves all rows on until at least one is done; the seconds that it took."""
+def _advance_to_next_end(busy: Sequence[_SimulatedBucket], costs: CostModel) -> float:
+    """Advances all rows until at least one is done, and returns the seconds that this takes."""
     # Each bucket is given device time by its rows (`BucketShare`).
-    rows = sum(len(tray.rows) for tray in busy)
-    paces = [tray.pace(costs) * len(tray.rows) / rows for tray in busy]
-    seconds = min(min(work.steps for work in tray.rows) / pace for tray, pace in zip(busy, paces, strict=True))
-    for tray, pace in zip(busy, paces, strict=True):
-        for work in tray.rows:
+    rows = sum(len(each.rows) for each in busy)
+    paces = [each.steps_per_second(costs) * len(each.rows) / rows for each in busy]
+    seconds = min(min(work.steps for work in each.rows) / pace for each, pace in zip(busy, paces, strict=True))
+    for each, pace in zip(busy, paces, strict=True):
+        for work in each.rows:
             left = work.steps - pace * seconds
             work.steps = left if left > _DONE else 0.0
     return seconds

@@ -1,16 +1,16 @@
-"""Who runs next. Knows requests and buckets, and nothing of torch.
+"""The request queue, which decides what runs next. Knows requests and buckets. No torch.
 
-Every waiting image has a rank, in seconds (`turns.py`), and the lowest goes first:
+Every waiting image has a rank, in seconds (`fair_order.py`), and the lowest goes first:
 
-- *Ageing.* A request is due at arrival + PATIENCE[priority] + cost. From then on none of its tenant's that came after
-  it goes before it, whatever its priority; nor does what other tenants send then, but for what they are owed. It is not
-  paused any more, and counts as `high` where buckets share the device: that is the bound on starvation.
-- *Fairness.* A tenant whose image is handed out has its next turn only when the device could have made that image, so
-  a flood waits behind itself and not before others.
-- *Short work first.* `cost` is the device's seconds for the whole request; a short one passes a long one that came
-  less than their difference before it. That lowers the mean wait as shortest-first does (Smith, 1956).
+- *Ageing.* A request is due at arrival + PATIENCE[priority] + cost. From then on no later request of its tenant goes
+  before it, whatever its priority; nor does what other tenants send from then on, apart from what they are owed. It is
+  no longer preempted, and counts as `high` where buckets share the device. That bounds starvation.
+- *Fairness.* A tenant that gets an image has its next turn only once the device could have made that image, so a flood
+  of requests waits behind itself and not before others.
+- *Short work first.* `cost` is the device's seconds for the whole request; a short one overtakes a long one that came
+  less than their difference before it. That lowers the mean wait, as shortest-first does (Smith, 1956).
 
-Buckets do not wait for each other: what has no room keeps its place and lets other buckets pass.
+Buckets do not wait for each other: a request without room keeps its place and lets other buckets pass.
 """
 
 from collections import deque
@@ -23,19 +23,20 @@ from deployments.engine.protocol.params import Priority
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.row import Ticket
 from deployments.engine.scheduling.fair_order import PATIENCE, Arrival, TenantTurns
-from deployments.engine.scheduling.lookahead import foreseen
+from deployments.engine.scheduling.order_simulation import simulate_order
 
 MAX_SHARE_OF_FREE_PLACES: Final = 3
-"""A tenant may hold so many times the places that are left free (dynamic thresholds: Choudhury and Hahne, 1998): one
-alone gets three quarters of the queue, and there is a place for the next one always."""
+"""A tenant may hold this many times the places that are left free (dynamic thresholds: Choudhury and Hahne, 1998): one
+alone gets three quarters of the queue, and there is always a place for the next.
+"""
 
 
 Line = deque[tuple[int, Arrival]]
-"""One tenant's requests in the order in which they go, with their places among all."""
+"""One tenant's requests in their order, with their places among all."""
 
 
 class RequestQueue:
-    """Holds at most `limit` requests. One arrives, is prepared, and then its images are handed out one by one."""
+    """Holds at most `limit` requests. A request arrives, is prepared, and then its images are handed out one by one."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = perf_counter) -> None:
         self._limit = limit
@@ -46,17 +47,17 @@ class RequestQueue:
         self._turns = TenantTurns()
 
     def __len__(self) -> int:
-        """Requests of which at least one image waits for its first place."""
+        """Counts requests of which at least one image waits for its first place."""
         return len(self._arrived) + len(self._waiting)
 
     @property
     def images(self) -> int:
-        """Images that wait, of every priority."""
+        """The number of images that wait, of every priority."""
         return sum(self.waiting_by_priority().values())
 
     @property
     def unet_rows(self) -> int:
-        """Rows of a UNet call that all prepared images together would take."""
+        """The rows of a UNet call that all prepared images together would take."""
         waiting = sum(len(arrival.images) * arrival.request.unet_rows for arrival in self._waiting.values())
         return waiting + sum(ticket.request.unet_rows for ticket in self._returned)
 
@@ -67,9 +68,9 @@ class RequestQueue:
         return sum(arrival.image_cost * len(arrival.images) for arrival in held)
 
     def waiting_by_priority(self) -> dict[Priority, int]:
-        """Images that wait, those included that had to make way, by priority."""
+        """Counts waiting images, preempted ones included, by priority."""
         counts = dict.fromkeys(PATIENCE, 0)
-        # Asked from other threads, too: each list is made in one go.
+        # Other threads call this too: each list is copied in one operation.
         for arrival in [*list(self._arrived.values()), *list(self._waiting.values())]:
             counts[arrival.request.params.priority] += len(arrival.images)
         for ticket in self._returned:
@@ -77,34 +78,34 @@ class RequestQueue:
         return counts
 
     def check_room(self, tenant: str = "") -> None:
-        """Raises Overloaded when the queue is full, or full enough of this tenant's requests."""
-        # Asked from other threads, too.
+        """Raises Overloaded if the queue is full, or has too many of this tenant's requests."""
+        # Other threads call this too.
         held = [*list(self._arrived.values()), *list(self._waiting.values())]
         if len(held) >= self._limit:
             raise Overloaded(f"the queue is full: {self._limit} requests are waiting")
-        mine = sum(arrival.request.tenant == tenant for arrival in held)
-        if mine >= MAX_SHARE_OF_FREE_PLACES * (self._limit - len(held)):
-            raise Overloaded(f"{mine} of your requests are waiting already, and others need room, too")
+        own = sum(arrival.request.tenant == tenant for arrival in held)
+        if own >= MAX_SHARE_OF_FREE_PLACES * (self._limit - len(held)):
+            raise Overloaded(f"{own} of your requests are waiting already, and others need room, too")
 
-    def arrive(self, request: Request, cost: float = 0.0) -> None:
-        """Lets a request in; `cost` is the device's seconds for all of it. Raises Overloaded when there is no room."""
+    def enqueue(self, request: Request, cost: float = 0.0) -> None:
+        """Adds a request; `cost` is the device's seconds for all of it. Raises Overloaded if there is no room."""
         self.check_room(request.tenant)
         images = deque(range(request.params.num_images))
         self._arrived[request.id] = Arrival(request, self._clock(), cost, self._turns.of(request.tenant), images)
 
-    def next_arrival(self) -> Arrival | None:
-        """Takes out the first that is to be prepared; it is to be added then, or is gone."""
+    def pop_arrival(self) -> Arrival | None:
+        """Takes out the next request to prepare. The caller adds it back once prepared, or drops it."""
         head = self._head(self._lines(self._arrived.values()))
         return None if head is None else self._arrived.pop(head[2].request.id)
 
     def add(self, arrival: Arrival) -> None:
-        """Takes in a request that has been prepared."""
+        """Adds a request that has been prepared."""
         self._waiting[arrival.request.id] = arrival
 
     def take(self, room: Callable[[Request], int]) -> Iterator[Ticket]:
-        """Hands out what may start now, lowest rank first, while `room(request)` UNet rows are free for it.
+        """Yields the images that may start now, lowest rank first, while `room(request)` UNet rows are free for them.
 
-        A bucket whose first image finds none is passed over.
+        A bucket is passed over once its first image finds no room.
         """
         shut: set[Bucket] = set()
         lines = self._lines(self._waiting.values())
@@ -116,26 +117,29 @@ class RequestQueue:
             self._hand_out(ticket)
             yield ticket
 
-    def give_back(self, ticket: Ticket) -> None:
-        """An image that had a place waits again. Its tenant's turn was for that place, so only its own time counts."""
+    def requeue(self, ticket: Ticket) -> None:
+        """Puts a preempted image back. Its tenant has already been charged for it, so only its own due time counts."""
         self._returned.append(ticket)
 
-    def urgency(self, ticket: Ticket) -> Priority:
-        """The priority that an image has in the making: what is due is as urgent as anything."""
+    def priority_of(self, ticket: Ticket) -> Priority:
+        """Returns the priority of a running image: `high` once it is due."""
         return "high" if ticket.due <= self._clock() else ticket.request.params.priority
 
-    def victims(self, bucket: Bucket, running: Collection[Ticket], room: Callable[[Request], int]) -> list[Ticket]:
-        """The running images of `bucket` that make way for the one that waits first there, where it finds no room.
+    def choose_victims(
+        self, bucket: Bucket, running: Collection[Ticket], room: Callable[[Request], int]
+    ) -> list[Ticket]:
+        """Returns the running images of `bucket` to preempt for the first one that waits there without room.
 
-        Only low ones make way, only for a high one, and none that is due, or would be before the high one's turn.
+        Only low images are preempted, only for a high one, and none that is due, or would be before the high one's
+        turn.
         """
-        here = [arrival for arrival in self._waiting.values() if arrival.request.bucket == bucket]
-        first = self._first(self._lines(here), self._buckets() - {bucket})
+        in_bucket = [arrival for arrival in self._waiting.values() if arrival.request.bucket == bucket]
+        first = self._first(self._lines(in_bucket), self._buckets() - {bucket})
         if first is None or first[1].request.params.priority != "high":
             return []
         rank, head = first
-        kept = max(rank, self._clock())
-        lower = [t for t in running if t.request.params.priority == "low" and t.due > kept]
+        earliest_due = max(rank, self._clock())
+        lower = [t for t in running if t.request.params.priority == "low" and t.due > earliest_due]
         chosen: list[Ticket] = []
         free = room(head.request)
         for ticket in sorted(lower, key=lambda ticket: ticket.due, reverse=True):
@@ -146,7 +150,9 @@ class RequestQueue:
         return chosen if free >= head.request.unet_rows else []
 
     def remove(self, request_id: str) -> Request | None:
-        """Forgets what still waits of a request, and returns it; None if nothing does: it may have left already."""
+        """Drops what still waits of a request, and returns the request; None if nothing waits: it may have left
+        already.
+        """
         found = [ticket.request for ticket in self._returned if ticket.request.id == request_id]
         self._returned = [ticket for ticket in self._returned if ticket.request.id != request_id]
         for waiting in (self._arrived, self._waiting):
@@ -154,12 +160,14 @@ class RequestQueue:
                 found.append(arrival.request)
         return found[0] if found else None
 
-    def order(self) -> list[tuple[Request, int]]:
-        """The requests that wait, in the order in which they are likely to begin, with the images that wait of each."""
+    def predict_order(self) -> list[tuple[Request, int]]:
+        """Returns the waiting requests in the order in which they are likely to start, each with its number of waiting
+        images.
+        """
         out = [(ticket.due, i, ticket.request, 1) for i, ticket in enumerate(self._returned)]
         out += [
             (rank, len(out) + i, a.request, len(a.images))
-            for i, (rank, a) in enumerate(foreseen(self._all(), self._clock()))
+            for i, (rank, a) in enumerate(simulate_order(self._all(), self._clock()))
         ]
         return [(request, images) for _, _, request, images in sorted(out, key=lambda entry: entry[:2])]
 
@@ -171,15 +179,18 @@ class RequestQueue:
         return returned | {arrival.request.bucket for arrival in self._waiting.values()}
 
     def _lines(self, arrivals: Iterable[Arrival]) -> list[Line]:
-        """Each tenant's in the order in which they go, with their places among all."""
+        """Returns each tenant's requests in their order, with their places among all."""
         now = self._clock()
         lines: dict[str, list[tuple[tuple[float, float], int, Arrival]]] = {}
         for number, arrival in enumerate(arrivals):
-            lines.setdefault(arrival.request.tenant, []).append((arrival.place(now), number, arrival))
+            lines.setdefault(arrival.request.tenant, []).append((arrival.order_key(now), number, arrival))
         return [deque((number, arrival) for _, number, arrival in sorted(line)) for line in lines.values()]
 
     def _head(self, lines: list[Line], shut: Collection[Bucket] = ()) -> tuple[float, int, Arrival] | None:
-        """The first of all lines: its rank, its place, and itself. What cannot go leaves its line for good."""
+        """Returns the first of all lines: its rank, its place, and itself.
+
+        Drops from the lines what cannot start now.
+        """
         urgency: dict[str, float] = {}
         for arrival in self._all():
             tenant = arrival.request.tenant
@@ -194,7 +205,7 @@ class RequestQueue:
         return min(heads, default=None)
 
     def _first(self, lines: list[Line], shut: Collection[Bucket]) -> tuple[float, Ticket] | None:
-        """The image of the lowest rank in a bucket that is not `shut`; first come where ranks are equal."""
+        """Returns the image of the lowest rank in a bucket that is not `shut`; the first to come if ranks are equal."""
         found = [(ticket.due, ticket) for ticket in self._returned if ticket.request.bucket not in shut]
         if (head := self._head(lines, shut)) is not None:
             rank, _, arrival = head
@@ -207,6 +218,6 @@ class RequestQueue:
             return
         arrival = self._waiting[ticket.request.id]
         arrival.images.popleft()
-        self._turns.give(arrival, self._clock(), self._all())
+        self._turns.charge(arrival, self._clock(), self._all())
         if not arrival.images:
             del self._waiting[ticket.request.id]

@@ -1,4 +1,4 @@
-"""The rows that are being denoised. Knows rows and buckets, and nothing of torch."""
+"""The rows that are being denoised. Knows rows and buckets. No torch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from deployments.engine.row import Row
 
 @dataclass(slots=True)
 class RunningRows:
-    """Rows in the tray, by bucket."""
+    """Running rows, by bucket."""
 
     rows: dict[Bucket, list[Row]] = field(default_factory=dict)
 
@@ -23,16 +23,16 @@ class RunningRows:
         self.rows.setdefault(row.request.bucket, []).append(row)
 
     def drop(self, leaves: Callable[[Row], bool]) -> list[Row]:
-        """Takes out the rows that `leaves` says, and returns them."""
+        """Removes the rows for which `leaves` is true, and returns them."""
         gone = [row for row in self if leaves(row)]
         kept = {bucket: [row for row in rows if not leaves(row)] for bucket, rows in self.rows.items()}
         self.rows = {bucket: rows for bucket, rows in kept.items() if rows}
         return gone
 
     def __iter__(self) -> Iterator[Row]:
-        # Asked from other threads, too: each list is made in one go.
+        # Other threads read this too: each list is copied in one operation.
         return (row for rows in list(self.rows.values()) for row in list(rows))
 
     def __len__(self) -> int:
-        # Asked from other threads, too: the list is made in one go.
+        # Other threads read this too: the list is copied in one operation.
         return sum(len(rows) for rows in list(self.rows.values()))

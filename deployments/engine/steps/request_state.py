@@ -1,4 +1,4 @@
-"""A request that the engine has accepted and not finished: what its rows share, and its clock."""
+"""The state of an accepted, unfinished request: what its rows share, and its timings."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,64 +13,66 @@ from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.request import Request
 from deployments.engine.sampling.samplers import Schedule
 
-NEWS_EVERY_S: Final = 1.0
-"""A queue of hundreds that moves several times a second would have more to tell than to make."""
+POSITION_EVERY_S: Final = 1.0
+"""The least seconds between two reports of a position: a queue of hundreds moves several times a second."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedInputs:
-    """A request's pictures as the networks see them. `masked` is the picture without what is painted anew.
+    """A request's images as the networks see them. `masked_image` is the image without what is repainted.
 
-    `mask` is [1, h, w], 1 where latents are made anew.
+    `mask` is [1, h, w], 1 where latents are repainted.
     """
 
-    picture: Posterior | None = None
-    masked: Posterior | None = None
+    image: Posterior | None = None
+    masked_image: Posterior | None = None
     mask: Tensor | None = None
     controls: tuple[Control, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """Times are `time.perf_counter` seconds: when it `arrived`, when its preparation had `begun`, and so on."""
+    """An accepted request. Times are `time.perf_counter` seconds: when it `arrived`, when its preparation had `begun`,
+    and so on.
+    """
 
     request: Request
     schedule: Schedule
     prompt: EncodedPrompt = field(repr=False)
     negative: EncodedPrompt | None = field(repr=False)
-    given: EncodedInputs = field(repr=False)
+    inputs: EncodedInputs = field(repr=False)
     arrived: float
     begun: float
     encoded: float = field(default_factory=time.perf_counter)
     admitted: float | None = None
     last_denoised: float | None = None
     position: int = -1
-    told: float = float("-inf")
-    images_settled: int = 0
+    position_sent_at: float = float("-inf")
+    images_finished: int = 0
     decode_ms: float = 0.0
 
-    def rows_admitted(self) -> None:
-        """A row of the request got its place; the first one ends the wait."""
+    def record_admission(self) -> None:
+        """Records that a row got its place; the first one ends the wait."""
         if self.admitted is None:
             self.admitted = time.perf_counter()
 
-    def moved_to(self, position: int) -> bool:
-        """The request's place in the queue is `position`. True if that is news, and the last news is not too new."""
+    def update_position(self, position: int) -> bool:
+        """Sets the place in the queue. Returns True if it changed, and the last report is not too recent."""
         now = time.perf_counter()
-        if position == self.position or now - self.told < NEWS_EVERY_S:
+        if position == self.position or now - self.position_sent_at < POSITION_EVERY_S:
             return False
-        self.position, self.told = position, now
+        self.position, self.position_sent_at = position, now
         return True
 
-    def denoised(self) -> None:
-        """A row of the request had its last step."""
+    def record_denoised(self) -> None:
+        """Records that a row had its last step."""
         self.last_denoised = time.perf_counter()
 
-    def settled(self, decode_ms: float) -> bool:
-        """One image is done or failed. True if it was the last."""
-        self.images_settled += 1
+    def finish_image(self, decode_ms: float) -> bool:
+        """Counts an image as done or failed. Returns True if it was the last."""
+        self.images_finished += 1
         self.decode_ms += decode_ms
-        return self.images_settled == self.request.params.num_images
+        return self.images_finished == self.request.params.num_images
 
     def timings(self) -> Timings:
         now = time.perf_counter()

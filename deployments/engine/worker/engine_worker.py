@@ -1,4 +1,4 @@
-"""The engine's thread and its door for asyncio: requests go in through an inbox, events come out of a mailbox."""
+"""Runs the engine on a thread of its own for asyncio: messages go in through an inbox, events come out of mailboxes."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from deployments.engine.device.errors import DeviceLost, telling_device_lost
+from deployments.engine.device.errors import DeviceLost, convert_device_errors
 from deployments.engine.device.memory import memory_of
 from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
@@ -31,14 +31,14 @@ from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.report import EngineReport, Load
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.worker.hosting import Inbox, connect, load
 from deployments.engine.worker.mailbox import Mailbox
+from deployments.engine.worker.model_loading import Inbox, acquire_model, connect
 from deployments.engine.worker.snapshot import load_of, report_of
 from deployments.engine.worker.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
-# One model loads at a time; what is asked for meanwhile queues up.
+# One model loads at a time; other loads wait.
 _LOADERS = 2
 
 
@@ -53,13 +53,15 @@ class EngineWorker:
         *,
         threads: int | None = None,
         on_device_lost: Callable[[], object] = lambda: None,
-        heart: Heartbeat | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
-        """`build` makes the engine from the function that takes its events. It runs on the engine's thread, so that
-        device contexts and torch's thread count (`threads`) belong to the thread that uses them. Blocks until the
-        engine is warm; raises what `build` or the warm-up raised. `manager` brings models that have left memory back
-        when a request asks for them, and tells the engine through `inbox`; without one the engine's models are all
-        there are. `on_device_lost` is called on the engine's thread when the device is of no more use to this process.
+        """Starts the engine, and blocks until it is warm. Raises what `build` or the warm-up raises.
+
+        `build` makes the engine from the function that takes its events. It runs on the engine's thread, so that device
+        contexts and torch's thread count (`threads`) belong to the thread that uses them. `manager` loads evicted
+        models again when a request asks for them, and tells the engine through `inbox`; without one the engine's models
+        are all there are. `on_device_lost` is called on the engine's thread when this process cannot use the device any
+        more.
         """
         self._build = build
         self._manager = manager
@@ -70,10 +72,10 @@ class EngineWorker:
         self._engine: Engine | None = None
         self._failure: BaseException | None = None
         self._stopping = False
-        self._heart = heart or Heartbeat()
+        self._heartbeat = heartbeat or Heartbeat()
         self._on_device_lost = on_device_lost
         self._started = threading.Event()
-        # Of their own: callers of a model that has left memory wait here, and nobody else's work shall wait with them.
+        # A pool of their own: callers of an evicted model wait here, and no other work must wait with them.
         self._loaders = ThreadPoolExecutor(
             _LOADERS, thread_name_prefix="load-model", initializer=set_threads, initargs=(threads,)
         )
@@ -93,57 +95,60 @@ class EngineWorker:
         *,
         on_device_lost: Callable[[], object] = lambda: None,
     ) -> "EngineWorker":
-        """Loads `specs` as `config` says."""
-        where = pick_device(config.device)
-        precision = pick_dtype(config.dtype, where)
+        """Loads `specs` with the settings in `config`."""
+        device = pick_device(config.device)
+        dtype = pick_dtype(config.dtype, device)
         if config.decode_batch is None:
-            config = replace(config, decode_batch=4 if where.type == "cuda" else 1)
+            config = replace(config, decode_batch=4 if device.type == "cuda" else 1)
 
         inbox: Inbox = queue.SimpleQueue()
-        manager = DiffusionModelManager(specs, where, precision, budget_bytes=config.model_memory_bytes)
+        manager = DiffusionModelManager(specs, device, dtype, budget_bytes=config.model_memory_bytes)
 
         def build(emit: Callable[[Event], None]) -> Engine:
-            # The first model is the one that is asked for most; loaded last, it is the last to leave.
+            # The first model is the one in most demand; loaded last, it is the last to be evicted.
             for spec in reversed(specs):
                 manager.acquire(spec.name)
                 manager.release(spec.name)
-            hosted = manager.loaded()
+            hosted = manager.loaded_models()
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
-            engine = Engine(models, emit, config, memory=memory_of(where, config.device_memory_bytes))
+            engine = Engine(models, emit, config, memory=memory_of(device, config.device_memory_bytes))
             connect(manager, engine, inbox)
             return engine
 
         return cls(build, manager, inbox, threads=config.threads, on_device_lost=on_device_lost)
 
     @property
-    def alive(self) -> bool:
-        """Whether the engine makes progress: its threads run, and no turn takes far longer than any before."""
-        turns = self._thread.is_alive() and not self._stopping and not self._heart.stalled
-        return turns and (self._engine is None or self._engine.alive)
+    def is_alive(self) -> bool:
+        """True while the engine makes progress: its threads run, and no iteration takes far longer than any before."""
+        is_looping = self._thread.is_alive() and not self._stopping and not self._heartbeat.is_stalled
+        return is_looping and (self._engine is None or self._engine.is_alive)
 
     def check_room(self, request: Request) -> None:
-        """Raises Overloaded when the engine would refuse `request` for that alone.
+        """Raises Overloaded if the queue has no room for `request`.
 
-        The engine asks once more; but it can answer only between two steps, and who comes in vain shall know at once.
+        The engine checks again; but it answers only between two steps, so refuse early.
         """
         if self._engine is None:
             return
         try:
             self._engine.admission.check_room(request.tenant)
         except Overloaded:
-            self._tell(lambda engine: engine.tracker.turned_away(request))
+            self._send(lambda engine: engine.tracker.count_refusal(request))
             raise
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events until it is finished. Closing the generator frees its rows before the next step."""
+        """Yields the request's events until it is finished.
+
+        Closing the generator frees its rows before the next step.
+        """
         if request.id in self._mailboxes:
             yield Failed(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
         mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress)
         self._requests[request.id] = request
         try:
-            # Asked when its mailbox is known: an engine that ends from now on says so there.
-            if not self.alive:
+            # Checked once the mailbox is known: an engine that stops from now on reports it there.
+            if not self.is_alive:
                 raise EngineStopped("the engine has stopped")
             self.check_room(request)
             async with self._model_of(request), aclosing(self._events(request, mailbox)) as events:
@@ -156,41 +161,41 @@ class EngineWorker:
             self._requests.pop(request.id, None)
 
     async def _events(self, request: Request, mailbox: Mailbox) -> AsyncGenerator[Event, None]:
-        finished = refused = False
-        self._tell(lambda engine: engine.submit(request))
+        is_finished = has_failed = False
+        self._send(lambda engine: engine.submit(request))
         try:
-            while not finished and not refused:
+            while not is_finished and not has_failed:
                 event = await mailbox.get()
-                finished, refused = isinstance(event, Finished), isinstance(event, Failed)
+                is_finished, has_failed = isinstance(event, Finished), isinstance(event, Failed)
                 yield event
         finally:
-            # Before the model is released: the engine must have let go of it when it is told to forget it.
-            # A refusal may be `cancel`'s, said before the engine had the request at all.
-            if not finished:
+            # Before the model is released: the engine must have dropped the request before it drops the model.
+            # A failure may be `cancel`'s, sent before the engine had the request at all.
+            if not is_finished:
                 self.abort(request.id)
 
     def abort(self, request_id: str) -> None:
         """Cancels a request; its rows are gone before the next step. Unknown ids are no error."""
-        self._tell(lambda engine: engine.cancel(request_id))
+        self._send(lambda engine: engine.cancel(request_id))
 
     def cancel(self, name: str, tenant: str) -> bool:
-        """Ends the tenant's requests of this name, and tells their callers. False where there is none."""
-        found = [request.id for request in list(self._requests.values()) if request.answers_to(name, tenant)]
+        """Cancels the tenant's requests of this name, and tells their callers. Returns False if there is none."""
+        found = [request.id for request in list(self._requests.values()) if request.has_name(name, tenant)]
         for request_id in found:
             self._emit(Failed(request_id, Cancelled(name=name)))
             self.abort(request_id)
         return bool(found)
 
     def report(self) -> EngineReport:
-        """What the engine says of itself."""
-        return EngineReport() if self._engine is None else report_of(self._engine, self.alive)
+        """Returns the engine's report."""
+        return EngineReport() if self._engine is None else report_of(self._engine, self.is_alive)
 
     def load_now(self) -> Load:
-        """What there is to do for the engine, now."""
+        """Returns the engine's load."""
         return Load() if self._engine is None else load_of(self._engine)
 
     def stop(self) -> None:
-        """Ends the thread; requests that were not finished are told so."""
+        """Ends the thread; unfinished requests end with EngineStopped."""
         self._stopping = True
         self._wake()
         self._loaders.shutdown(wait=False)
@@ -198,28 +203,31 @@ class EngineWorker:
 
     @asynccontextmanager
     async def _model_of(self, request: Request) -> AsyncIterator[None]:
-        """Holds the request's model in memory; loads it, off the engine's thread, if it has left."""
+        """Holds the request's model in memory; loads it, off the engine's thread, if it was evicted."""
         manager, name = self._manager, request.model
         if manager is None:
             yield
             return
         if manager.acquire_loaded(name) is None:
-            await self._loaded(manager, name)
+            await self._acquire(manager, name)
         try:
             yield
         finally:
             manager.release(name)
 
-    async def _loaded(self, manager: DiffusionModelManager, name: str) -> None:
-        """Acquires the model on a thread. A caller that leaves meanwhile does not stop it, nor keep the model."""
-        loading = asyncio.get_running_loop().run_in_executor(self._loaders, load, manager, name, self._tell)
+    async def _acquire(self, manager: DiffusionModelManager, name: str) -> None:
+        """Acquires the model on a thread.
+
+        A caller that leaves meanwhile neither stops the load nor keeps the model in use.
+        """
+        loading = asyncio.get_running_loop().run_in_executor(self._loaders, acquire_model, manager, name, self._send)
         try:
             await asyncio.shield(loading)
         except asyncio.CancelledError:
             loading.add_done_callback(lambda done: manager.release(name) if done.exception() is None else None)
             raise
 
-    def _tell(self, message: Callable[[Engine], object]) -> None:
+    def _send(self, message: Callable[[Engine], object]) -> None:
         self._inbox.put(message)
         self._wake()
 
@@ -234,7 +242,7 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            with telling_device_lost():
+            with convert_device_errors():
                 set_threads(self._threads)
                 engine = self._build(self._emit)
                 warm_up(engine, self._drain)
@@ -246,11 +254,11 @@ class EngineWorker:
             return
         finally:
             self._started.set()
-        said: EngineStopped = EngineLost("the engine broke down before the request was finished")
+        ending: EngineStopped = EngineLost("the engine broke down before the request was finished")
         try:
-            with telling_device_lost():
+            with convert_device_errors():
                 self._loop(engine)
-            said = EngineStopped("the engine stopped before the request was finished")
+            ending = EngineStopped("the engine stopped before the request was finished")
         except DeviceLost:
             log.critical("the device is lost to this process", exc_info=True)
             self._on_device_lost()
@@ -259,7 +267,7 @@ class EngineWorker:
         finally:
             self._stopping = True
             for request_id in list(self._mailboxes):
-                self._emit(Failed(request_id, said))
+                self._emit(Failed(request_id, ending))
             engine.close()
 
     def _loop(self, engine: Engine) -> None:
@@ -267,25 +275,27 @@ class EngineWorker:
             engine.wake.clear()
             while not self._inbox.empty():
                 self._inbox.get()(engine)
-            if not self._turn(engine):
+            if not self._iterate(engine):
                 engine.wake.wait(timeout=1.0)
 
     def _drain(self, engine: Engine) -> None:
-        """As `Engine.drain`, with an eye on how long turns take: warm-up is where that is learnt first."""
-        while engine.busy:
+        """Drains the engine as `Engine.drain` does, and times its iterations: their length is first learnt in the
+        warm-up.
+        """
+        while engine.is_busy:
             engine.wake.clear()
-            if not self._turn(engine) and engine.busy:
+            if not self._iterate(engine) and engine.is_busy:
                 engine.wake.wait(timeout=1.0)
 
-    def _turn(self, engine: Engine) -> bool:
-        self._heart.begin()
-        worked = engine.step()
-        if worked:
-            self._heart.end()
-        return worked
+    def _iterate(self, engine: Engine) -> bool:
+        self._heartbeat.begin()
+        has_worked = engine.step()
+        if has_worked:
+            self._heartbeat.end()
+        return has_worked
 
 
 def set_threads(threads: int | None) -> None:
-    """Bounds what torch uses for calls of this thread."""
+    """Bounds the CPU threads that torch uses for calls of this thread."""
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""How one request's events get from the engine's thread to whoever reads them on an event loop."""
+"""Carries one request's events from the engine's thread to their reader on an event loop."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Mailbox:
-    """Events of one request on their way from the engine's thread to one asyncio reader.
+    """The unread events of one request, on their way to one asyncio reader.
 
     A `Progress` that has not been read is replaced by the next one, so a slow reader costs no memory.
     """
@@ -25,7 +25,7 @@ class Mailbox:
         self._ready = asyncio.Event()
 
     def put(self, event: Event) -> None:
-        """Called on any thread; never blocks for long. Silent once the reader's loop is gone."""
+        """Adds an event, on any thread; never blocks for long. Does nothing once the reader's loop has closed."""
         if isinstance(event, Progress) and not self._progress:
             return
         with self._lock:
@@ -40,7 +40,7 @@ class Mailbox:
             log.debug("an event came after its reader's loop had closed")
 
     async def get(self) -> Event:
-        """The oldest unread event."""
+        """Waits for the oldest unread event, and returns it."""
         while True:
             with self._lock:
                 if self._events:

@@ -1,4 +1,4 @@
-"""Looks at an engine from another thread, and says what it sees."""
+"""Takes reports of an engine from another thread."""
 
 from deployments.engine.engine import Engine
 from deployments.engine.protocol.latencies import PhaseRecorder
@@ -10,7 +10,7 @@ from deployments.engine.scheduling.memory_plan import Kind
 
 
 def report_of(engine: Engine, ready: bool) -> EngineReport:
-    """All there is to say of `engine`."""
+    """Returns the report of `engine`."""
     models = list(engine.models.values())
     native = [Bucket(model.spec.name, *model.spec.native) for model in models]
     admission = engine.admission
@@ -18,34 +18,34 @@ def report_of(engine: Engine, ready: bool) -> EngineReport:
         ready=ready,
         device=next((model.device.type for model in models), ""),
         loaded_models=tuple(model.spec.name for model in models),
-        models=_models(engine.tracker),
+        models=_model_reports(engine.tracker),
         load=load_of(engine),
         memory=MemoryReport(*admission.memory_used(engine.running)),
         knees={bucket.model: admission.costs.knee(bucket) for bucket in native},
-        calls=_calls(admission),
+        calls=_call_reports(admission),
     )
 
 
 def load_of(engine: Engine) -> Load:
-    """How much there is to do, and how much can be done at once: asked for several times a second."""
+    """Returns the load of `engine`; called several times a second."""
     admission = engine.admission
     waiting, backlog = admission.queue.waiting_by_priority(), admission.queue.seconds
     return Load(waiting, len(engine.running), engine.capacity, admission.estimator.work_done, backlog)
 
 
-def _models(tracker: RequestTracker) -> dict[str, ModelReport]:
-    # Without making recorders here: two threads that each make the missing one lose what the first has taken down.
+def _model_reports(tracker: RequestTracker) -> dict[str, ModelReport]:
+    # Never makes recorders here: if two threads each made the missing one, the first one's samples would be lost.
     nothing_yet = PhaseRecorder()
     return {
         name: ModelReport(counters.copy(), tracker.phases.get(name, nothing_yet).durations())
-        for name, counters in list(tracker.tallies.items())
+        for name, counters in list(tracker.counters.items())
     }
 
 
-def _calls(admission: Admission) -> tuple[CallReport, ...]:
+def _call_reports(admission: Admission) -> tuple[CallReport, ...]:
     seconds: dict[tuple[Kind, Bucket, int], float] = {
         ("denoise", bucket, rows): taken
-        for bucket, sizes in admission.costs.curve().items()
+        for bucket, sizes in admission.costs.measured_calls().items()
         for rows, taken in sizes.items()
     }
     measured = admission.plan.figures()

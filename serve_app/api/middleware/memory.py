@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.freed_memory import LARGE_BYTES, FreedMemory, hold_large_blocks_apart
+from deployments.freed_memory import LARGE_BYTES, FreedMemory, mmap_large_blocks
 
 
 class MemoryRelease:
@@ -11,7 +11,7 @@ class MemoryRelease:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._freed = FreedMemory()
-        hold_large_blocks_apart()
+        mmap_large_blocks()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         passed = 0
@@ -31,4 +31,4 @@ class MemoryRelease:
             await self.app(scope, receive_and_count, send_and_count)
         finally:
             if passed >= LARGE_BYTES:
-                self._freed.soon()
+                self._freed.schedule()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deployments.engine.protocol.request import part_of
+from deployments.engine.protocol.request import part_name
 from serve_app.api.problems import Problem, problem_of
 from serve_app.api.responses.schemas import answer_of
 from serve_app.generation.result import Result
@@ -14,7 +14,7 @@ REQUESTS = "requests"
 
 def entry_answer(index: int, batch: str, outcome: Outcome | Problem) -> dict[str, Any]:
     """The entry's answer, or its problem, which points into the batch's body."""
-    name = part_of(batch, index)
+    name = part_name(batch, index)
     if isinstance(outcome, Result):
         return {"index": index, "status": DONE, **answer_of(outcome), "id": name}
     problem = outcome if isinstance(outcome, Problem) else problem_of(outcome)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from deployments.engine.protocol.params import PICTURE_FIELDS, GenerationParams
+from deployments.engine.protocol.params import IMAGE_FIELDS, GenerationParams
 from deployments.uploads.masks import MASK_TYPES
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
@@ -128,7 +128,7 @@ def extra_of(body: dict[str, Any]) -> dict[str, Any]:
 def request_body() -> dict[str, Any]:
     """The OpenAPI request body of text-to-image."""
     schema = params_schema()
-    for name in PICTURE_FIELDS:
+    for name in IMAGE_FIELDS:
         del schema["properties"][name]
     return {
         "required": True,

@@ -7,7 +7,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from deployments.engine.protocol.events import ImageDone, ImageFailed, Timings
-from deployments.engine.protocol.params import PICTURE_FIELDS, SERVICE_FIELDS, GenerationParams
+from deployments.engine.protocol.params import IMAGE_FIELDS, SERVICE_FIELDS, GenerationParams
 from serve_app.generation.result import Result
 
 
@@ -75,7 +75,7 @@ def answer_of(result: Result) -> Answer:
 
 def _parameters(params: GenerationParams) -> dict[str, Any]:
     """All parameters that decide the pixels, without those of uploads and ControlNets if there are none."""
-    unused = {name for name in PICTURE_FIELDS if getattr(params, name) == GenerationParams.model_fields[name].default}
+    unused = {name for name in IMAGE_FIELDS if getattr(params, name) == GenerationParams.model_fields[name].default}
     return params.model_dump(exclude=unused | SERVICE_FIELDS)
 
 

@@ -19,7 +19,7 @@ from bench.engine.workload import (
     request,
     text,
 )
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 
@@ -34,14 +34,14 @@ def weight_of(one: Request) -> float | None:
     return one.params.controls[0].scale if one.params.controls else one.params.strength
 
 
-def pictures(one: Request, other: Request) -> Iterator[tuple[Picture, Picture]]:
+def pictures(one: Request, other: Request) -> Iterator[tuple[ImageArray, ImageArray]]:
     """What both bring, except masks, which come from a deck."""
     for pair in zip((one.inputs.image, *one.inputs.hints), (other.inputs.image, *other.inputs.hints), strict=True):
         if pair[0] is not None and pair[1] is not None:
             yield pair[0], pair[1]
 
 
-def same(one: Picture, other: Picture) -> bool:
+def same(one: ImageArray, other: ImageArray) -> bool:
     return bool((one == other).all())
 
 

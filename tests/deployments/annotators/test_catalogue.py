@@ -1,4 +1,4 @@
-"""Which annotator makes which hint: loaded late, once, and never in place of another."""
+"""The right annotator makes each hint: loaded late, once, and never in place of another."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from deployments.engine.protocol.errors import (
     Overloaded,
 )
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_pose, save_tiny_segmenter
 
 
@@ -38,21 +38,21 @@ def specs(tmp_path: Path) -> dict[str, AnnotatorSpec]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[AnnotatorSpec]:
     """What has been loaded so far."""
     loads: list[AnnotatorSpec] = []
-    real = catalogue.load
+    real = catalogue.load_annotator
 
     def counted(spec: AnnotatorSpec, device: str) -> Annotator:
         loads.append(spec)
         return real(spec, device)
 
-    monkeypatch.setattr(catalogue, "load", counted)
+    monkeypatch.setattr(catalogue, "load_annotator", counted)
     return loads
 
 
 def test_every_type_has_the_annotator_that_it_was_given(specs: dict[str, AnnotatorSpec]) -> None:
-    annotators, picture = Annotators(specs, "cpu"), patches()
+    annotators, image = Annotators(specs, "cpu"), patches()
     for kind, spec in specs.items():
-        assert (annotators.of(kind)(picture) == catalogue.load(spec, "cpu")(picture)).all()
-    assert (annotators.of("canny")(picture) == detect_edges(picture)).all()
+        assert (annotators.of(kind)(image) == catalogue.load_annotator(spec, "cpu")(image)).all()
+    assert (annotators.of("canny")(image) == detect_edges(image)).all()
 
 
 def test_nothing_is_loaded_before_it_is_asked_for_and_then_only_that(
@@ -129,7 +129,7 @@ def test_what_goes_wrong_on_the_device_is_the_requests_trouble_or_the_processs(
     where: str, error: Exception, told_as: type[Exception], lost: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = Fails(error)
-    monkeypatch.setattr(catalogue, "load", fails if where == "loading" else lambda *_: fails)
+    monkeypatch.setattr(catalogue, "load_annotator", fails if where == "loading" else lambda *_: fails)
     told: list[str] = []
     annotators = Annotators({"depth": DepthSpec(PartSpec("anywhere"))}, "cpu", lambda: told.append("lost"))
     with pytest.raises(told_as):

@@ -1,4 +1,4 @@
-"""Depth hints: near is bright, whichever way a network says it."""
+"""Depth hints: near is bright, whichever way a network answers."""
 
 from pathlib import Path
 
@@ -8,26 +8,26 @@ import torch
 from PIL import Image
 from transformers import AutoModelForDepthEstimation, DPTImageProcessorPil, GLPNImageProcessorPil
 
-from deployments.annotators.depth import DepthAnnotator, stretched
+from deployments.annotators.depth import DepthAnnotator, stretch
 from deployments.annotators.networks import WORKING_PIXELS
 from deployments.annotators.spec import DepthSpec
 from deployments.engine.protocol.errors import NumericalFailure
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_depth, save_tiny_inverse_depth
 
 CPU = torch.device("cpu")
 
 
-def hint_of(folder: Path, picture: Picture, *, near_is_large: bool) -> Picture:
-    return DepthAnnotator.load(DepthSpec(PartSpec(str(folder)), near_is_large), CPU)(picture)
+def hint_of(folder: Path, image: ImageArray, *, near_is_large: bool) -> ImageArray:
+    return DepthAnnotator.load(DepthSpec(PartSpec(str(folder)), near_is_large), CPU)(image)
 
 
 def test_the_least_metric_depth_is_the_brightest(tmp_path: Path) -> None:
-    folder, picture = save_tiny_depth(tmp_path), patches(96, 64)
-    grey = hint_of(folder, picture, near_is_large=False)[:, :, 0]
-    prepared = GLPNImageProcessorPil.from_pretrained(folder)(Image.fromarray(picture), return_tensors="pt")
+    folder, image = save_tiny_depth(tmp_path), patches(96, 64)
+    grey = hint_of(folder, image, near_is_large=False)[:, :, 0]
+    prepared = GLPNImageProcessorPil.from_pretrained(folder)(Image.fromarray(image), return_tensors="pt")
     with torch.inference_mode():
         metres = AutoModelForDepthEstimation.from_pretrained(folder)(**prepared).predicted_depth[0].numpy()
     assert metres.shape == grey.shape
@@ -36,9 +36,9 @@ def test_the_least_metric_depth_is_the_brightest(tmp_path: Path) -> None:
 
 
 def test_the_largest_inverse_depth_is_the_brightest(tmp_path: Path) -> None:
-    folder, picture = save_tiny_inverse_depth(tmp_path), patches(64, 64)
-    grey = hint_of(folder, picture, near_is_large=True)[:, :, 0]
-    prepared = DPTImageProcessorPil.from_pretrained(folder)(Image.fromarray(picture), return_tensors="pt")
+    folder, image = save_tiny_inverse_depth(tmp_path), patches(64, 64)
+    grey = hint_of(folder, image, near_is_large=True)[:, :, 0]
+    prepared = DPTImageProcessorPil.from_pretrained(folder)(Image.fromarray(image), return_tensors="pt")
     with torch.inference_mode():
         inverse = AutoModelForDepthEstimation.from_pretrained(folder)(**prepared).predicted_depth[0].numpy()
     assert grey.flat[inverse.argmax()] == 255
@@ -67,10 +67,10 @@ def test_a_large_picture_takes_no_more_memory_than_a_networks_own_size(tmp_path:
 
 
 def test_what_is_equally_near_everywhere_has_no_relief() -> None:
-    assert not stretched(np.full((4, 4), 2.5, dtype=np.float32)).any()
+    assert not stretch(np.full((4, 4), 2.5, dtype=np.float32)).any()
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_an_estimate_that_is_no_number_is_an_error(broken: float) -> None:
     with pytest.raises(NumericalFailure):
-        stretched(np.asarray([[1.0, broken]], dtype=np.float32))
+        stretch(np.asarray([[1.0, broken]], dtype=np.float32))

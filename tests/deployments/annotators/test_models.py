@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deployments.annotators.models import ANNOTATORS, DEMO_ANNOTATORS, check_annotator
-from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, sources
+from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, network_sources
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PartSpec
 
@@ -16,7 +16,7 @@ PINNED = PartSpec("maker/network", "0" * 40)
 
 @pytest.mark.parametrize("spec", ANNOTATORS.values(), ids=list(ANNOTATORS))
 def test_every_row_names_its_licences(spec: AnnotatorSpec) -> None:
-    assert all(weights.licence for weights in sources(spec).values())
+    assert all(weights.licence for weights in network_sources(spec).values())
 
 
 @pytest.mark.parametrize("name", HUB)
@@ -61,4 +61,4 @@ def test_the_documentation_names_every_row_and_its_repository() -> None:
     for name in ANNOTATORS:
         assert f"`{name}`" in page
     for spec in HUB.values():
-        assert all(weights.source in page for weights in sources(spec).values())
+        assert all(weights.source in page for weights in network_sources(spec).values())

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, SegformerModel
 
-from deployments.annotators.networks import WORKING_PIXELS, Network, at_most, load_network
+from deployments.annotators.networks import WORKING_PIXELS, Network, load_network, shrink_to
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_pose, save_tiny_segmenter
-from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, serving
+from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, serve_hub
 
 
 def load(folder: Path, revision: str | None = None) -> Network:
@@ -65,7 +65,7 @@ def fetch(home: Path, url: str, *, offline: bool) -> str:
 def test_a_pinned_repository_is_fetched_without_its_pickles_and_then_loads_offline(tmp_path: Path) -> None:
     folder = save_tiny_segmenter(tmp_path / "repository")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    with serving(folder) as hub:
+    with serve_hub(folder) as hub:
         assert fetch(tmp_path / "home", hub.url, offline=False) == "loaded"
         assert hub.asked == {"config.json", "preprocessor_config.json", "model.safetensors"}
         assert fetch(tmp_path / "home", hub.url, offline=True) == "loaded"
@@ -152,7 +152,7 @@ def test_a_picture_with_nothing_to_see_in_it_is_refused(tmp_path: Path) -> None:
 
 def test_only_large_pictures_shrink_and_keep_their_shape() -> None:
     small = patches(500, 400)
-    assert at_most(small, WORKING_PIXELS) is small
-    height, width = at_most(patches(3000, 1000), WORKING_PIXELS).shape[:2]
+    assert shrink_to(small, WORKING_PIXELS) is small
+    height, width = shrink_to(patches(3000, 1000), WORKING_PIXELS).shape[:2]
     assert width * height == pytest.approx(WORKING_PIXELS, rel=0.01)
     assert width / height == pytest.approx(3, rel=0.01)

@@ -15,7 +15,7 @@ from deployments.annotators.skeleton import COLOURS, JOINTS
 from deployments.annotators.spec import PoseSpec
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_detector, save_tiny_pose
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ from deployments.annotators.palette import ADE20K
 from deployments.annotators.segmentation import SegmentationAnnotator
 from deployments.annotators.spec import SegmentationSpec
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.spec import PartSpec
-from tests.deployments.annotators.pictures import patches
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_segmenter
 
 
-def colours(hint: Picture) -> set[tuple[int, ...]]:
+def colours(hint: ImageArray) -> set[tuple[int, ...]]:
     return {tuple(pixel) for pixel in np.unique(hint.reshape(-1, 3), axis=0).tolist()}
 
 

@@ -24,8 +24,8 @@ def standing() -> NDArray[np.float64]:
     return np.asarray([[*places[joint], 1.0] for joint in JOINTS])
 
 
-def colour_at(picture: NDArray[np.uint8], x: float, y: float) -> tuple[Any, ...]:
-    return tuple(picture[round(y), round(x)].tolist())
+def colour_at(image: NDArray[np.uint8], x: float, y: float) -> tuple[Any, ...]:
+    return tuple(image[round(y), round(x)].tolist())
 
 
 @pytest.mark.parametrize("joint", range(len(JOINTS)), ids=JOINTS)
@@ -52,26 +52,26 @@ def test_a_joint_nobody_is_sure_of_is_left_out_with_its_limbs() -> None:
     person = standing()
     wrist = JOINTS.index("left wrist")
     person[wrist, 2] = 0.29
-    picture = draw_skeleton([person], SIZE, SIZE)
+    image = draw_skeleton([person], SIZE, SIZE)
     elbow_to_wrist = person[[JOINTS.index("left elbow"), wrist], :2].mean(axis=0)
-    assert colour_at(picture, *person[wrist, :2]) == (0, 0, 0)
-    assert colour_at(picture, *elbow_to_wrist) == (0, 0, 0)
+    assert colour_at(image, *person[wrist, :2]) == (0, 0, 0)
+    assert colour_at(image, *elbow_to_wrist) == (0, 0, 0)
     assert colour_at(draw_skeleton([person], SIZE, SIZE, threshold=0.2), *person[wrist, :2]) == COLOURS[wrist]
 
 
 def test_nobody_is_black() -> None:
-    picture = draw_skeleton([], 96, 64)
-    assert picture.shape == (64, 96, 3)
-    assert not picture.any()
+    image = draw_skeleton([], 96, 64)
+    assert image.shape == (64, 96, 3)
+    assert not image.any()
 
 
 def test_all_people_are_drawn() -> None:
     left, right = standing(), standing()
     left[:, 0] -= 120
     right[:, 0] += 100
-    picture = draw_skeleton([left, right], SIZE, SIZE)
+    image = draw_skeleton([left, right], SIZE, SIZE)
     for person in (left, right):
-        assert colour_at(picture, *person[0, :2]) == COLOURS[0]
+        assert colour_at(image, *person[0, :2]) == COLOURS[0]
 
 
 def test_lines_keep_their_share_of_the_picture() -> None:

@@ -36,8 +36,8 @@ _TRANSFORMER: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_
 
 def save_tiny_depth(folder: Path, *, seed: int = 0) -> Path:
     """Metric depth (GLPN), in metres up to 10. Returns `folder`."""
-    network = _seeded(seed, lambda: GLPNForDepthEstimation(GLPNConfig(**_PYRAMID)))
-    return _saved(folder, network, GLPNImageProcessorPil())
+    network = _seed(seed, lambda: GLPNForDepthEstimation(GLPNConfig(**_PYRAMID)))
+    return _save(folder, network, GLPNImageProcessorPil())
 
 
 def save_tiny_inverse_depth(folder: Path, *, seed: int = 0) -> Path:
@@ -51,8 +51,8 @@ def save_tiny_inverse_depth(folder: Path, *, seed: int = 0) -> Path:
         fusion_hidden_size=16,
         initializer_range=0.1,
     )
-    network = _seeded(seed, lambda: DPTForDepthEstimation(config))
-    return _saved(folder, network, DPTImageProcessorPil(size={"height": 64, "width": 64}))
+    network = _seed(seed, lambda: DPTForDepthEstimation(config))
+    return _save(folder, network, DPTImageProcessorPil(size={"height": 64, "width": 64}))
 
 
 def save_tiny_pose(folder: Path, *, seed: int = 0, keypoints: int = 17, experts: int = 1) -> Path:
@@ -67,8 +67,8 @@ def save_tiny_pose(folder: Path, *, seed: int = 0, keypoints: int = 17, experts:
         **_TRANSFORMER,
     }
     config = VitPoseConfig(backbone_config=backbone, num_labels=keypoints, initializer_range=0.3)
-    network = _seeded(seed, lambda: VitPoseForPoseEstimation(config))
-    return _saved(folder, network, VitPoseImageProcessorPil(size={"height": 64, "width": 48}))
+    network = _seed(seed, lambda: VitPoseForPoseEstimation(config))
+    return _save(folder, network, VitPoseImageProcessorPil(size={"height": 64, "width": 48}))
 
 
 def save_tiny_detector(folder: Path, *, seen: str, seed: int = 0) -> Path:
@@ -83,31 +83,31 @@ def save_tiny_detector(folder: Path, *, seen: str, seed: int = 0) -> Path:
         label2id={label: i for i, label in enumerate(labels)},
         initializer_range=0.3,
     )
-    network: Any = _seeded(seed, lambda: YolosForObjectDetection(config))
+    network: Any = _seed(seed, lambda: YolosForObjectDetection(config))
     network.class_labels_classifier.layers[-1].bias.data[labels.index(seen)] = 20.0
     middle_and_size = torch.tensor([0.75, 0.5, 0.5, 0.999])
     nn.init.zeros_(network.bbox_predictor.layers[-1].weight)
     network.bbox_predictor.layers[-1].bias.data = middle_and_size.logit()
     size = {"shortest_edge": 64, "longest_edge": 96}
-    return _saved(folder, network, YolosImageProcessorPil(size=size))
+    return _save(folder, network, YolosImageProcessorPil(size=size))
 
 
 def save_tiny_segmenter(folder: Path, *, seed: int = 0, labels: int = 150, only: int | None = None) -> Path:
     """SegFormer of `labels` labels, which sees nothing but label `only` where that is given."""
     config = SegformerConfig(**_PYRAMID, num_labels=labels)
-    network: Any = _seeded(seed, lambda: SegformerForSemanticSegmentation(config))
+    network: Any = _seed(seed, lambda: SegformerForSemanticSegmentation(config))
     if only is not None:
         network.decode_head.classifier.bias.data[only] = 1e6
-    return _saved(folder, network, SegformerImageProcessorPil(size={"height": 64, "width": 64}))
+    return _save(folder, network, SegformerImageProcessorPil(size={"height": 64, "width": 64}))
 
 
-def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def _seed(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval()
 
 
-def _saved(folder: Path, network: Any, processor: Any) -> Path:
+def _save(folder: Path, network: Any, processor: Any) -> Path:
     network.save_pretrained(folder, safe_serialization=True)
     processor.save_pretrained(folder)
     return folder

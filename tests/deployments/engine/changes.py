@@ -1,4 +1,4 @@
-"""Changes to a tiny checkpoint's folder, which make it one as it is met in the wild."""
+"""Changes a tiny checkpoint's folder into checkpoints as they are found in the wild."""
 
 import json
 import re
@@ -98,7 +98,7 @@ def in_dtype(folder: Path, *, file: str, dtype: torch.dtype) -> None:
     rewrite(folder, file=file, change=lambda state: {key: tensor.to(dtype) for key, tensor in state.items()})
 
 
-def prefixed(prefix: str, state: State) -> State:
+def add_prefix(prefix: str, state: State) -> State:
     return {prefix + key: tensor for key, tensor in state.items()}
 
 
@@ -193,7 +193,7 @@ def index_that_leads_out(folder: Path) -> None:
     index.write_text(json.dumps(listed))
 
 
-def pickled(folder: Path) -> None:
+def pickle_weights(folder: Path) -> None:
     torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
     (folder / UNET).unlink()
 

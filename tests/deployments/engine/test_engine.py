@@ -32,7 +32,7 @@ from deployments.engine.protocol.events import (
     Preview,
     Progress,
 )
-from deployments.engine.protocol.inputs import Inputs, Picture
+from deployments.engine.protocol.inputs import ImageArray, Inputs
 from deployments.engine.protocol.sampler_names import SAMPLERS
 from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.steps import stepper as stepper_module
@@ -122,7 +122,7 @@ def test_work_is_worth_what_it_costs_in_full_calls_whoever_shares_it(
 
 
 def test_a_late_request_starts_at_the_next_step(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model) as (engine, tape):
+    with drive(tiny_model) as (engine, tape):
         engine.submit(request_for(tiny_model, "early", sampler="ddim", num_inference_steps=20))
         for _ in range(7):
             engine.step()
@@ -133,7 +133,7 @@ def test_a_late_request_starts_at_the_next_step(tiny_model: LoadedModel) -> None
 
 
 def test_a_cancelled_request_has_no_rows_in_the_next_step(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model) as (engine, tape):
+    with drive(tiny_model) as (engine, tape):
         engine.submit(request_for(tiny_model, "stays", num_inference_steps=20, guidance_scale=1.0))
         engine.submit(request_for(tiny_model, "leaves", num_inference_steps=20, num_images=4))
         engine.step()
@@ -148,7 +148,7 @@ def test_a_cancelled_request_has_no_rows_in_the_next_step(tiny_model: LoadedMode
 
 
 def test_a_waiting_request_can_be_cancelled(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model, max_rows=2) as (engine, tape):
+    with drive(tiny_model, max_rows=2) as (engine, tape):
         engine.submit(request_for(tiny_model, "first"))
         engine.submit(request_for(tiny_model, "second"))
         engine.step()
@@ -169,7 +169,7 @@ def test_rows_beyond_the_capacity_wait_and_still_come(tiny_model: LoadedModel) -
 
 def test_a_row_of_nan_fails_alone(tiny_model: LoadedModel) -> None:
     requests = [request_for(tiny_model, name, prompt="the same") for name in ("sick", "well")]
-    with driven(tiny_model) as (engine, tape):
+    with drive(tiny_model) as (engine, tape):
         for request in requests:
             engine.submit(request)
         engine.step()
@@ -187,7 +187,7 @@ def test_a_row_of_nan_fails_alone(tiny_model: LoadedModel) -> None:
 
 def test_a_row_of_nan_is_made_again_once(tiny_model: LoadedModel) -> None:
     request = request_for(tiny_model, "sick", sampler="euler_a")
-    with driven(tiny_model) as (engine, tape):
+    with drive(tiny_model) as (engine, tape):
         engine.submit(request)
         engine.step()
         spoil(engine, "sick", torch.nan)
@@ -198,7 +198,7 @@ def test_a_row_of_nan_is_made_again_once(tiny_model: LoadedModel) -> None:
 
 
 def test_a_row_that_raises_in_a_step_fails_alone(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model) as (engine, tape):
+    with drive(tiny_model) as (engine, tape):
         for name in ("a", "b", "poison", "c", "d"):
             engine.submit(request_for(tiny_model, name, sampler="euler_a"))
         engine.step()
@@ -216,7 +216,7 @@ def test_a_row_whose_encoding_raises_fails_alone(tiny_model: LoadedModel, monkey
 
     encode = decode.encode_image
 
-    def fails_for_webp(picture: Picture, output_format: Any) -> bytes:
+    def fails_for_webp(picture: ImageArray, output_format: Any) -> bytes:
         if output_format == "webp":
             raise OSError("injected")
         return encode(picture, output_format)
@@ -245,7 +245,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone(tiny_model: LoadedModel) ->
             return self._vae.decode(latents, **options)
 
     model = replace(tiny_model, vae=FailsInBatches(tiny_model.vae))
-    with driven(model, decode_batch=4) as (engine, tape):
+    with drive(model, decode_batch=4) as (engine, tape):
         for name in ("a", "bad", "b"):
             engine.submit(request_for(model, name, sampler="ddim", num_inference_steps=3))
         engine.step()
@@ -312,7 +312,7 @@ def test_a_full_queue_refuses_and_forgets_nothing(tiny_model: LoadedModel) -> No
 def test_a_full_queue_and_a_wrong_request_are_refused_before_anything_is_encoded(tiny_controlled: LoadedModel) -> None:
     hinted = Inputs(image=np.zeros((64, 64, 3), np.uint8), hints=(np.zeros((64, 64, 3), np.uint8),))
     asked = {"controls": ({"type": "canny"},)}
-    with driven(tiny_controlled, queue_limit=1) as (engine, tape), encodings(tiny_controlled) as encoded:
+    with drive(tiny_controlled, queue_limit=1) as (engine, tape), encodings(tiny_controlled) as encoded:
         engine.submit(request_for(tiny_controlled, "first", hinted, **asked))
         engine.submit(request_for(tiny_controlled, "late", hinted, **asked))
         engine.submit(request_for(tiny_controlled, "wrong", hinted))
@@ -334,8 +334,8 @@ def test_a_hint_is_embedded_once_for_all_images_and_steps(tiny_controlled: Loade
 def test_a_burst_is_prepared_one_request_a_step_while_rows_run(
     tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = watched(monkeypatch, "prepare", "denoise_step")
-    with driven(tiny_model) as (engine, tape):
+    done = watch_calls(monkeypatch, "prepare", "denoise_step")
+    with drive(tiny_model) as (engine, tape):
         engine.submit(request_for(tiny_model, "early", num_inference_steps=20))
         engine.step()
         for i in range(6):
@@ -348,13 +348,13 @@ def test_a_burst_is_prepared_one_request_a_step_while_rows_run(
 def test_an_idle_engine_prepares_a_full_call_and_no_more(
     tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = watched(monkeypatch, "prepare", "denoise_step")
+    done = watch_calls(monkeypatch, "prepare", "denoise_step")
     run(tiny_model, [request_for(tiny_model, f"r{i}") for i in range(4)], max_rows=4)
     assert done[:5] == ["prepare", "prepare", "denoise_step", "prepare", "denoise_step"]
 
 
 def test_a_request_that_leaves_before_it_is_prepared_costs_nothing(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model) as (engine, tape), encodings(tiny_model) as encoded:
+    with drive(tiny_model) as (engine, tape), encodings(tiny_model) as encoded:
         engine.submit(request_for(tiny_model, "leaves", prompt="gone before it was read"))
         assert engine.cancel("leaves")
         engine.drain()
@@ -371,7 +371,7 @@ def test_events_tell_a_request_s_whole_life_in_order(tiny_model: LoadedModel) ->
 
 
 def test_two_sizes_share_the_device(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model) as (engine, tape):
+    with drive(tiny_model) as (engine, tape):
         engine.submit(request_for(tiny_model, "small", num_inference_steps=20, sampler="ddim"))
         engine.submit(request_for(tiny_model, "large", num_inference_steps=20, sampler="ddim", width=128, height=128))
         for _ in range(20):
@@ -398,7 +398,7 @@ def encodings(model: LoadedModel) -> Iterator[list[str]]:
             hook.remove()
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+def watch_calls(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
     """Which of the engine's functions ran, in order."""
     ran: list[str] = []
 
@@ -417,7 +417,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
     return ran
 
 
-class driven:
+class drive:
     """An engine and its tape, closed at the end."""
 
     def __init__(self, model: LoadedModel, **options: Any) -> None:

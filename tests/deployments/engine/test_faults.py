@@ -1,4 +1,4 @@
-"""What CUDA would do to an engine, done on a CPU: devices lost, or full, wherever that shows; threads that end."""
+"""CUDA's faults, imitated on a CPU: devices lost, or full, wherever that shows; threads that end."""
 
 import asyncio
 import gc
@@ -42,20 +42,20 @@ LOST = torch.AcceleratorError("CUDA error: an illegal memory access was encounte
 Patch = pytest.MonkeyPatch
 
 
-def raising(error: BaseException) -> Callable[..., Any]:
+def make_raiser(error: BaseException) -> Callable[..., Any]:
     def raises(*_: Any, **__: Any) -> Any:
         raise error
 
     return raises
 
 
-def named(error: BaseException) -> str:
+def name_of(error: BaseException) -> str:
     return type(error).__name__
 
 
 def broken_fp32(patch: Patch, error: Exception) -> None:
-    patch.setattr(decode, "is_a_picture", lambda _: False)
-    patch.setattr(decode, "decode_in_fp32", raising(error))
+    patch.setattr(decode, "is_valid_image", lambda _: False)
+    patch.setattr(decode, "decode_in_fp32", make_raiser(error))
 
 
 def broken_release(after: Callable[[Patch, Exception], None]) -> Callable[[Patch, Exception], None]:
@@ -63,22 +63,22 @@ def broken_release(after: Callable[[Patch, Exception], None]) -> Callable[[Patch
 
     def breaks(patch: Patch, error: Exception) -> None:
         after(patch, FULL)
-        patch.setattr(CpuMemory, "release", raising(error))
+        patch.setattr(CpuMemory, "release", make_raiser(error))
 
     return breaks
 
 
 def at(place: Any, name: str) -> Callable[[Patch, Exception], None]:
-    return lambda patch, error: patch.setattr(place, name, raising(error))
+    return lambda patch, error: patch.setattr(place, name, make_raiser(error))
 
 
 PLACES: dict[str, Callable[[Patch, Exception], None]] = {
     "encoding a prompt": at(PromptEncoder, "encode"),
-    "encoding a picture": at(ImageEncoder, "posterior"),
+    "encoding a picture": at(ImageEncoder, "encode"),
     "beginning a row": at(engine_module, "begin_row"),
     "a step": at(stepper, "denoise_step"),
     "looking for infinity": at(torch, "isfinite"),
-    "what a preview points to": at(engine_module, "previews"),
+    "what a preview points to": at(engine_module, "predict_previews"),
     "shrinking a preview": at(torch.nn.functional, "avg_pool2d"),
     "decoding": at(decode, "decode_latents"),
     "decoding in fp32": broken_fp32,
@@ -102,8 +102,8 @@ class Broken:
 
 
 @contextmanager
-def working(model: LoadedModel) -> Iterator[Broken]:
-    """A warm worker, of two rows so that this takes no time."""
+def run_worker(model: LoadedModel) -> Iterator[Broken]:
+    """Yields a warm worker, of two rows so that this takes no time."""
     told = threading.Event()
     worker = EngineWorker(
         lambda emit: Engine([model], emit, EngineConfig(max_rows=2)), threads=1, on_device_lost=told.set
@@ -115,7 +115,7 @@ def working(model: LoadedModel) -> Iterator[Broken]:
 
 
 def picture_request(model: LoadedModel, name: str = "x") -> Request:
-    """Asks for all that an engine does: a prompt, a picture, steps, a preview, decoding."""
+    """Returns a request for everything that an engine does: a prompt, an image, steps, a preview, decoding."""
     grey = np.full((64, 64, 3), 128, dtype=np.uint8)
     return request_for(model, name, Inputs(image=grey), previews=1, num_inference_steps=3, strength=1.0)
 
@@ -124,7 +124,7 @@ def picture_request(model: LoadedModel, name: str = "x") -> Request:
 async def test_a_lost_device_ends_the_process_wherever_it_shows(
     place: str, tiny_model: LoadedModel, monkeypatch: Patch
 ) -> None:
-    with working(tiny_model) as broken:
+    with run_worker(tiny_model) as broken:
         PLACES[place](monkeypatch, LOST)
         began = time.monotonic()
         answer = await broken.answer(picture_request(tiny_model))
@@ -132,7 +132,7 @@ async def test_a_lost_device_ends_the_process_wherever_it_shows(
         assert isinstance(answer[-1].error, EngineLost)
         assert broken.told.wait(AT_MOST_S)
         assert time.monotonic() - began < AT_MOST_S
-        assert not broken.worker.alive
+        assert not broken.worker.is_alive
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ async def test_a_lost_device_ends_the_process_wherever_it_shows(
 def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exception, monkeypatch: Patch) -> None:
     """Its rows have moved by then: what they hold cannot be told from noise."""
     monkeypatch.setattr(stepper, "denoise_step", lambda *_: SimpleNamespace(padded_rows=2, control_rows=0))
-    monkeypatch.setattr(torch.cuda, "synchronize", raising(error))
-    plan = SimpleNamespace(knows=lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", make_raiser(error))
+    plan = SimpleNamespace(has_measured=lambda *_: True)
     row = SimpleNamespace(request=SimpleNamespace(unet_rows=2), controls=())
     model = SimpleNamespace(device=torch.device("cuda"))
     stepping = stepper.Stepper(cast(Any, plan), cast(Any, None), CpuMemory(), (2,))
@@ -165,21 +165,21 @@ def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exc
 async def test_a_full_device_costs_one_request_and_no_more(
     place: str, error: type[EngineError], tiny_model: LoadedModel, monkeypatch: Patch
 ) -> None:
-    with working(tiny_model) as full:
+    with run_worker(tiny_model) as full:
         with monkeypatch.context() as patch:
             PLACES[place](patch, FULL)
             answer = await full.answer(picture_request(tiny_model))
         failed = [event.error for event in answer if isinstance(event, ImageFailed | Failed)]
         assert [type(each) for each in failed] == [error]
-        assert full.worker.alive
+        assert full.worker.is_alive
         # A step that ran out is not tried again for a while; another model's prompt is as good as any.
-        full.worker._tell(lambda engine: engine.admission.plan._too_much.clear())
+        full.worker._send(lambda engine: engine.admission.plan._too_much.clear())
         after = await full.answer(picture_request(tiny_model, "after"))
         assert [type(event) for event in after if isinstance(event, ImageDone | Finished)] == [ImageDone, Finished]
 
 
 async def test_out_of_memory_in_a_preview_costs_only_the_preview(tiny_model: LoadedModel, monkeypatch: Patch) -> None:
-    with working(tiny_model) as full:
+    with run_worker(tiny_model) as full:
         with monkeypatch.context() as patch:
             PLACES["shrinking a preview"](patch, FULL)
             answer = await full.answer(picture_request(tiny_model))
@@ -195,25 +195,25 @@ async def test_out_of_memory_in_a_preview_costs_only_the_preview(tiny_model: Loa
 async def test_a_decoders_thread_that_ends_is_noticed_at_once_and_nobody_waits_for_it(
     name: str, error: BaseException, tiny_model: LoadedModel, monkeypatch: Patch
 ) -> None:
-    with working(tiny_model) as broken:
-        monkeypatch.setattr(Decoder, name, raising(error))
+    with run_worker(tiny_model) as broken:
+        monkeypatch.setattr(Decoder, name, make_raiser(error))
         answers = await asyncio.gather(*(broken.answer(picture_request(tiny_model, each)) for each in "ab"))
         for answer in answers:
             assert isinstance(answer[-1], Failed)
             assert isinstance(answer[-1].error, EngineLost)
-        assert not broken.worker.alive
+        assert not broken.worker.is_alive
         assert not broken.told.is_set()
 
 
 async def test_a_dead_decoder_is_seen_while_the_loop_is_busy(tiny_model: LoadedModel, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(Decoder, "_gather", raising(KeyError("a fault of ours")))
+    monkeypatch.setattr(Decoder, "_gather", make_raiser(KeyError("a fault of ours")))
     busy = threading.Event()
     decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), on_failure=busy.set)
     try:
-        until(lambda: decoder.alive)
+        until(lambda: decoder.is_alive)
         decoder._jobs.put(cast(Any, "a job"))
         assert busy.wait(AT_MOST_S)
-        assert not decoder.alive
+        assert not decoder.is_alive
         assert isinstance(decoder.failure, KeyError)
     finally:
         decoder.close()
@@ -231,17 +231,17 @@ def test_a_decoder_that_hangs_is_noticed_and_one_that_has_nothing_to_do_is_not(m
     monkeypatch.setattr(decode, "IDLE_S", 0.01)
     monkeypatch.setattr(Decoder, "_gather", lambda _, job: [job])
     monkeypatch.setattr(Decoder, "_decode", hangs)
-    decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), heart=Heartbeat(lambda: now))
+    decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), heartbeat=Heartbeat(lambda: now))
     try:
         now += 1000.0
-        until(lambda: decoder.alive)
+        until(lambda: decoder.is_alive)
         decoder._jobs.put(cast(Any, "a job"))
         assert begun.wait(AT_MOST_S)
-        until(lambda: decoder.alive)
+        until(lambda: decoder.is_alive)
         now += 31.0
-        until(lambda: not decoder.alive)
+        until(lambda: not decoder.is_alive)
         go_on.set()
-        until(lambda: decoder.alive)
+        until(lambda: decoder.is_alive)
     finally:
         go_on.set()
         decoder.close()
@@ -256,12 +256,12 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_a_decoder_with_nothing_to_do_keeps_no_model_in_memory(tiny_model: LoadedModel) -> None:
     done = threading.Event()
-    decoder = Decoder(lambda _: done.set(), cast(Any, SimpleNamespace(knows=lambda *_: True)), CpuMemory())
+    decoder = Decoder(lambda _: done.set(), cast(Any, SimpleNamespace(has_measured=lambda *_: True)), CpuMemory())
     try:
         model = replace(tiny_model)
         gone = weakref.ref(model)
         row = SimpleNamespace(request=picture_request(model), state=torch.zeros(1, 4, 8, 8), step=1)
-        decoder.finish(cast(Any, row), model)
+        decoder.decode_image(cast(Any, row), model)
         assert done.wait(10)
         del model
         gc.collect()
@@ -271,10 +271,10 @@ def test_a_decoder_with_nothing_to_do_keeps_no_model_in_memory(tiny_model: Loade
 
 
 async def test_whoever_comes_while_the_loop_ends_is_told(tiny_model: LoadedModel) -> None:
-    with working(tiny_model) as broken:
+    with run_worker(tiny_model) as broken:
         stream = broken.worker.generate(picture_request(tiny_model, "first"))
         assert isinstance(await anext(stream), Accepted)
-        broken.worker._tell(raising(KeyError("a fault of ours")))
+        broken.worker._send(make_raiser(KeyError("a fault of ours")))
         answers = await asyncio.gather(*(broken.answer(picture_request(tiny_model, str(i))) for i in range(50)))
         assert all(isinstance(answer[-1], Failed) for answer in answers)
         await stream.aclose()

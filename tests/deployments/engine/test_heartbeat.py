@@ -1,10 +1,10 @@
-"""When an engine's loop is taken for hung."""
+"""An engine's loop counts as hung after the right time."""
 
 from dataclasses import dataclass, field
 
 import pytest
 
-from deployments.engine.heartbeat import FLOOR_SECONDS, RECENT_TURNS, Heartbeat
+from deployments.engine.heartbeat import FLOOR_SECONDS, RECENT_ITERATIONS, Heartbeat
 
 
 @dataclass
@@ -12,23 +12,23 @@ class Loop:
     """Turns of given lengths, in a time of its own."""
 
     now: float = 0.0
-    heart: Heartbeat = field(init=False)
+    heartbeat: Heartbeat = field(init=False)
 
     def __post_init__(self) -> None:
-        self.heart = Heartbeat(lambda: self.now)
+        self.heartbeat = Heartbeat(lambda: self.now)
 
     def turns(self, *lengths: float) -> None:
         for seconds in lengths:
-            self.heart.begin()
+            self.heartbeat.begin()
             self.now += seconds
-            self.heart.end()
+            self.heartbeat.end()
 
     def stalls_after(self, seconds: float) -> bool:
-        """Whether a turn that has just begun is taken for hung after so long."""
+        """Returns True if an iteration that has just begun counts as hung after so many seconds."""
         begun = self.now
-        self.heart.begin()
+        self.heartbeat.begin()
         self.now += seconds
-        stalled, self.now = self.heart.stalled, begun
+        stalled, self.now = self.heartbeat.is_stalled, begun
         return stalled
 
 
@@ -56,7 +56,7 @@ def test_a_slow_cpu_with_a_big_model_gets_the_time_that_it_needs() -> None:
 def test_a_kernel_that_was_compiled_once_does_not_hide_a_hang_for_long() -> None:
     """But it may have to be compiled again."""
     loop = Loop()
-    loop.turns(90.0, *[0.05] * (RECENT_TURNS - 1))
+    loop.turns(90.0, *[0.05] * (RECENT_ITERATIONS - 1))
     assert not loop.stalls_after(900)
     loop.turns(0.05)
     assert not loop.stalls_after(170)

@@ -1,4 +1,4 @@
-"""Every kind of request equals diffusers' own pipeline for it, alone and in a crowd of other kinds."""
+"""Every kind of request equals diffusers' own pipeline for it, alone and beside other kinds."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +10,7 @@ from deployments.engine import engine as engine_module
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import GenerationFailed
 from deployments.engine.protocol.events import Failed, ImageFailed
-from deployments.engine.protocol.inputs import Inputs, Mask, Picture
+from deployments.engine.protocol.inputs import ImageArray, Inputs, Mask
 from deployments.engine.protocol.request import Request
 from deployments.engine.steps import previews as previews_module
 from deployments.engine.steps.prepare import begin_row
@@ -20,7 +20,7 @@ SAMPLERS: Final = ("ddim", "pndm", "euler_a", "dpmpp_2m", "unipc")
 SIDE: Final = 64
 
 
-def picture(seed: int) -> Picture:
+def picture(seed: int) -> ImageArray:
     """Soft random colours [64, 64, 3]."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (8, 8, 3))
     return np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
@@ -162,12 +162,12 @@ def test_one_picture_is_encoded_once_whatever_is_asked_of_it(
     calls = 0
     encode = tiny_controlled.vae.encode
 
-    def counted(*arguments: Any) -> Any:
+    def count_calls(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         return encode(*arguments)
 
-    monkeypatch.setattr(tiny_controlled.vae, "encode", counted)
+    monkeypatch.setattr(tiny_controlled.vae, "encode", count_calls)
     inputs = Inputs(image=picture(77))
     run(tiny_controlled, [request_for(tiny_controlled, f"{i}", inputs, num_images=3, seed=i) for i in range(3)])
     assert calls == 1
@@ -227,10 +227,10 @@ def test_a_picture_that_cannot_be_encoded_refuses_its_request_alone(
 def test_an_image_that_cannot_be_begun_fails_alone(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = begin_row
 
-    def fails_for_bad(ongoing: Any, index: int, model: LoadedModel) -> Any:
-        if (ongoing.request.id, index) == ("bad", 1):
+    def fails_for_bad(request_state: Any, index: int, model: LoadedModel) -> Any:
+        if (request_state.request.id, index) == ("bad", 1):
             raise RuntimeError("injected")
-        return begin(ongoing, index, model)
+        return begin(request_state, index, model)
 
     monkeypatch.setattr(engine_module, "begin_row", fails_for_bad)
     asked = [request_for(tiny_model, "bad", num_images=3), request_for(tiny_model, "good")]
@@ -244,6 +244,6 @@ def test_a_preview_that_fails_costs_nothing_else(tiny_model: LoadedModel, monkey
     def fails(*_: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(previews_module, "predicted_original", fails)
+    monkeypatch.setattr(previews_module, "predict_original", fails)
     tape, _ = run(tiny_model, [request_for(tiny_model, "x", previews=2)])
     assert len(tape.images("x")) == 1

@@ -1,6 +1,6 @@
 """Tiny real networks: diffusers' and transformers' own classes with random weights, each a few milliseconds a call.
 
-PartSpec are seeded and scaled so that pictures use most of the colour range, depend on prompt and guidance, and do not
+Weights are seeded and scaled so that images use most of the colour range, depend on prompt and guidance, and do not
 amplify rounding: a comparison to 1/255 then means something.
 """
 
@@ -53,7 +53,7 @@ def save_tiny_checkpoint(
 
 def tiny_unet(seed: int = 3, *, sample_size: int = 8, in_channels: int = 4) -> UNet2DConditionModel:
     """Latents [B, 4, h, w], h and w even, with text [B, tokens, 32]; the lower of two levels sees the text."""
-    unet: UNet2DConditionModel = _seeded(
+    unet: UNet2DConditionModel = _seed(
         seed,
         lambda: UNet2DConditionModel(
             sample_size=sample_size,
@@ -84,7 +84,7 @@ def save_tiny_controlnet(folder: Path, *, seed: int, **config: Any) -> Path:
 
 def tiny_controlnet(seed: int, **config: Any) -> ControlNetModel:
     """A ControlNet whose hint shows: at its birth all its outputs are zero."""
-    net: ControlNetModel = _seeded(
+    net: ControlNetModel = _seed(
         seed,
         lambda: ControlNetModel(
             **{
@@ -114,7 +114,7 @@ def tiny_controlnet(seed: int, **config: Any) -> ControlNetModel:
 
 def tiny_vae(seed: int = 1) -> AutoencoderKL:
     """Pictures [B, 3, H, W] to latents [B, 4, H/8, W/8] and back."""
-    vae: AutoencoderKL = _seeded(
+    vae: AutoencoderKL = _seed(
         seed,
         lambda: AutoencoderKL(
             block_out_channels=(8, 8, 8, 8),
@@ -144,7 +144,7 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer, seed: int = 2, *, layers: int = 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    encoder: CLIPTextModel = _seeded(seed, lambda: CLIPTextModel(config))
+    encoder: CLIPTextModel = _seed(seed, lambda: CLIPTextModel(config))
     for name, module in encoder.named_modules():
         # transformers' 0.02 makes every prompt almost the same prompt.
         if isinstance(module, nn.Linear) or name.endswith("token_embedding"):
@@ -186,7 +186,7 @@ def tiny_scheduler(prediction_type: PredictionType = "epsilon") -> PNDMScheduler
     return scheduler
 
 
-def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def _seed(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval().requires_grad_(False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput
 
-from deployments.annotators.catalogue import load
+from deployments.annotators.catalogue import load_annotator
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.protocol.spec import PartSpec
@@ -37,7 +37,7 @@ def test_one_is_trained_resumed_and_loaded_by_the_server(kind: str, tmp_path: Pa
     assert state is not None
     assert state["iteration"] == 2
     picture = draw_tableau(random_people(random.Random(1)), 160)
-    assert load(spec_of(kind, tmp_path / kind), "cpu")(picture).shape == (160, 160, 3)
+    assert load_annotator(spec_of(kind, tmp_path / kind), "cpu")(picture).shape == (160, 160, 3)
 
 
 def test_perfect_heat_maps_are_read_as_the_right_joints() -> None:
@@ -52,7 +52,9 @@ def test_perfect_heat_maps_are_read_as_the_right_joints() -> None:
 
 def test_the_shipped_ones_see_the_demo_world() -> None:
     rng = random.Random(3)
-    depth, pose, segmentation = (load(DEMO_ANNOTATORS[kind], "cpu") for kind in ("depth", "pose", "segmentation"))
+    depth, pose, segmentation = (
+        load_annotator(DEMO_ANNOTATORS[kind], "cpu") for kind in ("depth", "pose", "segmentation")
+    )
     correlations, agreements, covered = [], [], []
     for _ in range(6):
         depths, floor, people = random_depths(rng), random_floor(rng), random_people(rng)

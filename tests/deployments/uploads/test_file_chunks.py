@@ -1,4 +1,4 @@
-"""A file made of too many pieces is noticed without walking through them; real ones are not suspected."""
+"""Files of too many chunks are detected without walking through them; real ones pass."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""What comes out of a picture file, and what is refused before it is decoded."""
+"""Image files: what decoding gives, and what is refused before it is decoded."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ def png_claiming(width: int, height: int) -> bytes:
     )
 
 
-def turned(orientation: int) -> bytes:
+def turn(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return file_of(gradient(), "JPEG", exif=exif)
@@ -54,8 +54,8 @@ def test_the_three_formats_come_in(kind: str) -> None:
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))])
 def test_a_phones_rotation_is_applied(orientation: int, size: tuple[int, int]) -> None:
-    header = read_header(turned(orientation), "image")
-    assert (header.width, header.height) == decode(turned(orientation), "image").size == size
+    header = read_header(turn(orientation), "image")
+    assert (header.width, header.height) == decode(turn(orientation), "image").size == size
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "F"])
@@ -145,7 +145,7 @@ def test_a_ribbon_fits_in_every_way(fit: Any, size: tuple[int, int]) -> None:
     assert resize(Image.new("RGB", size), 64, 64, fit).size == (64, 64)
 
 
-def chunked(*chunks: tuple[bytes, bytes], behind: bool = False) -> bytes:
+def add_chunks(*chunks: tuple[bytes, bytes], behind: bool = False) -> bytes:
     """A PNG with those chunks before its pixels, or behind them."""
     written = b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
@@ -169,7 +169,7 @@ def chunked(*chunks: tuple[bytes, bytes], behind: bool = False) -> bytes:
     ids=lambda chunk: chunk[0].decode(),
 )
 def test_texts_and_profiles_of_any_size_do_not_cost_the_picture(chunk: tuple[bytes, bytes], behind: bool) -> None:
-    data = chunked(chunk, chunk, behind=behind)
+    data = add_chunks(chunk, chunk, behind=behind)
     assert read_header(data, "image").width == 64
     assert (np.asarray(decode(data, "image")) == np.asarray(gradient())).all()
 
@@ -178,6 +178,6 @@ def test_texts_and_profiles_of_any_size_do_not_cost_the_picture(chunk: tuple[byt
 def test_exif_turns_a_png_wherever_it_stands(behind: bool) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = chunked((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")), behind=behind)
+    data = add_chunks((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")), behind=behind)
     header = read_header(data, "image")
     assert (header.width, header.height) == decode(data, "image").size == (48, 64)

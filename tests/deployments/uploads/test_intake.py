@@ -1,4 +1,4 @@
-"""Files on their way into an engine: decoded beside everything else, made into hints where asked, and not kept."""
+"""Uploads on their way into an engine: decoded off the event loop, made into hints if asked, and not kept."""
 
 import asyncio
 import io
@@ -20,8 +20,8 @@ from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import PartSpec
 from deployments.uploads import intake as intake_module
-from deployments.uploads.intake import Intake, take_in
-from tests.deployments.annotators.pictures import patches
+from deployments.uploads.intake import Intake, decode_uploads
+from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_depth
 
 PARAMS = GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64)
@@ -85,7 +85,7 @@ async def test_what_nobody_thought_of_refuses_its_request(intake: Intake, monkey
     def fails(*_: object) -> Request:
         raise MemoryError
 
-    monkeypatch.setattr(intake_module, "take_in", fails)
+    monkeypatch.setattr(intake_module, "decode_uploads", fails)
     (refused,) = await events_of(intake, Engine(), request(image=picture()))
     assert isinstance(refused, Failed)
     assert isinstance(refused.error, GenerationFailed)
@@ -117,9 +117,9 @@ async def test_decoding_waits_for_nobody_else_and_takes_two_threads_at_most(
 
     def noted(asked: Request, annotators: Annotators) -> Request:
         threads.add(threading.current_thread().name)
-        return take_in(asked, annotators)
+        return decode_uploads(asked, annotators)
 
-    monkeypatch.setattr(intake_module, "take_in", noted)
+    monkeypatch.setattr(intake_module, "decode_uploads", noted)
     blocked = threading.Event()
     others = [asyncio.ensure_future(asyncio.to_thread(blocked.wait)) for _ in range(64)]
     try:
@@ -151,27 +151,27 @@ def annotators(tmp_path: Path) -> Annotators:
 
 
 def test_each_control_gets_the_hint_of_its_own_type(annotators: Annotators) -> None:
-    inputs = take_in(controlled("depth", "canny", hint=png()), annotators).inputs
+    inputs = decode_uploads(controlled("depth", "canny", hint=png()), annotators).inputs
     assert inputs
     for hint, kind in zip(inputs.hints, ("depth", "canny"), strict=True):
         assert (hint == annotators.of(kind)(patches(96, 64))).all()
 
 
 def test_a_hint_is_made_at_the_requests_size(annotators: Annotators) -> None:
-    inputs = take_in(controlled("depth", hint=png(200, 200)), annotators).inputs
+    inputs = decode_uploads(controlled("depth", hint=png(200, 200)), annotators).inputs
     assert inputs
     assert inputs.hints[0].shape == (64, 96, 3)
 
 
 def test_a_finished_hint_is_left_alone(annotators: Annotators) -> None:
-    inputs = take_in(controlled("depth", hint=png(), preprocess=False), annotators).inputs
+    inputs = decode_uploads(controlled("depth", hint=png(), preprocess=False), annotators).inputs
     assert inputs
     assert (inputs.hints[0] == patches(96, 64)).all()
 
 
 def test_what_nobody_can_make_a_hint_of_is_refused_before_anything_is_decoded(annotators: Annotators) -> None:
     with pytest.raises(InvalidParameter) as refused:
-        take_in(controlled("canny", "pose", hint=b"not a picture"), annotators)
+        decode_uploads(controlled("canny", "pose", hint=b"not a picture"), annotators)
     assert refused.value.field == "preprocess"
 
 

@@ -8,7 +8,7 @@ from deployments.engine.protocol.errors import InvalidParameter
 from deployments.uploads.masks import MASK_TYPES, create_mask
 
 
-def covered(mask_type: str, width: int = 80, height: int = 40) -> NDArray[np.bool_]:
+def covered_share(mask_type: str, width: int = 80, height: int = 40) -> NDArray[np.bool_]:
     return np.asarray(np.asarray(create_mask(width, height, mask_type)) == 255, dtype=np.bool_)
 
 
@@ -17,13 +17,13 @@ def covered(mask_type: str, width: int = 80, height: int = 40) -> NDArray[np.boo
     [("full", 1.0), ("center", 0.25), ("top", 0.5), ("left", 0.5), ("top_left", 0.25), ("bottom_right", 0.25)],
 )
 def test_a_mask_covers_its_share(mask_type: str, share: float) -> None:
-    assert covered(mask_type).mean() == pytest.approx(share, abs=0.01)
+    assert covered_share(mask_type).mean() == pytest.approx(share, abs=0.01)
 
 
 @pytest.mark.parametrize(("one", "other"), [("top", "bottom"), ("left", "right"), ("top_left", "bottom_right")])
 def test_opposites_are_each_others_mirror_image_and_never_overlap(one: str, other: str) -> None:
-    assert (covered(one)[::-1, ::-1] == covered(other)).all()
-    assert not (covered(one) & covered(other)).any()
+    assert (covered_share(one)[::-1, ::-1] == covered_share(other)).all()
+    assert not (covered_share(one) & covered_share(other)).any()
 
 
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
@@ -32,18 +32,18 @@ def test_every_mask_is_black_and_white_of_the_right_size_and_not_empty(mask_type
     mask = create_mask(*size, mask_type)
     assert (mask.mode, mask.size) == ("L", size)
     assert set(mask.tobytes()) <= {0, 255}
-    assert covered(mask_type, *size).any()
+    assert covered_share(mask_type, *size).any()
 
 
 def test_a_border_goes_all_around_and_an_ellipse_lies_inside_its_box() -> None:
-    border = covered("border")
+    border = covered_share("border")
     assert border[0].all()
     assert border[-1].all()
     assert border[:, 0].all()
     assert border[:, -1].all()
     assert not border[20, 40]
-    assert (covered("ellipse") & ~covered("center")).sum() == 0
-    assert covered("ellipse")[20, 40]
+    assert (covered_share("ellipse") & ~covered_share("center")).sum() == 0
+    assert covered_share("ellipse")[20, 40]
 
 
 def test_a_box_is_given_in_shares() -> None:

@@ -1,4 +1,4 @@
-"""What a model is made of is brought here whole, and tried again; from a hub: tests/serve_app/cli/test_fetch.py."""
+"""A model's files are fetched whole, and tried again; from a hub: tests/serve_app/cli/test_fetch.py."""
 
 from pathlib import Path
 from typing import Any

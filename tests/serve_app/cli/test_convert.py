@@ -206,11 +206,11 @@ def test_of_a_repository_only_one_kind_of_weights_is_wanted() -> None:
         f"{folder}.fp16.bin",
         "safety_checker/pytorch_model.bin",
     ]
-    assert list(conversion._wanted(files)) == ["model_index.json", "unet/config.json", f"{folder}.bin"]
-    assert f"{folder}.bin" not in conversion._wanted([f"{folder}.safetensors", *files])
-    assert list(conversion._wanted(["config.json", "pytorch_model.bin"])) == ["config.json", "pytorch_model.bin"]
+    assert list(conversion._select_files(files)) == ["model_index.json", "unet/config.json", f"{folder}.bin"]
+    assert f"{folder}.bin" not in conversion._select_files([f"{folder}.safetensors", *files])
+    assert list(conversion._select_files(["config.json", "pytorch_model.bin"])) == ["config.json", "pytorch_model.bin"]
 
 
 def test_a_process_that_answers_nothing_has_not_converted() -> None:
-    assert conversion._answer("") == conversion._answer("[1]") == {}
-    assert conversion._answer('{"refused": "x"}') == {"refused": "x"}
+    assert conversion._parse_answer("") == conversion._parse_answer("[1]") == {}
+    assert conversion._parse_answer('{"refused": "x"}') == {"refused": "x"}

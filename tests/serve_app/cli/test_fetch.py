@@ -15,9 +15,15 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError
 from typer.testing import CliRunner, Result
 
-from deployments.weights import lookup
+from deployments.weights import hub_check
 from serve_app.cli.main import app
-from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
+from tests.deployments.engine.models.hub_server import (
+    COMMIT,
+    REPOSITORY,
+    client_environment,
+    save_repository,
+    serve_hub,
+)
 
 TINY: dict[str, Any] = {"name": "tiny", "source": REPOSITORY, "revision": COMMIT, "native_size": 64}
 
@@ -38,7 +44,7 @@ def fetched(folder: Path, config: dict[str, Any], environment: dict[str, str]) -
 def test_what_was_fetched_is_what_the_deployment_loads_and_needs_no_hub(
     deployment: dict[str, Any], variant: str, tmp_path: Path
 ) -> None:
-    with serving(save_repository(tmp_path / "repository")) as hub:
+    with serve_hub(save_repository(tmp_path / "repository")) as hub:
         environment = client_environment(tmp_path / "home", hub.url)
         done = fetched(tmp_path, config_of(TINY, **deployment), environment)
         assert (done.returncode, done.stdout) == (0, "model 'tiny' is here\n"), done.stderr
@@ -56,7 +62,7 @@ def test_what_was_fetched_is_what_the_deployment_loads_and_needs_no_hub(
 def test_what_cannot_be_had_is_said_in_one_line(
     changes: dict[str, Any], exit_code: int, words: str, tmp_path: Path
 ) -> None:
-    with serving(save_repository(tmp_path / "repository")) as hub:
+    with serve_hub(save_repository(tmp_path / "repository")) as hub:
         done = fetched(tmp_path, config_of(TINY | changes), client_environment(tmp_path / "home", hub.url))
     assert (done.returncode, len(done.stderr.splitlines())) == (exit_code, 1), done.stderr
     assert words in done.stderr
@@ -79,8 +85,8 @@ def test_a_check_asks_for_every_row_and_downloads_nothing(tmp_path: Path, monkey
     }
     models = [TINY, {**TINY, "name": "mixed", "parts": parts}]
     config = {"models": models, "deployments": [{"name": "all", "models": ["tiny", "mixed"]}]}
-    with serving(repository) as hub:
-        monkeypatch.setattr(lookup, "HfApi", partial(HfApi, endpoint=hub.url))
+    with serve_hub(repository) as hub:
+        monkeypatch.setattr(hub_check, "HfApi", partial(HfApi, endpoint=hub.url))
         good = checked(tmp_path, config_of(TINY))
         bad = checked(tmp_path, config)
         for path in (repository / "unet").glob("*.safetensors"):
@@ -104,7 +110,7 @@ def test_a_hub_that_does_not_answer_and_a_gated_repository_are_said(
 ) -> None:
     def told(answer: Callable[..., Any]) -> str:
         hub = SimpleNamespace(model_info=answer, auth_check=refuse)
-        monkeypatch.setattr(lookup, "HfApi", lambda: hub)
+        monkeypatch.setattr(hub_check, "HfApi", lambda: hub)
         done = checked(tmp_path, config_of(TINY))
         assert done.exit_code == 1
         return done.stdout

@@ -49,7 +49,7 @@ def test_demo_hosts_one_replica_under_the_names_of_the_guide() -> None:
     (deployment,) = config.deployments
     assert deployment.replicas == 1
     assert deployment.device == "cpu"
-    assert any(spec.answers_to("runwayml/stable-diffusion-v1-5") for spec in config.specs_of(deployment))
+    assert any(spec.has_name("runwayml/stable-diffusion-v1-5") for spec in config.specs_of(deployment))
 
 
 @pytest.mark.parametrize("name", ["compact", "production"])

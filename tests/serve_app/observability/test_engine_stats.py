@@ -12,7 +12,7 @@ from serve_app.observability.engine_stats import engine_figures
 
 def model(calls: int, queued_ms: float) -> ModelReport:
     phases = PhaseRecorder(lambda: 0.0)
-    phases.finished(Timings(queued_ms=queued_ms, total_ms=queued_ms + 100))
+    phases.record(Timings(queued_ms=queued_ms, total_ms=queued_ms + 100))
     counters = Counters(unet_calls=calls, unet_rows=3 * calls, images=1, batch_sizes=Counter({3: calls}))
     return ModelReport(counters, phases.durations())
 

@@ -5,7 +5,7 @@ import json
 import logging
 from datetime import datetime
 
-from deployments.serve_log import SERVES, IntoServesLog, speak_through_serve
+from deployments.serve_log import SERVE_LOGGER, ServeLogHandler, log_through_serve
 from serve_app.config.sections import LoggingConfig
 from serve_app.observability.logs import log_to
 
@@ -44,12 +44,12 @@ def test_it_can_be_text_and_less() -> None:
 def test_under_serve_records_go_where_serves_go() -> None:
     stream = io.StringIO()
     for _ in range(2):
-        speak_through_serve("deployments", level="INFO")
+        log_through_serve("deployments", level="INFO")
     # Serve changes its handlers when it is reconfigured.
-    logging.getLogger(SERVES).handlers[:] = [logging.StreamHandler(stream)]
+    logging.getLogger(SERVE_LOGGER).handlers[:] = [logging.StreamHandler(stream)]
     logging.getLogger("deployments.engine").info("a step")
     assert stream.getvalue() == "a step\n"
-    assert sum(isinstance(handler, IntoServesLog) for handler in logging.getLogger("deployments").handlers) == 1
+    assert sum(isinstance(handler, ServeLogHandler) for handler in logging.getLogger("deployments").handlers) == 1
 
 
 def test_serve_can_read_what_we_configure() -> None:

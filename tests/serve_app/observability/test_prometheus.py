@@ -28,7 +28,7 @@ def engine(images: int, *waits_ms: float) -> EngineReport:
     """One that has made so many images, and let requests wait so long."""
     phases = PhaseRecorder()
     for wait in waits_ms:
-        phases.finished(Timings(queued_ms=wait, total_ms=wait + 10))
+        phases.record(Timings(queued_ms=wait, total_ms=wait + 10))
     counters = Counters(images=images, unet_calls=images, batch_sizes=Counter({2: images}), denoise_seconds=0.5)
     memory = MemoryReport(100, 40, 60)
     model = ModelReport(counters, phases.durations())

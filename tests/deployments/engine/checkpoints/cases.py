@@ -17,6 +17,7 @@ from tests.deployments.engine.changes import (
     TEXT,
     UNET,
     VAE,
+    add_prefix,
     another_vae,
     bfloat16_only,
     cut,
@@ -34,8 +35,7 @@ from tests.deployments.engine.changes import (
     old_attention_names,
     older_shards,
     other_ids,
-    pickled,
-    prefixed,
+    pickle_weights,
     projected,
     remake_text_encoder,
     remake_unet,
@@ -87,17 +87,17 @@ WEIGHTS: Final = (
     Case("a text encoder without the prefix `text_model.`, as transformers 5 saves it",
          partial(rewrite, file=TEXT, change=lambda s: {k.removeprefix("text_model."): v for k, v in s.items()})),
     Case("a text encoder with the prefix `text_model.`, as transformers 4 saved it",
-         partial(rewrite, file=TEXT, change=lambda s: prefixed("text_model.", {
+         partial(rewrite, file=TEXT, change=lambda s: add_prefix("text_model.", {
              k.removeprefix("text_model."): v for k, v in s.items()}))),
     Case("`position_ids` that older versions saved",
          partial(rewrite, file=TEXT, change=lambda s: s | {
              "text_model.embeddings.position_ids": torch.arange(77)[None]})),
     Case("a text encoder under a doubled prefix",
-         partial(rewrite, file=TEXT, change=lambda s: prefixed("text_model.text_model.", {
+         partial(rewrite, file=TEXT, change=lambda s: add_prefix("text_model.text_model.", {
              k.removeprefix("text_model."): v for k, v in s.items()})),
          ("its text_encoder", "lacks weights", "embeddings.position_embedding.weight")),
     *(Case(f"a {part} that was saved compiled (`_orig_mod.`)",
-           partial(rewrite, file=file, change=partial(prefixed, "_orig_mod.")), (f"its {part}", "_orig_mod."))
+           partial(rewrite, file=file, change=partial(add_prefix, "_orig_mod.")), (f"its {part}", "_orig_mod."))
       for part, file in NETWORKS.items()),
     *(Case(f"a {part} with a tensor missing", partial(rewrite, file=file, change=without_first),
            (f"its {part}", "lacks weights", _FIRST[part])) for part, file in NETWORKS.items()),
@@ -127,7 +127,7 @@ FILES: Final = (
     Case("an index that leads out of its folder", index_that_leads_out, ("its unet", "own folder", "weight_map")),
     Case("weights of another variant only (`non_ema`)",
          partial(rename, file=UNET, to="diffusion_pytorch_model.non_ema.safetensors"), ("its unet", "non_ema")),
-    Case("weights as a pickle only", pickled, ("its unet", "pickle", "darkroom convert", "FOLDER")),
+    Case("weights as a pickle only", pickle_weights, ("its unet", "pickle", "darkroom convert", "FOLDER")),
     Case("a pickle by the name of safetensors",
          partial(replace_file, file=UNET, content=b"PK\x03\x04" + bytes(90)), ("its unet", "pickle")),
     *(Case(f"a Git LFS pointer for the {part}'s weights", partial(replace_file, file=file, content=_LFS),

@@ -1,4 +1,4 @@
-"""Of any folder that diffusers serves: its picture, or a refusal at load that names the part, the key, what to do."""
+"""Any folder that diffusers serves gives its image, or is refused at load with the part, the key and what to do."""
 
 import inspect
 import logging
@@ -21,7 +21,7 @@ from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
-from tests.deployments.engine.changes import halves, learnt_tokens, pickled, rewrite, spoilt_first, without_first
+from tests.deployments.engine.changes import halves, learnt_tokens, pickle_weights, rewrite, spoilt_first, without_first
 from tests.deployments.engine.checkpoints.cases import SECTIONS, Case
 from tests.deployments.engine.harness import Pixels, difference, request_for, run
 from tests.deployments.engine.tiny import save_tiny_controlnet
@@ -135,7 +135,7 @@ def test_beside_learnt_tokens_start_and_end_still_mean_their_characters(special:
 
 def test_weights_beside_learnt_tokens_weigh_them(folder: Path, parts: Components) -> None:
     learnt_tokens(folder)
-    encoder = load(folder, parts).prompts
+    encoder = load(folder, parts).prompt_encoder
     plain, weighted = encoder.encode("a <s0> cup"), encoder.encode("a (<s0>:1.5) cup")
     assert torch.allclose(weighted[2], 1.5 * plain[2])
     assert torch.equal(weighted[[0, 1, 3, 4, 76]], plain[[0, 1, 3, 4, 76]])
@@ -175,7 +175,7 @@ def test_a_controlnet_is_loaded_whole_or_not_at_all(
 def test_a_part_from_elsewhere_is_named_in_what_to_convert(
     tiny_checkpoint: Path, folder: Path, parts: Components
 ) -> None:
-    pickled(folder)
+    pickle_weights(folder)
     elsewhere = str(folder / "unet")
     with pytest.raises(ModelLoadError) as refused:
         load(tiny_checkpoint, parts, parts={"unet": elsewhere})

@@ -1,4 +1,4 @@
-"""What is made where nobody asks for a size is what diffusers' pipeline makes of the same configs."""
+"""Without a size an image is as large as diffusers' pipeline makes it from the same configs."""
 
 import json
 import shutil

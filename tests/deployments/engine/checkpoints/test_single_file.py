@@ -1,4 +1,4 @@
-"""A checkpoint in one file makes the picture of diffusers' `from_single_file`, or is refused by what it is."""
+"""A checkpoint in one file makes the image of diffusers' `from_single_file`, or is refused with what it is."""
 
 import json
 import shutil
@@ -12,9 +12,9 @@ from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from torch import Tensor
 
 from bench.engine.pipelines import arguments, restore_unmasked
-from deployments.engine.checkpoints.clip_tokenizer import clip_tokenizer
+from deployments.engine.checkpoints.clip_tokenizer import build_clip_tokenizer
 from deployments.engine.checkpoints.native_size import with_native_size
-from deployments.engine.checkpoints.original_layout import describe
+from deployments.engine.checkpoints.original_layout import describe_file
 from deployments.engine.checkpoints.single_file import FilePart, parts_of
 from deployments.engine.models.components import Components, PartFolder
 from deployments.engine.models.loaded_model import LoadedModel, fetch_model, load_model
@@ -56,7 +56,7 @@ def assert_the_same_picture(path: Path, config: Path, **more: Any) -> None:
 
 def assert_the_same_networks(path: Path, folder: Path) -> None:
     """Those in the file are those in the folder that it was made of, bit for bit."""
-    inside = parts_of("mine", describe("mine", path, config=str(folder), prediction_type=""))
+    inside = parts_of("mine", describe_file("mine", path, config=str(folder), prediction_type=""))
     parts = Components(CPU, torch.float32)
     for name, load_part in (("unet", parts.unet), ("vae", parts.vae), ("text_encoder", parts.text_encoder)):
         part = inside[name]
@@ -80,7 +80,7 @@ def test_a_file_with_openclips_text_encoder_and_v_prediction(tmp_path: Path) -> 
     assert_the_same_networks(path, folder)
     assert_the_same_picture(path, folder)
     for asked, predicted in (("", "v_prediction"), ("epsilon", "epsilon")):
-        file = describe("mine", path, config=str(folder), prediction_type=asked)
+        file = describe_file("mine", path, config=str(folder), prediction_type=asked)
         assert file.configs["scheduler"]["prediction_type"] == predicted
 
 
@@ -126,7 +126,7 @@ def test_two_files_with_the_same_vae_share_it(
     third = write(tmp_path / "third.safetensors", {name: tensor + 1 for name, tensor in original.items()})
     vaes = []
     for path in (one, other, third):
-        part = parts_of("mine", describe("mine", path, config=str(tiny_checkpoint), prediction_type=""))["vae"]
+        part = parts_of("mine", describe_file("mine", path, config=str(tiny_checkpoint), prediction_type=""))["vae"]
         assert isinstance(part, FilePart)
         vaes.append(parts.vae(part))
     assert vaes[0] is vaes[1]
@@ -210,7 +210,7 @@ def test_what_a_file_is_agrees_with_diffusers(
     spec = ModelSpec("mine", str(path), **settings)
     check_source(spec)
     assert with_native_size(spec).native_size == size
-    file = describe("mine", path, config="", prediction_type=spec.prediction_type)
+    file = describe_file("mine", path, config="", prediction_type=spec.prediction_type)
     assert file.configs["unet"]["in_channels"] == channels
     assert file.configs["unet"]["cross_attention_dim"] == width
     assert file.configs["scheduler"]["prediction_type"] == predicts
@@ -324,11 +324,11 @@ def test_a_config_folder_needs_its_configs(original: dict[str, Tensor], tiny_che
 
 
 def test_clips_tokenizer_is_clips() -> None:
-    tokenizer = clip_tokenizer("!")
+    tokenizer = build_clip_tokenizer("!")
     assert len(tokenizer) == 49408
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert tokenizer.pad_token_id == 0
-    assert clip_tokenizer("<|endoftext|>").pad_token_id == 49407
+    assert build_clip_tokenizer("<|endoftext|>").pad_token_id == 49407
 
 
 def test_the_published_configs_are_what_diffusers_builds(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_the_published_configs_are_what_diffusers_builds(tmp_path: Path) -> None
     }
     for (width, channels), (unet, text) in counts.items():
         path = header_only(tmp_path / "mine.safetensors", shapes(width, channels))
-        configs = describe("mine", path, config="", prediction_type="epsilon").configs
+        configs = describe_file("mine", path, config="", prediction_type="epsilon").configs
         with init_empty_weights():
             networks = (
                 UNet2DConditionModel.from_config(dict(configs["unet"])),

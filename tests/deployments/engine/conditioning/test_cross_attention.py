@@ -1,4 +1,4 @@
-"""Keys and values are worked out once per prompt, and change nothing but the time that a step takes."""
+"""Keys and values are computed once per prompt, and change nothing but the time of a step."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ def test_a_unet_given_its_keys_answers_as_before() -> None:
     context = torch.stack([first.repeat(2, 1), second, torch.zeros_like(second), torch.zeros_like(second)])
     before = unet(latents, time, encoder_hidden_states=context).sample
     keys = CrossAttentionCache(unet)
-    with keys.given([keys.prompt(first), keys.prompt(second)], 154, 4) as given:
+    with keys.substitute([keys.project(first), keys.project(second)], 154, 4) as given:
         torch.testing.assert_close(given, context, rtol=0, atol=0)
         after = unet(latents, time, encoder_hidden_states=torch.zeros_like(context)).sample
     torch.testing.assert_close(after[:2], before[:2])
@@ -59,7 +59,7 @@ def test_a_call_that_fails_leaves_no_keys_behind() -> None:
     (embedding,) = embeddings((77,))
     keys = CrossAttentionCache(unet)
     expected = unet(latents, time, encoder_hidden_states=embedding[None]).sample
-    with pytest.raises(RuntimeError, match="injected"), keys.given([keys.prompt(embedding * 2)], 77, 1):
+    with pytest.raises(RuntimeError, match="injected"), keys.substitute([keys.project(embedding * 2)], 77, 1):
         raise RuntimeError("injected")
     torch.testing.assert_close(unet(latents, time, encoder_hidden_states=embedding[None]).sample, expected)
 
@@ -80,15 +80,15 @@ def test_prompts_are_projected_once_for_all_their_requests_and_to_the_same_bits(
 def test_the_oldest_keys_go_when_the_bytes_are_used_up() -> None:
     unet = tiny_unet()
     first, second, third = embeddings((77, 77, 77))
-    room = 2 * CrossAttentionCache(tiny_unet()).prompt(first).bytes
+    room = 2 * CrossAttentionCache(tiny_unet()).project(first).bytes
     keys = CrossAttentionCache(unet, kept_bytes=room)
-    a, _ = keys.prompt(first), keys.prompt(second)
-    assert keys.prompt(first) is a
-    keys.prompt(third)
-    assert keys.prompt(first) is a
+    a, _ = keys.project(first), keys.project(second)
+    assert keys.project(first) is a
+    keys.project(third)
+    assert keys.project(first) is a
     with projections(unet) as projected:
-        keys.prompt(third)
+        keys.project(third)
         assert not projected
-        keys.prompt(second)
+        keys.project(second)
         assert projected
-    assert CrossAttentionCache(tiny_unet(), kept_bytes=0).prompt(first).bytes == room // 2
+    assert CrossAttentionCache(tiny_unet(), kept_bytes=0).project(first).bytes == room // 2

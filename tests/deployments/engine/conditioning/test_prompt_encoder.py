@@ -37,7 +37,7 @@ def reference(pipeline: Any, prompt: str, clip_skip: int | None = None) -> Tenso
     return embeddings[0]
 
 
-class Recording:
+class RecordingEncoder:
     """A text encoder that remembers the token ids it was given."""
 
     def __init__(self, text_encoder: Any) -> None:
@@ -56,12 +56,12 @@ class Recording:
 
 
 @pytest.fixture
-def recording(pipeline: Any) -> Recording:
-    return Recording(pipeline.text_encoder)
+def recording(pipeline: Any) -> RecordingEncoder:
+    return RecordingEncoder(pipeline.text_encoder)
 
 
 @pytest.fixture
-def recorded(pipeline: Any, recording: Recording) -> PromptEncoder:
+def record_tokens(pipeline: Any, recording: RecordingEncoder) -> PromptEncoder:
     return PromptEncoder(pipeline.tokenizer, recording, CPU, torch.float32)
 
 
@@ -89,10 +89,10 @@ def test_another_padding_token_is_obeyed(pipeline: Any) -> None:
 
 
 def test_a_text_encoder_that_masks_padding_is_obeyed(
-    pipeline: Any, recorded: PromptEncoder, recording: Recording, monkeypatch: pytest.MonkeyPatch
+    pipeline: Any, record_tokens: PromptEncoder, recording: RecordingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline.text_encoder.config, "use_attention_mask", True, raising=False)
-    assert torch.equal(recorded.encode("a red cup"), reference(pipeline, "a red cup"))
+    assert torch.equal(record_tokens.encode("a red cup"), reference(pipeline, "a red cup"))
     assert recording.masks[0] is not None
     assert recording.masks[0].sum() == 5
 
@@ -126,10 +126,10 @@ def test_emphasis_never_restores_a_mean_that_is_noise() -> None:
 
 @pytest.mark.parametrize(("tokens", "chunks"), [(0, 1), (75, 1), (76, 2), (150, 2), (151, 4), (300, 4)])
 def test_long_prompts_use_more_chunks_and_lose_no_token(
-    pipeline: Any, recorded: PromptEncoder, recording: Recording, tokens: int, chunks: int
+    pipeline: Any, record_tokens: PromptEncoder, recording: RecordingEncoder, tokens: int, chunks: int
 ) -> None:
     words = " ".join(("a", "red", "cup", "the", "cat")[i % 5] for i in range(tokens))
-    assert recorded.encode(words).shape == (77 * chunks, WIDTH)
+    assert record_tokens.encode(words).shape == (77 * chunks, WIDTH)
     assert all(len(ids) == 77 and ids[0] == pipeline.tokenizer.bos_token_id for ids in recording.seen)
     assert own_tokens(pipeline, recording.seen) == pipeline.tokenizer(words).input_ids[1:-1]
 
@@ -156,9 +156,9 @@ def test_a_prompt_beyond_the_limit_is_refused_with_numbers(
 
 @pytest.mark.parametrize("special", ["<|endoftext|>", "<|startoftext|>"])
 def test_special_tokens_in_a_prompt_are_plain_text(
-    pipeline: Any, recorded: PromptEncoder, recording: Recording, special: str
+    pipeline: Any, record_tokens: PromptEncoder, recording: RecordingEncoder, special: str
 ) -> None:
-    recorded.encode(f"a {special} cup")
+    record_tokens.encode(f"a {special} cup")
     (ids,) = recording.seen
     kept = own_tokens(pipeline, recording.seen)
     assert pipeline.tokenizer.bos_token_id not in kept
@@ -201,11 +201,11 @@ def test_repeating_needs_a_multiple() -> None:
         repeat_to(torch.zeros(154, 2), 77)
 
 
-def test_a_known_prompt_is_not_encoded_again(recorded: PromptEncoder, recording: Recording) -> None:
-    first = recorded.encode("a red cup")
-    assert recorded.encode("a red cup", field="negative_prompt") is first
-    assert recorded.encode("a red cup", 1) is not first
-    assert recorded.cache_stats == CacheStats(hits=1, misses=2, entries=2)
+def test_a_known_prompt_is_not_encoded_again(record_tokens: PromptEncoder, recording: RecordingEncoder) -> None:
+    first = record_tokens.encode("a red cup")
+    assert record_tokens.encode("a red cup", field="negative_prompt") is first
+    assert record_tokens.encode("a red cup", 1) is not first
+    assert record_tokens.cache_stats == CacheStats(hits=1, misses=2, entries=2)
     assert len(recording.seen) == 2
 
 

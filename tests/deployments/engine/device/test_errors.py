@@ -23,7 +23,7 @@ def accelerator(text: str, code: int | None = None) -> RuntimeError:
     return error
 
 
-def caused_by(cause: BaseException) -> Exception:
+def chain_error(cause: BaseException) -> Exception:
     """As a compiler wraps what it has met."""
     error = RuntimeError("backend='inductor' raised")
     error.__cause__ = cause
@@ -48,7 +48,7 @@ STICKY = [
     RuntimeError("CUDA error: device-side assert triggered"),
     RuntimeError("level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)"),
     DeviceLost("gone"),
-    caused_by(accelerator("an illegal memory access was encountered", 700)),
+    chain_error(accelerator("an illegal memory access was encountered", 700)),
 ]
 
 FULL = [
@@ -64,7 +64,7 @@ FULL = [
     RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
     RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.00 GB)"),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8000000000 bytes."),
-    caused_by(torch.OutOfMemoryError("CUDA out of memory.")),
+    chain_error(torch.OutOfMemoryError("CUDA out of memory.")),
 ]
 
 NEITHER = [
@@ -82,11 +82,11 @@ NEITHER = [
 ]
 
 
-def named(error: BaseException) -> str:
+def name_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:60].splitlines()[0]
 
 
-@pytest.mark.parametrize("error", STICKY, ids=named)
+@pytest.mark.parametrize("error", STICKY, ids=name_of)
 def test_a_context_that_is_gone_is_sticky_and_not_full(error: BaseException) -> None:
     assert is_sticky(error)
     assert not is_out_of_memory(error)
@@ -94,14 +94,14 @@ def test_a_context_that_is_gone_is_sticky_and_not_full(error: BaseException) -> 
         raise_if_sticky(error)
 
 
-@pytest.mark.parametrize("error", FULL, ids=named)
+@pytest.mark.parametrize("error", FULL, ids=name_of)
 def test_a_full_device_is_not_lost(error: BaseException) -> None:
     assert is_out_of_memory(error)
     assert not is_sticky(error)
     raise_if_sticky(error)
 
 
-@pytest.mark.parametrize("error", NEITHER, ids=named)
+@pytest.mark.parametrize("error", NEITHER, ids=name_of)
 def test_one_calls_own_trouble_is_neither(error: BaseException) -> None:
     assert not is_sticky(error)
     assert not is_out_of_memory(error)

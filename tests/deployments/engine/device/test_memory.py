@@ -1,4 +1,4 @@
-"""What is counted on a CPU is what lives."""
+"""On a CPU exactly the live tensors are counted."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ MEGA = 1000 * 1000
 
 def test_what_lives_at_once_counts_and_what_has_ended_does_not() -> None:
     given = torch.zeros(MEGA)
-    with CpuMemory().metered() as meter:
+    with CpuMemory().meter() as meter:
         for _ in range(5):
             given.add(1.0)
         kept = given.add(1.0)
@@ -23,7 +23,7 @@ def test_what_lives_at_once_counts_and_what_has_ended_does_not() -> None:
 
 def test_views_and_what_is_done_in_place_take_nothing() -> None:
     given = torch.zeros(MEGA)
-    with CpuMemory().metered() as meter:
+    with CpuMemory().meter() as meter:
         given.view(1000, 1000).add_(1.0)
         given[:10].mul_(2.0)
     assert meter.peak == 0
@@ -32,9 +32,9 @@ def test_views_and_what_is_done_in_place_take_nothing() -> None:
 @torch.inference_mode()
 def test_a_batch_takes_as_much_more_as_it_is_larger(tiny_model: LoadedModel) -> None:
     peaks = []
-    for pictures in (1, 2, 4):
-        with CpuMemory().metered() as meter:
-            decode_latents(tiny_model, torch.zeros(pictures, tiny_model.channels, 8, 8))
+    for decode_batch in (1, 2, 4):
+        with CpuMemory().meter() as meter:
+            decode_latents(tiny_model, torch.zeros(decode_batch, tiny_model.channels, 8, 8))
         peaks.append(meter.peak)
     assert peaks[1] == pytest.approx(2 * peaks[0], rel=0.01)
     assert peaks[2] == pytest.approx(4 * peaks[0], rel=0.01)
@@ -46,6 +46,6 @@ def test_the_allocator_and_the_count_agree(tiny_model: LoadedModel) -> None:
 
     device = torch.device("cuda")
     memory = CudaMemory(device)
-    with memory.metered() as meter:
+    with memory.meter() as meter:
         block = torch.zeros(10 * MEGA, device=device)
     assert meter.peak == pytest.approx(block.nbytes, rel=0.06)

@@ -1,4 +1,4 @@
-"""The engine under pressure: memory that runs out, high priorities, deadlines, and what it foretells."""
+"""The engine under pressure: memory that runs out, high priorities, deadlines, and its forecasts."""
 
 import random
 import time
@@ -53,7 +53,7 @@ def full_above(rows: int) -> Callable[[torch.Tensor], None]:
 
 
 @contextmanager
-def driven(model: LoadedModel, **options: Any) -> Iterator[tuple[Engine, Tape]]:
+def drive(model: LoadedModel, **options: Any) -> Iterator[tuple[Engine, Tape]]:
     tape = Tape()
     engine = engine_of(model, tape, **options)
     try:
@@ -64,7 +64,7 @@ def driven(model: LoadedModel, **options: Any) -> Iterator[tuple[Engine, Tape]]:
 
 def test_a_batch_that_does_not_fit_is_split_and_everyone_gets_the_same_picture(tiny_model: LoadedModel) -> None:
     requests = [request_for(tiny_model, name, sampler="euler_a") for name in NAMES]
-    with driven(with_unet(tiny_model, full_above(2)), max_rows=8) as (engine, tape):
+    with drive(with_unet(tiny_model, full_above(2)), max_rows=8) as (engine, tape):
         for request in requests:
             engine.submit(request)
         engine.drain()
@@ -79,7 +79,7 @@ def test_a_batch_that_does_not_fit_is_split_and_everyone_gets_the_same_picture(t
 
 
 def test_what_ran_out_once_is_not_tried_again(tiny_model: LoadedModel) -> None:
-    with driven(with_unet(tiny_model, full_above(4)), max_rows=8) as (engine, tape):
+    with drive(with_unet(tiny_model, full_above(4)), max_rows=8) as (engine, tape):
         for name in NAMES:
             engine.submit(request_for(tiny_model, name))
         engine.drain()
@@ -98,7 +98,7 @@ def test_only_a_row_that_does_not_fit_alone_fails(tiny_model: LoadedModel) -> No
         if sample.shape[-1] > tiny_model.spec.native_size // tiny_model.factor:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with driven(with_unet(tiny_model, before)) as (engine, tape):
+    with drive(with_unet(tiny_model, before)) as (engine, tape):
         engine.submit(large)
         engine.submit(request_for(tiny_model, "small"))
         engine.drain()
@@ -107,12 +107,12 @@ def test_only_a_row_that_does_not_fit_alone_fails(tiny_model: LoadedModel) -> No
 
 
 def test_batches_are_planned_to_the_budget(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model, max_rows=16) as (probe, _):
+    with drive(tiny_model, max_rows=16) as (probe, _):
         warm_up(probe)
         plan, bucket = probe.admission.plan, request_for(tiny_model, "x").bucket
-        needed = tiny_model.bytes + plan.call(bucket, 4)
+        needed = tiny_model.bytes + plan.call_bytes(bucket, 4)
     tight = CpuMemory(round(needed / 0.9 * 1.02))
-    with driven(tiny_model, max_rows=16, memory=tight) as (engine, _):
+    with drive(tiny_model, max_rows=16, memory=tight) as (engine, _):
         warm_up(engine)
         for i in range(6):
             engine.submit(request_for(tiny_model, str(i)))
@@ -123,7 +123,7 @@ def test_batches_are_planned_to_the_budget(tiny_model: LoadedModel) -> None:
 
 
 def test_what_can_never_fit_is_refused_at_once(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model, memory=CpuMemory(tiny_model.bytes * 2)) as (engine, tape):
+    with drive(tiny_model, memory=CpuMemory(tiny_model.bytes * 2)) as (engine, tape):
         warm_up(engine)
         engine.submit(request_for(tiny_model, "huge", width=512, height=512))
         engine.submit(request_for(tiny_model, "small"))
@@ -133,11 +133,11 @@ def test_what_can_never_fit_is_refused_at_once(tiny_model: LoadedModel) -> None:
 
 
 def test_a_shape_that_waits_for_memory_is_not_starved_by_smaller_ones(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model, max_rows=8) as (probe, _):
+    with drive(tiny_model, max_rows=8) as (probe, _):
         warm_up(probe)
         large = request_for(tiny_model, "large", width=192, height=192)
-        needed = tiny_model.bytes + probe.admission.plan.call(large.bucket, 2)
-    with driven(tiny_model, max_rows=8, memory=CpuMemory(round(needed / 0.9) + 2000)) as (engine, tape):
+        needed = tiny_model.bytes + probe.admission.plan.call_bytes(large.bucket, 2)
+    with drive(tiny_model, max_rows=8, memory=CpuMemory(round(needed / 0.9) + 2000)) as (engine, tape):
         warm_up(engine)
         for i in range(4):
             engine.submit(request_for(tiny_model, f"before {i}", num_inference_steps=7 + i))
@@ -165,7 +165,7 @@ def test_a_black_picture_is_never_a_success(tiny_model: LoadedModel) -> None:
             return (torch.full_like(self._vae.decode(latents, **options)[0], -1.0),)
 
     model = replace(tiny_model, vae=Black(tiny_model.vae))
-    with driven(model) as (engine, tape):
+    with drive(model) as (engine, tape):
         engine.submit(request_for(model, "x"))
         engine.drain()
         assert isinstance(tape.of("x", ImageFailed)[0].error, NumericalFailure)
@@ -175,9 +175,9 @@ def test_a_black_picture_is_never_a_success(tiny_model: LoadedModel) -> None:
 def test_a_vae_that_overflows_in_half_precision_is_asked_again_in_full(tiny_model: LoadedModel) -> None:
     half = replace(tiny_model, dtype=torch.bfloat16, vae=OverflowsInHalf(tiny_model.vae))
     request = request_for(tiny_model, "x")
-    with driven(replace(tiny_model, vae=half.vae)) as (engine, tape):
+    with drive(replace(tiny_model, vae=half.vae)) as (engine, tape):
         engine.submit(request)
-        while not engine.running or not next(iter(engine.running)).done:
+        while not engine.running or not next(iter(engine.running)).is_done:
             row = next(iter(engine.running), None)
             if row is not None and row.step == len(row.schedule) - 1:
                 break
@@ -205,7 +205,7 @@ class OverflowsInHalf(torch.nn.Module):
 def test_a_high_row_takes_a_low_ones_place_and_both_get_their_pictures(tiny_model: LoadedModel) -> None:
     low = request_for(tiny_model, "low", priority="low", num_inference_steps=12, sampler="euler_a")
     high = request_for(tiny_model, "high", priority="high", num_inference_steps=4, sampler="ddim")
-    with driven(tiny_model, max_rows=2, padded_sizes=(2,)) as (engine, tape):
+    with drive(tiny_model, max_rows=2, padded_sizes=(2,)) as (engine, tape):
         engine.submit(low)
         for _ in range(5):
             engine.step()
@@ -224,7 +224,7 @@ def test_a_high_row_takes_a_low_ones_place_and_both_get_their_pictures(tiny_mode
 
 
 def test_a_paused_row_is_cancelled_as_any_other(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model, max_rows=2) as (engine, tape):
+    with drive(tiny_model, max_rows=2) as (engine, tape):
         engine.submit(request_for(tiny_model, "low", priority="low"))
         for _ in range(3):
             engine.step()
@@ -238,21 +238,21 @@ def test_a_paused_row_is_cancelled_as_any_other(tiny_model: LoadedModel) -> None
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model) as (engine, tape):
+    with drive(tiny_model) as (engine, tape):
         warm_up(engine)
         engine.submit(request_for(tiny_model, "late", num_inference_steps=150, deadline_ms=1))
         (refused,) = tape.of("late", Failed)
         assert isinstance(refused.error, DeadlineExceeded)
         assert "it would take about" in refused.error.message
-        assert not engine.busy
+        assert not engine.is_busy
         engine.submit(request_for(tiny_model, "fine", deadline_ms=600_000))
         engine.drain()
         assert len(tape.images("fine")) == 1
 
 
 def test_what_misses_its_deadline_is_dropped_wherever_it_is(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model, max_rows=2) as (engine, tape):
-        engine.admission.costs.denoised(request_for(tiny_model, "x").bucket, 2, 0, 1e-6)
+    with drive(tiny_model, max_rows=2) as (engine, tape):
+        engine.admission.costs.record_call(request_for(tiny_model, "x").bucket, 2, 0, 1e-6)
         for name in ("runs", "waits"):
             engine.submit(request_for(tiny_model, name, num_inference_steps=50, deadline_ms=100))
         engine.submit(request_for(tiny_model, "patient", num_inference_steps=3))
@@ -268,7 +268,7 @@ def test_what_misses_its_deadline_is_dropped_wherever_it_is(tiny_model: LoadedMo
 
 
 def test_a_refusal_says_when_there_is_room_again(tiny_model: LoadedModel) -> None:
-    with driven(tiny_model, max_rows=2, queue_limit=1) as (engine, tape):
+    with drive(tiny_model, max_rows=2, queue_limit=1) as (engine, tape):
         engine.submit(request_for(tiny_model, "a"))
         engine.step()
         engine.submit(request_for(tiny_model, "b"))
@@ -284,7 +284,7 @@ def test_a_lost_device_ends_the_engine(tiny_model: LoadedModel) -> None:
     def before(_: torch.Tensor) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    with driven(with_unet(tiny_model, before)) as (engine, _):
+    with drive(with_unet(tiny_model, before)) as (engine, _):
         engine.submit(request_for(tiny_model, "x"))
         with pytest.raises(DeviceLost):
             engine.step()
@@ -311,10 +311,9 @@ def test_the_estimates_are_right_within_a_quarter_at_the_median(tiny_model: Load
     # More comes than can be made: the queue grows, and drains at the end.
     rng = random.Random(1)
     model = with_unet(tiny_model, slow)
-    engine = engine_of(model, lambda _: None, max_rows=8)
+    engine = engine_of(model, emit, max_rows=8)
     try:
         warm_up(engine)
-        engine.tracker.emit = emit
         for i in range(60):
             steps, images = rng.choice((10, 20, 30)), rng.choice((1, 1, 2))
             engine.submit(request_for(model, str(i), sampler="ddim", num_inference_steps=steps, num_images=images))
@@ -339,9 +338,9 @@ class CountingMemory(CpuMemory):
         self.metered_calls = 0
 
     @contextmanager
-    def metered(self) -> Iterator[Meter]:
+    def meter(self) -> Iterator[Meter]:
         self.metered_calls += 1
-        with super().metered() as meter:
+        with super().meter() as meter:
             yield meter
 
 
@@ -351,7 +350,7 @@ def test_steps_are_metered_only_while_there_is_something_to_learn(tiny_controlle
     always = request_for(
         tiny_controlled, "controlled", hint, controls=({"type": "canny"},), num_inference_steps=20, sampler="ddim"
     )
-    with driven(tiny_controlled, max_rows=8, memory=memory) as (engine, tape):
+    with drive(tiny_controlled, max_rows=8, memory=memory) as (engine, tape):
         # Never a step without the net, so the UNet's own bytes at this size stay unknown.
         engine.submit(always)
         engine.drain()

@@ -86,7 +86,7 @@ class Answers(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Hub]:
+def serve_hub(folder: Path) -> Iterator[Hub]:
     hub = Hub(folder)
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()

@@ -15,7 +15,7 @@ from deployments.engine.models.attention import (
     Switch,
     adopt_attention,
     choose_attention,
-    faster_attention,
+    choose_faster,
     sample_inputs,
 )
 
@@ -46,7 +46,7 @@ def choice_for(network: Network, times: dict[str, float], candidates: dict[str, 
         call()
         return times[network.attention]
 
-    return faster_attention(network, {}, timer, candidates)
+    return choose_faster(network, {}, timer, candidates)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_real_network_gets_its_own_processors_back(tiny_unet: UNet2DConditionM
         answers.append(call())
         return 1.0
 
-    choice = faster_attention(tiny_unet, inputs, timer)
+    choice = choose_faster(tiny_unet, inputs, timer)
     assert choice.chosen == TORCH
     assert tiny_unet.attn_processors == before
     assert answers[0][0].shape == inputs["sample"].shape

@@ -1,4 +1,4 @@
-"""UNets that are told the guidance scale: one row of a call, and diffusers' pictures."""
+"""UNets that take the guidance scale as input: one row of a call, and diffusers' images."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ KINDS: Final[dict[str, tuple[Inputs, dict[str, Any]]]] = {
 
 
 @pytest.fixture(scope="module")
-def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A latent consistency model: its UNet is told the guidance scale, its scheduler is LCM's."""
     folder = save_tiny_checkpoint(tmp_path_factory.mktemp("distilled"))
     plain = UNet2DConditionModel.from_pretrained(folder / "unet")
@@ -53,13 +53,13 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(distilled: Path, tiny_controlnets: dict[str, str]) -> LoadedModel:
-    spec = ModelSpec("distilled", str(distilled), controlnets={"canny": tiny_controlnets["canny"]})
+def model(distil: Path, tiny_controlnets: dict[str, str]) -> LoadedModel:
+    spec = ModelSpec("distilled", str(distil), controlnets={"canny": tiny_controlnets["canny"]})
     return load_model(spec, torch.device("cpu"), torch.float32)
 
 
 def test_rows_of_any_guidance_and_kind_share_calls_and_are_the_pictures_of_diffusers(
-    model: LoadedModel, distilled: Path
+    model: LoadedModel, distil: Path
 ) -> None:
     requests = [
         request_for(model, name, inputs, **({"num_inference_steps": 4, "seed": i} | asked))
@@ -69,7 +69,7 @@ def test_rows_of_any_guidance_and_kind_share_calls_and_are_the_pictures_of_diffu
     # Only beside a ControlNet and from a picture do diffusers' pipelines run the negative half.
     assert engine.tracker.total.unet_calls == 4
     assert engine.tracker.total.batch_sizes[len(KINDS) + 2] > 0
-    far = {one.id: difference(tape.images(one.id)[0], reference_image(distilled, model, one)) for one in requests}
+    far = {one.id: difference(tape.images(one.id)[0], reference_image(distil, model, one)) for one in requests}
     assert max(far.values()) <= 1, far
 
 

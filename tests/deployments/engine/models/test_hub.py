@@ -1,4 +1,4 @@
-"""Fetching from a hub of our own on loopback, with the real client: what comes, what does not, and what is said."""
+"""Fetching from a hub of our own on loopback, with the real client: what is fetched, what is not, and the errors."""
 
 import subprocess
 import sys
@@ -10,11 +10,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 
-from deployments.engine.models.hub import locate, wanted_files
+from deployments.engine.models.hub import locate, select_files
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS
 from tests.deployments.engine.changes import halves
-from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, client_environment, save_repository, serving
+from tests.deployments.engine.models.hub_server import (
+    COMMIT,
+    REPOSITORY,
+    client_environment,
+    save_repository,
+    serve_hub,
+)
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 LOAD = """
@@ -57,7 +63,7 @@ def load(
 def test_only_what_is_needed_is_fetched_and_then_it_loads_offline(
     dtype: str, variant: str, repository: Path, tmp_path: Path
 ) -> None:
-    with serving(repository) as hub:
+    with serve_hub(repository) as hub:
         assert load(tmp_path, hub.url, dtype=dtype).startswith("loaded ")
         weights = {name for name in hub.asked if name.endswith((".safetensors", ".bin"))}
         url = hub.url
@@ -83,7 +89,7 @@ def test_a_hub_out_of_reach_is_said_with_what_to_do(tmp_path: Path) -> None:
 def test_what_the_hub_does_not_have_is_said(
     source: str, revision: str, words: str, repository: Path, tmp_path: Path
 ) -> None:
-    with serving(repository) as hub:
+    with serve_hub(repository) as hub:
         assert words in load(tmp_path, hub.url, source=source, revision=revision)
 
 
@@ -104,7 +110,7 @@ def test_half_precision_is_fetched_where_there_is_nothing_else_and_then_it_loads
     folder = save_repository(tmp_path / "repository")
     half_only(folder)
     shards = {path.relative_to(folder).as_posix() for path in (folder / "unet").glob("*-of-*.safetensors")}
-    with serving(folder) as hub:
+    with serve_hub(folder) as hub:
         assert load(tmp_path / "home", hub.url).startswith("loaded ")
         weights = {name for name in hub.asked if name.endswith(".safetensors")}
         url = hub.url
@@ -133,7 +139,7 @@ NAMES: Final = (
 
 @pytest.mark.parametrize(("half", "mark"), [(False, "model-0000"), (True, "fp16-0000")])
 def test_of_a_repository_the_shards_of_one_precision_are_wanted(half: bool, mark: str) -> None:
-    wanted = set(wanted_files("it", "maker/it", COMMIT, NAMES, ("vae", "tokenizer"), half=half))
+    wanted = set(select_files("it", "maker/it", COMMIT, NAMES, ("vae", "tokenizer"), half=half))
     index = "vae/diffusion_pytorch_model.safetensors.index" + (".fp16" if half else "") + ".json"
     shards = {name for name in NAMES if mark in name}
     assert wanted == {
@@ -149,9 +155,9 @@ def test_of_a_repository_the_shards_of_one_precision_are_wanted(half: bool, mark
 def test_a_repository_of_pickles_says_what_to_run_before_anything_is_fetched() -> None:
     command = f"darkroom convert maker/it FOLDER --revision {COMMIT}"
     with pytest.raises(ModelLoadError, match=rf"it: its unet .*run `{command}` and set `source`"):
-        list(wanted_files("it", "maker/it", COMMIT, NAMES[:2], ("unet",), half=False))
+        list(select_files("it", "maker/it", COMMIT, NAMES[:2], ("unet",), half=False))
     with pytest.raises(ModelLoadError, match=r"diffusion_pytorch_model\.ema\.safetensors"):
-        list(wanted_files("it", "maker/it", COMMIT, (NAMES[0], NAMES[2]), ("unet",), half=False))
+        list(select_files("it", "maker/it", COMMIT, (NAMES[0], NAMES[2]), ("unet",), half=False))
 
 
 def test_a_cache_that_another_program_filled_serves_without_a_hub_as_far_as_it_is_whole(

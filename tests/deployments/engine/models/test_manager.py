@@ -70,7 +70,7 @@ def test_the_least_recently_used_idle_model_goes_first(specs: list[ModelSpec]) -
     manager.release("a")
     manager.acquire("c")
     assert told == ["b"]
-    assert set(manager.loaded()) == {"a", "c"}
+    assert set(manager.loaded_models()) == {"a", "c"}
 
 
 def test_a_model_in_use_never_goes_and_leaves_when_it_is_released(specs: list[ModelSpec]) -> None:
@@ -79,7 +79,7 @@ def test_a_model_in_use_never_goes_and_leaves_when_it_is_released(specs: list[Mo
     gone = weakref.ref(manager.acquire("a").unet)
     manager.acquire("c")
     assert told == []
-    assert set(manager.loaded()) == {"a", "c"}
+    assert set(manager.loaded_models()) == {"a", "c"}
     manager.release("a")
     assert told == ["a"]
     gc.collect()
@@ -88,7 +88,7 @@ def test_a_model_in_use_never_goes_and_leaves_when_it_is_released(specs: list[Mo
     assert told == ["a", "c"]
     assert manager.bytes == 0
     manager.acquire("a")
-    assert set(manager.loaded()) == {"a"}
+    assert set(manager.loaded_models()) == {"a"}
 
 
 def test_what_is_not_there_is_said(specs: list[ModelSpec], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Histograms over sliding windows: how exact they are, how they forget, how they add up."""
+"""Histograms over sliding windows: their accuracy, how they forget, how they add up."""
 
 import math
 from statistics import quantiles
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.protocol.events import Timings
-from deployments.engine.protocol.latencies import SLOTS, WINDOWS, Histogram, PhaseRecorder, Recorder, together
+from deployments.engine.protocol.latencies import SLOTS, WINDOWS, Histogram, PhaseRecorder, Recorder, merge_durations
 from deployments.metrics import DURATIONS_S
 
 DURATIONS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=300)
@@ -81,7 +81,7 @@ def test_many_together_are_as_one(parts: list[list[float]]) -> None:
         for each in seconds:
             recorder.add(each)
             one.add(each)
-    assert together(recorder.durations() for recorder in recorders) == one.durations()
+    assert merge_durations(recorder.durations() for recorder in recorders) == one.durations()
 
 
 def test_a_copy_does_not_change_any_more() -> None:
@@ -93,7 +93,7 @@ def test_a_copy_does_not_change_any_more() -> None:
 
 def test_inference_is_all_but_the_queue() -> None:
     phases = PhaseRecorder(lambda: 0.0)
-    phases.finished(Timings(queued_ms=1000, encode_ms=20, denoise_ms=500, decode_ms=80, total_ms=1650))
+    phases.record(Timings(queued_ms=1000, encode_ms=20, denoise_ms=500, decode_ms=80, total_ms=1650))
     middle = {phase: durations.ever.percentile(50) for phase, durations in phases.durations().items()}
     expected = {"queue": 1.0, "encode": 0.02, "denoise": 0.5, "decode": 0.08, "inference": 0.65, "total": 1.65}
     assert middle == pytest.approx(expected, rel=0.03)

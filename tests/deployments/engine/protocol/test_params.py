@@ -1,4 +1,4 @@
-"""What may be asked for, and what becomes of it."""
+"""The parameters of a request: their limits, and how defaults are filled in."""
 
 from typing import Any
 

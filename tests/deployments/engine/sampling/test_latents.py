@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deployments.engine.sampling.latents import STATE_SLOTS, advance, draw_noise, initial_state, predicted_original
+from deployments.engine.sampling.latents import STATE_SLOTS, advance, draw_noise, initial_state, predict_original
 from deployments.engine.sampling.samplers import SAMPLERS, DiffusionSchedulerFactory, Schedule
 
 SD15 = {
@@ -70,5 +70,5 @@ def test_a_perfect_prediction_shows_the_clean_latents(prediction_type: str) -> N
     clean, noise = torch.randn(4, 8, 8), torch.randn(4, 8, 8)
     signal, scale = alphas[600].sqrt(), (1 - alphas[600]).sqrt()
     out = noise if prediction_type == "epsilon" else signal * noise - scale * clean
-    seen = predicted_original(signal * clean + scale * noise, out, 600.2, alphas, prediction_type)
+    seen = predict_original(signal * clean + scale * noise, out, 600.2, alphas, prediction_type)
     assert torch.allclose(seen, clean, atol=1e-4)

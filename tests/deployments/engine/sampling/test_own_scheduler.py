@@ -20,7 +20,7 @@ from deployments.engine.protocol.events import Failed
 from deployments.engine.protocol.inputs import Inputs, PipelineKind
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import INDEX, ModelSpec
-from deployments.engine.sampling.checkpoint_scheduler import SavedScheduler, corrections
+from deployments.engine.sampling.checkpoint_scheduler import SavedScheduler, find_corrections
 from deployments.engine.sampling.samplers import CHECKPOINT, SAMPLERS, PipelineSamplers
 from tests.deployments.engine.harness import Pixels, difference, request_for, run, use_sampler
 from tests.deployments.engine.sampling.schedulers import BETAS, REFUSED, SERVED
@@ -62,7 +62,7 @@ def checkpoint_with(folder: Path, source: Path, scheduler: str, settings: dict[s
     return folder
 
 
-def loaded_with(model: LoadedModel, folder: Path) -> LoadedModel:
+def load_with(model: LoadedModel, folder: Path) -> LoadedModel:
     """`model`, with the samplers of another checkpoint of the same networks."""
     samplers = Components(model.device, model.dtype).samplers("model 'tiny'", folder / "scheduler", folder / INDEX)
     alphas, prediction = samplers.alphas_cumprod, samplers.prediction_type
@@ -96,8 +96,8 @@ def test_a_checkpoint_s_own_scheduler_makes_the_pictures_of_its_pipelines(
     networks: dict[str, Any],
 ) -> None:
     folder = checkpoint_with(tmp_path / "own", tiny_checkpoint, scheduler, BETAS | settings)
-    model = loaded_with(tiny_model, folder)
-    tasks = list(TASKS) if model.samplers.of(PipelineKind()).begins_from_pictures(CHECKPOINT) else ["text"]
+    model = load_with(tiny_model, folder)
+    tasks = list(TASKS) if model.samplers.of(PipelineKind()).can_start_from_image(CHECKPOINT) else ["text"]
     differences = worst(model, folder, networks, tasks)
     assert max(differences.values()) <= 1, differences
 
@@ -155,7 +155,7 @@ def test_old_settings_are_corrected_as_the_pipelines_constructors_do(
     networks: dict[str, Any],
 ) -> None:
     folder = checkpoint_with(tmp_path / "old", tiny_checkpoint, scheduler, BETAS | settings)
-    model = loaded_with(tiny_model, folder)
+    model = load_with(tiny_model, folder)
     # The constructor for inpainting does not correct `clip_sample`: diffusers clips there, and so it is refused.
     for task in TASKS:
         kind = PipelineKind(TASKS[task][0].task)
@@ -191,7 +191,7 @@ def test_what_is_corrected_is_what_the_constructors_of_diffusers_correct(
         made = pipeline_class(request)(**parts, **net, scheduler=own, requires_safety_checker=False)
         # Printing a scheduler, as diffusers' warnings do, adds these two to its config.
         after = {key: value for key, value in made.scheduler.config.items() if key not in _PRINTED}
-        assert after == before | corrections(before, request.pipeline), (task, controlled)
+        assert after == before | find_corrections(before, request.pipeline), (task, controlled)
 
 
 def test_the_index_names_the_class_whatever_the_scheduler_s_own_file_says(
@@ -200,7 +200,7 @@ def test_the_index_names_the_class_whatever_the_scheduler_s_own_file_says(
     folder = checkpoint_with(tmp_path / "x", tiny_checkpoint, "EulerDiscreteScheduler", BETAS)
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("EulerDiscreteScheduler", "DDIMScheduler"))
-    model = loaded_with(tiny_model, folder)
+    model = load_with(tiny_model, folder)
     assert model.samplers.of(PipelineKind()).own.scheduler == "EulerDiscreteScheduler"
     assert max(worst(model, folder, networks, ["text"]).values()) <= 1
 
@@ -220,7 +220,7 @@ def test_a_scheduler_that_cannot_add_noise_refuses_pictures_and_nothing_else(
     tmp_path: Path, tiny_checkpoint: Path, tiny_model: LoadedModel
 ) -> None:
     folder = checkpoint_with(tmp_path / "x", tiny_checkpoint, "IPNDMScheduler", BETAS)
-    model = loaded_with(tiny_model, folder)
+    model = load_with(tiny_model, folder)
     tape, _ = run(model, [request_for(model, "image", TASKS["image"][0]), request_for(model, "text", previews=2)])
     assert "pictures" in tape.of("image", Failed)[0].error.message
     assert len(tape.images("text")) == 1

@@ -19,6 +19,7 @@ from deployments.engine.sampling.samplers import (
     SAMPLERS,
     X_TERMS,
     DiffusionSchedulerFactory,
+    Sampler,
     SamplerNotLinear,
     Schedule,
     resolve_sampler,
@@ -51,6 +52,12 @@ PAIRS = [(s, p) for s in SAMPLERS for p in PREDICTIONS if X_TERMS >= 4 or (s, p)
 FACTORIES = {p: DiffusionSchedulerFactory({**SD15, "prediction_type": p}) for p in PREDICTIONS}
 
 Change = Callable[[Tensor], Tensor]
+
+
+@pytest.mark.parametrize("row", SAMPLERS.values(), ids=lambda row: row.name)
+def test_a_row_alone_adds_a_sampler(row: Sampler) -> None:
+    """The class is looked up in diffusers by the row's own name of it; nothing else lists it."""
+    assert issubclass(getattr(diffusers, row.scheduler), diffusers.SchedulerMixin)
 
 
 def untouched(latents: Tensor) -> Tensor:
@@ -176,7 +183,7 @@ def test_evaluations_and_draws_are_known_beforehand(sampler: str, steps: int) ->
     assert schedule.coefficients.shape == (len(schedule), X_TERMS + OUT_TERMS + 2)
     assert schedule.coefficients.dtype == schedule.timesteps.dtype == schedule.input_scale.dtype == torch.float32
     if steps == 20:
-        assert any(schedule.draws) == SAMPLERS[sampler].draws
+        assert any(schedule.draws) == SAMPLERS[sampler].draws_noise
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -1,4 +1,4 @@
-"""How buckets share the device. No torch here."""
+"""Buckets share the device fairly. No torch."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ COST = {SMALL: 1.0, LARGE: 4.0}
 def seconds_used(share: BucketShare, turns: int, rows: int = 1) -> Counter[Bucket]:
     used: Counter[Bucket] = Counter()
     for _ in range(turns):
-        bucket = share.next_of((SMALL, LARGE))
+        bucket = share.choose((SMALL, LARGE))
         assert bucket is not None
         share.charge(bucket, COST[bucket], ["normal"] * rows)
         used[bucket] += int(COST[bucket])
@@ -20,7 +20,7 @@ def seconds_used(share: BucketShare, turns: int, rows: int = 1) -> Counter[Bucke
 
 
 def test_nothing_to_run_is_none() -> None:
-    assert BucketShare().next_of(()) is None
+    assert BucketShare().choose(()) is None
 
 
 def test_time_is_shared_by_cost_and_not_by_count() -> None:
@@ -31,7 +31,7 @@ def test_time_is_shared_by_cost_and_not_by_count() -> None:
 def test_a_newcomer_neither_waits_nor_takes_over() -> None:
     share = BucketShare()
     for _ in range(50):
-        share.charge(share.next_of((SMALL,)) or SMALL, 1.0, ["normal"])
+        share.charge(share.choose((SMALL,)) or SMALL, 1.0, ["normal"])
     used = seconds_used(share, turns=50)
     assert abs(used[SMALL] - used[LARGE]) <= 4
 
@@ -40,7 +40,7 @@ def test_a_bucket_with_more_rows_gets_more_time() -> None:
     share, used = BucketShare(), Counter[Bucket]()
     rows = {SMALL: 3, LARGE: 1}
     for _ in range(200):
-        bucket = share.next_of((SMALL, LARGE))
+        bucket = share.choose((SMALL, LARGE))
         assert bucket is not None
         share.charge(bucket, 1.0, ["normal"] * rows[bucket])
         used[bucket] += 1
@@ -50,7 +50,7 @@ def test_a_bucket_with_more_rows_gets_more_time() -> None:
 def test_a_bucket_with_higher_priorities_gets_more_time() -> None:
     share, used = BucketShare(), Counter[Bucket]()
     for _ in range(200):
-        bucket = share.next_of((SMALL, LARGE))
+        bucket = share.choose((SMALL, LARGE))
         assert bucket is not None
         share.charge(bucket, 1.0, ["high" if bucket == SMALL else "normal"])
         used[bucket] += 1

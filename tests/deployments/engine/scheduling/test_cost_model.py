@@ -1,4 +1,4 @@
-"""What steps cost, from measurements of ours. No torch here."""
+"""The cost model, with made-up measurements. No torch."""
 
 import pytest
 
@@ -9,50 +9,50 @@ SIZES = (1, 2, 4, 8, 16)
 SMALL, LARGE, OTHER = Bucket("m", 64, 64), Bucket("m", 128, 128), Bucket("n", 64, 64)
 
 
-def measured(seconds: dict[int, float], bucket: Bucket = SMALL) -> CostModel:
+def measure(seconds: dict[int, float], bucket: Bucket = SMALL) -> CostModel:
     costs = CostModel(SIZES)
     for size, each in seconds.items():
-        costs.denoised(bucket, size, 0, each)
+        costs.record_call(bucket, size, 0, each)
     return costs
 
 
 def test_a_call_costs_what_it_took() -> None:
-    costs = measured({2: 0.3, 4: 0.4})
+    costs = measure({2: 0.3, 4: 0.4})
     assert costs.call_seconds(SMALL, 2) == 0.3
     assert costs.call_seconds(SMALL, 3) == 0.4
 
 
 def test_one_slow_call_does_not_count() -> None:
-    costs = measured({2: 0.3})
+    costs = measure({2: 0.3})
     for seconds in (0.3, 30.0, 0.3):
-        costs.denoised(SMALL, 2, 0, seconds)
+        costs.record_call(SMALL, 2, 0, seconds)
     assert costs.call_seconds(SMALL, 2) == 0.3
 
 
 def test_other_sizes_and_shapes_are_scaled() -> None:
-    costs = measured({2: 0.2})
+    costs = measure({2: 0.2})
     assert costs.call_seconds(SMALL, 8) == pytest.approx(0.8)
     assert costs.call_seconds(LARGE, 2) == pytest.approx(0.8)
     assert costs.call_seconds(OTHER, 2) == pytest.approx(0.2)
 
 
 def test_a_controlnet_costs_what_it_adds() -> None:
-    costs = measured({2: 0.2})
+    costs = measure({2: 0.2})
     assert costs.call_seconds(SMALL, 2, control_rows=2) == pytest.approx(0.2 + 0.2 / 3)
-    costs.denoised(SMALL, 2, 2, 0.5)
+    costs.record_call(SMALL, 2, 2, 0.5)
     assert costs.call_seconds(SMALL, 2, control_rows=2) == pytest.approx(0.5)
     assert costs.call_seconds(SMALL, 2) == pytest.approx(0.2)
 
 
 def test_the_knee_is_where_more_rows_stop_paying() -> None:
-    costs = measured({2: 0.2, 4: 0.3, 8: 0.5, 16: 1.0})
+    costs = measure({2: 0.2, 4: 0.3, 8: 0.5, 16: 1.0})
     assert costs.find_knee(SMALL) == 8
     assert costs.knee(SMALL) == 8
     assert costs.row_seconds(SMALL) == pytest.approx(0.5 / 8)
 
 
 def test_the_knee_of_another_shape_lies_at_as_many_pixels() -> None:
-    costs = measured({2: 0.2, 4: 0.3, 8: 0.5, 16: 1.0})
+    costs = measure({2: 0.2, 4: 0.3, 8: 0.5, 16: 1.0})
     costs.find_knee(SMALL)
     assert costs.knee(LARGE) == 2
     assert costs.knee(OTHER) == 16
@@ -65,5 +65,5 @@ def test_without_measurements_nothing_is_held_back() -> None:
 def test_decoding_is_scaled_by_pixels() -> None:
     costs = CostModel(SIZES)
     assert costs.decode_seconds(SMALL) == 0
-    costs.decoded(SMALL, 0.1)
+    costs.record_decode(SMALL, 0.1)
     assert costs.decode_seconds(LARGE) == pytest.approx(0.4)

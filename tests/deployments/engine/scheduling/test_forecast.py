@@ -1,4 +1,4 @@
-"""The forecast against a tray that is played through step by step. No torch here."""
+"""The forecast, compared with a simulation step by step. No torch."""
 
 from collections import deque
 
@@ -18,8 +18,8 @@ SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)
 def costs() -> CostModel:
     made = CostModel(SIZES)
     for size in SIZES:
-        made.denoised(SMALL, size, 0, 0.1 + 0.05 * size)
-        made.denoised(LARGE, size, 0, 0.2 + 0.2 * size)
+        made.record_call(SMALL, size, 0, 0.1 + 0.05 * size)
+        made.record_call(LARGE, size, 0, 0.2 + 0.2 * size)
     return made
 
 
@@ -31,7 +31,7 @@ def test_a_request_alone_takes_its_steps() -> None:
 
 def test_decoding_comes_on_top_one_after_the_other() -> None:
     measured = costs()
-    measured.decoded(SMALL, 0.5)
+    measured.record_decode(SMALL, 0.5)
     estimate = forecast([], [PlannedWork("a", SMALL, 10, 2, images=3)], lambda _: 8, measured)["a"]
     assert estimate.finish == pytest.approx(10 * 0.5 + 3 * 0.5)
 
@@ -52,7 +52,7 @@ def test_what_is_larger_than_the_room_still_runs_alone() -> None:
     assert forecast([], [PlannedWork("a", SMALL, 3, 2)], lambda _: 1, costs())["a"].finish > 0
 
 
-def played(works: list[PlannedWork], room: int, measured: CostModel) -> dict[str, float]:
+def play(works: list[PlannedWork], room: int, measured: CostModel) -> dict[str, float]:
     """When each of `works` ends, by the engine's own rules."""
     waiting = {bucket: deque(work for work in works if work.bucket == bucket) for bucket in (SMALL, LARGE)}
     rows: dict[Bucket, list[PlannedWork]] = {}
@@ -61,7 +61,7 @@ def played(works: list[PlannedWork], room: int, measured: CostModel) -> dict[str
         for bucket, line in waiting.items():
             while line and sum(work.unet_rows for work in rows.get(bucket, ())) + line[0].unet_rows <= room:
                 rows.setdefault(bucket, []).append(line.popleft())
-        chosen = share.next_of(rows)
+        chosen = share.choose(rows)
         assert chosen is not None
         seconds = measured.call_seconds(chosen, sum(work.unet_rows for work in rows[chosen]))
         share.charge(chosen, seconds, ["normal"] * len(rows[chosen]))
@@ -85,5 +85,5 @@ def test_the_forecast_is_what_happens(works: list[tuple[Bucket, int, int]]) -> N
         return [PlannedWork(str(i), bucket, steps, rows) for i, (bucket, steps, rows) in enumerate(works)]
 
     foretold = forecast([], made(), lambda _: 8, costs())
-    for name, end in played(made(), 8, costs()).items():
+    for name, end in play(made(), 8, costs()).items():
         assert foretold[name].finish == pytest.approx(end, rel=0.2, abs=1.5)

@@ -1,11 +1,11 @@
-"""The memory plan's laws, with figures of ours. No torch here."""
+"""The memory plan's laws, with made-up figures. No torch."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.protocol.request import Bucket
-from deployments.engine.scheduling.memory_plan import AFTER_RUNNING_OUT, GIB, RESERVE, MemoryPlan, first_guess
+from deployments.engine.scheduling.memory_plan import AFTER_RUNNING_OUT, GIB, RESERVE, MemoryPlan, guess_images
 
 SIZES = (1, 2, 4, 8, 16)
 SMALL, LARGE = Bucket("m", 64, 64), Bucket("m", 128, 128)
@@ -22,7 +22,7 @@ def plan(budget: int | None, fixed: int = 100, per_row: int = 50) -> MemoryPlan:
     """A plan that has seen calls of 1 and 2 rows of the small bucket."""
     made = MemoryPlan(budget, SIZES, Clock())
     for rows in (1, 2):
-        made.took("denoise", SMALL, rows, fixed + rows * per_row)
+        made.record_peak("denoise", SMALL, rows, fixed + rows * per_row)
     return made
 
 
@@ -42,32 +42,32 @@ def test_nothing_fits_into_nothing() -> None:
 
 def test_other_shapes_are_predicted_from_the_fit() -> None:
     made = plan(None)
-    assert made.predicted("denoise", LARGE, 8) == 4 * (100 + 8 * 50)
+    assert made.predict("denoise", LARGE, 8) == 4 * (100 + 8 * 50)
 
 
 def test_reality_corrects_a_prediction() -> None:
     made = plan(None)
-    made.took("denoise", LARGE, 4, 5000)
-    assert made.predicted("denoise", LARGE, 4) == 5000
-    assert made.predicted("denoise", LARGE, 8) == 10_000
-    made.took("denoise", LARGE, 1, 2000)
-    assert made.predicted("denoise", LARGE, 8) == 9000
+    made.record_peak("denoise", LARGE, 4, 5000)
+    assert made.predict("denoise", LARGE, 4) == 5000
+    assert made.predict("denoise", LARGE, 8) == 10_000
+    made.record_peak("denoise", LARGE, 1, 2000)
+    assert made.predict("denoise", LARGE, 8) == 9000
 
 
 def test_controlnets_and_decoding_take_their_part() -> None:
     made = plan(10_000)
     bare = made.rows(SMALL, held=8000)
-    made.took("control", SMALL, 1, 200)
+    made.record_peak("control", SMALL, 1, 200)
     assert made.rows(SMALL, held=8000, control_rows=4) < bare
-    made.took("decode", SMALL, 1, 10_000)
+    made.record_peak("decode", SMALL, 1, 10_000)
     assert made.rows(SMALL, held=8000) == 0
 
 
 def test_a_size_that_ran_out_is_left_alone_for_a_while() -> None:
     clock = Clock()
     made = MemoryPlan(None, SIZES, clock)
-    made.took("denoise", SMALL, 1, 1)
-    made.ran_out(SMALL, 8)
+    made.record_peak("denoise", SMALL, 1, 1)
+    made.record_out_of_memory(SMALL, 8)
     assert made.rows(SMALL, held=0) == 4
     assert made.rows(LARGE, held=0) == 16
     clock.now += AFTER_RUNNING_OUT + 1
@@ -75,13 +75,13 @@ def test_a_size_that_ran_out_is_left_alone_for_a_while() -> None:
 
 
 def test_before_anything_is_measured_the_guides_table_counts() -> None:
-    assert [first_guess(gib * GIB) for gib in (8, 16, 24, 80)] == [1, 2, 4, 4]
+    assert [guess_images(gib * GIB) for gib in (8, 16, 24, 80)] == [1, 2, 4, 4]
     assert MemoryPlan(16 * GIB, SIZES).rows(SMALL, held=0) == 4
 
 
 def test_the_figures_show_plan_and_reality() -> None:
     made = plan(None)
-    made.took("denoise", SMALL, 4, 290)
+    made.record_peak("denoise", SMALL, 4, 290)
     figures = made.figures()
     assert {(rows, measured) for (_, _, rows), (measured, _) in figures.items()} == {(1, 150), (2, 200), (4, 290)}
     assert all(abs(planned - measured) <= 10 for measured, planned in figures.values())
@@ -96,11 +96,11 @@ def test_the_figures_show_plan_and_reality() -> None:
 def test_what_is_planned_never_exceeds_the_limit(budget: int, held: int, fixed: int, per_row: int) -> None:
     made = plan(budget, fixed, per_row)
     rows = made.rows(SMALL, held)
-    assert rows == 0 or held + made.call(SMALL, rows) <= made.limit
+    assert rows == 0 or held + made.call_bytes(SMALL, rows) <= made.limit
     larger = next((size for size in SIZES if size > rows), None)
-    assert larger is None or held + made.call(SMALL, larger) > made.limit
+    assert larger is None or held + made.call_bytes(SMALL, larger) > made.limit
 
 
 @pytest.mark.parametrize("kind", ["denoise", "decode"])
 def test_what_was_never_seen_takes_nothing(kind: str) -> None:
-    assert MemoryPlan(None, SIZES).predicted(kind, SMALL, 4) == 0  # type: ignore[arg-type]
+    assert MemoryPlan(None, SIZES).predict(kind, SMALL, 4) == 0  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Nothing starves, whatever the others send: the queue, admission and the device's share, played with a clock of ours.
+"""Nothing starves, whatever the others send: the queue, admission and the device's share, with a fake clock.
 
-What `Engine.step` does is done here with rows that have no tensors: prepare one, admit, make way, step one bucket.
+What `Engine.step` does is done here with rows that have no tensors: prepare one, admit, preempt, step one bucket.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams, Priority
 from deployments.engine.protocol.request import Request
 from deployments.engine.row import Row, Ticket
-from deployments.engine.scheduling.admission import TRAYS, Admission
+from deployments.engine.scheduling.admission import MAX_FULL_CALLS, Admission
 from deployments.engine.scheduling.bucket_share import WEIGHTS, BucketShare
 from deployments.engine.scheduling.device import Meter
 from deployments.engine.scheduling.fair_order import LEAD, PATIENCE
@@ -33,12 +33,12 @@ class NoMemory:
     """Nobody counts."""
 
     budget = None
-    always_metered = False
+    is_metering_free = False
 
-    def held(self, counted: int) -> int:
+    def held_bytes(self, counted: int) -> int:
         return counted
 
-    def metered(self) -> AbstractContextManager[Meter]:
+    def meter(self) -> AbstractContextManager[Meter]:
         return nullcontext(Meter())
 
     def release(self) -> None: ...
@@ -69,12 +69,12 @@ class Player:
         self.most_rows = 0
         self._share = BucketShare()
 
-    def arrive(self, request: Request) -> bool:
+    def enqueue(self, request: Request) -> bool:
         """Whether there was room for it."""
         for size in SIZES:
-            self.admission.costs.denoised(request.bucket, size, 0, SECONDS)
+            self.admission.costs.record_call(request.bucket, size, 0, SECONDS)
         try:
-            self.admission.arrive(request, self.running)
+            self.admission.enqueue(request, self.running)
         except Overloaded:
             return False
         due = self.now + PATIENCE[request.params.priority] + self.admission.estimator.cost(request)
@@ -84,15 +84,15 @@ class Player:
 
     def turn(self) -> None:
         """As `Engine.step`; a second goes by where there is nothing to do."""
-        arrival = self.admission.queue.next_arrival()
+        arrival = self.admission.queue.pop_arrival()
         if arrival is not None:
             self.admission.queue.add(arrival)
         self._begin()
-        for ticket in self.admission.make_way(self.running):
+        for ticket in self.admission.preempt(self.running):
             self.lives[ticket.request.id].paused.append(self.now)
         self._begin()
         self.most_rows = max(self.most_rows, sum(row.request.unet_rows for row in self.running))
-        bucket = self._share.next_of(self.running.rows)
+        bucket = self._share.choose(self.running.rows)
         if bucket is None:
             self.now += SECONDS
             return
@@ -101,8 +101,8 @@ class Player:
         rows = self.running.rows[bucket]
         for row in rows:
             row.step += 1
-        self._share.charge(bucket, seconds, [self.admission.queue.urgency(row.ticket) for row in rows])
-        for row in self.running.drop(lambda row: row.done):
+        self._share.charge(bucket, seconds, [self.admission.queue.priority_of(row.ticket) for row in rows])
+        for row in self.running.drop(lambda row: row.is_done):
             life = self.lives[row.request.id]
             life.left -= 1
             life.ended = None if life.left else self.now
@@ -113,8 +113,8 @@ class Player:
         return sum(life.left * request.evaluations for request, life in left) * SECONDS * self.pace
 
     def _begin(self) -> None:
-        for ticket in self.admission.begin(self.running):
-            row = self.admission.resumed(ticket) or row_of(ticket)
+        for ticket in self.admission.admit(self.running):
+            row = self.admission.resume(ticket) or row_of(ticket)
             life = self.lives[ticket.request.id]
             life.began = self.now if life.began is None else life.began
             self.running.add(row)
@@ -126,7 +126,7 @@ def row_of(ticket: Ticket) -> Row:
     return Row(ticket.request, ticket.index, steps, nothing, nothing, nothing, None, due=ticket.due)
 
 
-def asked(
+def request_of(
     name: str, priority: Priority, tenant: str = "", steps: int = 4, images: int = 1, side: int = 64, scale: float = 7.5
 ) -> Request:
     params = GenerationParams(
@@ -152,14 +152,14 @@ def play(player: Player, source: Source, seconds: float, until: str | None = Non
     begun, number = player.now, 0
     while player.now - begun < seconds and (until is None or player.lives[until].ended is None):
         for request in source(number, player.now):
-            player.arrive(request)
+            player.enqueue(request)
         player.turn()
         number += 1
 
 
 def flood(priority: Priority, tenant: str = "", each: int = 2, **what: Any) -> Source:
     def source(number: int, _: float) -> list[Request]:
-        return [asked(f"{tenant} {priority} {number} {i}", priority, tenant, **what) for i in range(each)]
+        return [request_of(f"{tenant} {priority} {number} {i}", priority, tenant, **what) for i in range(each)]
 
     return source
 
@@ -167,7 +167,7 @@ def flood(priority: Priority, tenant: str = "", each: int = 2, **what: Any) -> S
 def test_a_low_request_behind_a_flood_of_high_ones_of_its_tenant_begins_when_it_is_due_and_is_not_paused() -> None:
     player = Player()
     play(player, flood("high"), 30)
-    assert player.arrive(asked("low", "low"))
+    assert player.enqueue(request_of("low", "low"))
     play(player, flood("high"), 1000, until="low")
     low = player.lives["low"]
     assert low.began is not None
@@ -179,7 +179,7 @@ def test_a_low_request_behind_a_flood_of_high_ones_of_its_tenant_begins_when_it_
 
 def test_a_low_image_that_makes_way_goes_on_when_it_is_due() -> None:
     player = Player()
-    assert player.arrive(asked("low", "low", steps=10))
+    assert player.enqueue(request_of("low", "low", steps=10))
     player.turn()
     play(player, flood("high"), 1000, until="low")
     low = player.lives["low"]
@@ -190,7 +190,7 @@ def test_a_low_image_that_makes_way_goes_on_when_it_is_due() -> None:
 
 def test_all_images_of_a_request_come_one_after_another_once_the_first_has_begun() -> None:
     player = Player()
-    assert player.arrive(asked("low", "low", "slow", images=4))
+    assert player.enqueue(request_of("low", "low", "slow", images=4))
     play(player, flood("high", "other"), 2000, until="low")
     low = player.lives["low"]
     assert low.began is not None
@@ -202,11 +202,11 @@ def test_all_images_of_a_request_come_one_after_another_once_the_first_has_begun
 
 def test_what_is_not_prepared_yet_is_not_passed_by_shorter_work_for_ever() -> None:
     player = Player()
-    assert player.arrive(asked("low", "low", steps=20))
+    assert player.enqueue(request_of("low", "low", steps=20))
     began = None
     for number in range(2000):
-        player.arrive(asked(f"high {number}", "high", steps=1))
-        arrival = player.admission.queue.next_arrival()
+        player.enqueue(request_of(f"high {number}", "high", steps=1))
+        arrival = player.admission.queue.pop_arrival()
         assert arrival is not None
         player.admission.queue.add(arrival)
         if arrival.request.id == "low":
@@ -222,7 +222,7 @@ def test_what_its_tenant_gets_in_another_size_does_not_put_off_what_is_due() -> 
     player = Player()
     theirs, own = flood("high", "other", each=1), flood("high", "mine", each=1, side=128)
     play(player, lambda n, now: [*theirs(n, now), *own(n, now)], 60)
-    assert player.arrive(asked("low", "low", "mine"))
+    assert player.enqueue(request_of("low", "low", "mine"))
     play(player, lambda n, now: [*theirs(n, now), *own(n, now)], 3000, until="low")
     low = player.lives["low"]
     assert low.began is not None
@@ -234,13 +234,13 @@ def test_ever_new_sizes_neither_fill_the_device_without_a_limit_nor_keep_an_old_
     sides = [64 + 8 * i for i in range(100)]
 
     def source(number: int, _: float) -> list[Request]:
-        return [asked(f"{number} {i}", "high", "other", 1, side=sides[(3 * number + i) % 100]) for i in range(3)]
+        return [request_of(f"{number} {i}", "high", "other", 1, side=sides[(3 * number + i) % 100]) for i in range(3)]
 
     play(player, source, 20)
-    assert player.arrive(asked("low", "low", "mine", steps=10, side=1024))
+    assert player.enqueue(request_of("low", "low", "mine", steps=10, side=1024))
     play(player, source, 3000, until="low")
     assert player.lives["low"].ended is not None
-    assert player.most_rows <= TRAYS * SIZES[-1]
+    assert player.most_rows <= MAX_FULL_CALLS * SIZES[-1]
 
 
 priorities = st.sampled_from(("low", "normal", "high"))
@@ -272,29 +272,29 @@ def test_a_request_begins_and_ends_within_its_bounds_whatever_the_others_send(
 
     def made(what: tuple[Any, ...], name: str) -> Request:
         priority, tenant, steps, images, side, scale = what
-        return asked(name, priority, tenant, steps, images, side, scale)
+        return request_of(name, priority, tenant, steps, images, side, scale)
 
     def source(number: int, _: float) -> list[Request]:
         return [made(after[(number * each + i) % len(after)], f"flood {number} {i}") for i in range(each)]
 
     for number, what in enumerate(before):
-        player.arrive(made(what, f"before {number}"))
+        player.enqueue(made(what, f"before {number}"))
     if before:
         play(player, source, 20 * SECONDS)
-    if not player.arrive(made(mine, "mine")):
+    if not player.enqueue(made(mine, "mine")):
         return
     life, request = player.lives["mine"], player.requests["mine"]
     # Nothing that comes after this moment goes before it, but for what other tenants are owed.
     last = life.due + max(life.due - life.came, LEAD)
     play(player, source, last - player.now, until="mine")
     # Whatever is here then may be made first; other sizes share the device meanwhile.
-    bound = player.now + TRAYS * WEIGHTS["high"] * player.work()
+    bound = player.now + MAX_FULL_CALLS * WEIGHTS["high"] * player.work()
     play(player, source, bound - player.now + 1, until="mine")
     assert life.began is not None
     assert life.ended is not None
     assert life.ended <= bound
     assert all(at < life.due for at in life.paused)
-    assert player.most_rows <= TRAYS * SIZES[-1]
+    assert player.most_rows <= MAX_FULL_CALLS * SIZES[-1]
     own = [
         other
         for name, other in player.lives.items()

@@ -1,4 +1,4 @@
-"""The engine's thread and its asyncio door, on tiny real networks."""
+"""The engine's thread, as asyncio uses it, on tiny real networks."""
 
 import asyncio
 import pickle
@@ -51,7 +51,7 @@ def request_for(folder: Path, name: str, steps: int = 5, **asked: object) -> Req
     return Request(name, effective_params(params, spec))
 
 
-def asking(request: Request, model: str) -> Request:
+def ask(request: Request, model: str) -> Request:
     params = request.params.model_copy(update={"model_name": model})
     return replace(request, id=f"{model} {request.id}", params=params)
 
@@ -137,7 +137,7 @@ async def test_a_full_queue_refuses_at_once_though_a_step_takes_long(tiny_checkp
                 break
         assert isinstance(await anext(waiting), Accepted)
         held = threading.Event()
-        worker._tell(lambda _: held.wait(10))
+        worker._send(lambda _: held.wait(10))
         began = time.monotonic()
         (refused,) = await events_of(worker, request_for(tiny_checkpoint, "in vain"))
         assert time.monotonic() - began < 2
@@ -217,7 +217,7 @@ async def test_stopping_tells_those_who_wait(worker: EngineWorker, tiny_checkpoi
     last = [event async for event in stream][-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, EngineStopped)
-    assert not worker.alive
+    assert not worker.is_alive
     (refused,) = await events_of(worker, request_for(tiny_checkpoint, "late"))
     assert isinstance(refused, Failed)
 
@@ -229,7 +229,7 @@ async def test_a_loop_that_dies_is_not_ready_and_says_so(worker: EngineWorker, t
     def dies(_: object) -> None:
         raise MemoryError("injected")
 
-    worker._tell(dies)
+    worker._send(dies)
     last = [event async for event in stream][-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, EngineLost)
@@ -251,12 +251,12 @@ async def test_a_lost_device_ends_the_loop_and_is_told_to_whoever_can_end_the_pr
 
         engine.step = step  # type: ignore[method-assign]
 
-    worker._tell(breaks)
+    worker._send(breaks)
     last = [event async for event in stream][-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, EngineLost)
     assert await asyncio.to_thread(told.wait, 5)
-    assert not worker.alive
+    assert not worker.is_alive
     await asyncio.to_thread(worker.stop)
 
 
@@ -294,7 +294,7 @@ async def test_a_step_that_hangs_is_noticed_and_one_that_is_slow_as_ever_is_not(
         engine.step = slow_step  # type: ignore[method-assign]
         return engine
 
-    worker = await asyncio.to_thread(EngineWorker, slowly, heart=Heartbeat(lambda: now))
+    worker = await asyncio.to_thread(EngineWorker, slowly, heartbeat=Heartbeat(lambda: now))
     hanging, go_on = threading.Event(), threading.Event()
 
     def hangs(_: Engine) -> None:
@@ -302,12 +302,12 @@ async def test_a_step_that_hangs_is_noticed_and_one_that_is_slow_as_ever_is_not(
         assert go_on.wait(30)
 
     try:
-        worker._tell(hangs)
+        worker._send(hangs)
         assert await asyncio.to_thread(hanging.wait, 5)
         lived = []
         for more in (180.0, 30.0):
             now += more
-            lived.append(worker.alive)
+            lived.append(worker.is_alive)
         assert lived == [True, False]
         (refused,) = await events_of(worker, request_for(tiny_checkpoint, "x"))
         assert isinstance(refused, Failed)
@@ -345,14 +345,14 @@ async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoin
     try:
         for round_ in range(2):
             requests = [request_for(tiny_checkpoint, f"{round_}/{i}") for i in range(4)]
-            requests += [asking(request, "other") for request in requests]
+            requests += [ask(request, "other") for request in requests]
             answers = await asyncio.gather(*(events_of(worker, request) for request in requests))
             assert [sum(isinstance(event, ImageDone) for event in events) for events in answers] == [1] * 8
             async with asyncio.timeout(5):
                 # Nobody uses them now, and nothing fits into one byte.
                 while worker.report().loaded_models:
                     await asyncio.sleep(0.01)
-        (refused,) = await events_of(worker, asking(requests[0], "gone"))
+        (refused,) = await events_of(worker, ask(requests[0], "gone"))
         assert isinstance(refused, Failed)
         assert isinstance(refused.error, UnknownModel)
     finally:

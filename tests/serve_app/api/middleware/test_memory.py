@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from deployments.freed_memory import FreedMemory, give_back
+from deployments.freed_memory import FreedMemory, trim_memory
 from serve_app.api.application import create_api
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, field, file, picture
@@ -36,7 +36,7 @@ async def test_memory_is_as_before_after_large_uploads(service: DiffusionService
         await ask()
         backend.asked.clear()
         gc.collect()
-        give_back()
+        trim_memory()
         before = resident()
         await asyncio.gather(*(ask() for _ in range(8)))
         backend.asked.clear()
@@ -46,14 +46,14 @@ async def test_memory_is_as_before_after_large_uploads(service: DiffusionService
 
 @linux
 async def test_small_pieces_of_a_large_thing_are_given_back_as_well() -> None:
-    give_back()
+    trim_memory()
     before = resident()
     pieces = [bytes(1000) for _ in range(200_000)]
     kept = bytes(1000)
     assert resident() > before + 150 * MIB
     del pieces
     freed = FreedMemory(0.01)
-    freed.soon()
-    freed.soon()
+    freed.schedule()
+    freed.schedule()
     await until(lambda: resident() < before + 32 * MIB, 10)
     assert kept == bytes(1000)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.params import PICTURE_FIELDS, GenerationParams
+from deployments.engine.protocol.params import IMAGE_FIELDS, GenerationParams
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from serve_app.backends.protocol import BackendReport
 from serve_app.service import DiffusionService
@@ -85,7 +85,7 @@ async def test_the_documentation_describes_every_field_and_its_examples_work(cli
     operation = (await client.get("/openapi.json")).json()["paths"][PATH]["post"]
     content = operation["requestBody"]["content"]["application/json"]
     properties = content["schema"]["properties"]
-    assert set(properties) == set(GenerationParams.model_fields) - PICTURE_FIELDS
+    assert set(properties) == set(GenerationParams.model_fields) - IMAGE_FIELDS
     assert all(field["description"] for field in properties.values())
     for example in content["examples"].values():
         GenerationParams.model_validate(example["value"])

@@ -1,4 +1,4 @@
-"""Models that come back while an engine serves: warm before anybody uses them, and without the engine noticing."""
+"""Models are loaded again while an engine serves: warm before anybody uses them, and without stopping the engine."""
 
 import asyncio
 import threading
@@ -23,9 +23,9 @@ from deployments.engine.protocol.errors import EngineError, EngineLost, ModelLoa
 from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, Progress
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.worker import hosting
+from deployments.engine.worker import model_loading
 from deployments.engine.worker.engine_worker import EngineWorker
-from deployments.engine.worker.hosting import warm
+from deployments.engine.worker.model_loading import warm_model
 from tests.deployments.engine.harness import request_for
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> list[ModelSpec]:
-    other = save_tiny_checkpoint(tmp_path_factory.mktemp("hosting") / "other", seed=50)
+    other = save_tiny_checkpoint(tmp_path_factory.mktemp("model_loading") / "other", seed=50)
     return [ModelSpec("stays", str(tiny_checkpoint)), ModelSpec("left", str(other))]
 
 
@@ -85,12 +85,12 @@ async def test_a_model_that_comes_back_is_warm_before_it_serves_and_the_loop_goe
             assert time.monotonic() < deadline, "the engine's loop waits"
             time.sleep(0.01)
 
-    monkeypatch.setattr(hosting, "_call_networks", slowly)
+    monkeypatch.setattr(model_loading, "_call_networks", slowly)
     loading = asyncio.create_task(answer(worker, ask("left")))
     while not loading.done():
         for event in await answer(worker, ask("stays", steps=10)):
             if isinstance(event, Progress):
-                steps.append(worker.alive)
+                steps.append(worker.is_alive)
     assert isinstance((await loading)[-1], Finished)
     assert warmed == [("left", "load-model", False)]
     assert all(steps)
@@ -99,18 +99,18 @@ async def test_a_model_that_comes_back_is_warm_before_it_serves_and_the_loop_goe
 def test_warming_calls_every_network_that_nobody_else_uses(tiny_controlled: LoadedModel) -> None:
     model, called = tiny_controlled, []
     nets = {f"net {name}": net.network for name, net in model.controlnets.items()}
-    watched = {"unet": model.unet, "text": model.prompts.text_encoder, "vae": model.vae.decoder} | nets
+    watched = {"unet": model.unet, "text": model.prompt_encoder.text_encoder, "vae": model.vae.decoder} | nets
     hooks = [
         network.register_forward_pre_hook(lambda *_, name=name: called.append(name))
         for name, network in watched.items()
     ]
     try:
         # A prompt that was encoded before would not be again.
-        model.prompts._cache._entries.clear()
-        warm(model, set())
+        model.prompt_encoder._cache._entries.clear()
+        warm_model(model, set())
         assert sorted(called) == sorted(watched)
         called.clear()
-        warm(model, set(model.networks))
+        warm_model(model, set(model.networks))
         assert called == ["unet"]
     finally:
         for hook in hooks:
@@ -124,12 +124,12 @@ def test_a_warm_up_that_fails_says_so_and_one_that_finds_no_memory_is_left_out(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(hosting, "_call_networks", fails)
+    monkeypatch.setattr(model_loading, "_call_networks", fails)
     if raised is None:
-        warm(tiny_model, set())
+        warm_model(tiny_model, set())
         return
     with pytest.raises(raised):
-        warm(tiny_model, set())
+        warm_model(tiny_model, set())
 
 
 async def test_a_load_that_finds_no_memory_has_what_is_idle_gone_when_it_tries_again(
@@ -154,7 +154,7 @@ async def test_a_load_that_finds_no_memory_has_what_is_idle_gone_when_it_tries_a
     monkeypatch.setattr(manager, "load_model", load)
     assert isinstance((await answer(worker, ask("left")))[-1], Finished)
     assert found == [None, None]
-    assert worker.alive
+    assert worker.is_alive
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ async def test_a_model_that_cannot_be_loaded_costs_its_callers_only(
         assert isinstance(refused, Failed)
         assert isinstance(refused.error, ModelLoadError)
         assert told_as in refused.error.message
-    assert worker.alive
+    assert worker.is_alive
     assert any(isinstance(event, ImageDone) for event in await answer(worker, ask("left")))
 
 
@@ -199,7 +199,7 @@ async def test_a_device_that_is_lost_while_a_model_loads_ends_the_process(
         raise LOST
 
     if where == "warm":
-        monkeypatch.setattr(hosting, "_call_networks", fails)
+        monkeypatch.setattr(model_loading, "_call_networks", fails)
     else:
         monkeypatch.setattr(manager, "load_model", fails)
     waiting = worker.generate(ask("stays", steps=150))
@@ -209,7 +209,7 @@ async def test_a_device_that_is_lost_while_a_model_loads_ends_the_process(
     error: EngineError = refused.error
     assert isinstance(error, EngineLost)
     assert await asyncio.to_thread(told.wait, 2)
-    assert not worker.alive
+    assert not worker.is_alive
     last = [event async for event in waiting][-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, EngineLost)

@@ -1,4 +1,4 @@
-"""What one thread tells, others may ask: with threads that change places all the time. No torch here."""
+"""One thread updates, others read, with threads that switch all the time. No torch."""
 
 import sys
 import threading
@@ -8,7 +8,7 @@ from itertools import cycle
 
 import pytest
 
-from deployments.engine.protocol.counters import Counters, total
+from deployments.engine.protocol.counters import Counters, sum_counters
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.protocol.request import Bucket
@@ -56,7 +56,7 @@ def race(tell: Callable[[Bucket], object], ask: Callable[[], object]) -> None:
 def test_a_memory_plan_is_asked_while_it_is_told(kind: str) -> None:
     def plan() -> MemoryPlan:
         made = MemoryPlan(10**12, SIZES)
-        made.took("denoise", NATIVE, 2, 100)
+        made.record_peak("denoise", NATIVE, 2, 100)
         return made
 
     current = [plan()]
@@ -65,8 +65,8 @@ def test_a_memory_plan_is_asked_while_it_is_told(kind: str) -> None:
         if bucket is OTHERS[0]:
             current[0] = plan()
         for rows in SIZES:
-            current[0].took("decode" if kind == "decode" else "denoise", bucket, rows, 10 * rows)
-        current[0].ran_out(bucket, 16)
+            current[0].record_peak("decode" if kind == "decode" else "denoise", bucket, rows, 10 * rows)
+        current[0].record_out_of_memory(bucket, 16)
 
     def ask() -> None:
         now = current[0]
@@ -79,8 +79,8 @@ def test_a_memory_plan_is_asked_while_it_is_told(kind: str) -> None:
 
 def test_what_ran_out_while_others_asked_is_not_forgotten() -> None:
     plan = MemoryPlan(None, SIZES)
-    race(lambda bucket: plan.ran_out(bucket, 8), lambda: plan.rows(NATIVE, 0))
-    plan.ran_out(NATIVE, 8)
+    race(lambda bucket: plan.record_out_of_memory(bucket, 8), lambda: plan.rows(NATIVE, 0))
+    plan.record_out_of_memory(NATIVE, 8)
     assert plan.rows(NATIVE, 0) == 4
     assert sum(plan.rows(bucket, 0) == 4 for bucket in OTHERS) == len(OTHERS)
 
@@ -91,17 +91,17 @@ def test_step_costs_are_asked_while_they_are_told() -> None:
     def tell(bucket: Bucket) -> None:
         if bucket is OTHERS[0]:
             current[0] = CostModel(SIZES)
-            current[0].denoised(NATIVE, 2, 0, 0.1)
+            current[0].record_call(NATIVE, 2, 0, 0.1)
         costs = current[0]
-        costs.denoised(bucket, 2, 0, 0.1)
-        costs.denoised(bucket, 4, 0, 0.1)
-        costs.denoised(bucket, 2, 2, 0.2)
-        costs.decoded(bucket, 0.1)
-        costs.denoised(NATIVE, 2, 0, 0.1)
+        costs.record_call(bucket, 2, 0, 0.1)
+        costs.record_call(bucket, 4, 0, 0.1)
+        costs.record_call(bucket, 2, 2, 0.2)
+        costs.record_decode(bucket, 0.1)
+        costs.record_call(NATIVE, 2, 0, 0.1)
 
     def ask() -> None:
         costs = current[0]
-        costs.curve()
+        costs.measured_calls()
         costs.row_seconds(NATIVE)
         costs.control_seconds(NATIVE)
         costs.decode_seconds(Bucket("m", 8, 8))
@@ -113,8 +113,8 @@ def test_step_costs_are_asked_while_they_are_told() -> None:
 def test_counters_are_added_up_while_they_count() -> None:
     counters = [Counters(), Counters()]
     sizes = iter(range(10**9))
-    race(lambda _: counters[0].stepped(1, next(sizes) % 5000, 2, 0.1), lambda: total(counters))
-    assert total(counters).unet_calls == counters[0].unet_calls
+    race(lambda _: counters[0].record_step(1, next(sizes) % 5000, 2, 0.1), lambda: sum_counters(counters))
+    assert sum_counters(counters).unet_calls == counters[0].unet_calls
 
 
 def test_latencies_are_read_while_they_are_taken_down() -> None:
@@ -123,6 +123,6 @@ def test_latencies_are_read_while_they_are_taken_down() -> None:
 
     def tell(_: Bucket) -> None:
         ms = float(next(spans))
-        recorder.finished(Timings(queued_ms=ms, encode_ms=ms, denoise_ms=ms, decode_ms=ms, total_ms=ms))
+        recorder.record(Timings(queued_ms=ms, encode_ms=ms, denoise_ms=ms, decode_ms=ms, total_ms=ms))
 
     race(tell, recorder.durations)

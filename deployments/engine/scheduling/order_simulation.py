@@ -1,14 +1,17 @@
-"""In which order the requests that wait are likely to begin, if nothing else arrives."""
+"""Simulates in which order waiting requests will start if nothing else arrives."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
-from deployments.engine.scheduling.fair_order import Arrival, TenantTurn, after
+from deployments.engine.scheduling.fair_order import Arrival, TenantTurn, next_turn
 
 
-def foreseen(waiting: Iterable[Arrival], now: float) -> Iterator[tuple[float, Arrival]]:
-    """Whose turn comes when, with ranks. These never fall, since every turn is later than the last."""
+def simulate_order(waiting: Iterable[Arrival], now: float) -> Iterator[tuple[float, Arrival]]:
+    """Yields the waiting requests in the order of starting, with ranks.
+
+    These never fall: every turn is later than the last.
+    """
     tenants: dict[str, _Tenant] = {}
     for place, arrival in sorted(enumerate(waiting), key=lambda entry: entry[1].due):
         tenants.setdefault(arrival.request.tenant, _Tenant()).add(place, arrival)
@@ -17,7 +20,7 @@ def foreseen(waiting: Iterable[Arrival], now: float) -> Iterator[tuple[float, Ar
     heapify(heap)
     while heap:
         rank, _, name = heappop(heap)
-        arrival = tenants[name].give(now)
+        arrival = tenants[name].pop(now)
         last = max(last, rank)
         yield last, arrival
         now += arrival.cost
@@ -26,7 +29,7 @@ def foreseen(waiting: Iterable[Arrival], now: float) -> Iterator[tuple[float, Ar
 
 
 class _Tenant:
-    """One tenant's requests, taken out in the order in which they go."""
+    """One tenant's requests, taken out in their order."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[int, Arrival]] = deque()
@@ -35,27 +38,27 @@ class _Tenant:
         self._patience: Counter[float] = Counter()
 
     def add(self, place: int, arrival: Arrival) -> None:
-        """One more, due after the others."""
+        """Adds a request that is due after those already there."""
         self.waiting.append((place, arrival))
         self._patience[arrival.patience] += 1
 
     def __bool__(self) -> bool:
-        """Whether any is left."""
+        """Returns True if any request is left."""
         return bool(self.waiting or self._due)
 
     def head(self, now: float) -> tuple[float, int]:
-        """The rank of the first, and its place."""
+        """Returns the rank of the first request, and its place among all."""
         while self.waiting and self.waiting[0][1].due <= now:
             place, arrival = self.waiting.popleft()
-            heappush(self._due, (arrival.place(now), place, arrival))
+            heappush(self._due, (arrival.order_key(now), place, arrival))
         place, arrival = self._due[0][1:] if self._due else self.waiting[0]
         return arrival.rank(self._urgency, self._turn), place
 
-    def give(self, now: float) -> Arrival:
-        """The first has its turn."""
+    def pop(self, now: float) -> Arrival:
+        """Takes out the first request, and moves the tenant's turn on."""
         self.head(now)
         _, arrival = heappop(self._due)[1:] if self._due else self.waiting.popleft()
-        self._turn = after(self._turn or arrival.turn, now, arrival.cost, self._urgency)
+        self._turn = next_turn(self._turn or arrival.turn, now, arrival.cost, self._urgency)
         self._patience[arrival.patience] -= 1
         return arrival
 

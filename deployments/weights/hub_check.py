@@ -1,4 +1,4 @@
-"""Asks the hub for what would be fetched, without fetching it: whether the commit, and the weights in it, are there."""
+"""Checks on the hub, without fetching, that the commits and the weights in them are there."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import Final
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from deployments.annotators.spec import AnnotatorSpecs, sources
+from deployments.annotators.spec import AnnotatorSpecs, network_sources
 from deployments.engine.models.components import wants_half
-from deployments.engine.models.hub import wanted_files
+from deployments.engine.models.hub import select_files
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, as_part
 from deployments.weights.fetching import Hosted
@@ -22,7 +22,7 @@ _CHANGE: Final = "change `revision` of this row, in the configuration or in depl
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A place that files come from: whose it is, which subfolders are wanted, and in which precision."""
+    """A source of files: whose it is, which subfolders are needed, and in which precision."""
 
     title: str
     part: PartSpec
@@ -30,45 +30,45 @@ class FileSource:
     half: bool
 
 
-def look_up(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, bool]]:
-    """A line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
+def check_hub(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, bool]]:
+    """Yields a line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
     seen: set[FileSource] = set()
-    for row in (*_of_models(models), *_of_annotators(annotators)):
+    for row in (*_model_sources(models), *_annotator_sources(annotators)):
         if row not in seen:
             seen.add(row)
-            said, fine = _answer(row)
-            yield f"{row.title}: {row.part.source}: {said}", fine
+            verdict, is_loadable = _check_source(row)
+            yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
 
 
-def _of_models(models: Iterable[Hosted]) -> Iterator[FileSource]:
+def _model_sources(models: Iterable[Hosted]) -> Iterator[FileSource]:
     for spec, device, dtype in models:
         half = wants_half(device, dtype)
         own = tuple(name for name in PARTS if name not in spec.parts)
         title = f"model {spec.name!r}"
         yield FileSource(title, PartSpec(spec.source, spec.revision), own, half)
-        yield from _named(spec, title, half)
+        yield from _named_sources(spec, title, half)
 
 
-def _named(spec: ModelSpec, title: str, half: bool) -> Iterator[FileSource]:
+def _named_sources(spec: ModelSpec, title: str, half: bool) -> Iterator[FileSource]:
     for name, part in spec.parts.items():
         yield FileSource(f"{title}: its {name}", as_part(part), ("",), half)
     for name, part in spec.controlnets.items():
         yield FileSource(f"{title}: its ControlNet {name!r}", as_part(part), ("",), half)
 
 
-def _of_annotators(annotators: AnnotatorSpecs) -> Iterator[FileSource]:
+def _annotator_sources(annotators: AnnotatorSpecs) -> Iterator[FileSource]:
     for kind, annotator in annotators.items():
-        for place, part in sources(annotator).items():
+        for place, part in network_sources(annotator).items():
             yield FileSource(
                 ": its ".join(step for step in (f"annotator {kind!r}", place) if step), part, ("",), half=False
             )
 
 
-def _answer(row: FileSource) -> tuple[str, bool]:
+def _check_source(row: FileSource) -> tuple[str, bool]:
     if Path(row.part.source).exists():
         return "on this machine", True
     try:
-        return _found(row)
+        return _check_repository(row)
     except GatedRepoError:
         return "it is gated: accept its terms on the hub, and set HF_TOKEN", False
     except RevisionNotFoundError:
@@ -82,7 +82,7 @@ def _answer(row: FileSource) -> tuple[str, bool]:
         return "the hub is out of reach", False
 
 
-def _found(row: FileSource) -> tuple[str, bool]:
+def _check_repository(row: FileSource) -> tuple[str, bool]:
     api = HfApi()
     info = api.model_info(row.part.source, revision=row.part.revision, files_metadata=True)
     if info.gated:
@@ -90,10 +90,10 @@ def _found(row: FileSource) -> tuple[str, bool]:
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     revision = row.part.revision or ""
     try:
-        files = list(wanted_files(row.title, row.part.source, revision, sizes, row.folders, half=row.half))
+        files = list(select_files(row.title, row.part.source, revision, sizes, row.folders, half=row.half))
     except ModelLoadError as error:
         return error.message.removeprefix(f"{row.title}: "), False
-    lacking = _lacking(row, files)
+    lacking = _missing_folders(row, files)
     if lacking:
         return f"at {revision} it has no {', '.join(lacking)}: {_CHANGE}", False
     weights = [name for name in files if name.endswith(_WEIGHTS)]
@@ -102,8 +102,8 @@ def _found(row: FileSource) -> tuple[str, bool]:
     return f"{revision} is there; {len(weights)} files of weights, {total:.2f} GB{gated}", True
 
 
-def _lacking(row: FileSource, files: Sequence[str]) -> list[str]:
-    """The wanted folders that are networks, and of which nothing would be fetched."""
+def _missing_folders(row: FileSource, files: Sequence[str]) -> list[str]:
+    """Returns the needed folders that are networks, and of which nothing would be fetched."""
     there = {_folder(name) for name in files if name.endswith(_WEIGHTS)}
     return [folder for folder in row.folders if folder and folder not in (*_WITHOUT_WEIGHTS, *there)]
 

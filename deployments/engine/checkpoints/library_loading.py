@@ -1,4 +1,4 @@
-"""Reads weights with diffusers and transformers: one network at a time, and without what they have to say meanwhile."""
+"""Guards loading with diffusers and transformers: one network at a time, and without their messages."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -9,20 +9,20 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-_one_at_a_time = RLock()
+_lock = RLock()
 
 
 @contextmanager
-def reading_weights() -> Iterator[None]:
-    """Every `from_pretrained` of ours is inside one.
+def load_exclusively() -> Iterator[None]:
+    """Locks and silences the libraries; every `from_pretrained` of ours runs inside this context.
 
     The libraries replace functions of torch's for the whole process while they read, and put back what they found: two
     at once would leave a replacement there. No progress bars are shown meanwhile, and nothing below errors is logged:
-    what matters about a checkpoint we find out ourselves, and say which part of which model it is. Whatever our caller
-    has set for these libraries holds again afterwards.
+    our own checks report what matters about a checkpoint, and name the part and the model. The caller's own settings of
+    these libraries are restored afterwards.
     """
-    with _one_at_a_time, ExitStack() as afterwards:
-        # transformers' switch moves the hub's bars along with its own; what comes first here is put back last.
+    with _lock, ExitStack() as afterwards:
+        # transformers' switch also moves the hub's bars; callbacks run in reverse, so this one runs last.
         if are_progress_bars_disabled():
             afterwards.callback(disable_progress_bars)
         for library in (diffusers_logging, transformers_logging):
@@ -30,12 +30,12 @@ def reading_weights() -> Iterator[None]:
                 library.disable_progress_bar()
                 afterwards.callback(library.enable_progress_bar)
         for name in ("diffusers", "transformers"):
-            afterwards.callback(_errors_only(logging.getLogger(name)))
+            afterwards.callback(_silence(logging.getLogger(name)))
         yield
 
 
-def _errors_only(logger: logging.Logger) -> Callable[[], None]:
-    """Keeps all else of `logger` back; what puts its level back."""
+def _silence(logger: logging.Logger) -> Callable[[], None]:
+    """Raises the level of `logger` to errors, and returns a function that restores it."""
     before = logger.level
     logger.setLevel(max(before, logging.ERROR))
     return lambda: logger.setLevel(before)

@@ -1,4 +1,4 @@
-"""Whether a file is what its name says: not a pointer to it, not a web page, not cut off. No torch."""
+"""Checks that a file is what its name says: not a pointer to it, not a web page, not cut off. No torch."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,10 @@ _LONGEST: Final = 64
 
 
 def read_config(title: str, path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises ModelLoadError, which begins with `title` and says what the file is instead."""
+    """Returns the JSON object in `path`.
+
+    Raises ModelLoadError, which begins with `title` and says what the file is instead.
+    """
     check_intact(title, path)
     try:
         found = json.loads(path.read_bytes())
@@ -27,12 +30,12 @@ def read_config(title: str, path: Path) -> dict[str, Any]:
 
 
 def check_intact(title: str, path: Path) -> None:
-    """Raises ModelLoadError where `path` is not there, or is by its first bytes something else than JSON or weights."""
+    """Raises ModelLoadError if `path` is missing, or its first bytes are neither JSON's nor those of safetensors."""
     if not path.is_file():
         raise ModelLoadError(f"{title}: there is no {path.name}; bring the whole folder again from where it came")
     with path.open("rb") as file:
         head = file.read(_LONGEST)
-    # Of safetensors' length, which comes first, the first bytes may be another format's; its JSON stands behind.
+    # A safetensors file starts with a length, which may look like another format; its JSON comes after it.
     if head[8:9] == b"{":
         return
     if not head:

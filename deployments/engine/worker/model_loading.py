@@ -1,4 +1,4 @@
-"""Tells a serving engine which models come and go, and sees that those which come are warm before anyone uses them."""
+"""Loads models beside a serving engine: tells it which models come and go, and warms new ones before they are used."""
 
 import logging
 import queue
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deployments.engine.device.errors import DeviceLost, is_out_of_memory, raise_if_sticky, telling_device_lost
+from deployments.engine.device.errors import DeviceLost, convert_device_errors, is_out_of_memory, raise_if_sticky
 from deployments.engine.engine import Engine
 from deployments.engine.models.attention import sample_inputs
 from deployments.engine.models.loaded_model import LoadedModel
@@ -21,40 +21,42 @@ from deployments.engine.steps.decode import decode_latents
 log = logging.getLogger(__name__)
 
 Inbox = queue.SimpleQueue[Callable[[Engine], object]]
-"""What the engine's thread shall do next, between two steps."""
+"""Messages that the engine's thread runs between two steps."""
 
-LET_GO_S: Final = 60.0
-"""For how long a load waits for the engine to let go of models: longer than a turn of its loop takes."""
+RELEASE_TIMEOUT_S: Final = 60.0
+"""How long a load waits for the engine to drop models: longer than an iteration of its loop takes."""
 
 _ROWS: Final = 2
 """One guided image."""
 
 
 def connect(manager: DiffusionModelManager, engine: Engine, inbox: Inbox) -> None:
-    """From now on models load beside `engine`, which serves meanwhile and is told of them through `inbox`.
+    """Lets models load beside `engine`, which serves meanwhile and is told of them through `inbox`.
 
-    Not earlier: what waits in an inbox that nobody reads yet would keep models that have left in memory.
+    Call it once the engine reads the inbox: messages that wait there would keep evicted models in memory.
     """
 
-    def tell(message: Callable[[Engine], object]) -> None:
+    def send(message: Callable[[Engine], object]) -> None:
         inbox.put(message)
         engine.wake.set()
 
-    def let_go() -> None:
+    def wait_until_dropped() -> None:
         read = threading.Event()
-        tell(lambda _: read.set())
-        read.wait(LET_GO_S)
+        send(lambda _: read.set())
+        read.wait(RELEASE_TIMEOUT_S)
 
-    manager.on_load = lambda model: tell(lambda engine: engine.host(model))
-    manager.on_evict = lambda name: tell(lambda engine: engine.forget(name))
-    manager.let_go = let_go
-    manager.warm = warm
+    manager.on_load = lambda model: send(lambda engine: engine.add_model(model))
+    manager.on_evict = lambda name: send(lambda engine: engine.remove_model(name))
+    manager.wait_until_dropped = wait_until_dropped
+    manager.warm = warm_model
 
 
-def load(manager: DiffusionModelManager, name: str, tell: Callable[[Callable[[Engine], object]], object]) -> None:
-    """Acquires a model on a thread of the caller's. Raises EngineError; a device that was lost ends the engine, too."""
+def acquire_model(
+    manager: DiffusionModelManager, name: str, send: Callable[[Callable[[Engine], object]], object]
+) -> None:
+    """Acquires a model on the calling thread. Raises EngineError; a lost device ends the engine, too."""
     try:
-        with telling_device_lost():
+        with convert_device_errors():
             manager.acquire(name)
     except EngineError:
         raise
@@ -64,19 +66,19 @@ def load(manager: DiffusionModelManager, name: str, tell: Callable[[Callable[[En
         def end(_: Engine) -> None:
             raise lost
 
-        tell(end)
+        send(end)
         raise EngineLost("the device was lost while the model was loaded") from error
     except Exception as error:
         log.exception("model %s could not be loaded", name)
         raise ModelLoadError(f"model {name!r} could not be loaded") from error
 
 
-def warm(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
+def warm_model(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
     """Calls every network of `model` once, so that its first request does not wait for kernels to be loaded.
 
     For models that load while an engine serves: this runs on the loading thread, so the engine's loop goes on. Networks
-    `in_use` by other models are warm already, and not called: another thread may be inside them. A device too full for
-    it is no failure: then the model serves all the same, its first calls taking longer.
+    `in_use` by other models are warm already, and not called: another thread may be inside them. If the device is too
+    full the model is served all the same, and its first calls take longer.
     """
     try:
         _call_networks(model, in_use)
@@ -92,8 +94,8 @@ def warm(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
 
 @torch.inference_mode()
 def _call_networks(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
-    if model.prompts.text_encoder not in in_use:
-        model.prompts.encode("warm-up", 0, "prompt")
+    if model.prompt_encoder.text_encoder not in in_use:
+        model.prompt_encoder.encode("warm-up", 0, "prompt")
     inputs = sample_inputs(model.unet, _ROWS, model.device, model.dtype)
     latents: torch.Tensor = model.unet(**inputs)[0]
     if model.vae not in in_use:

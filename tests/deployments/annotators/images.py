@@ -1,11 +1,11 @@
-"""Pictures to annotate."""
+"""Images to annotate."""
 
 import numpy as np
 
-from deployments.engine.protocol.inputs import Picture
+from deployments.engine.protocol.inputs import ImageArray
 
 
-def patches(width: int = 90, height: int = 68, seed: int = 0) -> Picture:
+def patches(width: int = 90, height: int = 68, seed: int = 0) -> ImageArray:
     """Squares of random colours."""
     shape = (height // 8 + 1, width // 8 + 1, 3)
     squares = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
