@@ -117,7 +117,7 @@ class ProblemResponse(JSONResponse):
 
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
-    """How a class of errors is answered. `message` replaces the error's own where that one is for operators only.
+    """The answer to a class of errors. `message` replaces the error's own where that one is for operators only.
 
     `retry_after` (seconds) applies where the error itself does not know better.
     """
@@ -138,7 +138,7 @@ RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
         Cancelled: ErrorRule(CLIENT_CLOSED),
         # The requested size is too large for this server; a smaller one may fit.
         DoesNotFit: ErrorRule(422),
-        # The request's own content is refused, so 4xx; not 409 or 429, which clients retry by themselves, nor 403, which
+        # The request's own content is refused, so 4xx; not 409 or 429, which clients retry unasked, nor 403, which
         # makes them look for other credentials.
         Quarantined: ErrorRule(422),
         ModelLoadError: ErrorRule(503, message="the model could not be loaded; the server's log says why"),

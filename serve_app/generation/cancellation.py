@@ -25,7 +25,7 @@ class RunningRequests:
 
     @contextmanager
     def track(self, name: str, tenant: str) -> Iterator[CancelSignal]:
-        """For as long as the context lasts, `cancel` with that name sets the signal."""
+        """Registers a request for the duration of the context: `cancel` with that name sets the signal."""
         signal: CancelSignal = asyncio.get_running_loop().create_future()
         self._running[signal] = (name, tenant)
         try:

@@ -43,9 +43,9 @@ async def deliver(
         refuse_key(request)
         prepared = await _prepare(request, service, params, uploads, previews)
         return await open_stream(request, service.run(prepared), StreamEncoder(prepared, request.state.request_id))
-    asked = {"as": media_type, "params": params.model_dump(mode="json"), **_options_of(uploads)}
+    parameters = {"as": media_type, "params": params.model_dump(mode="json"), **_options_of(uploads)}
     return await run_once(
-        request, asked, _files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
+        request, parameters, _files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
     )
 
 
