@@ -26,7 +26,7 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`.",
         "guess_mode": "Lets ControlNets act on the prompted half only.",
         "output_format": "The files' format. An `Accept: image/...` header wins over it.",
-        "priority": "Higher ones go first; nothing waits for ever. A `high` image may take a running `low` one's place.",
+        "priority": "Higher ones go first; nothing waits for ever. A `high` image may replace a running `low` one.",
         "cache": "`reuse`: without a seed, any seed's result will do; `refresh`: a new result; `off`: no caching.",
         "deadline_ms": "The request is refused at once if it cannot be ready in time, and dropped when time is up.",
     }

@@ -1,4 +1,4 @@
-"""What one caller may have: places, requests and work, each its own, and none of a request that was refused."""
+"""One caller's limits: concurrent places, requests and cost, each its own, and nothing charged for a refused request."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""No process below this one is overlooked, and none is left."""
+"""All descendants of a process are found, and none is left behind."""
 
 import os
 import signal
