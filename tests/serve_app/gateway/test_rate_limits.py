@@ -1,4 +1,4 @@
-"""One caller's limits: concurrent places, requests and cost, each its own, and nothing charged for a refused request."""
+"""One caller's limits: concurrent places, requests and cost, each its own; nothing is charged for a refused request."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Without keys a server takes requests from its own machine's programs and its own pages, not from other sites' pages."""
+"""Without keys a server takes requests from its own machine's programs and its own pages, not from other sites."""
 
 from pathlib import Path
 
