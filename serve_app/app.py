@@ -1,15 +1,16 @@
 """START HERE. A Darkroom server is an ingress, which speaks HTTP, and one deployment of engines per configured entry.
 
-    config -> build_app -> Ingress -> create_api(DiffusionService(RayBackend))     one or two processes, no torch
+    config -> build_app -> Ingress -> create_api(DiffusionService(RoutingBackend))     one or two processes, no torch
                               |
-                              +-> ModelReplica -> EngineWorker -> Engine              per deployment, per replica
+                              +-> SheddingBackend(ReplayingBackend(RayBackend))        per deployment
+                                    -> ModelReplica -> EngineWorker -> Engine          per replica
 
 This module must not use `from __future__ import annotations`: Serve reads `build_app`'s annotation to know that its
 arguments are an `AppConfig`, and a string there makes it pass a bare dict without a word.
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ from deployments.ray_metrics import Publisher
 from deployments.registry import with_known_size
 from deployments.serve_log import speak_through_serve
 from serve_app.backends.ray_serve import RayBackend
+from serve_app.backends.redis_quarantine import RedisQuarantine
+from serve_app.backends.replays import QUARANTINE_SECONDS
+from serve_app.backends.routing import route_to
 from serve_app.config.deployments import DeploymentConfig
 from serve_app.config.server import AppConfig
 from serve_app.gateway.setup import make_gateway
@@ -66,10 +70,12 @@ def model_deployment(
     return bound
 
 
-def api_over(config: AppConfig, backend: RayBackend) -> "FastAPI":
-    """The ASGI application over `backend`, in the ingress' process."""
+def api_over(config: AppConfig, deployments: Sequence[RayBackend]) -> "FastAPI":
+    """The ASGI application over `deployments`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
+    from serve_app.jobs.local_jobs import LocalJobs
+    from serve_app.jobs.redis_jobs import RedisJobs
     from serve_app.jobs.redis_store import RedisJobStore
     from serve_app.service import DiffusionService
     from serve_app.store.redis import RedisTier
@@ -77,13 +83,14 @@ def api_over(config: AppConfig, backend: RayBackend) -> "FastAPI":
     speak_through_serve(*LOGGERS, level=config.logging.level)
     silence_parsers()
     redis = None if config.redis is None else RedisTier(config.redis)
-    if redis is not None:
-        backend.share(redis)
+    quarantine = None if redis is None else RedisQuarantine(redis, QUARANTINE_SECONDS)
+    backend = route_to(deployments, quarantine)
     service = DiffusionService(backend, cache=ResultCache(config.cache, redis, config.numerics()), redis=redis)
     Publisher(service.samples)
-    shelf = None
+    job_store = None
     if redis is not None:
-        shelf = RedisJobStore(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
+        jobs = RedisJobs(redis, config.jobs, redis.signing_key("jobs"), uuid.uuid4().hex)
+        job_store = RedisJobStore(LocalJobs(config.jobs), jobs)
     return create_api(
         service,
         max_body_bytes=config.ingress.max_body_bytes,
@@ -92,5 +99,5 @@ def api_over(config: AppConfig, backend: RayBackend) -> "FastAPI":
         log_prompts=config.logging.prompts,
         gateway=make_gateway(config, redis, service.gateway_counts),
         jobs_config=config.jobs,
-        shelf=shelf,
+        job_store=job_store,
     )

@@ -22,10 +22,11 @@ from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
+from serve_app.backends.cancellation import CancellableBackend, RunningRequests
+from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
-from serve_app.cache.result_cache import ResultCache
-from serve_app.generation.cancellation import RunningRequests
+from serve_app.cache.result_cache import CachingBackend, ResultCache
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result, decode_image, result_of, to_png
@@ -61,24 +62,28 @@ class DiffusionService:
     ) -> None:
         if backend is not None and (models is not None or annotators is not None or engine):
             raise TypeError("give a backend, or models, annotators and the engine's settings: a backend has its own")
-        self._backend: Backend
+        engines: Backend
         self._start: Callable[[], None] = _already_started
         if backend is None:
             chosen = DEMO_MODELS if models is None else models
             default = DEMO_ANNOTATORS if models is None else NO_NETWORKS
             local = LocalBackend(chosen, EngineConfig(**engine), default if annotators is None else annotators)
-            self._backend, self._start = local, local.start
+            engines, self._start = local, local.start
             self.image_processor = ImageProcessor(local.annotators)
         else:
-            self._backend = backend
+            engines = backend
             self.image_processor = ImageProcessor()
         # For whatever stands before this service, which tells of it.
         self.gateway_counts: Counter[str] = Counter()
-        self.cancellations = RunningRequests()
+        self.running = RunningRequests()
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
         self._statistics = Statistics()
         self._was_ready = False
+        # What happens to a request, from the outside in.
+        self._backend: Backend = CountingBackend(
+            CancellableBackend(CachingBackend(engines, self._cache), self.running), self._statistics
+        )
 
     async def __aenter__(self) -> "DiffusionService":
         return self
@@ -115,16 +120,14 @@ class DiffusionService:
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
         """The events of a prepared request. Closing the generator early cancels it."""
-        request = prepared.request
-        made = self._cache.generate(prepared, self.model(request.model), self._backend.generate)
-        return self._statistics.watch(request.model, self.cancellations.watch(request, made))
+        return self._backend.generate(prepared.request)
 
     async def cancel(self, request_id: str, tenant: str = "") -> bool:
         """Ends that tenant's request, or batch, of this id: its caller is told `Cancelled`. False where there is none.
 
         It may have come through another process.
         """
-        return self.cancellations.cancel(request_id, tenant) or await self._backend.cancel(request_id, tenant)
+        return await self._backend.cancel(request_id, tenant)
 
     async def events(
         self,
@@ -271,7 +274,6 @@ class DiffusionService:
     async def close(self) -> None:
         """Frees the backend. Requests that still run are refused."""
         await self._backend.close()
-        await self._cache.close()
         if self._redis is not None:
             await self._redis.close()
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from deployments.engine.protocol.errors import EngineError
+from serve_app.api.exchange import CLIENT_LEFT, exchange_of
 from serve_app.api.garbage_collection import tune_garbage_collector
 from serve_app.api.middleware.access_log import AccessLog
 from serve_app.api.middleware.authentication import Authentication
@@ -26,14 +27,15 @@ from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
 from serve_app.api.parsing.validation import fault_of, problem_of_faults
 from serve_app.api.problems import Problem, http_problem, problem_of
-from serve_app.api.request_record import CLIENT_LEFT
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadata, operations
 from serve_app.config.sections import IdempotencyConfig, JobsConfig
 from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.setup import Gateway
+from serve_app.jobs.local_jobs import LocalJobs
 from serve_app.jobs.manager import Jobs
-from serve_app.jobs.redis_store import RedisJobStore
+from serve_app.jobs.memory_store import MemoryJobStore
+from serve_app.jobs.store import JobStore
 from serve_app.observability.versions import darkroom_version
 from serve_app.service import DiffusionService
 
@@ -64,14 +66,14 @@ def create_api(
     log_prompts: bool = False,
     gateway: Gateway = OPEN_GATEWAY,
     jobs_config: JobsConfig = DEFAULT_JOBS,
-    shelf: RedisJobStore | None = None,
+    job_store: JobStore | None = None,
 ) -> FastAPI:
     """Returns the HTTP application over `service`, which whoever created it also closes.
 
     A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`, and all forms still being
     answered `max_uploads_in_flight_bytes` together.
     `serve_app.api.middleware.access_log` logs each request as one line, with its prompt if `log_prompts`.
-    `gateway` decides who may ask for how much. Jobs are kept on `shelf`, or in this process without one.
+    `gateway` decides who may ask for how much. Jobs are kept in `job_store`, or in this process without one.
     """
     app = FastAPI(
         title="Darkroom",
@@ -85,7 +87,7 @@ def create_api(
         dependencies=[] if gateway.keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
-    app.state.jobs = Jobs(service, jobs_config, entry_document, shelf)
+    app.state.jobs = Jobs(service, jobs_config, entry_document, job_store or MemoryJobStore(LocalJobs(jobs_config)))
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.idempotency = gateway.idempotency or Idempotency(IdempotencyConfig(), None, service.gateway_counts)
@@ -129,25 +131,25 @@ async def _answer_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     problem = problem_of(error)
     if problem.status >= 500:
-        log.warning("request %s: %s", request.state.request_id, error.message)
-    return problem.response(request.state.request_id)
+        log.warning("request %s: %s", exchange_of(request.scope).request_id, error.message)
+    return problem.response(exchange_of(request.scope).request_id)
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return error.response(request.state.request_id)
+    return error.response(exchange_of(request.scope).request_id)
 
 
 async def _answer_invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # FastAPI puts the location, "query", before the name.
     faults = tuple(fault_of({**detail, "loc": detail["loc"][1:]}, "?{}") for detail in error.errors())
-    return problem_of_faults(faults, len(faults)).response(request.state.request_id)
+    return problem_of_faults(faults, len(faults)).response(exchange_of(request.scope).request_id)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return http_problem(error.status_code, error.headers).response(request.state.request_id)
+    return http_problem(error.status_code, error.headers).response(exchange_of(request.scope).request_id)
 
 
 async def _answer_client_left(_request: Request, _: Exception) -> Response:

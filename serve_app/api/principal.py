@@ -1,4 +1,4 @@
-"""Who asks: what the door knows of a request's sender, for everything behind it."""
+"""The principal: who asks, and what it may ask for, for everything behind authentication."""
 
 from dataclasses import dataclass
 from typing import Final, get_args
@@ -6,6 +6,7 @@ from typing import Final, get_args
 from fastapi import Request
 
 from deployments.engine.protocol.params import GenerationParams, Priority
+from serve_app.api.exchange import exchange_of
 from serve_app.api.problems import Fault, Problem, pointer_to
 from serve_app.config.sections import NO_LIMITS, Limits
 from serve_app.gateway.api_keys import Scope
@@ -48,6 +49,5 @@ NOBODY: Final = Principal(scopes=frozenset())
 
 
 def principal_of(request: Request) -> Principal:
-    """The request's sender, as the door has found out."""
-    principal: Principal = getattr(request.state, "caller", ANYBODY)
-    return principal
+    """The request's sender, as authentication has found it."""
+    return exchange_of(request.scope).principal or ANYBODY

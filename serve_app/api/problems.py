@@ -27,7 +27,7 @@ from deployments.engine.protocol.errors import (
     Quarantined,
     UnknownModel,
 )
-from serve_app.api.request_record import record_of
+from serve_app.api.exchange import exchange_of
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -111,7 +111,7 @@ class ProblemResponse(JSONResponse):
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).code = self._code
+        exchange_of(scope).code = self._code
         await super().__call__(scope, receive, send)
 
 
@@ -138,8 +138,8 @@ RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
         Cancelled: ErrorRule(CLIENT_CLOSED),
         # The requested size is too large for this server; a smaller one may fit.
         DoesNotFit: ErrorRule(422),
-        # The request's own content is refused, so 4xx; not 409 or 429, which clients retry unasked, nor 403, which
-        # makes them look for other credentials.
+        # The request's own content is refused, so 4xx; not 409 or 429, which clients retry by themselves, nor 403,
+        # which makes them look for other credentials.
         Quarantined: ErrorRule(422),
         ModelLoadError: ErrorRule(503, message="the model could not be loaded; the server's log says why"),
         GenerationFailed: ErrorRule(500),

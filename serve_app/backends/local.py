@@ -1,4 +1,4 @@
-"""The backend with the engine in this process: no Ray, no HTTP. Models are loaded at the first use."""
+"""Runs the engine in this process, without Ray or HTTP. Models are loaded at the first use."""
 
 import asyncio
 import logging

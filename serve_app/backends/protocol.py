@@ -1,4 +1,4 @@
-"""The seam between the HTTP side and whatever makes the pictures: an engine in this process, or Ray Serve replicas."""
+"""The one shape of whatever makes images: an engine in this process, Ray Serve replicas, or a layer around either."""
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class BackendReport:
 
     @property
     def device(self) -> str:
-        """The kinds of device, in the order of their coming."""
+        """The kinds of device, in the order in which they came."""
         return ", ".join(dict.fromkeys(engine.device for engine in self.engines if engine.device))
 
     @property
     def loaded_models(self) -> tuple[str, ...]:
-        """The models that at least one engine has in memory, in the order of their coming."""
+        """The models that at least one engine has in memory, in the order in which they came."""
         return tuple(dict.fromkeys(name for engine in self.engines for name in engine.loaded_models))
 
 

@@ -1,8 +1,8 @@
-"""Convictions in Redis, so that what one ingress has seen kill replicas is refused by all of them.
+"""Shares the quarantine through Redis: a request that crashed replicas of one ingress is refused by all of them.
 
-They lie in one sorted set, each with the time until which it holds as its score, and signed: whoever can write to Redis
-can have nobody's request refused. Every process looks now and then, and goes on with what it knows in between and while
-Redis is gone.
+The verdicts are in one sorted set, scored by the time at which they end, and signed: whoever can write to Redis cannot
+have anybody's request refused. Every process reads them now and then, and uses what it knows in between and while Redis
+does not answer.
 """
 
 import asyncio
@@ -44,44 +44,44 @@ class RedisQuarantine:
         self._looked = float("-inf")
         self._looking: asyncio.Task[None] | None = None
         # asyncio keeps weak references only.
-        self._telling: set[asyncio.Task[None]] = set()
+        self._publishing: set[asyncio.Task[None]] = set()
 
     async def seconds_left(self, fingerprint: Callable[[], str]) -> float:
-        """How much longer a request is to be refused; `fingerprint`, its own, is asked for where there is anything."""
+        """Returns how much longer a request is refused. Asks for its `fingerprint` only if anything is."""
         await self._keep_up()
         if not self._known:
             return 0.0
         return self._known.get(await asyncio.to_thread(fingerprint), 0.0) - self._clock()
 
     def add(self, fingerprint: str, seconds: float) -> None:
-        """Tells the others, without waiting for it."""
+        """Publishes a verdict, without waiting for it."""
         until = self._clock() + seconds
         # Rounded down: whoever looks in the same millisecond must not take it for one of longer than is allowed.
         until_ms = int(until * 1000)
         self._known[fingerprint] = until
-        task = asyncio.get_running_loop().create_task(self._tell(self._signed(fingerprint, until_ms), until))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        task = asyncio.get_running_loop().create_task(self._publish(self._sign(fingerprint, until_ms), until))
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
 
     async def close(self) -> None:
-        """Waits for what is on its way."""
-        await asyncio.gather(*self._telling, *([self._looking] if self._looking else []), return_exceptions=True)
+        """Waits for verdicts on their way to Redis."""
+        await asyncio.gather(*self._publishing, *([self._looking] if self._looking else []), return_exceptions=True)
 
     async def _keep_up(self) -> None:
-        """Looks what the others have found out, if that was a while ago. A look that takes long is not waited for."""
+        """Reads the others' verdicts if the last read was a while ago. Does not wait for one that takes long."""
         if self._looking is None and time.monotonic() - self._looked >= LOOK_EVERY_S:
             self._looked = time.monotonic()
-            self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._looking = asyncio.get_running_loop().create_task(self._read_verdicts())
         if self._looking is not None and self._redis.well:
             await asyncio.wait((self._looking,), timeout=WAIT_S)
 
-    async def _look(self) -> None:
+    async def _read_verdicts(self) -> None:
         try:
             now = self._clock()
             said = await self._redis.call(
                 lambda redis: redis.zrevrangebyscore(self._name, "+inf", f"({now}", start=0, num=MOST)
             )
-            self._known = dict(self._read(said, now))
+            self._known = dict(self._parse(said, now))
         except WrongType:
             await self._mend()
         except (RedisGone, Damaged):
@@ -90,20 +90,20 @@ class RedisQuarantine:
         finally:
             self._looking = None
 
-    def _read(self, said: Any, now: float) -> Iterator[tuple[str, float]]:
+    def _parse(self, said: Any, now: float) -> Iterator[tuple[str, float]]:
         entries = words(said, _FORM)
         good = 0
         for entry in entries:
             fingerprint, until_ms, _ = entry.split(":")
             until = int(until_ms) / 1000
-            if hmac.compare_digest(entry, self._signed(fingerprint, int(until_ms))):
+            if hmac.compare_digest(entry, self._sign(fingerprint, int(until_ms))):
                 good += 1
                 if now < until <= now + self._longest_s:
                     yield fingerprint, until
         if good < len(said):
             self._redis.note_damage(f"{len(said) - good} entries of the quarantine")
 
-    async def _tell(self, entry: str, until: float) -> None:
+    async def _publish(self, entry: str, until: float) -> None:
         async def do(redis: Redis) -> None:
             async with redis.pipeline(transaction=True) as pipe:
                 pipe.zadd(self._name, {entry: until})
@@ -127,6 +127,6 @@ class RedisQuarantine:
         except RedisGone:
             log.warning("the quarantine in Redis has another type than it was given, and stays so")
 
-    def _signed(self, fingerprint: str, until_ms: int) -> str:
+    def _sign(self, fingerprint: str, until_ms: int) -> str:
         signature = hmac.digest(self._key, f"{fingerprint}:{until_ms}".encode(), "sha256").hex()
         return f"{fingerprint}:{until_ms}:{signature}"

@@ -1,4 +1,4 @@
-"""Requests whose replica is lost: repeated on another, and refused for a while once they are what replicas die of.
+"""Repeats requests whose replica was lost on another one, and refuses those that crash replicas for a while.
 
 A request is a pure function of its parameters and its seed, so another replica makes the same images. But one that
 kills every replica that runs it would take its neighbours down with it each time. Hence three attempts, which differ:
@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,8 @@ from functools import partial
 from deployments.engine.protocol.errors import EngineLost, EngineStopped, GenerationFailed, Quarantined
 from deployments.engine.protocol.events import Accepted, Event, Failed, ImageDone, ImageFailed, Preview
 from deployments.engine.protocol.request import Request
+from serve_app.backends.layer import Layer
+from serve_app.backends.protocol import Backend
 from serve_app.backends.redis_quarantine import RedisQuarantine
 from serve_app.generation.fingerprint import canonical_json, hash_of, work_of
 
@@ -34,40 +36,47 @@ QUARANTINE_SECONDS = 600.0
 QUARANTINE_SIZE = 1024
 
 Clock = Callable[[], float]
-Attempt = Callable[[Request], AsyncGenerator[Event, None]]
-"""One replica's try. A `Failed` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun."""
 
 
-class Replays:
-    """The attempts of one deployment's requests. Used on one event loop.
+class ReplayingBackend(Layer):
+    """Repeats the requests of one deployment. Used on one event loop.
 
-    `counts` has `replays`, `quarantined` (requests convicted) and `quarantine_refusals`.
+    Of `inner`, a `Failed` with `EngineStopped` says that the replica is gone, `EngineLost` that it had begun. `shared`
+    is the quarantine of all processes. `counts` has `replays`, `quarantined` (requests convicted) and
+    `quarantine_refusals`.
     """
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self.counts: Counter[str] = Counter()
+    def __init__(self, inner: Backend, shared: RedisQuarantine | None = None, clock: Clock = time.monotonic) -> None:
+        super().__init__(inner)
+        self._counts: Counter[str] = Counter()
         self._clock = clock
-        self._quarantine = Quarantine(clock)
+        self._quarantine = Quarantine(clock, shared)
         self._isolation = asyncio.Lock()
 
-    def share(self, shared: RedisQuarantine) -> None:
-        """From now on what other processes have found out holds here, and what is found out here holds there."""
-        self._quarantine.shared = shared
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self._counts
 
-    async def run(self, request: Request, attempt: Attempt) -> AsyncGenerator[Event, None]:
-        """The request's events, from as many attempts as it takes; nothing is told twice. Closing this ends it all."""
+    async def close(self) -> None:
+        """Waits for verdicts on their way to Redis as well."""
+        await self.inner.close()
+        if self._quarantine.shared is not None:
+            await self._quarantine.shared.close()
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The request's events, from as many attempts as it takes; none comes twice. Closing this ends all of them."""
         delivered = DeliveredEvents()
         arrived = self._clock()
-        turns: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]
-        for number, isolation in enumerate(turns):
+        isolations: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]
+        for number, isolation in enumerate(isolations):
             async with isolation:
-                # Each time: the like of it may have been convicted while this one waited.
+                # Before each attempt: a request for the same work may have been convicted while this one waited.
                 if await self._quarantine.holds(request):
-                    self.counts["quarantine_refusals"] += 1
+                    self._counts["quarantine_refusals"] += 1
                     yield Failed(request.id, Quarantined("this request has just taken several engines down; change it"))
                     return
-                asked = self._again(request, number, arrived) if number else request
-                async with aclosing(attempt(asked)) as events:
+                asked = self._next_attempt(request, number, arrived) if number else request
+                async with aclosing(self.inner.generate(asked)) as events:
                     async for event in events:
                         if loss := loss_of(event):
                             break
@@ -75,41 +84,41 @@ class Replays:
                             yield replace(event, request_id=request.id)
                     else:
                         return
-                # Before the next one has its turn: it may be the like of this one.
+                # Before the next one runs alone: it may be for the same work.
                 if isolation is self._isolation:
-                    yield Failed(request.id, await self._verdict(request, loss))
+                    yield Failed(request.id, await self._convict(request, loss))
 
-    def _again(self, request: Request, number: int, arrived: float) -> Request:
-        """The request under an id of its own, so that the abort of one attempt cannot end the next, and with what is
-        left of its deadline."""
+    def _next_attempt(self, request: Request, number: int, arrived: float) -> Request:
+        """Returns the request with what is left of its deadline, under an id of its own: the abort of one attempt must
+        not end the next."""
         log.warning("request %s: its replica was lost; it is repeated (%d)", request.id, number)
-        self.counts["replays"] += 1
+        self._counts["replays"] += 1
         params = request.params
         if params.deadline_ms is not None:
             left = params.deadline_ms - round((self._clock() - arrived) * 1000)
             params = params.model_copy(update={"deadline_ms": max(1, left)})
         return replace(request, id=f"{request.id}.replay-{number}", params=params)
 
-    async def _verdict(self, request: Request, loss: EngineStopped) -> EngineStopped | GenerationFailed:
-        """What to say when the last attempt, too, has lost its replica."""
+    async def _convict(self, request: Request, loss: EngineStopped) -> EngineStopped | GenerationFailed:
+        """Returns the error for a request whose last attempt, too, has lost its replica."""
         if not isinstance(loss, EngineLost):
             return loss
         log.error("request %s: every replica that ran it was lost; the like of it is refused for a while", request.id)
-        self.counts["quarantined"] += 1
+        self._counts["quarantined"] += 1
         await self._quarantine.add(request)
         return GenerationFailed("every engine that worked on this request was lost")
 
 
 class Quarantine:
-    """The fingerprints of convicted requests: the last `QUARANTINE_SIZE`, for `QUARANTINE_SECONDS`."""
+    """Holds the fingerprints of convicted requests: the last `QUARANTINE_SIZE`, for `QUARANTINE_SECONDS`."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.shared: RedisQuarantine | None = None
+    def __init__(self, clock: Clock, shared: RedisQuarantine | None = None) -> None:
+        self.shared = shared
         self._clock = clock
         self._until: OrderedDict[str, float] = OrderedDict()
 
     async def add(self, request: Request) -> None:
-        """Refuses the like of `request` from now on."""
+        """Refuses requests for the same work as `request` from now on."""
         convicted = await asyncio.to_thread(fingerprint, request)
         self._until[convicted] = self._clock() + QUARANTINE_SECONDS
         self._until.move_to_end(convicted)
@@ -119,7 +128,7 @@ class Quarantine:
             self.shared.add(convicted, QUARANTINE_SECONDS)
 
     async def holds(self, request: Request) -> bool:
-        """Whether the like of it was convicted a short while ago."""
+        """Whether a request for the same work was convicted a short while ago."""
         while self._until and next(iter(self._until.values())) <= self._clock():
             self._until.popitem(last=False)
         # Nearly always empty; and hashing a form's pictures takes a while, so it happens on a thread.
@@ -130,7 +139,7 @@ class Quarantine:
 
 @dataclass(slots=True)
 class DeliveredEvents:
-    """What the caller has seen of a request, so that a replay does not show it twice."""
+    """Remembers what the caller has seen of a request, so that a replay does not send it twice."""
 
     accepted: bool = False
     images: set[int] = field(default_factory=set)
@@ -152,10 +161,10 @@ class DeliveredEvents:
 
 
 def loss_of(event: Event) -> EngineStopped | None:
-    """How the attempt that ends with `event` lost its engine; None where the engine is still there."""
+    """Returns the error of an attempt that lost its engine and ends with `event`; None where it did not."""
     return event.error if isinstance(event, Failed) and isinstance(event.error, EngineStopped) else None
 
 
 def fingerprint(request: Request) -> str:
-    """A hash of what the request makes an engine do: equal for equal work, whoever asks and under whichever id."""
+    """Hashes what the request makes an engine do: equal for equal work, whoever asks and under whichever id."""
     return hash_of(canonical_json(work_of(request) | {"previews": request.previews}).encode())

@@ -1,8 +1,8 @@
-"""The far tier: results in Redis, which all ingress processes share.
+"""Keeps results in Redis, which all ingress processes share.
 
-Every key has the *generation* in it, a random word that is itself in Redis. Emptying the cache draws another: what was
-there is never found again and ages out, and nobody has to search Redis' keys for it. A counter would not do: where
-Redis forgets it, for want of memory, it would come back to generations whose results are still there.
+Every key contains the *generation*, a random word that is itself in Redis. Emptying the cache draws another: what was
+there is never found again and ages out, without a search through Redis' keys. A counter would not do: where Redis
+evicts it, for want of memory, it would come back to generations whose results are still there.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from serve_app.cache.entry import BadEntry, CacheEntry, packed, unpacked
+from serve_app.cache.entry import BadEntry, CacheEntry, pack, unpack
 from serve_app.generation.fingerprint import Fingerprint
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content, word
@@ -67,7 +67,7 @@ class SharedTier:
         self._writes: set[asyncio.Task[None]] = set()
 
     async def get(self, fingerprint: Fingerprint) -> CacheEntry | None:
-        """What is under that fingerprint's hash: whether it has that fingerprint is for the caller to see."""
+        """Returns the entry under that fingerprint's hash; the caller must check that it has that fingerprint."""
         return await self._entry(f"result:{fingerprint.key}")
 
     async def latest(self, fingerprint: Fingerprint) -> CacheEntry | None:
@@ -80,7 +80,7 @@ class SharedTier:
             return None
 
     def put(self, entry: CacheEntry) -> None:
-        """Begins to store the entry, and does not wait. Its place is that of now, even if the cache is emptied soon."""
+        """Begins to store the entry, and does not wait. It belongs to the generation of now, even if that ends soon."""
         if entry.size > MAX_ENTRY_BYTES:
             self.counts["too_large"] += 1
         elif len(self._writes) >= MAX_WRITES or not self._generation:
@@ -91,20 +91,20 @@ class SharedTier:
             task.add_done_callback(self._writes.discard)
 
     async def keep_up(self) -> None:
-        """Finds out whether somebody has emptied the cache, if that was not asked for a while."""
+        """Finds out whether the cache was emptied, if that was not asked for a while."""
         if self._clock() - self._looked >= GENERATION_AGE_S:
             # Before the answer, so that those who come in the meantime do not ask, too.
             self._looked = self._clock()
             await self._fetched(None)
 
     async def empty(self) -> None:
-        """Makes everything unfindable, for every process. Raises RedisGone where that could not be told."""
+        """Makes all entries unfindable, for every process. Raises RedisGone where Redis does not answer."""
         generation = _drawn()
         await self.redis.call(lambda redis: redis.set(f"{self._prefix}generation", generation))
         self._move_to(generation)
 
     async def close(self) -> None:
-        """Waits for what is on its way, which takes no longer than a call may."""
+        """Waits for entries on their way, no longer than a call may take."""
         await asyncio.gather(*self._writes)
 
     async def _entry(self, name: str) -> CacheEntry | None:
@@ -113,7 +113,7 @@ class SharedTier:
             return None
         try:
             # Megabytes to hash, beside a loop that everybody needs.
-            return await asyncio.to_thread(unpacked, data, self._key)
+            return await asyncio.to_thread(unpack, data, self._key)
         except BadEntry as error:
             self._note(f"a result ({error})")
             return None
@@ -166,7 +166,7 @@ class SharedTier:
         return self._read(await redis.getrange(f"{self._prefix}generation", 0, _WORD_BYTES))
 
     async def _write(self, entry: CacheEntry, generation: bytes) -> None:
-        data = await asyncio.to_thread(packed, entry, self._key)
+        data = await asyncio.to_thread(pack, entry, self._key)
         milliseconds = max(1, round(self._ttl_s * 1000))
         result = self._name(f"result:{entry.fingerprint.key}", generation)
         latest = self._name(f"latest:{entry.fingerprint.work_key}", generation)

@@ -1,4 +1,4 @@
-"""The result cache: who asks for images that were made before is served with them, for images in the making joins.
+"""Serves images made before, and joins requests for images already being made.
 
 Between the service and its backend: this process' memory, then Redis where there is one, then the engines. The rules
 are in docs/caching.md. Only complete results are kept; a failure never is, and black images fail already in the engine.
@@ -16,13 +16,14 @@ from deployments.engine.protocol.events import Event, Finished, ImageDone, Timin
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import CACHE_BYTES, CACHE_ERRORS, CACHE_REQUESTS, CACHE_SAVED, Sample
+from serve_app.backends.layer import Layer
+from serve_app.backends.protocol import Backend
 from serve_app.cache.coalescing import RequestCoalescer
 from serve_app.cache.entry import CacheEntry
 from serve_app.cache.memory_tier import MemoryTier
 from serve_app.cache.redis_tier import SharedTier
 from serve_app.config.sections import CacheConfig
 from serve_app.generation.fingerprint import Fingerprint, fingerprint_of
-from serve_app.generation.prepared import Prepared
 from serve_app.store.redis import RedisTier
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class ResultCache:
         self._shared: SharedTier | None = None
         if redis is not None and config.enabled:
             self._shared = SharedTier(redis, redis.signing_key("results"), config.ttl_s, self._forget)
-        self._flights = RequestCoalescer()
+        self._coalescer = RequestCoalescer()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._bad = 0
         self._saved_s = 0.0
@@ -66,30 +67,29 @@ class ResultCache:
         """Results in this process' memory."""
         return len(self._memory)
 
-    async def generate(self, prepared: Prepared, spec: ModelSpec, make: Generate) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: Request, spec: ModelSpec, make: Generate) -> AsyncGenerator[Event, None]:
         """The request's events; `make` is what makes them where they are not here. Closing this cancels the request."""
-        request = prepared.request
         if not self._enabled or request.params.cache == "off":
             async with aclosing(make(request)) as events:
                 async for event in events:
                     yield event
             return
         fingerprint = await self._fingerprint(request, spec)
-        any_seed = prepared.drawn and request.params.cache == "reuse"
-        asks = any_seed or not (prepared.drawn or request.params.cache == "refresh")
+        any_seed = request.seed_drawn and request.params.cache == "reuse"
+        asks = any_seed or not (request.seed_drawn or request.params.cache == "refresh")
         # Who does not find it here hears of an emptied cache as Redis is asked for it: one wait for Redis at most.
         if self._shared is not None and (not asks or self._in_memory(fingerprint, any_seed)):
             await self._shared.keep_up()
-        if asks and (entry := self._remembered(fingerprint, any_seed)):
+        if asks and (entry := self._find_in_memory(fingerprint, any_seed)):
             for event in entry.events(request.id):
                 yield event
             return
 
         def work() -> AsyncGenerator[Event, None]:
-            return self._made(request, fingerprint, make, asks, any_seed)
+            return self._fetch_or_make(request, fingerprint, make, asks, any_seed)
 
-        shared = _shareable(request, fingerprint) if asks and not any_seed else None
-        async with aclosing(self._flights.follow(request.id, shared, work)) as events:
+        shared = _sharing_key(request, fingerprint) if asks and not any_seed else None
+        async with aclosing(self._coalescer.follow(request.id, shared, work)) as events:
             async for event in events:
                 yield event
 
@@ -120,7 +120,7 @@ class ResultCache:
             "total_cache_entries": len(self._memory),
             "cache": {
                 **{tier: _tier(counts, tier) for tier in ("memory", "redis")},
-                "coalesced": self._flights.joined,
+                "coalesced": self._coalescer.joined,
                 "bytes": self._memory.bytes,
                 "evictions": self._memory.evictions,
                 "saved_seconds": round(self._saved_s, 3),
@@ -132,7 +132,7 @@ class ResultCache:
         """The same for Prometheus."""
         for labels, number in list(self._counts.items()):
             yield Sample(CACHE_REQUESTS, labels, number)
-        yield Sample(CACHE_REQUESTS, ("inflight", "coalesced"), self._flights.joined)
+        yield Sample(CACHE_REQUESTS, ("inflight", "coalesced"), self._coalescer.joined)
         for kind, number in self._errors().items():
             yield Sample(CACHE_ERRORS, (kind,), number)
         yield Sample(CACHE_SAVED, (), self._saved_s)
@@ -143,46 +143,46 @@ class ResultCache:
         # Megabytes of pictures to hash, and everybody else would wait.
         return fingerprint_of(*asked) if request.uploads is None else await asyncio.to_thread(fingerprint_of, *asked)
 
-    def _remembered(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
-        """The result that this process remembers."""
+    def _find_in_memory(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
+        """Returns the result that this process has."""
         found = self._in_memory(fingerprint, any_seed)
-        if found is not None and not self._is_it(found, fingerprint, any_seed):
+        if found is not None and not self._matches(found, fingerprint, any_seed):
             self._memory.drop(found.fingerprint)
             found = None
-        return self._counted("memory", found)
+        return self._count("memory", found)
 
     def _in_memory(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
         return self._memory.latest(fingerprint.work_key) if any_seed else self._memory.get(fingerprint.key)
 
-    async def _fetched(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
-        """The result that Redis has, which this process remembers from now on."""
+    async def _find_in_redis(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:
+        """Returns the result that Redis has, and keeps it in this process."""
         if self._shared is None:
             return None
         found = await (self._shared.latest(fingerprint) if any_seed else self._shared.get(fingerprint))
-        if found is not None and not self._is_it(found, fingerprint, any_seed):
+        if found is not None and not self._matches(found, fingerprint, any_seed):
             found = None
         if found is not None:
             self._memory.put(found)
-        return self._counted("redis", found)
+        return self._count("redis", found)
 
-    def _is_it(self, entry: CacheEntry, fingerprint: Fingerprint, any_seed: bool) -> bool:
-        """Whether the entry is what was asked for, all of it compared, and not too old."""
+    def _matches(self, entry: CacheEntry, fingerprint: Fingerprint, any_seed: bool) -> bool:
+        """Whether the entry is for the very same work, and not too old."""
         same = entry.fingerprint.work == fingerprint.work and (any_seed or entry.fingerprint.seed == fingerprint.seed)
         if not same:
             self._bad += 1
             log.warning("a cached result is not used: it is another request's")
         return same and self._clock() - entry.made < self._ttl_s
 
-    def _counted(self, tier: str, entry: CacheEntry | None) -> CacheEntry | None:
+    def _count(self, tier: str, entry: CacheEntry | None) -> CacheEntry | None:
         self._counts[tier, "miss" if entry is None else "hit"] += 1
         self._saved_s += 0.0 if entry is None else entry.seconds
         return entry
 
-    async def _made(
+    async def _fetch_or_make(
         self, request: Request, fingerprint: Fingerprint, make: Generate, asks: bool, any_seed: bool
     ) -> AsyncGenerator[Event, None]:
-        """The request's events, from Redis or from the engines; what these make is kept."""
-        if asks and (entry := await self._fetched(fingerprint, any_seed)):
+        """Yields the request's events, from Redis or from the engines; what these make is kept."""
+        if asks and (entry := await self._find_in_redis(fingerprint, any_seed)):
             for event in entry.events(request.id):
                 yield event
             return
@@ -208,7 +208,7 @@ class ResultCache:
         self._epoch += 1
 
     def _errors(self) -> dict[str, int]:
-        """What went wrong, by its kind."""
+        """Counts what went wrong, by its kind."""
         shared = self._shared
         counts = {} if shared is None else shared.counts
         return {
@@ -220,8 +220,8 @@ class ResultCache:
         }
 
 
-def _shareable(request: Request, fingerprint: Fingerprint) -> Hashable | None:
-    """Under what the work can be joined; None where it cannot.
+def _sharing_key(request: Request, fingerprint: Fingerprint) -> Hashable | None:
+    """Returns the key under which others may join the work; None where they may not.
 
     A request that shows more on the way, or is more urgent, is work of its own, though its images are the same. And one
     with a deadline is dropped at it, which is not what those who came later have asked for.
@@ -232,3 +232,19 @@ def _shareable(request: Request, fingerprint: Fingerprint) -> Hashable | None:
 
 def _tier(counts: Mapping[tuple[str, str], int], tier: str) -> dict[str, int]:
     return {"hits": counts.get((tier, "hit"), 0), "misses": counts.get((tier, "miss"), 0)}
+
+
+class CachingBackend(Layer):
+    """Serves from `cache` what `inner` has made before, and joins requests for what it is making."""
+
+    def __init__(self, inner: Backend, cache: ResultCache) -> None:
+        super().__init__(inner)
+        self._cache = cache
+
+    def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        spec = next(spec for spec in self.models if spec.name == request.model)
+        return self._cache.generate(request, spec, self.inner.generate)
+
+    async def close(self) -> None:
+        await self.inner.close()
+        await self._cache.close()

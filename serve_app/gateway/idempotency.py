@@ -5,9 +5,10 @@ conflict while that is being made; the same key with another request is the call
 """
 
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from cachetools import TTLCache
 
 from serve_app.config.sections import IdempotencyConfig
 from serve_app.gateway.idempotency_store import HeldElsewhere, IdempotentRequest, RedisIdempotencyStore, StoredResponse
@@ -37,8 +38,15 @@ class Idempotency:
     ) -> None:
         self.shared = shared
         self.counts = counts
-        self.kept = _MemoryStore(config.memory_bytes, config.ttl_s, clock)
+        self.kept: TTLCache[str, tuple[bytes, StoredResponse]] = TTLCache(
+            config.memory_bytes, config.ttl_s, clock, getsizeof=lambda kept: kept[1].size
+        )
         self.running: dict[str, bytes] = {}
+
+    def keep(self, name: str, fingerprint: bytes, response: StoredResponse) -> None:
+        """Remembers a response in this process, unless it is larger than all of them may be together."""
+        if response.size <= self.kept.maxsize:
+            self.kept[name] = (fingerprint, response)
 
     async def begin(self, request: IdempotentRequest) -> "StoredResponse | Lease":
         """Returns the stored answer to `request`, or else a lease on the work, which the caller must release.
@@ -57,7 +65,7 @@ class Idempotency:
             if isinstance(found, HeldElsewhere):
                 raise InProgress if found.fingerprint == request.fingerprint else Reused
             if found is not None:
-                self.kept.put(request.name, *found)
+                self.keep(request.name, *found)
                 return self._replay(request, *found)
         except BaseException:
             await lease.release()
@@ -90,7 +98,7 @@ class Lease:
     async def release(self, answer: StoredResponse | None = None) -> None:
         """Lets the next request run, or gives it `answer`."""
         if answer is not None:
-            self._owner.kept.put(self._request.name, self._request.fingerprint, answer)
+            self._owner.keep(self._request.name, self._request.fingerprint, answer)
         self._owner.running.pop(self._request.name, None)
         if self._lock is not None:
             await self._lock.release(answer)
@@ -100,37 +108,3 @@ class Lease:
         assert self._lock is not None
         self._owner.counts["idempotency_degraded"] += self._lock.lost
         self._lock.lost = 0
-
-
-@dataclass(slots=True)
-class _MemoryStore:
-    """Answers in memory, by name. The least recently used are dropped first."""
-
-    max_bytes: int
-    ttl_s: float
-    clock: Clock
-    bytes_held: int = 0
-    entries: "OrderedDict[str, tuple[float, bytes, StoredResponse]]" = field(default_factory=OrderedDict)
-
-    def get(self, name: str) -> tuple[bytes, StoredResponse] | None:
-        """The request's fingerprint and its answer, if it is kept and has not expired."""
-        found = self.entries.get(name)
-        if found is None or found[0] <= self.clock():
-            self._drop(name)
-            return None
-        self.entries.move_to_end(name)
-        return found[1:]
-
-    def put(self, name: str, fingerprint: bytes, answer: StoredResponse) -> None:
-        """Keeps the answer, unless it alone exceeds the bound."""
-        self._drop(name)
-        if answer.size > self.max_bytes:
-            return
-        self.entries[name] = (self.clock() + self.ttl_s, fingerprint, answer)
-        self.bytes_held += answer.size
-        while self.bytes_held > self.max_bytes:
-            self._drop(next(iter(self.entries)))
-
-    def _drop(self, name: str) -> None:
-        gone = self.entries.pop(name, None)
-        self.bytes_held -= 0 if gone is None else gone[2].size

@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import hmac
-import json
 import logging
 import re
 import secrets
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Final
 
 from pydantic import Field
@@ -17,6 +14,7 @@ from redis.asyncio import Redis
 from serve_app.config.strict import Strict
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content
+from serve_app.store.signed import BadSignature, sign, verify
 from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
@@ -30,8 +28,6 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 
 # Headers and signature included.
 MAX_READ_BYTES: Final = MAX_ANSWER_BYTES + 2**20
-
-_SIGNATURE_BYTES: Final = 32
 
 _SEEN_BYTES: Final = 256
 _LOCK: Final = re.compile(rb"lock:[0-9a-f]{16}:((?:[0-9a-f]{2}){1,64})")
@@ -102,29 +98,22 @@ class RedisIdempotencyStore:
         """The lock on `request`, not yet taken."""
         return Lock(self, request)
 
-    def pack(self, name: str, fingerprint: bytes, answer: StoredResponse) -> bytes:
-        """Encodes an answer: signature, one line of JSON, body."""
-        head = {"fingerprint": fingerprint.hex(), "status": answer.status, "headers": answer.headers}
-        content = json.dumps(head).encode() + b"\n" + answer.body
-        return self._signature(name, content) + content
+    def pack(self, name: str, fingerprint: bytes, response: StoredResponse) -> bytes:
+        """Returns the response as bytes, signed for this name: it cannot be moved to another caller's."""
+        head = {"fingerprint": fingerprint.hex(), "status": response.status, "headers": response.headers}
+        return sign(f"idempotency:{name}", head, (response.body,), self._key)
 
     def unpack(self, name: str, data: bytes) -> tuple[bytes, StoredResponse] | None:
-        """Decodes an answer; None unless it was packed under that name with our key."""
-        signature, content = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._signature(name, content)):
-            log.warning("a kept answer in Redis is not used: its signature is wrong")
-            return None
-        line, _, body = content.partition(b"\n")
+        """Returns the fingerprint and the response; None unless they were packed under that name, with our key."""
         try:
-            head = _Head.model_validate_json(line)
+            content, (body,) = verify(f"idempotency:{name}", data, self._key)
+            head = _Head.model_validate(content)
             return bytes.fromhex(head.fingerprint), StoredResponse(head.status, tuple(head.headers), body)
+        except BadSignature:
+            log.warning("a kept answer in Redis is not used: its signature is wrong")
         except ValueError:
             log.warning("a kept answer in Redis is not used: another version wrote it")
-            return None
-
-    def _signature(self, name: str, content: bytes) -> bytes:
-        # Signed with its name, or an answer could be moved to another caller's key.
-        return hmac.digest(self._key, f"idempotency:{name}\n".encode() + content, sha256)
+        return None
 
 
 class Lock:

@@ -33,8 +33,9 @@ def prepare(
     _check_controls(asked, uploads, spec)
     styled = asked.model_copy(update={"prompt": add_style(asked.prompt, asked.style_preset)})
     request_id = f"{name}.{secrets.token_hex(4)}"
-    request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name)
-    return Prepared(request, asked, drawn=asked.seed != params.seed)
+    drawn = asked.seed != params.seed
+    request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name, seed_drawn=drawn)
+    return Prepared(request, asked)
 
 
 def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:

@@ -11,10 +11,8 @@ class Prepared:
     """A request ready for the backend, together with what the caller asked for.
 
     `asked` has every default filled in and a seed; `request.params` differs from it only in the prompt, which has the
-    style applied. A request of `asked` and the same uploads gives the same images. `drawn` says that the seed is not
-    the caller's.
+    style applied. A request of `asked` and the same uploads gives the same images.
     """
 
     request: Request
     asked: GenerationParams
-    drawn: bool = False

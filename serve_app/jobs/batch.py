@@ -1,7 +1,7 @@
-"""Many requests as one: they run side by side, a bounded number at a time, and each comes to an end of its own.
+"""Runs many requests side by side, a bounded number at a time; each ends on its own.
 
-Equal entries are made once. An engine that is full is no reason to fail: nobody is there to come back later, so the
-entry itself waits and asks again, as long as its deadline allows.
+Equal entries are made once. A full engine is no reason to fail: nobody is there to come back later, so the entry itself
+waits and asks again, as long as its deadline allows.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from deployments.engine.protocol.errors import Cancelled, DeadlineExceeded, Engi
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import part_of
-from serve_app.generation.cancellation import CancelSignal
+from serve_app.backends.cancellation import CancelSignal
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
@@ -66,64 +66,65 @@ class Batch:
         self._in_flight = in_flight
         self._clock = clock
         self._begun = clock() - age_s
-        self._shares: dict[int, float] = {}
+        self._progress_of: dict[int, float] = {}
 
     @property
     def progress(self) -> float:
         """How much of it is done, from 0 to 1, by steps."""
-        return sum(self._shares.values()) / len(self._params) if self._params else 1.0
+        return sum(self._progress_of.values()) / len(self._params) if self._params else 1.0
 
     async def outcomes(self) -> AsyncGenerator[tuple[int, Outcome], None]:
-        """Each entry's number and what it came to, as they end. Closing this cancels what is not done."""
-        works: dict[GenerationParams, list[int]] = {}
+        """Yields each entry's number and outcome as it ends. Closing this cancels what is not done."""
+        groups: dict[GenerationParams, list[int]] = {}
         prepared: dict[GenerationParams, Prepared] = {}
         for index, params in self._params.items():
             try:
                 ready = await self._service.prepare(params, request_id=part_of(self._name, index), tenant=self._tenant)
             except EngineError as error:
-                self._shares[index] = 1.0
+                self._progress_of[index] = 1.0
                 yield index, error
                 await asyncio.sleep(0)
                 continue
             prepared.setdefault(ready.asked, ready)
-            works.setdefault(ready.asked, []).append(index)
+            groups.setdefault(ready.asked, []).append(index)
             # Preparing takes a tenth of a millisecond, but there may be a thousand.
             await asyncio.sleep(0)
-        todo = [EntryGroup(prepared[asked], indices) for asked, indices in works.items()]
-        async with aclosing(self._made(todo)) as made:
+        todo = [EntryGroup(prepared[asked], indices) for asked, indices in groups.items()]
+        async with aclosing(self._run_groups(todo)) as made:
             async for work, outcome in made:
                 for index in work.indices:
-                    self._shares[index] = 1.0
+                    self._progress_of[index] = 1.0
                     yield index, outcome
 
-    async def _made(self, works: Sequence[EntryGroup]) -> AsyncGenerator[tuple[EntryGroup, Outcome], None]:
-        todo = deque(works)
+    async def _run_groups(self, groups: Sequence[EntryGroup]) -> AsyncGenerator[tuple[EntryGroup, Outcome], None]:
+        todo = deque(groups)
         # Bounded: where nobody takes the results, no more are made.
         done: asyncio.Queue[tuple[EntryGroup, Outcome]] = asyncio.Queue(self._in_flight)
-        with self._service.cancellations.track(self._name, self._tenant) as word:
+        with self._service.running.track(self._name, self._tenant) as signal:
             makers = [
-                asyncio.ensure_future(self._make_all(todo, done, word)) for _ in range(min(self._in_flight, len(works)))
+                asyncio.ensure_future(self._make_all(todo, done, signal))
+                for _ in range(min(self._in_flight, len(groups)))
             ]
             try:
-                for _ in works:
+                for _ in groups:
                     yield await done.get()
             finally:
                 await cancel_and_wait(*makers)
 
     async def _make_all(
-        self, todo: deque[EntryGroup], done: "asyncio.Queue[tuple[EntryGroup, Outcome]]", word: CancelSignal
+        self, todo: deque[EntryGroup], done: "asyncio.Queue[tuple[EntryGroup, Outcome]]", signal: CancelSignal
     ) -> None:
         while todo:
             work = todo.popleft()
-            await done.put((work, await self._outcome(work, word)))
+            await done.put((work, await self._outcome(work, signal)))
 
-    async def _outcome(self, work: EntryGroup, word: CancelSignal) -> Outcome:
+    async def _outcome(self, work: EntryGroup, signal: CancelSignal) -> Outcome:
         try:
-            return await self._make(work, word)
+            return await self._make(work, signal)
         except Cancelled as error:
             # Said through another process, which knows of those entries only that are in an engine now.
-            if error.name == self._name and not word.done():
-                word.set_result(None)
+            if error.name == self._name and not signal.done():
+                signal.set_result(None)
             return error
         except EngineError as error:
             return error
@@ -131,23 +132,23 @@ class Batch:
             log.exception("request %s: unexpected error", work.prepared.request.name)
             return EngineError("something went wrong here; quote the request id when you report it")
 
-    async def _make(self, work: EntryGroup, word: CancelSignal) -> Result:
-        def heard(event: Event) -> None:
+    async def _make(self, work: EntryGroup, signal: CancelSignal) -> Result:
+        def note_progress(event: Event) -> None:
             if isinstance(event, Progress):
-                self._shares.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))
+                self._progress_of.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))
 
-        while not word.done():
+        while not signal.done():
             try:
-                return await self._service.collect(self._in_time(work.prepared), heard)
+                return await self._service.collect(self._with_deadline_left(work.prepared), note_progress)
             except Overloaded as full:
                 seconds = (full.retry_after or RETRY_S) * random.uniform(1, 1 + JITTER)
                 if seconds * 1000 > self._left_ms(work.prepared):
                     raise DeadlineExceeded("the engines are full until after the deadline") from None
-                await asyncio.wait((word,), timeout=seconds)
+                await asyncio.wait((signal,), timeout=seconds)
         raise Cancelled
 
-    def _in_time(self, prepared: Prepared) -> Prepared:
-        """The request with what is left of its deadline. Raises DeadlineExceeded where nothing is."""
+    def _with_deadline_left(self, prepared: Prepared) -> Prepared:
+        """Returns the request with what is left of its deadline. Raises DeadlineExceeded where nothing is."""
         params = prepared.request.params
         if params.deadline_ms is None:
             return prepared

@@ -1,28 +1,34 @@
-"""Whose job is next: tenants take turns, so one that has sent many holds up nobody else's.
+"""Orders jobs fairly: tenants take turns, so that one with many jobs holds up nobody else's.
 
 Start-time fair queueing (Goyal, Vin, Cheng, 1996), a job being one unit of service.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
 class QueuedJob(NamedTuple):
     """An unfinished job, one that is being worked on included. `tenant` may be any word that stands for its tenant, and
-    `number` is the round in which it has its turn.
+    `round` is when it runs: those of a lower round come first.
     """
 
     id: str
     tenant: str
-    number: int
+    round: int
 
 
 def next_round(unfinished: Sequence[QueuedJob], tenant: str) -> int:
-    """The round of a job of `tenant` that comes now: the one that is on, or the one after the tenant's last."""
-    now = min((turn.number for turn in unfinished), default=0)
-    return max((turn.number + 1 for turn in unfinished if turn.tenant == tenant), default=now)
+    """Returns the round of a new job of `tenant`: the current one, or the one after the tenant's last."""
+    now = min((each.round for each in unfinished), default=0)
+    return max((each.round + 1 for each in unfinished if each.tenant == tenant), default=now)
 
 
 def fair_order(unfinished: Iterable[QueuedJob]) -> list[str]:
-    """The ids of jobs that are given in the order of their coming, in the order of their turns."""
-    return [turn.id for turn in sorted(unfinished, key=lambda turn: turn.number)]
+    """Returns the ids of `unfinished` jobs, which come in the order of their creation, in the order of their rounds."""
+    return [each.id for each in sorted(unfinished, key=lambda each: each.round)]
+
+
+def digest_of(tenant: str) -> str:
+    """Returns what stands for a tenant in Redis, where names of tenants do not belong."""
+    return hashlib.blake2b(tenant.encode(), digest_size=16).hexdigest()

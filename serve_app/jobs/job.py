@@ -1,4 +1,4 @@
-"""A job: a batch that nobody waits for, and what has become of it so far."""
+"""A job: a batch that runs though nobody waits for it, and its state so far."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -26,8 +26,8 @@ DONE: Final = 200
 class Job:
     """`params` are the entries to be made, with seeds, by their numbers; of `entries`, some may have been refused at
     the door. `documents` are in the order of their coming, `files` the pictures that this process holds; `unsaved` are
-    entries that only this process knows. Times are seconds since 1970. `turn` is its round (`job_turns.py`), and
-    `ahead` unfinished jobs have their turn before it.
+    entries that only this process knows. Times are seconds since 1970. `round` is when its tenant's turn comes
+    (`fair_order.py`), and `ahead` unfinished jobs come before it.
 
     It has `succeeded` where at least one entry has pictures, and `failed` where none has.
     """
@@ -44,7 +44,7 @@ class Job:
     files: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
     unsaved: set[int] = field(default_factory=set)
     durable: bool = False
-    turn: int = 0
+    round: int = 0
     ahead: int = 0
     told_progress: float = 0.0
     gauge: Callable[[], float] | None = None
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def left(self) -> dict[int, GenerationParams]:
-        """What is still to be made."""
+        """The entries that are still to be made."""
         return {index: params for index, params in self.params.items() if index not in self.documents}
 
     @property
@@ -65,7 +65,7 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes of the pictures held here."""
+        """Bytes of the image files held here."""
         return sum(len(file) for files in self.files.values() for file in files)
 
     @property
@@ -74,18 +74,18 @@ class Job:
         return self.told_progress if self.gauge is None else self.gauge()
 
     def begin(self, now: float, gauge: Callable[[], float]) -> None:
-        """Its entries are being made from now on; `gauge` says how far they are."""
+        """Marks it as running; `gauge` says how far its entries are."""
         self.state, self.started, self.gauge, self.ahead = "running", self.started or now, gauge, 0
         self._notify()
 
     def add(self, index: int, document: Document, files: tuple[bytes, ...]) -> None:
-        """An entry has ended."""
+        """Adds an entry that has ended."""
         self.documents[index], self.files[index] = document, files
         self.unsaved.add(index)
         self._notify()
 
     def end(self, now: float, cancelled: bool = False) -> None:
-        """Nothing more comes of it."""
+        """Marks it as over."""
         self.told_progress = self.progress if cancelled else 1.0
         self.gauge, self.finished = None, now
         self.state = "cancelled" if cancelled else "succeeded" if self.succeeded else "failed"
@@ -97,13 +97,13 @@ class Job:
 
 
 def spec_of(job: Job) -> dict[str, Any]:
-    """What never changes of it, as JSON."""
+    """Returns what never changes of a job, as JSON."""
     params = {str(index): params.model_dump(mode="json") for index, params in job.params.items()}
     return {"tenant": job.tenant, "created": job.created, "entries": job.entries, "params": params}
 
 
 def state_of(job: Job) -> dict[str, Any]:
-    """What changes of it, besides its documents and files, as JSON."""
+    """Returns what changes of a job, besides its documents and files, as JSON."""
     return {
         "state": job.state,
         "started": job.started,
@@ -134,15 +134,15 @@ class _Image(BaseModel):
 
 
 class _Document(BaseModel):
-    """What is relied upon of an entry's."""
+    """The fields of an entry's document that are relied upon."""
 
     index: int
     status: int
     images: list[_Image] = []
 
 
-def restored(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) -> Job:
-    """The job that all this was told of. Raises ValueError where it makes no sense to this version."""
+def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) -> Job:
+    """Rebuilds a job from what was saved of it. Raises ValueError where that makes no sense to this version."""
     told, now = _Spec.model_validate(spec), _State.model_validate(state)
     if (now.finished is None) != (now.state in UNFINISHED):
         raise ValueError("a job is over from its end on")

@@ -1,73 +1,67 @@
-"""The jobs in this process' memory: bounded in time, number and bytes."""
+"""Keeps jobs in this process' memory only: they live and end with it."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Collection
 
+from serve_app.jobs.fair_order import QueuedJob, fair_order
 from serve_app.jobs.job import Job
+from serve_app.jobs.local_jobs import LocalJobs
+from serve_app.jobs.store import LeaseState
 
 
 class MemoryJobStore:
-    """Finished jobs leave after `keep_s` seconds; and earlier, the oldest first, when they are more than `kept`, or
-    when all pictures together take more than `max_bytes`.
-    """
+    """A `JobStore` without Redis. Nobody else works on its jobs, so leases are always held."""
 
-    def __init__(self, keep_s: float, kept: int, max_bytes: int) -> None:
-        self._keep_s, self._kept, self._max_bytes = keep_s, kept, max_bytes
-        self._jobs: dict[str, Job] = {}
-
-    def __contains__(self, job_id: str) -> bool:
-        return job_id in self._jobs
-
-    def __iter__(self) -> Iterator[Job]:
-        """In the order of their coming."""
-        return iter(sorted(self._jobs.values(), key=lambda job: job.created))
+    def __init__(self, local: LocalJobs) -> None:
+        self._local = local
 
     @property
-    def unfinished(self) -> list[Job]:
-        """Those that run or wait, in the order of their coming."""
-        return [job for job in self if not job.over]
+    def only_here(self) -> list[Job]:
+        return self._local.unfinished
 
-    def get(self, job_id: str) -> Job | None:
-        """The job of that id."""
-        return self._jobs.get(job_id)
+    async def add(self, job: Job) -> None:
+        self._local.add(job)
 
-    def add(self, job: Job) -> None:
-        """Takes a job in."""
-        self._jobs[job.id] = job
+    async def find(self, job_id: str) -> Job | None:
+        return self._local.find(job_id)
+
+    async def of_tenant(self, tenant: str, most: int) -> list[Job]:
+        return self._local.of_tenant(tenant)[:most]
+
+    async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
+        return job.files.get(index)
+
+    async def unfinished(self) -> list[QueuedJob]:
+        return self._local.queue
+
+    async def claim_jobs(self, running: Collection[str]) -> AsyncGenerator[Job, None]:
+        for job_id in fair_order(self._local.queue):
+            job = self._local.get(job_id)
+            if job is not None and job_id not in running:
+                yield job
+
+    async def claim(self, job: Job) -> bool:
+        return True
+
+    async def request_cancel(self, job: Job) -> None:
+        """Nobody else works on it."""
+
+    async def renew_lease(self, job: Job) -> LeaseState:
+        return "ours"
+
+    async def save(self, job: Job) -> None:
+        """It is here."""
+
+    async def finish(self, job: Job) -> None:
+        """It stays here until it expires."""
+
+    async def release(self, job: Job) -> None:
+        """It ends with this process."""
 
     def drop(self, job: Job) -> None:
-        """Forgets a job."""
-        self._jobs.pop(job.id, None)
-
-    def expire(self, now: float) -> None:
-        """Lets go of what has been kept long enough, and of what is too many."""
-        finished = self._finished()
-        for number, job in enumerate(finished, start=1):
-            assert job.finished is not None
-            if now - job.finished > self._keep_s or len(finished) - number >= self._kept:
-                self.drop(job)
+        self._local.drop(job)
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` bytes of pictures can be kept; makes room for them where that is possible.
+        return self._local.has_room(size)
 
-        What is saved elsewhere leaves first, then finished jobs, the oldest first.
-        """
-        held = sum(job.size for job in self) + size
-        for job in self:
-            if held > self._max_bytes:
-                held -= _released(job)
-        for job in self._finished():
-            if held > self._max_bytes:
-                held -= job.size
-                self.drop(job)
-        return held <= self._max_bytes
-
-    def _finished(self) -> list[Job]:
-        return sorted((job for job in self if job.over), key=lambda job: job.finished or 0.0)
-
-
-def _released(job: Job) -> int:
-    """The bytes of the pictures that it does not hold any more, because they are saved."""
-    before = job.size
-    if job.durable:
-        job.files = {index: files for index, files in job.files.items() if index in job.unsaved}
-    return before - job.size
+    async def expire(self, now: float) -> None:
+        self._local.expire(now)

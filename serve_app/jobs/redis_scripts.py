@@ -1,4 +1,4 @@
-"""What jobs have done in Redis in one step each, since several processes ask for it at the same time."""
+"""The Lua scripts of jobs: each is one atomic step, since several processes work at the same time."""
 
 from typing import Final
 

@@ -1,299 +1,164 @@
-"""Jobs in Redis: any ingress can tell of them, and one at a time, which holds the lease, works on each.
+"""Keeps jobs in Redis, and in this process' memory while Redis does not answer.
 
-Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, and `cancel`
-once that was asked for. `jobs:unfinished` (by creation), `jobs:turns` (of each unfinished one), `jobs:finished` (by
-their end), `jobs:bytes` and, for each tenant, `jobs:of:<digest>` are what is looked through. All that is read back of a
-job was signed (`sign.py`); what is not of our form is not used, and what has another type than ours is removed.
-Every method raises RedisGone.
+The one place that asks whether Redis is there. A job that is here only says that it is not `durable`; once Redis
+answers again, it is saved there.
 """
 
-import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final, Literal, TypeVar, cast
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing, suppress
 
-from redis.asyncio import Redis
-
-from serve_app.config.sections import JobsConfig
+from deployments.engine.protocol.errors import Overloaded
 from serve_app.jobs.fair_order import QueuedJob, fair_order
-from serve_app.jobs.job import Job, restored, spec_of, state_of
-from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS
-from serve_app.store.redis import RedisGone, RedisTier, WrongType
-from serve_app.store.redis_values import JOB_ID, Damaged, Kinds, listed, moment, number, words
-from serve_app.store.signed import BadSignature, sign, verify
-
-T = TypeVar("T")
-
-Heard = Literal["ours", "cancel", "lost", "missing"]
-_HEARD: Final[Mapping[Any, Heard]] = {b"ours": "ours", b"cancel": "cancel", b"lost": "lost", b"missing": "missing"}
-
-# Nobody's request waits for these calls, and they carry whole pictures.
-CALL_S: Final = 5.0
-
-# No job takes longer; what nobody took up by then is forgotten.
-UNFINISHED_S: Final = 7 * 24 * 3600
-
-# Whoever works on a job looks every second whether it is to end.
-CANCEL_S: Final = 600
-
-# Of everything, what is read at once.
-MOST_MEMBERS: Final = 10_000
-MOST_BYTES: Final = 64 * 1024 * 1024
-
-_KINDS: Final = {
-    "spec": "string",
-    "state": "string",
-    "documents": "hash",
-    "files": "hash",
-    "lease": "string",
-    "cancel": "string",
-    "unfinished": "zset",
-    "finished": "zset",
-    "turns": "hash",
-    "bytes": "hash",
-}
-_PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel")
+from serve_app.jobs.job import Job
+from serve_app.jobs.local_jobs import LocalJobs
+from serve_app.jobs.memory_store import MemoryJobStore
+from serve_app.jobs.redis_jobs import RedisJobs
+from serve_app.jobs.store import LeaseLost, LeaseState
+from serve_app.store.redis import RedisGone
 
 
 class RedisJobStore:
-    """`token` is this process' own: what it leases under that name, no other works on."""
+    """A `JobStore` that processes share. `local` holds the jobs that run here, and those that Redis does not have."""
 
-    def __init__(self, tier: RedisTier, config: JobsConfig, key: bytes, token: str) -> None:
-        self._tier, self._key, self._token = tier, key, token
-        self._keep_s, self._kept, self._max_bytes = config.keep_s, config.kept, config.max_bytes
-        self._lease_ms = int(config.lease_s * 1000)
+    def __init__(self, local: LocalJobs, redis: RedisJobs) -> None:
+        self._local, self._redis = local, redis
+        self._memory = MemoryJobStore(local)
 
-    async def put(self, job: Job) -> None:
-        """Everything that is known of the job here. It is there for whoever takes it up."""
-        spec, state = self._seal(job.id, "spec", spec_of(job)), self._seal(job.id, "state", state_of(job))
-        saved = set(job.documents)
+    @property
+    def only_here(self) -> list[Job]:
+        return [job for job in self._local.unfinished if not job.durable]
 
-        async def do(redis: Redis) -> None:
-            async with redis.pipeline(transaction=True) as pipe:
-                pipe.set(self._of(job.id, "spec"), spec, ex=UNFINISHED_S)
-                pipe.set(self._of(job.id, "state"), state, ex=UNFINISHED_S)
-                for index, document in job.documents.items():
-                    pipe.hset(self._of(job.id, "documents"), str(index), self._document(job.id, index, document))
-                    if index in job.files:
-                        pipe.hset(self._of(job.id, "files"), str(index), self._files(job, index))
-                for part in ("documents", "files"):
-                    pipe.expire(self._of(job.id, part), UNFINISHED_S)
-                pipe.hset(self._key_of("bytes"), job.id, job.size)
-                pipe.zadd(self._key_of("unfinished"), {job.id: job.created})
-                pipe.hset(self._key_of("turns"), job.id, f"{job.turn} {digest_of(job.tenant)}")
-                pipe.zadd(self._tenant(job.tenant), {job.id: job.created})
-                pipe.expire(self._tenant(job.tenant), UNFINISHED_S)
-                await pipe.execute()
+    async def add(self, job: Job) -> None:
+        with suppress(RedisGone):
+            await self._redis.put(job)
+            job.durable = True
+        if not job.durable:
+            self._local.add(job)
 
-        await self._call(do, self._kinds(job.id, tenant=job.tenant))
-        job.unsaved -= saved
-
-    async def lease(self, job_id: str) -> bool:
-        """Whether this process may work on it, for a while; False where another does, or it is finished."""
-        keys = (self._of(job_id, "lease"), self._key_of("unfinished"))
-        return bool(await self._script(LEASE, keys, self._token, self._lease_ms, job_id))
-
-    async def renew_lease(self, job: Job) -> Heard:
-        """Holds the lease a while longer, and tells how far the job is. `missing` where Redis has forgotten it."""
-        keys = tuple(self._of(job.id, part) for part in ("lease", "spec", "state", "cancel"))
-        state = self._seal(job.id, "state", state_of(job))
-        said = await self._script(BEAT, keys, self._token, self._lease_ms, state, UNFINISHED_S)
-        if said not in _HEARD:
-            raise RedisGone("it did not answer as it should")
-        return _HEARD[said]
-
-    async def save(self, job: Job) -> bool:
-        """What has not been saved of the job. False, and nothing is, where another has the lease."""
-        fresh = sorted(job.unsaved)
-        keys = (*(self._of(job.id, part) for part in ("lease", "state", "documents", "files")), self._key_of("bytes"))
-        entries = [
-            part
-            for index in fresh
-            for part in (str(index), self._document(job.id, index, job.documents[index]), self._files(job, index))
-        ]
-        size = sum(len(file) for index in fresh for file in job.files[index])
-        state = self._seal(job.id, "state", state_of(job))
-        if not await self._script(SAVE, keys, self._token, state, UNFINISHED_S, job.id, size, *entries):
-            return False
-        job.unsaved.difference_update(fresh)
-        return True
-
-    async def finish(self, job: Job) -> None:
-        """The job is over: it is kept for a while, and the lease ends. To be saved before."""
-        assert job.finished is not None
-        finished, now = job.finished, job.finished
-
-        async def do(redis: Redis) -> None:
-            async with redis.pipeline(transaction=True) as pipe:
-                pipe.zrem(self._key_of("unfinished"), job.id)
-                pipe.hdel(self._key_of("turns"), job.id)
-                pipe.zadd(self._key_of("finished"), {job.id: finished})
-                for part in ("spec", "state", "documents", "files"):
-                    pipe.expire(self._of(job.id, part), self._keep_s)
-                pipe.delete(self._of(job.id, "lease"), self._of(job.id, "cancel"))
-                await pipe.execute()
-
-        await self._call(do, self._kinds(job.id))
-        await self._trim(now)
-
-    async def release(self, job: Job) -> None:
-        """Gives the lease back: the next one need not wait until it has run out."""
-        await self._script(RELEASE, (self._of(job.id, "lease"),), self._token)
-
-    async def load(self, job_id: str) -> Job | None:
-        """All that is known of the job but its pictures; None where there is none, or it was tampered with.
-
-        Of one that is not over, an entry whose document was tampered with is to be made again.
-        """
-        keys = tuple(self._of(job_id, part) for part in ("spec", "state", "documents"))
-        said = await self._script(LOAD, keys, MOST_BYTES, MOST_MEMBERS)
-        turns = await self._turns()
+    async def find(self, job_id: str) -> Job | None:
+        job = self._local.find(job_id)
+        if job is not None:
+            return job
         try:
-            spec, state, *rest = listed(said)
-            if not spec or not state:
-                return None
-            documents, broken = self._documents(job_id, rest)
-            job = restored(job_id, self._open(job_id, "spec", spec), self._open(job_id, "state", state), documents)
-        except (BadSignature, Damaged, ValueError):
-            self._tier.note_damage(f"job {job_id}")
-            return None
-        if broken:
-            self._tier.note_damage(f"{broken} entries of job {job_id}")
-            if job.over:
-                return None
-        job.turn = next((turn.number for turn in turns if turn.id == job_id), 0)
-        order = fair_order(turns)
-        job.ahead = order.index(job_id) if job.state == "queued" and job_id in order else 0
-        return job
+            return await self._redis.load(job_id)
+        except RedisGone:
+            raise _out_of_reach() from None
 
-    def _documents(self, job_id: str, said: Sequence[Any]) -> tuple[dict[int, Any], int]:
-        """The documents by entries, and how many are not ours."""
-        told: dict[int, Any] = {}
-        for entry, document in zip(said[::2], said[1::2], strict=True):
-            index = number(entry, -1)
-            with suppress(BadSignature):
-                told[index] = self._open(job_id, f"document:{index}", document)
-        return told, len(said) // 2 - len(told)
-
-    async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
-        """The pictures of an entry."""
-        data = await self._script(FILES, (self._of(job_id, "files"),), str(index), self._max_bytes)
+    async def of_tenant(self, tenant: str, most: int) -> list[Job]:
+        found = {job.id: job for job in self._local.of_tenant(tenant)}
         try:
-            return verify(f"{job_id}:files:{index}", data, self._key)[1] if data else None
-        except BadSignature:
-            self._tier.note_damage(f"a picture of job {job_id}")
-            return None
+            for job_id in await self._redis.of_tenant(tenant, most):
+                job = None if job_id in found else await self._redis.load(job_id)
+                if job is not None and job.tenant == tenant:
+                    found[job_id] = job
+        except RedisGone:
+            raise _out_of_reach() from None
+        return sorted(found.values(), key=lambda job: job.created, reverse=True)[:most]
+
+    async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
+        if index in job.files:
+            return job.files[index]
+        try:
+            return await self._redis.files(job.id, index)
+        except RedisGone:
+            raise _out_of_reach() from None
 
     async def unfinished(self) -> list[QueuedJob]:
-        """The jobs that run or wait, in the order of their coming; tenants are told by their digests."""
-
-        return await self._turns()
-
-    async def of_tenant(self, tenant: str, most: int) -> list[str]:
-        """The ids of the tenant's jobs, the newest first; some of them may be gone."""
-        key = self._tenant(tenant)
-        found: Any = await self._call(lambda redis: redis.zrevrange(key, 0, most - 1), {key: "zset"})
-        return words(found, JOB_ID)
-
-    async def ask_to_cancel(self, job_id: str) -> None:
-        """Whoever works on it shall end it."""
-        await self._call(lambda redis: redis.set(self._of(job_id, "cancel"), b"1", ex=CANCEL_S), {})
-
-    async def forget(self, *job_ids: str) -> None:
-        """Removes all that there is of these jobs."""
-
-        async def do(redis: Redis) -> None:
-            async with redis.pipeline(transaction=True) as pipe:
-                for job_id in job_ids:
-                    pipe.delete(*(self._of(job_id, part) for part in _PARTS))
-                pipe.zrem(self._key_of("unfinished"), *job_ids)
-                pipe.zrem(self._key_of("finished"), *job_ids)
-                pipe.hdel(self._key_of("bytes"), *job_ids)
-                pipe.hdel(self._key_of("turns"), *job_ids)
-                await pipe.execute()
-
-        await self._call(do, self._kinds(*job_ids))
-
-    async def _trim(self, now: float) -> None:
-        """Forgets finished jobs that have been kept long enough, or are too many, or too large, the oldest first."""
-
-        async def look(redis: Redis) -> tuple[list[tuple[bytes, float]], list[bytes], list[Any]]:
-            async with redis.pipeline(transaction=True) as pipe:
-                pipe.zrange(self._key_of("finished"), 0, MOST_MEMBERS - 1, withscores=True)
-                pipe.zrange(self._key_of("unfinished"), 0, MOST_MEMBERS - 1)
-                ended, others = await pipe.execute()
-            ids = [job_id for job_id, _ in ended] + others
-            return ended, others, await cast(Awaitable[Any], redis.hmget(self._key_of("bytes"), ids)) if ids else []
-
-        ended, _, sizes = await self._call(look, self._kinds())
-        held, gone = sum(number(size) for size in sizes), list[str]()
-        finished = list(zip(ended, sizes, strict=False))
-        for place, ((job_id, at), size) in enumerate(finished, start=1):
-            if moment(at) < now - self._keep_s or len(finished) - place >= self._kept or held > self._max_bytes:
-                held -= number(size)
-                gone.append(job_id.decode("ascii", errors="replace"))
-        if ours := [job_id for job_id in gone if JOB_ID.fullmatch(job_id)]:
-            await self.forget(*ours)
-
-    async def _turns(self) -> list[QueuedJob]:
-        said = await self._script(TURNS, (self._key_of("unfinished"), self._key_of("turns")), MOST_MEMBERS)
         try:
-            pairs = zip(listed(said)[::2], said[1::2], strict=True)
-            return [_turn(job_id.decode(), turn) for job_id, turn in pairs if words([job_id], JOB_ID)]
-        except (Damaged, ValueError):
-            raise RedisGone("it did not answer as it should") from None
+            return await self._redis.unfinished()
+        except RedisGone:
+            return self._local.queue
 
-    async def _call(self, do: Callable[[Redis], Awaitable[T]], kinds: Kinds) -> T:
-        """What `do` makes of Redis; once more where something of another type had taken the place of one of `kinds`."""
+    async def claim_jobs(self, running: Collection[str]) -> AsyncGenerator[Job, None]:
+        """First those that are here only, then Redis' that nobody has leased: new ones, or of processes that died."""
+        async with aclosing(self._memory.claim_jobs(running)) as ours:
+            async for job in ours:
+                yield job
+        with suppress(RedisGone):
+            for job_id in fair_order(await self._redis.unfinished()):
+                if job_id in self._local or not await self._redis.lease(job_id):
+                    continue
+                loaded = await self._redis.load(job_id)
+                if loaded is None:
+                    await self._redis.forget(job_id)
+                    continue
+                self._local.add(loaded)
+                yield loaded
+
+    async def claim(self, job: Job) -> bool:
+        if job.id in self._local:
+            return True
         try:
-            return await self._tier.call(do, CALL_S)
-        except WrongType:
-            await self._tier.mend(kinds)
-            return await self._tier.call(do, CALL_S)
+            if not await self._redis.lease(job.id):
+                return False
+        except RedisGone:
+            raise _out_of_reach() from None
+        self._local.add(job)
+        return True
 
-    async def _script(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
-        kinds = {key: _kind_of(key) for key in keys}
-        return await self._call(lambda redis: redis.eval(script, len(keys), *keys, *arguments), kinds)
+    async def request_cancel(self, job: Job) -> None:
+        try:
+            await self._redis.request_cancel(job.id)
+        except RedisGone:
+            raise _out_of_reach() from None
 
-    def _kinds(self, *job_ids: str, tenant: str | None = None) -> Kinds:
-        """The types of everything that there is of these jobs."""
-        keys = [self._of(job_id, part) for job_id in job_ids for part in _PARTS]
-        keys += [self._key_of(name) for name in ("unfinished", "finished", "turns", "bytes")]
-        return {key: _kind_of(key) for key in keys} | ({} if tenant is None else {self._tenant(tenant): "zset"})
+    async def renew_lease(self, job: Job) -> LeaseState:
+        try:
+            match await self._redis.renew_lease(job):
+                case "cancel":
+                    return "cancel"
+                case "lost":
+                    return "lost"
+                case "missing":
+                    await self._redis.put(job)
+                case "ours":
+                    job.durable = not job.unsaved
+        except RedisGone:
+            job.durable = False
+        return "ours"
 
-    def _seal(self, job_id: str, place: str, header: Any) -> bytes:
-        return sign(f"{job_id}:{place}", header, (), self._key)
+    async def save(self, job: Job) -> None:
+        try:
+            if not await self._redis.save(job):
+                await self._save_anew(job)
+            job.durable = True
+        except RedisGone:
+            job.durable = False
 
-    def _open(self, job_id: str, place: str, data: bytes) -> Any:
-        return verify(f"{job_id}:{place}", data, self._key)[0]
+    async def finish(self, job: Job) -> None:
+        try:
+            await self.save(job)
+            if job.durable:
+                await self._redis.finish(job)
+                self._local.drop(job)
+        except LeaseLost:
+            self._local.drop(job)
+        except RedisGone:
+            job.durable = False
 
-    def _document(self, job_id: str, index: int, document: Any) -> bytes:
-        return self._seal(job_id, f"document:{index}", document)
+    async def release(self, job: Job) -> None:
+        with suppress(RedisGone):
+            await self._redis.release(job)
 
-    def _files(self, job: Job, index: int) -> bytes:
-        return sign(f"{job.id}:files:{index}", None, job.files[index], self._key)
+    def drop(self, job: Job) -> None:
+        self._local.drop(job)
 
-    def _of(self, job_id: str, part: str) -> str:
-        return f"{self._tier.prefix}job:{job_id}:{part}"
+    def has_room(self, size: int) -> bool:
+        return self._local.has_room(size)
 
-    def _key_of(self, name: str) -> str:
-        return f"{self._tier.prefix}jobs:{name}"
+    async def expire(self, now: float) -> None:
+        self._local.expire(now)
+        for job in self._local:
+            if job.over:
+                await self.finish(job)
 
-    def _tenant(self, tenant: str) -> str:
-        return self._key_of(f"of:{digest_of(tenant)}")
-
-
-def digest_of(tenant: str) -> str:
-    """What stands for a tenant in Redis."""
-    return hashlib.blake2b(tenant.encode(), digest_size=16).hexdigest()
-
-
-def _kind_of(key: str) -> str:
-    """The type in Redis of what we keep under a key."""
-    return _KINDS[key.rpartition(":")[2]]
+    async def _save_anew(self, job: Job) -> None:
+        """The lease has run out, or Redis has lost its memory: goes on if nobody else has taken the job."""
+        if await self._redis.renew_lease(job) == "missing":
+            await self._redis.put(job)
+        if not await self._redis.lease(job.id) or not await self._redis.save(job):
+            raise LeaseLost
 
 
-def _turn(job_id: str, said: Any) -> QueuedJob:
-    """A job whose turn Redis has lost, or somebody has changed into something else, has it at once."""
-    turn, _, tenant = (said if isinstance(said, bytes) else b"").partition(b" ")
-    return QueuedJob(job_id, tenant.decode("ascii", errors="replace"), number(turn))
+def _out_of_reach() -> Overloaded:
+    return Overloaded("this job may be kept in Redis, which does not answer; come back later")

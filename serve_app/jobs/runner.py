@@ -1,9 +1,9 @@
-"""One job being worked on in this process: its entries are made, each is saved as it ends, and the lease is held."""
+"""Runs one job in this process: makes its entries, saves each as it ends, and holds the lease."""
 
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from contextvars import Context
 from typing import Any, Final
 
@@ -11,41 +11,34 @@ from deployments.engine.protocol.errors import Overloaded
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.job import Document, Job
-from serve_app.jobs.memory_store import MemoryJobStore
-from serve_app.jobs.redis_store import RedisJobStore
+from serve_app.jobs.store import JobStore, LeaseLost
 from serve_app.service import DiffusionService
-from serve_app.store.redis import RedisGone
 from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
-Tell = Callable[[Job, int, Outcome], tuple[Document, tuple[bytes, ...]]]
-"""How an entry's outcome is told: its document, and the pictures that belong to it."""
+Describe = Callable[[Job, int, Outcome], tuple[Document, tuple[bytes, ...]]]
+"""Returns an entry's document for its outcome, and the image files that belong to it."""
 
-BEAT_S: Final = 1.0
-
-
-class LeaseLost(Exception):
-    """Another ingress works on the job: this one may have been taken for dead."""
+RENEW_S: Final = 1.0
 
 
 class JobRunner:
-    """Works on `job` once `start` is called. Where Redis does not answer it goes on, and the job is not `durable`."""
+    """Works on `job` once `start` is called, whether or not `store` can save it just now."""
 
     def __init__(
         self,
         job: Job,
         service: DiffusionService,
         config: JobsConfig,
-        tell: Tell,
-        memory: MemoryJobStore,
-        shelf: RedisJobStore | None,
+        describe: Describe,
+        store: JobStore,
         clock: Clock,
     ) -> None:
         self.job = job
-        self._service, self._config, self._tell = service, config, tell
-        self._memory, self._shelf, self._clock = memory, shelf, clock
+        self._service, self._config, self._describe = service, config, describe
+        self._store, self._clock = store, clock
         self._batch: Batch | None = None
         self._before = 0
         self._cancelled = self._stopped = False
@@ -53,40 +46,27 @@ class JobRunner:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, over: Callable[[], object]) -> None:
-        """Begins; `over` is called at the end."""
+        """Starts working; `over` is called at the end."""
         self.job.begin(self._clock(), self._progress)
         self._task = spawn(self._run())
         self._task.add_done_callback(lambda _: over())
 
     def cancel(self) -> None:
-        """The job is to end, and what is done is kept."""
+        """Ends the job, and keeps what is done."""
         self._cancelled = True
         self.stop()
 
     def stop(self) -> None:
-        """This process is to leave the job to others, as it is."""
+        """Leaves the job, as it is, to other processes."""
         self._stopped = True
         # A task that is cancelled before its first step would never know why.
         if self._task is not None and self._working:
             self._task.cancel()
 
     async def ended(self) -> None:
-        """Returns when nothing more is done here."""
+        """Waits until nothing more is done here."""
         if self._task is not None:
             await asyncio.wait((self._task,))
-
-    async def settle(self) -> None:
-        """The job is over: off to the shelf with it, or else it stays here."""
-        job = self.job
-        try:
-            await self._save()
-            if self._shelf is not None and job.durable:
-                await self._shelf.finish(job)
-                self._memory.drop(job)
-        except LeaseLost:
-            self._memory.drop(job)
-        except RedisGone:
-            job.durable = False
 
     async def _run(self) -> None:
         job = self.job
@@ -98,17 +78,17 @@ class JobRunner:
             job.end(self._clock())
         except LeaseLost:
             log.warning("job %s: another ingress has taken it up", job.id)
-            self._memory.drop(job)
+            self._store.drop(job)
             return
         except asyncio.CancelledError:
             if not self._cancelled:
-                await self._give_back()
+                await self._store.release(job)
                 raise
             job.end(self._clock(), cancelled=True)
         except Exception:
             log.exception("job %s: unexpected error", job.id)
             job.end(self._clock())
-        await self.settle()
+        await self._store.finish(job)
 
     async def _make(self) -> None:
         job, config = self.job, self._config
@@ -117,14 +97,14 @@ class JobRunner:
         self._batch = batch = Batch(
             self._service, job.left, name=job.id, tenant=job.tenant, in_flight=config.in_flight, age_s=age_s
         )
-        renew_lease = spawn(self._beat())
+        holding = spawn(self._hold_lease())
         try:
             async with aclosing(batch.outcomes()) as outcomes:
                 async for index, outcome in outcomes:
                     self._add(index, outcome)
-                    await self._save()
+                    await self._store.save(job)
         finally:
-            await cancel_and_wait(renew_lease)
+            await cancel_and_wait(holding)
 
     def _progress(self) -> float:
         if self._batch is None:
@@ -132,55 +112,25 @@ class JobRunner:
         return (self._before + self._batch.progress * (self.job.entries - self._before)) / self.job.entries
 
     def _add(self, index: int, outcome: Outcome) -> None:
-        document, files = self._tell(self.job, index, outcome)
-        if not self._memory.has_room(sum(len(file) for file in files)):
-            document, files = self._tell(self.job, index, Overloaded("there is no room to keep this result"))
+        document, files = self._describe(self.job, index, outcome)
+        if not self._store.has_room(sum(len(file) for file in files)):
+            document, files = self._describe(self.job, index, Overloaded("there is no room to keep this result"))
         self.job.add(index, document, files)
 
-    async def _beat(self) -> None:
-        """Holds the lease, and listens whether somebody has asked, on another ingress, for the job's end."""
-        job, shelf = self.job, self._shelf
-        while shelf is not None:
-            try:
-                match await shelf.renew_lease(job):
-                    case "ours":
-                        job.durable = not job.unsaved
-                    case "cancel":
-                        self.cancel()
-                    case "lost":
-                        self._memory.drop(job)
-                        self.stop()
-                    case "missing":
-                        await shelf.put(job)
-            except RedisGone:
-                job.durable = False
-            await asyncio.sleep(min(BEAT_S, self._config.lease_s / 3))
-
-    async def _save(self) -> None:
-        """What is new of the job. Raises LeaseLost."""
-        if self._shelf is None:
-            return
-        try:
-            if not await self._shelf.save(self.job):
-                await self._save_anew(self._shelf)
-            self.job.durable = True
-        except RedisGone:
-            self.job.durable = False
-
-    async def _save_anew(self, shelf: RedisJobStore) -> None:
-        """The lease has run out, or Redis has lost its memory: goes on if nobody else has taken the job."""
-        if await shelf.renew_lease(self.job) == "missing":
-            await shelf.put(self.job)
-        if not await shelf.lease(self.job.id) or not await shelf.save(self.job):
-            raise LeaseLost
-
-    async def _give_back(self) -> None:
-        """This process ends: others need not wait until the lease has run out."""
-        if self._shelf is not None:
-            with suppress(RedisGone):
-                await self._shelf.release(self.job)
+    async def _hold_lease(self) -> None:
+        """Renews the lease, and ends the job where somebody has asked for that on another ingress."""
+        while True:
+            match await self._store.renew_lease(self.job):
+                case "cancel":
+                    self.cancel()
+                case "lost":
+                    self._store.drop(self.job)
+                    self.stop()
+                case "ours":
+                    pass
+            await asyncio.sleep(min(RENEW_S, self._config.lease_s / 3))
 
 
 def spawn(work: Any) -> "asyncio.Task[None]":
-    """A task of its own, and not in its caller's context: when that one's client leaves, Ray cancels all in it."""
+    """Starts a task outside the caller's context: when that one's client leaves, Ray cancels all that runs in it."""
     return asyncio.get_running_loop().create_task(work, context=Context())

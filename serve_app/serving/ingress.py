@@ -8,7 +8,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.replica_port import stay_on_loopback
-from serve_app.backends.ray_serve import RayBackend, Route
+from serve_app.backends.ray_serve import RayBackend
 
 
 @serve.ingress()
@@ -17,14 +17,13 @@ class Ingress:
 
     def __init__(
         self,
-        create_api: Callable[[RayBackend], Any],
+        create_api: Callable[[Sequence[RayBackend]], Any],
         handles: Sequence[DeploymentHandle],
         specs: Sequence[tuple[ModelSpec, ...]],
     ) -> None:
         stay_on_loopback()
-        routes = [Route(handle, hosted) for handle, hosted in zip(handles, specs, strict=True)]
-        self._backend = RayBackend(routes)
+        self._backends = [RayBackend(handle, hosted) for handle, hosted in zip(handles, specs, strict=True)]
         self._create_api = create_api
 
     def __serve_build_asgi_app__(self) -> Any:
-        return self._create_api(self._backend)
+        return self._create_api(self._backends)

@@ -1,4 +1,4 @@
-"""Redis, as something that helps while it is there: calls are bounded in time, and after some failures none is made.
+"""Calls Redis within a time-out, and stops calling it for a while after some failures (a circuit breaker).
 
 redis-py's own defaults wait nearly four seconds for a Redis that is down and a minute for one that is silent; here a
 call costs at most `timeout_ms`, whatever becomes of it: the wait for a connection, connecting and the answer together.
@@ -73,11 +73,11 @@ class RedisTier:
         return self._in_a_row < FAILURES
 
     def signing_key(self, purpose: str) -> bytes:
-        """A key for that purpose alone: what was signed for one cannot be passed off as another's."""
+        """Derives a key for one purpose: what was signed for one cannot be passed off as another's."""
         return hmac.digest(self._key, purpose.encode(), "sha256")
 
     async def call(self, do: Callable[[Redis], Awaitable[T]], timeout_s: float | None = None) -> T:
-        """What `do` makes of Redis. Raises RedisGone, within the configured time-out, or `timeout_s`."""
+        """Returns what `do` does with Redis. Raises RedisGone, within the configured time-out, or `timeout_s`."""
         probe = not self.well
         if probe:
             self._take_the_probe()
@@ -114,7 +114,7 @@ class RedisTier:
         await self.call(lambda redis: redis.eval(MEND, len(kinds), *kinds, *kinds.values()))
 
     def note_damage(self, what: str) -> None:
-        """Something that was found there is not used."""
+        """Counts and logs something that was found there and is not used."""
         self.damaged += 1
         log.warning("%s in Redis is not what was put there: it is not used", what)
 
@@ -146,7 +146,7 @@ class RedisTier:
             log.warning("Redis is left alone for a while: %s", type(error).__name__)
 
     def _open(self) -> "_Connections":
-        """The connections in use now; new ones where there are none, or they belong to a loop of the past."""
+        """Returns the connections in use; new ones where there are none, or they belong to an ended event loop."""
         loop = asyncio.get_running_loop()
         if self._connections is None or self._connections.loop is not loop:
             self._connections = _Connections(self._client(), loop, asyncio.Semaphore(self._config.max_connections))
@@ -195,5 +195,5 @@ class _Connections:
 
 
 def _answered(error: Exception) -> bool:
-    """Whether Redis itself said no. One that only reads has likely handed over to another, under the same name."""
+    """Whether Redis itself refused. One that is read-only has likely handed over to another under the same name."""
     return isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError)

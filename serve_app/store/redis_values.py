@@ -1,7 +1,7 @@
-"""What is read from Redis, by the one reader of it: whoever can write there may have written anything, of any type.
+"""Parses what is read from Redis, where anybody with access may have written anything, of any type.
 
-Values are asked for with a bound on their length, and are either of the form that this service gives them or Damaged.
-Damage costs what was lost, is counted and said in the log (`RedisTier.note_damage`), and is never anybody's answer.
+Values are read with a bound on their length, and either have the form that this service gives them or are Damaged.
+Damage costs what was lost, is counted and logged (`RedisTier.note_damage`), and never reaches an answer.
 """
 
 import math
@@ -39,12 +39,12 @@ class Damaged(Exception):
 
 
 def is_wrong_type(error: object) -> bool:
-    """Whether Redis says that what is there has another type than what was asked of it."""
+    """Whether Redis reports that a key has another type than the command needs."""
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 def content(answer: Any, most: int) -> bytes | None:
-    """What GETRANGE, asked for one byte more than `most`, has answered; None where nothing is there. Raises Damaged."""
+    """Returns the answer of a GETRANGE of one byte more than `most`; None where nothing is there. Raises Damaged."""
     if is_wrong_type(answer):
         raise Damaged("it has another type")
     if isinstance(answer, Exception):
@@ -57,7 +57,7 @@ def content(answer: Any, most: int) -> bytes | None:
 
 
 def word(data: Any, form: re.Pattern[str] = WORD) -> str:
-    """An identifier of ours. Raises Damaged."""
+    """Returns an identifier of ours. Raises Damaged."""
     text = data.decode("ascii", errors="replace") if isinstance(data, bytes) and len(data) <= 256 else ""
     if form.fullmatch(text) is None:
         raise Damaged("it is no word of ours")
@@ -65,20 +65,20 @@ def word(data: Any, form: re.Pattern[str] = WORD) -> str:
 
 
 def words(data: Any, form: re.Pattern[str] = WORD) -> list[str]:
-    """Those of a list that are identifiers of ours."""
+    """Returns those of a list that are identifiers of ours."""
     found = [each.decode("ascii", errors="replace") for each in listed(data) if isinstance(each, bytes)]
     return [text for text in found if form.fullmatch(text)]
 
 
 def listed(data: Any) -> Sequence[Any]:
-    """A list, as scripts and ranges give it. Raises Damaged."""
+    """Returns a list, as scripts and ranges answer. Raises Damaged."""
     if not isinstance(data, list):
         raise Damaged("it is no list")
     return data
 
 
 def number(data: Any, otherwise: int = 0) -> int:
-    """A counter of ours; `otherwise` where it is none."""
+    """Returns a counter of ours; `otherwise` where it is none."""
     if isinstance(data, int) and not isinstance(data, bool):
         return max(0, data)
     text = data.decode("ascii", errors="replace") if isinstance(data, bytes) and len(data) < 16 else ""
@@ -86,5 +86,5 @@ def number(data: Any, otherwise: int = 0) -> int:
 
 
 def moment(data: Any) -> float:
-    """Seconds since 1970; 0 for what is no time."""
+    """Returns seconds since 1970; 0 for what is no time."""
     return data if isinstance(data, float) and math.isfinite(data) else 0.0

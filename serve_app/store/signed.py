@@ -1,8 +1,8 @@
-"""What is left in somebody else's hands, and believed again only if it comes back as it was: JSON and raw bytes.
+"""Signs what is kept in Redis, JSON and raw bytes, so that only what comes back unchanged is believed.
 
     magic | HMAC-SHA256 over magic, place, body | body: 4 bytes of length, a JSON header, the files one after another
 
-The place is where it was put: what was sealed for one place cannot be read at another.
+The place is where it was put: what was signed for one place cannot be read at another.
 """
 
 import hmac
@@ -27,22 +27,22 @@ class _Parts(Strict):
 
 
 class BadSignature(Exception):
-    """Not what was sealed for this place, with this key."""
+    """Not what was signed for this place, with this key."""
 
 
 def sign(place: str, header: Any, files: Sequence[bytes], key: bytes) -> bytes:
-    """`header`, which is JSON, and `files`, signed."""
+    """Returns `header`, which is JSON, and `files` as signed bytes."""
     text = json.dumps({"header": header, "bytes": [len(file) for file in files]}).encode()
     body = b"".join((len(text).to_bytes(_LENGTH_BYTES, "big"), text, *files))
     return _MAGIC + _mac(place, body, key) + body
 
 
 def verify(place: str, data: bytes, key: bytes) -> tuple[Any, tuple[bytes, ...]]:
-    """The header and the files in `data`. Raises BrokenSeal."""
+    """Returns the header and the files in `data`. Raises BadSignature."""
     begin = len(_MAGIC) + _MAC_BYTES
     mac, body = data[len(_MAGIC) : begin], data[begin:]
     if not data.startswith(_MAGIC) or not hmac.compare_digest(mac, _mac(place, body, key)):
-        raise BadSignature("not sealed for this place with this key")
+        raise BadSignature("not signed for this place with this key")
     # Signed by us, but perhaps by another version.
     end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "big")
     try:

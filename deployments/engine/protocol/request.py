@@ -30,6 +30,7 @@ class Request:
     `tenant` is who shares the device with others, each a fair part. Where nobody looks at it, `progress` is False:
     hundreds of events a second on their way from a replica cost more than some pictures. No two running requests have
     the same `id`, so callers do not choose it; `name` is what the caller calls it, and may be that of several.
+    `seed_drawn` says that the seed is not the caller's own.
     What its model makes of it is the engine's to fill in: `own_evaluations`, the UNet evaluations of an image where the
     sampler is the checkpoint's own; `embeds_guidance`, where the UNet is told the guidance scale instead of being run a
     second time.
@@ -45,6 +46,7 @@ class Request:
     name: str = ""
     own_evaluations: int | None = None
     embeds_guidance: bool = False
+    seed_drawn: bool = False
 
     @property
     def pipeline(self) -> PipelineKind:

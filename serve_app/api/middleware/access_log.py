@@ -10,8 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.exchange import CLIENT_LEFT, exchange_of
 from serve_app.api.principal import principal_of
-from serve_app.api.request_record import CLIENT_LEFT, record_of
 from serve_app.api.trace import trace_id_of
 
 log = logging.getLogger(__name__)
@@ -34,18 +34,18 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
+        traffic = _Traffic(scope, receive, send)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await self.app(scope, traffic.receive, traffic.send)
         except asyncio.CancelledError:
-            record_of(scope).left = True
+            exchange_of(scope).left = True
             raise
         finally:
-            line = exchange.line() | ({"prompt": record_of(scope).prompt} if self._prompts else {})
+            line = traffic.line() | ({"prompt": exchange_of(scope).prompt} if self._prompts else {})
             log.info("%s %s %d", line["method"], line["route"] or "-", line["status"], extra=line)
 
 
-class _Exchange:
+class _Traffic:
     """A request and its answer, looked at as they pass."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,18 +72,19 @@ class _Exchange:
 
     def line(self) -> dict[str, Any]:
         """What there is to tell: nothing in it is the caller's own words, but an id that has been found harmless."""
-        entry, timings = record_of(self._scope), record_of(self._scope).timings
+        exchange = exchange_of(self._scope)
+        timings = exchange.timings
         method = self._scope["method"]
         return {
-            "request_id": self._scope["state"].get("request_id"),
+            "request_id": exchange.request_id or None,
             "trace_id": self._trace_id,
             "method": method if method in _METHODS else "other",
             "route": getattr(self._scope.get("route"), "path", None),
             "status": self._status,
-            "code": entry.code or None,
-            "outcome": entry.outcome(self._status),
+            "code": exchange.code or None,
+            "outcome": exchange.outcome(self._status),
             "tenant": principal_of(Request(self._scope)).tenant,
-            "model": entry.model or None,
+            "model": exchange.model or None,
             "queued_ms": round(timings.queued_ms, 1) if timings else None,
             "inference_ms": round(timings.total_ms - timings.queued_ms, 1) if timings else None,
             "total_ms": self._milliseconds(),

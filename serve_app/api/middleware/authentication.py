@@ -3,6 +3,7 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.principal import NOBODY, Principal
 from serve_app.api.problems import Problem
@@ -13,9 +14,9 @@ _REALM = 'Bearer realm="darkroom"'
 
 
 class Authentication:
-    """Sets `state.principal`, or answers 401 to callers without a good key, 403 to those whose key is not for this.
+    """Sets the exchange's principal before anything of the body is read.
 
-    Nothing of the body has been read by then.
+    Answers 401 to callers without a good key, 403 to those whose key is not for this.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Keyring) -> None:
@@ -27,14 +28,14 @@ class Authentication:
             await self.app(scope, receive, send)
             return
         try:
-            scope["state"]["caller"] = self._caller(scope)
+            exchange_of(scope).principal = self._authenticate(scope)
         except Problem as problem:
             problem.headers |= close_unread(Headers(scope=scope))
-            await problem.response(scope["state"]["request_id"])(scope, receive, send)
+            await problem.response(exchange_of(scope).request_id)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Principal:
+    def _authenticate(self, scope: Scope) -> Principal:
         need = need_of(scope)
         if need == "nothing":
             return NOBODY

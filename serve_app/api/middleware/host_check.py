@@ -5,6 +5,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.problems import Problem
 from serve_app.gateway.hosts import AllowedHosts, is_own_origin
@@ -29,7 +30,7 @@ class HostCheck:
             problem = self._find_problem(scope["path"], headers)
             if problem is not None:
                 problem.headers |= close_unread(headers)
-                await problem.response(scope["state"]["request_id"])(scope, receive, send)
+                await problem.response(exchange_of(scope).request_id)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -8,9 +8,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.problems import http_problem
-from serve_app.api.request_record import record_of
 
 
 class MethodHandling:
@@ -35,7 +35,7 @@ class MethodHandling:
         if scope["method"] == "OPTIONS":
             return Response(status_code=204, headers={"Allow": ", ".join(sorted(methods | {"OPTIONS"})), **unread})
         allow = {"Allow": ", ".join(sorted(methods)), **unread}
-        return http_problem(405, allow).response(scope["state"]["request_id"])
+        return http_problem(405, allow).response(exchange_of(scope).request_id)
 
     def _find_methods(self, scope: Scope) -> frozenset[str]:
         """The methods of all routes that match the path; empty if none does."""
@@ -58,4 +58,4 @@ class MethodHandling:
                 raise ClientDisconnect
 
         await self.app({**scope, "method": "GET"}, receive, send_headers)
-        record_of(scope).left = False
+        exchange_of(scope).left = False

@@ -1,4 +1,4 @@
-"""The layer that holds callers to their limits, and tells each how it stands (draft-ietf-httpapi-ratelimit-headers).
+"""Holds callers to their limits, and says in headers what is left of them (draft-ietf-httpapi-ratelimit-headers).
 
 Requests are counted before their bodies are read; what they cost is known, and charged, when they have been understood.
 """
@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
@@ -21,7 +22,7 @@ from serve_app.gateway.sliding_window import WINDOW_S
 from serve_app.generation.prepared import Prepared
 
 # Name, unit in words, and how the draft's `RateLimit-Policy` goes on after the quota.
-_TOLD: Final[Mapping[LimitName, tuple[str, str]]] = MappingProxyType(
+_DESCRIPTIONS: Final[Mapping[LimitName, tuple[str, str]]] = MappingProxyType(
     {
         "requests_per_minute": ("requests a minute", f";w={WINDOW_S}"),
         "concurrent_requests": ("requests at once", ';qu="concurrent-requests"'),
@@ -46,12 +47,12 @@ class RateLimiting:
         if not asks_for_work(scope):
             await self.app(scope, receive, send)
             return
-        quota = self._visit(scope)
+        quota = self._find_quota(scope)
 
-        async def send_with_standings(message: Message) -> None:
+        async def send_with_remaining(message: Message) -> None:
             if message["type"] == "http.response.start" and quota.remaining:
                 headers = MutableHeaders(scope=message)
-                headers["RateLimit-Policy"], headers["RateLimit"] = _policy(quota), _standing(quota)
+                headers["RateLimit-Policy"], headers["RateLimit"] = _policy(quota), _remaining(quota)
             await send(message)
 
         try:
@@ -59,15 +60,15 @@ class RateLimiting:
         except OverLimit as over:
             problem = _refusal(over)
             problem.headers |= close_unread(Headers(scope=scope))
-            await problem.response(scope["state"]["request_id"])(scope, receive, send_with_standings)
+            await problem.response(exchange_of(scope).request_id)(scope, receive, send_with_remaining)
             return
-        scope["state"]["visit"] = quota
+        exchange_of(scope).quota = quota
         try:
-            await self.app(scope, receive, send_with_standings)
+            await self.app(scope, receive, send_with_remaining)
         finally:
             quota.leave()
 
-    def _visit(self, scope: Scope) -> Quota:
+    def _find_quota(self, scope: Scope) -> Quota:
         principal, config = principal_of(Request(scope)), self._limits.config
         if principal.key:
             return self._limits.quota_of(f"key:{principal.key}", config.per_key.with_overrides(principal.limits))
@@ -76,7 +77,7 @@ class RateLimiting:
 
 async def charge(request: Request, *prepared: Prepared) -> None:
     """Charges the request's caller for all of `prepared`. Raises Problem: 429, or 422 where it can never be let in."""
-    quota: Quota | None = getattr(request.state, "visit", None)
+    quota = exchange_of(request.scope).quota
     if quota is None:
         return
     try:
@@ -89,7 +90,7 @@ async def charge(request: Request, *prepared: Prepared) -> None:
 
 async def charge_refused(request: Request, entries: int) -> None:
     """Charges for a batch's entries that were only read. Raises Problem 429."""
-    quota: Quota | None = getattr(request.state, "visit", None)
+    quota = exchange_of(request.scope).quota
     if quota is None or not entries:
         return
     try:
@@ -116,13 +117,13 @@ def address_of(scope: Scope, proxies: int) -> str:
     connected = client[0] if client else ""
     forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).split(",")
     said = forwarded[-proxies].strip() if 0 < proxies <= len(forwarded) else connected
-    address = _parsed(said) or _parsed(connected)
+    address = _parse_address(said) or _parse_address(connected)
     if isinstance(address, IPv6Address):
         return str(IPv6Network((address, 64), strict=False))
     return str(address or "unknown")
 
 
-def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
     """An address, also one with a port, as some proxies write it."""
     bare = text[1:].partition("]")[0] if text.startswith("[") else text
     try:
@@ -133,7 +134,7 @@ def _parsed(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def _refusal(over: OverLimit) -> Problem:
-    words, _ = _TOLD[over.name]
+    words, _ = _DESCRIPTIONS[over.name]
     message = f"the limit is {over.limit} {words}; come back later"
     return Problem(429, "rate_limited", message, param=over.name, retry_after=whole_seconds(over.wait_s))
 
@@ -148,9 +149,9 @@ def _too_costly(error: TooCostly) -> Problem:
 
 
 def _policy(quota: Quota) -> str:
-    return ", ".join(f'"{name}";q={limit}{_TOLD[name][1]}' for name, (limit, _) in quota.remaining.items())
+    return ", ".join(f'"{name}";q={limit}{_DESCRIPTIONS[name][1]}' for name, (limit, _) in quota.remaining.items())
 
 
-def _standing(quota: Quota) -> str:
+def _remaining(quota: Quota) -> str:
     remaining = quota.remaining.items()
     return ", ".join(f'"{name}";r={now.left};t={whole_seconds(now.wait_s)}' for name, (_, now) in remaining)

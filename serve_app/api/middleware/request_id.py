@@ -7,6 +7,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.exchange import exchange_of
 from serve_app.api.problems import internal_error
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         request_id = request_id_of(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        exchange_of(scope).request_id = request_id
         started = False
 
         async def send_marked(message: Message) -> None:

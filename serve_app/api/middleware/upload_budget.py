@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.engine.protocol.errors import Overloaded
+from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import CLOSE, content_length_of
 from serve_app.api.problems import problem_of
 
@@ -29,7 +30,7 @@ class UploadBudget:
         if self._held + size > self._together:
             problem = problem_of(Overloaded("too many uploads are on their way; come back later"))
             problem.headers |= CLOSE
-            await problem.response(scope["state"]["request_id"])(scope, receive, send)
+            await problem.response(exchange_of(scope).request_id)(scope, receive, send)
             return
         self._held += size
         try:

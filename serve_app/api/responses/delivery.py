@@ -7,10 +7,10 @@ from fastapi import Request, Response
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
+from serve_app.api.exchange import exchange_of
 from serve_app.api.middleware.rate_limiting import charge
 from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
 from serve_app.api.principal import principal_of
-from serve_app.api.request_record import record_of
 from serve_app.api.responses.cache_headers import apply_cache_control, cache_header, read_cache_control
 from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.event_stream import open_stream
@@ -42,7 +42,9 @@ async def deliver(
     if media_type == EVENTS:
         refuse_key(request)
         prepared = await _prepare(request, service, params, uploads, previews)
-        return await open_stream(request, service.run(prepared), StreamEncoder(prepared, request.state.request_id))
+        return await open_stream(
+            request, service.run(prepared), StreamEncoder(prepared, exchange_of(request.scope).request_id)
+        )
     parameters = {"as": media_type, "params": params.model_dump(mode="json"), **_options_of(uploads)}
     return await run_once(
         request, parameters, _files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
@@ -57,7 +59,7 @@ async def _answer_whole(
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
     prepared = await _prepare(request, service, params, uploads)
     result = await run_until_disconnect(request.receive, service.collect(prepared))
-    record_of(request.scope).timings = result.timings
+    exchange_of(request.scope).timings = result.timings
     if media_type == JSON:
         return await json_response(lambda: answer_of(result), headers=_headers_of(result))
     return _image_response(result, media_type)
@@ -71,10 +73,10 @@ async def _prepare(
         params,
         uploads=uploads,
         previews=previews,
-        request_id=request.state.request_id,
+        request_id=exchange_of(request.scope).request_id,
         tenant=principal_of(request).tenant,
     )
-    entry = record_of(request.scope)
+    entry = exchange_of(request.scope)
     entry.model, entry.prompt = prepared.request.model, prepared.asked.prompt
     await charge(request, prepared)
     return prepared

@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.engine.protocol.errors import EngineStopped
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone
+from serve_app.api.exchange import Exchange, exchange_of
 from serve_app.api.problems import internal_error
-from serve_app.api.request_record import RequestRecord, record_of
 from serve_app.api.responses.cache_headers import cache_header
 from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.large_json import encode_json
@@ -62,14 +62,14 @@ class EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's own detection of disconnects depends on the server's ASGI version; this one always listens.
-        entry = record_of(scope)
+        entry = exchange_of(scope)
         async with aclosing(self._source):
             try:
                 await run_until_disconnect(receive, self._send_all(send, entry))
             except (ClientDisconnect, TimeoutError):
                 entry.left = True
 
-    async def _send_all(self, send: Send, entry: RequestRecord) -> None:
+    async def _send_all(self, send: Send, entry: Exchange) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._encode_stream(entry)) as wire:
             async for chunk in wire:
@@ -77,7 +77,7 @@ class EventStream(EventSourceResponse):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _encode_stream(self, entry: RequestRecord) -> AsyncGenerator[bytes, None]:
+    async def _encode_stream(self, entry: Exchange) -> AsyncGenerator[bytes, None]:
         async with aclosing(mark_silence(self._events, KEEPALIVE_SECONDS)) as events:
             async for numbered in events:
                 if numbered is None:
@@ -112,7 +112,7 @@ async def number_events(
 
 
 async def _encode_events(
-    first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, entry: RequestRecord
+    first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, entry: Exchange
 ) -> AsyncGenerator[NamedEvent, None]:
     """Encodes a request's events. Always ends with `done` or `error`."""
     yield encoder.encode(first)
@@ -141,7 +141,7 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], enc
         # The garbage collector would close all the nested generators at once, each one twice.
         await events.aclose()
         raise
-    name, entry = request.state.request_id, record_of(request.scope)
+    name, entry = exchange_of(request.scope).request_id, exchange_of(request.scope)
     headers = cache_header(first.source) if isinstance(first, Accepted) else NO_HEADERS
     return EventStream(number_events(_encode_events(first, events, encoder, entry), name), events, headers)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from fastapi import Request, Response
 
 from deployments.engine.protocol.errors import EngineError
+from serve_app.api.exchange import exchange_of
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem, problem_of
 from serve_app.gateway.idempotency import Idempotency, InProgress, Reused
@@ -63,7 +64,7 @@ async def run_once(
     except (EngineError, Problem) as error:
         problem = problem_of(error) if isinstance(error, EngineError) else error
         if problem.status < 500 and problem.status not in _NOT_FINAL:
-            kept = _store_response(problem.response(request.state.request_id))
+            kept = _store_response(problem.response(exchange_of(request.scope).request_id))
         raise
     finally:
         await lease.release(kept)

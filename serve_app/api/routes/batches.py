@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
 from serve_app.api.dependencies import JobsDep, ServiceDep
+from serve_app.api.exchange import exchange_of
 from serve_app.api.middleware.rate_limiting import charge, charge_refused
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
@@ -80,7 +81,10 @@ async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -
     if media_type == EVENTS and not later:
         refuse_key(request)
         await _charge(request, service, batch_entries)
-        outcomes, name = _start_batch(request, service, jobs.config, batch_entries), request.state.request_id
+        outcomes, name = (
+            _start_batch(request, service, jobs.config, batch_entries),
+            exchange_of(request.scope).request_id,
+        )
         return EventStream(number_events(_encode_stream(name, batch_entries, outcomes), name), outcomes)
 
     async def work() -> Response:
@@ -156,14 +160,14 @@ async def _charge(request: Request, service: ServiceDep, batch_entries: BatchEnt
 def _start_batch(
     request: Request, service: ServiceDep, config: JobsConfig, batch_entries: BatchEntries
 ) -> AsyncGenerator[tuple[int, Outcome], None]:
-    name, tenant = request.state.request_id, principal_of(request).tenant
+    name, tenant = exchange_of(request.scope).request_id, principal_of(request).tenant
     return Batch(service, batch_entries.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
 
 
 async def _answer_whole(
     request: Request, batch_entries: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> Response:
-    name = request.state.request_id
+    name = exchange_of(request.scope).request_id
     entries = await run_until_disconnect(request.receive, _collect_entries(name, batch_entries, outcomes))
     answer = {"id": name, **count_entries(entries), "results": entries}
     return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})

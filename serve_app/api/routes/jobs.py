@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.errors import EngineError
 from serve_app.api.dependencies import JobsDep
+from serve_app.api.exchange import exchange_of
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem, problem_of
 from serve_app.api.responses.event_stream import EventStream, NumberedEvent
@@ -69,7 +70,9 @@ async def follow_job(request: Request, job_id: str, jobs: JobsDep) -> Response:
     """
     job = await _find(request, jobs, job_id)
     states = jobs.follow(job.id, job.tenant)
-    return EventStream(_encode_stream(states, _read_last_event_id(request), request.state.request_id), states)
+    return EventStream(
+        _encode_stream(states, _read_last_event_id(request), exchange_of(request.scope).request_id), states
+    )
 
 
 async def _encode_stream(

@@ -24,7 +24,8 @@ from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.protocol import BackendReport
-from serve_app.backends.ray_serve import RayBackend, Route, as_engine_error
+from serve_app.backends.ray_serve import RayBackend, as_engine_error
+from serve_app.backends.routing import RoutingBackend, route_to
 
 SPEC = ModelSpec("tiny", "nowhere", native_size=64)
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, num_images=2, model_name="tiny", width=64, height=64))
@@ -86,8 +87,8 @@ class FakeHandle:
         return self.reports
 
 
-def backend_of(*handles: FakeHandle) -> RayBackend:
-    return RayBackend([Route(handle, (SPEC,)) for handle in handles])
+def backend_of(*handles: FakeHandle) -> RoutingBackend:
+    return route_to([RayBackend(handle, (SPEC,)) for handle in handles])
 
 
 def finished(request_id: str) -> Finished:

@@ -13,9 +13,9 @@ from deployments.engine.protocol.errors import GenerationFailed, Quarantined
 from deployments.engine.protocol.events import Event, Failed
 from serve_app.backends import redis_quarantine
 from serve_app.backends.redis_quarantine import WAIT_S, RedisQuarantine
-from serve_app.backends.replays import QUARANTINE_SECONDS, Replays
+from serve_app.backends.replays import QUARANTINE_SECONDS
 from serve_app.store.redis import RedisTier
-from tests.serve_app.backends.test_replays import Scripted, events_of, lost, request, success
+from tests.serve_app.backends.test_replays import Replays, Scripted, events_of, lost, request, success
 from tests.serve_app.fakes import until
 from tests.serve_app.redis_servers import redis_at, wire_to
 
@@ -39,8 +39,7 @@ class Ingress:
     def __init__(self, url: str) -> None:
         self.tier = RedisTier(redis_at(url, timeout_ms=1000))
         self.shared = RedisQuarantine(self.tier, QUARANTINE_SECONDS)
-        self.replays = Replays()
-        self.replays.share(self.shared)
+        self.replays = Replays(shared=self.shared)
 
     async def ends_with(self, prompt: str, *, poison: bool = False) -> Event:
         script = Scripted([lost()] if poison else [success("")])

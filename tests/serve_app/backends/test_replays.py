@@ -1,7 +1,8 @@
 """What becomes of requests whose replica is lost: against replicas of our own that die of some requests."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -20,9 +21,13 @@ from deployments.engine.protocol.events import Accepted, Event, Failed, Finished
 from deployments.engine.protocol.inputs import Inputs, Uploads
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
-from serve_app.backends.replays import QUARANTINE_SECONDS, QUARANTINE_SIZE, Replays, fingerprint
-from tests.serve_app.fakes import until
+from serve_app.backends.redis_quarantine import RedisQuarantine
+from serve_app.backends.replays import QUARANTINE_SECONDS, QUARANTINE_SIZE, ReplayingBackend, fingerprint
+from tests.serve_app.fakes import FakeBackend, until
 from tests.serve_app.virtual_time import in_virtual_time
+
+Attempt = Callable[[Request], AsyncGenerator[Event, None]]
+Clock = Callable[[], float]
 
 LOST = EngineLost("gone")
 STOPPED = EngineStopped("not there")
@@ -65,7 +70,31 @@ def lost(*before: Event, error: EngineStopped = LOST) -> list[Event]:
     return [*before, Failed("", error)]
 
 
-async def events_of(replays: Replays, asked: Request, attempt: Scripted) -> list[Event]:
+class Attempts(FakeBackend):
+    """A deployment that does with every attempt of a request what it was told for that request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts: dict[str, Attempt] = {}
+
+    def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        return self.attempts[request.id.partition(".replay")[0]](request)
+
+
+class Replays(ReplayingBackend):
+    """Replays over such a deployment."""
+
+    def __init__(self, clock: Clock = time.monotonic, shared: RedisQuarantine | None = None) -> None:
+        self._deployment = Attempts()
+        super().__init__(self._deployment, shared, clock)
+
+    def run(self, request: Request, attempt: Attempt) -> AsyncGenerator[Event, None]:
+        """The events of `request`, of which every attempt goes as `attempt` has it."""
+        self._deployment.attempts[request.id] = attempt
+        return self.generate(request)
+
+
+async def events_of(replays: Replays, asked: Request, attempt: Attempt) -> list[Event]:
     return [event async for event in replays.run(asked, attempt)]
 
 

@@ -14,7 +14,7 @@ import redis
 from bench.redis_server import RedisServer, redis_server
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.cache import redis_tier
-from serve_app.cache.entry import packed, unpacked
+from serve_app.cache.entry import pack, unpack
 from serve_app.cache.result_cache import ResultCache
 from serve_app.config.secret import Secret
 from serve_app.config.sections import CacheConfig, RedisConfig
@@ -138,11 +138,11 @@ async def test_an_entry_that_is_not_what_was_put_there_is_not_served(
         (name,) = set(await written(inside, 2)) - {others}
         data = inside.get(name)
         assert isinstance(data, bytes)
-        forged = replace(unpacked(data, one.redis.signing_key("results")), images=())
+        forged = replace(unpack(data, one.redis.signing_key("results")), images=())
         replacements = {
             "cut": data[:-1],
             "garbage": b"\x80\x04garbage",
-            "signed by another": packed(forged, b"another key"),
+            "signed by another": pack(forged, b"another key"),
             "another's": inside.get(others),
         }
         inside.delete(name)

@@ -97,14 +97,14 @@ async def test_answers_are_kept_for_a_day_and_in_bounds() -> None:
         await (await process.turn(work)).release(large)
     assert await process.answer(works[0]) == large
     await (await process.turn(works[2])).release(large)
-    assert process.store.kept.bytes_held <= 2**20
-    assert set(process.store.kept.entries) == {"key-0", "key-2"}
+    assert process.store.kept.currsize <= 2**20
+    assert set(process.store.kept) == {"key-0", "key-2"}
     await (await process.turn(WORK)).release(replace(ANSWER, body=bytes(2**20)))
-    assert set(process.store.kept.entries) == {"key-0", "key-2"}
+    assert set(process.store.kept) == {"key-0", "key-2"}
     process.now += 86_400
     await (await process.turn(works[0])).release()
     await (await process.turn(works[2])).release()
-    assert process.store.kept.bytes_held == 0
+    assert process.store.kept.currsize == 0
 
 
 async def test_processes_share_answers_and_turns(two: tuple[Process, Process]) -> None:
@@ -158,7 +158,7 @@ async def test_the_lock_of_a_process_that_died_ends_by_itself(
     assert isinstance(there, bytes)
     assert there.startswith(b"lock:")
     await theirs.release(ANSWER)
-    one.store.kept.entries.clear()
+    one.store.kept.clear()
     assert await one.answer() == ANSWER
 
 

@@ -92,7 +92,7 @@ async def test_processes_with_one_redis_are_one_gateway() -> None:
 async def test_the_configuration_reaches_the_callers(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.app.Publisher", lambda _: None)
     limits = {"limits": {"per_key": {"requests_per_minute": 1}}}
-    app = api_over(configured(**keys, **limits), FakeBackend())  # type: ignore[arg-type]
+    app = api_over(configured(**keys, **limits), [FakeBackend()])  # type: ignore[list-item]
     async with http(app) as client:
         assert (await client.post(PATH, json=CUP)).status_code == 401
         client.headers["X-API-Key"] = KEY

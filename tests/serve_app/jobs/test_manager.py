@@ -17,8 +17,12 @@ from deployments.engine.protocol.spec import ModelSpec
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.job import Job
+from serve_app.jobs.local_jobs import LocalJobs
 from serve_app.jobs.manager import Jobs, TooManyJobs, new_job_id
+from serve_app.jobs.memory_store import MemoryJobStore
+from serve_app.jobs.redis_jobs import RedisJobs
 from serve_app.jobs.redis_store import RedisJobStore
+from serve_app.jobs.store import JobStore
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
 from tests.serve_app.fakes import FakeBackend, Script, Step, slow, success, until
@@ -50,8 +54,12 @@ class Process:
         self.service = service or DiffusionService(self.backend)
         self.tier = None if redis is None else RedisTier(redis_at(redis.url, timeout_ms=1000))
         settings = JobsConfig.model_validate({"lease_s": 0.6, "in_flight": 2} | config)
-        shelf = None if self.tier is None else RedisJobStore(self.tier, settings, KEY, name)
-        self.jobs = Jobs(self.service, settings, entry_document, shelf)
+        self.local = LocalJobs(settings)
+        self.store: JobStore = MemoryJobStore(self.local)
+        if self.tier is not None:
+            self.redis = RedisJobs(self.tier, settings, KEY, name)
+            self.store = RedisJobStore(self.local, self.redis)
+        self.jobs = Jobs(self.service, settings, entry_document, self.store)
 
     async def submit(self, *prompts: str, tenant: str = "", **asked: Any) -> Job:
         params = {i: GenerationParams.model_validate({"prompt": each, **asked}) for i, each in enumerate(prompts)}
@@ -67,7 +75,7 @@ class Process:
             async for state in self.jobs.follow(job.id, job.tenant):
                 last = state
         assert last.over
-        # What it was is told a moment before it is on the shelf.
+        # What it was is told a moment before it is saved.
         await until(lambda: job.id not in self.jobs._runs)
         return last
 
@@ -79,8 +87,8 @@ class Process:
     def die(self) -> None:
         """Without a word: nothing that it had begun goes on, and nobody is told."""
         self.jobs._stopped = True
+        self.store.release = _releases_nothing  # type: ignore[assignment, method-assign]
         for run in self.jobs._runs.values():
-            run._give_back = _says_nothing  # type: ignore[method-assign]
             run.stop()
         for task in self.jobs._tasks:
             task.cancel()
@@ -91,7 +99,7 @@ class Process:
             await self.tier.close()
 
 
-async def _says_nothing() -> None:
+async def _releases_nothing(_: Job) -> None:
     return None
 
 
@@ -222,7 +230,7 @@ async def test_results_that_do_not_fit_fail_alone(start: Start) -> None:
     process = start("a", None, max_bytes=2**20)
     await process.submit("a", width=512, height=512, output_format="png", num_images=16)
     # Files of one colour are small; the bound is what is looked at.
-    process.jobs._memory._max_bytes = 1
+    process.local._max_bytes = 1
     job = await process.end_of(await process.submit("a"))
     assert (job.state, job.documents[0]["status"]) == ("failed", 503)
 
@@ -261,7 +269,7 @@ async def test_an_ingress_that_ends_leaves_its_jobs_to_others_at_once(start: Sta
     await until(lambda: first.backend.running == 1)
     second = start("b", redis, lease_s=60)
     await first.close()
-    await second.jobs._take()
+    await second.jobs._begin_jobs()
     assert (await second.end_of(job)).state == "succeeded"
 
 
@@ -403,7 +411,7 @@ async def test_finished_jobs_in_redis_are_bounded(start: Start, redis: RedisServ
         assert all(client.ttl(key) > 0 for key in client.keys("darkroom:job:*"))
         assert client.hlen("darkroom:jobs:bytes") == 2
         assert client.hlen("darkroom:jobs:turns") == 0
-    process.jobs._shelf._max_bytes = 1  # type: ignore[union-attr]
+    process.redis._max_bytes = 1
     await process.end_of(await process.submit("a"))
     async with asyncio.timeout(5):
         while await process.jobs.of_tenant(""):

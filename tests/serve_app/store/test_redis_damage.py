@@ -18,6 +18,8 @@ from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.idempotency_store import RedisIdempotencyStore
 from serve_app.gateway.rate_limits import RateLimits
 from serve_app.gateway.setup import Gateway
+from serve_app.jobs.local_jobs import LocalJobs
+from serve_app.jobs.redis_jobs import RedisJobs
 from serve_app.jobs.redis_store import RedisJobStore
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
@@ -61,7 +63,9 @@ class Ingress:
                 idempotency=Idempotency(IdempotencyConfig(), shared, counts),
             ),
             jobs_config=jobs,
-            shelf=RedisJobStore(self.tier, jobs, self.tier.signing_key("jobs"), "a" * 32),
+            job_store=RedisJobStore(
+                LocalJobs(jobs), RedisJobs(self.tier, jobs, self.tier.signing_key("jobs"), "a" * 32)
+            ),
         )
 
     @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ KEY = b"a key of some length, as it should be"
 
 
 @pytest.mark.parametrize("files", [(), (b"one",), (b"", b"\x00two", b"three")])
-def test_what_was_sealed_comes_back(files: tuple[bytes, ...]) -> None:
+def test_what_was_signed_comes_back(files: tuple[bytes, ...]) -> None:
     header = {"a": [1, None, "ü"]}
     assert verify("place", sign("place", header, files, KEY), KEY) == (header, files)
 
@@ -35,3 +35,14 @@ def test_another_place_key_or_length_is_noticed() -> None:
     ):
         with pytest.raises(BadSignature):
             verify(place, forged, key)
+
+
+def test_lengths_that_are_signed_and_wrong_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours, by the signature; but no file may begin in another, or end beyond the end."""
+    data = sign("place", {}, (b"one", b"two"), KEY)
+    begin = len(b"darkroom sealed 1\n") + 32
+    monkeypatch.setattr("serve_app.store.signed._mac", lambda *_: data[begin - 32 : begin])
+    assert verify("place", data, KEY) == ({}, (b"one", b"two"))
+    for bad in (data[:-1], data + b"\0", data[:begin] + b"\xff" * 4 + data[begin + 4 :]):
+        with pytest.raises(BadSignature):
+            verify("place", bad, KEY)

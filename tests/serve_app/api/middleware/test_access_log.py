@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.engine.protocol.errors import NumericalFailure, Overloaded
 from serve_app.api.application import create_api
+from serve_app.api.exchange import exchange_of
 from serve_app.api.principal import Principal
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, failing, http, refusing, slow, until
@@ -150,7 +151,7 @@ async def test_the_line_knows_the_tenant(backend: FakeBackend, lines: list[loggi
             self.app = app
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            scope.setdefault("state", {})["caller"] = Principal("acme")
+            exchange_of(scope).principal = Principal("acme")
             await self.app(scope, receive, send)
 
     app.add_middleware(Known)

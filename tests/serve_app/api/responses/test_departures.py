@@ -151,8 +151,8 @@ async def test_clients_that_leave_leave_nothing_behind(seed: int, caplog: pytest
             await until(lambda: asyncio.all_tasks() == before)
     assert [record.getMessage() for record in caplog.records] == []
     assert heard == []
-    assert service.cancellations._running == {}
-    assert service._cache._flights._flights == {}
+    assert service.running._running == {}
+    assert service._cache._coalescer._runs == {}
 
 
 @pytest.mark.parametrize("path", [PATH, BATCH])
@@ -187,8 +187,8 @@ async def test_there_is_no_turn_of_the_loop_at_which_a_departure_leaves_anything
     assert moment > 20
     assert [record.getMessage() for record in caplog.records] == []
     assert heard == []
-    assert service.cancellations._running == {}
-    assert service._cache._flights._flights == {}
+    assert service.running._running == {}
+    assert service._cache._coalescer._runs == {}
 
 
 async def nobody_hears(_: Message) -> None:

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from deployments.engine.protocol.errors import Cancelled
 from deployments.engine.protocol.events import Accepted, Failed
 from serve_app.api.application import create_api
+from serve_app.api.exchange import exchange_of
 from serve_app.api.principal import Principal
 from serve_app.client import parse_events
 from serve_app.service import DiffusionService
@@ -28,7 +29,7 @@ class Named:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tenant = dict(scope.get("headers", ())).get(b"x-tenant", b"").decode()
-        scope.setdefault("state", {})["caller"] = Principal(tenant=tenant)
+        exchange_of(scope).principal = Principal(tenant=tenant)
         await self.app(scope, receive, send)
 
 

@@ -1,7 +1,8 @@
 """The jobs in memory are bounded in time, number and bytes, and what is unfinished stays."""
 
+from serve_app.config.sections import JobsConfig
 from serve_app.jobs.job import Job
-from serve_app.jobs.memory_store import MemoryJobStore
+from serve_app.jobs.local_jobs import LocalJobs
 
 
 def job(name: str, finished: float | None = None, size: int = 0) -> Job:
@@ -13,14 +14,14 @@ def job(name: str, finished: float | None = None, size: int = 0) -> Job:
     return made
 
 
-def memory_of(*jobs: Job, keep_s: float = 100, kept: int = 10, max_bytes: int = 100) -> MemoryJobStore:
-    memory = MemoryJobStore(keep_s, kept, max_bytes)
+def memory_of(*jobs: Job, keep_s: int = 100, kept: int = 10, max_bytes: int = 100) -> LocalJobs:
+    memory = LocalJobs(JobsConfig.model_construct(keep_s=keep_s, kept=kept, max_bytes=max_bytes))
     for each in jobs:
         memory.add(each)
     return memory
 
 
-def names(memory: MemoryJobStore) -> list[str]:
+def names(memory: LocalJobs) -> list[str]:
     return [job.id for job in memory]
 
 
