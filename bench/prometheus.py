@@ -11,7 +11,7 @@ from prometheus_client.samples import Sample
 
 from bench.clients.history import Counts
 from deployments.ray_metrics import PERIOD_S
-from serve_app.launch.processes import descendants
+from serve_app.launch.processes import find_descendants
 
 AGENT = "DashboardAgent"
 """Ray's process of that name exports what all processes of its node tell it, also where the dashboard is off."""
@@ -103,7 +103,7 @@ def _series(sample: Sample) -> tuple[str, frozenset[tuple[str, str]]]:
 
 
 def _listening(pid: int) -> Iterator[str]:
-    for below in descendants(pid):
+    for below in find_descendants(pid):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(below)
             if AGENT in " ".join(process.cmdline()):

@@ -21,7 +21,7 @@ from bench.prometheus import REPORT_INTERVAL_ENV, Exported, scrape_at_rest
 from serve_app.client import BASE
 from serve_app.config.server import AppConfig
 from serve_app.launch.local_cluster import HEALTH_PATH
-from serve_app.launch.processes import descendants
+from serve_app.launch.processes import find_descendants
 
 ENDS_WITHIN_S = 20.0
 SETTLES_WITHIN_S = 60.0
@@ -89,12 +89,12 @@ class RunningServer:
         """Pins the engines' processes to one core and all others to the rest: on a GPU an engine has its own device."""
         cores = sorted(os.sched_getaffinity(0))
         engines = set(self.replicas())
-        for pid in (os.getpid(), self.pid, *descendants(self.pid)):
+        for pid in (os.getpid(), self.pid, *find_descendants(self.pid)):
             _bind(pid, cores[:1] if pid in engines else cores[1:] or cores)
         try:
             yield
         finally:
-            for pid in (os.getpid(), self.pid, *descendants(self.pid)):
+            for pid in (os.getpid(), self.pid, *find_descendants(self.pid)):
                 _bind(pid, cores)
 
     def ingresses(self) -> list[int]:
@@ -103,7 +103,7 @@ class RunningServer:
 
     def _titled(self, title: str) -> list[int]:
         """Ray writes a deployment's name into the titles of its processes."""
-        return [pid for pid in descendants(self._process.pid) if title in _title(pid)]
+        return [pid for pid in find_descendants(self._process.pid) if title in _title(pid)]
 
     def _exchange(self, command: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
@@ -163,14 +163,14 @@ def _order(process: "subprocess.Popen[str]", order: dict[str, Any]) -> None:
 
 def _end(process: "subprocess.Popen[str]") -> None:
     """Asks it to end, and kills what is left of its process tree, also what a signal has stopped and cannot end."""
-    tree = [process.pid, *descendants(process.pid)]
+    tree = [process.pid, *find_descendants(process.pid)]
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=ENDS_WITHIN_S)
     titles = {pid: _title(pid) for pid in tree}
-    for pid in {*descendants(process.pid), *(pid for pid, title in titles.items() if title)}:
+    for pid in {*find_descendants(process.pid), *(pid for pid, title in titles.items() if title)}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()

@@ -66,8 +66,8 @@ class ImageProcessor:
         self, image: Image.Image, low_threshold: int = LOW, high_threshold: int = HIGH
     ) -> Image.Image:
         """Makes the hint for a canny ControlNet: edges above `high_threshold`, followed down to `low_threshold`."""
-        picture = np.asarray(to_rgb(image), dtype=np.uint8)
-        return Image.fromarray(detect_edges(picture, low_threshold, high_threshold))
+        pixels = np.asarray(to_rgb(image), dtype=np.uint8)
+        return Image.fromarray(detect_edges(pixels, low_threshold, high_threshold))
 
     def apply_depth_estimation(self, image: Image.Image) -> Image.Image:
         """Makes the hint for a depth ControlNet, of the image's size: grey, near is bright.
@@ -86,8 +86,8 @@ class ImageProcessor:
         return self._annotate(image, "segmentation")
 
     def _annotate(self, image: Image.Image, controlnet_type: str) -> Image.Image:
-        picture = np.asarray(to_rgb(image), dtype=np.uint8)
-        return Image.fromarray(self._annotators.of(controlnet_type)(picture))
+        pixels = np.asarray(to_rgb(image), dtype=np.uint8)
+        return Image.fromarray(self._annotators.of(controlnet_type)(pixels))
 
     def sharpen(self, image: Image.Image, amount: float = 0.5, radius: float = 1.0) -> Image.Image:
         """Applies an unsharp mask: `amount` 0 changes nothing, 1 doubles what a blur of `radius` pixels removes."""

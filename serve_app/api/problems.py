@@ -117,7 +117,7 @@ class ProblemResponse(JSONResponse):
 
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
-    """How a class of errors is answered. `message` replaces the error's own where that one is for operators only.
+    """The answer to a class of errors. `message` replaces the error's own where that one is for operators only.
 
     `retry_after` (seconds) applies where the error itself does not know better.
     """

@@ -109,7 +109,7 @@ def run_in_process(
         events = service.events(params, uploads=uploads)
         stack.push_async_callback(events.aclose)
         try:
-            while (event := runner.run(_next(events))) is not None:
+            while (event := runner.run(_next_event(events))) is not None:
                 yield from _from_engine_event(event)
         finally:
             runner.run(stack.aclose())
@@ -155,7 +155,7 @@ def _explain(error: DarkroomError, url: str) -> EngineError:
     return InvalidParameter(error.field, error.message) if error.field else EngineError(error.message)
 
 
-async def _next(events: Any) -> engine_events.Event | None:
+async def _next_event(events: Any) -> engine_events.Event | None:
     event: engine_events.Event | None = await anext(events, None)
     return event
 

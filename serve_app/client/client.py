@@ -88,12 +88,12 @@ class DarkroomClient:
         With `uploads` it is image-to-image, inpainting or ControlNet. Raises DarkroomError, even if only some of the
         images failed.
         """
-        path, options = encode_request(_body(params, fields), uploads)
+        path, options = encode_request(_params_body(params, fields), uploads)
         with _translate_errors():
             response = self._http.post(
                 path, timeout=self._answer_timeout, headers=_request_id_header(request_id), **options
             )
-        _check(response)
+        _raise_for_status(response)
         answer = response.json()
         if failure := failure_of(answer):
             raise failure
@@ -112,7 +112,7 @@ class DarkroomClient:
 
         The first event has its `id`.
         """
-        path, options = encode_request(_body(params, fields), uploads)
+        path, options = encode_request(_params_body(params, fields), uploads)
         options |= {
             "params": {"previews": previews},
             "headers": {"Accept": "text/event-stream", **_request_id_header(request_id)},
@@ -121,19 +121,19 @@ class DarkroomClient:
         with _translate_errors(), self._http.stream("POST", path, **options) as response:
             if response.is_error:
                 response.read()
-            _check(response)
+            _raise_for_status(response)
             yield from _read_until_done(parse_events(response.iter_lines()))
 
     def cancel(self, request_id: str) -> bool:
         """Cancels one's own request or batch with that id; False if there is none. Its waiting caller gets an error."""
-        cancelled: bool = self._ask("DELETE", f"{BASE}/requests/{quote(request_id, safe='')}")["cancelled"]
+        cancelled: bool = self._request("DELETE", f"{BASE}/requests/{quote(request_id, safe='')}")["cancelled"]
         return cancelled
 
     def batch(
         self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
     ) -> list[ServedEntry]:
         """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer."""
-        answer = self._ask("POST", BATCH, json=_batch(requests, priority, deadline_ms))
+        answer = self._request("POST", BATCH, json=_batch_body(requests, priority, deadline_ms))
         while answer.get("state") in ("queued", "running"):
             time.sleep(POLL_SECONDS)
             answer = self.job(answer["id"])
@@ -141,13 +141,13 @@ class DarkroomClient:
 
     def submit(self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None) -> str:
         """Submits `requests` as a job and returns its id. The job goes on after this program has ended."""
-        body, headers = _batch(requests, priority, deadline_ms), {"Prefer": "respond-async"}
-        job_id: str = self._ask("POST", BATCH, json=body, headers=headers)["id"]
+        body, headers = _batch_body(requests, priority, deadline_ms), {"Prefer": "respond-async"}
+        job_id: str = self._request("POST", BATCH, json=body, headers=headers)["id"]
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Returns the job's state and its results so far."""
-        return self._ask("GET", f"{BASE}/jobs/{quote(job_id, safe='')}")
+        return self._request("GET", f"{BASE}/jobs/{quote(job_id, safe='')}")
 
     def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
         """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""
@@ -155,7 +155,7 @@ class DarkroomClient:
 
     def cancel_job(self, job_id: str) -> dict[str, Any]:
         """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
-        return self._ask("DELETE", f"{BASE}/jobs/{quote(job_id, safe='')}")
+        return self._request("DELETE", f"{BASE}/jobs/{quote(job_id, safe='')}")
 
     def health(self) -> dict[str, Any]:
         """Returns the server's health object, healthy or not."""
@@ -163,10 +163,10 @@ class DarkroomClient:
             health: dict[str, Any] = self._http.get(HEALTH, timeout=self._answer_timeout).json()
         return health
 
-    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         with _translate_errors():
             response = self._http.request(method, path, timeout=self._answer_timeout, **options)
-        _check(response)
+        _raise_for_status(response)
         answer: dict[str, Any] = response.json()
         return answer
 
@@ -181,7 +181,7 @@ class DarkroomClient:
             return ServedImage.from_json(image)
         with _translate_errors():
             response = self._http.get(image["url"], timeout=self._answer_timeout)
-        _check(response)
+        _raise_for_status(response)
         return ServedImage.from_json(image, response.content)
 
 
@@ -244,15 +244,15 @@ def _read_until_done(events: Iterator[ServerEvent]) -> Iterator[ServerEvent]:
         raise DarkroomError(0, "connection_lost", message, retryable=True)
 
 
-def _body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, Any]:
+def _params_body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, Any]:
     if params is not None and fields:
         raise TypeError("give params or their fields, not both")
     # Leaves unset fields to the server, whose defaults depend on its models.
     return fields if params is None else params.model_dump(mode="json", exclude_unset=True)
 
 
-def _batch(requests: Sequence[Entry], priority: str | None, deadline_ms: int | None) -> dict[str, Any]:
-    bodies = [each if isinstance(each, dict) else _body(each, {}) for each in requests]
+def _batch_body(requests: Sequence[Entry], priority: str | None, deadline_ms: int | None) -> dict[str, Any]:
+    bodies = [each if isinstance(each, dict) else _params_body(each, {}) for each in requests]
     fields = {"priority": priority, "deadline_ms": deadline_ms}
     return {"requests": bodies} | {name: value for name, value in fields.items() if value is not None}
 
@@ -276,7 +276,7 @@ def _translate_errors() -> Iterator[None]:
         raise DarkroomError(0, "connection_lost", "the connection was lost", retryable=True) from None
 
 
-def _check(response: httpx.Response) -> None:
+def _raise_for_status(response: httpx.Response) -> None:
     if response.is_success:
         return
     try:

@@ -54,7 +54,7 @@ class Limits(Strict):
     cost_per_minute: int | None = Field(default=None, ge=1)
     max_cost: int | None = Field(default=None, ge=1)
 
-    def overridden_by(self, own: "Limits") -> "Limits":
+    def with_overrides(self, own: "Limits") -> "Limits":
         """Returns these limits with those that `own` sets in their place."""
         return self.model_copy(update=own.model_dump(exclude_unset=True))
 

@@ -79,7 +79,7 @@ class HeldElsewhere:
 
 
 class _Head(Strict):
-    """What is stored of an answer besides its body."""
+    """The stored part of an answer besides its body."""
 
     fingerprint: str
     status: int = Field(ge=200, le=599)

@@ -97,7 +97,7 @@ class Server:
         """Ray's folder within `temp_dir`, which only its owner can enter: Ray lets everybody write into its own."""
         return self.temp_dir / _RAYS_FOLDER
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Asks the child to drain and end, then kills what is left of its process tree; at once if it was not ready."""
         if self.process is None:
             return
@@ -138,7 +138,7 @@ def serve(config: AppConfig, host: str, port: int, say: Callable[[str], Any] = p
             try:
                 run(server, say)
             finally:
-                server.end()
+                server.stop()
     # Only after a clean end: other errors refer to the log.
     shutil.rmtree(server.temp_dir, ignore_errors=True)
 

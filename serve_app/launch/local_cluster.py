@@ -32,7 +32,7 @@ _LOAD_ERROR = re.compile(r"ModelLoadError: (.+)")
 
 
 class Order(BaseModel):
-    """What to serve, and where."""
+    """The configuration to serve, and the address to serve it on."""
 
     config: AppConfig
     host: str

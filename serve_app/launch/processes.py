@@ -14,7 +14,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """Makes this process, on Linux, the parent of its descendants' orphans, so that `descendants` finds all."""
+    """Makes this process, on Linux, the parent of its descendants' orphans, so that `find_descendants` finds all."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -22,7 +22,7 @@ def adopt_orphans() -> None:
 def sweep(within_s: float) -> None:
     """Kills this process's descendants until there are none, or `within_s` seconds are over."""
     deadline = time.monotonic() + within_s
-    while (alive := descendants(os.getpid())) and time.monotonic() < deadline:
+    while (alive := find_descendants(os.getpid())) and time.monotonic() < deadline:
         for pid in alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -30,10 +30,10 @@ def sweep(within_s: float) -> None:
         _reap()
 
 
-def descendants(pid: int) -> list[int]:
+def find_descendants(pid: int) -> list[int]:
     """The processes below `pid`, without zombies."""
     children: dict[int, list[int]] = {}
-    for child, parent, state in _process_table():
+    for child, parent, state in _read_process_table():
         if not state.startswith("Z"):
             children.setdefault(parent, []).append(child)
     found, rest = [], list(children.get(pid, ()))
@@ -43,7 +43,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _process_table() -> Iterator[tuple[int, int, str]]:
+def _read_process_table() -> Iterator[tuple[int, int, str]]:
     """Yields process, parent and state."""
     if sys.platform != "linux":
         listing = subprocess.run(["ps", "-axo", "pid=,ppid=,state="], capture_output=True, text=True, check=True)

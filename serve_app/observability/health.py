@@ -18,6 +18,6 @@ class Health:
     cache_entries: int = 0
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether images can be made now."""
         return self.status in ("healthy", "degraded")

@@ -24,7 +24,7 @@ from serve_app.serving.request_head import (
     head_too_slow,
     headers_too_large,
     length_of,
-    malformed,
+    malformed_request,
     target_too_long,
 )
 
@@ -142,14 +142,14 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         except httptools.HttpParserError as error:
             reason = error.__context__
-            self._refuse(reason if isinstance(reason, Problem) else malformed())
+            self._refuse(reason if isinstance(reason, Problem) else malformed_request())
             return
         self._silent_bytes = self._silent_bytes + len(piece) if calls_before == self._parser_calls else 0
         self._extension_bytes += len(piece) if in_body else 0
         if self._silent_bytes > MAX_HEAD_BYTES:
             self._refuse(headers_too_large())
         elif self._extension_bytes > _MAX_EXTENSION_BYTES:
-            self._refuse(malformed())
+            self._refuse(malformed_request())
 
     def _take_body(self, piece: bytes) -> None:
         """Reads the body of a request that asked for another protocol; the connection ends with it."""

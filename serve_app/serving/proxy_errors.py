@@ -31,7 +31,7 @@ class ProxyAnswers:
         request_id = request_id_of(Headers(scope=scope))
         started = replacing = False
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
@@ -40,25 +40,25 @@ class ProxyAnswers:
                 headers.setdefault("Server-Timing", f"total;dur={(time.perf_counter() - begun) * 1000:.1f}")
             await send(message)
 
-        async def send_ours(message: Message) -> None:
+        async def replace_errors(message: Message) -> None:
             nonlocal replacing
             if message["type"] == "http.response.start" and _is_rays_error(message):
                 replacing = True
-                await problem_for(message["status"]).response(request_id)(scope, receive, send_marked)
+                await problem_of_status(message["status"]).response(request_id)(scope, receive, send_with_headers)
             elif not replacing:
-                await send_marked(message)
+                await send_with_headers(message)
 
         try:
-            await self.app(scope, receive, send_ours)
+            await self.app(scope, receive, replace_errors)
         except Exception:
             if started:
                 raise
             log.exception("request %s: unexpected error of the proxy", request_id)
-            await internal_error().response(request_id)(scope, receive, send_marked)
+            await internal_error().response(request_id)(scope, receive, send_with_headers)
             return
         if not started:
             # If the client has disconnected, nothing is sent.
-            await ingress_lost().response(request_id)(scope, receive, send_marked)
+            await ingress_lost().response(request_id)(scope, receive, send_with_headers)
 
 
 def ingress_lost() -> Problem:
@@ -67,7 +67,7 @@ def ingress_lost() -> Problem:
     return Problem(503, "ingress_lost", message, retry_after=2)
 
 
-def problem_for(status: int) -> Problem:
+def problem_of_status(status: int) -> Problem:
     """The problem that corresponds to a status of Ray's."""
     match status:
         case 404:

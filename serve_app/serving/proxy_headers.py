@@ -51,15 +51,15 @@ class ProxyHeaders:
         given = Headers(scope=scope)
         request_id = request_id_of(given)
         dropped = _REPLACED if _is_traceable(given) else _REPLACED | _TRACE
-        kept = [(name, value) for name, value in scope["headers"] if _as_ray_compares(name) not in dropped]
+        kept = [(name, value) for name, value in scope["headers"] if _normalise_name(name) not in dropped]
         headers = [*kept, (b"x-request-id", request_id.encode())]
 
-        async def send_marked_once(message: Message) -> None:
+        async def send_with_request_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        await self.app({**scope, "headers": headers}, receive, send_marked_once)
+        await self.app({**scope, "headers": headers}, receive, send_with_request_id)
 
 
 def middlewares() -> list[Middleware]:
@@ -72,7 +72,7 @@ def middlewares() -> list[Middleware]:
     return [Middleware(ProxyPages), Middleware(ProxyAnswers), Middleware(ProxyHeaders)]
 
 
-def _as_ray_compares(name: bytes) -> str:
+def _normalise_name(name: bytes) -> str:
     return name.decode("latin-1").lower().replace("-", "_")
 
 

@@ -56,7 +56,7 @@ def head_too_slow() -> Problem:
     return Problem(408, "request_timeout", "the request's headers took too long to arrive")
 
 
-def malformed() -> Problem:
+def malformed_request() -> Problem:
     """The answer to a request that the parser cannot read."""
     return Problem(400, "malformed_request", "this is not well-formed HTTP/1.1")
 

@@ -18,7 +18,7 @@ from deployments.engine.conditioning.prompt_syntax import MAX_WEIGHT, parse_weig
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.middleware.request_id import ACCEPTED, request_id_of
-from serve_app.api.parsing.body import announced_bytes, check_content_headers, parse_json_object
+from serve_app.api.parsing.body import check_content_headers, content_length_of, parse_json_object
 from serve_app.api.parsing.forms import read_form
 from serve_app.api.parsing.negotiation import negotiate, parse_accept
 from serve_app.api.parsing.validation import read_params
@@ -135,7 +135,7 @@ def test_content_headers_are_understood_or_refused(kind: str, coding: str) -> No
 @bounded
 @given(VALUE | st.from_regex(r"[0-9+\- _x.]{0,40}", fullmatch=True))
 def test_a_length_is_a_number_or_unknown(length: str) -> None:
-    announced = announced_bytes(Headers({"content-length": length}))
+    announced = content_length_of(Headers({"content-length": length}))
     assert announced is None or (announced >= 0 and re.fullmatch("[0-9]+", length))
 
 

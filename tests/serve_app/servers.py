@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from serve_app.config.sections import RedisConfig
 from serve_app.config.server import AppConfig
-from serve_app.launch.processes import descendants
+from serve_app.launch.processes import find_descendants
 
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 120.0
@@ -49,7 +49,7 @@ class Launched:
 
     def tree(self) -> list[int]:
         """The processes that it has started."""
-        return descendants(self.process.pid)
+        return find_descendants(self.process.pid)
 
     def replicas(self) -> list[int]:
         """The processes that host an engine."""

@@ -1,4 +1,4 @@
-"""Hints for Python callers: of the picture's size, by the annotators that the processor was given."""
+"""Hints for Python callers: of the image's size, by the annotators that the processor was given."""
 
 import asyncio
 from pathlib import Path

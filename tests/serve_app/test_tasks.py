@@ -1,4 +1,4 @@
-"""Tasks are over when they were ended, however often whoever ends them is cancelled itself."""
+"""Cancelled tasks are over, however often the canceller is cancelled itself."""
 
 import asyncio
 

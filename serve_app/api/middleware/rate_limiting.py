@@ -71,7 +71,7 @@ class RateLimiting:
     def _find_quota(self, scope: Scope) -> Quota:
         principal, config = principal_of(Request(scope)), self._limits.config
         if principal.key:
-            return self._limits.quota_of(f"key:{principal.key}", config.per_key.overridden_by(principal.limits))
+            return self._limits.quota_of(f"key:{principal.key}", config.per_key.with_overrides(principal.limits))
         return self._limits.quota_of(f"address:{address_of(scope, config.proxies)}", config.per_address)
 
 

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.engine.protocol.errors import Overloaded
 from serve_app.api.exchange import exchange_of
-from serve_app.api.parsing.body import CLOSE, announced_bytes
+from serve_app.api.parsing.body import CLOSE, content_length_of
 from serve_app.api.problems import problem_of
 
 MAX_UPLOADS_IN_FLIGHT_BYTES: Final = 256 * 1024 * 1024
@@ -43,5 +43,5 @@ class UploadBudget:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         if not headers.get("content-type", "").strip().lower().startswith("multipart/"):
             return 0
-        announced = announced_bytes(headers)
+        announced = content_length_of(headers)
         return self._largest if announced is None else min(announced, self._largest)

@@ -69,7 +69,7 @@ def check_content_headers(request: Request, media_type: str) -> dict[str, str]:
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Reads at most `max_bytes`. Stops reading a longer body, and does not begin one that is announced as longer."""
-    announced = announced_bytes(request.headers)
+    announced = content_length_of(request.headers)
     if announced is not None and announced > max_bytes:
         raise _too_large(max_bytes)
     expected = max_bytes if announced is None else announced
@@ -87,7 +87,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return b"".join(chunks) if size <= _SHORT_BODY_BYTES else await asyncio.to_thread(b"".join, chunks)
 
 
-def announced_bytes(headers: Headers) -> int | None:
+def content_length_of(headers: Headers) -> int | None:
     """The body's length according to its headers; None if they do not say."""
     length = headers.get("content-length", "")
     # Cut off: more digits are too many in any case, and would take long to convert.
@@ -198,7 +198,7 @@ _SHORT_BYTES = 64 * 1024
 
 def close_unread(headers: Headers) -> dict[str, str]:
     """Headers for an answer given before the body was read: they close the connection unless the body is short."""
-    announced = announced_bytes(headers)
+    announced = content_length_of(headers)
     if announced is None:
         return CLOSE if "transfer-encoding" in headers else {}
     return CLOSE if announced > _SHORT_BYTES else {}

@@ -45,9 +45,9 @@ async def deliver(
         return await open_stream(
             request, service.run(prepared), StreamEncoder(prepared, exchange_of(request.scope).request_id)
         )
-    asked = {"as": media_type, "params": params.model_dump(mode="json"), **_options_of(uploads)}
+    parameters = {"as": media_type, "params": params.model_dump(mode="json"), **_options_of(uploads)}
     return await run_once(
-        request, asked, _files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
+        request, parameters, _files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
     )
 
 

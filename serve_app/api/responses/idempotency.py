@@ -30,19 +30,22 @@ _NOT_FINAL: Final = frozenset((408, 409, 425, 429))
 
 
 async def run_once(
-    request: Request, asked: Mapping[str, Any], files: Iterable[bytes | None], work: Callable[[], Awaitable[Response]]
+    request: Request,
+    parameters: Mapping[str, Any],
+    files: Iterable[bytes | None],
+    work: Callable[[], Awaitable[Response]],
 ) -> Response:
     """Returns the answer of `work`, or its earlier answer if the request's Idempotency-Key has been used before.
 
-    `asked` (plain data) and `files` are the request as it was understood. These must be equal, not the bytes: a client
-    that retries writes another boundary into a form, and may format its JSON differently. Raises Problem: 400 for a
-    malformed key, 409 while the first try is running, 422 for another request's key.
+    `parameters` (plain data) and `files` are the request as it was understood. These must be equal, not the bytes: a
+    client that retries writes another boundary into a form, and may format its JSON differently. Raises Problem: 400
+    for a malformed key, 409 while the first try is running, 422 for another request's key.
     """
     key = read_key(request)
     if key is None:
         return await work()
     store: Idempotency = request.app.state.idempotency
-    fingerprint = await asyncio.to_thread(_fingerprint_of, request.method, request.url.path, asked, files)
+    fingerprint = await asyncio.to_thread(_fingerprint_of, request.method, request.url.path, parameters, files)
     try:
         lease = await store.begin(IdempotentRequest(_storage_name(principal_of(request).tenant, key), fingerprint))
     except InProgress:
@@ -90,9 +93,9 @@ def _storage_name(tenant: str, key: str) -> str:
     return sha256(json.dumps([tenant, key]).encode()).hexdigest()
 
 
-def _fingerprint_of(method: str, path: str, asked: Mapping[str, Any], files: Iterable[bytes | None]) -> bytes:
+def _fingerprint_of(method: str, path: str, parameters: Mapping[str, Any], files: Iterable[bytes | None]) -> bytes:
     digests = [None if file is None else sha256(file).hexdigest() for file in files]
-    return sha256(json.dumps([method, path, asked, digests], sort_keys=True).encode()).digest()
+    return sha256(json.dumps([method, path, parameters, digests], sort_keys=True).encode()).digest()
 
 
 def _store_response(response: Response) -> StoredResponse:

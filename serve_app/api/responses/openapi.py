@@ -16,19 +16,19 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "num_images": "How many images of this prompt; image i uses `seed + i`.",
         "guidance_scale": "How closely to follow the prompt; 1 or less switches guidance off, for half the work.",
         "num_inference_steps": "Denoising steps.",
-        "seed": "The seed of the first image. One is drawn, and told in the answer, if left out or -1.",
+        "seed": "The seed of the first image. If left out or -1, one is drawn, and returned in the answer.",
         "model_name": "A name or alias from `/ads/v2/diffusion/models`; the first model if left out.",
         "style_preset": "A name from `/ads/v2/diffusion/styles`, or free text that is appended to the prompt.",
         "sampler": "A name, diffusers class or A1111 label from `/ads/v2/diffusion/samplers`; else the model's own.",
         "clip_skip": "How many of the text encoder's last layers to leave out.",
-        "strength": "How far to leave the picture given, from 0 (not included) to 1.",
+        "strength": "How far to change the given image, from 0 (exclusive) to 1.",
         "mask_feather": "Pixels inside the mask's edge over which old and new mix.",
         "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`.",
         "guess_mode": "Lets ControlNets act on the prompted half only.",
         "output_format": "The files' format. An `Accept: image/...` header wins over it.",
-        "priority": "Who waits for whom; nothing waits for ever. A `high` image may take a running `low` one's place.",
-        "cache": "`reuse`: any seed's result will do where none is given; `refresh`: made anew; `off`: not kept.",
-        "deadline_ms": "Refused at once where it cannot be ready in time, and dropped once the time has passed.",
+        "priority": "Higher ones go first; nothing waits for ever. A `high` image may replace a running `low` one.",
+        "cache": "`reuse`: without a seed, any seed's result will do; `refresh`: a new result; `off`: no caching.",
+        "deadline_ms": "The request is refused at once if it cannot be ready in time, and dropped when time is up.",
     }
 )
 
@@ -61,14 +61,14 @@ _FIT = {
     "type": "string",
     "enum": ["cover", "pad", "stretch"],
     "default": "cover",
-    "description": "How pictures of another shape become the request's: cropped, filled up, or distorted.",
+    "description": "How images of another shape are fitted: cropped, padded, or distorted.",
 }
 _MASK_TYPE = {"type": "string", "enum": list(MASK_TYPES), "description": "Instead of a mask."}
 _MASK_ALPHA = {
     "type": "string",
     "enum": ["strokes", "holes"],
-    "description": "What is painted anew of a mask with transparency: what is visible, or what is transparent. "
-    "Needed only where its colours leave that open.",
+    "description": "What a mask with transparency repaints: its visible part, or its transparent part. "
+    "Needed only if its colours leave that open.",
 }
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
@@ -79,7 +79,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
         "inpaint": (
             {
                 "image": _PICTURE,
-                "mask": _PICTURE | {"description": "White is painted anew, black is kept. Of the image's size."},
+                "mask": _PICTURE | {"description": "White is repainted, black is kept. Of the image's size."},
                 "mask_type": _MASK_TYPE,
                 "mask_alpha": _MASK_ALPHA,
                 "fit": _FIT,
@@ -119,7 +119,7 @@ def params_schema() -> dict[str, Any]:
 
 def extra_of(body: dict[str, Any]) -> dict[str, Any]:
     """The additions to the OpenAPI description of an endpoint that takes `body`."""
-    description = "Any text of 1 to 255 characters, a UUID for example: the same request is then made only once."
+    description = "1 to 255 characters, a UUID for example: the same request with it runs only once."
     schema = {"type": "string", "minLength": 1, "maxLength": 255}
     key = {"name": "Idempotency-Key", "in": "header", "description": description, "schema": schema}
     return {"requestBody": body, "parameters": [key]}
@@ -140,13 +140,13 @@ def batch_body() -> dict[str, Any]:
     """The OpenAPI request body of a batch."""
     entry = request_body()["content"]["application/json"]["schema"]
     fields = entry["properties"]
-    anything = {"description": "What breaks a rule fails alone: its `status` in the answer says so."}
+    anything = {"description": "An invalid entry fails alone: its `status` in the answer says so."}
     schema = {
         "type": "object",
         "properties": {
             "requests": {"type": "array", "minItems": 1, "items": {"anyOf": [entry, anything]}},
-            "priority": fields["priority"] | {"description": "For entries that say none."},
-            "deadline_ms": fields["deadline_ms"] | {"description": "For entries that say none; from now on."},
+            "priority": fields["priority"] | {"description": "For entries without their own."},
+            "deadline_ms": fields["deadline_ms"] | {"description": "For entries without their own; from now on."},
         },
         "required": ["requests"],
         "additionalProperties": False,
@@ -164,7 +164,7 @@ def batch_body() -> dict[str, Any]:
 def form_body(endpoint: str) -> dict[str, Any]:
     """The OpenAPI request body of an endpoint that takes images."""
     parts, required = _FORMS[endpoint]
-    whole = {"type": "string", "description": "All parameters at once, as a JSON object, instead of fields."}
+    whole = {"type": "string", "description": "All parameters at once, as a JSON object, instead of as fields."}
     properties = {**params_schema()["properties"], "params": whole, **parts}
     if endpoint != "controlnet":
         for name in ("controls", "guess_mode"):
@@ -178,22 +178,22 @@ def form_body(endpoint: str) -> dict[str, Any]:
 def answers() -> dict[int | str, dict[str, Any]]:
     """The OpenAPI answers of every endpoint that generates."""
     return {
-        200: success(),
-        400: failure("The body, or the Idempotency-Key, cannot be read."),
-        401: failure("This server asks for a key, and there was none, or none that it knows."),
-        403: failure("The key is not for this, or not for that priority."),
-        409: failure("The first request with this Idempotency-Key is still being worked on."),
-        404: failure("There is no such model."),
-        406: failure("None of the types that the Accept header names can be made of this request."),
-        408: failure("The body took too long to arrive."),
-        413: failure("The body is too large."),
-        415: failure("The body is of another type, or compressed."),
-        422: failure("A field breaks a rule; `errors` lists all of them."),
-        499: failure("The request was ended by its id."),
-        500: failure("Something went wrong here. The request id leads to it."),
-        429: failure("The caller has had what it may have for now. Retry-After says when to come back."),
-        503: failure("The queue is full, or the engine is not there. Retry-After says when to come back."),
-        504: failure("The images cannot be ready by the deadline."),
+        200: success_response(),
+        400: error_response("The body, or the Idempotency-Key, cannot be read."),
+        401: error_response("This server requires a key, and the request has none, or an unknown one."),
+        403: error_response("The key does not permit this, or not with that priority."),
+        409: error_response("The first request with this Idempotency-Key is still running."),
+        404: error_response("There is no such model."),
+        406: error_response("None of the types in the Accept header can answer this request."),
+        408: error_response("The body took too long to arrive."),
+        413: error_response("The body is too large."),
+        415: error_response("The body is of another type, or compressed."),
+        422: error_response("A field breaks a rule; `errors` lists all of them."),
+        499: error_response("The request was cancelled by its id."),
+        500: error_response("An internal error. The server's log has it under the request id."),
+        429: error_response("The caller is over its limits. Retry-After says when to come back."),
+        503: error_response("The queue is full, or the engine is unavailable. Retry-After says when to come back."),
+        504: error_response("The images cannot be ready by the deadline."),
     }
 
 
@@ -202,10 +202,10 @@ def batch_answers() -> dict[int | str, dict[str, Any]]:
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
     return answers() | {
         200: {
-            "description": "What each entry came to: JSON, or a stream, as the Accept header says.",
+            "description": "Each entry's result: JSON, or a stream, as the Accept header says.",
             "content": stream,
         },
-        202: {"description": "A job; `Location` says where it is told of."},
+        202: {"description": "A job; `Location` is its URL."},
     }
 
 
@@ -214,15 +214,15 @@ def job_answers() -> dict[int | str, dict[str, Any]]:
     everywhere = answers()
     return {
         401: everywhere[401],
-        403: failure("The key is not for this."),
-        404: failure("There is no such job, or none of this caller's, or nothing at that place in it."),
-        422: failure("The path names no place in a job."),
+        403: error_response("The key does not permit this."),
+        404: error_response("There is no such job of this caller's, or nothing at that place in it."),
+        422: error_response("The path names no place in a job."),
         500: everywhere[500],
-        503: failure("Jobs are kept in Redis, which does not answer. Retry-After says when to come back."),
+        503: error_response("Jobs are kept in Redis, which does not answer. Retry-After says when to come back."),
     }
 
 
-def success() -> dict[str, Any]:
+def success_response() -> dict[str, Any]:
     """The forms of a 200 answer besides JSON, for OpenAPI."""
     images = {f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ("png", "webp", "jpeg")}
     return {
@@ -231,7 +231,7 @@ def success() -> dict[str, Any]:
     }
 
 
-def failure(description: str) -> dict[str, Any]:
+def error_response(description: str) -> dict[str, Any]:
     """An error answer, for OpenAPI."""
     text, code = {"type": "string"}, {"type": "string"}
     fault = {"type": "object", "properties": {"pointer": text, "code": code, "message": text}}

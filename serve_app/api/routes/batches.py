@@ -73,22 +73,25 @@ async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -
     media_type = negotiate(request, [JSON, EVENTS])
     body = await read_json_object(request, request.app.state.max_body_bytes)
     try:
-        asked, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
+        batch_entries, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
     except Problem:
         await charge_refused(request, min(_count_entries_in(body), jobs.config.max_entries))
         raise
-    later = preferred or asked.images > jobs.config.sync_images
+    later = preferred or batch_entries.images > jobs.config.sync_images
     if media_type == EVENTS and not later:
         refuse_key(request)
-        await _charge(request, service, asked)
-        outcomes, name = _start_batch(request, service, jobs.config, asked), exchange_of(request.scope).request_id
-        return EventStream(number_events(_encode_stream(name, asked, outcomes), name), outcomes)
+        await _charge(request, service, batch_entries)
+        outcomes, name = (
+            _start_batch(request, service, jobs.config, batch_entries),
+            exchange_of(request.scope).request_id,
+        )
+        return EventStream(number_events(_encode_stream(name, batch_entries, outcomes), name), outcomes)
 
     async def work() -> Response:
-        await _charge(request, service, asked)
+        await _charge(request, service, batch_entries)
         if later:
-            return await _submit_job(request, jobs, asked, preferred)
-        return await _answer_whole(request, asked, _start_batch(request, service, jobs.config, asked))
+            return await _submit_job(request, jobs, batch_entries, preferred)
+        return await _answer_whole(request, batch_entries, _start_batch(request, service, jobs.config, batch_entries))
 
     return await run_once(request, {"later": later, "body": body}, (), work)
 
@@ -105,7 +108,7 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     except ValidationError as error:
         raise problem_of_errors(error, known=set(BatchBody.model_fields)) from None
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
-    asked = BatchEntries({}, {})
+    batch_entries = BatchEntries({}, {})
     # The first faults are reported in full; of the entries after them only each one's first fault.
     room = MAX_FAULTS
     use = read_cache_control(request)
@@ -113,16 +116,16 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
         fields = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
         params = validate_params(fields, max(1, room), hints=room > 0)
         if isinstance(params, Problem):
-            asked.refused[index] = params
+            batch_entries.refused[index] = params
             room -= len(params.faults)
         else:
             try:
-                asked.params[index] = apply_cache_control(principal_of(request).permitted(params), use)
+                batch_entries.params[index] = apply_cache_control(principal_of(request).permitted(params), use)
             except Problem as problem:
-                asked.refused[index] = problem.with_traceback(None)
+                batch_entries.refused[index] = problem.with_traceback(None)
         await let_others_run()
-    _check_size(asked.images, config.max_images, "images")
-    return asked
+    _check_size(batch_entries.images, config.max_images, "images")
+    return batch_entries
 
 
 def _count_entries_in(body: dict[str, Any]) -> int:
@@ -143,41 +146,41 @@ def _check_size(count: int, limit: int, what: str) -> None:
         raise Problem(422, "batch_too_large", message, param="requests", faults=(fault,))
 
 
-async def _charge(request: Request, service: ServiceDep, asked: BatchEntries) -> None:
+async def _charge(request: Request, service: ServiceDep, batch_entries: BatchEntries) -> None:
     """Charges for the entries that can be made, and for having read the others, which report their own errors."""
     ready = []
-    for params in asked.params.values():
+    for params in batch_entries.params.values():
         with suppress(EngineError):
             ready.append(await service.prepare(params))
         await let_others_run()
-    await charge_refused(request, len(asked.refused))
+    await charge_refused(request, len(batch_entries.refused))
     await charge(request, *ready)
 
 
 def _start_batch(
-    request: Request, service: ServiceDep, config: JobsConfig, asked: BatchEntries
+    request: Request, service: ServiceDep, config: JobsConfig, batch_entries: BatchEntries
 ) -> AsyncGenerator[tuple[int, Outcome], None]:
     name, tenant = exchange_of(request.scope).request_id, principal_of(request).tenant
-    return Batch(service, asked.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
+    return Batch(service, batch_entries.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
 
 
 async def _answer_whole(
-    request: Request, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+    request: Request, batch_entries: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> Response:
     name = exchange_of(request.scope).request_id
-    entries = await run_until_disconnect(request.receive, _collect_entries(name, asked, outcomes))
+    entries = await run_until_disconnect(request.receive, _collect_entries(name, batch_entries, outcomes))
     answer = {"id": name, **count_entries(entries), "results": entries}
     return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})
 
 
-async def _submit_job(request: Request, jobs: Jobs, asked: BatchEntries, preferred: bool) -> Response:
+async def _submit_job(request: Request, jobs: Jobs, batch_entries: BatchEntries, preferred: bool) -> Response:
     job_id = new_job_id()
     refused = {}
-    for index, problem in asked.refused.items():
+    for index, problem in batch_entries.refused.items():
         refused[index] = entry_answer(index, job_id, problem)
         await let_others_run()
     try:
-        job = await jobs.submit(job_id, asked.params, refused, principal_of(request).tenant)
+        job = await jobs.submit(job_id, batch_entries.params, refused, principal_of(request).tenant)
     except TooManyJobs as error:
         message = f"the limit is {error.limit} unfinished jobs; come back when one is done"
         raise Problem(
@@ -191,9 +194,9 @@ async def _submit_job(request: Request, jobs: Jobs, asked: BatchEntries, preferr
 
 
 async def _encode_entries(
-    name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+    name: str, batch_entries: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    for index, problem in asked.refused.items():
+    for index, problem in batch_entries.refused.items():
         yield entry_answer(index, name, problem)
         await let_others_run()
     async with aclosing(outcomes):
@@ -203,19 +206,19 @@ async def _encode_entries(
 
 
 async def _collect_entries(
-    name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+    name: str, batch_entries: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> list[dict[str, Any]]:
-    async with aclosing(_encode_entries(name, asked, outcomes)) as entries:
+    async with aclosing(_encode_entries(name, batch_entries, outcomes)) as entries:
         return sorted([entry async for entry in entries], key=lambda entry: entry["index"])
 
 
 async def _encode_stream(
-    name: str, asked: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
+    name: str, batch_entries: BatchEntries, outcomes: AsyncGenerator[tuple[int, Outcome], None]
 ) -> AsyncGenerator[NamedEvent, None]:
     """Yields the batch's id, then each entry as it is done, then the counts."""
-    yield "progress", {"id": name, "entries": len(asked.params) + len(asked.refused)}
+    yield "progress", {"id": name, "entries": len(batch_entries.params) + len(batch_entries.refused)}
     statuses = []
-    async with aclosing(_encode_entries(name, asked, outcomes)) as entries:
+    async with aclosing(_encode_entries(name, batch_entries, outcomes)) as entries:
         async for entry in entries:
             statuses.append({"status": entry["status"]})
             yield "entry", entry

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from serve_app.api.dependencies import ServiceDep
 from serve_app.api.problems import Problem
-from serve_app.api.responses.openapi import failure
+from serve_app.api.responses.openapi import error_response
 from serve_app.store.redis import RedisGone
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["operations"])
@@ -18,8 +18,8 @@ _RETRY_S: Final = 5
 @router.delete(
     "/cache",
     responses={
-        403: failure("The caller may not operate this server."),
-        503: failure("Redis could not be told; this process has forgotten its results."),
+        403: error_response("The caller may not operate this server."),
+        503: error_response("Redis could not be reached; only this process has emptied its cache."),
     },
 )
 async def empty_cache(service: ServiceDep) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def _parse_count(value: Any) -> Any:
 Previews = Annotated[
     int,
     BeforeValidator(_parse_count),
-    Query(strict=True, ge=0, le=8, description="Cheap looks at each image on the way; in a stream only."),
+    Query(strict=True, ge=0, le=8, description="Cheap previews of each image while it is made; in a stream only."),
 ]
 
 _FIT: Final = "fit"

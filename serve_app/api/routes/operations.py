@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from serve_app.api.dependencies import ServiceDep
 from serve_app.api.parsing.negotiation import negotiate
-from serve_app.api.responses.openapi import failure
+from serve_app.api.responses.openapi import error_response
 from serve_app.observability.health import Health
 from serve_app.observability.prometheus import OPENMETRICS, TEXT, exposition
 
@@ -19,7 +19,7 @@ router = APIRouter(tags=["operations"])
 
 _TEXTS = {kind: {"schema": {"type": "string"}} for kind in (TEXT, OPENMETRICS)}
 _METRICS: Mapping[int | str, dict[str, Any]] = MappingProxyType(
-    {200: {"content": _TEXTS}, 406: failure("Neither Prometheus' text format nor OpenMetrics is acceptable.")}
+    {200: {"content": _TEXTS}, 406: error_response("Neither Prometheus' text format nor OpenMetrics is acceptable.")}
 )
 
 
@@ -53,4 +53,4 @@ def health_answer(health: Health) -> JSONResponse:
         "cache_entries": health.cache_entries,
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
-    return JSONResponse(body, 200 if health.ready else 503, {"Cache-Control": "no-store"})
+    return JSONResponse(body, 200 if health.is_ready else 503, {"Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""No request that is accepted or refused, of whatever shape and size, keeps all others waiting."""
+"""No request of any shape and size, accepted or refused, blocks the event loop."""
 
 import asyncio
 import gc

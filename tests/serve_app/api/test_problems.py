@@ -1,4 +1,4 @@
-"""How an error looks over HTTP."""
+"""Errors over HTTP."""
 
 import inspect
 import math

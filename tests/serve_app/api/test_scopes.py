@@ -1,4 +1,4 @@
-"""Who may come through which door, with which key."""
+"""The key and scope that each endpoint requires."""
 
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator

@@ -247,7 +247,7 @@ async def test_without_redis_requests_are_served_at_once_and_health_says_so(
         assert time.monotonic() - begun < 1.0
         assert [result.source for result in results] == ["cache"] + ["made"] * 10
         health = await one.service.health()
-        assert (health.status, health.ready) == ("degraded", True)
+        assert (health.status, health.is_ready) == ("degraded", True)
         told = await one.told()
         # Three in a row open the breaker; what was on its way to Redis by then fails, too.
         assert 3 <= told["redis_failures"] <= 6

@@ -1,4 +1,4 @@
-"""`darkroom convert`: what it writes loads as it was; pickles run nothing, and what is wrong is named."""
+"""`darkroom convert`: its output loads unchanged, pickles run nothing, and errors are named."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Limits on batches that contradict each other are a slip."""
+"""Limits on batches that contradict each other are refused."""
 
 import pytest
 from pydantic import ValidationError

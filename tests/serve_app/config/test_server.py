@@ -1,4 +1,4 @@
-"""Configuration: what is packaged loads, and what is wrong is named together with what was probably meant."""
+"""Configuration: packaged ones load; errors are named, with what was probably meant."""
 
 from dataclasses import replace
 from pathlib import Path

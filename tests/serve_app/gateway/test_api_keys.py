@@ -1,4 +1,4 @@
-"""Keys: known by their hashes, taken up when their file changes, and never repeated."""
+"""API keys: found by their hashes, reloaded when their file changes, and never repeated."""
 
 import os
 from pathlib import Path

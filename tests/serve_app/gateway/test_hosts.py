@@ -1,4 +1,4 @@
-"""Which names a server answers to, and whose pages it takes requests from."""
+"""The host names that a server answers to, and the pages that it takes requests from."""
 
 from collections import Counter
 

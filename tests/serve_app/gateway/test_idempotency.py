@@ -1,4 +1,4 @@
-"""Answers under keys: kept in bounds, one at work at a time, and shared by processes for as long as Redis is there."""
+"""Stored answers: bounded, one running at a time, and shared by processes for as long as Redis answers."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What one caller may have: places, requests and work, each its own, and none of a request that was refused."""
+"""One caller's limits: concurrent places, requests and cost, each its own; nothing is charged for a refused request."""
 
 from collections import Counter
 
@@ -68,4 +68,4 @@ async def test_what_can_never_be_let_in_is_not_told_to_come_back(limits: RateLim
 def test_a_keys_own_limits_replace_single_ones() -> None:
     every = Limits(requests_per_minute=60, concurrent_requests=4, max_cost=100)
     own = Limits(requests_per_minute=600, max_cost=None)
-    assert every.overridden_by(own) == Limits(requests_per_minute=600, concurrent_requests=4)
+    assert every.with_overrides(own) == Limits(requests_per_minute=600, concurrent_requests=4)

@@ -1,4 +1,4 @@
-"""Two ingress processes with one Redis are one door, on a real local Ray: what one knows, the other does."""
+"""Two ingress processes with one Redis, on a real local Ray, share limits and stored answers."""
 
 import asyncio
 import os

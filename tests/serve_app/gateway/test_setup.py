@@ -1,4 +1,4 @@
-"""From the configuration to the door, and which servers may have none."""
+"""The gateway that a configuration gives, and the servers that may go without keys."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sliding windows: never more than the limit, and exactly when there is room again; alone, and through Redis."""
+"""Sliding windows: never above the limit, and exact about when there is room again; in memory, and through Redis."""
 
 import asyncio
 from collections.abc import Iterator

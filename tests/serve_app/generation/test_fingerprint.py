@@ -1,4 +1,4 @@
-"""Two requests have the same fingerprint exactly where their images are the same."""
+"""Two requests have the same fingerprint if and only if their images are the same."""
 
 from dataclasses import replace
 from typing import Any

@@ -221,6 +221,6 @@ def test_waiting_for_a_slow_child_ends_with_a_second_signal(tmp_path: Path, monk
         server.process = process
         server.messages.put(("stop", ""))
         started = time.monotonic()
-        server.end()
+        server.stop()
         process.kill()
     assert time.monotonic() - started < 2.0

@@ -1,4 +1,4 @@
-"""No process below this one is overlooked, and none is left."""
+"""All descendants of a process are found, and none is left behind."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serve_app.launch.processes import descendants
+from serve_app.launch.processes import find_descendants
 
 ROOT = Path(__file__).parents[3]
 
@@ -17,7 +17,7 @@ def test_descendants_are_found_to_the_last_generation() -> None:
         assert child.stdout is not None
         grandchild = int(child.stdout.readline())
         try:
-            assert {child.pid, grandchild} <= set(descendants(os.getpid()))
+            assert {child.pid, grandchild} <= set(find_descendants(os.getpid()))
         finally:
             os.kill(grandchild, signal.SIGKILL)
             child.kill()

@@ -1,4 +1,4 @@
-"""`darkroom serve` for real, as a process: it says when it is ready, and leaves nothing behind."""
+"""`darkroom serve` as a real process: it says when it is ready, and leaves nothing behind."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What many engines say, added up to one document."""
+"""The figures of many engines, added up in one document."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""How our loggers speak: one line a record, whatever is in it; and under Serve, through Serve."""
+"""Log output: one line per record, whatever is in it; under Serve, through Serve's handlers."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Prometheus reads what we count, exactly: both formats, engines added up, histograms without a lost value."""
+"""Prometheus reads exactly what is counted: both formats, engines added up, histograms without a lost value."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Every request ends as one thing, by whoever counts."""
+"""Every request ends with exactly one outcome, in every count."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Bounds on what comes before a body: held by uvicorn on a real socket, as Ray's proxy runs it."""
+"""Limits on a request's head, enforced by uvicorn on a real socket, as Ray's proxy runs it."""
 
 import contextlib
 import http.client

@@ -1,4 +1,4 @@
-"""What Ray's proxy says by itself reaches callers in our shape; what the application says, untouched."""
+"""Errors of Ray's proxy reach callers in our format; the application's answers pass unchanged."""
 
 import httpx
 import pytest

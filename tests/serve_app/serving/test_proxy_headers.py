@@ -1,4 +1,4 @@
-"""The layer around Ray's proxy: what it takes away, and that one request id comes back."""
+"""The layer around Ray's proxy: the headers that it drops, and the one request id that comes back."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""End to end, on a real local Ray with real (tiny) networks, over HTTP: what only the whole can show."""
+"""End to end over HTTP, on a real local Ray with real (tiny) networks: what only the whole system can show."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Updates and growth on a real local Ray, under load: whatever Serve starts and stops meanwhile, no request fails."""
+"""Updates and scaling on a real local Ray, under load: no request fails, whatever Serve starts and stops meanwhile."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""One line for each request: what it says and never says; and what every answer tells of its time and trace."""
+"""The access log: one line per request, what it contains and never contains; and the timing and trace headers."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Without keys a server is for its own machine's programs and its own pages, not for what a browser brings along."""
+"""Without keys a server takes requests from its own machine's programs and its own pages, not from other sites."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What large uploads and answers have taken goes back to the machine when they are done."""
+"""Memory that large uploads and answers took is returned to the machine when they are done."""
 
 import asyncio
 import gc

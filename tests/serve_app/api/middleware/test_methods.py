@@ -1,4 +1,4 @@
-"""HEAD is GET without its body, OPTIONS says what a path takes, on every path that there is."""
+"""On every path, HEAD is GET without its body, and OPTIONS lists the path's methods."""
 
 import asyncio
 from typing import Final

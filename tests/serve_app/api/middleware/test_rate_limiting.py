@@ -1,4 +1,4 @@
-"""Limits over HTTP: whose they are, what counts, and what the answers say."""
+"""Rate limits over HTTP: whose limits apply, what counts, and what the answers say."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""All forms together stay within a sum, and a slow line has the time that it needs."""
+"""All forms in flight together stay within a budget, and a slow connection has the time that it needs."""
 
 import asyncio
 import io

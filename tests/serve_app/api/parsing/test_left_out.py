@@ -1,4 +1,4 @@
-"""What is left out: absent, null and an empty part of a form are the same, wherever a field may be said."""
+"""Absent, null and empty values mean the same, wherever a field may be given."""
 
 import json
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""Forms: a part is a file by its bytes and field, each fault is said by its own name, and nothing is spooled."""
+"""Multipart forms: a part is a file by its name and field, each fault is named, and nothing is spooled to disk."""
 
 import tempfile
 from typing import Final

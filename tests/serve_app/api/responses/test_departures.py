@@ -1,4 +1,4 @@
-"""Many clients that leave in the middle, at any moment, by any way: nothing is logged, and nothing is left behind."""
+"""Many clients disconnect at any moment and in any way: nothing is logged, and nothing is left behind."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""A client that leaves stops its request at once: over plain ASGI, and over a real socket."""
+"""A disconnect stops its request at once: over plain ASGI, and over a real socket."""
 
 import asyncio
 import json

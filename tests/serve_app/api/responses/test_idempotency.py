@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: the same request is done once, whatever becomes of its answers on the way."""
+"""`Idempotency-Key`: the same request runs once, even if its answers get lost."""
 
 import asyncio
 import io

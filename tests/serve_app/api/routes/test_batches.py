@@ -1,4 +1,4 @@
-"""The door for many requests at once: answers in order, each with its own status, as JSON, as a stream, or as a job."""
+"""The endpoint for batches: answers in order, each with its own status, as JSON, as a stream, or as a job."""
 
 import asyncio
 import base64

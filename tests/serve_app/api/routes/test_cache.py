@@ -1,4 +1,4 @@
-"""The result cache as callers see it: headers, bodies, streams, and who may empty it."""
+"""The result cache over HTTP: headers, bodies, streams, and the permission to empty it."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A request can be ended by the id that its caller knows, by its own tenant only, as often as one likes."""
+"""A request can be cancelled by its id, by its own tenant only, any number of times."""
 
 import asyncio
 from collections.abc import AsyncIterator

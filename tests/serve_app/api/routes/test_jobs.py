@@ -1,4 +1,4 @@
-"""Jobs over HTTP: asked for, looked at, followed, fetched and cancelled, by their own tenant only."""
+"""Jobs over HTTP: submitted, read, followed, fetched and cancelled, by their own tenant only."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""The doors that take pictures: what reaches the backend, and what is refused before it does."""
+"""The endpoints that take uploads: what reaches the backend, and what is refused before it does."""
 
 import asyncio
 import io
