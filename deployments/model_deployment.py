@@ -10,6 +10,7 @@ from typing import Any
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import EngineConfig
+from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
@@ -54,10 +55,14 @@ class ModelReplica:
         """Yields the request's events. Cancelling or closing it early frees its rows before the next step."""
         finished = False
         try:
-            async with aclosing(self._intake.generate(self._worker, request)) as events:
+            ready = await self._intake.decode(request, self._worker)
+            async with aclosing(self._worker.generate(ready)) as events:
                 async for event in events:
                     finished = isinstance(event, Finished | Failed)
                     yield event
+        except EngineError as error:
+            finished = True
+            yield Failed(request.id, error)
         except asyncio.CancelledError:
             log.info("request %s: the caller left", request.id)
             raise

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,7 +10,6 @@ import numpy as np
 
 from deployments.annotators.catalogue import Annotators
 from deployments.engine.protocol.errors import EngineError, GenerationFailed, InvalidParameter
-from deployments.engine.protocol.events import Event, Failed
 from deployments.engine.protocol.inputs import ImageArray, Inputs, Mask, Uploads
 from deployments.engine.protocol.request import Request
 from deployments.freed_memory import FreedMemory
@@ -26,12 +23,10 @@ log = logging.getLogger(__name__)
 _THREADS = 2
 
 
-class Generator(Protocol):
+class Worker(Protocol):
     """Takes a request whose images are ready: an `EngineWorker`."""
 
     def check_room(self, request: Request) -> None: ...
-
-    def generate(self, request: Request) -> AsyncGenerator[Event, None]: ...
 
 
 class Intake:
@@ -44,22 +39,21 @@ class Intake:
         self._freed = FreedMemory()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-upload")
 
-    async def generate(self, worker: Generator, request: Request) -> AsyncGenerator[Event, None]:
-        """Yields the request's events. Bad files fail it; so does, before they are decoded, a full queue."""
-        if request.uploads is not None:
-            try:
-                worker.check_room(request)
-                request = await self._decode_uploads(request)
-            except EngineError as error:
-                yield Failed(request.id, error)
-                return
-            except Exception:
-                log.exception("the pictures of a request could not be taken in")
-                yield Failed(request.id, GenerationFailed("the request's pictures could not be taken in"))
-                return
-        async with aclosing(worker.generate(request)) as events:
-            async for event in events:
-                yield event
+    async def decode(self, request: Request, worker: Worker) -> Request:
+        """Returns the request with its uploads decoded, if `worker` has room for it.
+
+        Raises EngineError: for bad files, and, before they are decoded, for a full queue.
+        """
+        if request.uploads is None:
+            return request
+        worker.check_room(request)
+        try:
+            return await self._decode_uploads(request)
+        except EngineError:
+            raise
+        except Exception:
+            log.exception("the pictures of a request could not be taken in")
+            raise GenerationFailed("the request's pictures could not be taken in") from None
 
     def close(self) -> None:
         """Ends the threads once they have finished their work."""

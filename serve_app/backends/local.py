@@ -66,12 +66,12 @@ class LocalBackend:
         """The request's events. Closing the generator frees its rows before the next step."""
         try:
             worker = await self._worker()
+            ready = await self._intake.decode(request, worker)
+            async with aclosing(worker.generate(ready)) as events:
+                async for event in events:
+                    yield event
         except EngineError as error:
             yield Failed(request.id, error)
-            return
-        async with aclosing(self._intake.generate(worker, request)) as events:
-            async for event in events:
-                yield event
 
     async def cancel(self, name: str, tenant: str) -> bool:
         """Ends the tenant's requests of this name that the engine has."""

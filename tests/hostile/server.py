@@ -72,8 +72,12 @@ class Replica(FakeBackend):
         self._worker = Worker(FakeBackend())
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        async for event in self._intake.generate(self._worker, request):
-            yield event
+        try:
+            ready = await self._intake.decode(request, self._worker)
+            async for event in self._worker.generate(ready):
+                yield event
+        except EngineError as error:
+            yield Failed(request.id, error)
 
 
 class RaysPlace:

@@ -1,12 +1,12 @@
 """Caches cross-attention's keys and values: they depend on the prompt alone, so they are computed once per prompt."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor, nn
 
 from deployments.engine.conditioning.prompt_encoder import repeat_to
@@ -43,9 +43,7 @@ class CrossAttentionCache:
         self._projections = [
             _wrap_projection(layer, name) for layer in _find_cross_attentions(unet) for name in ("to_k", "to_v")
         ]
-        self._limit = kept_bytes
-        self._size = 0
-        self._kept: OrderedDict[int, EncodedPrompt] = OrderedDict()
+        self._cache: LRUCache[int, EncodedPrompt] = LRUCache(kept_bytes, getsizeof=lambda prompt: prompt.bytes)
 
     @torch.inference_mode()
     def project(self, embedding: Tensor) -> EncodedPrompt:
@@ -54,13 +52,11 @@ class CrossAttentionCache:
         Do not modify it: requests with one prompt share it.
         """
         # By identity: the prompt encoder's cache returns the same tensor, which an entry here keeps alive.
-        found = self._kept.pop(id(embedding), None)
+        found = self._cache.get(id(embedding))
         if found is None:
             found = EncodedPrompt(embedding, tuple(each.projection(embedding[None])[0] for each in self._projections))
-            self._size += found.bytes
-        self._kept[id(embedding)] = found
-        while self._size > self._limit:
-            self._size -= self._kept.popitem(last=False)[1].bytes
+            if found.bytes <= self._cache.maxsize:
+                self._cache[id(embedding)] = found
         return found
 
     @contextmanager

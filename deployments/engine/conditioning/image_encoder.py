@@ -1,12 +1,12 @@
 """Encodes a request's images for the networks: the VAE's posteriors, masks and hints. Computed once and cached."""
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from deployments.engine.conditioning.compositing import threshold_mask
@@ -39,18 +39,14 @@ class ImageEncoder:
         self._vae = vae
         self._device = device
         self._dtype = dtype
-        self._size = cache_size
-        self._kept: OrderedDict[bytes, Posterior] = OrderedDict()
+        self._cache: LRUCache[bytes, Posterior] = LRUCache(cache_size)
 
     def encode(self, image: ImageArray, mask: Mask | None = None) -> Posterior:
         """Encodes `image` [H, W, 3]; with a mask, only what is outside of it, the rest being mid-grey."""
         key = _digest(image, mask)
-        found = self._kept.pop(key, None)
+        found = self._cache.get(key)
         if found is None:
-            found = self._encode(image, mask)
-        self._kept[key] = found
-        if len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+            found = self._cache[key] = self._encode(image, mask)
         return found
 
     @torch.inference_mode()

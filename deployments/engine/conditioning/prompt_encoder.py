@@ -1,10 +1,10 @@
 """Encodes prompts for the UNet: CLIP hidden states, for prompts of any length up to a stated limit."""
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor, nn
 
 from deployments.engine.conditioning.prompt_syntax import parse_weighted
@@ -62,7 +62,8 @@ class PromptEncoder:
         # A tokenizer may be configured shorter than the text encoder: diffusers pads to its length.
         self._chunk_tokens = min(tokenizer.model_max_length, int(text_encoder.config.max_position_embeddings)) - 2
         self._max_chunks = max_chunks
-        self._cache = _LruCache(cache_size)
+        self._cache: LRUCache[tuple[str, int], Tensor] = LRUCache(cache_size)
+        self._hits = self._misses = 0
 
     @property
     def text_encoder(self) -> Any:
@@ -72,7 +73,7 @@ class PromptEncoder:
     @property
     def cache_stats(self) -> CacheStats:
         """The cache's counts since this encoder was made."""
-        return self._cache.stats
+        return CacheStats(self._hits, self._misses, len(self._cache))
 
     def encode(self, prompt: str, clip_skip: int = 0, field: str = "prompt") -> Tensor:
         """Returns the embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`. Do not
@@ -83,11 +84,13 @@ class PromptEncoder:
         for a weight out of range and for a `clip_skip` that leaves no layer.
         """
         cached = self._cache.get((prompt, clip_skip))
-        if cached is None:
-            self._check_clip_skip(clip_skip)
-            cached = self._encode(self._chunks(prompt, field), clip_skip)
-            self._cache.put((prompt, clip_skip), cached)
-        return cached
+        if cached is not None:
+            self._hits += 1
+            return cached
+        self._misses += 1
+        self._check_clip_skip(clip_skip)
+        embedding = self._cache[prompt, clip_skip] = self._encode(self._chunks(prompt, field), clip_skip)
+        return embedding
 
     def _check_clip_skip(self, clip_skip: int) -> None:
         layers = int(self._text_encoder.config.num_hidden_layers)
@@ -188,31 +191,3 @@ def _find_final_layer_norm(text_encoder: nn.Module) -> nn.Module:
     # By name, because transformers moved it: once under `text_model`, now an attribute of the encoder itself.
     modules: dict[str, nn.Module] = dict(text_encoder.named_modules())
     return next(module for name, module in modules.items() if name.endswith("final_layer_norm"))
-
-
-class _LruCache:
-    """Embeddings by (prompt, clip_skip); the least recently used is evicted first."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._entries: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
-        self._hits = 0
-        self._misses = 0
-
-    @property
-    def stats(self) -> CacheStats:
-        return CacheStats(self._hits, self._misses, len(self._entries))
-
-    def get(self, key: tuple[str, int]) -> Tensor | None:
-        found = self._entries.get(key)
-        if found is None:
-            self._misses += 1
-            return None
-        self._hits += 1
-        self._entries.move_to_end(key)
-        return found
-
-    def put(self, key: tuple[str, int], embedding: Tensor) -> None:
-        self._entries[key] = embedding
-        while len(self._entries) > self._size:
-            self._entries.popitem(last=False)

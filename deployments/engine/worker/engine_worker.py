@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import torch
@@ -151,28 +151,24 @@ class EngineWorker:
             if not self.is_alive:
                 raise EngineStopped("the engine has stopped")
             self.check_room(request)
-            async with self._model_of(request), aclosing(self._events(request, mailbox)) as events:
-                async for event in events:
-                    yield event
+            async with self._model_of(request):
+                self._send(lambda engine: engine.submit(request))
+                is_finished = has_failed = False
+                try:
+                    while not is_finished and not has_failed:
+                        event = await mailbox.get()
+                        is_finished, has_failed = isinstance(event, Finished), isinstance(event, Failed)
+                        yield event
+                finally:
+                    # Before the model is released: the engine must have dropped the request before it drops the model.
+                    # A failure may be `cancel`'s, sent before the engine had the request at all.
+                    if not is_finished:
+                        self.abort(request.id)
         except EngineError as error:
             yield Failed(request.id, error)
         finally:
             self._mailboxes.pop(request.id, None)
             self._requests.pop(request.id, None)
-
-    async def _events(self, request: Request, mailbox: Mailbox) -> AsyncGenerator[Event, None]:
-        is_finished = has_failed = False
-        self._send(lambda engine: engine.submit(request))
-        try:
-            while not is_finished and not has_failed:
-                event = await mailbox.get()
-                is_finished, has_failed = isinstance(event, Finished), isinstance(event, Failed)
-                yield event
-        finally:
-            # Before the model is released: the engine must have dropped the request before it drops the model.
-            # A failure may be `cancel`'s, sent before the engine had the request at all.
-            if not is_finished:
-                self.abort(request.id)
 
     def abort(self, request_id: str) -> None:
         """Cancels a request; its rows are gone before the next step. Unknown ids are no error."""

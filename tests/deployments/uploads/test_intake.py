@@ -13,7 +13,13 @@ from PIL import Image
 
 from deployments.annotators.catalogue import Annotators
 from deployments.annotators.spec import DepthSpec
-from deployments.engine.protocol.errors import GenerationFailed, InvalidParameter, ModelLoadError, Overloaded
+from deployments.engine.protocol.errors import (
+    EngineError,
+    GenerationFailed,
+    InvalidParameter,
+    ModelLoadError,
+    Overloaded,
+)
 from deployments.engine.protocol.events import Accepted, Event, Failed
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
@@ -61,7 +67,11 @@ def intake() -> Iterator[Intake]:
 
 
 async def events_of(intake: Intake, engine: Engine, asked: Request) -> list[Event]:
-    return [event async for event in intake.generate(engine, asked)]
+    try:
+        ready = await intake.decode(asked, engine)
+    except EngineError as error:
+        return [Failed(asked.id, error)]
+    return [event async for event in engine.generate(ready)]
 
 
 async def test_files_become_pictures_of_the_requests_size(intake: Intake) -> None:

@@ -106,7 +106,7 @@ def test_warming_calls_every_network_that_nobody_else_uses(tiny_controlled: Load
     ]
     try:
         # A prompt that was encoded before would not be again.
-        model.prompt_encoder._cache._entries.clear()
+        model.prompt_encoder._cache.clear()
         warm_model(model, set())
         assert sorted(called) == sorted(watched)
         called.clear()
