@@ -38,40 +38,40 @@ if TYPE_CHECKING:
 
 
 def build_app(config: AppConfig) -> Application:
-    """The application that `config` describes, for `serve.run`, `serve run` and RayService manifests."""
-    return application(config)
+    """Builds the application that `config` describes, for `serve.run`, `serve run` and RayService manifests."""
+    return build_application(config)
 
 
-def application(config: AppConfig, replica: type[ModelReplica] = ModelReplica) -> Application:
-    """As `build_app`, of replicas of one's own. Apart from it because Serve's builders may take one argument only."""
+def build_application(config: AppConfig, replica: type[ModelReplica] = ModelReplica) -> Application:
+    """As `build_app`, with another class of replicas. Apart from it because Serve's builders take one argument only."""
     specs = [tuple(with_known_size(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
     annotators = config.annotators.specs()
     logs = config.logging.serve_options()
     handles = [
-        model_deployment(deployment, hosted, annotators, replica, logs)
+        bind_deployment(deployment, hosted, annotators, replica, logs)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options(), logging_config=logs).bind(
-        partial(api_over, config), handles, specs
+        partial(create_ingress_api, config), handles, specs
     )
     return ingress
 
 
-def model_deployment(
+def bind_deployment(
     config: DeploymentConfig,
     specs: tuple[ModelSpec, ...],
     annotators: AnnotatorSpecs,
     replica: type[ModelReplica] = ModelReplica,
     logs: Mapping[str, Any] | None = None,
 ) -> Application:
-    """One deployment of `replica`, hosting `specs`, with `annotators` for their hints; `logs` as Serve takes them."""
+    """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config."""
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
     bound: Application = deployment.bind(specs, config.engine_config(), dict(annotators))
     return bound
 
 
-def api_over(config: AppConfig, deployments: Sequence[RayBackend]) -> "FastAPI":
-    """The ASGI application over `deployments`, in the ingress' process."""
+def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> "FastAPI":
+    """Creates the ASGI application over `deployments`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
     from serve_app.jobs.local_jobs import LocalJobs

@@ -1,4 +1,4 @@
-"""The one service behind every surface: styles, models' defaults, seeds and statistics, in front of a backend."""
+"""The one service behind every surface: prepares requests, and runs them through the layers in front of the engines."""
 
 import asyncio
 import logging
@@ -73,7 +73,7 @@ class DiffusionService:
         else:
             engines = backend
             self.image_processor = ImageProcessor()
-        # For whatever stands before this service, which tells of it.
+        # What the gateway in front of this service counts.
         self.gateway_counts: Counter[str] = Counter()
         self.running = RunningRequests()
         self._cache = ResultCache() if cache is None else cache
@@ -109,23 +109,23 @@ class DiffusionService:
         request_id: str | None = None,
         tenant: str = "",
     ) -> Prepared:
-        """Everything that is decided before the backend: model, defaults, size, seed, style. Raises InvalidParameter.
+        """Decides everything that needs no backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
-        `request_id` is what the request is called in its answer, and what `cancel` knows it by, among its tenant's; one
-        is made where none is given. Tenants share the engines fairly, however many requests each has.
+        `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn where none is
+        given. Tenants share the engines fairly, however many requests each has.
         """
         asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant)
-        # A hostile file's headers take a while to read, and everybody else would wait.
+        # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
-        """The events of a prepared request. Closing the generator early cancels it."""
+        """Yields the events of a prepared request. Closing the generator early cancels it."""
         return self._backend.generate(prepared.request)
 
     async def cancel(self, request_id: str, tenant: str = "") -> bool:
-        """Ends that tenant's request, or batch, of this id: its caller is told `Cancelled`. False where there is none.
+        """Cancels that tenant's request, or batch, of this id. Returns False where there is none.
 
-        It may have come through another process.
+        It may have come through another process. Its caller's stream ends with `Cancelled`.
         """
         return await self._backend.cancel(request_id, tenant)
 
@@ -137,26 +137,26 @@ class DiffusionService:
         previews: int = 0,
         request_id: str | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """The request's events (`engine.protocol.events`). Closing the generator early cancels the request."""
+        """Yields the request's events (`engine.protocol.events`). Closing the generator early cancels the request."""
         prepared = await self.prepare(params, uploads=uploads, previews=previews, request_id=request_id)
         async with aclosing(self.run(prepared)) as events:
             async for event in events:
                 yield event
 
     async def generate(self, params: GenerationParams, *, request_id: str | None = None) -> Result:
-        """All images of a request. Raises what refused it, or the first failure where not one image could be made."""
+        """Returns all images of a request. Raises what refused it, or the first failure if no image could be made."""
         return await self.collect(await self.prepare(params, request_id=request_id))
 
-    async def collect(self, prepared: Prepared, heard: Callable[[Event], None] | None = None) -> Result:
-        """As `generate`, for a prepared request. `heard` is told every event."""
+    async def collect(self, prepared: Prepared, on_event: Callable[[Event], None] | None = None) -> Result:
+        """As `generate`, for a prepared request. `on_event` gets every event."""
         images: list[ImageDone] = []
         failures: list[ImageFailed] = []
         source: Source = "made"
-        watched = replace(prepared, request=replace(prepared.request, progress=heard is not None))
+        watched = replace(prepared, request=replace(prepared.request, progress=on_event is not None))
         async with aclosing(self.run(watched)) as events:
             async for event in events:
-                if heard is not None:
-                    heard(event)
+                if on_event is not None:
+                    on_event(event)
                 match event:
                     case Accepted():
                         source = event.source
@@ -173,15 +173,15 @@ class DiffusionService:
     async def generate_text_to_image(
         self, params: GenerationParams, model_name: str | None = None
     ) -> list[Image.Image]:
-        """The images, in order. Raises the first error, if there is one: of the request, or of any image."""
-        return await self._pictures(params, model_name, None)
+        """Returns the images, in order. Raises the first error, of the request or of any image."""
+        return await self._make_images(params, model_name, None)
 
     async def generate_image_to_image(
         self, init_image: Image.Image, params: GenerationParams, model_name: str | None = None, *, fit: Fit = "cover"
     ) -> list[Image.Image]:
-        """`init_image` changed as the prompt says, as far as `params.strength` goes. Raises as text-to-image does."""
+        """Changes `init_image` as the prompt says, as far as `params.strength` allows. Raises as text-to-image does."""
         files = await asyncio.to_thread(lambda: Uploads(to_png(init_image), fit=fit, image_field="init_image"))
-        return await self._pictures(params, model_name, files)
+        return await self._make_images(params, model_name, files)
 
     async def inpaint_image(
         self,
@@ -193,14 +193,14 @@ class DiffusionService:
         fit: Fit = "cover",
         mask_alpha: MaskAlpha | None = None,
     ) -> list[Image.Image]:
-        """`image` painted anew where `mask` is white. Raises as text-to-image does.
+        """Repaints `image` where `mask` is white. Raises as text-to-image does.
 
         Where a mask's transparency could mean either, `mask_alpha` says what: see docs/pictures.md.
 
         Outside the mask the result is the image, resized where that was needed, to the byte.
         """
         files = await asyncio.to_thread(lambda: Uploads(to_png(image), to_png(mask), mask_alpha=mask_alpha, fit=fit))
-        return await self._pictures(params, model_name, files)
+        return await self._make_images(params, model_name, files)
 
     async def generate_with_controlnet(
         self,
@@ -212,17 +212,17 @@ class DiffusionService:
         preprocess: bool = False,
         fit: Fit = "cover",
     ) -> list[Image.Image]:
-        """Images that follow `control_image`: a hint, or with `preprocess` a photo that a hint is made from.
+        """Makes images that follow `control_image`: a hint, or with `preprocess` a photo that a hint is made from.
 
         `params.controls` says more than the type where it is given. Raises as text-to-image does.
         """
         controls = params.controls or (ControlSettings(type=controlnet_type),)
         params = params.model_copy(update={"controls": controls})
         hint = await asyncio.to_thread(to_png, control_image)
-        return await self._pictures(params, model_name, Uploads(hints=(hint,), preprocess=preprocess, fit=fit))
+        return await self._make_images(params, model_name, Uploads(hints=(hint,), preprocess=preprocess, fit=fit))
 
     async def get_generation_stats(self) -> dict[str, Any]:
-        """What this service has counted since it began, and what its engines say: see docs/statistics.md."""
+        """Returns what this service and its engines have counted since they began (docs/statistics.md)."""
         report = await self._report() or BackendReport()
         counts = self._backend.counts
         return {
@@ -236,7 +236,7 @@ class DiffusionService:
         }
 
     def samples(self) -> Iterator[Sample]:
-        """What this service has counted, for Prometheus. May be called from any thread."""
+        """Yields what this service has counted, for Prometheus. May be called from any thread."""
         yield build_sample()
         yield from self._statistics.samples()
         yield from self._cache.samples()
@@ -247,7 +247,7 @@ class DiffusionService:
         yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
 
     async def all_samples(self) -> list[Sample]:
-        """As `samples`, and those of every engine that answers: the same engines, and figures, as in the statistics."""
+        """Returns `samples` and those of every engine that answers, with the same figures as in the statistics."""
         report = await self._report() or BackendReport()
         engines = (sample for engine in report.engines for sample in engine_samples(engine))
         return [*self.samples(), *engines]
@@ -264,7 +264,7 @@ class DiffusionService:
         return Health(status, report.device, len(report.loaded_models), len(self._cache))
 
     async def empty_cache(self) -> int:
-        """Forgets all results, and gives their number here (see `ResultCache.empty`). Raises RedisGone."""
+        """Forgets all results, and returns how many this process had (see `ResultCache.empty`). Raises RedisGone."""
         return await self._cache.empty()
 
     async def start(self) -> None:
@@ -277,7 +277,7 @@ class DiffusionService:
         if self._redis is not None:
             await self._redis.close()
 
-    async def _pictures(
+    async def _make_images(
         self, params: GenerationParams, model_name: str | None, uploads: Uploads | None
     ) -> list[Image.Image]:
         if model_name is not None:
@@ -288,7 +288,7 @@ class DiffusionService:
         return await asyncio.to_thread(lambda: [decode_image(image) for image in result.images])
 
     async def _report(self) -> BackendReport | None:
-        """None where the models cannot be loaded, or the backend cannot say."""
+        """Returns the backend's report; None where the models cannot be loaded."""
         try:
             return await self._backend.report()
         except EngineError as error:
@@ -297,4 +297,4 @@ class DiffusionService:
 
 
 def _already_started() -> None:
-    """What there is to do to start a backend that was given."""
+    """Does nothing: a backend that was given has been started."""

@@ -67,11 +67,11 @@ class FaultyServer:
         # Not before the cluster has started: Ray reads its settings while it is imported.
         from ray import serve
 
-        from serve_app.app import application
+        from serve_app.app import build_application
 
         deployment = self._config.deployments[0].model_copy(update=dict(changes))
         self._config = self._config.model_copy(update={"deployments": (deployment,)})
-        serve.run(application(self._config, self._replica), name=APP_NAME, route_prefix="/")
+        serve.run(build_application(self._config, self._replica), name=APP_NAME, route_prefix="/")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.engine.worker.engine_worker import EngineWorker
-from serve_app.app import build_app, model_deployment
+from serve_app.app import bind_deployment, build_app
 from serve_app.backends.ray_serve import RayBackend
 from serve_app.config.server import AppConfig, load_config, packaged_configs
 
@@ -58,7 +58,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> RayBackend:
 
 
 def over_handle(annotators: AnnotatorSpecs) -> RayBackend:
-    app = model_deployment(load_config("demo").deployments[0], (SPEC,), annotators)
+    app = bind_deployment(load_config("demo").deployments[0], (SPEC,), annotators)
     handle = serve.run(app, _local_testing_mode=True)
     return RayBackend(handle, (SPEC,))
 

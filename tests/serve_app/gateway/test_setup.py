@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from bench.redis_server import redis_server
 from serve_app.api.application import create_api
-from serve_app.app import api_over
+from serve_app.app import create_ingress_api
 from serve_app.config.errors import ConfigError
 from serve_app.config.server import AppConfig
 from serve_app.gateway.api_keys import Key, generate_key, hash_of
@@ -92,7 +92,7 @@ async def test_processes_with_one_redis_are_one_gateway() -> None:
 async def test_the_configuration_reaches_the_callers(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.app.Publisher", lambda _: None)
     limits = {"limits": {"per_key": {"requests_per_minute": 1}}}
-    app = api_over(configured(**keys, **limits), [FakeBackend()])  # type: ignore[list-item]
+    app = create_ingress_api(configured(**keys, **limits), [FakeBackend()])  # type: ignore[list-item]
     async with http(app) as client:
         assert (await client.post(PATH, json=CUP)).status_code == 401
         client.headers["X-API-Key"] = KEY
