@@ -10,7 +10,7 @@ from starlette.types import Scope
 from deployments.engine.protocol.events import Timings
 from serve_app.observability.request_stats import Outcome
 
-# These raise, or are told of, problems, which note their codes here.
+# They import problems, which note their codes here.
 if TYPE_CHECKING:
     from serve_app.api.principal import Principal
     from serve_app.gateway.rate_limits import Quota

@@ -87,7 +87,7 @@ class LocalBackend:
         return BackendReport((self._loading.result().report(),))
 
     async def close(self) -> None:
-        """Ends the engine's thread; requests that still run are told so."""
+        """Ends the engine's thread; requests that still run end with `Failed`."""
         with self._lock:
             self._closed = True
         if self._loading is not None:
@@ -119,7 +119,7 @@ class LocalBackend:
         except EngineError:
             raise
         except Exception as error:
-            # A device that is not there, or memory that ends. Told as an EngineError, because health asks this too.
+            # A device that is not there, or memory that ends. Raised as an EngineError, because health asks this too.
             log.exception("the models could not be loaded")
             raise ModelLoadError(
                 f"the models could not be loaded on {self._config.device!r} as {self._config.dtype!r}"

@@ -96,7 +96,7 @@ class ResultCache:
     async def empty(self) -> int:
         """Forgets all results, also in Redis and, within about a second, in the other processes that share it.
 
-        Gives the number of those that this process had. Raises RedisGone where Redis could not be told: then only this
+        Returns the number of those that this process had. Raises RedisGone where Redis does not answer: then only this
         process' memory is empty.
         """
         entries = len(self._memory)

@@ -12,7 +12,7 @@ from serve_app.config.strict import Strict
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Document = dict[str, Any]
-"""What is told of an entry that has ended: its answer without the pictures, or its problem. JSON."""
+"""An entry that has ended, as JSON: its answer without the images, or its problem."""
 
 UNFINISHED: Final = frozenset(("queued", "running"))
 LATEST: Final = 4e9
@@ -143,7 +143,7 @@ class _Document(BaseModel):
 
 def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) -> Job:
     """Rebuilds a job from what was saved of it. Raises ValueError where that makes no sense to this version."""
-    told, now = _Spec.model_validate(spec), _State.model_validate(state)
+    saved, now = _Spec.model_validate(spec), _State.model_validate(state)
     if (now.finished is None) != (now.state in UNFINISHED):
         raise ValueError("a job is over from its end on")
     for index, document in documents.items():
@@ -156,10 +156,10 @@ def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) ->
     ordered = dict.fromkeys([*order, *documents])
     return Job(
         id=job_id,
-        tenant=told.tenant,
-        created=told.created,
-        entries=told.entries,
-        params=told.params,
+        tenant=saved.tenant,
+        created=saved.created,
+        entries=saved.entries,
+        params=saved.params,
         state=now.state,
         started=now.started,
         finished=now.finished,

@@ -134,7 +134,7 @@ class Jobs:
     async def cancel(self, job_id: str, tenant: str) -> Job | None:
         """Ends the tenant's job, unless it is over already; None where there is none. What is done is kept.
 
-        Another ingress hears of it within a second; where it takes longer to end, the job is told as it is.
+        Another ingress hears of it within a second; where it takes longer to end, the job is returned as it is.
         """
         job = await self.find(job_id, tenant)
         if job is None or job.over:

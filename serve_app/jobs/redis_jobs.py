@@ -31,7 +31,7 @@ _LEASE_REPLIES: Final[Mapping[Any, LeaseReply]] = {
     b"missing": "missing",
 }
 
-# Nobody's request waits for these calls, and they carry whole pictures.
+# Nobody's request waits for these calls, and they carry whole images.
 CALL_S: Final = 5.0
 
 # No job takes longer; what nobody took up by then is forgotten.
@@ -172,12 +172,12 @@ class RedisJobs:
 
     def _documents(self, job_id: str, said: Sequence[Any]) -> tuple[dict[int, Any], int]:
         """Returns the documents by entries, and how many are not ours."""
-        told: dict[int, Any] = {}
+        documents: dict[int, Any] = {}
         for entry, document in zip(said[::2], said[1::2], strict=True):
             index = number(entry, -1)
             with suppress(BadSignature):
-                told[index] = self._verify(job_id, f"document:{index}", document)
-        return told, len(said) // 2 - len(told)
+                documents[index] = self._verify(job_id, f"document:{index}", document)
+        return documents, len(said) // 2 - len(documents)
 
     async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
         """Returns the image files of an entry."""

@@ -20,9 +20,9 @@ _METHODS = frozenset(HTTPMethod)
 
 
 class AccessLog:
-    """Logs each request with its times; with `prompts`, its prompt as well. What else a caller sent is never told.
+    """Logs each request with its times; with `prompts`, its prompt as well. Nothing else that a caller sent is logged.
 
-    Answers get `Server-Timing`, with the milliseconds until they began, unless they have told more already, and
+    Answers get `Server-Timing`, with the milliseconds until they began, unless they have it already, and
     `X-Trace-Id` where the request belongs to a trace.
     """
 

@@ -111,7 +111,7 @@ def address_of(scope: Scope, proxies: int) -> str:
     """Who asks, where there is no key: an IPv4 address, or the network of an IPv6 one, which has 2^64 for itself.
 
     With `proxies` it is what the outermost of them has added to X-Forwarded-For; what stands before that is the
-    caller's own invention. A request that has not come through all of them is told by the connection it came on.
+    caller's own invention. A request that has not come through all of them is known by the connection it came on.
     """
     client = scope.get("client")
     connected = client[0] if client else ""
