@@ -33,7 +33,7 @@ class BackendReport:
 
 
 class Backend(Protocol):
-    """Makes pictures from complete requests."""
+    """Makes images from complete requests."""
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:

@@ -131,7 +131,7 @@ class Quarantine:
         """Whether a request for the same work was convicted a short while ago."""
         while self._until and next(iter(self._until.values())) <= self._clock():
             self._until.popitem(last=False)
-        # Nearly always empty; and hashing a form's pictures takes a while, so it happens on a thread.
+        # Nearly always empty; and hashing a form's images takes a while, so it happens on a thread.
         if self._until and await asyncio.to_thread(fingerprint, request) in self._until:
             return True
         return self.shared is not None and await self.shared.seconds_left(partial(fingerprint, request)) > 0

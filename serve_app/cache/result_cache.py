@@ -37,7 +37,7 @@ NO_CACHE: Final = CacheConfig(enabled=False)
 class ResultCache:
     """Used on one event loop; `figures` and `samples` may be asked for from any thread.
 
-    `setting` is, by model, what else the pictures of this server's engines depend on (device, dtype, annotators), as
+    `setting` is, by model, what else the images of this server's engines depend on (device, dtype, annotators), as
     plain data.
     """
 
@@ -140,7 +140,7 @@ class ResultCache:
 
     async def _fingerprint(self, request: Request, spec: ModelSpec) -> Fingerprint:
         asked = (request, spec, self._setting.get(spec.name))
-        # Megabytes of pictures to hash, and everybody else would wait.
+        # Megabytes of images to hash, and everybody else would wait.
         return fingerprint_of(*asked) if request.uploads is None else await asyncio.to_thread(fingerprint_of, *asked)
 
     def _find_in_memory(self, fingerprint: Fingerprint, any_seed: bool) -> CacheEntry | None:

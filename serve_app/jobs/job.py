@@ -19,17 +19,17 @@ LATEST: Final = 4e9
 """Seconds since 1970 that a job may tell of."""
 
 DONE: Final = 200
-"""The `status` of an entry's document that has pictures."""
+"""The `status` of an entry's document that has images."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """`params` are the entries to be made, with seeds, by their numbers; of `entries`, some may have been refused at
-    the door. `documents` are in the order of their coming, `files` the pictures that this process holds; `unsaved` are
-    entries that only this process knows. Times are seconds since 1970. `round` is when its tenant's turn comes
-    (`fair_order.py`), and `ahead` unfinished jobs come before it.
+    """`params` are the entries to be made, with seeds, by their numbers; of `entries`, some may have been refused
+    before. `documents` are in the order in which entries ended, `files` the image files that this process holds;
+    `unsaved` are entries that only this process knows. Times are seconds since 1970. Jobs run in the order of their
+    `round` (`fair_order.py`), and `ahead` unfinished jobs come before it.
 
-    It has `succeeded` where at least one entry has pictures, and `failed` where none has.
+    It has `succeeded` where at least one entry has images, and `failed` where none has.
     """
 
     id: str

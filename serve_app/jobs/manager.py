@@ -90,7 +90,7 @@ class Jobs:
         Raises Overloaded where many wait, TooManyJobs where many of the tenant's do.
 
         `job_id` is `new_job_id`'s.
-        Seeds are drawn now: whoever makes an entry, and however often, makes the same pictures.
+        Seeds are drawn now: whichever process makes an entry, and however often, makes the same images.
         """
         seeded = {index: with_seed(each) for index, each in params.items()}
         job = Job(job_id, tenant, self._clock(), len(params) + len(refused), seeded)

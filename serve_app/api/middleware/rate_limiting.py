@@ -31,7 +31,7 @@ _DESCRIPTIONS: Final[Mapping[LimitName, tuple[str, str]]] = MappingProxyType(
 )
 
 REFUSED_PIXEL_STEPS: Final = 100_000
-"""What an entry costs that is refused: less than any picture, but a thousand of them are not free."""
+"""What an entry costs that is refused: less than any image, but a thousand of them are not free."""
 
 _COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
 
