@@ -66,7 +66,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[AnnotatorSpec]:
         loaded.append(spec)
         return as_it_is
 
-    monkeypatch.setattr(catalogue, "load", load)
+    monkeypatch.setattr(catalogue, "load_annotator", load)
     return loaded
 
 

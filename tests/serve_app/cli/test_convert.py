@@ -177,7 +177,7 @@ def test_a_pickle_with_code_runs_nothing_and_leaves_nothing(tmp_path: Path) -> N
 def test_what_needs_no_process_is_refused_without_one(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "_run", None)
+    monkeypatch.setattr(conversion, "_run_process", None)
     assert "needs --revision, a commit of 40 digits" in refused("maker/tiny", tmp_path / "new")
     assert "needs --revision, a commit of 40 digits" in refused("maker/tiny", tmp_path / "new", "--revision", "main")
     assert "there is no" in refused(tmp_path / "nowhere", tmp_path / "new")
