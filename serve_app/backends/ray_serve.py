@@ -46,11 +46,12 @@ class RayBackend:
 
     async def cancel(self, name: str, tenant: str) -> bool:
         """Ends the tenant's requests of this name on every replica, whichever ingress they came through."""
-        return any(answer is True for answer in await self._ask_replicas("cancel", name, tenant))
+        answers = await self._ask_replicas(f"request {name}: no cancellation could be sent", "cancel", name, tenant)
+        return any(answer is True for answer in answers)
 
     async def report(self) -> BackendReport:
         """What each replica says of itself, never slower than `REPORT_TIMEOUT_S`; the others are left out."""
-        answers = await self._ask_replicas("report")
+        answers = await self._ask_replicas("a deployment did not report", "report")
         return BackendReport(tuple(answer for answer in answers if isinstance(answer, EngineReport)))
 
     async def close(self) -> None:
@@ -78,10 +79,11 @@ class RayBackend:
             # that is merely dropped is never cancelled.
             if not ended:
                 stream.cancel()
-                self._start_task(self._ask_replicas("abort", request.id))
+                failure = f"request {request.id}: no abort could be sent"
+                self._start_task(self._ask_replicas(failure, "abort", request.id))
 
-    async def _ask_replicas(self, method: str, *arguments: str) -> Sequence[Any]:
-        """Calls `method` of every replica and returns the answers; none where they do not come in time."""
+    async def _ask_replicas(self, failure: str, method: str, *arguments: str) -> Sequence[Any]:
+        """Calls `method` of every replica and returns the answers; none, and logs `failure`, if they are too late."""
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_S):
                 answers: Sequence[Any] = await self._handle.broadcast(method, *arguments).results_async(
@@ -89,7 +91,7 @@ class RayBackend:
                 )
                 return answers
         except Exception as error:
-            log.warning("a deployment did not answer to %s: %s", method, type(error).__name__)
+            log.warning("%s: %s", failure, type(error).__name__)
             return []
 
     def _start_task(self, work: Any) -> None:

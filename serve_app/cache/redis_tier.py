@@ -39,6 +39,10 @@ GENERATION_AGE_S: Final = 1.0
 Clock = Callable[[], float]
 
 
+# Changed with the form of an entry: processes of two versions must not take each other's for damage.
+_KIND: Final = "result:2"
+
+
 class SharedTier:
     """Used on one event loop. Nothing here raises RedisGone but `empty`.
 
@@ -68,13 +72,13 @@ class SharedTier:
 
     async def get(self, fingerprint: Fingerprint) -> CacheEntry | None:
         """Returns the entry under that fingerprint's hash; the caller must check that it has that fingerprint."""
-        return await self._entry(f"result:{fingerprint.key}")
+        return await self._entry(f"{_KIND}:{fingerprint.key}")
 
     async def latest(self, fingerprint: Fingerprint) -> CacheEntry | None:
         """As `get`, for the result that came last of the same work, whatever its seed."""
         key = await self._fetched(f"latest:{fingerprint.work_key}", _WORD_BYTES)
         try:
-            return None if key is None else await self._entry(f"result:{word(key)}")
+            return None if key is None else await self._entry(f"{_KIND}:{word(key)}")
         except Damaged:
             self._note("the place of a result")
             return None
@@ -168,7 +172,7 @@ class SharedTier:
     async def _write(self, entry: CacheEntry, generation: bytes) -> None:
         data = await asyncio.to_thread(pack, entry, self._key)
         milliseconds = max(1, round(self._ttl_s * 1000))
-        result = self._name(f"result:{entry.fingerprint.key}", generation)
+        result = self._name(f"{_KIND}:{entry.fingerprint.key}", generation)
         latest = self._name(f"latest:{entry.fingerprint.work_key}", generation)
 
         async def both(redis: Redis) -> None:

@@ -29,6 +29,9 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 # Headers and signature included.
 MAX_READ_BYTES: Final = MAX_ANSWER_BYTES + 2**20
 
+# Changed with the form of what is stored: processes of two versions must not take each other's for damage.
+_KIND: Final = "idempotency:2"
+
 _SEEN_BYTES: Final = 256
 _LOCK: Final = re.compile(rb"lock:[0-9a-f]{16}:((?:[0-9a-f]{2}){1,64})")
 
@@ -101,12 +104,12 @@ class RedisIdempotencyStore:
     def pack(self, name: str, fingerprint: bytes, response: StoredResponse) -> bytes:
         """Returns the response as bytes, signed for this name: it cannot be moved to another caller's."""
         head = {"fingerprint": fingerprint.hex(), "status": response.status, "headers": response.headers}
-        return sign(f"idempotency:{name}", head, (response.body,), self._key)
+        return sign(f"{_KIND}:{name}", head, (response.body,), self._key)
 
     def unpack(self, name: str, data: bytes) -> tuple[bytes, StoredResponse] | None:
         """Returns the fingerprint and the response; None unless they were packed under that name, with our key."""
         try:
-            content, (body,) = verify(f"idempotency:{name}", data, self._key)
+            content, (body,) = verify(f"{_KIND}:{name}", data, self._key)
             head = _Head.model_validate(content)
             return bytes.fromhex(head.fingerprint), StoredResponse(head.status, tuple(head.headers), body)
         except BadSignature:
@@ -122,7 +125,7 @@ class Lock:
     def __init__(self, shared: RedisIdempotencyStore, request: IdempotentRequest) -> None:
         self.lost = 0
         self._shared, self._request = shared, request
-        self._name = f"{shared.redis.prefix}idempotency:{request.name}"
+        self._name = f"{shared.redis.prefix}{_KIND}:{request.name}"
         self._value = f"lock:{secrets.token_hex(8)}:{request.fingerprint.hex()}".encode()
         self._renewing: asyncio.Task[None] | None = None
 

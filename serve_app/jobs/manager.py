@@ -185,11 +185,10 @@ class Jobs:
 
     async def _begin_jobs(self) -> None:
         """Begins jobs while there is capacity."""
-        async with self._beginning, aclosing(self._store.claim_jobs(self._runs)) as jobs:
-            while self._has_capacity and (job := await anext(jobs, None)) is not None:
+        async with self._beginning, aclosing(self._store.claim_jobs(self._runs, self._has_capacity)) as jobs:
+            async for job in jobs:
                 self._begin(job)
 
-    @property
     def _has_capacity(self) -> bool:
         return not self._stopped and len(self._runs) < self.config.running
 

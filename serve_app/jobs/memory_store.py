@@ -1,6 +1,6 @@
 """Keeps jobs in this process' memory only: they live and end with it."""
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 
 from serve_app.jobs.fair_order import QueuedJob, fair_order
 from serve_app.jobs.job import Job
@@ -33,8 +33,10 @@ class MemoryJobStore:
     async def unfinished(self) -> list[QueuedJob]:
         return self._local.queue
 
-    async def claim_jobs(self, running: Collection[str]) -> AsyncGenerator[Job, None]:
+    async def claim_jobs(self, running: Collection[str], has_capacity: Callable[[], bool]) -> AsyncGenerator[Job, None]:
         for job_id in fair_order(self._local.queue):
+            if not has_capacity():
+                return
             job = self._local.get(job_id)
             if job is not None and job_id not in running:
                 yield job

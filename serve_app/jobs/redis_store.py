@@ -4,7 +4,7 @@ The one place that asks whether Redis is there. A job that is here only says tha
 answers again, it is saved there.
 """
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing, suppress
 
 from deployments.engine.protocol.errors import Overloaded
@@ -69,19 +69,25 @@ class RedisJobStore:
         except RedisGone:
             return self._local.queue
 
-    async def claim_jobs(self, running: Collection[str]) -> AsyncGenerator[Job, None]:
+    async def claim_jobs(self, running: Collection[str], has_capacity: Callable[[], bool]) -> AsyncGenerator[Job, None]:
         """First those that are here only, then Redis' that nobody has leased: new ones, or of processes that died."""
-        async with aclosing(self._memory.claim_jobs(running)) as ours:
+        async with aclosing(self._memory.claim_jobs(running, has_capacity)) as ours:
             async for job in ours:
                 yield job
         with suppress(RedisGone):
             for job_id in fair_order(await self._redis.unfinished()):
+                if not has_capacity():
+                    return
                 if job_id in self._local or not await self._redis.lease(job_id):
                     continue
                 loaded = await self._redis.load(job_id)
                 if loaded is None:
                     await self._redis.forget(job_id)
                     continue
+                if not has_capacity():
+                    # This process has begun to stop meanwhile, and nobody here would work on it.
+                    await self._redis.release(loaded)
+                    return
                 self._local.add(loaded)
                 yield loaded
 

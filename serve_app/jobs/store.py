@@ -1,6 +1,6 @@
 """Where jobs are kept: what their manager and runners need of it, and nothing of how."""
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Literal, Protocol
 
 from serve_app.jobs.fair_order import QueuedJob
@@ -36,8 +36,11 @@ class JobStore(Protocol):
     async def unfinished(self) -> list[QueuedJob]:
         """The jobs that run or wait, in the order of their coming."""
 
-    def claim_jobs(self, running: Collection[str]) -> AsyncGenerator[Job, None]:
-        """The jobs that this process may begin now, each leased to it, in their order; `running` run here already."""
+    def claim_jobs(self, running: Collection[str], has_capacity: Callable[[], bool]) -> AsyncGenerator[Job, None]:
+        """Leases jobs to this process in their order, and yields each, as long as it `has_capacity` for one more.
+
+        `running` are the ids of those that run here already.
+        """
 
     async def claim(self, job: Job) -> bool:
         """Whether nobody works on the job: then it is this process' to end."""

@@ -154,7 +154,7 @@ async def test_the_lock_of_a_process_that_died_ends_by_itself(
     # It was only away, and comes back: the turn is not its any more.
     await turn.release(replace(ANSWER, body=b"too late"))
     assert one.tier is not None
-    there = await one.tier.call(lambda redis: redis.get(f"darkroom:idempotency:{WORK.name}"))
+    there = await one.tier.call(lambda redis: redis.get(f"darkroom:idempotency:2:{WORK.name}"))
     assert isinstance(there, bytes)
     assert there.startswith(b"lock:")
     await theirs.release(ANSWER)
@@ -186,7 +186,7 @@ async def test_what_others_write_there_is_nobodys_answer(two: tuple[Process, Pro
     assert one.tier is not None
     mine = IdempotentRequest("mine", WORK.fingerprint)
     await (await one.turn(mine)).release(ANSWER)
-    await one.tier.call(lambda redis: redis.copy("darkroom:idempotency:mine", "darkroom:idempotency:theirs"))
+    await one.tier.call(lambda redis: redis.copy("darkroom:idempotency:2:mine", "darkroom:idempotency:2:theirs"))
     await (await other.turn(IdempotentRequest("theirs", WORK.fingerprint))).release()
     assert await other.answer(mine) == ANSWER
 

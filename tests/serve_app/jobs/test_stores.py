@@ -41,6 +41,10 @@ async def store(request: pytest.FixtureRequest, server: RedisServer) -> AsyncIte
     await tier.close()
 
 
+def has_capacity() -> bool:
+    return True
+
+
 def job(name: str, tenant: str = "acme", created: float = 1.0) -> Job:
     params = GenerationParams(prompt="a cup", seed=1)
     return Job(name * 32, tenant, created, 1, {0: params})
@@ -60,7 +64,7 @@ async def test_what_was_added_is_found_and_waits(store: JobStore) -> None:
 
 async def test_a_job_that_was_claimed_runs_and_is_kept_when_it_is_over(store: JobStore) -> None:
     await store.add(job("a"))
-    claimed = [each async for each in store.claim_jobs(running=())]
+    claimed = [each async for each in store.claim_jobs((), has_capacity)]
     assert [each.id for each in claimed] == ["a" * 32]
     (running,) = claimed
     running.begin(2.0, lambda: 0.5)
@@ -76,8 +80,38 @@ async def test_a_job_that_was_claimed_runs_and_is_kept_when_it_is_over(store: Jo
 
 async def test_a_job_that_runs_here_is_not_claimed_again(store: JobStore) -> None:
     await store.add(job("a"))
-    (running,) = [each async for each in store.claim_jobs(running=())]
-    assert [each async for each in store.claim_jobs(running={running.id})] == []
+    (running,) = [each async for each in store.claim_jobs((), has_capacity)]
+    assert [each async for each in store.claim_jobs({running.id}, has_capacity)] == []
+
+
+async def test_no_more_jobs_are_claimed_than_there_is_capacity_for(store: JobStore) -> None:
+    for name in "abc":
+        await store.add(job(name))
+    claimed: list[Job] = []
+    async for each in store.claim_jobs((), lambda: len(claimed) < 2):
+        claimed.append(each)
+    assert [each.id for each in claimed] == ["a" * 32, "b" * 32]
+
+
+async def test_a_process_that_begins_to_stop_while_it_looks_for_jobs_leaves_them_to_others(server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushall()
+    tier = RedisTier(redis_at(server.url, timeout_ms=1000))
+    local, redis = LocalJobs(CONFIG), RedisJobs(tier, CONFIG, KEY, "a")
+    store, stopping = RedisJobStore(local, redis), False
+    await store.add(job("a"))
+    load = redis.load
+
+    async def load_while_it_stops(job_id: str) -> Job | None:
+        nonlocal stopping
+        stopping = True
+        return await load(job_id)
+
+    redis.load = load_while_it_stops  # type: ignore[method-assign]
+    assert [each async for each in store.claim_jobs((), lambda: not stopping)] == []
+    assert local.unfinished == []
+    assert await RedisJobs(tier, CONFIG, KEY, "b").lease("a" * 32)
+    await tier.close()
 
 
 async def test_what_may_be_in_a_redis_that_does_not_answer_is_not_denied(store: JobStore) -> None:
