@@ -62,33 +62,29 @@ class EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's own detection of disconnects depends on the server's ASGI version; this one always listens.
-        entry = exchange_of(scope)
+        exchange = exchange_of(scope)
         async with aclosing(self._source):
             try:
-                await run_until_disconnect(receive, self._send_all(send, entry))
+                await run_until_disconnect(receive, self._send_all(send, exchange))
             except (ClientDisconnect, TimeoutError):
-                entry.left = True
+                exchange.left = True
 
-    async def _send_all(self, send: Send, entry: Exchange) -> None:
+    async def _send_all(self, send: Send, exchange: Exchange) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._encode_stream(entry)) as wire:
-            async for chunk in wire:
+        async with aclosing(mark_silence(self._events, KEEPALIVE_SECONDS)) as events:
+            async for numbered in events:
+                chunk = KEEPALIVE_COMMENT if numbered is None else await self._encode(numbered, exchange)
                 async with asyncio.timeout(WRITE_SECONDS):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _encode_stream(self, entry: Exchange) -> AsyncGenerator[bytes, None]:
-        async with aclosing(mark_silence(self._events, KEEPALIVE_SECONDS)) as events:
-            async for numbered in events:
-                if numbered is None:
-                    yield KEEPALIVE_COMMENT
-                else:
-                    number, (name, data) = numbered
-                    if name == "error":
-                        entry.code = data["error"]["code"]
-                    # Encoding images takes a while, and would block the event loop.
-                    encode = partial(_encode_event, number, name, data)
-                    yield await asyncio.to_thread(encode) if name in LARGE_EVENTS else encode()
+    async def _encode(self, numbered: NumberedEvent, exchange: Exchange) -> bytes:
+        number, (name, data) = numbered
+        if name == "error":
+            exchange.code = data["error"]["code"]
+        # Encoding images takes a while, and would block the event loop.
+        encode = partial(_encode_event, number, name, data)
+        return await asyncio.to_thread(encode) if name in LARGE_EVENTS else encode()
 
 
 def _encode_event(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
@@ -112,7 +108,7 @@ async def number_events(
 
 
 async def _encode_events(
-    first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, entry: Exchange
+    first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, exchange: Exchange
 ) -> AsyncGenerator[NamedEvent, None]:
     """Encodes a request's events. Always ends with `done` or `error`."""
     yield encoder.encode(first)
@@ -121,7 +117,7 @@ async def _encode_events(
         yield await asyncio.to_thread(encoder.encode, event) if isinstance(event, ImageDone) else encoder.encode(event)
         ended = isinstance(event, Finished | Failed)
         if isinstance(event, Finished):
-            entry.timings = event.timings
+            exchange.timings = event.timings
     if not ended:
         yield encoder.encode_error(EngineStopped("the engine stopped before the request was finished"))
 
@@ -141,9 +137,11 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], enc
         # The garbage collector would close all the nested generators at once, each one twice.
         await events.aclose()
         raise
-    name, entry = exchange_of(request.scope).request_id, exchange_of(request.scope)
+    exchange = exchange_of(request.scope)
     headers = cache_header(first.source) if isinstance(first, Accepted) else NO_HEADERS
-    return EventStream(number_events(_encode_events(first, events, encoder, entry), name), events, headers)
+    return EventStream(
+        number_events(_encode_events(first, events, encoder, exchange), exchange.request_id), events, headers
+    )
 
 
 async def mark_silence(items: AsyncGenerator[T, None], patience: float) -> AsyncGenerator[T | None, None]:
