@@ -5,16 +5,19 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
+from deployments.engine.calibration.usable_cores import usable_cores
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Failed, Finished
-from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.garbage_collection import collector_paused
 from deployments.metrics import engine_samples
 from deployments.ray_metrics import Publisher
 from deployments.replica_port import bind_to_loopback
@@ -43,8 +46,12 @@ class ModelReplica:
         bind_to_loopback()
         log_through_serve("deployments")
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay light.
-        from deployments.engine.worker.engine_worker import EngineWorker
+        with collector_paused():
+            from deployments.engine.worker.engine_worker import EngineWorker
 
+        if config.threads is None:
+            # Ray has set OMP_NUM_THREADS to num_cpus, which is how it counts replicas and not what one may use.
+            config = replace(config, threads=usable_cores())
         # The request was copied on its way here, files included.
         self._intake = Intake(Annotators(annotators, config.device, end_process), owns_files=True)
         self._worker = worker = EngineWorker.load(specs, config, on_device_lost=end_process)
@@ -81,6 +88,14 @@ class ModelReplica:
         Returns False if there are none here.
         """
         return self._worker.cancel(name, tenant)
+
+    async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
+        """Counts the tokens of the request's prompts, the negative one second. Raises EngineError."""
+        return await asyncio.to_thread(self._worker.count_tokens, request)
+
+    async def make_hints(self, request: Request) -> tuple[bytes, ...]:
+        """Makes the hints that the request's ControlNets would get, as PNG files. Raises EngineError."""
+        return await self._intake.make_hints(request, self._worker)
 
     async def report(self) -> EngineReport:
         """Returns the engine's report."""

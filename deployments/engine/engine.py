@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
-
+from deployments.engine.conditioning.image_encoder import Posterior
 from deployments.engine.device.errors import convert_device_errors, is_out_of_memory, raise_if_sticky
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.models.components import size_of
@@ -21,26 +20,24 @@ from deployments.engine.protocol.errors import (
     GenerationFailed,
     NumericalFailure,
     Overloaded,
-    UnknownModel,
 )
 from deployments.engine.protocol.events import Event, Failed, Preview
 from deployments.engine.protocol.request import Bucket, Request
+from deployments.engine.request_intake import RequestIntake
 from deployments.engine.request_tracker import RequestTracker
 from deployments.engine.row import Row, Ticket
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.bucket_share import BucketShare
 from deployments.engine.scheduling.device import DeviceMemory
-from deployments.engine.scheduling.fair_order import Arrival
 from deployments.engine.scheduling.running import RunningRows
+from deployments.engine.step_recorder import StepRecorder
 from deployments.engine.steps.decode import DecodedImage, Decoder
-from deployments.engine.steps.prepare import begin_row, check_request, prepare, with_model_facts
+from deployments.engine.steps.prepare import begin_row
 from deployments.engine.steps.previews import predict_previews
-from deployments.engine.steps.stepper import StepDone, Stepper
+from deployments.engine.steps.second_pass import begin_second_pass
+from deployments.engine.steps.stepper import StepDone, StepFailed, StepIssued, Stepper
 
 log = logging.getLogger(__name__)
-
-# How long an idle engine may gather rows for a full first call; far below what the worker takes for a stall.
-_GATHER_SECONDS = 10.0
 
 
 class Engine:
@@ -66,17 +63,20 @@ class Engine:
         decode_batch = config.decode_batch or 1
         self.admission = Admission(config.queue_limit, self.sizes, memory or CpuMemory(), decode_batch)
         self._measure_weights()
-        self._stepper = Stepper(self.admission.plan, self.admission.costs, self.admission.device, self.sizes)
         self._share = BucketShare()
-        self._decoded: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
-        self._decoder = Decoder(
-            self._put_decoded, self.admission.plan, self.admission.device, decode_batch, on_failure=self.wake.set
+        self._recorder = StepRecorder(self.admission, self._share, self.tracker)
+        self._intake = RequestIntake(
+            self.models, self.admission, self.tracker, self.running, self.sizes, self._attempt, self.wake.set
         )
+        self._decoded: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
+        plan, device = self.admission.plan, self.admission.device
+        self.stepper = Stepper(plan, self.admission.costs, device, self.sizes)
+        self._decoder = Decoder(self._put_decoded, plan, device, decode_batch, on_failure=self.wake.set)
 
     @property
     def is_alive(self) -> bool:
         """True while the engine's own threads work. Only its driver knows whether `step` is called and returns."""
-        return self._decoder.is_alive
+        return self._decoder.is_alive and self._intake.is_alive
 
     @property
     def is_busy(self) -> bool:
@@ -87,10 +87,8 @@ class Engine:
     def capacity(self) -> int:
         """The UNet rows that can run at once at the first model's native size."""
         # Other threads read this too: the list is copied in one operation.
-        model = next(iter(list(self.models.values())), None)
-        if model is None:
-            return self.sizes[-1]
-        return self.admission.capacity(Bucket(model.spec.name, *model.spec.native))
+        natives = [Bucket(model.spec.name, *model.spec.native) for model in list(self.models.values())]
+        return self.admission.capacity(natives[0]) if natives else self.sizes[-1]
 
     def add_model(self, model: LoadedModel) -> None:
         """Starts to serve `model`."""
@@ -99,7 +97,9 @@ class Engine:
 
     def remove_model(self, name: str) -> None:
         """Drops a model that no request uses."""
+        self.settle()
         self.models.pop(name, None)
+        self.stepper.release_unused(name)
         self._measure_weights()
 
     def _measure_weights(self) -> None:
@@ -109,11 +109,9 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues a request, or refuses it with a `Failed` event. Nothing is encoded yet, so a refusal is cheap.
 
-        One of the next steps emits `Accepted`, or `Failed` if the request cannot be prepared.
+        One of the next steps emits `Accepted`, or `Failed` if the request cannot be prepared or meet its deadline.
         """
-        error = self._attempt(request, lambda: self._enqueue(request), "request could not be taken in")
-        if error is not None:
-            self.tracker.refuse(request, error)
+        self._intake.take_in(request)
 
     def cancel(self, request_id: str) -> bool:
         """Drops a request; its rows are gone before the next step. Returns False if the engine does not have it."""
@@ -126,18 +124,24 @@ class Engine:
     def step(self) -> bool:
         """Admits what fits, denoises one bucket by one step, retires what is done. Returns False if nothing ran.
 
-        Raises DeviceLost, and any error that ended one of the engine's threads: running requests cannot finish then.
+        On CUDA it may return before that step is done. Raises DeviceLost, and any error that ended one of the engine's
+        threads: running requests cannot finish then.
         """
         begun = time.perf_counter()
         self._collect()
+        self._intake.refuse_late()
         self._expire()
-        self._prepare()
+        self._intake.begin_preparations()
+        # An engine that has nothing to run waits for what is being prepared.
+        self._intake.accept_prepared(wait=not len(self.running))
         self._admit()
+        self._intake.report_positions()
         bucket = self._share.choose(self.running.rows)
         if bucket is None:
+            self.settle()
             return False
         called = self._denoise(bucket, self.running.rows[bucket])
-        self._retire(bucket)
+        self._retire()
         self.admission.estimator.record_iteration(time.perf_counter() - begun, called)
         return True
 
@@ -148,10 +152,15 @@ class Engine:
             if not self.step() and self.is_busy:
                 self.wake.wait(timeout=1.0)
 
+    def settle(self) -> None:
+        """Waits until the device is done with all steps that it was given, and records them."""
+        self._recorder.record_done(self.stepper.finish())
+
     def close(self) -> None:
         """Ends the engine's threads. Unfinished requests get no further event."""
         self.tracker.requests.clear()
         self.running.rows.clear()
+        self._intake.close()
         self._decoder.close()
 
     def _attempt(self, request: Request, action: Callable[[], object], failure: str) -> EngineError | None:
@@ -173,19 +182,6 @@ class Engine:
         self.admission.device.release()
         return Overloaded(f"the {failure}: there is no memory for it now")
 
-    def _enqueue(self, request: Request) -> None:
-        model = self._model_of(request)
-        check_request(request, model)
-        complete = with_model_facts(request, model)
-        self.admission.enqueue(complete, self.running)
-        self.tracker.record_arrival(complete)
-
-    def _model_of(self, request: Request) -> LoadedModel:
-        model = self.models.get(request.model)
-        if model is None:
-            raise UnknownModel("model_name", "this engine does not serve that model")
-        return model
-
     def _remove(self, request_id: str) -> Request | None:
         """Drops everything that belongs to a request, and returns the request."""
         waiting, paused = self.admission.remove(request_id)
@@ -200,33 +196,12 @@ class Engine:
             self.tracker.counters_of(request).expired += 1
             self.tracker.emit(Failed(request.id, DeadlineExceeded("the deadline passed before it was finished")))
 
-    def _prepare(self) -> None:
-        """Encodes arrivals: one request per step while rows run, which wait for it; otherwise a full call's worth."""
-        enough_at = time.perf_counter() + _GATHER_SECONDS
-        while (arrival := self.admission.queue.pop_arrival()) is not None:
-            error = self._attempt(arrival.request, partial(self._accept, arrival), "request could not be prepared")
-            if error is not None:
-                self.tracker.refuse(arrival.request, error)
-            full = self.admission.queue.unet_rows >= self.sizes[-1]
-            if len(self.running) or full or time.perf_counter() > enough_at:
-                return
-
-    def _accept(self, arrival: Arrival) -> None:
-        request = arrival.request
-        request_state = prepare(request, self._model_of(request), arrival.at)
-        self.admission.queue.add(arrival)
-        waiting = [waiting.id for waiting, _ in self.admission.queue.predict_order()]
-        self.tracker.accept(request_state, waiting.index(request.id), self.admission.estimate(self.running)[request.id])
-
     def _admit(self) -> None:
         self._start_rows()
         if paused := self.admission.preempt(self.running):
             for ticket in paused:
                 self.tracker.counters_of(ticket.request).paused += 1
             self._start_rows()
-        if estimates := self.admission.update_forecast(self.running):
-            for position, (request, _) in enumerate(self.admission.queue.predict_order()):
-                self.tracker.report_position(request.id, position, estimates[request.id])
 
     def _start_rows(self) -> None:
         for ticket in self.admission.admit(self.running):
@@ -244,39 +219,40 @@ class Engine:
         self.running.add(row)
 
     def _denoise(self, bucket: Bucket, rows: list[Row]) -> float:
-        """Steps `rows`, and returns the seconds that UNet calls took."""
+        """Steps `rows`, and returns the seconds of the UNet calls that were found done meanwhile."""
         called = 0.0
         model, counters = self.models[bucket.model], self.tracker.counters_of(rows[0].request)
-        for outcome in self._stepper.step(model, bucket, rows, counters):
-            if isinstance(outcome, StepDone):
-                called += outcome.seconds
-                result = outcome.result
-                self.admission.estimator.record_call(bucket, result.unet_rows, result.control_rows, outcome.seconds)
-                priorities = [self.admission.queue.priority_of(row.ticket) for row in outcome.rows]
-                self._share.charge(bucket, outcome.seconds, priorities)
-                for row, clean in predict_previews(model, outcome.rows, result):
-                    self._decoder.decode_preview(row, model, clean)
-            else:
-                failed = outcome.row
-                self.running.drop(lambda row: row is failed)  # noqa: B023 - used at once
-                counters.wasted_steps += failed.step
-                self.tracker.finish_image(failed.request, failed.index, outcome.error)
+        for outcome in self.stepper.step(model, bucket, rows, counters):
+            match outcome:
+                case StepIssued():
+                    self._recorder.record_issued(bucket, outcome, self.running.of(bucket))
+                    for row, clean in predict_previews(model, outcome.rows, outcome.result):
+                        self._decoder.decode_preview(row, model, clean)
+                case StepDone():
+                    called += self._recorder.record_done([outcome])
+                case StepFailed(failed, error):
+                    self.running.drop(lambda row: row is failed)
+                    counters.wasted_steps += failed.step
+                    self.tracker.finish_image(failed.request, failed.index, error)
         return called
 
-    def _retire(self, bucket: Bucket) -> None:
-        """Reports progress, and hands finished rows to the decoder."""
-        self.tracker.report_progress(self.running.of(bucket), self.admission.estimator.seconds_left)
+    def _retire(self) -> None:
+        """Hands finished rows to the decoder, or lets their second pass begin from their latents."""
         for row in self.running.drop(lambda row: row.is_done):
-            error = self._attempt(row.request, partial(self._finish_row, row), "image could not be finished")
-            if error is not None:
-                self.tracker.finish_image(row.request, row.index, error)
+            if row.request.params.hires is not None and row.request.params.hires.upscaler == "latent":
+                self._run_for_image(row, partial(self._begin_second_pass, row), "second pass could not be begun")
+            else:
+                self._decoder.decode_image(row, self.models[row.request.model])
 
-    def _finish_row(self, row: Row) -> None:
-        self.tracker.requests[row.request.id].record_denoised()
-        if bool(torch.isfinite(row.state[0]).all()):
-            self._decoder.decode_image(row, self.models[row.request.model])
-        else:
-            self._restart_row(row)
+    def _begin_second_pass(self, row: Row, posterior: Posterior | None = None) -> None:
+        request_state, model = self.tracker.requests[row.request.id], self.models[row.request.model]
+        self.admission.requeue(begin_second_pass(row, request_state, model, posterior))
+
+    def _run_for_image(self, row: Row, action: Callable[[], object], failure: str) -> None:
+        """Runs `action`, which concerns the image of `row` alone; if it fails, the image does."""
+        error = self._attempt(row.request, action, failure)
+        if error is not None:
+            self.tracker.finish_image(row.request, row.index, error)
 
     def _restart_row(self, row: Row) -> None:
         """Makes an image that is not finite once more, from its noise on: the cause may have been transient."""
@@ -287,7 +263,7 @@ class Engine:
         counters.retries += 1
         restarted = begin_row(self.tracker.requests[row.request.id], row.index, self.models[row.request.model])
         restarted.due, restarted.was_restarted = row.due, True
-        self.running.add(restarted)
+        self.admission.requeue(restarted)
 
     def _put_decoded(self, decoded: DecodedImage) -> None:
         """Passes an image from the decoder's threads to the engine's."""
@@ -301,13 +277,19 @@ class Engine:
             raise RuntimeError("a thread of the decoder's has ended") from failure
         while not self._decoded.empty():
             decoded = self._decoded.get()
+            # What was decoded has had its steps: they are recorded before it is passed on.
+            self._recorder.record_done(self.stepper.finish_done())
             row = decoded.row
             if row.request.id not in self.tracker.requests:
                 continue
-            if decoded.preview_step is None:
+            if decoded.is_invalid:
+                self._run_for_image(row, partial(self._restart_row, row), "image could not be begun again")
+            elif isinstance(decoded.result, Posterior):
+                begin = partial(self._begin_second_pass, row, decoded.result)
+                self._run_for_image(row, begin, "second pass could not be begun")
+            elif decoded.preview_step is None:
                 self.tracker.counters_of(row.request).retries += decoded.was_retried
-                seconds = decoded.milliseconds / 1000 / decoded.batch_size
-                self.admission.costs.record_decode(row.request.bucket, seconds)
+                self.admission.costs.record_decode(row.request.bucket, decoded.milliseconds / 1000 / decoded.batch_size)
                 self.tracker.finish_image(row.request, row.index, decoded.result, decoded.milliseconds)
             elif isinstance(decoded.result, bytes):
                 self.tracker.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))

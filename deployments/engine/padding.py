@@ -1,12 +1,5 @@
 """Pads calls to a few batch sizes, so that shapes repeat and a row's bits do not depend on how many run beside it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def powers_of_two(limit: int) -> tuple[int, ...]:
     """Returns 1, 2, 4, ... up to `limit`, which is always the last."""
@@ -16,6 +9,11 @@ def powers_of_two(limit: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def even_numbers(limit: int) -> tuple[int, ...]:
+    """Returns 2, 4, 6, ... up to `limit`, which is always the last."""
+    return (*range(2, limit, 2), limit)
+
+
 def padded_size(rows: int, sizes: tuple[int, ...]) -> int:
     """Returns the smallest of the ascending `sizes` that holds `rows`.
 
@@ -23,12 +21,3 @@ def padded_size(rows: int, sizes: tuple[int, ...]) -> int:
     result does not depend on its neighbours.
     """
     return next(size for size in sizes if size >= rows)
-
-
-def pad(tensor: Tensor, rows: int) -> Tensor:
-    """Returns `tensor` with zero rows added at the end. Zeros are finite, and their results are dropped."""
-    if rows == len(tensor):
-        return tensor
-    padded = tensor.new_zeros((rows, *tensor.shape[1:]))
-    padded[: len(tensor)] = tensor
-    return padded

@@ -2,8 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from heapq import heappop, heappush
 
 from deployments.engine.protocol.counters import Counters, sum_counters
 from deployments.engine.protocol.errors import EngineError
@@ -28,7 +29,9 @@ class RequestTracker:
         self.counters: dict[str, Counters] = {}
         self.phases: dict[str, PhaseRecorder] = defaultdict(PhaseRecorder)
         self._is_known = is_known
-        self._deadlines: dict[str, tuple[Request, float]] = {}
+        self._uncounted: Counters | None = None
+        self._deadlines: dict[str, Request] = {}
+        self._next_deadlines: list[tuple[float, str]] = []
 
     @property
     def total(self) -> Counters:
@@ -48,8 +51,19 @@ class RequestTracker:
         finally:
             self._listener = before
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Keeps what happens while the context is open out of the counters."""
+        self._uncounted = Counters()
+        try:
+            yield
+        finally:
+            self._uncounted = None
+
     def counters_of(self, request: Request) -> Counters:
         """Returns the counters of the request's model."""
+        if self._uncounted is not None:
+            return self._uncounted
         return self.counters.setdefault(self._counters_key(request), Counters())
 
     def reset(self) -> None:
@@ -60,15 +74,16 @@ class RequestTracker:
     def record_arrival(self, request: Request) -> None:
         """Starts a request's deadline. It still waits to be prepared."""
         if request.params.deadline_ms is not None:
-            self._deadlines[request.id] = (request, time.perf_counter() + request.params.deadline_ms / 1000)
+            self._deadlines[request.id] = request
+            heappush(self._next_deadlines, (time.perf_counter() + request.params.deadline_ms / 1000, request.id))
 
     def accept(self, request_state: RequestState, position: int, estimate: Estimate) -> None:
         """Starts to track a prepared request, which has `position` requests before it in the queue."""
         request = request_state.request
         self.requests[request.id] = request_state
         self.counters_of(request).requests += 1
-        steps = len(request_state.schedule)
-        self.emit(Accepted(request.id, position, steps, round(estimate.start, 3), round(estimate.finish, 3)))
+        start, finish = round(estimate.start, 3), round(estimate.finish, 3)
+        self.emit(Accepted(request.id, position, request_state.steps, start, finish))
 
     def refuse(self, request: Request, error: EngineError) -> None:
         """Ends a request with a `Failed` event before any image is made."""
@@ -88,23 +103,32 @@ class RequestTracker:
 
     def find_overdue(self) -> Iterator[Request]:
         """Yields the requests whose deadlines have passed."""
-        if self._deadlines:
-            now = time.perf_counter()
-            yield from [request for request, deadline in self._deadlines.values() if deadline < now]
+        while self._next_deadlines and self._next_deadlines[0][0] < time.perf_counter():
+            _, request_id = heappop(self._next_deadlines)
+            if (request := self._deadlines.get(request_id)) is not None:
+                yield request
 
     def report_position(self, request_id: str, position: int, estimate: Estimate) -> None:
         """Emits a waiting request's position in the queue when it has changed."""
         request_state = self.requests.get(request_id)
         if request_state is not None and request_state.admitted is None and request_state.update_position(position):
-            self.emit(Progress(request_id, 0, len(request_state.schedule), position + 1, round(estimate.finish, 3)))
+            self.emit(Progress(request_id, 0, request_state.steps, position + 1, round(estimate.finish, 3)))
 
-    def report_progress(self, rows: list[Row], seconds_left: Callable[[str], float | None]) -> None:
-        """Emits the progress of requests whose rows have had a step: that of each request's slowest row."""
-        slowest: dict[str, Row] = {}
-        for row in rows:
-            slowest[row.request.id] = min(slowest.get(row.request.id, row), row, key=lambda r: r.step)
-        for request_id, row in slowest.items():
-            self.emit(Progress(request_id, row.step, len(row.schedule), 0, seconds_left(request_id)))
+    def report_progress(
+        self, progress: Mapping[str, tuple[int, int]], seconds_left: Callable[[str], float | None]
+    ) -> None:
+        """Emits the progress of requests, as `progress_of` returned it when their latest step was issued."""
+        for request_id, (step, steps) in progress.items():
+            request_state = self.requests.get(request_id)
+            # Its images may be in different passes, of which each step knows only one's.
+            if request_state is not None and step > request_state.progress:
+                request_state.progress = step
+                self.emit(Progress(request_id, step, steps, 0, seconds_left(request_id)))
+
+    def record_denoised(self, request_id: str) -> None:
+        """Records that a row of the request has had its last step."""
+        if (request_state := self.requests.get(request_id)) is not None:
+            request_state.record_denoised()
 
     def finish_image(self, request: Request, index: int, result: bytes | EngineError, decode_ms: float = 0.0) -> None:
         """Emits one image, or its failure; after the last one the request is finished."""
@@ -125,14 +149,22 @@ class RequestTracker:
         return request.model if self._is_known(request.model) else ""
 
 
+def progress_of(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
+    """Returns, by request, the steps that its slowest row has had, and those of its schedule."""
+    slowest: dict[str, Row] = {}
+    for row in rows:
+        slowest[row.request.id] = min(slowest.get(row.request.id, row), row, key=lambda r: r.progress)
+    return {request_id: row.progress for request_id, row in slowest.items()}
+
+
 def _image_done(request: Request, index: int, data: bytes) -> ImageDone:
-    bucket = request.bucket
+    width, height = request.picture_size
     return ImageDone(
         request.id,
         index,
         request.seed_of(index),
         request.params.output_format,
-        bucket.width,
-        bucket.height,
+        width,
+        height,
         data,
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deployments.engine.conditioning.cross_attention import EncodedPrompt
     from deployments.engine.sampling.latents import Blend
     from deployments.engine.sampling.samplers import Schedule
+    from deployments.engine.steps.arena import Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,14 @@ class Row:
     """One image being made.
 
     `state` is [STATE_SLOTS, C, h, w] in fp32: the newest inputs and outputs, and the sampler's newest answer, as laid
-    out in `latents.py`. `negative` is None for a row without classifier-free guidance. `step` counts finished
-    evaluations. `noise` is what the current step drew, kept so that retrying the step does not draw again. `due` is the
-    queue's, kept in case the row is preempted; `was_restarted` says that the image was not finite once and began again.
-    `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting checkpoint
-    sees beside the latents instead. `guidance` is the embedding of the guidance scale, for a UNet that takes it.
+    out in `latents.py`. From its first step on until it leaves, a row has a `slot`, and its state is there. `negative`
+    is None for a row without classifier-free guidance; `guided` are the evaluations that have it. `step` counts
+    finished evaluations. `noise` is what the current step drew, kept so that retrying the step does not draw again.
+    `due` is the queue's, kept in case the row is preempted; `was_restarted` says that the image was not finite once and
+    began again. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting
+    checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale, for a UNet that takes
+    it. `deep` is what the UNet's deep blocks answered last, with and without the prompt, of a row that is in no slot.
+    `steps_before` and `steps_after` are the evaluations of the image's other pass, if there is one.
     """
 
     request: Request
@@ -44,6 +48,7 @@ class Row:
     state: torch.Tensor = field(repr=False)
     prompt: EncodedPrompt = field(repr=False)
     negative: EncodedPrompt | None = field(repr=False)
+    guided: range = range(0)
     controls: tuple[Control, ...] = ()
     blend: Blend | None = field(default=None, repr=False)
     channels: torch.Tensor | None = field(default=None, repr=False)
@@ -52,6 +57,15 @@ class Row:
     due: float = 0.0
     was_restarted: bool = False
     noise: torch.Tensor | None = field(default=None, repr=False)
+    deep: torch.Tensor | None = field(default=None, repr=False)
+    slot: Slot | None = field(default=None, repr=False)
+    steps_before: int = 0
+    steps_after: int = 0
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The evaluations that the image has had, and all that it takes."""
+        return self.steps_before + self.step, self.steps_before + len(self.schedule) + self.steps_after
 
     @property
     def is_done(self) -> bool:
@@ -65,10 +79,41 @@ class Row:
     @property
     def bytes(self) -> int:
         """Bytes held for the row between steps, without its prompts, which other rows may share."""
-        held = [self.state, self.channels, *(control.hint for control in self.controls)]
+        held = [self.state, self.channels, self.deep, *(control.hint for control in self.controls)]
         if self.blend is not None:
             held += [self.blend.image, self.blend.noise, self.blend.mask]
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+        in_slot = 0 if self.slot is None else self.slot.bytes
+        return in_slot + sum(tensor.nbytes for tensor in held if tensor is not None)
+
+    @property
+    def is_guided(self) -> bool:
+        """True if its next evaluation has classifier-free guidance."""
+        return self.step in self.guided
+
+    @property
+    def unet_rows(self) -> int:
+        """The rows of a UNet call that its next evaluation takes."""
+        return 2 if self.is_guided else 1
+
+    @property
+    def keeps_deep(self) -> bool:
+        """True if it uses what the UNet's deep blocks answered in an earlier evaluation."""
+        return self.request.params.deep_cache > 1
+
+    @property
+    def is_shallow(self) -> bool:
+        """True if its next evaluation leaves the UNet's deep blocks out: they have answered to all that it needs."""
+        return not self.request.is_whole(self.step, self.guided)
+
+    @property
+    def most_unet_rows(self) -> int:
+        """The most rows of a UNet call that any of its evaluations to come takes."""
+        return 2 if self.step < self.guided.stop else 1
+
+    def leave_slot(self) -> None:
+        """Takes its state out of its slot, if it has one."""
+        if self.slot is not None:
+            self.slot.leave(self)
 
     def is_preview_due(self) -> bool:
         """Returns True if a preview is due after the step just finished: previews are spread evenly over the steps."""

@@ -2,13 +2,14 @@
 
 import io
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
+# Also for who has nothing to do with the engine but its protocol.
+from deployments.engine.conditioning.resizing import resize as resize
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.inputs import Fit
 from deployments.uploads.file_chunks import has_too_many_chunks, strip_metadata
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
@@ -90,25 +91,6 @@ def composite_over(layer: Image.Image, colour: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB")
 
 
-def resize(image: Image.Image, width: int, height: int, fit: Fit | Literal["fit"] = "cover") -> Image.Image:
-    """Resizes `image` to exactly `width` x `height` pixels, except for `fit`.
-
-    `cover` fills it and crops the middle, `pad` keeps everything and fills up with the border's colours, `stretch`
-    distorts, `fit` keeps everything and stays within, so that one side may be shorter.
-    """
-    if image.size == (width, height):
-        return image
-    size = (width, height)
-    if fit == "cover":
-        return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-    if fit == "stretch":
-        return image.resize(size, Image.Resampling.LANCZOS)
-    scale = min(width / image.width, height / image.height)
-    shrunk = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    inside = image.resize(shrunk, Image.Resampling.LANCZOS)
-    return inside if fit == "fit" else _extend(inside, width, height)
-
-
 _ORIENTATION: Final = 0x0112
 _ON_ITS_SIDE: Final = (5, 6, 7, 8)
 _UPRIGHT: Final = {
@@ -179,10 +161,3 @@ _SIXTEEN: Final = 16
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8), "L")
-
-
-def _extend(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Puts `image` in the middle of a larger canvas, and extends its outermost pixels to the edges."""
-    left, top = (width - image.width) // 2, (height - image.height) // 2
-    sides = ((top, height - image.height - top), (left, width - image.width - left), (0, 0))
-    return Image.fromarray(np.pad(np.asarray(image), sides, mode="edge"))

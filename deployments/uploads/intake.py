@@ -1,19 +1,25 @@
 """Turns a request's uploads into the arrays that the engine takes, on a replica. No torch."""
 
 import asyncio
+import io
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from deployments.annotators.catalogue import Annotators
+from deployments.engine.conditioning.resizing import resize
 from deployments.engine.protocol.errors import EngineError, GenerationFailed, InvalidParameter
-from deployments.engine.protocol.inputs import ImageArray, Inputs, Mask, Uploads
+from deployments.engine.protocol.inputs import ImageArray, Inputs, Mask, Uploads, WholeImage
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
 from deployments.freed_memory import FreedMemory
-from deployments.uploads.image_files import decode, decode_layer, resize
+from deployments.uploads.image_files import decode, decode_layer
+from deployments.uploads.masked_area import Size, crop_box, crop_to_mask, fill_mask
 from deployments.uploads.masks import create_mask
 from deployments.uploads.transparency import hint_of, mask_of
 
@@ -55,6 +61,12 @@ class Intake:
             log.exception("the pictures of a request could not be taken in")
             raise GenerationFailed("the request's pictures could not be taken in") from None
 
+    async def make_hints(self, request: Request, worker: Worker) -> tuple[bytes, ...]:
+        """Returns the request's hints, as its ControlNets would get them, as PNG files. Raises as `decode` does."""
+        ready = await self.decode(request, worker)
+        hints = () if ready.inputs is None else ready.inputs.hints
+        return await asyncio.get_running_loop().run_in_executor(self._threads, encode_hints, hints)
+
     def close(self) -> None:
         """Ends the threads once they have finished their work."""
         self._threads.shutdown(wait=False)
@@ -72,6 +84,14 @@ class Intake:
             self._freed.schedule()
 
 
+def encode_hints(hints: Sequence[ImageArray]) -> tuple[bytes, ...]:
+    """Returns the hints as PNG files."""
+    files = [io.BytesIO() for _ in hints]
+    for hint, file in zip(hints, files, strict=True):
+        Image.fromarray(hint).save(file, "PNG")
+    return tuple(file.getvalue() for file in files)
+
+
 def decode_uploads(request: Request, annotators: Annotators) -> Request:
     """Returns `request` with `inputs` in place of its `uploads`, all of its own size.
 
@@ -80,37 +100,58 @@ def decode_uploads(request: Request, annotators: Annotators) -> Request:
     uploads = request.uploads
     if uploads is None:
         return request
+    params, size = request.params, (request.bucket.width, request.bucket.height)
     # Looked up before anything is decoded: a type without an annotator costs nothing.
-    makers = [annotators.of(control.type) for control in request.params.controls] if uploads.preprocess else []
-    size = (request.bucket.width, request.bucket.height)
-    image, mask = None, None
-    if uploads.image is not None:
-        image = _decode_image(uploads.image, uploads.image_field, uploads, size)
-    if uploads.task == "inpaint":
-        mask = _decode_mask(uploads, size)
-    hints = tuple(_decode_hint(hint, uploads, size) for hint in uploads.hints)
-    if makers:
-        hints = tuple(make(hint) for make, hint in zip(makers, hints, strict=True))
-    return replace(request, inputs=Inputs(image, mask, hints), uploads=None)
+    makers = [
+        annotators.of(control.type) if uploads.preprocess or control.preprocess else None for control in params.controls
+    ]
+    if len(makers) != len(uploads.hints):
+        raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
+    inputs = _decode_inpaint(uploads, params, size) if uploads.task == "inpaint" else Inputs()
+    if uploads.task == "image-to-image":
+        inputs = Inputs(image=_decode_image(uploads, size))
+    hints = []
+    for hint, make in zip(uploads.hints, makers, strict=True):
+        pixels = _decode_hint(hint, uploads, size, inputs.whole, is_photo=make is not None)
+        hints.append(pixels if make is None else make(pixels))
+    return replace(request, inputs=replace(inputs, hints=tuple(hints)), uploads=None)
 
 
-def _decode_image(data: bytes, field: str, uploads: Uploads, size: tuple[int, int]) -> ImageArray:
-    return np.asarray(resize(decode(data, field), *size, uploads.fit), dtype=np.uint8)
+def _decode_image(uploads: Uploads, size: Size) -> ImageArray:
+    assert uploads.image is not None
+    return np.asarray(resize(decode(uploads.image, uploads.image_field), *size, uploads.fit), dtype=np.uint8)
 
 
-def _decode_hint(data: bytes, uploads: Uploads, size: tuple[int, int]) -> ImageArray:
-    """Decodes a hint; a photo that a hint will be made of is decoded like any other image."""
-    if uploads.preprocess:
-        return _decode_image(data, "control_image", uploads, size)
-    hint = hint_of(decode_layer(data, "control_image"))
-    return np.asarray(resize(hint, *size, uploads.fit), dtype=np.uint8)
+def _decode_hint(data: bytes, uploads: Uploads, size: Size, whole: WholeImage | None, *, is_photo: bool) -> ImageArray:
+    """Decodes a hint, or the photo for one, which is decoded like any other image. Of one for the `whole` image, the
+    part that is made.
+    """
+    hint = decode(data, "control_image") if is_photo else hint_of(decode_layer(data, "control_image"))
+    if whole is None:
+        return np.asarray(resize(hint, *size, uploads.fit), dtype=np.uint8)
+    height, width = whole.mask.shape
+    return crop_box(np.asarray(resize(hint, width, height, uploads.fit), dtype=np.uint8), whole.box, size)
 
 
-def _decode_mask(uploads: Uploads, size: tuple[int, int]) -> Mask:
+def _decode_inpaint(uploads: Uploads, params: GenerationParams, size: Size) -> Inputs:
+    if params.padding_mask_crop is not None:
+        assert uploads.image is not None
+        picture = decode(uploads.image, uploads.image_field)
+        mask = _decode_mask(uploads, picture.size, inverted=params.mask_inverted)
+        inputs = crop_to_mask(np.asarray(picture, dtype=np.uint8), mask, size, params.padding_mask_crop)
+    else:
+        inputs = Inputs(_decode_image(uploads, size), _decode_mask(uploads, size, inverted=params.mask_inverted))
+    return fill_mask(inputs) if params.mask_fill == "surroundings" else inputs
+
+
+def _decode_mask(uploads: Uploads, size: Size, *, inverted: bool) -> Mask:
     if uploads.mask is None:
-        return np.asarray(create_mask(*size, uploads.mask_type or "center"), dtype=np.uint8)
-    drawn = mask_of(decode_layer(uploads.mask, "mask"), uploads.mask_alpha)
-    mask = np.asarray(resize(drawn, *size, uploads.fit), dtype=np.uint8)
+        drawn = create_mask(*size, uploads.mask_type or "center")
+    else:
+        drawn = resize(mask_of(decode_layer(uploads.mask, "mask"), uploads.mask_alpha), *size, uploads.fit)
+    mask = np.asarray(ImageOps.invert(drawn) if inverted else drawn, dtype=np.uint8)
     if mask.max() < 128:
-        raise InvalidParameter("mask", "must have something to paint: white is painted anew, black is kept")
+        marked = "transparent by half or more" if uploads.mask_alpha == "holes" else "white and not black"
+        where = "kept" if inverted else "painted anew"
+        raise InvalidParameter("mask", f"must leave something to paint: be {marked} where the image is {where}")
     return mask

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deployments import model_deployment
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, Progress, Timings
 from deployments.engine.protocol.inputs import Uploads
@@ -72,6 +73,23 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> FakeWorker:
 @pytest.fixture
 def replica(worker: FakeWorker) -> ModelReplica:
     return ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG)
+
+
+def test_a_replica_without_threads_uses_the_cores_that_it_has_whatever_ray_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[EngineConfig] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(model_deployment, "usable_cores", lambda: 6)
+
+    def load(_: object, config: EngineConfig, **_options: object) -> FakeWorker:
+        loaded.append(config)
+        return FakeWorker([])
+
+    monkeypatch.setattr(EngineWorker, "load", load)
+    for threads in (None, 2):
+        ModelReplica([ModelSpec("tiny", "nowhere")], replace(CONFIG, threads=threads))
+    assert [config.threads for config in loaded] == [6, 2]
 
 
 async def test_events_pass_through_in_order(replica: ModelReplica, worker: FakeWorker) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import ModelMixin
 from torch import nn
 
 from deployments.engine.checkpoints.config_keys import ANY_NETWORK, NETWORKS
 from deployments.engine.checkpoints.config_rules import check_class, check_config
 from deployments.engine.checkpoints.file_integrity import read_config
 from deployments.engine.checkpoints.library_loading import load_exclusively
+from deployments.engine.checkpoints.library_networks import ModelMixin
 from deployments.engine.checkpoints.weight_files import (
     DIFFUSERS,
     TRANSFORMERS,

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from deployments.engine.checkpoints.clip_tokenizer import build_clip_tokenizer
+from deployments.engine.checkpoints.library_networks import AutoencoderKL, UNet2DConditionModel
 from deployments.engine.checkpoints.original_configs import VAE
 from deployments.engine.checkpoints.original_layout import CLIP, OPEN_CLIP, UNET, VAE_PREFIXES, SingleFile
 from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header

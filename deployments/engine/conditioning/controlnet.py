@@ -2,27 +2,38 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deployments.engine.conditioning.image_encoder import to_unit_pixels
-from deployments.engine.padding import pad, padded_size
+from deployments.engine.device.streams import copy_to_device
+from deployments.engine.padding import padded_size
 from deployments.engine.protocol.inputs import ImageArray
+
+AddedMaps = Literal["none", "whole", "averages"]
+"""What the ControlNets of a call add to the UNet's maps: averages if all of them answer with averages."""
 
 # In guess mode the early, wide maps are trusted least (Zhang's own figures, as in diffusers).
 _GUESS_FROM, _GUESS_TO = -1.0, 0.0
 
 
 class ControlNet:
-    """One ControlNet, with its hint encoder taken out: a hint never changes while a row runs."""
+    """One ControlNet, with its hint encoder taken out: a hint never changes while a row runs.
+
+    `maps` is the number of its outputs, the middle one included.
+    """
 
     def __init__(self, name: str, network: Any) -> None:
         """`network` is diffusers' `ControlNetModel`; it is changed, and must not be used elsewhere."""
         self.name = name
-        self.network = network
-        self._embedder = network.controlnet_cond_embedding
+        # Counted now: what runs the network later, in its place, need not have its modules.
+        self.maps = len(network.controlnet_down_blocks) + 1
+        self.network: Any = network
+        self.embedder: Any = network.controlnet_cond_embedding
+        weight = next(self.embedder.parameters())
+        self._device, self._dtype = weight.device, weight.dtype
         self._is_bgr = network.config.controlnet_conditioning_channel_order == "bgr"
         network.controlnet_cond_embedding = nn.Identity()
         network.register_to_config(controlnet_conditioning_channel_order="rgb")
@@ -30,7 +41,7 @@ class ControlNet:
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """All modules that have weights."""
-        return self.network, self._embedder
+        return self.network, self.embedder
 
     @property
     def is_prompted_only(self) -> bool:
@@ -42,8 +53,7 @@ class ControlNet:
         """Embeds the hint [H, W, 3] as the network adds it to its first map: [C, h, w]."""
         pixels = to_unit_pixels(hint)
         pixels = pixels.flip(0) if self._is_bgr else pixels
-        weight = next(self._embedder.parameters())
-        embedded: Tensor = self._embedder(pixels[None].to(weight.device, weight.dtype))[0]
+        embedded: Tensor = self.embedder(pixels[None].to(self._device, self._dtype))[0]
         return embedded
 
 
@@ -73,7 +83,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class CallSlot:
-    """A row's slot in a UNet call: at `index`, with or without its prompt, before evaluation `step`."""
+    """A row's entry in a UNet call: at `index`, with or without its prompt, before evaluation `step`."""
 
     index: int
     controls: tuple[Control, ...]
@@ -87,31 +97,51 @@ class CallSlot:
         return sum(control.is_active(self.step, self.steps, self.prompted) for control in self.controls)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ControlCall:
+    """A call of one net for N of the UNet call's entries, padded to P by repeating the first.
+
+    `entries` [P] are their indices, the first `users` of them real, and `hints` [P, C, h, w] what they see; `weights`
+    are what each of the net's maps is multiplied by, [N, 1, 1, 1] each, the middle one last.
+    """
+
+    net: ControlNet
+    users: int
+    entries: Tensor
+    hints: Tensor
+    weights: tuple[Tensor, ...]
+
+
 _User = tuple[CallSlot, Control]
 
 
-def compute_residuals(
-    places: Sequence[CallSlot], latents: Tensor, time: Tensor, context: Tensor, sizes: tuple[int, ...]
-) -> dict[str, Any]:
-    """Returns the UNet's extra arguments: what all ControlNets add to its maps, zeros for rows without one.
-
-    `latents` [B, C, h, w], `time` [B] and `context` [B, tokens, dim] are those of the whole, padded call; `sizes` are
-    what a ControlNet's own calls are padded to. Empty if no ControlNet acts.
-    """
-    answers = [
-        (_indices(part, latents), _run_net(net, part, latents, time, context, padded_size(len(part), sizes)))
+def plan_controls(
+    places: Sequence[CallSlot], sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[ControlCall, ...]:
+    """Returns the calls of all ControlNets that act on `places`; `sizes` are what they are padded to."""
+    return tuple(
+        _plan_call(net, part, padded_size(len(part), sizes), device, dtype)
         for net, users in _group_by_net(places).items()
         for part in _split(users, sizes[-1])
-    ]
-    if not answers:
-        return {}
+    )
+
+
+def compute_residuals(
+    calls: Sequence[ControlCall], latents: Tensor, time: Tensor, embeddings: Tensor
+) -> dict[str, Any]:
+    """Returns the UNet's extra arguments: what all ControlNets add to its maps, zeros for entries without one.
+
+    `latents` [U, C, h, w], `time` [U] and `embeddings` [U, tokens, dim] are those of the whole, padded UNet call.
+    `calls` has at least one.
+    """
+    answers = [_run_net(call, latents, time, embeddings) for call in calls]
     totals = [
         latents.new_zeros((len(latents), *torch.broadcast_shapes(*(each.shape[1:] for each in level))))
-        for level in zip(*(maps for _, maps in answers), strict=True)
+        for level in zip(*answers, strict=True)
     ]
-    for where, maps in answers:
+    for call, maps in zip(calls, answers, strict=True):
         for total, answer in zip(totals, maps, strict=True):
-            total.index_add_(0, where, answer.expand(-1, *total.shape[1:]))
+            total.index_add_(0, call.entries[: call.users], answer.expand(-1, *total.shape[1:]))
     return {"down_block_additional_residuals": tuple(totals[:-1]), "mid_block_additional_residual": totals[-1]}
 
 
@@ -128,22 +158,28 @@ def _split(users: list[_User], limit: int) -> Iterator[list[_User]]:
     return (users[begin : begin + limit] for begin in range(0, len(users), limit))
 
 
-def _indices(users: list[_User], like: Tensor) -> Tensor:
-    return torch.tensor([place.index for place, _ in users], device=like.device)
+def _plan_call(
+    net: ControlNet, users: list[_User], padded: int, device: torch.device, dtype: torch.dtype
+) -> ControlCall:
+    repeated = users + users[:1] * (padded - len(users))
+    weights = torch.stack([control.weights(net.maps) for _, control in users], 1).to(dtype)
+    weights = copy_to_device(weights, device)
+    return ControlCall(
+        net,
+        len(users),
+        copy_to_device(torch.tensor([place.index for place, _ in repeated]), device),
+        torch.stack([control.hint for _, control in repeated]),
+        tuple(weights.view(*weights.shape, 1, 1, 1).unbind()),
+    )
 
 
-def _run_net(
-    net: ControlNet, users: list[_User], latents: Tensor, time: Tensor, context: Tensor, padded: int
-) -> list[Tensor]:
+def _run_net(call: ControlCall, latents: Tensor, time: Tensor, embeddings: Tensor) -> list[Tensor]:
     """Runs one net for its users, and returns its weighted outputs, the middle map last."""
-    where = _indices(users, latents)
-    down, middle = net.network(
-        pad(latents[where], padded),
-        pad(time[where], padded),
-        encoder_hidden_states=pad(context[where], padded),
-        controlnet_cond=pad(torch.stack([control.hint for _, control in users]), padded),
+    down, middle = call.net.network(
+        latents.index_select(0, call.entries),
+        time.index_select(0, call.entries),
+        encoder_hidden_states=embeddings.index_select(0, call.entries),
+        controlnet_cond=call.hints,
         return_dict=False,
     )
-    maps = [answer[: len(users)] for answer in (*down, middle)]
-    weights = torch.stack([control.weights(len(maps)) for _, control in users], 1).to(latents)
-    return [answer * weight.view(-1, 1, 1, 1) for answer, weight in zip(maps, weights, strict=True)]
+    return [answer[: call.users] * weight for answer, weight in zip((*down, middle), call.weights, strict=True)]

@@ -1,7 +1,5 @@
-"""Caches cross-attention's keys and values: they depend on the prompt alone, so they are computed once per prompt."""
+"""Takes cross-attention's keys and values out of a UNet: they depend on the prompt alone, and become its input."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,19 +7,20 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor, nn
 
-from deployments.engine.conditioning.prompt_encoder import repeat_to
-from deployments.engine.padding import pad
-
 KEPT_BYTES: Final = 128 * 2**20
 """The size of the cache of the latest prompts' keys; a chunk of 77 tokens takes 3.8 MB with SD1.5 in fp16."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedPrompt:
-    """A prompt as the UNet needs it: `embedding` [tokens, dim], and its `keys`, one [tokens, width] per projection."""
+    """A prompt as the networks need it.
+
+    `embedding` [tokens, dim] is the text encoder's, for ControlNets; `keys` [tokens, width] are the keys and values of
+    all cross-attention layers side by side, for the UNet.
+    """
 
     embedding: Tensor
-    keys: tuple[Tensor, ...]
+    keys: Tensor
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -29,20 +28,19 @@ class EncodedPrompt:
     @property
     def bytes(self) -> int:
         """The bytes of the keys."""
-        return sum(keys.nbytes for keys in self.keys)
+        return self.keys.nbytes
 
 
 class CrossAttentionCache:
     """The key and value projections of a UNet's cross-attention, taken out of its loop. Used from one thread."""
 
     def __init__(self, unet: Any, kept_bytes: int = KEPT_BYTES) -> None:
-        """`unet` is diffusers' and is changed; called outside `substitute`, it still projects for itself.
+        """`unet` is diffusers' and is changed: from now on its `encoder_hidden_states` are keys [B, tokens, width], as
+        `project` makes them, in place of embeddings.
 
         The keys of the latest prompts are kept, as far as they fit into `kept_bytes`.
         """
-        self._projections = [
-            _wrap_projection(layer, name) for layer in _find_cross_attentions(unet) for name in ("to_k", "to_v")
-        ]
+        self._projections = _take_out_projections(unet)
         self._cache: LRUCache[int, EncodedPrompt] = LRUCache(kept_bytes, getsizeof=lambda prompt: prompt.bytes)
 
     @torch.inference_mode()
@@ -54,49 +52,38 @@ class CrossAttentionCache:
         # By identity: the prompt encoder's cache returns the same tensor, which an entry here keeps alive.
         found = self._cache.get(id(embedding))
         if found is None:
-            found = EncodedPrompt(embedding, tuple(each.projection(embedding[None])[0] for each in self._projections))
+            keys = torch.cat([each.projection(embedding[None])[0] for each in self._projections], dim=1)
+            found = EncodedPrompt(embedding, keys)
             if found.bytes <= self._cache.maxsize:
                 self._cache[id(embedding)] = found
         return found
 
-    @contextmanager
-    def substitute(self, prompts: Sequence[EncodedPrompt], tokens: int, padded: int) -> Iterator[Tensor]:
-        """Yields the embeddings of `prompts`, [padded, tokens, dim]; a UNet call inside uses their cached keys and
-        values.
-        """
-        for i, each in enumerate(self._projections):
-            each.answer = _stack([prompt.keys[i] for prompt in prompts], tokens, padded)
-        try:
-            yield _stack([prompt.embedding for prompt in prompts], tokens, padded)
-        finally:
-            for each in self._projections:
-                each.answer = None
+
+def context_width(unet: Any) -> int:
+    """Returns the width of a UNet's `encoder_hidden_states`: of keys if a `CrossAttentionCache` has changed it."""
+    columns = [module.end for module in unet.modules() if isinstance(module, _Columns)]
+    dim = unet.config.cross_attention_dim
+    return max(columns) if columns else int(dim if isinstance(dim, int) else dim[0])
 
 
-class _CachedProjection(nn.Module):
-    """Replaces a projection, and returns its cached output if there is one."""
+class _Columns(nn.Module):
+    """Replaces a projection by its columns, `begin` to `end`, of what was projected before."""
 
-    def __init__(self, projection: nn.Module) -> None:
+    def __init__(self, projection: nn.Module, begin: int, end: int) -> None:
         super().__init__()
         self.projection = projection
-        self.answer: Tensor | None = None
+        self.begin, self.end = begin, end
 
-    def forward(self, context: Tensor) -> Tensor:
-        if self.answer is not None:
-            return self.answer
-        answer: Tensor = self.projection(context)
-        return answer
+    def forward(self, keys: Tensor) -> Tensor:
+        return keys[..., self.begin : self.end]
 
 
-def _find_cross_attentions(unet: nn.Module) -> list[Any]:
-    return [module for name, module in unet.named_modules() if name.endswith(".attn2")]
-
-
-def _wrap_projection(layer: nn.Module, name: str) -> _CachedProjection:
-    module = _CachedProjection(layer.get_submodule(name))
-    layer.add_module(name, module)
-    return module
-
-
-def _stack(rows: Sequence[Tensor], tokens: int, padded: int) -> Tensor:
-    return pad(torch.stack([repeat_to(row, tokens) for row in rows]), padded)
+def _take_out_projections(unet: nn.Module) -> list[_Columns]:
+    taken: list[_Columns] = []
+    layers: list[Any] = [module for name, module in unet.named_modules() if name.endswith(".attn2")]
+    for layer in layers:
+        for name in ("to_k", "to_v"):
+            projection, begin = layer.get_submodule(name), taken[-1].end if taken else 0
+            taken.append(_Columns(projection, begin, begin + projection.out_features))
+            layer.add_module(name, taken[-1])
+    return taken

@@ -32,7 +32,7 @@ class Posterior:
 class ImageEncoder:
     """Encodes images with one model's VAE, and caches the latest: callers often vary the prompt over one image.
 
-    Used from one thread.
+    `encode` is used from one thread.
     """
 
     def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype, cache_size: int = 32) -> None:
@@ -46,11 +46,12 @@ class ImageEncoder:
         key = _digest(image, mask)
         found = self._cache.get(key)
         if found is None:
-            found = self._cache[key] = self._encode(image, mask)
+            found = self._cache[key] = self.encode_once(image, mask)
         return found
 
     @torch.inference_mode()
-    def _encode(self, image: ImageArray, mask: Mask | None) -> Posterior:
+    def encode_once(self, image: ImageArray, mask: Mask | None = None) -> Posterior:
+        """Encodes as `encode` does an image that will not come again. From any thread."""
         pixels = to_unit_pixels(image) * 2 - 1
         if mask is not None:
             pixels = pixels * torch.from_numpy(~threshold_mask(mask))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deployments.engine.conditioning.prompt_syntax import parse_weighted
 from deployments.engine.conditioning.tokens import TextTokenizer
 from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.report import TokenCount
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class PromptEncoder:
     different lengths share a UNet call through `repeat_to`. If the tokenizer's `model_max_length` is less than 77,
     chunks are shorter accordingly.
 
-    An unweighted prompt of one chunk gives bit for bit what diffusers' `encode_prompt` gives. Used from one thread.
+    An unweighted prompt of one chunk gives bit for bit what diffusers' `encode_prompt` gives. Used from one thread,
+    except `count`.
     """
 
     def __init__(
@@ -71,6 +73,11 @@ class PromptEncoder:
         return self._text_encoder
 
     @property
+    def max_tokens(self) -> int:
+        """The tokens of the longest prompt's embedding."""
+        return int(self._max_chunks * (self._chunk_tokens + 2))
+
+    @property
     def cache_stats(self) -> CacheStats:
         """The cache's counts since this encoder was made."""
         return CacheStats(self._hits, self._misses, len(self._cache))
@@ -92,6 +99,15 @@ class PromptEncoder:
         embedding = self._cache[prompt, clip_skip] = self._encode(self._chunks(prompt, field), clip_skip)
         return embedding
 
+    def count(self, prompt: str, field: str = "prompt") -> TokenCount:
+        """Counts the tokens of `prompt`, also of one that is too long. May be called from any thread.
+
+        Raises InvalidParameter for a weight out of range.
+        """
+        chunks = self._cut(prompt, field)
+        tokens = sum(len(chunk.ids) for chunk in chunks)
+        return TokenCount(tokens, len(chunks), self._chunk_tokens, self._max_chunks)
+
     def _check_clip_skip(self, clip_skip: int) -> None:
         layers = int(self._text_encoder.config.num_hidden_layers)
         if not 0 <= clip_skip < layers:
@@ -99,6 +115,12 @@ class PromptEncoder:
             raise InvalidParameter("clip_skip", rule)
 
     def _chunks(self, prompt: str, field: str) -> list[_Chunk]:
+        chunks = self._cut(prompt, field)
+        self._check_length(chunks, field)
+        padded = 1 << (len(chunks) - 1).bit_length()
+        return chunks + [_Chunk()] * (padded - len(chunks))
+
+    def _cut(self, prompt: str, field: str) -> list[_Chunk]:
         chunks = [_Chunk()]
         for fragment in parse_weighted(prompt, field):
             if fragment.new_chunk:
@@ -110,9 +132,7 @@ class PromptEncoder:
                 chunks[-1].weights.append(fragment.weight)
         if len(chunks) > 1 and not chunks[-1].ids:
             chunks.pop()  # a BREAK at the very end
-        self._check_length(chunks, field)
-        padded = 1 << (len(chunks) - 1).bit_length()
-        return chunks + [_Chunk()] * (padded - len(chunks))
+        return chunks
 
     def _check_length(self, chunks: list[_Chunk], field: str) -> None:
         if len(chunks) <= self._max_chunks:

@@ -1,6 +1,7 @@
 """Tokenizes prompts: a caller's words, and the tokens that the model has learnt besides."""
 
 import json
+from threading import Lock
 from typing import Any
 
 from diffusers.loaders import TextualInversionLoaderMixin
@@ -13,13 +14,16 @@ class TextTokenizer:
     """Tokenizes texts with a CLIP tokenizer of transformers'.
 
     Start, end, padding and unknown in a text are the characters that they are written with, never the tokens. All
-    other tokens that were added to CLIP's are learnt ones, whether the tokenizer calls them special or not.
+    other tokens that were added to CLIP's are learnt ones, whether the tokenizer calls them special or not. May be used
+    from any thread.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._learnt = bool(added_tokens_of(tokenizer))
         self._plain = _build_plain_tokenizer(tokenizer)
+        # transformers' own tokenizers change their settings with each call.
+        self._lock = Lock()
 
     def __call__(self, text: str) -> list[int]:
         """Returns the ids of `text`, without start and end."""
@@ -29,7 +33,8 @@ class TextTokenizer:
         """Expands concepts learnt as several tokens (`<cat>`, `<cat>_1`, ...) to all of them, as diffusers does."""
         if not self._learnt:
             return text
-        spelt: str = TextualInversionLoaderMixin().maybe_convert_prompt(text, self._tokenizer)
+        with self._lock:
+            spelt: str = TextualInversionLoaderMixin().maybe_convert_prompt(text, self._tokenizer)
         return spelt
 
 

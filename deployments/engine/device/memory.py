@@ -26,6 +26,9 @@ class CudaMemory:
     def held_bytes(self, counted: int) -> int:
         return max(counted, torch.cuda.memory_allocated(self._device))
 
+    def unused_bytes(self) -> int:
+        return max(0, torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
+
     @contextmanager
     def meter(self) -> Iterator[Meter]:
         meter = Meter()
@@ -48,6 +51,9 @@ class CpuMemory:
 
     def held_bytes(self, counted: int) -> int:
         return counted
+
+    def unused_bytes(self) -> int:
+        return 0
 
     @contextmanager
     def meter(self) -> Iterator[Meter]:

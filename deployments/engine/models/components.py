@@ -6,19 +6,27 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
+from deployments.engine.calibration.kept_files import NOTHING_KEPT, KeptFiles
+from deployments.engine.checkpoints.library_networks import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from deployments.engine.checkpoints.networks import check_finite, load_network
 from deployments.engine.checkpoints.single_file import FilePart, FileScheduler, file_fingerprint, load_file_part
 from deployments.engine.conditioning.controlnet import ControlNet
+from deployments.engine.conditioning.deep_cache import DeepCache, can_split
+from deployments.engine.cuda.compiled_calls import CompilableNetwork, CompilableVae
+from deployments.engine.cuda.networks import Backend, prepare_for_cuda
+from deployments.engine.cuda.settings import configure_cuda
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.sampling.checkpoint_scheduler import SavedScheduler, read_scheduler
 from deployments.engine.sampling.samplers import PipelineSamplers
+
+if TYPE_CHECKING:
+    from deployments.engine.openvino.runtime import OpenVinoRuntime
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +47,30 @@ class PartFolder:
 class Components:
     """Loads networks onto one device in one precision. A part lives as long as a model that uses it.
 
-    Every part is loaded whole, or refused with a ModelLoadError.
+    Every part is loaded whole, or refused with a ModelLoadError. On CUDA, convolution networks are prepared for it.
+    `kept` remembers the checks of samplers.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        kept: KeptFiles = NOTHING_KEPT,
+        *,
+        openvino: "OpenVinoRuntime | None" = None,
+        compile_with: Backend | None = None,
+    ) -> None:
+        """With `openvino` the networks run on it, and torch's weights are dropped as soon as they are converted.
+
+        With `compile_with`, a backend of torch.compile, convolution networks can be compiled (`worker/compilation.py`).
+        """
         self.device = device
         self.dtype = dtype
+        self._kept = kept
+        self._openvino, self._compile_with = openvino, compile_with
         self._shared: weakref.WeakValueDictionary[tuple[type, str], Any] = weakref.WeakValueDictionary()
+        if device.type == "cuda":
+            configure_cuda()
 
     @property
     def is_half(self) -> bool:
@@ -56,13 +81,42 @@ class Components:
         """Loads a UNet that is not shared: the engine changes it, and it counts towards its model's size."""
         return self._load_network(UNet2DConditionModel, part)
 
+    def finish_unet(self, unet: UNet2DConditionModel, part: PartFolder | FilePart) -> Any:
+        """Returns the UNet loaded from `part`, and changed since, as it is to run."""
+        if self._openvino is not None:
+            return self._openvino.run_unet(unet, part.title, _digest_of(part))
+        return unet if self._compile_with is None else CompilableNetwork(unet, part.title, self._compile_with)
+
+    def deep_cache(self, unet: Any) -> DeepCache | None:
+        """Returns what calls a finished UNet without its deep blocks; None if that UNet cannot be split."""
+        if self._openvino is not None:
+            found: DeepCache | None = unet.deep_cache
+            return found
+        # It calls the UNet's blocks one by one, and listens to them: to be compiled is not for it.
+        plain = unet.plain if isinstance(unet, CompilableNetwork) else unet
+        return DeepCache(plain) if can_split(plain) else None
+
     def vae(self, part: PartFolder | FilePart) -> AutoencoderKL:
         """Loads the VAE in `part`, or returns the shared one."""
-        return self._load_shared(AutoencoderKL, part, lambda: self._load_network(AutoencoderKL, part))
+        openvino = self._openvino
+
+        def load(digest: str) -> Any:
+            vae = self._load_network(AutoencoderKL, part)
+            if openvino is not None:
+                return openvino.run_vae(vae, part.title, digest)
+            return vae if self._compile_with is None else CompilableVae(vae, part.title, self._compile_with)
+
+        return self._load_shared(AutoencoderKL, part, load)
 
     def text_encoder(self, part: PartFolder | FilePart) -> CLIPTextModel:
         """Loads the text encoder in `part`, or returns the shared one."""
-        return self._load_shared(CLIPTextModel, part, lambda: self._load_network(CLIPTextModel, part))
+        openvino = self._openvino
+
+        def load(digest: str) -> Any:
+            encoder = self._load_network(CLIPTextModel, part)
+            return encoder if openvino is None else openvino.run_text_encoder(encoder, part.title, digest)
+
+        return self._load_shared(CLIPTextModel, part, load)
 
     def samplers(self, title: str, place: Path | FileScheduler, index: Path | None = None) -> PipelineSamplers:
         """Returns the samplers for the scheduler in `place`, shared with the schedules and checks that they have made.
@@ -75,16 +129,25 @@ class Components:
         else:
             saved, digest = read_scheduler(title, place, index), fingerprint(place)
         key = f"{saved.class_name}/{digest}"
-        return self._get_or_load((PipelineSamplers, key), lambda: PipelineSamplers(saved))
+        return self._get_or_load((PipelineSamplers, key), lambda: PipelineSamplers(saved, self._kept))
 
     def controlnet(self, name: str, part: PartFolder) -> ControlNet:
         """Loads the ControlNet in `part`, or returns the one shared by models that call it by the same name."""
-        key = f"{name}/{fingerprint(part.folder)}"
-        return self._get_or_load((ControlNet, key), lambda: ControlNet(name, self._load_network(ControlNetModel, part)))
+        digest = fingerprint(part.folder)
 
-    def _load_shared(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[], T]) -> T:
-        digest = file_fingerprint(part) if isinstance(part, FilePart) else fingerprint(part.folder)
-        return self._get_or_load((kind, digest), load)
+        def load() -> ControlNet:
+            net = ControlNet(name, self._load_network(ControlNetModel, part))
+            if self._openvino is not None:
+                self._openvino.run_controlnet(net, part.title, digest)
+            elif self._compile_with is not None:
+                net.network = CompilableNetwork(net.network, part.title, self._compile_with)
+            return net
+
+        return self._get_or_load((ControlNet, f"{name}/{digest}"), load)
+
+    def _load_shared(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[str], T]) -> T:
+        digest = _digest_of(part)
+        return self._get_or_load((kind, digest), lambda: load(digest))
 
     def _get_or_load(self, key: tuple[type, str], load: Callable[[], T]) -> T:
         found: T | None = self._shared.get(key)
@@ -94,8 +157,12 @@ class Components:
         return found
 
     def _load_network(self, kind: type[T], part: PartFolder | FilePart) -> T:
-        if isinstance(part, FilePart):
-            return self._load_from_file(kind, part)
+        network = self._load_from_file(kind, part) if isinstance(part, FilePart) else self._load_from_folder(kind, part)
+        if self.device.type == "cuda" and isinstance(network, UNet2DConditionModel | AutoencoderKL | ControlNetModel):
+            prepare_for_cuda(network)
+        return network
+
+    def _load_from_folder(self, kind: type[T], part: PartFolder) -> T:
         network: T = load_network(
             part.title, part.source, part.folder, kind, self.dtype, self.device, half=self.is_half
         )
@@ -108,6 +175,10 @@ class Components:
         network: T = loaded.to(self.device).eval().requires_grad_(False)
         check_finite(part.title, loaded, self.dtype)
         return network
+
+
+def _digest_of(part: PartFolder | FilePart) -> str:
+    return file_fingerprint(part) if isinstance(part, FilePart) else fingerprint(part.folder)
 
 
 def fingerprint(folder: Path) -> str:
@@ -124,7 +195,7 @@ def fingerprint(folder: Path) -> str:
 def size_of(*networks: nn.Module) -> int:
     """Returns the bytes of all parameters and buffers, shared ones counted once."""
     tensors = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for network in networks
         for tensor in (*network.parameters(), *network.buffers())
     }

@@ -21,10 +21,12 @@ from deployments.engine.checkpoints.single_file import (
     parts_of,
 )
 from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
-from deployments.engine.conditioning.controlnet import ControlNet
+from deployments.engine.conditioning.controlnet import AddedMaps, ControlNet
 from deployments.engine.conditioning.cross_attention import CrossAttentionCache
+from deployments.engine.conditioning.deep_cache import DeepCache
 from deployments.engine.conditioning.image_encoder import ImageEncoder
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
+from deployments.engine.cuda.compiled_calls import is_compiled
 from deployments.engine.models.attention import AttentionChoice, adopt_attention, choose_attention
 from deployments.engine.models.component_fit import check_controlnet, check_parts
 from deployments.engine.models.components import Components, PartFolder, is_half, size_of
@@ -60,6 +62,7 @@ class LoadedModel:
     attention: AttentionChoice
     image_encoder: ImageEncoder
     attention_cache: CrossAttentionCache
+    deep_cache: DeepCache | None = None
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
     networks: tuple[nn.Module, ...] = ()
     load_seconds: float = 0.0
@@ -70,6 +73,47 @@ class LoadedModel:
         return size_of(*self.networks)
 
     @property
+    def compiles_shapes(self) -> bool:
+        """True if its networks are compiled for the shapes of their calls."""
+        return hasattr(self.unet, "compile_for")
+
+    def compile_unet(self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none") -> None:
+        """Has the UNet compiled for calls of so many rows of such latents, where calls would compile it themselves.
+
+        `added` says what ControlNets add to its maps.
+        """
+        if hasattr(self.unet, "compile_for"):
+            self.unet.compile_for(rows, height, width, tokens, added)
+
+    def compile_shallow_unet(self, rows: int, height: int, width: int, tokens: int) -> None:
+        """Has the UNet without its deep blocks compiled, as `compile_unet` does."""
+        if (compile_for := getattr(self.deep_cache, "compile_for", None)) is not None:
+            compile_for(rows, height, width, tokens)
+
+    def compile_controlnet(self, rows: int, height: int, width: int, tokens: int, name: str) -> None:
+        """Has the ControlNet of this name compiled, as `compile_unet` does."""
+        network = self.controlnets[name].network
+        if hasattr(network, "compile_for"):
+            network.compile_for(rows, height, width, tokens)
+
+    def compile_decoder(self, height: int, width: int) -> None:
+        """Has the VAE's decoder compiled for one of such latents, where calls would compile it themselves."""
+        if hasattr(self.vae, "compile_for"):
+            self.vae.compile_for(height, width)
+
+    @property
+    def backend(self) -> str:
+        """What runs its networks: torch, or openvino, or both of them where some cannot be converted."""
+        return " and ".join(sorted({getattr(network, "backend", "torch") for network in self.networks}))
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """The networks that run compiled, at the native size."""
+        parts = {"unet": self.unet, "vae": self.vae}
+        parts |= {f"controlnet {name}": net.network for name, net in self.controlnets.items()}
+        return tuple(name for name, network in parts.items() if is_compiled(network))
+
+    @property
     def inpaints_only(self) -> bool:
         """True if the UNet sees a mask and a masked image beside the latents (the 9-channel checkpoints)."""
         return int(self.unet.config.in_channels) == 2 * self.channels + 1
@@ -78,6 +122,11 @@ class LoadedModel:
     def guidance_width(self) -> int | None:
         """The width of the guidance embedding that the UNet takes; None if it takes none."""
         return embedding_width(self.unet)
+
+    @property
+    def deep_channels(self) -> int:
+        """The channels of what the UNet's deep blocks answer; 0 if it cannot be split there."""
+        return 0 if self.deep_cache is None else self.deep_cache.channels
 
     @property
     def channels(self) -> int:
@@ -189,12 +238,15 @@ def _load(
     if spec.inpaints_only and unet.config.in_channels == vae.config.latent_channels:
         raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
     samplers = parts.samplers(_title(spec), places["scheduler"], index)
-    _check_samplers(
-        spec, samplers, _pipeline_kinds(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
-    )
+    kinds = pipeline_kinds(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
+    _check_default_sampler(spec, samplers, kinds)
     controlnets = {name: _load_controlnet(spec, name, parts) for name in spec.controlnets}
     for name, net in controlnets.items():
         check_controlnet(_controlnet_title(spec, name), net.network, unet, vae, text_encoder)
+    # Before its attention is chosen: it is timed as it will run.
+    attention_cache = CrossAttentionCache(unet)
+    chosen = adopt_attention(unet, attention) if attention else choose_attention(unet, device, dtype)
+    unet = parts.finish_unet(unet, part("unet"))
     model = LoadedModel(
         spec=spec,
         unet=unet,
@@ -205,9 +257,10 @@ def _load(
         prediction_type=samplers.prediction_type,
         device=device,
         dtype=dtype,
-        attention=adopt_attention(unet, attention) if attention else choose_attention(unet, device, dtype),
+        attention=chosen,
         image_encoder=ImageEncoder(vae, device, dtype),
-        attention_cache=CrossAttentionCache(unet),
+        attention_cache=attention_cache,
+        deep_cache=parts.deep_cache(unet),
         controlnets=controlnets,
         networks=(unet, vae, text_encoder, *(network for net in controlnets.values() for network in net.networks)),
     )
@@ -226,16 +279,19 @@ def _load_controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNe
     return parts.controlnet(name, PartFolder(_controlnet_title(spec, name), source, folder))
 
 
-def _pipeline_kinds(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
-    """Returns the kinds of pipeline that the model serves, the one in most demand first."""
+def pipeline_kinds(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
+    """Returns the kinds of pipeline that a model serves, the one in most demand first."""
     tasks: tuple[Task, ...] = ("inpaint",) if inpaints_only else ("text-to-image", "image-to-image", "inpaint")
     return [
         PipelineKind(task, controlled) for controlled in (False, True)[: 1 + bool(spec.controlnets)] for task in tasks
     ]
 
 
-def _check_samplers(spec: ModelSpec, samplers: PipelineSamplers, pipelines: Sequence[PipelineKind]) -> None:
-    """Logs what is corrected and refused. Raises ModelLoadError if the default sampler cannot be served exactly."""
+def _check_default_sampler(spec: ModelSpec, samplers: PipelineSamplers, pipelines: Sequence[PipelineKind]) -> None:
+    """Logs what is corrected. Raises ModelLoadError if the default sampler cannot be served exactly.
+
+    The other samplers are checked when they are asked for, or in the background, whichever comes first.
+    """
     title = f"model {spec.name!r}"
     error = samplers.of(pipelines[0]).refusal(resolve_sampler(spec.default_sampler))
     if error is not None:
@@ -247,5 +303,3 @@ def _check_samplers(spec: ModelSpec, samplers: PipelineSamplers, pipelines: Sequ
             log.warning(
                 "%s: %s is %s for %s, as in diffusers' pipelines; its files say otherwise", title, key, value, kinds
             )
-        for name, refusal in factory.refused.items():
-            log.warning("%s: sampler %s is refused for %s: %s", title, name, kinds, refusal.message)

@@ -5,16 +5,21 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from deployments.engine.calibration.kept_files import NOTHING_KEPT, KeptFiles
 from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky
 from deployments.engine.models.attention import AttentionChoice
 from deployments.engine.models.components import Components, size_of
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError, UnknownModel
 from deployments.engine.protocol.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from deployments.engine.openvino.runtime import OpenVinoRuntime
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +46,10 @@ class DiffusionModelManager:
 
     `budget_bytes` bounds the weights in memory (None: no bound). If a model does not fit beside the others, unused ones
     are evicted, the least recently used first. A model in use is never evicted, so the budget may be exceeded while all
-    are in use; that is logged. `on_load` and `on_evict` are called on every change, in order.
+    are in use; that is logged. `on_load` and `on_evict` are called on every change, in order. `kept` remembers the
+    checks of samplers from one start to the next.
+
+    With `openvino` the networks of all models run on it. On CUDA they can be compiled.
 
     Whoever serves the models while others load sets the rest: `warm` is called with a model that has just been loaded
     and is not in use yet, and all networks of those in memory already; `wait_until_dropped` returns once every model
@@ -55,11 +63,14 @@ class DiffusionModelManager:
         dtype: torch.dtype,
         *,
         budget_bytes: int | None = None,
+        openvino: "OpenVinoRuntime | None" = None,
+        kept: KeptFiles = NOTHING_KEPT,
         on_load: Callable[[LoadedModel], None] = lambda _: None,
         on_evict: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        self._parts = Components(device, dtype)
+        compile_with = "inductor" if device.type == "cuda" else None
+        self._parts = Components(device, dtype, kept, openvino=openvino, compile_with=compile_with)
         self._budget = budget_bytes
         self.on_load = on_load
         self.on_evict = on_evict

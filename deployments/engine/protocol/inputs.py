@@ -1,7 +1,7 @@
 """The images that a request brings: as plain arrays of the request's own size, and as uploads. No torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,13 @@ MaskAlpha = Literal["strokes", "holes"]
 """What a mask's transparency means: `strokes`, visible pixels are repainted; `holes`, transparent ones are."""
 
 
+class PictureMark(Protocol):
+    """What is done to a picture once it is made, and before anything is put back around it or it is compressed."""
+
+    def apply(self, picture: ImageArray) -> ImageArray:
+        """Returns `picture`, marked."""
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineKind:
     """The diffusers pipeline that a request corresponds to; `controlled` means the one with ControlNets.
@@ -31,16 +38,33 @@ class PipelineKind:
     controlled: bool = False
 
 
+PixelBox = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels; the last two are outside."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeImage:
+    """The picture that what is made is pasted into: `image` [H, W, 3] and its `mask` [H, W] at their own size, and the
+    `box` that is made.
+    """
+
+    image: ImageArray
+    mask: Mask
+    box: PixelBox
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
     """A request's images. `image` is what image-to-image or inpaint starts from, `mask` says where it is repainted.
 
-    `hints` are ready for the ControlNets that the request's `controls` name, in the same order.
+    `hints` are ready for the ControlNets that the request's `controls` name, in the same order. `whole` is there if
+    `image` and `mask` are a part of it, or `image` is not what is kept outside the mask.
     """
 
     image: ImageArray | None = None
     mask: Mask | None = None
     hints: tuple[ImageArray, ...] = ()
+    whole: WholeImage | None = None
 
     @property
     def task(self) -> Task:
@@ -55,8 +79,9 @@ class Uploads:
     `Inputs` of them.
 
     With an image and no mask file, `mask_type` may name a mask. `mask_alpha` says what a mask file's transparency
-    means; None decides by its colours, where they leave no doubt. With `preprocess` a hint file is a photo that its
-    ControlNet's annotator still has to turn into a hint. `fit` is how images of other sizes become the request's.
+    means; None decides by its colours, where they leave no doubt. With `preprocess` every hint file is a photo
+    that its ControlNet's annotator still has to turn into a hint; otherwise those are whose `controls` say so. `fit` is
+    how images of other sizes become the request's.
     `image_field` is the caller's name of the image field, for errors.
     """
 

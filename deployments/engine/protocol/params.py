@@ -6,7 +6,7 @@
 
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_serializer, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.protocol.errors import InvalidParameter
@@ -18,14 +18,25 @@ from deployments.engine.protocol.texts import check_lines, check_name
 MAX_SEED = 2**63 - 1
 MIN_SIDE, MAX_SIDE, SIZE_STEP = 64, 2048, 8
 MAX_CONTROLS = 4
+MAX_STEPS = 150
+MAX_VALUES = 32
 
 OutputFormat = Literal["png", "webp", "jpeg"]
+Metadata = Literal["full", "minimal", "none"]
 Priority = Literal["low", "normal", "high"]
 CacheUse = Literal["default", "reuse", "refresh", "off"]
+Upscaler = Literal["latent", "lanczos"]
+MaskFill = Literal["original", "surroundings", "noise", "zero"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
+TemplateValue = Annotated[str, StringConstraints(max_length=1_000)]
+OutputSide = Annotated[int, Field(ge=16, le=4096)]
+OutputFit = Literal["cover", "pad"]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
 
-IMAGE_FIELDS: Final = frozenset(("strength", "mask_feather", "controls", "guess_mode"))
+INPAINT_FIELDS: Final = frozenset(("mask_feather", "mask_inverted", "mask_fill", "padding_mask_crop"))
+"""Parameters that mean something only in requests with a mask."""
+
+IMAGE_FIELDS: Final = frozenset(("strength", "controls", "guess_mode", *INPAINT_FIELDS))
 """Parameters that mean something only in requests that bring images."""
 
 SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
@@ -34,6 +45,9 @@ SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
 
 # Above it one float may stand for several integers.
 _LAST_EXACT: Final = 2**53
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class StrictFields(BaseModel):
@@ -72,13 +86,15 @@ def _is_whole(annotation: Any) -> bool:
 class ControlSettings(StrictFields):
     """Settings of one ControlNet: its `type` (canny, depth, ...), how strongly it acts, and from where to where.
 
-    `start` and `end` are shares of the steps. Its hint, an image, comes beside the parameters.
+    `start` and `end` are shares of the steps. Its hint, an image, comes beside the parameters; with `preprocess` it is
+    a photo that the hint is made from.
     """
 
     type: str = Field(max_length=64)
     scale: float = Field(default=1.0, ge=0.0, le=2.0)
-    start: float = Field(default=0.0, ge=0.0, le=1.0)
-    end: float = Field(default=1.0, ge=0.0, le=1.0)
+    start: Share = 0.0
+    end: Share = 1.0
+    preprocess: bool = False
 
     @field_validator("type")
     @classmethod
@@ -92,6 +108,23 @@ class ControlSettings(StrictFields):
         return self
 
 
+class HiresSettings(StrictFields):
+    """A second pass over a larger image: the first one's result is enlarged `scale` times by `upscaler`, its latents or
+    its pixels, and denoised again from `strength` on, as image-to-image does.
+
+    `steps` are those of the whole schedule, of which `strength` leaves a share; None takes the first pass's.
+    """
+
+    scale: float = Field(default=2.0, gt=1.0, le=4.0)
+    upscaler: Upscaler = "latent"
+    strength: float = Field(default=0.7, gt=0.0, le=1.0)
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+
+    def enlarge(self, pixels: int) -> int:
+        """Returns the side that becomes of one of `pixels`, in whole steps."""
+        return round(pixels * self.scale / SIZE_STEP) * SIZE_STEP
+
+
 class GenerationParams(StrictFields):
     """The parameters of one request. Frozen; unknown fields and wrong types are refused.
 
@@ -99,12 +132,25 @@ class GenerationParams(StrictFields):
     `guidance_scale` <= 1 switches classifier-free guidance off (Ho and Salimans, 2022). `style_preset` is the name of a
     known style, or free text that is appended to the prompt. `clip_skip` counts the text encoder's last layers that are
     skipped for the prompt, as in diffusers. `strength` is how far image-to-image and inpaint depart from the given
-    image: 1 is all the way. `mask_feather` (pixels) softens the inside of the mask's edge. `controls` are the
+    image: 1 is all the way. `mask_feather` (pixels) softens the inside of the mask's edge. With `mask_inverted` the
+    mask says what is kept. `mask_fill` is what the masked part begins from where `strength` leaves a trace of it: the
+    `original`, the colours of its `surroundings`, latent `noise`, or `zero` latents. With `padding_mask_crop` (pixels)
+    only the masked part and that much around it is made, at width x height, and pasted back into the image at its own
+    size, as diffusers' parameter of this name does. `controls` are the
     ControlNets, each with its hint; with `guess_mode` they act on the prompted half only, and the early maps less
     (Zhang et al. 2023). `priority` decides who waits for whom. A request whose images cannot be ready `deadline_ms`
     after its arrival is refused, at once if that can be predicted, and dropped at the deadline if not. A request
     without a seed is made anew each time, unless `cache` says `reuse`: then an earlier result of any seed will do.
-    `refresh` makes and keeps a new result, `off` bypasses the cache.
+    `refresh` makes and keeps a new result, `off` bypasses the cache. With `exact` all steps run at one fixed size of
+    batch, so that the image's bytes do not depend on what runs beside it; that costs more. `guidance_interval` limits
+    guidance to the steps from one share of them to another (Kynkäänniemi et al. 2024): the others take half the work,
+    and the image is another one. With `deep_cache` n, the UNet's deep blocks run in every n-th step only (Ma, Fang and
+    Wang, 2023): quicker, and another image as well. `hires` adds a second pass over a larger image, which is the
+    result; for requests that start from no image. `output_size` (width and height in pixels, of any shape) is what the
+    finished image is resized to: `output_fit` crops it to that shape, or pads it. `ad_format` is the name of such a
+    size. `template` is the name of a prompt with places, which `template_values` fill by their names.
+    `output_quality` is that of a lossy file. `metadata` says how much a file tells of how it was made: `minimal` leaves
+    out the prompts; None is the server's own choice.
     """
 
     prompt: Prompt
@@ -113,7 +159,7 @@ class GenerationParams(StrictFields):
     height: Side | None = None
     num_images: int = Field(default=1, ge=1, le=16)
     guidance_scale: float = Field(default=7.5, ge=0.0, le=50.0)
-    num_inference_steps: int = Field(default=50, ge=1, le=150)
+    num_inference_steps: int = Field(default=50, ge=1, le=MAX_STEPS)
     seed: int | None = Field(default=None, ge=-1, le=MAX_SEED - 64)
     model_name: str | None = Field(default=None, max_length=200)
     style_preset: str | None = Field(default=None, max_length=1_000)
@@ -121,23 +167,60 @@ class GenerationParams(StrictFields):
     clip_skip: int = Field(default=0, ge=0, le=12)
     strength: float | None = Field(default=None, gt=0.0, le=1.0)
     mask_feather: int = Field(default=0, ge=0, le=256)
+    mask_inverted: bool = False
+    mask_fill: MaskFill = "original"
+    padding_mask_crop: int | None = Field(default=None, ge=0, le=1024)
     # Not strict: JSON has lists and no tuples.
     controls: tuple[ControlSettings, ...] = Field(default=(), max_length=MAX_CONTROLS, strict=False)
     guess_mode: bool = False
     output_format: OutputFormat = "png"
+    output_quality: int | None = Field(default=None, ge=0, le=100)
+    metadata: Metadata | None = None
     priority: Priority = "normal"
     deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
     cache: CacheUse = "default"
+    exact: bool = False
+    # Not strict: JSON has lists and no tuples.
+    guidance_interval: tuple[Share, Share] | None = Field(default=None, strict=False)
+    deep_cache: int = Field(default=1, ge=1, le=10)
+    hires: HiresSettings | None = None
+    # Not strict: JSON has lists and no tuples.
+    output_size: tuple[OutputSide, OutputSide] | None = Field(default=None, strict=False)
+    output_fit: OutputFit = "cover"
+    ad_format: str | None = Field(default=None, max_length=64)
+    template: str | None = Field(default=None, max_length=64)
+    # Pairs, which can be hashed as the others can. Not strict: JSON has lists and no tuples.
+    template_values: tuple[tuple[str, TemplateValue], ...] = Field(default=(), max_length=MAX_VALUES, strict=False)
 
     @field_validator("prompt", "negative_prompt", "style_preset")
     @classmethod
     def _check_texts(cls, text: str | None) -> str | None:
         return None if text is None else check_lines(text)
 
-    @field_validator("model_name", "sampler")
+    @field_validator("model_name", "sampler", "ad_format", "template")
     @classmethod
     def _check_names(cls, name: str | None) -> str | None:
         return None if name is None else check_name(name)
+
+    @field_validator("template_values", mode="before")
+    @classmethod
+    def _read_values(cls, values: Any) -> Any:
+        """Reads an object of names and texts; pairs are what this has made of one."""
+        if isinstance(values, dict):
+            return tuple(sorted(values.items())) if len(values) <= MAX_VALUES else tuple(values.items())
+        return values
+
+    @field_validator("template_values")
+    @classmethod
+    def _check_values(cls, values: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        for name, value in values:
+            check_name(name)
+            check_lines(value)
+        return values
+
+    @field_serializer("template_values")
+    def _write_values(self, values: tuple[tuple[str, str], ...]) -> dict[str, str]:
+        return dict(values)
 
     @field_validator("controls", mode="before")
     @classmethod
@@ -146,6 +229,20 @@ class GenerationParams(StrictFields):
         if isinstance(controls, list | tuple) and len(controls) > MAX_CONTROLS:
             raise PydanticCustomError("too_long", "too many controls", {"max_length": MAX_CONTROLS})
         return controls
+
+    @field_validator("output_size")
+    @classmethod
+    def _check_output_size(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is not None and size[0] * size[1] > MAX_SIDE * MAX_SIDE:
+            raise ValueError(f"must have at most {MAX_SIDE * MAX_SIDE} pixels in all")
+        return size
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _check_interval(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError("the first share must be less than the second")
+        return interval
 
     @field_validator("sampler")
     @classmethod
@@ -176,18 +273,33 @@ def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "te
             "width", f"width x height must be at most {spec.max_pixels} pixels for this model, got {width * height}"
         )
     _check_task(params, task)
+    if params.hires is not None:
+        _check_hires(params.hires, width, height, spec)
     defaults: dict[str, Any] = {"width": width, "height": height, "model_name": spec.name}
     if params.sampler is None:
         defaults["sampler"] = resolve_sampler(spec.default_sampler)
     if params.strength is None:
         defaults["strength"] = _STRENGTHS[task]
+    if params.output_quality is not None and params.output_format == "png":
+        raise InvalidParameter("output_quality", "is for webp and jpeg only: a png loses nothing")
     return params.model_copy(update=defaults)
+
+
+def _check_hires(hires: HiresSettings, width: int, height: int, spec: ModelSpec) -> None:
+    larger = hires.enlarge(width), hires.enlarge(height)
+    if max(larger) > MAX_SIDE or larger[0] * larger[1] > spec.max_pixels:
+        rule = f"gives {larger[0]} x {larger[1]}, and may give at most {MAX_SIDE} a side and {spec.max_pixels} in all"
+        raise InvalidParameter("hires", f"{rule}: ask for a smaller scale, width or height")
 
 
 def _check_task(params: GenerationParams, task: Task) -> None:
     if params.strength is not None and task == "text-to-image":
         raise InvalidParameter("strength", "is for image-to-image and inpaint only")
-    if params.mask_feather and task != "inpaint":
-        raise InvalidParameter("mask_feather", "is for inpaint only")
+    if task != "inpaint":
+        for name in GenerationParams.model_fields:
+            if name in INPAINT_FIELDS and getattr(params, name) != GenerationParams.model_fields[name].default:
+                raise InvalidParameter(name, "is for inpaint only")
+    if params.hires is not None and task != "text-to-image":
+        raise InvalidParameter("hires", "is for requests that start from no image only")
     if params.guess_mode and not params.controls:
         raise InvalidParameter("guess_mode", "is for requests with a ControlNet only")

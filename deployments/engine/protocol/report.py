@@ -36,6 +36,16 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCount:
+    """How long a prompt is for a model: its `tokens`, in chunks that hold `chunk_tokens` each, at most `max_chunks`."""
+
+    tokens: int
+    chunks: int
+    chunk_tokens: int
+    max_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
 class CallReport:
     """A measured kind of call: its seconds (UNet calls only), the bytes it took, and the bytes that were planned."""
 
@@ -62,7 +72,9 @@ class MemoryReport:
 class EngineReport:
     """One engine's state. `models` are all that it has worked for; "" stands for requests that named no model of it.
 
-    `knees` are the UNet rows beyond which more only add latency, by model.
+    By model, `knees` are the UNet rows beyond which more only add latency, and `backends` what runs the networks:
+    torch, openvino, or both. `attention` is, by model and shape of layer, the kernel that was chosen on a GPU,
+    and `compiled` the networks that run compiled there.
     """
 
     ready: bool = False
@@ -73,3 +85,6 @@ class EngineReport:
     memory: MemoryReport = field(default_factory=MemoryReport)
     knees: Mapping[str, int] = field(default_factory=dict)
     calls: tuple[CallReport, ...] = ()
+    backends: Mapping[str, str] = field(default_factory=dict)
+    attention: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    compiled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

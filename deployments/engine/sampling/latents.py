@@ -9,17 +9,17 @@ Layout of `Row.state`, [STATE_SLOTS, C, h, w]:
 The columns of a `Schedule`'s coefficients are x[i] ... x[i-3], out[i] ... out[i-3], y[i], noise, in this order.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deployments.engine.sampling.schedule_compiler import OUT_TERMS, X_TERMS, Schedule
+from deployments.engine.sampling.schedule_compiler import OUT_TERMS, X_TERMS
 
 X_SLOTS = X_TERMS
 OUT_SLOTS = OUT_TERMS - 1
 STATE_SLOTS = X_SLOTS + OUT_SLOTS + 1
+NEWEST_OUT = X_SLOTS
 
 
 def draw_noise(generator: torch.Generator, channels: int, height: int, width: int) -> Tensor:
@@ -36,12 +36,6 @@ def initial_state(latents: Tensor) -> Tensor:
     state[0] = latents
     state[-1] = latents
     return state
-
-
-def scale_model_input(states: Tensor, schedules: list[Schedule], steps: list[int]) -> Tensor:
-    """Returns the UNet's input [B, C, h, w]: each row's newest latents times its sampler's input scale."""
-    scale = torch.stack([schedule.input_scale[i] for schedule, i in zip(schedules, steps, strict=True)])
-    return states[:, 0] * scale.to(states).view(-1, 1, 1, 1)
 
 
 def advance(states: Tensor, out: Tensor, noise: Tensor, coefficients: Tensor) -> Tensor:
@@ -74,23 +68,14 @@ class Blend:
     mask: Tensor
 
 
-def blend(states: Tensor, schedules: list[Schedule], steps: list[int], blends: Sequence[Blend | None]) -> Tensor:
-    """Puts back the kept parts of `states` [B, STATE_SLOTS, C, h, w], at the noise level of each row's next step.
+def blend(latents: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+    """Puts back `kept` into `latents`, both [B, C, h, w], where `mask` [B, 1, h, w] is 0.
 
     Inpainting without a checkpoint of its own (Lugmayr et al. 2022, without resampling; diffusers' 4-channel case).
-    `steps` are those just done. The sampler's own answer stays in the last slot: PNDM and UniPC need it.
+    `kept` is at the noise level of each row's next step. The sampler's own answer stays in the state's last slot: PNDM
+    and UniPC need it.
     """
-    where = [i for i, kept in enumerate(blends) if kept is not None]
-    if not where:
-        return states
-    chosen = [kept for kept in blends if kept is not None]
-    image = torch.stack([kept.image for kept in chosen]).to(states)
-    noise = torch.stack([kept.noise for kept in chosen]).to(states)
-    mask = torch.stack([kept.mask for kept in chosen]).to(states)
-    level = torch.stack([schedules[i].noised[steps[i]] for i in where]).to(states)
-    kept = level[:, 0].view(-1, 1, 1, 1) * image + level[:, 1].view(-1, 1, 1, 1) * noise
-    states[where, 0] = (1 - mask) * kept + mask * states[where, 0]
-    return states
+    return (1 - mask) * kept + mask * latents
 
 
 def predict_original(
@@ -103,7 +88,8 @@ def predict_original(
     """
     if prediction_type == "sample":
         return out
-    alpha = alphas_cumprod[round(min(max(timestep, 0.0), len(alphas_cumprod) - 1))].to(scaled)
+    # Left on the host: the device takes a number as it is, and would be waited for to copy it.
+    alpha = alphas_cumprod[round(min(max(timestep, 0.0), len(alphas_cumprod) - 1))].to(scaled.dtype)
     signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
     if prediction_type == "v_prediction":
         return signal * scaled - noise * out

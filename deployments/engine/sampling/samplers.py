@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property, lru_cache
+from threading import Lock
 from types import MappingProxyType
 from typing import Any, Final
 
 import diffusers
 from torch import Tensor
 
+from deployments.engine.calibration.kept_files import NOTHING_KEPT, KeptFiles
 from deployments.engine.device.errors import raise_if_sticky
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import PipelineKind
@@ -28,6 +30,7 @@ from deployments.engine.protocol.sampler_names import (
 from deployments.engine.sampling.checkpoint_scheduler import CONFIG, SavedScheduler, find_corrections
 from deployments.engine.sampling.sampler_check import compare
 from deployments.engine.sampling.schedule_compiler import OUT_TERMS, X_TERMS, Schedule, Scheduler, compile_schedule
+from deployments.engine.sampling.verdicts import SamplerVerdicts
 
 __all__ = [
     "CHECKPOINT",
@@ -49,7 +52,6 @@ _CHECKED_STEPS: Final = (5, 8)
 
 # For a scheduler whose config has no limit: diffusers' usual number of training steps.
 _MOST_STEPS: Final = 1000
-
 
 # A checkpoint's config describes the model, but its author's sampler too. These settings are the row's alone.
 _ROW_DECIDES = frozenset(
@@ -77,10 +79,15 @@ _HARMLESS: Mapping[str, Any] = MappingProxyType(
 
 
 class PipelineSamplers:
-    """The samplers of one checkpoint in every kind of pipeline; kinds that correct the same settings share them."""
+    """The samplers of one checkpoint in every kind of pipeline; kinds that correct the same settings share them.
 
-    def __init__(self, saved: SavedScheduler) -> None:
+    `kept` remembers their checks from one start to the next. Safe from any thread.
+    """
+
+    def __init__(self, saved: SavedScheduler, kept: KeptFiles = NOTHING_KEPT) -> None:
         self._saved = saved
+        self._kept = kept
+        self._lock = Lock()
         self._made: dict[frozenset[tuple[str, Any]], DiffusionSchedulerFactory] = {}
         self._scheduler: Scheduler | None = None
         self._settings: Mapping[str, Any] = saved.config
@@ -94,9 +101,12 @@ class PipelineSamplers:
         """Returns the samplers as they are in a pipeline of that kind."""
         changes = find_corrections(self._settings, pipeline)
         key = frozenset(changes.items())
-        if key not in self._made:
-            self._made[key] = DiffusionSchedulerFactory(self._saved.config, self._saved.class_name, changes)
-        return self._made[key]
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = DiffusionSchedulerFactory(
+                    self._saved.config, self._saved.class_name, changes, self._kept
+                )
+            return self._made[key]
 
     def by_factory(
         self, pipelines: Iterable[PipelineKind]
@@ -106,6 +116,13 @@ class PipelineSamplers:
         for pipeline in pipelines:
             kinds.setdefault(self.of(pipeline), []).append(pipeline)
         return list(kinds.items())
+
+    def save_verdicts(self) -> None:
+        """Keeps what has been found out about samplers for the next start."""
+        with self._lock:
+            factories = list(self._made.values())
+        for factory in factories:
+            factory.save_verdicts()
 
     @property
     def alphas_cumprod(self) -> Tensor | None:
@@ -125,11 +142,15 @@ class DiffusionSchedulerFactory:
     The config's entries are diffusers' own: `num_train_timesteps`, `beta_start`, `beta_schedule`, `prediction_type`,
     `timestep_spacing`, ... `class_name` is the class that the checkpoint names, by default the config's
     `_class_name`; `corrected` are the entries that the pipeline corrects once the scheduler is loaded. Schedules are
-    cached; the least recently used are evicted first.
+    cached; the least recently used are evicted first. `kept` remembers checks from one start to the next.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], class_name: str | None = None, corrected: Mapping[str, Any] | None = None
+        self,
+        config: Mapping[str, Any],
+        class_name: str | None = None,
+        corrected: Mapping[str, Any] | None = None,
+        kept: KeptFiles = NOTHING_KEPT,
     ) -> None:
         self._saved = SavedScheduler(str(config.get("_class_name", "")) if class_name is None else class_name, config)
         self.corrected: Mapping[str, Any] = MappingProxyType(dict(corrected or {}))
@@ -144,7 +165,8 @@ class DiffusionSchedulerFactory:
             self._own_error = error
         self._pristine = lru_cache(maxsize=None)(self._construct)
         self._compiled = lru_cache(maxsize=CACHED_SCHEDULES)(self._compile)
-        self._refusals = lru_cache(maxsize=None)(self._find_refusal)
+        described = {"class": self._saved.class_name, "config": dict(config), "corrected": dict(self.corrected)}
+        self._verdicts = SamplerVerdicts(described, kept)
 
     @cached_property
     def own(self) -> Sampler:
@@ -184,7 +206,16 @@ class DiffusionSchedulerFactory:
 
     def refusal(self, sampler: str) -> SamplerNotLinear | None:
         """Returns why `sampler` (any of its names) cannot be served with this model; None if it can. Checked once."""
-        return self._refusals(resolve_sampler(sampler))
+        name = resolve_sampler(sampler)
+        return self._verdicts.of(name, lambda: self._find_refusal(name))
+
+    def is_checked(self, sampler: str) -> bool:
+        """Returns True if `refusal` would answer at once, for any of the sampler's names."""
+        return self._verdicts.is_known(resolve_sampler(sampler))
+
+    def save_verdicts(self) -> None:
+        """Keeps the verdicts for the next start."""
+        self._verdicts.save()
 
     @property
     def refused(self) -> Mapping[str, SamplerNotLinear]:

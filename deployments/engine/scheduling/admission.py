@@ -1,15 +1,16 @@
 """Decides what may start: by the queue's order, what fits in memory, and the knee beyond which more rows do not pay."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
-from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, Overloaded
+from deployments.engine.protocol.errors import DoesNotFit, Overloaded
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.row import Row, Ticket
 from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.estimator import Estimator
-from deployments.engine.scheduling.forecast import Estimate
+from deployments.engine.scheduling.fair_order import Arrival
+from deployments.engine.scheduling.forecast_inputs import ForecastInputs
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.scheduling.queue import RequestQueue
 from deployments.engine.scheduling.running import RunningRows
@@ -48,18 +49,15 @@ class Admission:
         """Sets the bytes that the models in memory take."""
         self._weights = weights
 
-    def enqueue(self, request: Request, running: RunningRows) -> None:
-        """Queues a request. Raises Overloaded, DoesNotFit, and DeadlineExceeded if its deadline cannot be met."""
-        if self._rows_that_fit(request, 0, self.device.held_bytes(self._weights)) < request.unet_rows:
-            raise DoesNotFit("an image of this size does not fit into the memory that there is")
+    def enqueue(self, request: Request) -> Arrival:
+        """Queues a request. Raises Overloaded and DoesNotFit."""
+        second = request.second_pass
+        for each in (request, *([] if second is None else [second])):
+            needed = self._largest if each.params.exact else each.unet_rows
+            if self._rows_that_fit(each, 0, self.device.held_bytes(self._weights)) < needed:
+                raise DoesNotFit("an image of this size does not fit into the memory that there is")
         self.check_room(request.tenant)
-        self.queue.enqueue(request, self.estimator.cost(request))
-        limit = request.params.deadline_ms
-        if limit is not None:
-            finish = self.estimate(running)[request.id].finish
-            if finish * 1000 > limit:
-                self.queue.remove(request.id)
-                raise DeadlineExceeded(f"it would take about {finish * 1000:.0f} ms from now, and may take {limit} ms")
+        return self.queue.enqueue(request, self.estimator.cost(request))
 
     def check_room(self, tenant: str) -> None:
         """Raises Overloaded, with the time until there is a place, if the queue is full. From any thread."""
@@ -72,6 +70,10 @@ class Admission:
         """Returns the UNet rows of `bucket` that run at once when nothing else does."""
         fitting = self.plan.rows(bucket, self.device.held_bytes(self._weights), decode_batch=self._decode_batch)
         return min(fitting, self.costs.knee(bucket))
+
+    def may_capture(self, bucket: Bucket, size: int) -> bool:
+        """Returns True if there is memory to capture a step of `size` rows of `bucket`, when nothing runs."""
+        return self.plan.may_capture(bucket, size, self.device.held_bytes(self._weights), self._decode_batch)
 
     def admit(self, running: RunningRows) -> Iterable[Ticket]:
         """Yields the images that start now. Each must be added to `running`, or given up, before the next is taken."""
@@ -90,11 +92,16 @@ class Admission:
 
     def _pause(self, ticket: Ticket, running: RunningRows) -> None:
         key = (ticket.request.id, ticket.index)
-        (self._paused[key],) = running.drop(lambda row: (row.request.id, row.index) == key)
-        self.queue.requeue(ticket)
+        (row,) = running.drop(lambda row: (row.request.id, row.index) == key)
+        self.requeue(row)
+
+    def requeue(self, row: Row) -> None:
+        """Lets a row that does not run wait for its place again."""
+        self._paused[row.request.id, row.index] = row
+        self.queue.requeue(row.ticket)
 
     def resume(self, ticket: Ticket) -> Row | None:
-        """Returns the row of a preempted image as it was; None for an image that starts anew."""
+        """Returns the row of an image that was requeued, as it was; None for an image that starts anew."""
         return self._paused.pop((ticket.request.id, ticket.index), None)
 
     def remove(self, request_id: str) -> tuple[Request | None, list[Row]]:
@@ -103,26 +110,15 @@ class Admission:
         self._paused = {key: row for key, row in self._paused.items() if key[0] != request_id}
         return self.queue.remove(request_id), gone
 
-    def update_forecast(self, running: RunningRows) -> Mapping[str, Estimate]:
-        """Returns a new forecast when one is due; otherwise nothing."""
-        if not self.estimator.is_due():
-            return {}
-        estimates = self.estimate(running)
-        self.estimator.keep(estimates)
-        return estimates
-
-    def estimate(self, running: RunningRows) -> Mapping[str, Estimate]:
-        """Returns the seconds to the start and the end of every request, in the order of starting."""
-        paused = {key[0]: len(row.schedule) - row.step for key, row in self._paused.items()}
-        waiting = (
-            (request, paused.get(request.id, request.evaluations), images)
-            for request, images in self.queue.predict_order()
-        )
-        return self.estimator.estimate(running, waiting, self.capacity)
+    def forecast_inputs(self, running: RunningRows) -> ForecastInputs:
+        """Returns what a forecast is made from now."""
+        waiting = self._paused.values()
+        paused = {(row.request.id, row.request.bucket): len(row.schedule) - row.step for row in waiting}
+        return self.estimator.inputs(self.queue.snapshot(), running, paused, self.capacity)
 
     def memory_used(self, running: RunningRows) -> tuple[int | None, int, int]:
         """Returns the budget, the bytes in use between calls, and the most that are planned for, calls included."""
-        held = self.device.held_bytes(self._held_bytes(running))
+        held = self.device.held_bytes(self._held_bytes(running)) + self.plan.pool_bytes()
         buckets = [bucket for bucket, rows in list(running.rows.items()) if rows]
         call = max(
             (self.plan.call_bytes(b, running.unet_rows(b), decode_batch=self._decode_batch) for b in buckets), default=0
@@ -141,7 +137,7 @@ class Admission:
         def room(request: Request) -> int:
             nonlocal claimed
             rows = running.unet_rows(request.bucket)
-            crowded = sum(row.request.unet_rows for row in running) + request.unet_rows > MAX_FULL_CALLS * self._largest
+            crowded = sum(row.most_unet_rows for row in running) + request.unet_rows > MAX_FULL_CALLS * self._largest
             controls = sum(row.request.unet_rows * len(row.controls) for row in running.of(request.bucket))
             fitting = self._rows_that_fit(request, controls, self.device.held_bytes(self._held_bytes(running)))
             if claimed or crowded or (not rows and fitting < request.unet_rows):

@@ -34,7 +34,11 @@ class BucketShare:
         return min(self._served, key=lambda bucket: self._served[bucket], default=None)
 
     def charge(self, bucket: Bucket, seconds: float, rows: Iterable[Priority]) -> None:
-        """Charges `bucket` for `seconds` of device time, with rows of these priorities in the step."""
+        """Charges `bucket` for `seconds` of device time, with rows of these priorities in the step.
+
+        The bill may come when the bucket has no rows any more: then it moves the average alone.
+        """
         weight = self._weights[bucket] = sum(WEIGHTS[priority] for priority in rows)
-        self._served[bucket] += seconds / weight
+        if bucket in self._served:
+            self._served[bucket] += seconds / weight
         self._average += seconds / sum(self._weights.values())

@@ -5,16 +5,17 @@ is scaled from what has: by rows and by pixels, since the networks are bound by 
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Final
 
+from deployments.engine.calibration.figures import MOST_SECONDS, CallFigure, CostFigures, KneeFigure, ShapeFigure
 from deployments.engine.padding import padded_size
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bounded_measurements import evict_oldest
 from deployments.engine.synchronized import Synchronized, synchronized
 
-KEPT_MEASUREMENTS: Final = 15
+KEPT_MEASUREMENTS: Final = MOST_SECONDS
 """The latest measurements of each kind that are kept."""
 
 MIN_GAIN: Final = 1.05
@@ -96,6 +97,16 @@ class CostModel(Synchronized):
         return self._knees[bucket]
 
     @synchronized
+    def has_knee(self, bucket: Bucket) -> bool:
+        """Returns True if the knee of `bucket` itself has been found."""
+        return bucket in self._knees
+
+    @synchronized
+    def times_measured(self, bucket: Bucket, size: int) -> int:
+        """Returns how many calls of `size` padded rows are remembered."""
+        return len(self._calls.get((bucket, size), ()))
+
+    @synchronized
     def is_worthwhile(self, bucket: Bucket, size: int) -> bool:
         """Returns True if calls of `size` have enough more throughput than every smaller size."""
         smaller = [known for where, known in self._calls if where == bucket and known < size]
@@ -129,6 +140,39 @@ class CostModel(Synchronized):
             out.setdefault(bucket, {})[size] = median(seconds)
         return out
 
+    @synchronized
+    def export(self, model: str) -> CostFigures:
+        """Returns what is known of one model, to be kept for the next start."""
+        return CostFigures(
+            knees=tuple(
+                KneeFigure(width=where.width, height=where.height, rows=rows)
+                for where, rows in self._knees.items()
+                if where.model == model
+            ),
+            calls=tuple(
+                CallFigure(width=where.width, height=where.height, rows=size, seconds=tuple(seconds))
+                for (where, size), seconds in self._calls.items()
+                if where.model == model
+            ),
+            controls=_export_shapes(self._controls, model),
+            decodes=_export_shapes(self._decodes, model),
+        )
+
+    @synchronized
+    def restore(self, model: str, figures: CostFigures) -> None:
+        """Takes over what `export` returned for an equal model at an earlier start; sizes that are not padded to now
+        are left out.
+        """
+        for knee in figures.knees:
+            if knee.rows in self._sizes:
+                self._knees[Bucket(model, knee.height, knee.width)] = knee.rows
+        for call in figures.calls:
+            if call.rows in self._sizes:
+                self._calls[Bucket(model, call.height, call.width), call.rows] = _measurements(call.seconds)
+        for kept, shapes in ((self._controls, figures.controls), (self._decodes, figures.decodes)):
+            for shape in shapes:
+                kept[Bucket(model, shape.height, shape.width)] = _measurements(shape.seconds)
+
     def _bare(self, bucket: Bucket, padded: int) -> float:
         if (exact := self._calls.get((bucket, padded))) is not None:
             return median(exact)
@@ -137,6 +181,18 @@ class CostModel(Synchronized):
             return _UNKNOWN * padded
         size = min((size for where, size in self._calls if where == near), key=lambda size: abs(size - padded))
         return median(self._calls[near, size]) * padded / size * bucket.area_ratio(near)
+
+
+def _measurements(seconds: Iterable[float]) -> deque[float]:
+    return deque(seconds, maxlen=KEPT_MEASUREMENTS)
+
+
+def _export_shapes(measured: Mapping[Bucket, Iterable[float]], model: str) -> tuple[ShapeFigure, ...]:
+    return tuple(
+        ShapeFigure(width=where.width, height=where.height, seconds=tuple(seconds))
+        for where, seconds in measured.items()
+        if where.model == model
+    )
 
 
 def _nearest(bucket: Bucket, known: Sequence[Bucket]) -> Bucket | None:

@@ -25,6 +25,11 @@ class DeviceMemory(Protocol):
     def held_bytes(self, counted: int) -> int:
         """Returns the bytes in use between calls; `counted` are those that the engine itself can name."""
 
+    def unused_bytes(self) -> int:
+        """Returns the bytes that this process has taken from the device and that no tensor is in; after `release` those
+        that captured steps keep to themselves.
+        """
+
     def meter(self) -> AbstractContextManager[Meter]:
         """Measures the peak of what is allocated inside the context."""
 

@@ -1,21 +1,20 @@
-"""Estimates when requests start and finish, from how long calls took and how full they usually were."""
+"""Learns how long calls take and how full they usually are, and keeps the latest forecast that was made from it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import exp
 from typing import Final
 
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.scheduling.cost_model import CostModel
-from deployments.engine.scheduling.forecast import Estimate, PlannedWork, forecast
+from deployments.engine.scheduling.forecast import Estimate, Forecast
+from deployments.engine.scheduling.forecast_inputs import ForecastInputs, plan_work, seconds_of
+from deployments.engine.scheduling.order_simulation import QueueSnapshot
 from deployments.engine.scheduling.running import RunningRows
 
 FORECAST_EVERY_S: Final = 0.25
 
 USUAL_S: Final = 3.0
 """The time constant, in seconds, of the exponentially forgetting means of what is usual."""
-
-Waiting = tuple[Request, int, int]
-"""A request, the evaluations that its next image still needs, and the number of its images that wait."""
 
 
 class Estimator:
@@ -34,13 +33,15 @@ class Estimator:
 
     def cost(self, request: Request) -> float:
         """Returns the device's seconds for a request, in calls at the knee."""
-        rows = request.evaluations * request.unet_rows * request.params.num_images
-        return rows * self._costs.row_seconds(request.bucket)
+        return seconds_of(request, self._costs)
 
-    def record_call(self, bucket: Bucket, unet_rows: int, control_rows: int, seconds: float) -> None:
-        """Records a call of `unet_rows` rows that took `seconds`, with ControlNets on `control_rows`."""
+    def record_call(self, bucket: Bucket, unet_rows: int, work: float, control_rows: int, seconds: float) -> None:
+        """Records a call of `unet_rows` rows that took `seconds`, with ControlNets on `control_rows`.
+
+        `work` is what the rows were worth, in rows of whole UNet calls.
+        """
         costs = self._costs
-        self.work_done += unet_rows * costs.row_seconds(bucket) + control_rows * costs.control_seconds(bucket)
+        self.work_done += work * costs.row_seconds(bucket) + control_rows * costs.control_seconds(bucket)
         before = self._usual_rows.get(bucket, float(unet_rows))
         self._usual_rows[bucket] = unet_rows + (before - unet_rows) * exp(-seconds / USUAL_S)
 
@@ -50,26 +51,27 @@ class Estimator:
             factor = max(1.0, seconds / called)
             self._loop_factor = factor + (self._loop_factor - factor) * exp(-seconds / USUAL_S)
 
-    def estimate(
-        self, running: RunningRows, waiting: Iterable[Waiting], capacity: Callable[[Bucket], int]
-    ) -> Mapping[str, Estimate]:
-        """Returns the seconds to the start and the end of every request, in the order of starting.
-
-        `waiting` is in the order of the queue; `capacity` returns how many UNet rows of a bucket run at once.
-        """
+    def inputs(
+        self,
+        queue: QueueSnapshot,
+        running: RunningRows,
+        paused: Mapping[tuple[str, Bucket], int],
+        capacity: Callable[[Bucket], int],
+    ) -> ForecastInputs:
+        """Returns what a forecast is made from now; `ForecastInputs` says what `paused` and `capacity` are."""
         if not len(running):
             self._usual_rows.clear()
-        now = [_planned_work(row.request, len(row.schedule) - row.step) for row in running]
-        later = [_planned_work(*each) for each in waiting]
-        return forecast(now, later, capacity, self._costs, self._usual_rows, self._loop_factor)
+        rows = [plan_work(row.request, len(row.schedule) - row.step) for row in running]
+        usual = self._usual_rows.copy()
+        return ForecastInputs(queue, rows, paused, capacity, self._costs, usual, self._loop_factor)
 
     def is_due(self) -> bool:
         """Returns True if the latest forecast is old enough for a new one."""
         return self._clock() - self._latest_at >= FORECAST_EVERY_S
 
-    def keep(self, estimates: Mapping[str, Estimate]) -> None:
-        """Makes these the latest forecast."""
-        self._latest, self._latest_at = estimates, self._clock()
+    def keep(self, forecast: Forecast) -> None:
+        """Makes this the latest forecast."""
+        self._latest, self._latest_at = forecast.estimates, forecast.at
 
     def seconds_left(self, request_id: str) -> float | None:
         """Returns the seconds to the end of a request, by the latest forecast; None if it is not in it."""
@@ -82,7 +84,3 @@ class Estimator:
         """Returns the seconds until the queue has a place: until the next waiting request starts. From any thread."""
         starts: Sequence[float] = [estimate.start for estimate in self._latest.values() if estimate.start > 0]
         return min(starts, default=1.0)
-
-
-def _planned_work(request: Request, steps: int, images: int = 1) -> PlannedWork:
-    return PlannedWork(request.id, request.bucket, steps, request.unet_rows, len(request.params.controls), images)

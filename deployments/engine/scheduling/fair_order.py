@@ -14,7 +14,7 @@ and Shenker, 1989). Three rules keep requests from starving behind more urgent o
 - Once a tenant's first request in a bucket is due, what the tenant gets in other buckets no longer delays it.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -42,15 +42,14 @@ NO_TURN: Final = TenantTurn(-inf, inf)
 
 @dataclass(slots=True)
 class Arrival:
-    """A request with images that wait. `at` is when it arrived (the queue's clock), `cost` the device's seconds for it,
-    and `turn` its tenant's turn as far as it affects this request. From `due` on, no later request of the tenant
-    overtakes it.
+    """A request with images that wait. `at` is when it arrived (the queue's clock), `cost` the device's seconds for it.
+
+    From `due` on, no later request of the tenant overtakes it.
     """
 
     request: Request
     at: float
     cost: float
-    turn: TenantTurn = NO_TURN
     images: deque[int] = field(default_factory=deque)
     patience: float = field(init=False)
     due: float = field(init=False)
@@ -64,58 +63,84 @@ class Arrival:
         return (self.at if self.due <= now else self.due), self.due
 
     @property
+    def unet_rows(self) -> int:
+        """The rows of a UNet call that all its images together take."""
+        return len(self.images) * self.request.unet_rows
+
+    @property
     def image_cost(self) -> float:
         return self.cost / self.request.params.num_images
 
-    def rank(self, urgency: float, turn: TenantTurn | None = None) -> float:
+    def rank(self, urgency: float, turn: TenantTurn, images: int) -> float:
         """Returns the rank; the lowest goes first.
 
-        `urgency` is the least patience among the tenant's waiting requests.
+        `urgency` is the least patience among the tenant's waiting requests, `turn` the tenant's turn as far as it
+        affects this request, of which so many `images` are left.
         """
-        turn = turn or self.turn
-        begun = len(self.images) < self.request.params.num_images
+        begun = images < self.request.params.num_images
         left = 0.0 if begun else min(self.patience, urgency, turn.patience)
         return max(self.at + self.patience, turn.at + left) + self.cost
 
 
-class TenantTurns:
-    """The turns of tenants who have had an image lately."""
+class Tenants:
+    """What is known of each tenant: its waiting requests, by patience, and its turn, if it has had an image lately."""
 
     def __init__(self) -> None:
         self._turns: dict[str, TenantTurn] = {}
+        self._patience: dict[str, Counter[float]] = {}
+        self._spared: dict[str, dict[Bucket, tuple[Arrival, TenantTurn]]] = {}
 
-    def of(self, tenant: str) -> TenantTurn:
-        """Returns the tenant's next turn."""
-        return self._turns.get(tenant, NO_TURN)
+    def add(self, arrival: Arrival) -> None:
+        """Counts a request that waits."""
+        self._patience.setdefault(arrival.request.tenant, Counter())[arrival.patience] += 1
 
-    def charge(self, served: Arrival, now: float, waiting: Iterable[Arrival]) -> None:
-        """Moves the tenant's turn on for one image of `served`, which is one of those `waiting`."""
-        tenant = served.request.tenant
-        tenants, own = set[str](), list[Arrival]()
-        for arrival in waiting:
-            tenants.add(arrival.request.tenant)
-            if arrival.request.tenant == tenant:
-                own.append(arrival)
-        turn = next_turn(self.of(tenant), now, served.image_cost, urgency_of(own))
-        heads: dict[Bucket, Arrival] = {}
-        for arrival in own:
-            first = heads.setdefault(arrival.request.bucket, arrival)
-            if arrival.order_key(now) < first.order_key(now):
-                heads[arrival.request.bucket] = arrival
-        for arrival in own:
-            bucket = arrival.request.bucket
-            if bucket == served.request.bucket or arrival is not heads[bucket] or arrival.due > now:
-                arrival.turn = turn
-        self._turns[tenant] = turn
+    def remove(self, arrival: Arrival) -> None:
+        """Counts a request that waits no longer."""
+        tenant = arrival.request.tenant
+        left = self._patience[tenant]
+        left[arrival.patience] -= 1
+        if not left[arrival.patience]:
+            del left[arrival.patience]
+        if not left:
+            del self._patience[tenant]
+            self._spared.pop(tenant, None)
+
+    def count(self, tenant: str) -> int:
+        """Returns the number of the tenant's requests that wait. From any thread."""
+        waiting = self._patience.get(tenant)
+        return 0 if waiting is None else waiting.total()
+
+    def patience_of(self, tenant: str) -> Counter[float]:
+        """Returns how many requests of the tenant wait, by patience."""
+        return self._patience[tenant].copy()
+
+    def urgency_of(self, tenant: str) -> float:
+        """Returns the least patience of the tenant's waiting requests."""
+        return min(self._patience[tenant])
+
+    def turn_of(self, arrival: Arrival) -> TenantTurn:
+        """Returns the tenant's turn as far as it affects this request."""
+        request = arrival.request
+        spared, turn = self._spared.get(request.tenant, {}).get(request.bucket, (None, NO_TURN))
+        return turn if spared is arrival else self._turns.get(request.tenant, NO_TURN)
+
+    def charge(self, served: Arrival, now: float, heads: Iterable[Arrival]) -> None:
+        """Moves the tenant's turn on for one image of `served`, which still counts as waiting.
+
+        `heads` are the tenant's first requests, one of each bucket. Those that are due are spared, in other buckets.
+        """
+        tenant, bucket = served.request.tenant, served.request.bucket
+        self._spared[tenant] = {
+            head.request.bucket: (head, self.turn_of(head))
+            for head in heads
+            if head.request.bucket != bucket and head.due <= now
+        }
+        turn = self._turns.get(tenant, NO_TURN)
+        self._turns[tenant] = next_turn(turn, now, served.image_cost, self.urgency_of(tenant))
         # A turn that has come means nothing any more, unless older requests of the tenant still wait.
-        self._turns = {name: turn for name, turn in self._turns.items() if turn.at > now or name in tenants}
+        self._turns = {name: turn for name, turn in self._turns.items() if turn.at > now or name in self._patience}
 
 
 def next_turn(turn: TenantTurn, now: float, cost: float, urgency: float) -> TenantTurn:
     """Returns the turn after one that is used `now`, for something that costs `cost`."""
     return TenantTurn(min(max(now, turn.at), now + LEAD) + cost, urgency)
-
-
-def urgency_of(arrivals: Iterable[Arrival]) -> float:
-    """Returns the least patience of `arrivals`."""
-    return min((arrival.patience for arrival in arrivals), default=inf)

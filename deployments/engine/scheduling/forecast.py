@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.protocol.request import Bucket
+from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.scheduling.cost_model import CostModel
 
 _DONE: Final = 1e-6
@@ -38,6 +38,37 @@ class Estimate:
 
     start: float
     finish: float
+
+    def after(self, seconds: float) -> "Estimate":
+        """Returns the seconds that are left so much later; what was to start meanwhile starts now."""
+        start = max(0.0, self.start - seconds)
+        return Estimate(start, start + self.finish - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """When requests start and finish, as it was foreseen `at` a moment, in the clock's seconds.
+
+    `order` are the waiting requests that are foreseen, in the order of starting. `length` are all that wait, and
+    `beyond` the device's seconds for those that are not foreseen.
+    """
+
+    at: float
+    order: Sequence[Request]
+    estimates: Mapping[str, Estimate]
+    length: int
+    beyond: float
+
+    def place_of(self, request: Request, cost: float) -> tuple[int, Estimate]:
+        """Returns how many requests are likely to start before `request`, and when it is likely to start and finish.
+
+        One that is too far back to be foreseen is taken to come last; `cost` is the device's seconds for it.
+        """
+        position = next((place for place, other in enumerate(self.order) if other.id == request.id), None)
+        if position is not None:
+            return position, self.estimates[request.id]
+        finish = max((estimate.finish for estimate in self.estimates.values()), default=0.0) + self.beyond
+        return self.length - 1, Estimate(max(0.0, finish - cost), finish)
 
 
 @dataclass(slots=True)

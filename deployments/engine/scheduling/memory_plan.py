@@ -3,6 +3,9 @@
 A call of n rows takes `fixed + n * per_row` bytes on top of what is held all the time (weights, prompts, latents). Both
 are fitted, by bucket and kind of call, to measured peaks; shapes that have not been measured yet are scaled by pixels,
 and corrected once they have run. A size that runs out of memory all the same is not tried again for a while.
+
+Steps that were captured as CUDA graphs keep their memory, in a pool, as long as their model is there. The plan counts a
+pool beside every call, which may be of a kind that is not captured.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Literal
 
+from deployments.engine.calibration.figures import PeakFigure
 from deployments.engine.padding import padded_size
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bounded_measurements import evict_oldest
@@ -51,6 +55,7 @@ class MemoryPlan(Synchronized):
         self._clock = clock
         self._peaks: dict[tuple[Kind, Bucket], dict[int, int]] = {}
         self._too_much: dict[tuple[Bucket, int], float] = {}
+        self._pools: dict[Bucket, int] = {}
 
     @property
     def limit(self) -> float:
@@ -72,6 +77,31 @@ class MemoryPlan(Synchronized):
     def record_out_of_memory(self, bucket: Bucket, rows: int) -> None:
         """Records a UNet call of `rows` that ran out of memory."""
         self._too_much[bucket, rows] = self._clock() + AFTER_RUNNING_OUT
+
+    @synchronized
+    def record_pool(self, bucket: Bucket, pool: int) -> None:
+        """Records the bytes that the captured steps of a bucket keep to themselves."""
+        self._pools[bucket] = pool
+
+    @synchronized
+    def drop_pools(self, model: str) -> None:
+        """Records that the captured steps of a model are gone."""
+        self._pools = {bucket: pool for bucket, pool in self._pools.items() if bucket.model != model}
+
+    @synchronized
+    def pool_bytes(self) -> int:
+        """Returns the bytes that all captured steps keep to themselves."""
+        return sum(self._pools.values())
+
+    @synchronized
+    def may_capture(self, bucket: Bucket, size: int, held: int, decode_batch: int = 1) -> bool:
+        """Returns True if a step of `size` rows may be captured beside `held` bytes.
+
+        Then its pool leaves room for a call of that size which is not captured, beside a VAE call.
+        """
+        own = self._pools.get(bucket, 0)
+        expected = max(own, self.predict("denoise", bucket, size))
+        return size <= self.rows(bucket, held + expected - own, decode_batch=decode_batch)
 
     @synchronized
     def predict(self, kind: Kind, bucket: Bucket, rows: int) -> int:
@@ -96,13 +126,13 @@ class MemoryPlan(Synchronized):
 
     @synchronized
     def rows(self, bucket: Bucket, held: int, control_rows: int = 0, decode_batch: int = 1) -> int:
-        """Returns the UNet rows of `bucket` that may run at once beside `held` bytes; 0 if not one fits."""
+        """Returns the UNet rows of `bucket` that may run at once beside `held` bytes and all pools, or 0."""
         if self.budget is not None and not any(where.model == bucket.model for _, where in self._peaks):
             return min(self._sizes[-1], 2 * guess_images(self.budget))
         fitting = [
             size
             for size in self._sizes
-            if held + self.call_bytes(bucket, size, control_rows, decode_batch) <= self.limit
+            if held + self.pool_bytes() + self.call_bytes(bucket, size, control_rows, decode_batch) <= self.limit
             and not self._has_run_out(bucket, size)
         ]
         return max(fitting, default=0)
@@ -115,6 +145,22 @@ class MemoryPlan(Synchronized):
             for (kind, bucket), peaks in list(self._peaks.items())
             for rows, peak in sorted(peaks.items())
         }
+
+    @synchronized
+    def export(self, model: str) -> tuple[PeakFigure, ...]:
+        """Returns the measured peaks of one model, to be kept for the next start."""
+        return tuple(
+            PeakFigure(kind=kind, width=bucket.width, height=bucket.height, rows=rows, bytes=peak)
+            for (kind, bucket), peaks in self._peaks.items()
+            if bucket.model == model
+            for rows, peak in peaks.items()
+        )
+
+    @synchronized
+    def restore(self, model: str, peaks: Sequence[PeakFigure]) -> None:
+        """Takes over what `export` returned for an equal model at an earlier start."""
+        for peak in peaks:
+            self._peaks.setdefault((peak.kind, Bucket(model, peak.height, peak.width)), {})[peak.rows] = peak.bytes
 
     def _has_run_out(self, bucket: Bucket, size: int) -> bool:
         """Returns True if a call of this size, or a smaller one, ran out of memory lately."""

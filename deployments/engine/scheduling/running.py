@@ -17,16 +17,19 @@ class RunningRows:
         return self.rows.get(bucket, [])
 
     def unet_rows(self, bucket: Bucket) -> int:
-        return sum(row.request.unet_rows for row in self.of(bucket))
+        """Returns the most rows of a UNet call that the bucket's rows may take from now on."""
+        return sum(row.most_unet_rows for row in self.of(bucket))
 
     def add(self, row: Row) -> None:
         self.rows.setdefault(row.request.bucket, []).append(row)
 
     def drop(self, leaves: Callable[[Row], bool]) -> list[Row]:
-        """Removes the rows for which `leaves` is true, and returns them."""
+        """Removes the rows for which `leaves` is true, and returns them, out of their slots."""
         gone = [row for row in self if leaves(row)]
         kept = {bucket: [row for row in rows if not leaves(row)] for bucket, rows in self.rows.items()}
         self.rows = {bucket: rows for bucket, rows in kept.items() if rows}
+        for row in gone:
+            row.leave_slot()
         return gone
 
     def __iter__(self) -> Iterator[Row]:

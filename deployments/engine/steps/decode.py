@@ -1,31 +1,30 @@
 """Decodes latents to image files off the denoising loop: one thread decodes small batches, a few compress images."""
 
-import copy
-import io
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from deployments.engine.conditioning.compositing import composite
+from deployments.engine.conditioning.image_encoder import Posterior
 from deployments.engine.device.errors import convert_device_errors, is_out_of_memory, raise_if_sticky
+from deployments.engine.device.streams import Mark, WorkStream, current_stream, new_stream
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed, NumericalFailure
-from deployments.engine.protocol.inputs import ImageArray
-from deployments.engine.protocol.params import OutputFormat
-from deployments.engine.protocol.request import Request
 from deployments.engine.row import Row
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.memory_plan import MemoryPlan
+from deployments.engine.steps.compression import compress_picture
+from deployments.engine.steps.pictures import Pictures, decode_in_fp32, decode_latents, make_pictures
+from deployments.engine.steps.second_pass import encode_enlarged
 
 log = logging.getLogger(__name__)
 
@@ -37,37 +36,46 @@ IDLE_S: Final = 1.0
 class DecodedImage:
     """An encoded image of `row`, or the error instead of it. `preview_step` is None for the finished image.
 
+    Of the first of two passes it is the VAE's encoding of the enlarged picture.
+
     `milliseconds` is the time of a whole VAE call of `batch_size` images; `was_retried` says that the image was decoded
-    again in fp32.
+    again in fp32; `is_invalid` that the row's latents are not finite, so that there was nothing to decode.
     """
 
     row: Row
-    result: bytes | EngineError = field(repr=False)
+    result: bytes | Posterior | EngineError = field(repr=False)
     milliseconds: float
     preview_step: int | None = None
     batch_size: int = 1
     was_retried: bool = False
+    is_invalid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
+    """Latents to be decoded: they are there from `ready` on."""
+
     row: Row
     model: LoadedModel
     latents: Tensor
     preview_step: int | None
+    ready: Mark
 
     def fits_beside(self, other: "_Job") -> bool:
-        return self.model is other.model and self.latents.shape == other.latents.shape
+        is_exact = any(job.row.request.params.exact for job in (self, other))
+        return not is_exact and self.model is other.model and self.latents.shape == other.latents.shape
 
 
 @dataclass(frozen=True, slots=True)
-class _Pixels:
-    """The result of a VAE call for one job."""
+class _Outcome:
+    """The result of a VAE call for one job, which began at `began`: a picture [H, W, 3] of bytes on the host."""
 
     job: _Job
     result: Tensor | EngineError
+    began: float
     batch_size: int = 1
     was_retried: bool = False
+    is_invalid: bool = False
 
 
 class Decoder:
@@ -95,6 +103,8 @@ class Decoder:
         self.failure: BaseException | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._set_aside: _Job | None = None
+        self._device_turn = threading.Lock()
+        self._streams: dict[torch.device, WorkStream] = {}
         self._encoders = ThreadPoolExecutor(encoder_threads, thread_name_prefix="encode")
         self._thread = threading.Thread(target=self._run_guarded, args=(self._run,), name="decode", daemon=True)
         self._thread.start()
@@ -106,11 +116,15 @@ class Decoder:
 
     def decode_image(self, row: Row, model: LoadedModel) -> None:
         """Queues the finished latents of `row`."""
-        self._jobs.put(_Job(row, model, row.state[0], None))
+        self._put(row, model, row.state[0], None)
 
     def decode_preview(self, row: Row, model: LoadedModel, latents: Tensor) -> None:
         """Queues predicted clean latents [C, h, w], which may be smaller than the row's own."""
-        self._jobs.put(_Job(row, model, latents, row.step))
+        self._put(row, model, latents, row.step)
+
+    def _put(self, row: Row, model: LoadedModel, latents: Tensor, preview_step: int | None) -> None:
+        # The device may still be at work on the latents: the mark is behind that.
+        self._jobs.put(_Job(row, model, latents, preview_step, current_stream(latents.device).mark()))
 
     def close(self) -> None:
         """Ends the threads, and drops what still waits."""
@@ -148,9 +162,8 @@ class Decoder:
         if job is None:
             return False
         self._heartbeat.begin()
-        started = time.perf_counter()
-        for pixels in self._decode(self._gather(job)):
-            self._encoders.submit(self._run_guarded, self._encode, pixels, started)
+        for outcome in self._decode(self._gather(job)):
+            self._encoders.submit(self._run_guarded, self._encode, outcome)
         self._heartbeat.end()
         return True
 
@@ -167,116 +180,128 @@ class Decoder:
             batch.append(job)
         return batch
 
-    def _decode(self, batch: list[_Job]) -> Iterator[_Pixels]:
-        """Yields pixels per job; if a batch fails, each job is tried alone, so that only the culprit fails."""
+    def _decode(self, batch: list[_Job]) -> Iterator[_Outcome]:
+        """Yields what becomes of each job; if a batch fails, each is tried alone, so that only the culprit fails."""
+        stream = self._stream_of(batch[0].latents.device)
+        with stream.run_after(job.ready for job in batch):
+            yield from self._decode_in(stream, batch)
+
+    def _stream_of(self, device: torch.device) -> WorkStream:
+        """Returns the decoder's own stream: what is decoded waits for its own steps only, and steps do not wait."""
+        if device not in self._streams:
+            self._streams[device] = new_stream(device)
+        return self._streams[device]
+
+    def _decode_in(self, stream: WorkStream, batch: list[_Job]) -> Iterator[_Outcome]:
+        began = time.perf_counter()
         try:
-            pixels = self._decode_metered(batch)
+            pictures, began = self._make_pictures(stream, batch)
         except Exception as error:
             raise_if_sticky(error)
             log.exception("decoding failed for %d image(s)", len(batch))
             failure = _decode_error(error)
         else:
-            for job, image in zip(batch, pixels, strict=True):
-                is_good = job.preview_step is not None or is_valid_image(image)
-                yield _Pixels(job, image, len(batch)) if is_good else self._decode_again_in_fp32(job)
+            for index, job in enumerate(batch):
+                yield self._check(stream, job, pictures, index, began)
             return
         self._device.release()
         if len(batch) == 1:
-            yield _Pixels(batch[0], failure)
+            yield _Outcome(batch[0], failure, began)
             return
         for job in batch:
-            yield from self._decode([job])
+            yield from self._decode_in(stream, [job])
 
-    def _decode_metered(self, batch: list[_Job]) -> Tensor:
-        """Returns the pixels [B, H, W, 3] of finished images or previews.
+    def _make_pictures(self, stream: WorkStream, batch: list[_Job]) -> tuple[Pictures, float]:
+        """Returns the pictures of finished images or previews on the host, and when the device began with them.
 
         Meters a batch size that has not been measured.
         """
         latents, bucket = torch.stack([job.latents for job in batch]), batch[0].row.request.bucket
-        if batch[0].preview_step is not None or self._plan.has_measured("decode", bucket, len(batch)):
-            return decode_latents(batch[0].model, latents)
-        with self._device.meter() as meter:
-            pixels = decode_latents(batch[0].model, latents)
-        self._plan.record_peak("decode", bucket, len(batch), meter.peak)
-        return pixels
+        is_known = batch[0].preview_step is not None or self._plan.has_measured("decode", bucket, len(batch))
+        stopwatch = stream.start_stopwatch()
+        with nullcontext() if is_known else self._device.meter() as meter:
+            made = make_pictures(decode_latents(batch[0].model, latents), latents)
+        pictures = made.copy_to_host(stream)
+        stopwatch.stop()
+        if meter is not None:
+            self._plan.record_peak("decode", bucket, len(batch), meter.peak)
+        seconds = stopwatch.wait()
+        return pictures, time.perf_counter() - seconds
 
-    def _decode_again_in_fp32(self, job: _Job) -> _Pixels:
-        """Decodes once more in full precision: SD's VAE is known to overflow in half precision."""
+    def _check(self, stream: WorkStream, job: _Job, pictures: Pictures, index: int, began: float) -> _Outcome:
+        """Returns the picture of a job if it is one.
+
+        Otherwise it is decoded once more in full precision: SD's VAE is known to overflow in half precision.
+        """
+        if job.preview_step is not None or bool(pictures.are_valid[index]):
+            return _Outcome(job, pictures.values[index], began, len(pictures.values))
+        if not bool(pictures.were_finite[index]):
+            return _Outcome(job, NumericalFailure("the network's output was not finite"), began, is_invalid=True)
         log.warning("a decoded picture was black or not finite; it is decoded again in fp32")
         try:
-            pixels = decode_in_fp32(job.model, job.latents[None])[0]
+            again = self._make_picture_in_fp32(stream, job)
+            if bool(again.are_valid[0]):
+                return _Outcome(job, again.values[0], began, was_retried=True)
+            failure: EngineError = NumericalFailure("the decoded image was black or not finite")
+            return _Outcome(job, failure, began, was_retried=True)
         except Exception as error:
             raise_if_sticky(error)
-            log.exception("decoding in fp32 failed")
+            log.exception("decoding again failed")
             failure = _decode_error(error)
-        else:
-            if is_valid_image(pixels):
-                return _Pixels(job, pixels, was_retried=True)
-            return _Pixels(job, NumericalFailure("the decoded image was black or not finite"), was_retried=True)
         self._device.release()
-        return _Pixels(job, failure, was_retried=True)
+        return _Outcome(job, failure, began, was_retried=True)
 
-    def _encode(self, pixels: _Pixels, started: float) -> None:
-        result, job = pixels.result, pixels.job
-        encoded = _encode_pixels(job, result) if isinstance(result, Tensor) else result
-        milliseconds = (time.perf_counter() - started) * 1000
+    def _make_picture_in_fp32(self, stream: WorkStream, job: _Job) -> Pictures:
+        latents = job.latents[None]
+        stopwatch = stream.start_stopwatch()
+        pictures = make_pictures(decode_in_fp32(job.model, latents), latents).copy_to_host(stream)
+        stopwatch.stop()
+        stopwatch.wait()
+        return pictures
+
+    def _encode(self, outcome: _Outcome) -> None:
+        result, job = outcome.result, outcome.job
+        encoded = self._finish(job, result) if isinstance(result, Tensor) else result
+        milliseconds = (time.perf_counter() - outcome.began) * 1000
         self._on_done(
-            DecodedImage(job.row, encoded, milliseconds, job.preview_step, pixels.batch_size, pixels.was_retried)
+            DecodedImage(
+                job.row,
+                encoded,
+                milliseconds,
+                job.preview_step,
+                outcome.batch_size,
+                outcome.was_retried,
+                outcome.is_invalid,
+            )
         )
 
+    def _finish(self, job: _Job, picture: Tensor) -> bytes | Posterior | EngineError:
+        """Returns the file of a picture; of the first of two passes, what the second begins from."""
+        request = job.row.request
+        if request.params.hires is not None and job.preview_step is None:
+            return self._encode_enlarged(job, picture)
+        try:
+            return compress_picture(picture.numpy(), request, is_preview=job.preview_step is not None)
+        except Exception as error:
+            raise_if_sticky(error)
+            log.exception("encoding failed")
+            return GenerationFailed("the image could not be encoded")
 
-@torch.inference_mode()
-def decode_latents(model: LoadedModel, latents: Tensor) -> Tensor:
-    """Returns pixels [B, H, W, 3] in 0..1 (fp32, CPU) of latents [B, C, h, w]; NaN where the network answers NaN."""
-    scaled = latents.to(model.dtype) / model.vae.config.scaling_factor
-    image: Tensor = model.vae.decode(scaled, return_dict=False)[0]
-    return (image.float() * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
-
-
-def decode_in_fp32(model: LoadedModel, latents: Tensor) -> Tensor:
-    """Decodes as `decode_latents` does, with a copy of the VAE in full precision that is dropped afterwards."""
-    if model.dtype == torch.float32:
-        return decode_latents(model, latents)
-    return decode_latents(replace(model, vae=copy.deepcopy(model.vae).float(), dtype=torch.float32), latents)
-
-
-def is_valid_image(pixels: Tensor) -> bool:
-    """Returns True if `pixels` (0..1) are finite, and not all of them black."""
-    return bool(torch.isfinite(pixels).all()) and float(pixels.max()) >= 0.5 / 255
-
-
-def encode_image(image: ImageArray, output_format: OutputFormat) -> bytes:
-    """Encodes `image` [H, W, 3] as a PNG (lossless), WebP or JPEG file."""
-    canvas = Image.fromarray(image)
-    buffer = io.BytesIO()
-    if output_format == "png":
-        canvas.save(buffer, "PNG", compress_level=4)
-    else:
-        canvas.save(buffer, output_format.upper(), quality=92)
-    return buffer.getvalue()
+    def _encode_enlarged(self, job: _Job, picture: Tensor) -> Posterior | EngineError:
+        """Encodes an enlarged picture on the device, one at a time: its memory is nobody's plan."""
+        try:
+            with self._device_turn:
+                return encode_enlarged(picture.numpy(), job.row.request, job.model)
+        except Exception as error:
+            raise_if_sticky(error)
+            log.exception("encoding an enlarged picture failed")
+            failure = _decode_error(error)
+        # Outside the handler: the traceback would keep the failed call's tensors alive.
+        self._device.release()
+        return failure
 
 
 def _decode_error(error: Exception) -> EngineError:
     if is_out_of_memory(error):
         return DoesNotFit("an image of this size does not fit into the memory that there is")
     return GenerationFailed("the image could not be decoded")
-
-
-def _encode_pixels(job: _Job, pixels: Tensor) -> bytes | EngineError:
-    try:
-        made: ImageArray = (pixels.nan_to_num() * 255).round().to(torch.uint8).numpy()
-        if job.preview_step is not None:
-            return encode_image(made, "jpeg")
-        return encode_image(_restore_outside_mask(job.row.request, made), job.row.request.params.output_format)
-    except Exception as error:
-        raise_if_sticky(error)
-        log.exception("encoding failed")
-        return GenerationFailed("the image could not be encoded")
-
-
-def _restore_outside_mask(request: Request, made: ImageArray) -> ImageArray:
-    """Restores an inpaint request's own image outside its mask: the VAE changes every pixel a little."""
-    image, mask = request.inputs.image, request.inputs.mask
-    if image is None or mask is None:
-        return made
-    return composite(made, image, mask, request.params.mask_feather)

@@ -1,117 +1,167 @@
 """Denoises many rows with one UNet call: packed guidance, one timestep per row, padded batch sizes."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deployments.engine.conditioning.controlnet import CallSlot, compute_residuals
+from deployments.engine.conditioning.controlnet import compute_residuals
+from deployments.engine.cuda.update import guide_and_advance
+from deployments.engine.device.streams import copy_to_device
 from deployments.engine.models.loaded_model import LoadedModel
-from deployments.engine.padding import pad, padded_size
+from deployments.engine.protocol.request import SHALLOW_WORK
 from deployments.engine.row import Row
-from deployments.engine.sampling.latents import advance, blend, draw_noise, scale_model_input
+from deployments.engine.sampling.latents import NEWEST_OUT, draw_noise
+from deployments.engine.steps.arena import COEFFICIENTS, GUIDANCE, INPUT_SCALE, NOISE, SIGNAL, TIMESTEP, Arena
+from deployments.engine.steps.call import StepCall, UNetCall
+
+Step = Callable[[], tuple[Tensor, Tensor]]
+"""A step of tensors that stay where they are: returns the model's inputs and guided answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """The result of one step. `scaled` and `out` [B, C, h, w] are the model's inputs and guided answers, for previews.
 
-    `control_rows` counts the rows that ControlNets ran on, for each net separately.
+    `whole_rows` and `shallow_rows` are those of the UNet's calls, `control_rows` those that ControlNets ran on, for
+    each net separately.
     """
 
     scaled: Tensor
     out: Tensor
-    unet_rows: int
+    whole_rows: int
+    shallow_rows: int
     padded_rows: int
     control_rows: int
 
+    @property
+    def unet_rows(self) -> int:
+        """All rows of the UNet's calls."""
+        return self.whole_rows + self.shallow_rows
+
+    @property
+    def work(self) -> float:
+        """What the UNet's calls were worth, in rows of whole ones."""
+        return self.whole_rows + SHALLOW_WORK * self.shallow_rows
+
 
 @torch.inference_mode()
-def denoise_step(model: LoadedModel, rows: list[Row], sizes: tuple[int, ...]) -> StepResult:
-    """Advances every row, all of one bucket, by one evaluation."""
-    states = torch.stack([row.state for row in rows])
-    schedules, steps = [row.schedule for row in rows], [row.step for row in rows]
-    scaled = scale_model_input(states, schedules, steps)
-    guided = [i for i, row in enumerate(rows) if row.negative is not None]
-    unet_rows = len(rows) + len(guided)
-    padded = padded_size(unet_rows, sizes)
-    order = [*range(len(rows)), *guided]
-    places = [
-        CallSlot(index, rows[owner].controls, rows[owner].step, len(rows[owner].schedule), prompted=index < len(rows))
-        for index, owner in enumerate(order)
-    ]
-    answers = _predict(model, rows, order, places, scaled, padded, sizes)
-    out = _guide(answers[: len(rows)], answers[len(rows) : unet_rows], rows, guided)
-    coefficients = torch.stack([s.coefficients[i] for s, i in zip(schedules, steps, strict=True)]).to(states)
-    states = blend(
-        advance(states, out, _draw_noise(rows, states), coefficients), schedules, steps, [r.blend for r in rows]
-    )
-    for row, state in zip(rows, states, strict=True):
-        row.state = state
+def denoise_step(
+    model: LoadedModel, arena: Arena, call: StepCall, rows: Sequence[Row], captured: Step | None = None
+) -> StepResult:
+    """Advances every row of `call`, in its order, by one evaluation. If it raises, none has advanced.
+
+    `captured` does the same as `run_step` for this call, in one go.
+    """
+    _draw_noise(arena, call, rows)
+    answers = run_step(model, arena, call) if captured is None else captured()
+    scaled, out = (answer[: len(rows)] for answer in answers)
+    for row in rows:
         row.step += 1
         row.noise = None
-    control_rows = sum(place.active_controls for place in places)
-    return StepResult(scaled, out, unet_rows, padded, control_rows)
+    return StepResult(scaled, out, call.whole_rows, call.shallow_rows, call.padded_rows, call.control_rows)
 
 
-def _predict(
-    model: LoadedModel,
-    rows: list[Row],
-    order: list[int],
-    places: list[CallSlot],
-    scaled: Tensor,
-    padded: int,
-    sizes: tuple[int, ...],
-) -> Tensor:
-    """Returns the UNet's answers [padded, C, h, w] in fp32: every row with its prompt, then the guided ones without.
+def run_step(model: LoadedModel, arena: Arena, call: StepCall) -> tuple[Tensor, Tensor]:
+    """Advances the slots of `call` by one evaluation, and returns the model's inputs and guided answers, [R, C, h, w].
 
-    `order` maps each slot of the call to its row.
+    A function of tensors on the device alone, always the same operations for a shape: nothing is copied to or from the
+    host, and no value decides what runs. What it changes, it changes at its end.
     """
-    timesteps = torch.stack([row.schedule.timesteps[row.step] for row in rows]).to(scaled.device)
-    prompts = [row.prompt for row in rows] + [negative for row in rows if (negative := row.negative) is not None]
-    latents, time = pad(scaled[order], padded).to(model.dtype), pad(timesteps[order], padded)
-    sample = _append_channels(latents, [rows[owner] for owner in order])
-    guidance = _build_guidance_inputs(model, [rows[owner] for owner in order], padded, latents)
-    with model.attention_cache.substitute(prompts, max(map(len, prompts)), padded) as context:
-        extra = compute_residuals(places, latents, time, context, sizes)
-        inputs = {"encoder_hidden_states": context, **guidance, **extra}
-        answer: Tensor = model.unet(sample, time, **inputs, return_dict=False)[0]
-    return answer.float()
+    states, steps = arena.states.index_select(0, call.rows), arena.steps.index_select(0, call.rows)
+    table = arena.tables.flatten(0, 1).index_select(0, call.offsets + steps)
+    scaled = states[:, 0] * _per_row(table[:, INPUT_SCALE])
+    answers = _predict(model, arena, call, scaled, table[:, TIMESTEP])
+    states = guide_and_advance(
+        states,
+        answers,
+        call.prompted,
+        call.partner,
+        table[:, GUIDANCE].contiguous(),
+        table[:, COEFFICIENTS:].contiguous(),
+        arena.noise.index_select(0, call.rows),
+        arena.image.index_select(0, call.rows),
+        arena.image_noise.index_select(0, call.rows),
+        arena.mask.index_select(0, call.rows),
+        table[:, SIGNAL : NOISE + 1].contiguous(),
+    )
+    arena.states.index_copy_(0, call.rows, states)
+    arena.steps.index_copy_(0, call.rows, steps + 1)
+    return scaled, states[:, NEWEST_OUT]
 
 
-def _build_guidance_inputs(model: LoadedModel, rows: list[Row], padded: int, like: Tensor) -> dict[str, Tensor]:
-    """Returns the embedded guidance scales, for a UNet that takes them; zeros, its neutral input, for other rows."""
-    if model.guidance_width is None:
+def _predict(model: LoadedModel, arena: Arena, call: StepCall, scaled: Tensor, timesteps: Tensor) -> Tensor:
+    """Returns the UNet's answers to all entries [E, C, h, w]."""
+    answers = []
+    if call.whole is not None:
+        answers.append(_call_whole(model, arena, call, call.whole, scaled, timesteps))
+    if call.shallow is not None:
+        answers.append(_call_shallow(model, arena, call, call.shallow, scaled, timesteps))
+    return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+
+def _call_whole(
+    model: LoadedModel, arena: Arena, call: StepCall, unet: UNetCall, scaled: Tensor, timesteps: Tensor
+) -> Tensor:
+    latents, time = scaled.index_select(0, unet.owner).to(model.dtype), timesteps.index_select(0, unet.owner)
+    more = _embed_guidance(model, arena, unet)
+    if unet.controls:
+        embeddings = call.prompts.embeddings.index_select(0, unet.prompts)
+        more |= compute_residuals(unet.controls, latents, time, embeddings)
+    sample, keys = _append_channels(arena, unet, latents), call.prompts.keys.index_select(0, unet.prompts)
+    if not unet.keeps_deep:
+        answer: Tensor = model.unet(sample, time, encoder_hidden_states=keys, **more, return_dict=False)[0]
+        return answer
+    assert model.deep_cache is not None
+    assert arena.deep is not None
+    answer, deep = model.deep_cache.run_whole(sample, time, keys, more)
+    arena.deep.flatten(0, 1).index_copy_(0, unet.deep, deep)
+    return answer
+
+
+def _call_shallow(
+    model: LoadedModel, arena: Arena, call: StepCall, unet: UNetCall, scaled: Tensor, timesteps: Tensor
+) -> Tensor:
+    assert model.deep_cache is not None
+    assert arena.deep is not None
+    latents, time = scaled.index_select(0, unet.owner).to(model.dtype), timesteps.index_select(0, unet.owner)
+    sample, keys = _append_channels(arena, unet, latents), call.prompts.keys.index_select(0, unet.prompts)
+    deep = arena.deep.flatten(0, 1).index_select(0, unet.deep)
+    return model.deep_cache.run_shallow(sample, time, keys, deep, _embed_guidance(model, arena, unet))
+
+
+def _embed_guidance(model: LoadedModel, arena: Arena, unet: UNetCall) -> dict[str, Any]:
+    """Returns the embedded guidance scales, for a UNet that takes them."""
+    if arena.guidance is None:
         return {}
-    nothing = like.new_zeros(model.guidance_width)
-    scales = torch.stack([nothing if row.guidance is None else row.guidance.to(like) for row in rows])
-    return {"timestep_cond": pad(scales, padded)}
+    return {"timestep_cond": arena.guidance.index_select(0, unet.rows).to(model.dtype)}
 
 
-def _append_channels(latents: Tensor, rows: list[Row]) -> Tensor:
-    """Appends the extra channels that an inpainting checkpoint sees to `latents`. All rows have them, or none has."""
-    channels = [row.channels for row in rows if row.channels is not None]
-    if not channels:
+def _append_channels(arena: Arena, unet: UNetCall, latents: Tensor) -> Tensor:
+    """Appends what an inpainting checkpoint sees beside the latents."""
+    if arena.channels is None:
         return latents
-    return torch.cat((latents, pad(torch.stack(channels), len(latents)).to(latents)), dim=1)
+    return torch.cat((latents, arena.channels.index_select(0, unet.rows).to(latents)), dim=1)
 
 
-def _guide(prompted: Tensor, unprompted: Tensor, rows: list[Row], guided: list[int]) -> Tensor:
-    """Applies classifier-free guidance (Ho and Salimans, 2022, equation 6) to the rows that ask for it."""
-    if not guided:
-        return prompted
-    scales = [rows[i].request.params.guidance_scale for i in guided]
-    scale = prompted.new_tensor(scales).view(-1, 1, 1, 1)
-    out = prompted.clone()
-    out[guided] = unprompted + scale * (prompted[guided] - unprompted)
-    return out
+def _draw_noise(arena: Arena, call: StepCall, rows: Sequence[Row]) -> None:
+    """Draws from the generators of the rows whose samplers draw now, and writes it to the arena in one copy.
 
-
-def _draw_noise(rows: list[Row], like: Tensor) -> Tensor:
-    """Returns fresh noise [B, C, h, w] from each row's own generator; zeros for rows whose sampler draws none now."""
-    shape = rows[0].state.shape[1:]
-    for row in rows:
+    A row keeps what it drew until its step is done. What lies in the slots of the others has a coefficient of 0.
+    """
+    drawing = [row for row in rows if row.schedule.draws[row.step]]
+    if not drawing:
+        return
+    shape = arena.noise.shape[1:]
+    for row in drawing:
         if row.noise is None:
-            drawn = row.schedule.draws[row.step]
-            row.noise = draw_noise(row.generator, *shape) if drawn else torch.zeros(shape)
-    return torch.stack([noise for row in rows if (noise := row.noise) is not None]).to(like)
+            row.noise = draw_noise(row.generator, *shape)
+    drawn = torch.stack([torch.zeros(shape) if row.noise is None else row.noise for row in rows])
+    arena.noise.index_copy_(0, call.rows, copy_to_device(drawn, arena.noise.device))
+
+
+def _per_row(values: Tensor) -> Tensor:
+    """Returns [R] as [R, 1, 1, 1]."""
+    return values.view(-1, 1, 1, 1)

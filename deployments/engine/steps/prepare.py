@@ -1,16 +1,19 @@
 """Prepares accepted requests: what is computed once per request, and what is drawn per image."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from deployments.engine.conditioning.controlnet import Control
 from deployments.engine.conditioning.image_encoder import to_latent_mask
+from deployments.engine.device.streams import copy_to_device
 from deployments.engine.models.guidance_embedding import embed_guidance, passes_guidance_scale
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.protocol.inputs import ImageArray, Inputs
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.protocol.sampler_names import SamplerNotLinear
@@ -29,6 +32,12 @@ def check_request(request: Request, model: LoadedModel) -> None:
         raise refusal
     if request.inputs.image is not None and not samplers.can_start_from_image(params.sampler):
         raise SamplerNotLinear("sampler", f"{params.sampler} begins from noise only with this model, not from pictures")
+    if params.guidance_interval is not None and (params.guidance_scale <= 1 or _embeds_guidance(request, model)):
+        raise InvalidParameter("guidance_interval", "is for images with guidance only: a `guidance_scale` above 1")
+    if params.deep_cache > 1 and params.controls:
+        raise InvalidParameter("deep_cache", "cannot be combined with ControlNets, which act on the deep blocks")
+    if params.deep_cache > 1 and model.deep_cache is None:
+        raise InvalidParameter("deep_cache", "is not for this model: its UNet has other blocks than Stable Diffusion's")
     if len(params.controls) != len(request.inputs.hints):
         raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
     for asked in params.controls:
@@ -43,8 +52,11 @@ def with_model_facts(request: Request, model: LoadedModel) -> Request:
     assert params.sampler is not None
     row = model.samplers.of(request.pipeline).row(params.sampler)
     evaluations = row.evaluations(params.num_inference_steps, params.strength)
-    embeds = model.guidance_width is not None and passes_guidance_scale(request.pipeline)
-    return replace(request, own_evaluations=evaluations, embeds_guidance=embeds)
+    return replace(request, own_evaluations=evaluations, embeds_guidance=_embeds_guidance(request, model))
+
+
+def _embeds_guidance(request: Request, model: LoadedModel) -> bool:
+    return model.guidance_width is not None and passes_guidance_scale(request.pipeline)
 
 
 def prepare(request: Request, model: LoadedModel, arrived: float) -> RequestState:
@@ -75,7 +87,7 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     """Returns the row of image `index`, before its first step.
 
     All draws come from the row's own generator, in the order of diffusers' pipelines: the image's latents, the noise,
-    the masked image's latents.
+    the masked image's latents. Behind them comes what diffusers does not have, the noise of `mask_fill`.
     """
     request, schedule, inputs = request_state.request, request_state.schedule, request_state.inputs
     generator = torch.Generator("cpu").manual_seed(request.seed_of(index))
@@ -86,20 +98,52 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     if inputs.mask is not None and masked is None:
         # diffusers encodes the masked image even for a UNet that never sees it; its only trace is this draw.
         draw_noise(generator, *noise.shape)
-    if image is None or _starts_from_noise(request):
+    begin = image
+    if image is not None and inputs.mask is not None:
+        begin = _fill_latents(request, image, inputs.mask, generator)
+    if begin is None or _starts_from_noise(request):
         latents = noise * schedule.init_noise_sigma
     else:
-        latents = schedule.noise_signal * image + schedule.noise_scale * noise
-    state = initial_state(latents).to(model.device)
-    row = Row(request, index, schedule, generator, state, request_state.prompt, request_state.negative, inputs.controls)
-    if request.embeds_guidance and model.guidance_width is not None:
-        row.guidance = embed_guidance(request.params.guidance_scale, model.guidance_width).to(model.device)
+        latents = schedule.noise_signal * begin + schedule.noise_scale * noise
+    state = copy_to_device(initial_state(latents), model.device)
+    row = Row(
+        request,
+        index,
+        schedule,
+        generator,
+        state,
+        request_state.prompt,
+        request_state.negative,
+        request.guided_evaluations(len(schedule)),
+        inputs.controls,
+    )
+    if request_state.second_pass is not None:
+        row.steps_after = len(request_state.second_pass.schedule)
+    set_guidance(row, model)
     if inputs.mask is not None:
         if masked is not None:
-            row.channels = torch.cat((inputs.mask, masked)).to(model.device)
+            row.channels = copy_to_device(torch.cat((inputs.mask, masked)), model.device)
         elif image is not None:
-            row.blend = Blend(image.to(model.device), noise.to(model.device), inputs.mask.to(model.device))
+            row.blend = Blend(*(copy_to_device(each, model.device) for each in (image, noise, inputs.mask)))
     return row
+
+
+def set_guidance(row: Row, model: LoadedModel) -> None:
+    """Gives a row the embedding of its guidance scale, if its model takes one."""
+    if row.request.embeds_guidance and model.guidance_width is not None:
+        embedded = embed_guidance(row.request.params.guidance_scale, model.guidance_width)
+        row.guidance = copy_to_device(embedded, model.device)
+
+
+def _fill_latents(request: Request, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns the latents `image` [C, h, w] with what the request's `mask_fill` puts inside `mask` [1, h, w]."""
+    match request.params.mask_fill:
+        case "noise":
+            return torch.where(mask > 0, draw_noise(generator, *image.shape), image)
+        case "zero":
+            return torch.where(mask > 0, torch.zeros_like(image), image)
+        case _:
+            return image
 
 
 def _starts_from_noise(request: Request) -> bool:
@@ -112,7 +156,7 @@ def _starts_from_noise(request: Request) -> bool:
 
 def _encode_inputs(request: Request, model: LoadedModel) -> EncodedInputs:
     image, mask = request.inputs.image, request.inputs.mask
-    controls = _embed_hints(request.params, request.inputs, model)
+    controls = embed_hints(request.params, request.inputs.hints, model)
     if image is None:
         return EncodedInputs(controls=controls)
     encoder = model.image_encoder
@@ -126,11 +170,12 @@ def _encode_inputs(request: Request, model: LoadedModel) -> EncodedInputs:
     )
 
 
-def _embed_hints(params: GenerationParams, inputs: Inputs, model: LoadedModel) -> tuple[Control, ...]:
+def embed_hints(params: GenerationParams, hints: Sequence[ImageArray], model: LoadedModel) -> tuple[Control, ...]:
+    """Returns the ControlNets of `params` with their hints, [H, W, 3] each."""
     nets = [model.controlnets[asked.type] for asked in params.controls]
     return tuple(
         Control(net, net.embed(hint), asked.scale, asked.start, asked.end, params.guess_mode)
-        for net, asked, hint in zip(nets, params.controls, inputs.hints, strict=True)
+        for net, asked, hint in zip(nets, params.controls, hints, strict=True)
     )
 
 

@@ -30,6 +30,15 @@ class EncodedInputs:
     controls: tuple[Control, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SecondPass:
+    """A request's second pass, over its enlarged images: its own `request`, of their size."""
+
+    request: Request
+    schedule: Schedule
+    controls: tuple[Control, ...] = ()
+
+
 @dataclass(slots=True, eq=False)
 class RequestState:
     """An accepted request. Times are `time.perf_counter` seconds: when it `arrived`, when its preparation had `begun`,
@@ -43,13 +52,20 @@ class RequestState:
     inputs: EncodedInputs = field(repr=False)
     arrived: float
     begun: float
+    second_pass: SecondPass | None = None
     encoded: float = field(default_factory=time.perf_counter)
     admitted: float | None = None
     last_denoised: float | None = None
     position: int = -1
     position_sent_at: float = float("-inf")
     images_finished: int = 0
+    progress: int = 0
     decode_ms: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """The evaluations of one image, of both its passes."""
+        return len(self.schedule) + (0 if self.second_pass is None else len(self.second_pass.schedule))
 
     def record_admission(self) -> None:
         """Records that a row got its place; the first one ends the wait."""

@@ -1,16 +1,15 @@
 """Steps one bucket. A batch that fails is split, so that only a row that fails alone fails."""
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-
-import torch
+from typing import Final
 
 from deployments.engine.device.errors import DeviceLost, is_out_of_memory, raise_if_sticky
+from deployments.engine.device.streams import Stopwatch, current_stream
 from deployments.engine.models.loaded_model import LoadedModel
-from deployments.engine.padding import padded_size
 from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed
 from deployments.engine.protocol.request import Bucket
@@ -18,17 +17,31 @@ from deployments.engine.row import Row
 from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.device import DeviceMemory, Meter
 from deployments.engine.scheduling.memory_plan import MemoryPlan
-from deployments.engine.steps.denoise import StepResult, denoise_step
+from deployments.engine.steps.arena import Arena
+from deployments.engine.steps.call import CallPlanner, call_size
+from deployments.engine.steps.denoise import Step, StepResult, denoise_step
+from deployments.engine.steps.graphs import Capture, CudaCapture, StepGraphs
 
 log = logging.getLogger(__name__)
+
+MOST_IN_FLIGHT: Final = 2
+"""Steps that the device has been given and has not done: it finds the next one when it ends one, and no more than that
+is lost on rows that leave.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StepIssued:
+    """`rows` advance by one evaluation: the device has been given all of it."""
+
+    rows: list[Row]
+    result: StepResult
 
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """`rows` have advanced by one evaluation."""
+    """The oldest of the issued steps is done, and has taken `seconds` of the device."""
 
-    rows: list[Row]
-    result: StepResult
     seconds: float
 
 
@@ -40,23 +53,106 @@ class StepFailed:
     error: EngineError
 
 
+@dataclass(frozen=True, slots=True)
+class _Workplace:
+    """Where the rows of one bucket are, who plans its calls, and which of its steps were captured."""
+
+    arena: Arena
+    planner: CallPlanner
+    graphs: StepGraphs
+
+
+@dataclass(frozen=True, slots=True)
+class _StepInFlight:
+    """An issued step, and where to record it; `shows_cost` says that its time is that of such a step."""
+
+    stopwatch: Stopwatch
+    bucket: Bucket
+    rows: int
+    result: StepResult
+    counters: Counters
+    shows_cost: bool
+
+
 class Stepper:
-    """Steps rows, measures what that takes, and records it in the plan and the cost model."""
+    """Steps rows, measures what that takes, and records it in the plan and the cost model.
+
+    On CUDA the host goes on while the device works, at most `MOST_IN_FLIGHT` steps ahead; on a CPU a step is done when
+    it is issued. A bucket has an arena from its first row on, until another one is stepped and it has none left; where
+    steps were captured, as long as its model is there.
+    """
 
     def __init__(self, plan: MemoryPlan, costs: CostModel, device: DeviceMemory, sizes: tuple[int, ...]) -> None:
         self._plan, self._costs, self._device, self._sizes = plan, costs, device, sizes
+        self._workplaces: dict[Bucket, _Workplace] = {}
+        self._new_capture: Callable[[], Capture] = CudaCapture
+        self._captured: set[Bucket] = set()
+        self._in_flight: deque[_StepInFlight] = deque()
+
+    def has_captured(self, bucket: Bucket) -> bool:
+        """Returns True if steps of the bucket were captured, or it was tried."""
+        return bucket in self._captured
+
+    def capture(self, model: LoadedModel, row: Row, fits: Callable[[int], bool]) -> None:
+        """Captures the steps of all sizes that `fits`, for short prompts and the longest, in the bucket of `row`.
+
+        What their pool takes is recorded in the plan after each. The row is lost. Call it when no other row runs.
+        """
+        bucket, longest = row.request.bucket, model.prompt_encoder.max_tokens
+        lengths = tuple(sorted({len(row.prompt), longest}))
+        arena = Arena(model, bucket, self._sizes[-1])
+        arena.add(row)
+        graphs = StepGraphs(arena)
+        graphs.capture(model, row, self._sizes, lengths, self._record_pool(bucket, self._new_capture()), fits)
+        row.leave_slot()
+        self._captured.add(bucket)
+        self._workplaces[bucket] = _Workplace(arena, CallPlanner(arena, self._sizes, lengths), graphs)
+
+    def _record_pool(self, bucket: Bucket, capture: Capture) -> Capture:
+        """Returns a capture that records in the plan what its pool has taken, whether it succeeds or not."""
+        self._device.release()
+        before = self._device.unused_bytes()
+
+        def capture_and_record(step: Step) -> Step:
+            try:
+                return capture(step)
+            finally:
+                self._device.release()
+                self._plan.record_pool(bucket, max(0, self._device.unused_bytes() - before))
+
+        return capture_and_record
+
+    def release_unused(self, model_name: str | None = None) -> None:
+        """Frees the arenas that have no rows; those with captured steps only if they are of the model `model_name`."""
+        had_captured = any(bucket.model == model_name for bucket in self._captured)
+        self._captured = {bucket for bucket in self._captured if bucket.model != model_name}
+        self._workplaces = {
+            bucket: place
+            for bucket, place in self._workplaces.items()
+            if not place.arena.is_empty or (len(place.graphs) and bucket.model != model_name)
+        }
+        if model_name is not None and had_captured:
+            self._plan.drop_pools(model_name)
+            self._device.release()
 
     def step(
         self, model: LoadedModel, bucket: Bucket, rows: list[Row], counters: Counters
-    ) -> Iterator[StepDone | StepFailed]:
-        """Advances every row by one evaluation, in halves if all at once fail. Raises DeviceLost."""
-        unet_rows = sum(row.request.unet_rows for row in rows)
-        padded = padded_size(unet_rows, self._sizes)
-        started = time.perf_counter()
+    ) -> Iterator[StepIssued | StepDone | StepFailed]:
+        """Advances every row by one evaluation, in halves if all at once fail. Raises DeviceLost.
+
+        Yields what is issued, and what is found done meanwhile, in the order of issue.
+        """
+        yield from self.finish(leave=MOST_IN_FLIGHT - 1)
+        padded = call_size(rows, self._sizes)
+        stopwatch = current_stream(model.device).start_stopwatch()
         meter = None
         try:
-            with self._meter_if_new(bucket, padded, rows) as meter:
-                result = denoise_step(model, rows, self._sizes)
+            place = self._place(model, bucket, rows)
+            call = place.planner.plan(model, rows)
+            captured = place.graphs.find(call)
+            # A captured step allocates nothing: to learn from it would be to forget what such calls take.
+            with nullcontext() if captured else self._meter_if_new(bucket, padded, rows) as meter:
+                result = denoise_step(model, place.arena, call, rows, captured)
         except Exception as error:
             raise_if_sticky(error)
             log.exception("a step of %d row(s) failed", len(rows))
@@ -66,14 +162,14 @@ class Stepper:
                 self._plan.record_out_of_memory(bucket, padded)
                 failure = DoesNotFit("an image of this size does not fit into the memory that there is")
         else:
-            _wait_for(model.device)
-            seconds = time.perf_counter() - started
-            if meter is None or self._device.is_metering_free:
-                self._costs.record_call(bucket, result.padded_rows, result.control_rows, seconds)
-            if meter is not None:
+            with _losing_the_device():
+                stopwatch.stop()
+            if meter is not None and not result.shallow_rows:
                 self._learn(bucket, result, meter)
-            counters.record_step(len(rows), result.unet_rows, result.padded_rows, seconds)
-            yield StepDone(rows, result, seconds)
+            shows_cost = not result.shallow_rows and (meter is None or self._device.is_metering_free)
+            self._in_flight.append(_StepInFlight(stopwatch, bucket, len(rows), result, counters, shows_cost))
+            yield StepIssued(rows, result)
+            yield from self.finish_done()
             return
         # Outside the handler: the traceback would keep the failed call's tensors alive.
         self._device.release()
@@ -84,6 +180,45 @@ class Stepper:
         middle = len(rows) // 2
         yield from self.step(model, bucket, rows[:middle], counters)
         yield from self.step(model, bucket, rows[middle:], counters)
+
+    def finish(self, leave: int = 0) -> Iterator[StepDone]:
+        """Waits for the oldest issued steps until `leave` are left. Raises DeviceLost if one has failed.
+
+        Their rows have advanced, but their values would be invalid.
+        """
+        while len(self._in_flight) > leave:
+            yield self._finish_oldest()
+
+    def finish_done(self) -> Iterator[StepDone]:
+        """Finishes the oldest issued steps as far as the device has done them. Raises DeviceLost if one has failed."""
+        while self._in_flight and self._is_oldest_done():
+            yield self._finish_oldest()
+
+    def _is_oldest_done(self) -> bool:
+        with _losing_the_device():
+            return self._in_flight[0].stopwatch.is_done
+
+    def _finish_oldest(self) -> StepDone:
+        step = self._in_flight.popleft()
+        with _losing_the_device():
+            seconds = step.stopwatch.wait()
+        result = step.result
+        if step.shows_cost:
+            self._costs.record_call(step.bucket, result.padded_rows, result.control_rows, seconds)
+        step.counters.record_step(step.rows, result.unet_rows, result.padded_rows, seconds)
+        return StepDone(seconds)
+
+    def _place(self, model: LoadedModel, bucket: Bucket, rows: list[Row]) -> _Workplace:
+        """Returns the bucket's workplace, with all `rows` in slots."""
+        if bucket not in self._workplaces:
+            self.release_unused()
+            arena = Arena(model, bucket, self._sizes[-1])
+            self._workplaces[bucket] = _Workplace(arena, CallPlanner(arena, self._sizes), StepGraphs(arena))
+        place = self._workplaces[bucket]
+        for row in rows:
+            if row.slot is None:
+                place.arena.add(row)
+        return place
 
     def _meter_if_new(self, bucket: Bucket, padded: int, rows: list[Row]) -> AbstractContextManager[Meter | None]:
         """Returns a meter where metering is free or teaches something: the UNet's bytes first, then what nets add to
@@ -104,14 +239,10 @@ class Stepper:
             self._plan.record_peak("control", bucket, 1, more // result.control_rows)
 
 
-def _wait_for(device: torch.device) -> None:
-    """Waits until the step is really done.
-
-    Raises DeviceLost if it fails: the rows have advanced, but their values are invalid.
-    """
-    if device.type != "cuda":
-        return
+@contextmanager
+def _losing_the_device() -> Iterator[None]:
+    """Turns whatever is raised in the context into DeviceLost: rows have advanced that the device has not finished."""
     try:
-        torch.cuda.synchronize(device)
+        yield
     except Exception as error:
         raise DeviceLost("the device did not finish what it was given") from error

@@ -5,16 +5,18 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from functools import partial
+from typing import Final
 
 import torch
 
+from deployments.engine.calibration.kept_files import KeptFiles, folder_of
 from deployments.engine.device.errors import DeviceLost, convert_device_errors
 from deployments.engine.device.memory import memory_of
 from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.models.backend_choice import start_openvino
 from deployments.engine.models.components import pick_device, pick_dtype
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
@@ -28,18 +30,21 @@ from deployments.engine.protocol.errors import (
     Overloaded,
 )
 from deployments.engine.protocol.events import Event, Failed, Finished
-from deployments.engine.protocol.report import EngineReport, Load
+from deployments.engine.protocol.report import EngineReport, Load, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.worker.background import BackgroundWork
+from deployments.engine.worker.calibration_keeper import CalibrationKeeper
 from deployments.engine.worker.mailbox import Mailbox
-from deployments.engine.worker.model_loading import Inbox, acquire_model, connect
-from deployments.engine.worker.snapshot import load_of, report_of
-from deployments.engine.worker.warm_up import warm_up
+from deployments.engine.worker.model_access import ModelAccess, check_sampler
+from deployments.engine.worker.model_loading import Inbox, connect
+from deployments.engine.worker.snapshot import count_tokens, load_of, report_of
+from deployments.engine.worker.warm_up import measure_in_idle_time, start_up
 
 log = logging.getLogger(__name__)
 
-# One model loads at a time; other loads wait.
-_LOADERS = 2
+IDLE_S: Final = 1.0
+"""How long an engine has had nothing to do when it begins to measure."""
 
 
 class EngineWorker:
@@ -54,6 +59,8 @@ class EngineWorker:
         threads: int | None = None,
         on_device_lost: Callable[[], object] = lambda: None,
         heartbeat: Heartbeat | None = None,
+        keeper: CalibrationKeeper | None = None,
+        measures_first: bool = True,
     ) -> None:
         """Starts the engine, and blocks until it is warm. Raises what `build` or the warm-up raises.
 
@@ -61,10 +68,10 @@ class EngineWorker:
         contexts and torch's thread count (`threads`) belong to the thread that uses them. `manager` loads evicted
         models again when a request asks for them, and tells the engine through `inbox`; without one the engine's models
         are all there are. `on_device_lost` is called on the engine's thread when this process cannot use the device any
-        more.
+        more. `keeper` knows what earlier starts have measured. Unless the engine `measures_first`, a model that is new
+        to the keeper is measured when nothing runs.
         """
         self._build = build
-        self._manager = manager
         self._threads = threads
         self._inbox = queue.SimpleQueue() if inbox is None else inbox
         self._mailboxes: dict[str, Mailbox] = {}
@@ -73,12 +80,12 @@ class EngineWorker:
         self._failure: BaseException | None = None
         self._stopping = False
         self._heartbeat = heartbeat or Heartbeat()
+        self._keeper = keeper or CalibrationKeeper()
+        self._measures_first = measures_first
+        self._background: BackgroundWork | None = None
         self._on_device_lost = on_device_lost
         self._started = threading.Event()
-        # A pool of their own: callers of an evicted model wait here, and no other work must wait with them.
-        self._loaders = ThreadPoolExecutor(
-            _LOADERS, thread_name_prefix="load-model", initializer=set_threads, initargs=(threads,)
-        )
+        self._access = None if manager is None else ModelAccess(manager, self._send, partial(set_threads, threads))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -93,29 +100,46 @@ class EngineWorker:
         specs: Sequence[ModelSpec],
         config: EngineConfig = DEFAULTS,
         *,
+        first: str | None = None,
         on_device_lost: Callable[[], object] = lambda: None,
     ) -> "EngineWorker":
-        """Loads `specs` with the settings in `config`."""
+        """Loads `specs` with the settings in `config`.
+
+        If one is named `first`, somebody waits for it: it alone is loaded, the others when they are asked for, and what
+        is not known of them from an earlier start is measured when nothing runs.
+        """
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device)
-        if config.decode_batch is None:
-            config = replace(config, decode_batch=4 if device.type == "cuda" else 1)
-
+        config = config.complete(device.type)
         inbox: Inbox = queue.SimpleQueue()
-        manager = DiffusionModelManager(specs, device, dtype, budget_bytes=config.model_memory_bytes)
+        folder = folder_of(config.cache_dir)
+        kept = KeptFiles(folder)
+        keeper = CalibrationKeeper(kept, config)
+        openvino = start_openvino(config, device, dtype, folder)
+        manager = DiffusionModelManager(
+            specs, device, dtype, budget_bytes=config.model_memory_bytes, kept=kept, openvino=openvino
+        )
 
         def build(emit: Callable[[Event], None]) -> Engine:
             # The first model is the one in most demand; loaded last, it is the last to be evicted.
-            for spec in reversed(specs):
-                manager.acquire(spec.name)
-                manager.release(spec.name)
+            for name in [first] if first is not None else [spec.name for spec in reversed(specs)]:
+                manager.acquire(name)
+                manager.release(name)
             hosted = manager.loaded_models()
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
             engine = Engine(models, emit, config, memory=memory_of(device, config.device_memory_bytes))
-            connect(manager, engine, inbox)
+            connect(manager, engine, inbox, keeper)
             return engine
 
-        return cls(build, manager, inbox, threads=config.threads, on_device_lost=on_device_lost)
+        return cls(
+            build,
+            manager,
+            inbox,
+            threads=config.threads,
+            on_device_lost=on_device_lost,
+            keeper=keeper,
+            measures_first=first is None,
+        )
 
     @property
     def is_alive(self) -> bool:
@@ -151,7 +175,7 @@ class EngineWorker:
             if not self.is_alive:
                 raise EngineStopped("the engine has stopped")
             self.check_room(request)
-            async with self._model_of(request):
+            async with self._hold_model(request):
                 self._send(lambda engine: engine.submit(request))
                 is_finished = has_failed = False
                 try:
@@ -190,38 +214,29 @@ class EngineWorker:
         """Returns the engine's load."""
         return Load() if self._engine is None else load_of(self._engine)
 
+    def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
+        """Counts both prompts' tokens. Raises EngineStopped if the model is not in memory: nothing is loaded for it."""
+        return count_tokens(self._engine, request)
+
     def stop(self) -> None:
         """Ends the thread; unfinished requests end with EngineStopped."""
         self._stopping = True
         self._wake()
-        self._loaders.shutdown(wait=False)
+        if self._access is not None:
+            self._access.close()
+        if self._background is not None:
+            self._background.stop()
         self._thread.join(timeout=30)
 
     @asynccontextmanager
-    async def _model_of(self, request: Request) -> AsyncIterator[None]:
-        """Holds the request's model in memory; loads it, off the engine's thread, if it was evicted."""
-        manager, name = self._manager, request.model
-        if manager is None:
+    async def _hold_model(self, request: Request) -> AsyncIterator[None]:
+        """Holds the request's model in memory, with the request's sampler checked."""
+        if self._access is None:
             yield
             return
-        if manager.acquire_loaded(name) is None:
-            await self._acquire(manager, name)
-        try:
+        async with self._access.hold(request.model) as model:
+            await check_sampler(request, model)
             yield
-        finally:
-            manager.release(name)
-
-    async def _acquire(self, manager: DiffusionModelManager, name: str) -> None:
-        """Acquires the model on a thread.
-
-        A caller that leaves meanwhile neither stops the load nor keeps the model in use.
-        """
-        loading = asyncio.get_running_loop().run_in_executor(self._loaders, acquire_model, manager, name, self._send)
-        try:
-            await asyncio.shield(loading)
-        except asyncio.CancelledError:
-            loading.add_done_callback(lambda done: manager.release(name) if done.exception() is None else None)
-            raise
 
     def _send(self, message: Callable[[Engine], object]) -> None:
         self._inbox.put(message)
@@ -241,8 +256,9 @@ class EngineWorker:
             with convert_device_errors():
                 set_threads(self._threads)
                 engine = self._build(self._emit)
-                warm_up(engine, self._drain)
+                start_up(engine, self._keeper, self._drain, measures=self._measures_first)
             self._engine = engine
+            self._background = BackgroundWork(engine, self._keeper, partial(set_threads, self._threads))
         except BaseException as error:
             self._failure = error
             if isinstance(error, DeviceLost):
@@ -271,8 +287,13 @@ class EngineWorker:
             engine.wake.clear()
             while not self._inbox.empty():
                 self._inbox.get()(engine)
-            if not self._iterate(engine):
-                engine.wake.wait(timeout=1.0)
+            if not self._iterate(engine) and not engine.wake.wait(timeout=IDLE_S) and not engine.is_busy:
+                self._measure(engine)
+
+    def _measure(self, engine: Engine) -> None:
+        """Measures until there is nothing to measure, or something else to do."""
+        while self._inbox.empty() and not self._stopping and measure_in_idle_time(engine):
+            pass
 
     def _drain(self, engine: Engine) -> None:
         """Drains the engine as `Engine.drain` does, and times its iterations: their length is first learnt in the

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from deployments.engine.conditioning.cross_attention import context_width
 from deployments.engine.device.errors import DeviceLost, convert_device_errors, is_out_of_memory, raise_if_sticky
 from deployments.engine.engine import Engine
 from deployments.engine.models.attention import sample_inputs
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.protocol.errors import EngineError, EngineLost, ModelLoadError
-from deployments.engine.steps.decode import decode_latents
+from deployments.engine.steps.pictures import decode_latents
+from deployments.engine.worker.calibration_keeper import CalibrationKeeper
+from deployments.engine.worker.compilation import compile_networks
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +33,10 @@ _ROWS: Final = 2
 """One guided image."""
 
 
-def connect(manager: DiffusionModelManager, engine: Engine, inbox: Inbox) -> None:
+def connect(manager: DiffusionModelManager, engine: Engine, inbox: Inbox, keeper: CalibrationKeeper) -> None:
     """Lets models load beside `engine`, which serves meanwhile and is told of them through `inbox`.
 
+    What `keeper` knows of a model is known to the engine before the model serves.
     Call it once the engine reads the inbox: messages that wait there would keep evicted models in memory.
     """
 
@@ -45,19 +49,24 @@ def connect(manager: DiffusionModelManager, engine: Engine, inbox: Inbox) -> Non
         send(lambda _: read.set())
         read.wait(RELEASE_TIMEOUT_S)
 
+    def warm(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
+        compile_networks(model, in_use)
+        warm_model(model, in_use)
+        keeper.restore(model, engine.admission)
+
     manager.on_load = lambda model: send(lambda engine: engine.add_model(model))
     manager.on_evict = lambda name: send(lambda engine: engine.remove_model(name))
     manager.wait_until_dropped = wait_until_dropped
-    manager.warm = warm_model
+    manager.warm = warm
 
 
 def acquire_model(
     manager: DiffusionModelManager, name: str, send: Callable[[Callable[[Engine], object]], object]
-) -> None:
+) -> LoadedModel:
     """Acquires a model on the calling thread. Raises EngineError; a lost device ends the engine, too."""
     try:
         with convert_device_errors():
-            manager.acquire(name)
+            return manager.acquire(name)
     except EngineError:
         raise
     except DeviceLost as error:
@@ -104,7 +113,8 @@ def _call_networks(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
     for net in model.controlnets.values():
         if net.network not in in_use:
             hint = net.embed(np.full((size, size, 3), 128, dtype=np.uint8)).expand(_ROWS, -1, -1, -1)
-            small = inputs | {"sample": inputs["sample"][:, : model.channels]}
-            net.network(**small, controlnet_cond=hint)
+            context = torch.zeros((_ROWS, 77, context_width(net.network)), device=model.device, dtype=model.dtype)
+            own = {"sample": inputs["sample"][:, : model.channels], "encoder_hidden_states": context}
+            net.network(**inputs | own, controlnet_cond=hint)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

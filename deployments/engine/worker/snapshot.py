@@ -1,9 +1,10 @@
-"""Takes reports of an engine from another thread."""
+"""Looks at an engine from another thread: its reports, and what its models make of a text."""
 
 from deployments.engine.engine import Engine
+from deployments.engine.protocol.errors import EngineStopped
 from deployments.engine.protocol.latencies import PhaseRecorder
-from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
-from deployments.engine.protocol.request import Bucket
+from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport, TokenCount
+from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.request_tracker import RequestTracker
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.memory_plan import Kind
@@ -23,6 +24,9 @@ def report_of(engine: Engine, ready: bool) -> EngineReport:
         memory=MemoryReport(*admission.memory_used(engine.running)),
         knees={bucket.model: admission.costs.knee(bucket) for bucket in native},
         calls=_call_reports(admission),
+        backends={model.spec.name: model.backend for model in models},
+        attention={model.spec.name: model.attention.as_text() for model in models},
+        compiled={model.spec.name: model.compiled for model in models},
     )
 
 
@@ -31,6 +35,15 @@ def load_of(engine: Engine) -> Load:
     admission = engine.admission
     waiting, backlog = admission.queue.waiting_by_priority(), admission.queue.seconds
     return Load(waiting, len(engine.running), engine.capacity, admission.estimator.work_done, backlog)
+
+
+def count_tokens(engine: Engine | None, request: Request) -> tuple[TokenCount, TokenCount]:
+    """Counts the tokens of the request's prompts. Raises EngineStopped if the model is not in memory."""
+    model = None if engine is None else engine.models.get(request.model)
+    if model is None:
+        raise EngineStopped("the model is not in memory now")
+    counting, params = model.prompt_encoder.count, request.params
+    return counting(params.prompt), counting(params.negative_prompt, "negative_prompt")
 
 
 def _model_reports(tracker: RequestTracker) -> dict[str, ModelReport]:

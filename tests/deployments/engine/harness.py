@@ -1,6 +1,7 @@
 """Runs requests through an engine, and through diffusers' own pipeline, for comparison."""
 
 import io
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -68,10 +69,23 @@ def engine_of(
     return Engine([model], emit, EngineConfig(**settings), memory=memory)
 
 
-def run(model: LoadedModel, requests: Sequence[Request], **settings: Unpack[EngineOptions]) -> tuple[Tape, Engine]:
+def prepare_all(engine: Engine) -> None:
+    """Waits until what an engine would have prepared now is ready: the next step has it."""
+    engine._intake.begin_preparations()
+    while engine._intake.is_preparing:
+        time.sleep(0.001)
+
+
+def run(
+    model: LoadedModel,
+    requests: Sequence[Request],
+    *,
+    memory: DeviceMemory | None = None,
+    **settings: Unpack[EngineOptions],
+) -> tuple[Tape, Engine]:
     """All `requests` submitted together to a fresh engine, run to the end."""
     tape = Tape()
-    engine = engine_of(model, tape, **settings)
+    engine = engine_of(model, tape, memory=memory, **settings)
     try:
         for request in requests:
             engine.submit(request)
@@ -86,13 +100,23 @@ def reference_image(folder: Path, model: LoadedModel, request: Request, index: i
 
     For inpaint, the pixels outside the mask are the input's, as diffusers' users paste them.
     """
+    return make_reference(folder, model, request, index)
+
+
+def make_reference(folder: Path, model: LoadedModel, request: Request, index: int = 0, **options: Any) -> Pixels:
+    """The same as `reference_image`, of a pipeline that is called with `options` besides, or instead."""
+    made = load_reference(folder, model, request)(**(arguments([request], index) | options)).images[0]
+    return restore_unmasked(made, request).astype(np.int16)
+
+
+def load_reference(folder: Path, model: LoadedModel, request: Request) -> Any:
+    """The pipeline that a diffusers user takes for `request`."""
     pipeline = _pipeline(folder, model, request)
     use_sampler(pipeline, request.params.sampler)
     pipeline.set_progress_bar_config(disable=True)
     # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
     pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
-    made = pipeline(**arguments([request], index)).images[0]
-    return restore_unmasked(made, request).astype(np.int16)
+    return pipeline
 
 
 def use_sampler(pipeline: Any, sampler: str | None) -> None:

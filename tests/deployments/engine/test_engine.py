@@ -1,7 +1,7 @@
 """The engine's laws, on tiny real networks."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.engine import engine as engine_module
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
@@ -35,8 +34,17 @@ from deployments.engine.protocol.events import (
 from deployments.engine.protocol.inputs import ImageArray, Inputs
 from deployments.engine.protocol.sampler_names import SAMPLERS
 from deployments.engine.scheduling.cost_model import CostModel
-from deployments.engine.steps import stepper as stepper_module
-from tests.deployments.engine.harness import Tape, difference, engine_of, pixels_of, reference_image, request_for, run
+from deployments.engine.steps import preparer as preparer_module
+from tests.deployments.engine.harness import (
+    Tape,
+    difference,
+    engine_of,
+    pixels_of,
+    prepare_all,
+    reference_image,
+    request_for,
+    run,
+)
 
 CROWD: tuple[dict[str, Any], ...] = (
     {"sampler": "ddim", "num_inference_steps": 10, "guidance_scale": 7.5, "seed": 11},
@@ -101,6 +109,20 @@ def test_neighbours_do_not_change_a_bit_at_a_fixed_padded_size(tiny_model: Loade
         assert np.array_equal(crowd.images(request.id)[0], alone.images(request.id)[0])
 
 
+def test_an_exact_image_has_the_same_bytes_whatever_its_neighbours_do(tiny_controlled: LoadedModel) -> None:
+    hinted = Inputs(hints=(np.full((64, 64, 3), 99, dtype=np.uint8),))
+    exact = [
+        request_for(tiny_controlled, "text", exact=True, sampler="euler_a", guidance_scale=1.0),
+        request_for(tiny_controlled, "hinted", hinted, exact=True, controls=({"type": "canny"},)),
+    ]
+    neighbours = [request_for(tiny_controlled, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
+    hinted_neighbour = request_for(tiny_controlled, "also hinted", hinted, controls=({"type": "canny"},))
+    crowd, _ = run(tiny_controlled, [*neighbours[:3], *exact, hinted_neighbour, *neighbours[3:]], decode_batch=4)
+    for request in exact:
+        alone, _ = run(tiny_controlled, [request], decode_batch=4)
+        assert np.array_equal(crowd.images(request.id)[0], alone.images(request.id)[0])
+
+
 def test_eight_requests_cost_no_more_calls_than_the_longest(tiny_model: LoadedModel) -> None:
     requests = [request_for(tiny_model, f"r{i}", **asked) for i, asked in enumerate(CROWD)]
     longest = max(run(tiny_model, [request])[1].tracker.total.unet_calls for request in requests)
@@ -127,6 +149,7 @@ def test_a_late_request_starts_at_the_next_step(tiny_model: LoadedModel) -> None
         for _ in range(7):
             engine.step()
         engine.submit(request_for(tiny_model, "late", sampler="ddim", num_inference_steps=5))
+        prepare_all(engine)
         engine.step()
         assert tape.of("late", Progress)[-1].step == 1
         assert tape.of("early", Progress)[-1].step == 8
@@ -152,6 +175,7 @@ def test_a_waiting_request_can_be_cancelled(tiny_model: LoadedModel) -> None:
         engine.submit(request_for(tiny_model, "first"))
         engine.submit(request_for(tiny_model, "second"))
         engine.step()
+        prepare_all(engine)
         engine.step()
         engine.cancel("second")
         told = list(tape.events["second"])
@@ -203,7 +227,7 @@ def test_a_row_that_raises_in_a_step_fails_alone(tiny_model: LoadedModel) -> Non
             engine.submit(request_for(tiny_model, name, sampler="euler_a"))
         engine.step()
         poisoned = next(row for row in engine.running if row.request.id == "poison")
-        poisoned.prompt = EncodedPrompt(poisoned.prompt.embedding, tuple(keys[:, :-1] for keys in poisoned.prompt.keys))
+        poisoned.prompt = EncodedPrompt(poisoned.prompt.embedding, poisoned.prompt.keys[:-1])
         engine.drain()
         assert isinstance(tape.of("poison", ImageFailed)[0].error, GenerationFailed)
         for name in ("a", "b", "c", "d"):
@@ -212,16 +236,16 @@ def test_a_row_that_raises_in_a_step_fails_alone(tiny_model: LoadedModel) -> Non
 
 
 def test_a_row_whose_encoding_raises_fails_alone(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deployments.engine.steps import decode
+    from deployments.engine.steps import compression
 
-    encode = decode.encode_image
+    encode = compression.encode_image
 
-    def fails_for_webp(picture: ImageArray, output_format: Any) -> bytes:
+    def fails_for_webp(picture: ImageArray, output_format: Any, quality: int | None) -> bytes:
         if output_format == "webp":
             raise OSError("injected")
-        return encode(picture, output_format)
+        return encode(picture, output_format, quality)
 
-    monkeypatch.setattr(decode, "encode_image", fails_for_webp)
+    monkeypatch.setattr(compression, "encode_image", fails_for_webp)
     requests = [
         request_for(tiny_model, "bad", output_format="webp"),
         request_for(tiny_model, "good", output_format="png"),
@@ -260,8 +284,9 @@ def test_an_image_that_cannot_be_decoded_fails_alone(tiny_model: LoadedModel) ->
 def spoil(engine: Engine, request_id: str, value: float) -> None:
     """Writes `value` into the latents of a running row."""
     row = next(row for row in engine.running if row.request.id == request_id)
-    row.state = row.state.clone()
-    row.state[0, 0, 0, 0] = value
+    state = row.state if row.slot is None else row.slot.arena.states[row.slot.index]
+    with torch.inference_mode():
+        state[0, 0, 0, 0] = value
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
@@ -331,26 +356,66 @@ def test_a_hint_is_embedded_once_for_all_images_and_steps(tiny_controlled: Loade
     assert encoded.count("ControlNetConditioningEmbedding") == 1
 
 
-def test_a_burst_is_prepared_one_request_a_step_while_rows_run(
+def test_rows_that_run_do_not_wait_for_requests_that_are_prepared(
     tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = watch_calls(monkeypatch, "prepare", "denoise_step")
+    may_go_on = threading.Event()
+    begun = watch_calls(monkeypatch, "prepare", before=may_go_on.wait)
     with drive(tiny_model) as (engine, tape):
-        engine.submit(request_for(tiny_model, "early", num_inference_steps=20))
+        may_go_on.set()
+        engine.submit(request_for(tiny_model, "early", sampler="ddim", num_inference_steps=20))
         engine.step()
-        for i in range(6):
-            engine.submit(request_for(tiny_model, f"late {i}", num_inference_steps=4))
+        may_go_on.clear()
+        engine.submit(request_for(tiny_model, "slow", num_inference_steps=4))
+        for _ in range(19):
+            engine.step()
+        assert tape.of("early", Progress)[-1].step == 20
+        assert begun == ["prepare"] * 2
+        assert not tape.of("slow", Accepted)
+        may_go_on.set()
         engine.drain()
-        assert done[:14] == ["prepare", "denoise_step"] * 7
+        assert all(len(tape.images(name)) == 1 for name in ("early", "slow"))
+
+
+def test_no_more_is_prepared_than_a_full_call_ahead(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = watch_calls(monkeypatch, "prepare")
+    with drive(tiny_model, max_rows=4) as (engine, tape):
+        for i in range(6):
+            engine.submit(request_for(tiny_model, f"r{i}", num_inference_steps=20))
+        engine.step()
+        assert len(engine.running) == 2
+        prepare_all(engine)
+        engine.step()
+        assert len(begun) == 4
+        engine.drain()
         assert all(len(tape.images(name)) == 1 for name in tape.events)
 
 
-def test_an_idle_engine_prepares_a_full_call_and_no_more(
-    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_request_that_leaves_while_it_is_prepared_is_not_heard_of_again(
+    fails: bool, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = watch_calls(monkeypatch, "prepare", "denoise_step")
-    run(tiny_model, [request_for(tiny_model, f"r{i}") for i in range(4)], max_rows=4)
-    assert done[:5] == ["prepare", "prepare", "denoise_step", "prepare", "denoise_step"]
+    may_go_on = threading.Event()
+
+    def before() -> None:
+        may_go_on.wait()
+        if fails and len(begun) > 1:
+            raise RuntimeError("injected")
+
+    begun = watch_calls(monkeypatch, "prepare", before=before)
+    with drive(tiny_model) as (engine, tape):
+        may_go_on.set()
+        engine.submit(request_for(tiny_model, "stays", num_inference_steps=20))
+        engine.step()
+        may_go_on.clear()
+        engine.submit(request_for(tiny_model, "leaves"))
+        engine.step()
+        assert engine.cancel("leaves")
+        may_go_on.set()
+        prepare_all(engine)
+        engine.drain()
+        assert not tape.events["leaves"]
+        assert tape.of("stays", Finished)
 
 
 def test_a_request_that_leaves_before_it_is_prepared_costs_nothing(tiny_model: LoadedModel) -> None:
@@ -398,22 +463,17 @@ def encodings(model: LoadedModel) -> Iterator[list[str]]:
             hook.remove()
 
 
-def watch_calls(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
-    """Which of the engine's functions ran, in order."""
+def watch_calls(monkeypatch: pytest.MonkeyPatch, name: str, before: Callable[[], object] = lambda: None) -> list[str]:
+    """The calls of one of the preparer's functions; `before` is called before each."""
     ran: list[str] = []
+    function = getattr(preparer_module, name)
 
-    def watch(name: str) -> None:
-        module = next(module for module in (engine_module, stepper_module) if hasattr(module, name))
-        function = getattr(module, name)
+    def noted(*arguments: Any) -> Any:
+        ran.append(name)
+        before()
+        return function(*arguments)
 
-        def noted(*arguments: Any) -> Any:
-            ran.append(name)
-            return function(*arguments)
-
-        monkeypatch.setattr(module, name, noted)
-
-    for name in names:
-        watch(name)
+    monkeypatch.setattr(preparer_module, name, noted)
     return ran
 
 
@@ -433,7 +493,9 @@ class drive:
 
 def test_closing_an_engine_ends_its_threads(tiny_model: LoadedModel) -> None:
     def ours() -> set[str]:
-        return {thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "encode"))}
+        return {
+            thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "encode", "prepare"))
+        }
 
     before = ours()
     run(tiny_model, [request_for(tiny_model, "x")])

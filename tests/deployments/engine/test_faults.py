@@ -28,10 +28,11 @@ from deployments.engine.protocol.errors import DoesNotFit, EngineError, EngineLo
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Preview
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.request import Bucket, Request
-from deployments.engine.steps import decode, stepper
+from deployments.engine.steps import decode, pictures, stepper
 from deployments.engine.steps.decode import Decoder
 from deployments.engine.worker.engine_worker import EngineWorker
 from tests.deployments.engine.harness import request_for
+from tests.deployments.engine.steps.simulated_device import SimulatedDevice
 
 AT_MOST_S = 2.0
 """Until everybody knows."""
@@ -54,7 +55,7 @@ def name_of(error: BaseException) -> str:
 
 
 def broken_fp32(patch: Patch, error: Exception) -> None:
-    patch.setattr(decode, "is_valid_image", lambda _: False)
+    patch.setattr(pictures, "find_valid", lambda pixels: torch.zeros(len(pixels), dtype=torch.bool))
     patch.setattr(decode, "decode_in_fp32", make_raiser(error))
 
 
@@ -140,14 +141,22 @@ async def test_a_lost_device_ends_the_process_wherever_it_shows(
 )
 def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exception, monkeypatch: Patch) -> None:
     """Its rows have moved by then: what they hold cannot be told from noise."""
-    monkeypatch.setattr(stepper, "denoise_step", lambda *_: SimpleNamespace(padded_rows=2, control_rows=0))
-    monkeypatch.setattr(torch.cuda, "synchronize", make_raiser(error))
+    made = SimpleNamespace(padded_rows=2, shallow_rows=0, control_rows=0)
+    monkeypatch.setattr(stepper, "denoise_step", lambda *_: made)
+    monkeypatch.setattr(stepper, "current_stream", lambda _: SimulatedDevice(error=error))
     plan = SimpleNamespace(has_measured=lambda *_: True)
-    row = SimpleNamespace(request=SimpleNamespace(unet_rows=2), controls=())
+    monkeypatch.setattr(stepper, "Arena", lambda *_: None)
+    monkeypatch.setattr(stepper, "CallPlanner", lambda *_: SimpleNamespace(plan=lambda *_: None))
+    monkeypatch.setattr(stepper, "StepGraphs", lambda *_: SimpleNamespace(find=lambda _: None))
+    params = SimpleNamespace(exact=False)
+    row = SimpleNamespace(
+        request=SimpleNamespace(params=params), unet_rows=2, is_shallow=False, controls=(), slot=object()
+    )
     model = SimpleNamespace(device=torch.device("cuda"))
     stepping = stepper.Stepper(cast(Any, plan), cast(Any, None), CpuMemory(), (2,))
+    list(stepping.step(cast(Any, model), Bucket("tiny", 64, 64), cast(Any, [row]), cast(Any, None)))
     with pytest.raises(DeviceLost):
-        list(stepping.step(cast(Any, model), Bucket("tiny", 64, 64), cast(Any, [row]), cast(Any, None)))
+        list(stepping.finish())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +166,7 @@ def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exc
         ("encoding a picture", Overloaded),
         ("beginning a row", Overloaded),
         ("a step", DoesNotFit),
-        ("looking for infinity", Overloaded),
+        ("looking for infinity", DoesNotFit),
         ("decoding", DoesNotFit),
         ("decoding in fp32", DoesNotFit),
     ],

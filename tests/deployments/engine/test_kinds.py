@@ -5,15 +5,18 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deployments.engine import engine as engine_module
+from deployments.engine.conditioning.resizing import resize
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import GenerationFailed
-from deployments.engine.protocol.events import Failed, ImageFailed
+from deployments.engine.protocol.events import Failed, ImageDone, ImageFailed
 from deployments.engine.protocol.inputs import ImageArray, Inputs, Mask
 from deployments.engine.protocol.request import Request
 from deployments.engine.steps import previews as previews_module
 from deployments.engine.steps.prepare import begin_row
+from deployments.uploads.masked_area import crop_to_mask
 from tests.deployments.engine.harness import Tape, difference, reference_image, request_for, run
 
 SAMPLERS: Final = ("ddim", "pndm", "euler_a", "dpmpp_2m", "unipc")
@@ -154,6 +157,44 @@ def test_pixels_outside_the_mask_come_back_to_the_byte(feather: int, tiny_contro
     made = tape.images("x")[0]
     assert (made[ragged < 128] == picture(2)[ragged < 128]).all()
     assert (made[30:34, 30:34] != picture(2)[30:34, 30:34]).any()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
+@pytest.mark.parametrize("strength", [0.8, 1.0])
+def test_a_cropped_mask_gives_the_picture_of_diffusers(
+    sampler: str, strength: float, tiny_controlled: LoadedModel, tiny_checkpoint: Path
+) -> None:
+    image = np.kron(picture(6), np.ones((3, 2, 1), np.uint8))
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[40:90, 30:70] = 255
+    inputs = crop_to_mask(image, mask, (SIDE, SIDE), 8)
+    asked = request_for(tiny_controlled, "x", inputs, sampler=sampler, strength=strength, padding_mask_crop=8)
+    tape, _ = run(tiny_controlled, [asked])
+    reference = reference_image(tiny_checkpoint, tiny_controlled, asked)
+    assert tape.images("x")[0].shape == image.shape
+    assert difference(tape.images("x")[0], reference) <= 1
+
+
+@pytest.mark.parametrize("fill", ["noise", "zero"])
+def test_what_a_mask_is_filled_with_shows_inside_it_alone(fill: str, tiny_controlled: LoadedModel) -> None:
+    inputs = Inputs(image=picture(2), mask=half_mask())
+    plain = request_for(tiny_controlled, "x", inputs, strength=0.5)
+    filled = request_for(tiny_controlled, "x", inputs, strength=0.5, mask_fill=fill)
+    one, other = (run(tiny_controlled, [each])[0].images("x")[0] for each in (plain, filled))
+    assert difference(one[:, : SIDE // 2], other[:, : SIDE // 2]) > 4
+    assert difference(one[:, SIDE // 2 :], other[:, SIDE // 2 :]) == 0
+
+
+@pytest.mark.parametrize("fit", ["cover", "pad"])
+def test_the_finished_picture_has_the_size_that_is_asked_for(fit: str, tiny_controlled: LoadedModel) -> None:
+    asked = request_for(tiny_controlled, "x", output_size=[150, 50], output_fit=fit)
+    tape, _ = run(tiny_controlled, [asked, request_for(tiny_controlled, "plain", prompt="a picture of x")])
+    (done,) = tape.of("x", ImageDone)
+    made, plain = tape.images("x")[0], tape.images("plain")[0]
+    assert (done.width, done.height) == (150, 50)
+    assert made.shape == (50, 150, 3)
+    wanted = np.asarray(resize(Image.fromarray(plain.astype(np.uint8)), 150, 50, "cover" if fit == "cover" else "pad"))
+    assert difference(made, wanted.astype(np.int16)) == 0
 
 
 def test_one_picture_is_encoded_once_whatever_is_asked_of_it(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deployments.engine.conditioning.resizing import resize
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.uploads.image_files import MAX_PIXELS, decode, read_header, resize, to_rgb
+from deployments.uploads.image_files import MAX_PIXELS, decode, read_header, to_rgb
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

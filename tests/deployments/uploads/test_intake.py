@@ -56,7 +56,8 @@ def picture(colour: str = "red") -> bytes:
 
 
 def request(**files: Any) -> Request:
-    return Request("r1", PARAMS, uploads=Uploads(**files))
+    controls = (ControlSettings(type="canny"),) * len(files.get("hints", ()))
+    return Request("r1", PARAMS.model_copy(update={"controls": controls}), uploads=Uploads(**files))
 
 
 @pytest.fixture
@@ -179,6 +180,22 @@ def test_a_finished_hint_is_left_alone(annotators: Annotators) -> None:
     assert (inputs.hints[0] == patches(96, 64)).all()
 
 
+def test_a_hint_of_two_can_be_made_from_a_photo_and_the_other_be_finished(annotators: Annotators) -> None:
+    request = controlled("depth", "canny", hint=png(), preprocess=False)
+    first, second = request.params.controls
+    controls = (first, second.model_copy(update={"preprocess": True}))
+    request = replace(request, params=request.params.model_copy(update={"controls": controls}))
+    finished, made = decode_uploads(request, annotators).inputs.hints
+    assert (finished == patches(96, 64)).all()
+    assert (made == annotators.of("canny")(patches(96, 64))).all()
+
+
+def test_as_many_hints_as_controlnets_are_needed(annotators: Annotators) -> None:
+    request = controlled("depth", "canny", hint=png())
+    with pytest.raises(InvalidParameter, match="once for each ControlNet"):
+        decode_uploads(replace(request, uploads=Uploads(hints=(png(),), preprocess=True)), annotators)
+
+
 def test_what_nobody_can_make_a_hint_of_is_refused_before_anything_is_decoded(annotators: Annotators) -> None:
     with pytest.raises(InvalidParameter) as refused:
         decode_uploads(controlled("canny", "pose", hint=b"not a picture"), annotators)
@@ -193,3 +210,20 @@ async def test_a_network_that_cannot_be_loaded_refuses_the_request(annotators: A
         intake.close()
         assert isinstance(event, outcome)
         assert not isinstance(event, Failed) or isinstance(event.error, ModelLoadError)
+
+
+async def test_hints_are_made_as_the_engine_would_get_them() -> None:
+    photo, drawing = io.BytesIO(), Image.new("RGB", (64, 64))
+    drawing.paste("white", (0, 0, 32, 64))
+    drawing.save(photo, "PNG")
+    params = PARAMS.model_copy(update={"controls": (ControlSettings(type="canny"),)})
+    request = Request("r", params, uploads=Uploads(hints=(photo.getvalue(),), preprocess=True))
+    intake = Intake(Annotators({}, "cpu"))
+    (hint,) = await intake.make_hints(request, Engine())
+    ready = await intake.decode(request, Engine())
+    assert ready.inputs is not None
+    with Image.open(io.BytesIO(hint)) as decoded:
+        assert decoded.tobytes() == ready.inputs.hints[0].tobytes()
+    with pytest.raises(Overloaded):
+        await intake.make_hints(request, Engine(full=True))
+    intake.close()

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-from deployments.engine.conditioning.cross_attention import CrossAttentionCache
+from deployments.engine.conditioning.cross_attention import CrossAttentionCache, context_width
+from deployments.engine.conditioning.prompt_encoder import repeat_to
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from tests.deployments.engine.harness import request_for, run
 from tests.deployments.engine.tiny import WIDTH, tiny_unet
@@ -40,28 +40,27 @@ def embeddings(lengths: Sequence[int]) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def test_a_unet_given_its_keys_answers_as_before() -> None:
+def test_a_unet_given_its_keys_answers_as_it_did_to_the_embeddings() -> None:
     unet, (latents, time) = tiny_unet(), arguments(4)
-    first, second = embeddings((77, 154))
-    context = torch.stack([first.repeat(2, 1), second, torch.zeros_like(second), torch.zeros_like(second)])
-    before = unet(latents, time, encoder_hidden_states=context).sample
-    keys = CrossAttentionCache(unet)
-    with keys.substitute([keys.project(first), keys.project(second)], 154, 4) as given:
-        torch.testing.assert_close(given, context, rtol=0, atol=0)
-        after = unet(latents, time, encoder_hidden_states=torch.zeros_like(context)).sample
-    torch.testing.assert_close(after[:2], before[:2])
-    torch.testing.assert_close(unet(latents, time, encoder_hidden_states=context).sample, before)
+    prompts = embeddings((77, 77, 77, 77))
+    before = unet(latents, time, encoder_hidden_states=torch.stack(prompts)).sample
+    cache = CrossAttentionCache(unet)
+    keys = torch.stack([cache.project(prompt).keys for prompt in prompts])
+    assert keys.shape == (4, 77, context_width(unet))
+    torch.testing.assert_close(unet(latents, time, encoder_hidden_states=keys).sample, before)
 
 
 @torch.inference_mode()
-def test_a_call_that_fails_leaves_no_keys_behind() -> None:
+def test_repeated_keys_are_the_keys_of_repeated_embeddings() -> None:
     unet, (latents, time) = tiny_unet(), arguments(1)
     (embedding,) = embeddings((77,))
-    keys = CrossAttentionCache(unet)
-    expected = unet(latents, time, encoder_hidden_states=embedding[None]).sample
-    with pytest.raises(RuntimeError, match="injected"), keys.substitute([keys.project(embedding * 2)], 77, 1):
-        raise RuntimeError("injected")
-    torch.testing.assert_close(unet(latents, time, encoder_hidden_states=embedding[None]).sample, expected)
+    cache = CrossAttentionCache(unet)
+    keys = cache.project(embedding).keys
+    assert torch.equal(repeat_to(keys, 154), cache.project(embedding.repeat(2, 1)).keys)
+    once, twice = (
+        unet(latents, time, encoder_hidden_states=each[None]).sample for each in (keys, repeat_to(keys, 154))
+    )
+    torch.testing.assert_close(once, twice)
 
 
 def test_prompts_are_projected_once_for_all_their_requests_and_to_the_same_bits(tiny_model: LoadedModel) -> None:

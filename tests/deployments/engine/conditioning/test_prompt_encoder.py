@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deployments.engine.conditioning.prompt_encoder import CacheStats, PromptEncoder, emphasise, repeat_to
 from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.report import TokenCount
 from tests.deployments.engine.tiny import WIDTH, tiny_tokenizer, tiny_unet
 
 CPU = torch.device("cpu")
@@ -223,3 +224,24 @@ def test_the_least_recently_used_prompt_leaves_a_full_cache(pipeline: Any) -> No
 def test_max_chunks_is_a_power_of_two(pipeline: Any) -> None:
     with pytest.raises(ValueError, match="power of two"):
         PromptEncoder(pipeline.tokenizer, pipeline.text_encoder, CPU, torch.float32, max_chunks=3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "chunks"),
+    [("", 0, 1), ("a (red:1.3) cup", 3, 1), ("a cup BREAK a cat", 4, 2), ("cat " * 75, 75, 1), ("cat " * 301, 301, 5)],
+)
+def test_tokens_are_counted_as_encoding_would_lay_them_out(
+    encoder: PromptEncoder, prompt: str, tokens: int, chunks: int
+) -> None:
+    assert encoder.count(prompt) == TokenCount(tokens, chunks, 75, 4)
+    if chunks <= 4:
+        assert encoder.encode(prompt).shape[0] == 77 * (1 << (chunks - 1).bit_length())
+    else:
+        with pytest.raises(InvalidParameter, match=f"it has {tokens} tokens, in {chunks} chunks"):
+            encoder.encode(prompt)
+
+
+def test_counting_names_the_field_whose_weight_is_wrong(encoder: PromptEncoder) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        encoder.count("(cat:99)", "negative_prompt")
+    assert caught.value.field == "negative_prompt"

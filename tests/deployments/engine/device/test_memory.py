@@ -5,7 +5,7 @@ import torch
 
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.models.loaded_model import LoadedModel
-from deployments.engine.steps.decode import decode_latents
+from deployments.engine.steps.pictures import decode_latents
 
 MEGA = 1000 * 1000
 

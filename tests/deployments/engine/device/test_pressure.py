@@ -19,9 +19,10 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DeadlineExceeded, DoesNotFit, NumericalFailure, Overloaded
 from deployments.engine.protocol.events import Accepted, Failed, Finished, ImageDone, ImageFailed, Progress
 from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.device import Meter
 from deployments.engine.worker.warm_up import warm_up
-from tests.deployments.engine.harness import Tape, difference, engine_of, request_for, run
+from tests.deployments.engine.harness import Tape, difference, engine_of, prepare_all, request_for, run
 
 NAMES = ("a", "b", "c", "d")
 
@@ -106,7 +107,9 @@ def test_only_a_row_that_does_not_fit_alone_fails(tiny_model: LoadedModel) -> No
     assert len(tape.images("small")) == 1
 
 
-def test_batches_are_planned_to_the_budget(tiny_model: LoadedModel) -> None:
+def test_batches_are_planned_to_the_budget(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether larger calls of so small a network pay is a matter of chance: here memory alone bounds them.
+    monkeypatch.setattr(CostModel, "find_knee", CostModel.knee)
     with drive(tiny_model, max_rows=16) as (probe, _):
         warm_up(probe)
         plan, bucket = probe.admission.plan, request_for(tiny_model, "x").bucket
@@ -130,6 +133,20 @@ def test_what_can_never_fit_is_refused_at_once(tiny_model: LoadedModel) -> None:
         engine.drain()
         assert isinstance(tape.of("huge", Failed)[0].error, DoesNotFit)
         assert len(tape.images("small")) == 1
+
+
+def test_an_exact_image_is_refused_where_its_size_of_batch_does_not_fit(tiny_model: LoadedModel) -> None:
+    with drive(tiny_model, max_rows=16) as (probe, _):
+        warm_up(probe)
+        plan, bucket = probe.admission.plan, request_for(tiny_model, "x").bucket
+        needed = tiny_model.bytes + plan.call_bytes(bucket, 4)
+    with drive(tiny_model, max_rows=16, memory=CpuMemory(round(needed / 0.9 * 1.02))) as (engine, tape):
+        warm_up(engine)
+        engine.submit(request_for(tiny_model, "exact", exact=True))
+        engine.submit(request_for(tiny_model, "not"))
+        engine.drain()
+        assert isinstance(tape.of("exact", Failed)[0].error, DoesNotFit)
+        assert len(tape.images("not")) == 1
 
 
 def test_a_shape_that_waits_for_memory_is_not_starved_by_smaller_ones(tiny_model: LoadedModel) -> None:
@@ -210,6 +227,7 @@ def test_a_high_row_takes_a_low_ones_place_and_both_get_their_pictures(tiny_mode
         for _ in range(5):
             engine.step()
         engine.submit(high)
+        prepare_all(engine)
         engine.step()
         assert [row.request.id for row in engine.running] == ["high"]
         while not tape.of("high", Finished):
@@ -229,6 +247,7 @@ def test_a_paused_row_is_cancelled_as_any_other(tiny_model: LoadedModel) -> None
         for _ in range(3):
             engine.step()
         engine.submit(request_for(tiny_model, "high", priority="high"))
+        prepare_all(engine)
         engine.step()
         assert engine.cancel("low")
         engine.drain()
@@ -237,14 +256,16 @@ def test_a_paused_row_is_cancelled_as_any_other(tiny_model: LoadedModel) -> None
         assert len(tape.images("high")) == 1
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(tiny_model: LoadedModel) -> None:
+def test_a_deadline_that_cannot_be_met_is_refused_before_anything_runs(tiny_model: LoadedModel) -> None:
     with drive(tiny_model) as (engine, tape):
         warm_up(engine)
-        engine.submit(request_for(tiny_model, "late", num_inference_steps=150, deadline_ms=1))
-        (refused,) = tape.of("late", Failed)
+        engine.submit(request_for(tiny_model, "late", num_inference_steps=150, deadline_ms=10))
+        engine.drain()
+        (refused,) = tape.events["late"]
+        assert isinstance(refused, Failed)
         assert isinstance(refused.error, DeadlineExceeded)
         assert "it would take about" in refused.error.message
-        assert not engine.is_busy
+        assert engine.tracker.total.refused == 1
         engine.submit(request_for(tiny_model, "fine", deadline_ms=600_000))
         engine.drain()
         assert len(tape.images("fine")) == 1

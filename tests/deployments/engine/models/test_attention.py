@@ -1,118 +1,115 @@
-"""The faster attention is kept, and a CPU's is never touched."""
+"""Each shape of layer gets the fastest attention, and a CPU's is never touched."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from torch import Tensor
 
+from deployments.engine.conditioning.cross_attention import CrossAttentionCache
+from deployments.engine.cuda.attention_kernels import TORCH, Kernel, LayerShape, attend_by_default, kernels_for
 from deployments.engine.device.errors import DeviceLost
 from deployments.engine.models.attention import (
-    TORCH,
-    XFORMERS,
     AttentionChoice,
-    Switch,
     adopt_attention,
     choose_attention,
-    choose_faster,
+    choose_kernels,
     sample_inputs,
+    served_shapes,
 )
+from tests.deployments.engine.tiny import tiny_unet
+
+CPU = torch.device("cpu")
+LARGE, SMALL = LayerShape(64, 64, 2, 40), LayerShape(16, 77, 2, 80)
 
 
-class Network:
-    """Remembers which attention it was switched to, and counts its calls."""
-
-    attention = ""
-    calls = 0
-
-    def __call__(self, **inputs: Any) -> None:
-        self.calls += 1
+def broken(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    raise RuntimeError("no kernel for this width")
 
 
-def switch_to(name: str) -> Switch:
-    return lambda network: setattr(network, "attention", name)
+def lost(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
-def broken(network: Any) -> None:
-    raise RuntimeError("no kernel for this head size")
+def choose(
+    times: Mapping[LayerShape, Mapping[str, float]], kernels: Mapping[str, Kernel] | None = None
+) -> AttentionChoice:
+    """Chooses among kernels that take so long, in milliseconds; each is really called."""
+    pending = [taken for shape in times for taken in times[shape].values()]
 
-
-BOTH: dict[str, Switch] = {TORCH: switch_to(TORCH), XFORMERS: switch_to(XFORMERS)}
-
-
-def choice_for(network: Network, times: dict[str, float], candidates: dict[str, Switch]) -> AttentionChoice:
     def timer(call: Callable[[], object]) -> float:
         call()
-        return times[network.attention]
+        return pending.pop(0)
 
-    return choose_faster(network, {}, timer, candidates)
+    names = list(next(iter(times.values())))
+    return choose_kernels(
+        list(times), 2, CPU, torch.float32, timer, lambda _: kernels or dict.fromkeys(names, attend_by_default)
+    )
+
+
+def test_short_and_long_prompts_are_shapes_of_their_own() -> None:
+    shapes = served_shapes(tiny_unet(), CPU, torch.float32)
+    assert shapes == [LayerShape(16, attended, 4, 8) for attended in (16, 77, 308)]
+
+
+def test_every_shape_gets_its_own_fastest_kernel() -> None:
+    times = {
+        LARGE: {TORCH: 5.0, "flash": 4.0, "flash padded to 64": 2.0},
+        SMALL: {TORCH: 1.0, "flash": 0.5, "flash padded to 64": 0.9},
+    }
+    choice = choose(times)
+    assert choice.kernels == {LARGE: "flash padded to 64", SMALL: "flash"}
+    assert choice.milliseconds == times
 
 
 @pytest.mark.parametrize(
-    ("torch_ms", "xformers_ms", "faster"), [(10.0, 8.0, XFORMERS), (8.0, 10.0, TORCH), (10.0, 9.9, TORCH)]
+    ("times", "chosen"),
+    [
+        ({TORCH: 10.0, "flash": 9.8}, TORCH),
+        ({TORCH: 10.0, "flash": 9.6}, "flash"),
+        ({TORCH: 10.0, "flash": 8.1, "cudnn": 8.0}, "flash"),
+    ],
 )
-def test_the_network_is_left_with_the_faster_attention(torch_ms: float, xformers_ms: float, faster: str) -> None:
-    network = Network()
-    choice = choice_for(network, {TORCH: torch_ms, XFORMERS: xformers_ms}, BOTH)
-    assert choice.chosen == network.attention == faster
-    assert choice.milliseconds == {TORCH: torch_ms, XFORMERS: xformers_ms}
-    assert network.calls == 2
+def test_within_the_jitter_of_a_measurement_the_first_is_chosen(times: Mapping[str, float], chosen: str) -> None:
+    assert choose({LARGE: times}).kernels[LARGE] == chosen
 
 
-def test_xformers_that_does_not_work_is_no_reason_not_to_serve() -> None:
-    network = Network()
-    choice = choice_for(network, {TORCH: 10.0}, {TORCH: switch_to(TORCH), XFORMERS: broken})
-    assert choice.chosen == network.attention == TORCH
-    assert choice.milliseconds == {TORCH: 10.0}
+def test_a_kernel_that_does_not_work_is_no_reason_not_to_serve() -> None:
+    choice = choose({LARGE: {TORCH: 9.0}}, {"flash": broken, TORCH: attend_by_default, "cudnn": broken})
+    assert choice.kernels == {LARGE: TORCH}
+    assert choice.milliseconds == {LARGE: {TORCH: 9.0}}
+    assert choose({LARGE: {TORCH: 9.0}}, {TORCH: broken}).kernels == {LARGE: TORCH}
 
 
-def test_a_candidate_that_takes_the_device_with_it_is_no_candidate_that_lost() -> None:
-    def lost(_: Any) -> None:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
+def test_a_kernel_that_takes_the_device_with_it_is_no_kernel_that_lost() -> None:
     with pytest.raises(DeviceLost):
-        choice_for(Network(), {TORCH: 10.0}, {XFORMERS: lost, TORCH: switch_to(TORCH)})
+        choose({LARGE: {TORCH: 9.0}}, {"flash": lost, TORCH: attend_by_default})
 
 
-def test_a_choice_is_adopted_without_a_call(tiny_unet: UNet2DConditionModel) -> None:
-    before, chosen = dict(tiny_unet.attn_processors), AttentionChoice(TORCH, {TORCH: 1.0}, "measured")
-    assert adopt_attention(tiny_unet, chosen) is chosen
-    assert tiny_unet.attn_processors == before
+def test_a_cpu_keeps_the_attention_that_it_has() -> None:
+    unet = tiny_unet()
+    before = unet.attn_processors
+    choice = choose_attention(unet, CPU, torch.float32)
+    assert adopt_attention(unet, choice) == AttentionChoice(reason="not on CUDA")
+    assert unet.attn_processors == before
 
 
-@pytest.fixture(scope="module")
-def tiny_unet() -> UNet2DConditionModel:
-    unet: UNet2DConditionModel = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    return unet
+def test_a_choice_is_adopted_without_a_measurement_and_changes_nothing_but_the_kernel() -> None:
+    unet = tiny_unet()
+    CrossAttentionCache(unet)
+    inputs = sample_inputs(unet, 2, CPU, torch.float32)
+    with torch.inference_mode():
+        before = unet(**inputs)[0]
+        adopt_attention(unet, AttentionChoice({LayerShape(16, 16, 4, 8): TORCH}))
+        assert torch.allclose(unet(**inputs)[0], before, atol=1e-6)
+    assert {type(each).__name__ for each in unet.attn_processors.values()} == {"ShapedAttention"}
 
 
-def test_a_cpu_keeps_the_attention_that_it_has(tiny_unet: UNet2DConditionModel) -> None:
-    before = tiny_unet.attn_processors
-    choice = choose_attention(tiny_unet, torch.device("cpu"), torch.float32)
-    assert (choice.chosen, dict(choice.milliseconds)) == (TORCH, {})
-    assert tiny_unet.attn_processors == before
+def test_what_torch_chooses_comes_first_so_that_nothing_changes_without_a_gain() -> None:
+    assert next(iter(kernels_for(40))) == TORCH
+    assert {"flash", "flash padded to 64", "cudnn padded to 96", "efficient"} <= set(kernels_for(40))
+    assert "flash padded to 256" not in kernels_for(40)
 
 
-def test_a_real_network_gets_its_own_processors_back(tiny_unet: UNet2DConditionModel) -> None:
-    before = dict(tiny_unet.attn_processors)
-    inputs = sample_inputs(tiny_unet, 2, torch.device("cpu"), torch.float32)
-    answers: list[Any] = []
-
-    def timer(call: Callable[[], object]) -> float:
-        answers.append(call())
-        return 1.0
-
-    choice = choose_faster(tiny_unet, inputs, timer)
-    assert choice.chosen == TORCH
-    assert tiny_unet.attn_processors == before
-    assert answers[0][0].shape == inputs["sample"].shape
+def test_a_choice_can_be_reported_as_text() -> None:
+    assert AttentionChoice({LARGE: "flash", SMALL: TORCH}).as_text() == {"64x64x2x40": "flash", "16x77x2x80": TORCH}

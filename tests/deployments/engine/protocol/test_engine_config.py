@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import get_type_hints
 
 import pytest
+from pydantic import ValidationError
 
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from serve_app.config.deployments import DeploymentConfig
@@ -28,16 +29,32 @@ def test_every_setting_of_the_configuration_reaches_the_engine() -> None:
             "device": "cpu",
             "dtype": "bfloat16",
             "max_rows": 4,
+            "padded_sizes": [2, 4],
             "queue_limit": 9,
             "threads": 2,
             "model_memory_gib": 1,
             "device_memory_gib": 2,
+            "cache_dir": "/var/cache/darkroom",
+            "backend": "torch",
         }
     ).engine_config()
     untouched = {field.name for field in fields(EngineConfig) if getattr(changed, field.name) == field.default}
-    assert untouched == {"padded_sizes", "decode_batch"}
+    assert untouched == {"decode_batch"}
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="backend must be one of auto, openvino, torch"):
+        EngineConfig(backend="onnx")
 
 
 def test_a_call_has_room_for_a_guided_image() -> None:
     with pytest.raises(ValueError, match="max_rows must be at least 2"):
         EngineConfig(max_rows=1)
+
+
+@pytest.mark.parametrize("sizes", [(2,), (4, 2, 8), (2, 2, 8), (0, 8), (8, 16)])
+def test_padded_sizes_ascend_to_the_most_rows(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="padded_sizes must ascend"):
+        EngineConfig(max_rows=8, padded_sizes=sizes)
+    with pytest.raises(ValidationError, match="padded_sizes"):
+        DeploymentConfig(name="a", models=("demo-sd",), max_rows=8, padded_sizes=sizes)

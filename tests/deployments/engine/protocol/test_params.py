@@ -73,3 +73,12 @@ def test_more_pixels_than_the_model_may_make_are_refused() -> None:
     with pytest.raises(InvalidParameter) as caught:
         effective_params(GenerationParams(prompt="x", width=1024, height=1024), SPEC)
     assert caught.value.field == "width"
+
+
+def test_a_lossless_file_has_no_quality() -> None:
+    with pytest.raises(InvalidParameter, match="for webp and jpeg only") as refused:
+        effective_params(GenerationParams(prompt="", output_quality=80), SPEC)
+    assert refused.value.field == "output_quality"
+    for output_format in ("webp", "jpeg"):
+        params = GenerationParams.model_validate({"prompt": "", "output_quality": 80, "output_format": output_format})
+        assert effective_params(params, SPEC).output_quality == 80

@@ -28,6 +28,14 @@ def test_time_is_shared_by_cost_and_not_by_count() -> None:
     assert abs(used[SMALL] - used[LARGE]) <= 4
 
 
+def test_a_bill_that_comes_when_the_bucket_is_gone_is_no_error() -> None:
+    share = BucketShare()
+    share.choose((SMALL,))
+    share.choose((LARGE,))
+    share.charge(SMALL, 1.0, ["normal"])
+    assert share.choose((SMALL, LARGE)) is not None
+
+
 def test_a_newcomer_neither_waits_nor_takes_over() -> None:
     share = BucketShare()
     for _ in range(50):

@@ -78,7 +78,7 @@ def test_first_come_first_served() -> None:
         enter(queue, request_of(name))
         clock.now += 1
     assert take_all(queue, room=4) == [("a", 0), ("b", 0)]
-    assert [(request.id, images) for request, images in queue.predict_order()] == [("c", 1)]
+    assert [(request.id, images) for request, images in queue.snapshot().predict_order()] == [("c", 1)]
 
 
 def test_requests_of_one_moment_keep_their_order() -> None:
@@ -292,9 +292,9 @@ def test_the_order_that_is_foretold_is_the_order_that_comes() -> None:
     priorities: tuple[Priority, ...] = ("low", "normal", "high")
     for i in range(30):
         enter(queue, request_of(str(i), priority=priorities[i % 3], tenant=str(i % 4)), cost=float(1 + i % 5))
-    foretold = [request.id for request, _ in queue.predict_order()]
+    foretold = [request.id for request, _ in queue.snapshot().predict_order()]
     came = []
-    while waiting := list(queue.predict_order()):
+    while waiting := list(queue.snapshot().predict_order()):
         (name,) = names(queue, room=2)
         came.append(name)
         clock.now += next(float(1 + int(request.id) % 5) for request, _ in waiting if request.id == name)
@@ -434,7 +434,7 @@ class AnyHistory(RuleBasedStateMachine):
         if hasattr(self, "queue"):
             assert self.queue.images == len(self.waiting)
             assert len(self.queue) <= self.limit
-            assert sum(images for _, images in self.queue.predict_order()) == len(self.waiting)
+            assert sum(images for _, images in self.queue.snapshot().predict_order()) == len(self.waiting)
 
 
 TestAnyHistory = AnyHistory.TestCase

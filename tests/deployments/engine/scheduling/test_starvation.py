@@ -38,6 +38,9 @@ class NoMemory:
     def held_bytes(self, counted: int) -> int:
         return counted
 
+    def unused_bytes(self) -> int:
+        return 0
+
     def meter(self) -> AbstractContextManager[Meter]:
         return nullcontext(Meter())
 
@@ -67,6 +70,7 @@ class Player:
         self.lives: dict[str, Life] = {}
         self.requests: dict[str, Request] = {}
         self.most_rows = 0
+        self.turns = 0
         self._share = BucketShare()
 
     def enqueue(self, request: Request) -> bool:
@@ -74,7 +78,7 @@ class Player:
         for size in SIZES:
             self.admission.costs.record_call(request.bucket, size, 0, SECONDS)
         try:
-            self.admission.enqueue(request, self.running)
+            self.admission.enqueue(request)
         except Overloaded:
             return False
         due = self.now + PATIENCE[request.params.priority] + self.admission.estimator.cost(request)
@@ -84,6 +88,7 @@ class Player:
 
     def turn(self) -> None:
         """As `Engine.step`; a second goes by where there is nothing to do."""
+        self.turns += 1
         arrival = self.admission.queue.pop_arrival()
         if arrival is not None:
             self.admission.queue.add(arrival)
@@ -123,7 +128,8 @@ class Player:
 def row_of(ticket: Ticket) -> Row:
     steps = cast(Any, range(ticket.request.evaluations))
     nothing = cast(Any, NO_BYTES)
-    return Row(ticket.request, ticket.index, steps, nothing, nothing, nothing, None, due=ticket.due)
+    guided = range(ticket.request.evaluations if ticket.request.unet_rows > 1 else 0)
+    return Row(ticket.request, ticket.index, steps, nothing, nothing, nothing, None, guided, due=ticket.due)
 
 
 def request_of(
@@ -148,13 +154,12 @@ Source = Callable[[int, float], list[Request]]
 
 
 def play(player: Player, source: Source, seconds: float, until: str | None = None) -> None:
-    """Lets `source` send, turn by turn, for so long, or until that request is done."""
-    begun, number = player.now, 0
+    """Lets `source` send, turn by turn, for so long, or until that request is done. It is given the turn's number."""
+    begun = player.now
     while player.now - begun < seconds and (until is None or player.lives[until].ended is None):
-        for request in source(number, player.now):
+        for request in source(player.turns, player.now):
             player.enqueue(request)
         player.turn()
-        number += 1
 
 
 def flood(priority: Priority, tenant: str = "", each: int = 2, **what: Any) -> Source:

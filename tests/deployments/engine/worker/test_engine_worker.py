@@ -378,3 +378,13 @@ async def test_a_caller_that_leaves_while_its_model_loads_does_not_keep_it(tiny_
                 await asyncio.sleep(0.01)
     finally:
         await asyncio.to_thread(worker.stop)
+
+
+async def test_tokens_are_counted_beside_the_engine_and_never_load_a_model(
+    worker: EngineWorker, tiny_checkpoint: Path
+) -> None:
+    request = request_for(tiny_checkpoint, "a red cup", negative_prompt="cat")
+    prompt, negative = worker.count_tokens(request)
+    assert (prompt.tokens, negative.tokens) == (3, 1)
+    with pytest.raises(EngineStopped):
+        worker.count_tokens(ask(request, "other"))

@@ -15,7 +15,7 @@ from torch import nn
 
 from deployments.engine.device.errors import DeviceLost
 from deployments.engine.models import loaded_model, manager
-from deployments.engine.models.attention import TORCH, AttentionChoice
+from deployments.engine.models.attention import AttentionChoice
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.protocol.engine_config import EngineConfig
@@ -49,7 +49,7 @@ def told() -> threading.Event:
 async def worker(specs: list[ModelSpec], told: threading.Event, tiny_model: LoadedModel) -> AsyncIterator[EngineWorker]:
     """Hosts `stays`; there was no room for `left`."""
     room = tiny_model.bytes + 1000
-    config = EngineConfig(device="cpu", max_rows=2, threads=1, model_memory_bytes=room)
+    config = EngineConfig(device="cpu", backend="torch", max_rows=2, threads=1, model_memory_bytes=room)
     worker = await asyncio.to_thread(EngineWorker.load, specs, config, on_device_lost=told.set)
     assert worker.report().loaded_models == ("stays",)
     yield worker
@@ -92,7 +92,8 @@ async def test_a_model_that_comes_back_is_warm_before_it_serves_and_the_loop_goe
             if isinstance(event, Progress):
                 steps.append(worker.is_alive)
     assert isinstance((await loading)[-1], Finished)
-    assert warmed == [("left", "load-model", False)]
+    # There is room for one: `stays` may have to come back before `left` has answered.
+    assert warmed[0] == ("left", "load-model", False)
     assert all(steps)
 
 
@@ -136,7 +137,6 @@ async def test_a_load_that_finds_no_memory_has_what_is_idle_gone_when_it_tries_a
     worker: EngineWorker, ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert worker._engine is not None
-    assert worker._manager is not None
     assert isinstance((await answer(worker, ask("stays")))[-1], Finished)
     gone = weakref.ref(worker._engine.models["stays"].unet)
     half_loaded: list[weakref.ref[nn.Module]] = []
@@ -218,7 +218,7 @@ async def test_a_device_that_is_lost_while_a_model_loads_ends_the_process(
 def test_attention_is_chosen_once_and_never_beside_an_engine_that_serves(
     specs: list[ModelSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = AttentionChoice(TORCH, {TORCH: 1.0}, "measured")
+    chosen = AttentionChoice()
     measured: list[object] = []
     adopted: list[AttentionChoice] = []
 

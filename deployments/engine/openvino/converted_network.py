@@ -1,0 +1,213 @@
+"""Runs a torch network through OpenVINO: converts it at its first call, and compiles it for its inputs' shapes."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import openvino
+import torch
+from cachetools import LRUCache
+from torch import Tensor, nn
+
+from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky
+from deployments.engine.device.memory import CpuMemory
+from deployments.engine.openvino.compiler import Compiler
+from deployments.engine.openvino.conversion import Function, Input, convert
+from deployments.engine.openvino.program import Program, Shape
+
+log = logging.getLogger(__name__)
+
+STATIC_BYTES: Final = 32 * 2**20
+"""Networks with at most so many bytes of weights are compiled for each shape of their inputs.
+
+That saves some milliseconds a call, and costs a compilation and a copy of the weights for each shape. In larger ones
+milliseconds do not count, and copies do: they are compiled once, for all shapes.
+"""
+
+KEPT_BYTES: Final = 2**29
+"""The weights of all programs that are kept of such a network, which bounds the shapes that it stays compiled for."""
+
+FEWEST_PROGRAMS: Final = 16
+"""The shapes that it stays compiled for in any case, the latest ones."""
+
+_TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A network's weights: error messages begin with `title`, and `digest` tells them from all others."""
+
+    title: str
+    digest: str
+
+
+@dataclass(slots=True, eq=False)
+class _Compiled:
+    """A program for some shapes, or the place of one; `lock` is held while it is compiled."""
+
+    program: Program | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class ConvertedNetwork:
+    """A function of a torch network that runs through OpenVINO. May be called from any thread.
+
+    At the first call it is converted, or read from the kept files; a new conversion must give torch's own answers to
+    that call's inputs, or to random ones if it is compiled beforehand. If it does not, or cannot be converted, a
+    warning names the network and torch runs it.
+    """
+
+    def __init__(
+        self,
+        compiler: Compiler,
+        origin: Origin,
+        part: str,
+        function: Function,
+        inputs: Sequence[Input],
+        owners: Iterable[nn.Module],
+    ) -> None:
+        """`part` tells apart the functions of one network. `owners` are the modules whose weights nothing but
+        `function` needs: they are dropped once it is converted.
+        """
+        self._compiler, self._origin, self._part = compiler, origin, part
+        self._function = function
+        self._inputs = tuple(inputs)
+        self._owners = tuple(owners)
+        self._model: openvino.Model | None = None
+        weight_bytes = sum(weight.nbytes for *_, weight in _weights_of(self._owners))
+        self._is_static = weight_bytes <= STATIC_BYTES
+        self._work_bytes = 0.0
+        kept = max(FEWEST_PROGRAMS, KEPT_BYTES // max(1, weight_bytes))
+        self._programs: LRUCache[tuple[Shape | bool, ...], _Compiled] = LRUCache(kept)
+        self._lock = threading.Lock()  # of `_programs`, held for moments
+        self._converting = threading.Lock()
+        self.has_failed = False
+
+    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Returns the function's outputs. What is None is left out: the function adds nothing for it."""
+        if self._model is None and not self.has_failed:
+            self._prepare(inputs)
+        if self.has_failed:
+            return self._function(*inputs)
+        program = self._program_for(_shapes_of(inputs))
+        # Never written to: shows meters, which see torch's memory only, what OpenVINO needs beside it.
+        work = torch.empty(int(self._work_bytes * _elements(inputs)), dtype=torch.uint8)
+        answers = program(self._cast(inputs))
+        del work
+        return answers
+
+    def compile_for(self, *shapes: Shape | None) -> None:
+        """Converts the function, and compiles it for inputs of these shapes, as far as that was not done before.
+
+        Calls of other shapes go on meanwhile; one of these waits for it.
+        """
+        if self._model is None and not self.has_failed:
+            self._prepare(self._random_inputs(shapes))
+        if not self.has_failed:
+            self._program_for(shapes)
+
+    def _random_inputs(self, shapes: Sequence[Shape | None]) -> list[Tensor | None]:
+        random = torch.Generator().manual_seed(0)
+        return [
+            None if shape is None else torch.randn(shape, generator=random).to(own.example.dtype)
+            for shape, own in zip(shapes, self._inputs, strict=True)
+        ]
+
+    def _cast(self, inputs: Sequence[Tensor | None]) -> list[Tensor]:
+        pairs = zip(inputs, self._inputs, strict=True)
+        return [given.to(own.example.dtype).contiguous() for given, own in pairs if given is not None]
+
+    def _program_for(self, shapes: Sequence[Shape | None]) -> Program:
+        assert self._model is not None
+        with self._lock:
+            compiled = self._programs.setdefault(self._key(shapes), _Compiled())
+        with compiled.lock:
+            if compiled.program is None:
+                compiled.program = self._compile(self._model, shapes)
+            return compiled.program
+
+    def _key(self, shapes: Sequence[Shape | None]) -> tuple[Shape | bool, ...]:
+        """Returns what a program is compiled for: the inputs' shapes, or which of them there are."""
+        if self._is_static:
+            return tuple(shape is not None and shape for shape in shapes)
+        return tuple(shape is not None for shape in shapes)
+
+    def _compile(self, model: openvino.Model, shapes: Sequence[Shape | None]) -> Program:
+        return self._compiler.compile(model, shapes, is_static=self._is_static)
+
+    def _prepare(self, inputs: Sequence[Tensor | None]) -> None:
+        """Converts the network on a thread of its own: the caller's may be in inference mode, or metered."""
+        with self._converting:
+            if self._model is None and not self.has_failed:
+                with ThreadPoolExecutor(1, thread_name_prefix="convert") as thread:
+                    thread.submit(self._convert_or_fall_back, inputs).result()
+
+    def _convert_or_fall_back(self, inputs: Sequence[Tensor | None]) -> None:
+        try:
+            self._convert(inputs)
+        except Exception as error:
+            raise_if_sticky(error)
+            if is_out_of_memory(error):
+                raise
+            log.warning("%s cannot run on OpenVINO; torch runs its %s: %s", self._origin.title, self._part, error)
+            self._programs.clear()
+            self.has_failed = True
+
+    def _convert(self, inputs: Sequence[Tensor | None]) -> None:
+        core, files = self._compiler.core, self._compiler.files
+        origin = {"weights": self._origin.digest, "part": self._part}
+        found = files.load(core, origin)
+        if found is None:
+            started = time.perf_counter()
+            model = convert(self._function, self._inputs)
+            found = files.keep(core, origin, model, lambda kept: self._check(kept, inputs))
+            seconds = time.perf_counter() - started
+            log.info("%s: its %s was converted for OpenVINO in %.1f s", self._origin.title, self._part, seconds)
+        self._work_bytes, self._model = found.work_bytes, found.model
+        _drop_weights(self._owners)
+
+    @torch.no_grad()
+    def _check(self, model: openvino.Model, inputs: Sequence[Tensor | None]) -> float:
+        """Returns the bytes that torch needs per element of the first input; OpenVINO does not say what it needs.
+
+        Raises ValueError if `model` does not give torch's answers.
+        """
+        with CpuMemory().meter() as meter:
+            wanted = self._function(*inputs)
+        shapes = _shapes_of(inputs)
+        program = self._compile(model, shapes)
+        self._programs[self._key(shapes)] = _Compiled(program)
+        answers = program(self._cast(inputs))
+        for answer, right in zip(answers, wanted, strict=True):
+            error = float((answer - right).abs().max() / right.abs().max().clamp(min=1.0))
+            if error > _TOLERANCE:
+                raise ValueError(f"its answers differ from torch's by {error:.1e}")
+        return meter.peak / _elements(inputs)
+
+
+def _shapes_of(inputs: Sequence[Tensor | None]) -> list[Shape | None]:
+    return [None if given is None else tuple(given.shape) for given in inputs]
+
+
+def _elements(inputs: Sequence[Tensor | None]) -> int:
+    first = inputs[0]
+    assert first is not None
+    return first.numel()
+
+
+def _weights_of(owners: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Yields where each weight is held, and the weight."""
+    for module in {each: None for owner in owners for each in owner.modules()}:
+        for held in (module._parameters, module._buffers):
+            yield from ((held, name, tensor) for name, tensor in held.items() if tensor is not None)
+
+
+def _drop_weights(owners: Iterable[nn.Module]) -> None:
+    """Frees the weights of `owners`; what remains of them are their shapes, from which sizes are counted."""
+    for held, name, tensor in list(_weights_of(owners)):
+        empty = torch.empty_like(tensor, device="meta")
+        held[name] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

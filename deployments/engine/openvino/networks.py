@@ -1,0 +1,316 @@
+"""Diffusers' and transformers' networks as the engine calls them, run through OpenVINO."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from deployments.engine.conditioning.controlnet import AddedMaps
+from deployments.engine.conditioning.cross_attention import context_width
+from deployments.engine.conditioning.deep_cache import DeepCache, can_split
+from deployments.engine.openvino.compiler import Compiler
+from deployments.engine.openvino.conversion import Function, Input, split_gates
+from deployments.engine.openvino.converted_network import ConvertedNetwork, Origin
+from deployments.engine.openvino.program import Shape
+
+# Any side that is no multiple of a power of two: then a UNet's trace takes the sizes of its maps from its input, as
+# such sizes need it, and does not double them.
+_SIDES = (17, 19)
+_IMAGE_AXES = (0, 2, 3)
+_ANY = (0, 1, 2, 3)
+
+
+class OpenVinoNetwork(nn.Module):
+    """A network whose functions run through OpenVINO. Its own weights are dropped when they are converted."""
+
+    def __init__(self, compiler: Compiler, origin: Origin, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._compiler, self._origin = compiler, origin
+        self._parts: list[ConvertedNetwork] = []
+
+    @property
+    def config(self) -> Any:
+        """The network's config."""
+        return self.network.config
+
+    @property
+    def backend(self) -> str:
+        """What runs it: openvino, or torch if one of its functions could not be converted."""
+        return "torch" if any(part.has_failed for part in self._parts) else "openvino"
+
+    def add_part(
+        self, name: str, function: Function, inputs: Sequence[Input], owners: Iterable[nn.Module]
+    ) -> ConvertedNetwork:
+        """Adds a function of the network, to be converted; `owners` are the modules whose weights only it needs."""
+        part = ConvertedNetwork(self._compiler, self._origin, name, function, inputs, owners)
+        self._parts.append(part)
+        return part
+
+
+class OpenVinoUNet(OpenVinoNetwork):
+    """A UNet whose prompts are an input already (`CrossAttentionCache`)."""
+
+    def __init__(self, compiler: Compiler, origin: Origin, unet: Any) -> None:
+        super().__init__(compiler, origin, unet)
+        split_gates(unet)
+        config = unet.config
+        self._guidance_width: int | None = config.time_cond_proj_dim
+        self._maps = _count_maps(config)
+        inputs = [
+            Input("sample", torch.zeros(2, config.in_channels, *_SIDES), _IMAGE_AXES),
+            Input("timestep", torch.zeros(2)),
+            Input("keys", torch.zeros(2, 4, context_width(unet)), (0, 1)),
+        ]
+        if self._guidance_width is not None:
+            inputs.append(Input("guidance", torch.zeros(2, self._guidance_width)))
+        inputs += [Input(f"residual_{i}", torch.zeros(1, 1, 1, 1), _ANY) for i in range(self._maps)]
+        self._split = DeepCache(unet) if can_split(unet) else None
+        # What a shallow call runs is little, and its conversion needs the weights when it comes.
+        kept = [module for name, module in unet.named_modules() if name.endswith(".projection")]
+        kept += [] if self._split is None else self._split.modules
+        self._run = self.add_part("UNet", self._call, inputs, _leaves_but(unet, kept))
+        self.deep_cache = None if self._split is None else OpenVinoDeepCache(self, unet, inputs)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+        down_block_additional_residuals: Sequence[Tensor] = (),
+        mid_block_additional_residual: Tensor | None = None,
+        return_dict: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Returns the answer [B, C, h, w], in a tuple. `encoder_hidden_states` are keys [B, tokens, width].
+
+        Of a UNet that can be split, the answer of its deep blocks is the tuple's second entry.
+        """
+        residuals: Sequence[Tensor | None] = [None] * self._maps
+        if mid_block_additional_residual is not None:
+            residuals = (*down_block_additional_residuals, mid_block_additional_residual)
+        guidance = self.guidance(sample, timestep_cond)
+        return self._run(sample, timestep, encoder_hidden_states, *guidance, *residuals)
+
+    def compile_for(self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none") -> None:
+        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps."""
+        maps: list[Shape | None] = [None] * self._maps
+        if added != "none":
+            sides = _map_shapes(self.config, height, width)
+            maps = [(rows, channels, *((1, 1) if added == "averages" else side)) for channels, *side in sides]
+        self._run.compile_for(*self.input_shapes(rows, height, width, tokens), *maps)
+
+    def input_shapes(self, rows: int, height: int, width: int, tokens: int) -> list[Shape]:
+        """Returns the shapes of a call's inputs, but for what ControlNets add."""
+        guidance = [] if self._guidance_width is None else [(rows, self._guidance_width)]
+        keys = (rows, tokens, context_width(self.network))
+        return [(rows, self.config.in_channels, height, width), (rows,), keys, *guidance]
+
+    def guidance(self, sample: Tensor, timestep_cond: Tensor | None) -> tuple[Tensor, ...]:
+        """Returns the embedded guidance scales [B, width] as an input of their own, for a UNet that has it."""
+        if self._guidance_width is None:
+            return ()
+        return (sample.new_zeros(len(sample), self._guidance_width) if timestep_cond is None else timestep_cond,)
+
+    def _call(self, sample: Tensor, timestep: Tensor, keys: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        residuals = more[-self._maps :]
+        extra: dict[str, Any] = {} if self._guidance_width is None else {"timestep_cond": more[0]}
+        if residuals[-1] is not None:
+            extra["down_block_additional_residuals"] = residuals[:-1]
+            extra["mid_block_additional_residual"] = residuals[-1]
+        if self._split is not None:
+            return self._split.run_whole(sample, timestep, keys, extra)
+        answer: tuple[Tensor] = self.network(sample, timestep, encoder_hidden_states=keys, **extra, return_dict=False)
+        return answer
+
+
+class OpenVinoDeepCache(DeepCache):
+    """The two ways to call an `OpenVinoUNet`."""
+
+    def __init__(self, unet: OpenVinoUNet, network: Any, inputs: Sequence[Input]) -> None:
+        """`network` is the torch UNet in `unet`, and `inputs` are its first ones and those of maps."""
+        super().__init__(network)
+        self._whole = unet
+        first = [each for each in inputs if not each.name.startswith("residual")]
+        deep = Input("deep", torch.zeros(2, self.channels, *_SIDES), _IMAGE_AXES)
+        self._shallow = unet.add_part("UNet without its deep blocks", self._call_shallow, [deep, *first], ())
+
+    def run_whole(self, sample: Tensor, time: Tensor, keys: Tensor, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        answer, deep = self._whole(sample, time, keys, **more)
+        return answer, deep
+
+    def run_shallow(self, sample: Tensor, time: Tensor, keys: Tensor, deep: Tensor, more: Mapping[str, Any]) -> Tensor:
+        (answer,) = self._shallow(deep, sample, time, keys, *self._whole.guidance(sample, more.get("timestep_cond")))
+        return answer
+
+    def compile_for(self, rows: int, height: int, width: int, tokens: int) -> None:
+        """Compiles shallow calls of latents [rows, C, height, width]."""
+        shapes = self._whole.input_shapes(rows, height, width, tokens)
+        self._shallow.compile_for((rows, self.channels, height, width), *shapes)
+
+    def _call_shallow(
+        self, deep: Tensor, sample: Tensor, time: Tensor, keys: Tensor, *guidance: Tensor
+    ) -> tuple[Tensor, ...]:
+        more = {"timestep_cond": guidance[0]} if guidance else {}
+        return (super().run_shallow(sample, time, keys, deep, more),)
+
+
+class OpenVinoControlNet(OpenVinoNetwork):
+    """A ControlNet without its hint encoder."""
+
+    def __init__(self, compiler: Compiler, origin: Origin, network: Any) -> None:
+        super().__init__(compiler, origin, network)
+        split_gates(network)
+        config = network.config
+        inputs = [
+            Input("sample", torch.zeros(2, config.in_channels, *_SIDES), _IMAGE_AXES),
+            Input("timestep", torch.zeros(2)),
+            Input("context", torch.zeros(2, 4, context_width(network)), (0, 1)),
+            Input("hint", torch.zeros(2, config.block_out_channels[0], *_SIDES), _IMAGE_AXES),
+        ]
+        self._run = self.add_part("ControlNet", self._call, inputs, [network])
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        return_dict: bool = False,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Returns what it adds to the UNet's maps: those on the way down, and the middle one."""
+        *down, middle = self._run(sample, timestep, encoder_hidden_states, controlnet_cond)
+        return down, middle
+
+    def compile_for(self, rows: int, height: int, width: int, tokens: int) -> None:
+        """Compiles the ControlNet for calls of latents [rows, C, height, width]."""
+        config = self.config
+        sample, hint = (
+            (rows, channels, height, width) for channels in (config.in_channels, config.block_out_channels[0])
+        )
+        self._run.compile_for(sample, (rows,), (rows, tokens, context_width(self.network)), hint)
+
+    def _call(self, sample: Tensor, timestep: Tensor, context: Tensor, hint: Tensor) -> tuple[Tensor, ...]:
+        down, middle = self.network(sample, timestep, context, hint, return_dict=False)
+        return (*down, middle)
+
+
+class OpenVinoHintEmbedder(OpenVinoNetwork):
+    """The hint encoder of a ControlNet."""
+
+    def __init__(self, compiler: Compiler, origin: Origin, embedder: Any) -> None:
+        super().__init__(compiler, origin, embedder)
+        channels = embedder.conv_in.in_channels
+        inputs = [Input("hint", torch.zeros(1, channels, 64, 64), _IMAGE_AXES)]
+        self._run = self.add_part("hint encoder", lambda hint: (embedder(hint),), inputs, [embedder])
+
+    def forward(self, hint: Tensor) -> Tensor:
+        """Embeds hints [B, 3, H, W] as [B, C, h, w]."""
+        (embedded,) = self._run(hint)
+        return embedded
+
+
+class OpenVinoVae(OpenVinoNetwork):
+    """A VAE."""
+
+    def __init__(self, compiler: Compiler, origin: Origin, vae: Any) -> None:
+        super().__init__(compiler, origin, vae)
+        config = vae.config
+        latents = Input("latents", torch.zeros(1, config.latent_channels, 8, 8), _IMAGE_AXES)
+        pixels = Input("pixels", torch.zeros(1, config.in_channels, 64, 64), _IMAGE_AXES)
+        self._decode = self.add_part(
+            "decoder",
+            lambda latents: vae.decode(latents, return_dict=False),
+            [latents],
+            _present(vae.decoder, vae.post_quant_conv),
+        )
+        self._encode = self.add_part(
+            "encoder",
+            lambda pixels: (vae.encode(pixels, return_dict=False)[0].parameters,),
+            [pixels],
+            _present(vae.encoder, vae.quant_conv),
+        )
+
+    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        """Returns pixels [B, 3, H, W], in a tuple."""
+        (pixels,) = self._decode(latents)
+        return (pixels,)
+
+    def compile_for(self, height: int, width: int) -> None:
+        """Compiles the decoder for one of latents [C, height, width]."""
+        self._decode.compile_for((1, self.config.latent_channels, height, width))
+
+    def encode(self, pixels: Tensor) -> AutoencoderKLOutput:
+        """Returns the distribution of latents of `pixels` [B, 3, H, W]."""
+        (parameters,) = self._encode(pixels)
+        return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(parameters))
+
+
+class OpenVinoTextEncoder(OpenVinoNetwork):
+    """A CLIP text encoder. Its final layer norm keeps its weights: prompts that skip layers need it."""
+
+    def __init__(self, compiler: Compiler, origin: Origin, text_encoder: Any) -> None:
+        super().__init__(compiler, origin, text_encoder)
+        tokens = text_encoder.config.max_position_embeddings
+        ids = Input("ids", torch.zeros(1, tokens, dtype=torch.int64), (0, 1))
+        mask = Input("mask", torch.ones(1, tokens, dtype=torch.int64), (0, 1))
+        self._is_masked = bool(text_encoder.config.to_dict().get("use_attention_mask"))
+        owners = [module for name, module in text_encoder.named_modules() if _is_leaf_but_final_norm(name, module)]
+        self._run = self.add_part("text encoder", self._call, [ids, mask] if self._is_masked else [ids], owners)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> BaseModelOutput:
+        """Returns the states of `input_ids` [B, tokens]: the last one, and those after each layer."""
+        states = self._run(input_ids, attention_mask) if self._is_masked else self._run(input_ids)
+        return BaseModelOutput(last_hidden_state=states[0], hidden_states=states[1:])
+
+    def _call(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        output = self.network(ids, attention_mask=mask, output_hidden_states=True, return_dict=True)
+        return (output.last_hidden_state, *output.hidden_states)
+
+
+def _count_maps(config: Any) -> int:
+    """Returns the number of maps that a ControlNet adds to: of each layer and each halving on the way down, of the
+    first convolution, and of the middle.
+    """
+    return sum(_layers_of_blocks(config)) + (len(config.down_block_types) - 1) + 2
+
+
+def _map_shapes(config: Any, height: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """Yields the channels and sides of those maps, of latents [height, width]; the middle one last."""
+    channels, halvings = config.block_out_channels, len(config.block_out_channels) - 1
+    yield channels[0], height, width
+    for block, layers in enumerate(_layers_of_blocks(config)):
+        yield from [(channels[block], height, width)] * layers
+        if block < halvings:
+            height, width = (height + 1) // 2, (width + 1) // 2
+            yield channels[block], height, width
+    yield channels[-1], height, width
+
+
+def _layers_of_blocks(config: Any) -> list[int]:
+    layers = config.layers_per_block
+    return [layers] * len(config.down_block_types) if isinstance(layers, int) else list(layers)
+
+
+def _leaves_but(network: nn.Module, kept: Iterable[nn.Module]) -> list[nn.Module]:
+    """Returns the modules that hold the weights of `network`, without those that are, or are in, one of `kept`."""
+    inside = {module for each in kept for module in each.modules()}
+    return [module for module in network.modules() if module not in inside and not list(module.children())]
+
+
+def _is_leaf_but_final_norm(name: str, module: nn.Module) -> bool:
+    return not list(module.children()) and not name.endswith("final_layer_norm")
+
+
+def _present(*modules: nn.Module | None) -> list[nn.Module]:
+    return [module for module in modules if module is not None]

@@ -1,0 +1,207 @@
+"""Lays out the UNet calls of a step: which slots take part in them, and where, as index tensors on the device."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deployments.engine.conditioning.controlnet import CallSlot, ControlCall, plan_controls
+from deployments.engine.conditioning.cross_attention import EncodedPrompt
+from deployments.engine.device.streams import copy_to_device
+from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.padding import padded_size
+from deployments.engine.row import Row
+from deployments.engine.steps.arena import MAX_EVALUATIONS, Arena, PromptSlots
+
+Key = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UNetCall:
+    """One call of the UNet with E entries, the last of them padding, which repeats the first.
+
+    `owner` [E] says whose latents an entry has, as an index into the step's rows; `rows` [E] the same as slots.
+    `prompts` [E] are its prompts' slots, and `deep` [E] its places in the arena's `deep`, both first indices as one.
+    `keeps_deep` says that what the deep blocks answer is kept, or, for a shallow call, used.
+    """
+
+    owner: Tensor
+    rows: Tensor
+    prompts: Tensor
+    deep: Tensor
+    controls: tuple[ControlCall, ...]
+    keeps_deep: bool
+
+    @property
+    def size(self) -> int:
+        """The number of entries, padding included."""
+        return len(self.owner)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepCall:
+    """The calls for R rows' next evaluation: of the `whole` UNet, and one without its deep blocks, `shallow`.
+
+    `rows` [R] are slots, and `offsets` [R] where their tables begin. `prompted` and `partner` [R] are a row's entries,
+    of both calls one after the other, with and without its prompt; the same one for a row without guidance.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    prompted: Tensor
+    partner: Tensor
+    prompts: PromptSlots
+    whole: UNetCall | None
+    shallow: UNetCall | None
+    whole_rows: int
+    shallow_rows: int
+    control_rows: int
+
+    @property
+    def padded_rows(self) -> int:
+        """The number of entries, padding included."""
+        return sum(call.size for call in (self.whole, self.shallow) if call is not None)
+
+
+class CallPlanner:
+    """Plans calls of one arena, and keeps the latest plan: it holds until a row joins, leaves or needs other networks.
+
+    `sizes` are what calls are padded to, ascending; `lengths` what prompts are repeated to (tokens), ascending: without
+    any the length of the longest.
+    """
+
+    def __init__(self, arena: Arena, sizes: tuple[int, ...], lengths: tuple[int, ...] = ()) -> None:
+        self._arena, self._sizes, self._lengths = arena, sizes, lengths
+        self._key: Key = ()
+        self._latest: StepCall | None = None
+
+    def plan(self, model: LoadedModel, rows: Sequence[Row]) -> StepCall:
+        """Returns the call for `rows`, all of them in slots of the arena."""
+        key = tuple(_key_of(row) for row in rows)
+        if self._latest is None or key != self._key:
+            self._latest = None
+            self._latest = _Layout(self._arena, model, rows, self._sizes, self._lengths).lay_out()
+            self._key = key
+        return self._latest
+
+
+def lay_out_one_row(arena: Arena, row: Row, size: int, tokens: int) -> StepCall:
+    """Returns a call that advances `row`, which is in a slot, without guidance, in `size` entries at once."""
+    assert row.slot is not None
+    prompts, slot = arena.prompts(tokens), row.slot.index
+    (place,) = prompts.place([row.prompt])
+
+    def index(value: int) -> Tensor:
+        return torch.full((size,), value, device=arena.steps.device)
+
+    unet = UNetCall(index(0), index(slot), index(place), index(2 * slot), controls=(), keeps_deep=False)
+    rows, offsets = index(slot), index(slot * MAX_EVALUATIONS)
+    return StepCall(rows, offsets, index(0), index(0), prompts, unet, None, size, 0, 0)
+
+
+def call_size(rows: Sequence[Row], sizes: tuple[int, ...]) -> int:
+    """Returns the padded size of the larger of the UNet calls for `rows`."""
+    shallow = sum(row.unet_rows for row in rows if row.is_shallow)
+    return padded_size(max(shallow, sum(row.unet_rows for row in rows) - shallow), _sizes_for(rows, sizes))
+
+
+def _sizes_for(rows: Sequence[Row], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns what calls for `rows` may be padded to: only the largest if one of them is to be exact."""
+    return sizes[-1:] if _is_exact(rows) else sizes
+
+
+def _is_exact(rows: Sequence[Row]) -> bool:
+    return any(row.request.params.exact for row in rows)
+
+
+def _key_of(row: Row) -> Key:
+    """Returns all of `row` that a call's layout depends on."""
+    active = tuple(
+        control.is_active(row.step, len(row.schedule), prompted)
+        for control in row.controls
+        for prompted in (True, False)
+    )
+    return row.slot, row.prompt, row.negative, row.is_guided, row.is_shallow, active
+
+
+class _Entry(NamedTuple):
+    """A row's place in a UNet call: `owner` is the row's index, `is_prompted` says with which prompt."""
+
+    owner: int
+    is_prompted: bool
+
+
+class _Layout:
+    """Lays out the calls for `rows`."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        model: LoadedModel,
+        rows: Sequence[Row],
+        sizes: tuple[int, ...],
+        lengths: tuple[int, ...],
+    ) -> None:
+        self._model, self._rows, self._sizes = model, rows, sizes
+        self._slots = [row.slot.index for row in rows if row.slot is not None]
+        self._entries = [_Entry(i, True) for i in range(len(rows))]
+        self._entries += [_Entry(i, False) for i, row in enumerate(rows) if row.is_guided]
+        longest = max(len(self._prompt(entry)) for entry in self._entries)
+        tokens = next((length for length in lengths if length >= longest), longest)
+        self._prompts = arena.prompts(model.prompt_encoder.max_tokens if _is_exact(rows) else tokens)
+
+    def lay_out(self) -> StepCall:
+        whole = [entry for entry in self._entries if not self._rows[entry.owner].is_shallow]
+        shallow = [entry for entry in self._entries if self._rows[entry.owner].is_shallow]
+        # All at once: no prompt may lose its slot to another one of the same step.
+        slots = dict(zip(self._entries, self._prompts.place([self._prompt(e) for e in self._entries]), strict=True))
+        calls = [self._lay_out_call(entries, slots) for entries in (whole, shallow)]
+        places = {entry: place for place, entry in enumerate(whole)}
+        first = 0 if calls[0] is None else calls[0].size
+        places |= {entry: first + place for place, entry in enumerate(shallow)}
+        rows = range(len(self._rows))
+        return StepCall(
+            rows=self._index(self._slots),
+            offsets=self._index([slot * MAX_EVALUATIONS for slot in self._slots]),
+            prompted=self._index([places[_Entry(i, True)] for i in rows]),
+            partner=self._index([places.get(_Entry(i, False), places[_Entry(i, True)]) for i in rows]),
+            prompts=self._prompts,
+            whole=calls[0],
+            shallow=calls[1],
+            whole_rows=len(whole),
+            shallow_rows=len(shallow),
+            control_rows=sum(slot.active_controls for slot in self._call_slots(whole)),
+        )
+
+    def _lay_out_call(self, entries: list[_Entry], slots: Mapping[_Entry, int]) -> UNetCall | None:
+        if not entries:
+            return None
+        sizes = _sizes_for(self._rows, self._sizes)
+        padded = entries + entries[:1] * (padded_size(len(entries), sizes) - len(entries))
+        return UNetCall(
+            owner=self._index([entry.owner for entry in padded]),
+            rows=self._index([self._slots[entry.owner] for entry in padded]),
+            prompts=self._index([slots[entry] for entry in padded]),
+            deep=self._index([2 * self._slots[entry.owner] + (not entry.is_prompted) for entry in padded]),
+            controls=plan_controls(self._call_slots(entries), sizes, self._model.device, self._model.dtype),
+            keeps_deep=any(self._rows[entry.owner].keeps_deep for entry in entries),
+        )
+
+    def _call_slots(self, entries: Sequence[_Entry]) -> list[CallSlot]:
+        return [
+            CallSlot(place, row.controls, row.step, len(row.schedule), prompted=entry.is_prompted)
+            for place, entry in enumerate(entries)
+            for row in [self._rows[entry.owner]]
+        ]
+
+    def _prompt(self, entry: _Entry) -> EncodedPrompt:
+        row = self._rows[entry.owner]
+        if entry.is_prompted:
+            return row.prompt
+        assert row.negative is not None
+        return row.negative
+
+    def _index(self, values: Sequence[int]) -> Tensor:
+        return copy_to_device(torch.tensor(values), self._model.device)

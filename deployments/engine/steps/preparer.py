@@ -1,0 +1,116 @@
+"""Prepares requests off the denoising loop: one thread encodes prompts and images, and compiles what they need."""
+
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Final
+
+from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.request import Bucket, Request
+from deployments.engine.scheduling.fair_order import Arrival
+from deployments.engine.scheduling.forecast import Forecast
+from deployments.engine.steps.prepare import prepare
+from deployments.engine.steps.request_state import RequestState
+from deployments.engine.steps.second_pass import prepare_second_pass
+from deployments.engine.steps.shape_compiler import ShapeCompiler
+
+PATIENCE_S: Final = 10.0
+"""How long an idle engine waits to have a full first call; far below what the worker takes for a stall."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A request that is prepared, or has failed to be: then its future raises. The forecast of its place is made."""
+
+    arrival: Arrival
+    future: Future[RequestState]
+    forecast: Future[Forecast]
+
+
+class Preparer:
+    """Prepares one request after the other; encoders and their caches are used from its thread alone.
+
+    `on_done` is called on that thread whenever a preparation has ended. All methods are for the engine's thread, apart
+    from `is_alive`. `sizes` are those of the engine's calls; `beside` returns, from any thread, the prepared requests
+    of a bucket, and how many rows of it may run at once.
+    """
+
+    def __init__(
+        self,
+        on_done: Callable[[], object],
+        sizes: tuple[int, ...],
+        beside: Callable[[Bucket], tuple[Sequence[Request], int]],
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        self._on_done = on_done
+        self._beside = beside
+        self._shapes = ShapeCompiler(sizes)
+        self._heartbeat = heartbeat or Heartbeat()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._ended: queue.SimpleQueue[Preparation] = queue.SimpleQueue()
+        self._under_way: dict[str, Arrival] = {}
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless a preparation takes far longer than any before."""
+        return not self._under_way or not self._heartbeat.is_stalled
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a preparation is under way that has not ended."""
+        return self._ended.qsize() < len(self._under_way)
+
+    @property
+    def unet_rows(self) -> int:
+        """The rows of a UNet call that all images of the requests under way would take."""
+        return sum(arrival.unet_rows for arrival in self._under_way.values())
+
+    def begin(self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast]) -> None:
+        """Queues a checked request. It has not ended before its `forecast` has been made."""
+        if not self._under_way:
+            self._heartbeat.begin()
+        self._under_way[arrival.request.id] = arrival
+        future = self._threads.submit(self._prepare, arrival, model, forecast)
+        future.add_done_callback(lambda done: self._put(Preparation(arrival, done, forecast)))
+
+    def collect(self, *, wait: bool) -> Iterator[Preparation]:
+        """Yields what has ended since; with `wait` also what is still under way, for `PATIENCE_S` at most."""
+        until = time.perf_counter() + (PATIENCE_S if wait else 0.0)
+        while self._under_way:
+            try:
+                ended = self._ended.get(timeout=max(0.0, until - time.perf_counter()))
+            except queue.Empty:
+                return
+            del self._under_way[ended.arrival.request.id]
+            yield ended
+
+    def close(self) -> None:
+        """Ends the thread, and drops what still waits."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._shapes.close()
+
+    def _prepare(self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast]) -> RequestState:
+        self._heartbeat.begin()
+        request_state = prepare(arrival.request, model, arrival.at)
+        request_state.second_pass = prepare_second_pass(arrival.request, model)
+        self._compile_shapes(request_state, model)
+        wait([forecast])
+        self._heartbeat.end()
+        return request_state
+
+    def _compile_shapes(self, request_state: RequestState, model: LoadedModel) -> None:
+        request = request_state.request
+        prepared, most_rows = self._beside(request.bucket)
+        # The dictionary is copied in one operation.
+        under_way = [arrival.request for arrival in list(self._under_way.values())]
+        others = [each for each in under_way if each.bucket == request.bucket and each.id != request.id]
+        self._shapes.compile_for(request_state, model, [*prepared, *others], most_rows)
+        if (second := request_state.second_pass) is not None:
+            self._shapes.compile_for(replace(request_state, request=second.request), model, (), most_rows)
+
+    def _put(self, preparation: Preparation) -> None:
+        self._ended.put(preparation)
+        self._on_done()

@@ -1,0 +1,111 @@
+"""Prepares and begins second passes: an image's latents or pixels are enlarged, and denoised again.
+
+The passes are diffusers' text-to-image pipeline and, over the enlarged result, its image-to-image pipeline with a
+generator of the same seed. Both are rows of the same engine; the second waits for its place as a preempted row does.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from deployments.engine.conditioning.image_encoder import Posterior
+from deployments.engine.device.streams import copy_to_device
+from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import ImageArray, PipelineKind
+from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.sampler_names import SamplerNotLinear
+from deployments.engine.row import Row
+from deployments.engine.sampling.latents import draw_noise, initial_state
+from deployments.engine.sampling.samplers import DiffusionSchedulerFactory
+from deployments.engine.steps.prepare import embed_hints, set_guidance
+from deployments.engine.steps.request_state import RequestState, SecondPass
+
+
+def check_second_pass(request: Request, model: LoadedModel) -> None:
+    """Raises EngineError for a second pass that this model cannot do, as far as that shows at once."""
+    if request.params.hires is None:
+        return
+    sampler = str(request.params.sampler)
+    samplers = _samplers_of(request, model)
+    if (refusal := samplers.refusal(sampler)) is not None:
+        raise refusal
+    if not samplers.can_start_from_image(sampler):
+        raise SamplerNotLinear("sampler", f"{sampler} begins from noise only with this model, not from pictures")
+    if model.guidance_width is not None and request.params.controls:
+        raise InvalidParameter("hires", "cannot be combined with ControlNets where a model embeds the guidance scale")
+
+
+def prepare_second_pass(request: Request, model: LoadedModel) -> SecondPass | None:
+    """Returns the second pass of a checked request; None if it has none. Raises InvalidParameter for its steps."""
+    second = request.second_pass
+    if second is None:
+        return None
+    params, samplers = second.params, _samplers_of(request, model)
+    assert params.sampler is not None
+    assert params.strength is not None
+    start = samplers.row(params.sampler).start(params.num_inference_steps, params.strength)
+    try:
+        schedule = samplers.schedule(params.sampler, params.num_inference_steps, start)
+    except InvalidParameter as error:
+        # The caller has sent no field of that name.
+        raise InvalidParameter("hires", f"{error.field} {error.message}") from None
+    size = (second.bucket.width, second.bucket.height)
+    hints = [enlarge_picture(hint, size) for hint in request.inputs.hints]
+    return SecondPass(second, schedule, embed_hints(params, hints, model))
+
+
+def begin_second_pass(first: Row, request_state: RequestState, model: LoadedModel, posterior: Posterior | None) -> Row:
+    """Returns the row of the second pass of a finished `first` one, before its first step.
+
+    `posterior` is the VAE's encoding of the enlarged picture; None enlarges the latents.
+    """
+    second = request_state.second_pass
+    assert second is not None
+    request, schedule = second.request, second.schedule
+    generator = torch.Generator("cpu").manual_seed(request.seed_of(first.index))
+    if posterior is None:
+        enlarged = enlarge_latents(first.state[0], request, model.factor)
+    else:
+        enlarged = copy_to_device(posterior.draw(generator), model.device)
+    noise = copy_to_device(draw_noise(generator, *enlarged.shape), model.device)
+    row = Row(
+        request,
+        first.index,
+        schedule,
+        generator,
+        initial_state(schedule.noise_signal * enlarged + schedule.noise_scale * noise),
+        request_state.prompt,
+        request_state.negative,
+        request.guided_evaluations(len(schedule)),
+        second.controls,
+    )
+    row.due, row.was_restarted = first.due, first.was_restarted
+    row.steps_before = len(first.schedule)
+    set_guidance(row, model)
+    return row
+
+
+def enlarge_latents(latents: Tensor, request: Request, factor: int) -> Tensor:
+    """Returns `latents` [C, h, w] at the request's size, by bilinear interpolation, as A1111's "Latent" does."""
+    size = (request.bucket.height // factor, request.bucket.width // factor)
+    return functional.interpolate(latents[None], size=size, mode="bilinear")[0]
+
+
+def enlarge_picture(picture: ImageArray, size: tuple[int, int]) -> ImageArray:
+    """Returns `picture` [H, W, 3] at `size`, width and height in pixels, by Lanczos' interpolation."""
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+def encode_enlarged(picture: ImageArray, first: Request, model: LoadedModel) -> Posterior:
+    """Returns the VAE's encoding of a first pass's `picture` [H, W, 3], enlarged. From any thread."""
+    second = first.second_pass
+    assert second is not None
+    return model.image_encoder.encode_once(enlarge_picture(picture, (second.bucket.width, second.bucket.height)))
+
+
+def _samplers_of(request: Request, model: LoadedModel) -> DiffusionSchedulerFactory:
+    """Returns the samplers as diffusers' pipeline for the second pass has them."""
+    return model.samplers.of(PipelineKind("image-to-image", bool(request.params.controls)))

@@ -1,0 +1,283 @@
+"""Converted networks answer as torch's do, on any thread; what cannot be converted runs on torch."""
+
+import copy
+import gc
+import logging
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.activations import GEGLU
+from torch import Tensor, nn
+
+from deployments.engine.conditioning.cross_attention import CrossAttentionCache, context_width
+from deployments.engine.device.memory import CpuMemory
+from deployments.engine.models.components import Components, size_of
+from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.models.manager import DiffusionModelManager
+from deployments.engine.openvino import converted_network
+from deployments.engine.openvino.conversion import Input, convert, split_gates
+from deployments.engine.openvino.networks import OpenVinoUNet
+from deployments.engine.openvino.runtime import OpenVinoRuntime
+from deployments.engine.protocol.spec import ModelSpec
+from tests.deployments.engine.tiny import TOKENS, WIDTH, tiny_controlnet, tiny_text_encoder, tiny_tokenizer, tiny_unet
+
+CPU = torch.device("cpu")
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def runtime() -> OpenVinoRuntime:
+    return OpenVinoRuntime(threads=1)
+
+
+def pair(runtime: OpenVinoRuntime, network: Any) -> tuple[Any, OpenVinoUNet]:
+    """A UNet on torch, and the same one on OpenVINO."""
+    CrossAttentionCache(network)
+    return copy.deepcopy(network), runtime.run_unet(network, "the UNet", "")
+
+
+def inputs_for(unet: Any, rows: int = 2, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    sample = torch.randn(rows, unet.config.in_channels, height, width, generator=generator)
+    keys = torch.randn(rows, TOKENS, context_width(unet), generator=generator)
+    return sample, torch.linspace(1, 999, rows), keys
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """The largest difference, relative to the largest number if that is above 1."""
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1))
+
+
+@pytest.mark.parametrize(("in_channels", "per_shape"), [(4, True), (9, False)])
+def test_a_unet_answers_as_torch_does_at_any_size_with_and_without_a_controlnet(
+    in_channels: int, per_shape: bool, runtime: OpenVinoRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converted_network, "STATIC_BYTES", 2**30 if per_shape else 0)
+    torch_unet, unet = pair(runtime, tiny_unet(in_channels=in_channels))
+    controlnet = tiny_controlnet(11)
+    hint = torch.ones(3, 16, 9, 13)
+    controlnet.controlnet_cond_embedding = nn.Identity()
+    for rows, height, width in ((2, 8, 8), (3, 9, 13)):
+        inputs = inputs_for(torch_unet, rows, height, width)
+        assert distance(unet(*inputs)[0], torch_unet(*inputs, return_dict=False)[0]) < CLOSE
+    down, middle = controlnet(inputs[0][:, :4], inputs[1], torch.ones(3, TOKENS, WIDTH), hint, return_dict=False)
+    extra = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+    assert distance(unet(*inputs, **extra)[0], torch_unet(*inputs, **extra, return_dict=False)[0]) < CLOSE
+    assert distance(unet(*inputs, **extra)[0], unet(*inputs)[0]) > 10 * CLOSE
+    assert unet.backend == "openvino"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gated_unit_computes_its_halves_apart_and_gives_what_it_gave(bias: bool) -> None:
+    unit, states = GEGLU(8, 16, bias).requires_grad_(requires_grad=False), torch.randn(2, 5, 8)
+    wanted = unit(states)
+    split_gates(nn.Sequential(unit))
+    assert distance(unit(states), wanted) < 1e-6
+    model = convert(lambda given: (unit(given),), [Input("states", states)])
+    # A weight that is split is a constant; what is computed is not.
+    split = [op.input_value(0).get_node().get_type_name() for op in model.get_ops() if "Split" in op.get_type_name()]
+    assert set(split) <= {"Constant"}
+
+
+def test_a_unet_that_is_told_the_guidance_scale_answers_as_torch_does(runtime: OpenVinoRuntime) -> None:
+    plain = tiny_unet()
+    config = {**plain.config, "time_cond_proj_dim": WIDTH, "_use_default_values": []}
+    told = type(plain).from_config(config).eval().requires_grad_(False)
+    torch_unet, unet = pair(runtime, told)
+    inputs, scales = inputs_for(torch_unet), torch.randn(2, WIDTH)
+    for scale in (scales, None):
+        wanted = torch_unet(*inputs, timestep_cond=scale, return_dict=False)[0]
+        assert distance(unet(*inputs, timestep_cond=scale)[0], wanted) < CLOSE
+
+
+def test_a_text_encoder_that_masks_padding_is_obeyed(runtime: OpenVinoRuntime) -> None:
+    encoder = tiny_text_encoder(tiny_tokenizer())
+    encoder.config.use_attention_mask = True
+    original = copy.deepcopy(encoder)
+    converted = runtime.run_text_encoder(encoder, "the text encoder", "")
+    ids = torch.arange(TOKENS)[None]
+    for shown in (10, TOKENS):
+        mask = (torch.arange(TOKENS) < shown).long()[None]
+        wanted = original(ids, attention_mask=mask, output_hidden_states=True)
+        answer = converted(ids, attention_mask=mask, output_hidden_states=True)
+        assert distance(answer.last_hidden_state, wanted.last_hidden_state) < CLOSE
+        assert distance(answer.hidden_states[-2], wanted.hidden_states[-2]) < CLOSE
+    assert converted.backend == "openvino"
+
+
+def test_threads_that_call_at_the_same_time_do_not_disturb_one_another(runtime: OpenVinoRuntime) -> None:
+    torch_unet, unet = pair(runtime, tiny_unet())
+    inputs = [inputs_for(torch_unet, rows) for rows in (2, 2, 3, 3)]
+    wanted = [torch_unet(*each, return_dict=False)[0] for each in inputs]
+
+    def call_often(index: int) -> float:
+        # All answers are kept until the end: none may be overwritten by a later call.
+        answers: list[Tensor] = [unet(*inputs[index])[0] for _ in range(20)]
+        return max(distance(answer, wanted[index]) for answer in answers)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(call_often, range(4))) < CLOSE
+
+
+class Unconvertible(nn.Module):
+    """OpenVINO has no such operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = torch.special.bessel_j0(x) + x
+        return answer
+
+
+class Untraceable(nn.Module):
+    """A trace keeps the way that the example took."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x if float(x.abs().sum()) > 1e4 else x
+
+
+@pytest.mark.parametrize(("part", "why"), [(Unconvertible(), ""), (Untraceable(), "differ from torch's")])
+def test_a_network_that_cannot_be_converted_runs_on_torch_and_is_named(
+    part: nn.Module, why: str, runtime: OpenVinoRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = tiny_unet()
+    network.conv_in = nn.Sequential(network.conv_in, part)
+    torch_unet, unet = pair(runtime, network)
+    sample, *others = inputs_for(torch_unet)
+    inputs = (sample * 1e3, *others)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert distance(unet(*inputs)[0], torch_unet(*inputs, return_dict=False)[0]) < CLOSE
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the UNet cannot run on OpenVINO; torch runs its UNet")
+    assert why in record.getMessage()
+    assert unet.backend == "torch"
+
+
+def test_torch_keeps_no_second_copy_of_the_weights_and_sizes_are_as_before(
+    fast_controlled: LoadedModel, tiny_controlled: LoadedModel
+) -> None:
+    fast_controlled.unet(*inputs_for(fast_controlled.unet))
+    assert fast_controlled.deep_cache is not None
+    shallow = {weight for module in fast_controlled.deep_cache.modules for weight in module.parameters()}
+    weights = list(fast_controlled.unet.named_parameters())
+    # Keys of prompts are made by torch, outside the loop; what a shallow call runs is converted when there is one.
+    assert all(weight.is_meta != (".projection." in name or weight in shallow) for name, weight in weights)
+    assert fast_controlled.bytes == tiny_controlled.bytes
+
+
+def test_meters_see_what_a_call_needs(fast_controlled: LoadedModel) -> None:
+    peaks = []
+    for rows in (4, 8):
+        inputs = inputs_for(fast_controlled.unet, rows)
+        fast_controlled.unet(*inputs)
+        with CpuMemory().meter() as meter:
+            fast_controlled.unet(*inputs)
+        peaks.append(meter.peak)
+    assert peaks[0] > 10 * inputs[0].nbytes
+    assert peaks[1] == pytest.approx(2 * peaks[0], rel=0.1)
+
+
+def test_models_share_networks_and_an_evicted_one_takes_what_was_compiled_with_it(
+    tiny_checkpoint: Path, tiny_checkpoint_9: Path, runtime: OpenVinoRuntime
+) -> None:
+    specs = [ModelSpec("a", str(tiny_checkpoint)), ModelSpec("b", str(tiny_checkpoint_9))]
+    manager = DiffusionModelManager(specs, CPU, torch.float32, budget_bytes=1, openvino=runtime)
+    a, b = manager.acquire("a"), manager.acquire("b")
+    assert a.vae is b.vae
+    assert manager.bytes == a.bytes + size_of(b.unet)
+    a.unet(*inputs_for(a.unet))
+    gone = [weakref.ref(each) for each in (a.unet, *(compiled.program for compiled in a.unet._run._programs.values()))]
+    assert len(gone) == 2
+    del a
+    manager.release("a")
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
+
+
+def test_the_programs_for_shapes_that_are_not_used_any_more_are_dropped(
+    runtime: OpenVinoRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converted_network, "KEPT_BYTES", 0)
+    monkeypatch.setattr(converted_network, "FEWEST_PROGRAMS", 2)
+    torch_unet, unet = pair(runtime, tiny_unet())
+    for rows in (1, 2, 3):
+        unet(*inputs_for(torch_unet, rows))
+    assert [key[0] for key in unet._run._programs] == [(2, 4, 8, 8), (3, 4, 8, 8)]
+
+
+def test_a_small_network_stays_compiled_for_more_shapes_than_a_large_one(
+    runtime: OpenVinoRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, small = pair(runtime, tiny_unet())
+    monkeypatch.setattr(converted_network, "KEPT_BYTES", 2 * size_of(small.network))
+    monkeypatch.setattr(converted_network, "FEWEST_PROGRAMS", 1)
+    _, unet = pair(runtime, tiny_unet())
+    assert unet._run._programs.maxsize == 2
+
+
+def test_calls_go_on_while_another_shape_is_compiled_and_all_who_want_it_share_it(
+    runtime: OpenVinoRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_unet, unet = pair(runtime, tiny_unet())
+    known, new = inputs_for(torch_unet, 2), inputs_for(torch_unet, 3)
+    unet(*known)
+    begun, may_end, compiled = threading.Event(), threading.Event(), []
+    compile_one = unet._run._compile
+
+    def compile_slowly(model: Any, shapes: Any) -> Any:
+        compiled.append(shapes[0][0])
+        begun.set()
+        assert may_end.wait(60)
+        return compile_one(model, shapes)
+
+    monkeypatch.setattr(unet._run, "_compile", compile_slowly)
+    with ThreadPoolExecutor(2) as threads:
+        beforehand = threads.submit(unet.compile_for, 3, 8, 8, TOKENS)
+        assert begun.wait(60)
+        waiting = threads.submit(unet, *new)
+        assert distance(unet(*known)[0], torch_unet(*known, return_dict=False)[0]) < CLOSE
+        assert not waiting.done()
+        may_end.set()
+        beforehand.result()
+        assert distance(waiting.result()[0], torch_unet(*new, return_dict=False)[0]) < CLOSE
+    assert compiled == [3]
+
+
+def test_a_shape_that_could_not_be_compiled_is_tried_again(
+    runtime: OpenVinoRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_unet, unet = pair(runtime, tiny_unet())
+    unet(*inputs_for(torch_unet, 2))
+    inputs = inputs_for(torch_unet, 3)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("not now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unet._run, "_compile", fail)
+        with pytest.raises(RuntimeError, match="not now"):
+            unet(*inputs)
+    assert distance(unet(*inputs)[0], torch_unet(*inputs, return_dict=False)[0]) < CLOSE
+
+
+def test_a_model_without_openvino_says_torch(tiny_controlled: LoadedModel) -> None:
+    assert tiny_controlled.backend == "torch"
+
+
+def test_a_second_model_of_the_same_weights_is_not_converted_again(
+    fast_controlled: LoadedModel, components: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast_controlled.unet(*inputs_for(fast_controlled.unet))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(converted_network, "convert", refuse)
+    again = load_model(fast_controlled.spec, CPU, torch.float32, components)
+    inputs = inputs_for(again.unet)
+    assert distance(again.unet(*inputs)[0], fast_controlled.unet(*inputs)[0]) == 0
+    assert again.backend == "openvino"
