@@ -74,18 +74,25 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     """Creates the ASGI application over `deployments`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
+    from serve_app.generation.templates import with_own
     from serve_app.jobs.local_jobs import LocalJobs
     from serve_app.jobs.redis_jobs import RedisJobs
     from serve_app.jobs.redis_store import RedisJobStore
+    from serve_app.labels.labeller import Labeller
     from serve_app.service import DiffusionService
     from serve_app.store.redis import RedisTier
+    from serve_app.store.result_files import ResultFiles
 
     log_through_serve(*LOGGERS, level=config.logging.level)
     silence_parsers()
     redis = None if config.redis is None else RedisTier(config.redis)
     quarantine = None if redis is None else RedisQuarantine(redis, QUARANTINE_SECONDS)
     backend = route_to(deployments, quarantine)
-    service = DiffusionService(backend, cache=ResultCache(config.cache, redis, config.numerics()), redis=redis)
+    labeller = Labeller(config.labels)
+    setting = {name: {**numerics, "labels": labeller.setting} for name, numerics in config.numerics().items()}
+    cache = ResultCache(config.cache, redis, setting)
+    templates = with_own([each.template() for each in config.templates])
+    service = DiffusionService(backend, cache=cache, redis=redis, templates=templates, labeller=labeller)
     Publisher(service.samples)
     job_store = None
     if redis is not None:
@@ -100,4 +107,9 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
         gateway=make_gateway(config, redis, service.gateway_counts),
         jobs_config=config.jobs,
         job_store=job_store,
+        openai=config.openai,
+        redis=redis,
+        wildcards=config.wildcards,
+        result_files=None if config.result_urls is None else ResultFiles(config.result_urls, redis),
+        playground=config.playground,
     )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Unpack
@@ -19,6 +19,7 @@ from deployments.engine.protocol.errors import EngineError, EngineStopped
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Source
 from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.metrics import COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
@@ -30,7 +31,10 @@ from serve_app.cache.result_cache import CachingBackend, ResultCache
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result, decode_image, result_of, to_png
+from serve_app.generation.templates import TEMPLATES, PromptTemplate
 from serve_app.image_processor import ImageProcessor
+from serve_app.labels.labeller import Labeller
+from serve_app.labels.labelling import LabellingBackend
 from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.health import Health, Status
 from serve_app.observability.request_stats import Statistics
@@ -43,27 +47,31 @@ log = logging.getLogger(__name__)
 class DiffusionService:
     """Makes images from `GenerationParams`. Calls that run at the same time share batches.
 
-    Without a backend the engine runs in this process: `models` (the demo models if none are given) are loaded at the
-    first use, and `engine` are the fields of `EngineConfig` for it: `device="cuda"`, `dtype="float16"`, ...
+    Without a backend the engine runs in this process: each of `models` (the demo models if none are given) is loaded at
+    its first use, and `engine` are the fields of `EngineConfig` for it: `device="cuda"`, `backend="torch"`, ...
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
-    whatever this process uses Redis for, and shows in `health`.
+    whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
+    Files say how they were made, and by default no more; `labeller` decides that.
     """
 
     def __init__(
         self,
         backend: Backend | None = None,
+        /,
         *,
         models: Sequence[ModelSpec] | None = None,
         annotators: AnnotatorSpecs | None = None,
         cache: ResultCache | None = None,
         redis: RedisTier | None = None,
+        templates: Mapping[str, PromptTemplate] = TEMPLATES,
+        labeller: Labeller | None = None,
         **engine: Unpack[EngineOptions],
     ) -> None:
         if backend is not None and (models is not None or annotators is not None or engine):
             raise TypeError("give a backend, or models, annotators and the engine's settings: a backend has its own")
         engines: Backend
-        self._start: Callable[[], None] = _already_started
+        self._start: Callable[[], None] = lambda: None
         if backend is None:
             chosen = DEMO_MODELS if models is None else models
             default = DEMO_ANNOTATORS if models is None else NO_NETWORKS
@@ -76,13 +84,16 @@ class DiffusionService:
         # What the gateway in front of this service counts.
         self.gateway_counts: Counter[str] = Counter()
         self.running = RunningRequests()
+        self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
+        self.templates = templates
         self._statistics = Statistics()
         self._was_ready = False
         # What happens to a request, from the outside in.
         self._backend: Backend = CountingBackend(
-            CancellableBackend(CachingBackend(engines, self._cache), self.running), self._statistics
+            CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
+            self._statistics,
         )
 
     async def __aenter__(self) -> "DiffusionService":
@@ -111,16 +122,29 @@ class DiffusionService:
     ) -> Prepared:
         """Decides everything that needs no backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
-        `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn where none is
-        given. Tenants share the engines fairly, however many requests each has.
+        `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
+        Tenants share the engines fairly, however many requests each has.
         """
-        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant)
+        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant, self.templates)
         # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
         """Yields the events of a prepared request. Closing the generator early cancels it."""
         return self._backend.generate(prepared.request)
+
+    async def count_tokens(self, prepared: Prepared) -> tuple[TokenCount, TokenCount]:
+        """Counts the tokens of a prepared request's prompts, style included; the negative one's second. Raises
+        EngineStopped where no engine has the model in memory, since none is started to count.
+        """
+        report = await self._report()
+        if report is None or prepared.request.model not in report.loaded_models:
+            raise EngineStopped("no engine has this model in memory now")
+        return await self._backend.count_tokens(prepared.request)
+
+    async def make_hints(self, prepared: Prepared) -> tuple[bytes, ...]:
+        """Makes the hints that a prepared request's ControlNets would get, as PNG files. Raises EngineError."""
+        return await self._backend.make_hints(prepared.request)
 
     async def cancel(self, request_id: str, tenant: str = "") -> bool:
         """Cancels that tenant's request, or batch, of this id. Returns False where there is none.
@@ -195,9 +219,8 @@ class DiffusionService:
     ) -> list[Image.Image]:
         """Repaints `image` where `mask` is white. Raises as text-to-image does.
 
-        Where a mask's transparency could mean either, `mask_alpha` says what: see docs/pictures.md.
-
-        Outside the mask the result is the image, resized where that was needed, to the byte.
+        Where a mask's transparency could mean either, `mask_alpha` says what: see docs/pictures.md. Outside the mask
+        the result is the image, resized where that was needed, to the byte.
         """
         files = await asyncio.to_thread(lambda: Uploads(to_png(image), to_png(mask), mask_alpha=mask_alpha, fit=fit))
         return await self._make_images(params, model_name, files)
@@ -255,20 +278,21 @@ class DiffusionService:
     async def health(self) -> Health:
         """Whether images can be made now."""
         report = await self._report()
+        labels = self.labeller.describe()
         if report is None:
-            return Health("unhealthy", "", 0)
+            return Health("unhealthy", "", 0, labels=labels)
         self._was_ready = self._was_ready or report.ready
         status: Status = "unhealthy" if self._was_ready else "starting"
         if report.ready:
             status = "healthy" if self._redis is None or await self._redis.check() else "degraded"
-        return Health(status, report.device, len(report.loaded_models), len(self._cache))
+        return Health(status, report.device, len(report.loaded_models), len(self._cache), report.backend, labels)
 
     async def empty_cache(self) -> int:
         """Forgets all results, and returns how many this process had (see `ResultCache.empty`). Raises RedisGone."""
         return await self._cache.empty()
 
     async def start(self) -> None:
-        """Begins to load the models, without waiting; a backend that was given has done so already."""
+        """Begins to load the default model, without waiting; a backend that was given has loaded its own."""
         self._start()
 
     async def close(self) -> None:
@@ -294,7 +318,3 @@ class DiffusionService:
         except EngineError as error:
             log.error("the backend cannot report: %s", error.message)
             return None
-
-
-def _already_started() -> None:
-    """Does nothing: a backend that was given has been started."""

@@ -13,8 +13,12 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from deployments.engine.protocol.errors import EngineError
+from serve_app.api.a1111.callers import create_callers
+from serve_app.api.a1111.routes import controlnet, extras, progress, settings
+from serve_app.api.a1111.routes import images as a1111_images
 from serve_app.api.exchange import CLIENT_LEFT, exchange_of
 from serve_app.api.garbage_collection import tune_garbage_collector
+from serve_app.api.huggingface import images as huggingface_images
 from serve_app.api.middleware.access_log import AccessLog
 from serve_app.api.middleware.authentication import Authentication
 from serve_app.api.middleware.host_check import HostCheck
@@ -23,36 +27,70 @@ from serve_app.api.middleware.methods import MethodHandling
 from serve_app.api.middleware.rate_limiting import RateLimiting
 from serve_app.api.middleware.request_id import RequestId
 from serve_app.api.middleware.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
+from serve_app.api.openai import images, models
 from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
 from serve_app.api.parsing.validation import fault_of, problem_of_faults
+from serve_app.api.playground import pages
 from serve_app.api.problems import Problem, http_problem, problem_of
 from serve_app.api.responses.batch_entries import entry_document
-from serve_app.api.routes import batches, cache, cancel, generate, jobs, metadata, operations
-from serve_app.config.sections import IdempotencyConfig, JobsConfig
+from serve_app.api.routes import (
+    batches,
+    cache,
+    cancel,
+    conditioning,
+    generate,
+    jobs,
+    metadata,
+    operations,
+    results,
+    verify,
+)
+from serve_app.config.sections import IdempotencyConfig, JobsConfig, OpenAIConfig, PlaygroundConfig
 from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.setup import Gateway
+from serve_app.generation.dynamic_prompts import NO_WILDCARDS, Wildcards
 from serve_app.jobs.local_jobs import LocalJobs
 from serve_app.jobs.manager import Jobs
 from serve_app.jobs.memory_store import MemoryJobStore
 from serve_app.jobs.store import JobStore
+from serve_app.labels.verification import Verifier
 from serve_app.observability.versions import darkroom_version
 from serve_app.service import DiffusionService
+from serve_app.store.redis import RedisTier
+from serve_app.store.result_files import ResultFiles
 
 log = logging.getLogger(__name__)
 
 DEFAULT_JOBS: Final = JobsConfig()
+DEFAULT_OPENAI: Final = OpenAIConfig()
+DEFAULT_PLAYGROUND: Final = PlaygroundConfig()
 OPEN_GATEWAY: Final = Gateway()
 
 _ROUTERS: Final = (
     generate.router,
+    conditioning.router,
     batches.router,
     jobs.router,
     cancel.router,
     metadata.router,
+    verify.router,
     cache.router,
     operations.router,
+    images.router,
+    models.router,
+    a1111_images.router,
+    progress.router,
+    settings.router,
+    settings.page_router,
+    extras.router,
+    controlnet.router,
+    huggingface_images.router,
+    results.router,
 )
+
+# Their JSON bodies hold pictures.
+_JSON_UPLOADS: Final = ("/sdapi/", "/controlnet/", "/hf/")
 
 DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising steps."
 
@@ -67,13 +105,20 @@ def create_api(
     gateway: Gateway = OPEN_GATEWAY,
     jobs_config: JobsConfig = DEFAULT_JOBS,
     job_store: JobStore | None = None,
+    openai: OpenAIConfig = DEFAULT_OPENAI,
+    redis: RedisTier | None = None,
+    wildcards: Wildcards = NO_WILDCARDS,
+    result_files: ResultFiles | None = None,
+    playground: PlaygroundConfig = DEFAULT_PLAYGROUND,
 ) -> FastAPI:
     """Returns the HTTP application over `service`, which whoever created it also closes.
 
     A JSON body may have at most `max_body_bytes`, a form with its files `max_upload_bytes`, and all forms still being
     answered `max_uploads_in_flight_bytes` together.
     `serve_app.api.middleware.access_log` logs each request as one line, with its prompt if `log_prompts`.
-    `gateway` decides who may ask for how much. Jobs are kept in `job_store`, or in this process without one.
+    `gateway` decides who may ask for how much. Jobs are kept in `job_store`, or in this process without one. `openai`
+    is for the endpoints under `/v1`, `playground` for the page at `/`. What is kept for the callers of A1111's
+    endpoints is in `redis`, or in this process.
     """
     app = FastAPI(
         title="Darkroom",
@@ -87,17 +132,24 @@ def create_api(
         dependencies=[] if gateway.keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
+    app.state.verifier = Verifier(service.labeller)
     app.state.jobs = Jobs(service, jobs_config, entry_document, job_store or MemoryJobStore(LocalJobs(jobs_config)))
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
+    app.state.retired_models = openai.retired_models
+    app.state.wildcards = wildcards
+    app.state.result_files = result_files
+    app.state.a1111_callers = create_callers(redis)
     app.state.idempotency = gateway.idempotency or Idempotency(IdempotencyConfig(), None, service.gateway_counts)
-    for router in _ROUTERS:
+    routers = (*_ROUTERS, pages.router) if playground.enabled else _ROUTERS
+    for router in routers:
         app.include_router(router)
     documentation = [route for route in app.routes if isinstance(route, Route)]
     app.add_middleware(
-        MethodHandling, routes=[*documentation, *(route for router in _ROUTERS for route in router.routes)]
+        MethodHandling, routes=[*documentation, *(route for router in routers for route in router.routes)]
     )
-    app.add_middleware(UploadBudget, largest=max_upload_bytes, together=max_uploads_in_flight_bytes)
+    budget = {"largest": max_upload_bytes, "together": max_uploads_in_flight_bytes}
+    app.add_middleware(UploadBudget, **budget, paths=_JSON_UPLOADS)
     # Each wraps those before it. In order of execution: host, key, limits, room for uploads.
     if gateway.limits is not None:
         app.add_middleware(RateLimiting, limits=gateway.limits)

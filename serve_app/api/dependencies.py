@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from serve_app.jobs.manager import Jobs
+from serve_app.labels.verification import Verifier
 from serve_app.service import DiffusionService
 
 
@@ -21,6 +22,15 @@ def jobs_of(request: Request) -> Jobs:
     """The jobs of this application."""
     jobs: Jobs = request.app.state.jobs
     return jobs
+
+
+def verifier_of(request: Request) -> Verifier:
+    """What reads the labels of pictures."""
+    verifier: Verifier = request.app.state.verifier
+    return verifier
+
+
+VerifierDep = Annotated[Verifier, Depends(verifier_of)]
 
 
 JobsDep = Annotated[Jobs, Depends(jobs_of)]

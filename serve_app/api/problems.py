@@ -34,6 +34,12 @@ MEDIA_TYPE = "application/problem+json"
 # As in nginx, and gRPC's CANCELLED over HTTP. No client retries it by itself.
 CLIENT_CLOSED = 499
 
+# The header that OpenAI's clients obey before their own rules.
+SHOULD_RETRY = "X-Should-Retry"
+
+# What such clients would repeat by themselves, whatever it was, besides every error of the server.
+_REPEATED = frozenset((409, 429))
+
 # A longer estimate is worthless: the queue, or the number of replicas, will have changed by then.
 MAX_RETRY_AFTER = 120
 
@@ -107,7 +113,7 @@ class ProblemResponse(JSONResponse):
     """Sends a problem, and leaves its code in the request's record for the log, whoever sends it."""
 
     def __init__(self, problem: Problem, request_id: str) -> None:
-        super().__init__(problem.body(request_id), problem.status, problem.headers, MEDIA_TYPE)
+        super().__init__(problem.body(request_id), problem.status, problem.headers | _retry_advice(problem), MEDIA_TYPE)
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,6 +164,13 @@ def problem_of(error: EngineError) -> Problem:
     if isinstance(error, Overloaded) and error.retry_after is not None:
         retry_after = whole_seconds(error.retry_after)
     return Problem(rule.status, error.code, message, param=field, faults=faults, retry_after=retry_after)
+
+
+def _retry_advice(problem: Problem) -> dict[str, str]:
+    """Says whether a repetition may succeed, where clients would repeat what cannot: a storm of the same failure."""
+    if problem.status < 500 and problem.status not in _REPEATED:
+        return {}
+    return {SHOULD_RETRY: "true" if problem.retryable else "false"}
 
 
 def _title_of(status: int) -> str:

@@ -10,6 +10,32 @@ from starlette.types import Scope
 Need = Literal["nothing", "key", "generate", "operate"]
 
 _ADS: Final = "/ads/v2/diffusion"
+_SDAPI: Final = "/sdapi/v1"
+_SDAPI_WORK: Final = ("txt2img", "img2img", "extra-single-image", "extra-batch-images", "png-info")
+_SDAPI_LISTS: Final = (
+    "cmd-flags",
+    "embeddings",
+    "face-restorers",
+    "hypernetworks",
+    "interrupt",
+    "latent-upscale-modes",
+    "loras",
+    "memory",
+    "options",
+    "progress",
+    "prompt-styles",
+    "realesrgan-models",
+    "refresh-checkpoints",
+    "samplers",
+    "schedulers",
+    "scripts",
+    "sd-models",
+    "sd-modules",
+    "sd-vae",
+    "skip",
+    "upscalers",
+)
+_CONTROLNET_LISTS: Final = ("control_types", "model_list", "module_list", "settings", "version")
 
 RULES: Final[Mapping[str, Need]] = MappingProxyType(
     {
@@ -18,23 +44,44 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
         "/readyz": "nothing",
         f"{_ADS}/health": "nothing",
         # The same for every server of this version; a browser could not give a key to see them.
+        # Signed, and for programs that fetch an image without knowing where it came from.
+        "/results/{file_id}": "nothing",
         "/docs": "nothing",
         "/docs/oauth2-redirect": "nothing",
         "/redoc": "nothing",
         "/openapi.json": "nothing",
+        "/": "nothing",
+        "/playground/{name}": "nothing",
         f"{_ADS}/models": "key",
         f"{_ADS}/samplers": "key",
         f"{_ADS}/styles": "key",
+        f"{_ADS}/ad-formats": "key",
+        f"{_ADS}/templates": "key",
+        f"{_ADS}/tokens": "key",
+        f"{_ADS}/hint": "generate",
         f"{_ADS}/text-to-image": "generate",
         f"{_ADS}/image-to-image": "generate",
         f"{_ADS}/inpaint": "generate",
         f"{_ADS}/controlnet": "generate",
         f"{_ADS}/batch-generate": "generate",
+        f"{_ADS}/verify": "generate",
         f"{_ADS}/jobs": "generate",
         f"{_ADS}/jobs/{{job_id}}": "generate",
         f"{_ADS}/jobs/{{job_id}}/events": "generate",
         f"{_ADS}/jobs/{{job_id}}/images/{{entry}}/{{image}}": "generate",
         f"{_ADS}/requests/{{request_id}}": "generate",
+        "/v1/models": "key",
+        "/v1/models/{model}": "key",
+        "/v1/models/{owner}/{model}": "key",
+        "/v1/images/generations": "generate",
+        "/v1/images/edits": "generate",
+        **dict.fromkeys((f"{_SDAPI}/{name}" for name in _SDAPI_LISTS), "key"),
+        **dict.fromkeys((f"{_SDAPI}/{name}" for name in _SDAPI_WORK), "generate"),
+        **dict.fromkeys((f"/controlnet/{name}" for name in _CONTROLNET_LISTS), "key"),
+        "/controlnet/detect": "generate",
+        "/config": "key",
+        "/hf/{model}": "generate",
+        "/hf/{owner}/{model}": "generate",
         f"{_ADS}/stats": "operate",
         f"{_ADS}/cache": "operate",
         "/metrics": "operate",

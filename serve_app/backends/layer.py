@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 
 from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.protocol import Backend, BackendReport
@@ -27,6 +28,12 @@ class Layer:
 
     async def cancel(self, name: str, tenant: str) -> bool:
         return await self.inner.cancel(name, tenant)
+
+    async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
+        return await self.inner.count_tokens(request)
+
+    async def make_hints(self, request: Request) -> tuple[bytes, ...]:
+        return await self.inner.make_hints(request)
 
     async def report(self) -> BackendReport:
         return await self.inner.report()

@@ -1,4 +1,4 @@
-"""Runs the engine in this process, without Ray or HTTP. Models are loaded at the first use."""
+"""Runs the engine in this process, without Ray or HTTP. Each model is loaded at its first use."""
 
 import asyncio
 import logging
@@ -13,8 +13,10 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
 from deployments.engine.protocol.errors import EngineError, EngineStopped, ModelLoadError
 from deployments.engine.protocol.events import Event, Failed
+from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.garbage_collection import collector_paused
 from deployments.registry import check_source, find_clashes, with_known_size
 from deployments.uploads.intake import Intake
 from serve_app.backends.protocol import BackendReport
@@ -59,13 +61,13 @@ class LocalBackend:
         return {}
 
     def start(self) -> None:
-        """Begins to load the models, unless that was begun before. Does not wait."""
-        self._begin()
+        """Begins to load the default model, unless the engine was started before. Does not wait."""
+        self._begin(self._models[0].name)
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events. Closing the generator frees its rows before the next step."""
+        """Yields the request's events. Closing the generator frees its rows before the next step."""
         try:
-            worker = await self._worker()
+            worker = await self._worker(request.model)
             ready = await self._intake.decode(request, worker)
             async with aclosing(worker.generate(ready)) as events:
                 async for event in events:
@@ -79,6 +81,15 @@ class LocalBackend:
         if self._closed or loading is None or not loading.done() or loading.exception() is not None:
             return False
         return loading.result().cancel(name, tenant)
+
+    async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
+        """Counts the tokens of the request's prompts."""
+        worker = await self._worker(request.model)
+        return await asyncio.to_thread(worker.count_tokens, request)
+
+    async def make_hints(self, request: Request) -> tuple[bytes, ...]:
+        """Makes the hints that the request's ControlNets would get, as PNG files."""
+        return await self._intake.make_hints(request, await self._worker(request.model))
 
     async def report(self) -> BackendReport:
         """The engine's state; not ready before `start` or a first request has loaded it. Raises ModelLoadError."""
@@ -95,27 +106,29 @@ class LocalBackend:
         self._intake.close()
         self._loader.shutdown(wait=False)
 
-    async def _worker(self) -> "EngineWorker":
+    async def _worker(self, first: str) -> "EngineWorker":
         # A caller that leaves while models load must not take the loading away from the others.
-        return await asyncio.shield(asyncio.wrap_future(self._begin()))
+        return await asyncio.shield(asyncio.wrap_future(self._begin(first)))
 
-    def _begin(self) -> "Future[EngineWorker]":
+    def _begin(self, first: str) -> "Future[EngineWorker]":
+        """Starts the engine with the model `first`, unless it was started before: it loads other models by itself."""
         with self._lock:
             if self._closed:
                 raise EngineStopped("the service is closed")
             if self._loading is None:
-                self._loading = self._loader.submit(self._load)
+                self._loading = self._loader.submit(self._load, first)
             return self._loading
 
-    def _load(self) -> "EngineWorker":
+    def _load(self, first: str) -> "EngineWorker":
         # Imported here, because this is the only line of serve_app that needs torch.
-        from deployments.engine.worker.engine_worker import EngineWorker
+        with collector_paused():
+            from deployments.engine.worker.engine_worker import EngineWorker
 
         for spec in self._models:
             check_source(spec)
-        log.info("loading %s", ", ".join(spec.name for spec in self._models))
+        log.info("loading %s", first)
         try:
-            return EngineWorker.load(self._models, self._config)
+            return EngineWorker.load(self._models, self._config, first=first)
         except EngineError:
             raise
         except Exception as error:

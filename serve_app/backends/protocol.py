@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.engine.protocol.events import Event
-from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 
@@ -25,6 +25,11 @@ class BackendReport:
     def device(self) -> str:
         """The kinds of device, in the order in which they came."""
         return ", ".join(dict.fromkeys(engine.device for engine in self.engines if engine.device))
+
+    @property
+    def backend(self) -> str:
+        """What runs the networks, torch or openvino, in the order in which they came."""
+        return ", ".join(dict.fromkeys(name for engine in self.engines for name in engine.backends.values()))
 
     @property
     def loaded_models(self) -> tuple[str, ...]:
@@ -51,6 +56,15 @@ class Backend(Protocol):
 
         False where no engine has one.
         """
+
+    async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
+        """Counts the tokens of the request's prompts, the negative one second, and makes nothing.
+
+        Raises EngineError: EngineStopped where no engine has the model in memory.
+        """
+
+    async def make_hints(self, request: Request) -> tuple[bytes, ...]:
+        """Makes the hints that the request's ControlNets would get, as PNG files, and no image. Raises EngineError."""
 
     async def report(self) -> BackendReport:
         """The state of the engines, now."""

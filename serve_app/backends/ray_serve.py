@@ -1,9 +1,9 @@
-"""The backend whose engines are Ray Serve replicas, asked through their deployments' handles."""
+"""Makes images on Ray Serve replicas, through their deployments' handles."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from ray.exceptions import ActorUnavailableError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -11,14 +11,21 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.protocol.errors import EngineError, EngineLost, EngineStopped, Overloaded
 from deployments.engine.protocol.events import Event, Failed, Finished
-from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.protocol import BackendReport
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 REPORT_TIMEOUT_S = 2.0
+
+COUNT_TIMEOUT_S: Final = 5.0
+
+# A replica may have to load the annotator first.
+HINT_TIMEOUT_S: Final = 120.0
 
 # The way to the replica is gone for now, which is no sign that it died of the request.
 OUT_OF_REACH = (ActorUnavailableError, ReplicaUnavailableError)
@@ -49,8 +56,16 @@ class RayBackend:
         answers = await self._ask_replicas(f"request {name}: no cancellation could be sent", "cancel", name, tenant)
         return any(answer is True for answer in answers)
 
+    async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
+        """Has a replica count the tokens of the request's prompts."""
+        return await _wait_for_answer(self._handle.count_tokens.remote(request), COUNT_TIMEOUT_S)
+
+    async def make_hints(self, request: Request) -> tuple[bytes, ...]:
+        """Has a replica make the hints that the request's ControlNets would get."""
+        return await _wait_for_answer(self._handle.make_hints.remote(request), HINT_TIMEOUT_S)
+
     async def report(self) -> BackendReport:
-        """What each replica says of itself, never slower than `REPORT_TIMEOUT_S`; the others are left out."""
+        """Returns the reports of the replicas that answer within `REPORT_TIMEOUT_S`."""
         answers = await self._ask_replicas("a deployment did not report", "report")
         return BackendReport(tuple(answer for answer in answers if isinstance(answer, EngineReport)))
 
@@ -59,7 +74,7 @@ class RayBackend:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The events of one replica's attempt; what goes wrong between here and there becomes a `Failed`."""
+        """Yields the events of one replica's attempt; what goes wrong on the way there becomes a `Failed`."""
         stream = self._handle.options(stream=True).generate.remote(request)
         ended = False
         try:
@@ -98,6 +113,20 @@ class RayBackend:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _wait_for_answer(response: Awaitable[T], seconds: float) -> T:
+    """Returns a replica's answer. Raises EngineError in place of Ray's errors, and after `seconds` without one."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await response
+    except TimeoutError:
+        raise EngineStopped("the model's replicas did not answer in time") from None
+    except Exception as error:
+        refusal = as_engine_error(error)
+        if refusal is None:
+            raise
+        raise refusal from None
 
 
 def as_engine_error(error: Exception) -> EngineError | None:

@@ -64,7 +64,7 @@ class ReplayingBackend(Layer):
             await self._quarantine.shared.close()
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The request's events, from as many attempts as it takes; none comes twice. Closing this ends all of them."""
+        """Yields the request's events, from as many attempts as it takes; none comes twice. Closing it ends all."""
         delivered = DeliveredEvents()
         arrived = self._clock()
         isolations: list[AbstractAsyncContextManager[None]] = [nullcontext(), nullcontext(), self._isolation]

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final
 
 from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.load_shedding import SheddingBackend
@@ -48,6 +49,12 @@ class RoutingBackend:
     async def cancel(self, name: str, tenant: str) -> bool:
         """Ends the tenant's requests of this name in every backend."""
         return any(await asyncio.gather(*(backend.cancel(name, tenant) for backend in self._backends)))
+
+    async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
+        return await self._by_model[request.model].count_tokens(request)
+
+    async def make_hints(self, request: Request) -> tuple[bytes, ...]:
+        return await self._by_model[request.model].make_hints(request)
 
     async def report(self) -> BackendReport:
         """The reports of all engines, at most a second old."""

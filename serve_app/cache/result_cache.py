@@ -35,7 +35,7 @@ NO_CACHE: Final = CacheConfig(enabled=False)
 
 
 class ResultCache:
-    """Used on one event loop; `figures` and `samples` may be asked for from any thread.
+    """Finds, joins and keeps results. Used on one event loop; `figures` and `samples` may be called by any thread.
 
     `setting` is, by model, what else the images of this server's engines depend on (device, dtype, annotators), as
     plain data.
@@ -68,7 +68,7 @@ class ResultCache:
         return len(self._memory)
 
     async def generate(self, request: Request, spec: ModelSpec, make: Generate) -> AsyncGenerator[Event, None]:
-        """The request's events; `make` is what makes them where they are not here. Closing this cancels the request."""
+        """Yields the request's events, of `make` where they are not here. Closing this cancels the request."""
         if not self._enabled or request.params.cache == "off":
             async with aclosing(make(request)) as events:
                 async for event in events:

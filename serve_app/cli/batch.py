@@ -13,7 +13,8 @@ from deployments.engine.protocol.errors import InvalidParameter
 from serve_app.cli.exits import EXIT_INTERRUPTED, EXIT_USAGE, exit_with
 from serve_app.cli.options import DEFAULT_URL, Priority, Url
 from serve_app.cli.progress import check_url
-from serve_app.client.client import POLL_SECONDS, DarkroomClient, DarkroomError, ServedEntry
+from serve_app.client import DarkroomClient, DarkroomError, ServedEntry
+from serve_app.client.messages import POLL_SECONDS
 
 jobs = typer.Typer(help="What became of batches.", no_args_is_help=True)
 

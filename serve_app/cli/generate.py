@@ -68,10 +68,24 @@ def inpaint(
         typer.Option(help="What a mask's transparency means where its colours leave it open: strokes, holes."),
     ] = None,
     feather: Annotated[int | None, typer.Option(help="Pixels inside the mask's edge over which both mix.")] = None,
+    invert_mask: Annotated[bool, typer.Option("--invert-mask", help="Keep the mask, and paint the rest.")] = False,
+    fill: Annotated[
+        str | None, typer.Option(help="What it begins from below strength 1: original, surroundings, noise, zero.")
+    ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(help="Make only the masked part, with that many pixels around it, and paste it back."),
+    ] = None,
     strength: _Strength = None,
 ) -> OwnInputs:
     """Paint a part of a picture anew, and leave the rest to the byte. Exit codes as `generate`."""
-    parameters = {"feather": feather, "strength": strength}
+    parameters = {
+        "feather": feather,
+        "invert_mask": invert_mask or None,
+        "fill": fill,
+        "crop": crop,
+        "strength": strength,
+    }
     if mask is None:
         return OwnInputs(Uploads(image=_read_file(image, "image"), mask_type=mask_type), parameters)
     alpha = None if mask_alpha is None else _check_mask_alpha(mask_alpha)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.engine.protocol.inputs import Uploads
-from serve_app.client.client import API_KEY_VARIABLE
+from serve_app.client.messages import API_KEY_VARIABLE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -72,6 +72,9 @@ FIELDS: Mapping[str, str] = {
     "style": "style_preset",
     "model": "model_name",
     "feather": "mask_feather",
+    "invert_mask": "mask_inverted",
+    "fill": "mask_fill",
+    "crop": "padding_mask_crop",
     "image": "init_image",
     "type": "controlnet_type",
 }

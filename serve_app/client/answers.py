@@ -12,7 +12,8 @@ from PIL import Image
 class DarkroomError(Exception):
     """The server refused or failed, or could not be reached: then `status` is 0 and `code` says how (`unreachable`).
 
-    `field` names the offending parameter, if there is one. `retryable`: the same request may succeed later.
+    `field` names the offending parameter, if there is one. `retryable`: the same request may succeed later;
+    `retry_after` is in how many seconds, where the server says so.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class DarkroomError(Exception):
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
         self.field, self.request_id, self.retryable = field, request_id, retryable
+        self.retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,27 @@ class ServedImage:
         picture = Image.open(io.BytesIO(self.data), formats=[self.format.upper()])
         picture.load()
         return picture
+
+
+class WatchedImages:
+    """The images of a request whose events are watched as they come."""
+
+    def __init__(self) -> None:
+        self._images: list[ServedImage] = []
+        self._failures: list[DarkroomError] = []
+
+    def add(self, name: str, data: Mapping[str, Any]) -> None:
+        """Takes note of the event of that name."""
+        if name == "image":
+            self._images.append(ServedImage.from_json(data))
+        elif name == "failed":
+            self._failures.append(DarkroomError(200, data["code"], data["message"], retryable=data["retryable"]))
+
+    def images(self) -> list[ServedImage]:
+        """Returns the images in order. Raises the first failure, if there was one."""
+        if self._failures:
+            raise self._failures[0]
+        return sorted(self._images, key=lambda image: image.index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,18 @@ class DeploymentConfig(Strict):
 
     `model_memory_gib` bounds the weights in memory. `device_memory_gib` bounds weights and running images together;
     without it, on CUDA, what is free when the replica starts, and on a CPU nothing does.
+
+    `threads` are a replica's on a CPU: by default `num_cpus` of 2 or more, and below that, which only counts, all cores
+    that it has. Give them where several replicas share a machine.
+
+    `padded_sizes` are the batch sizes that UNet calls are padded to, in ascending order, the last one `max_rows`: fewer
+    of them mean fewer shapes to choose kernels for, more of them less padding.
+
+    `cache_dir` keeps what a replica has made when it started, for the next one on this machine (docs/cold-start.md).
+    `auto` is `darkroom` in the cache of the user that the replica runs as; an empty text keeps nothing.
+
+    `backend` is what runs the networks: `torch`, `openvino`, which needs a CPU and fp32, or `auto`: openvino wherever
+    it can.
     """
 
     name: Name
@@ -83,9 +95,12 @@ class DeploymentConfig(Strict):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_rows: int = Field(default=16, ge=2, le=512)
+    padded_sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
     threads: Count | None = None
     model_memory_gib: float | None = Field(default=None, gt=0)
     device_memory_gib: float | None = Field(default=None, gt=0)
+    cache_dir: str | None = "auto"
+    backend: Literal["auto", "openvino", "torch"] = "auto"
     num_cpus: Cpus = 1.0
     num_gpus: Cpus = 0.0
     memory_gib: float | None = Field(default=None, gt=0)
@@ -106,6 +121,11 @@ class DeploymentConfig(Strict):
             raise PydanticCustomError("replicas", "`replicas` and `autoscaling` exclude each other")
         if self.device.startswith("cuda") and not self.num_gpus:
             raise PydanticCustomError("num_gpus", "a deployment on cuda needs `num_gpus`, or Ray hides the GPU from it")
+        sizes = self.padded_sizes
+        if sizes is not None and (sizes[-1] != self.max_rows or list(sizes) != sorted(set(sizes))):
+            raise PydanticCustomError(
+                "padded_sizes", "`padded_sizes` must ascend to `max_rows`, {most}", {"most": self.max_rows}
+            )
         return self
 
     def engine_config(self) -> EngineConfig:
@@ -114,10 +134,13 @@ class DeploymentConfig(Strict):
             device=self.device,
             dtype=self.dtype,
             max_rows=self.max_rows,
+            padded_sizes=self.padded_sizes,
             queue_limit=self.queue_limit,
-            threads=self.threads,
+            threads=self._threads,
             model_memory_bytes=_bytes(self.model_memory_gib),
             device_memory_bytes=_bytes(self.device_memory_gib),
+            cache_dir=self.cache_dir,
+            backend=self.backend,
         )
 
     def serve_options(self) -> dict[str, Any]:
@@ -147,6 +170,10 @@ class DeploymentConfig(Strict):
         return count + math.ceil(count * self.max_surge_percent / 100)
 
     @property
+    def _threads(self) -> int | None:
+        return self.threads or (int(self.num_cpus) if self.num_cpus >= 2 else None)
+
+    @property
     def _most_ongoing(self) -> int:
         """More than the engine takes, so that the engine refuses, at once and with an estimate; Ray would let callers
         wait in line whatever their priorities and deadlines.
@@ -154,11 +181,11 @@ class DeploymentConfig(Strict):
         return self.queue_limit + self.max_rows + _PASSING
 
     def _actor_options(self) -> dict[str, Any]:
-        # Ray derives OMP_NUM_THREADS from num_cpus, a scheduling figure, and a spinning OpenMP pool beside busy
-        # neighbours makes a UNet call ten to a hundred times slower: both are set before the process starts.
+        # A spinning OpenMP pool beside busy neighbours makes a UNet call ten to a hundred times slower, and can be told
+        # so only before the process starts. Without OMP_NUM_THREADS Ray derives it from num_cpus, a scheduling figure.
         env = {"OMP_WAIT_POLICY": "passive"}
-        if self.threads is not None:
-            env["OMP_NUM_THREADS"] = str(self.threads)
+        if self._threads is not None:
+            env["OMP_NUM_THREADS"] = str(self._threads)
         memory = {} if self.memory_gib is None else {"memory": int(self.memory_gib * 2**30)}
         return {
             "num_cpus": self.num_cpus,

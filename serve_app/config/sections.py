@@ -1,4 +1,4 @@
-"""The sections of the server's configuration: cache, jobs, limits, idempotency, Redis, logging."""
+"""The sections of the server's configuration: cache, jobs, limits, idempotency, surfaces, Redis, logging."""
 
 from typing import Any, Final, Literal
 
@@ -84,6 +84,45 @@ class IdempotencyConfig(Strict):
 
     memory_bytes: int = Field(default=2**26, ge=2**20)
     ttl_s: float = Field(default=86_400.0, gt=0, le=2_592_000)
+
+
+RETIRED_MODELS: Final = (
+    "gpt-image-1",
+    "gpt-image-1-mini",
+    "gpt-image-1.5",
+    "gpt-image-2",
+    "chatgpt-image-latest",
+    "dall-e-2",
+    "dall-e-3",
+)
+"""Names that clients of OpenAI's have in their code, where nobody can change them."""
+
+
+class OpenAIConfig(Strict):
+    """The endpoints for OpenAI's clients. `retired_models` are names that mean the default model; `[]` switches it off.
+
+    A hosted model that has one of these names goes before.
+    """
+
+    retired_models: tuple[str, ...] = RETIRED_MODELS
+
+
+class PlaygroundConfig(Strict):
+    """The page at `/` on which people try the server; `enabled: false` leaves it out."""
+
+    enabled: bool = True
+
+
+class ResultUrlsConfig(Strict):
+    """Addresses instead of images, for OpenAI's clients that ask for `url`. An image is kept for `ttl_s` seconds.
+
+    All together have at most `max_bytes`, in Redis, or without it in the one ingress. `public_url` is where callers
+    reach the server; without it, the address that they asked at.
+    """
+
+    ttl_s: int = Field(default=3600, ge=60, le=7 * 86_400)
+    max_bytes: int = Field(default=2**30, ge=2**20)
+    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s?#]+$", max_length=1_000)
 
 
 class RedisConfig(Strict):

@@ -9,12 +9,14 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from deployments.engine.protocol.numerics import numerics_of
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import find_clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.errors import ConfigError, describe_errors, suggest
+from serve_app.config.labels import LabelsConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import (
     CacheConfig,
@@ -22,9 +24,13 @@ from serve_app.config.sections import (
     JobsConfig,
     LimitsConfig,
     LoggingConfig,
+    OpenAIConfig,
+    PlaygroundConfig,
     RedisConfig,
+    ResultUrlsConfig,
 )
 from serve_app.config.strict import Strict
+from serve_app.config.templates import TemplateConfig, WildcardLines, WildcardName
 
 _PACKAGED = Path(__file__).parent / "packaged"
 
@@ -87,6 +93,8 @@ class ModelConfig(Strict):
 
 class AppConfig(Strict):
     """The whole configuration. `models` adds to the registry or overrides its rows; the first hosted one is default.
+    `templates` adds to the built-in prompt templates, or replaces those of the same names. `wildcards` are the lists
+    that dynamic prompts name.
 
     `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
     it.
@@ -103,12 +111,19 @@ class AppConfig(Strict):
     limits: LimitsConfig = LimitsConfig()
     idempotency: IdempotencyConfig = IdempotencyConfig()
     jobs: JobsConfig = JobsConfig()
+    openai: OpenAIConfig = OpenAIConfig()
+    templates: tuple[TemplateConfig, ...] = ()
+    wildcards: dict[WildcardName, WildcardLines] = Field(default_factory=dict, max_length=1_000)
+    playground: PlaygroundConfig = PlaygroundConfig()
+    result_urls: ResultUrlsConfig | None = None
+    labels: LabelsConfig = LabelsConfig()
     redis: RedisConfig | None = None
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> "AppConfig":
         for place, names in (
             ("models", [model.name for model in self.models]),
+            ("templates", [template.name for template in self.templates]),
             ("deployments", ["ingress", *(deployment.name for deployment in self.deployments)]),
         ):
             if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -116,6 +131,12 @@ class AppConfig(Strict):
         if doubled := find_clashes([spec for deployment in self.deployments for spec in self.specs_of(deployment)]):
             text = f"deployments: more than one hosted model answers to {doubled[0]!r}"
             raise PydanticCustomError("duplicate", "{text}", {"text": text})
+        return self
+
+    @model_validator(mode="after")
+    def _result_urls_resolve(self) -> "AppConfig":
+        if self.result_urls is not None and self.redis is None and self.ingress.replicas > 1:
+            raise PydanticCustomError("redis", "`result_urls` with several ingress replicas need `redis`")
         return self
 
     @model_validator(mode="after")
@@ -128,7 +149,14 @@ class AppConfig(Strict):
         """By model, everything its images depend on besides its weights and the request, as plain data."""
         annotators = self.annotators.model_dump(mode="json")
         return {
-            spec.name: {"device": deployment.device, "dtype": deployment.dtype, "annotators": annotators}
+            spec.name: {
+                "device": deployment.device,
+                "dtype": deployment.dtype,
+                "max_rows": deployment.max_rows,
+                "padded_sizes": deployment.padded_sizes,
+                "backend": numerics_of(deployment.backend, deployment.device),
+                "annotators": annotators,
+            }
             for deployment in self.deployments
             for spec in self.specs_of(deployment)
         }

@@ -15,8 +15,9 @@ from deployments.engine.protocol.params import SERVICE_FIELDS
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, as_part
 
-# The prompt includes the style. The seed is separate: a caller that gives none gets another one each time.
-_NOT_THE_WORK: Final = {"seed", "style_preset", *SERVICE_FIELDS}
+# The prompt includes the style and the template. The seed is separate: a caller that gives none gets another one each
+# time.
+_NOT_THE_WORK: Final = {"seed", "style_preset", "template", "template_values", *SERVICE_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)

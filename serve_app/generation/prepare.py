@@ -1,7 +1,7 @@
 """Decides everything about a request before the backend sees it: model, size, defaults, seed, style."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
@@ -9,8 +9,10 @@ from deployments.engine.protocol.inputs import Task, Uploads
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from serve_app.generation.ad_formats import apply_ad_format
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.styles import add_style
+from serve_app.generation.templates import TEMPLATES, PromptTemplate, apply_template
 from serve_app.generation.uploads import check_uploads, fill_in_size
 
 DRAWN_SEEDS = 2**32
@@ -23,19 +25,26 @@ def prepare(
     previews: int,
     name: str,
     tenant: str,
+    templates: Mapping[str, PromptTemplate] = TEMPLATES,
 ) -> Prepared:
     """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
-    header = check_uploads(uploads) if uploads else None
+    header = check_uploads(uploads, params) if uploads else None
     task: Task = uploads.task if uploads else "text-to-image"
     spec = _model_for(models, params, task)
-    asked = fill_in_size(with_seed(params), header, spec)
+    asked = fill_in_size(apply_ad_format(with_seed(params), spec), header, spec)
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
-    styled = asked.model_copy(update={"prompt": add_style(asked.prompt, asked.style_preset)})
+    filled = apply_template(asked, templates)
+    styled = filled.model_copy(update={"prompt": add_style(filled.prompt, asked.style_preset)})
     request_id = f"{name}.{secrets.token_hex(4)}"
     drawn = asked.seed != params.seed
     request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name, seed_drawn=drawn)
     return Prepared(request, asked)
+
+
+def default_model(models: Sequence[ModelSpec]) -> ModelSpec:
+    """Returns the model that makes images where none is named: the first that is not made for inpainting alone."""
+    return next((spec for spec in models if not spec.inpaints_only), models[0])
 
 
 def find_model(models: Sequence[ModelSpec], name: str | None) -> ModelSpec:
@@ -73,6 +82,12 @@ def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task
     named = find_model(models, params.model_name)
     same_weights = [spec for spec in candidates if _weights(spec) == _weights(named)]
     return named if named in candidates else next(iter(same_weights), named)
+
+
+def controlnets_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, ...]:
+    """Returns the ControlNets that images of `spec`'s weights can follow, whichever model of these weights has them."""
+    same = [each for each in models if _weights(each) == _weights(spec)]
+    return tuple(dict.fromkeys(kind for each in (spec, *same) for kind in each.controlnets))
 
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:

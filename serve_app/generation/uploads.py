@@ -1,20 +1,28 @@
 """Checks uploads by their headers alone, before anything is decoded."""
 
-from math import sqrt
+from typing import Final
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, SIZE_STEP, GenerationParams
+from deployments.engine.protocol.params import MAX_SIDE, GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.uploads.image_files import ImageHeader, read_header
 from deployments.uploads.masks import MASK_TYPES
+from serve_app.generation.sizes import native_sides, nearest_side
+
+MAX_WHOLE_PIXELS: Final = MAX_SIDE * MAX_SIDE
+"""The largest image that an area is made of: it waits in memory, as large as it is, until that is done."""
 
 
-def check_uploads(uploads: Uploads) -> ImageHeader | None:
+def check_uploads(uploads: Uploads, params: GenerationParams) -> ImageHeader | None:
     """Returns the header that decides the size: the init image's, else the first hint's. Raises InvalidParameter."""
     image = read_header(uploads.image, uploads.image_field) if uploads.image is not None else None
     if uploads.task == "inpaint" and image is None:
         raise InvalidParameter(uploads.image_field, "is required beside a mask")
+    is_whole = params.padding_mask_crop is not None and uploads.task == "inpaint"
+    if is_whole and image is not None and image.width * image.height > MAX_WHOLE_PIXELS:
+        rule = f"must have at most {MAX_WHOLE_PIXELS} pixels in all for padding_mask_crop"
+        raise InvalidParameter(uploads.image_field, rule)
     if image is not None and uploads.mask is not None:
         mask = read_header(uploads.mask, "mask")
         if (mask.width, mask.height) != (image.width, image.height):
@@ -31,13 +39,9 @@ def fill_in_size(params: GenerationParams, header: ImageHeader | None, spec: Mod
         return params
     ratio = header.width / header.height
     if params.width:
-        size = (params.width, _side(params.width / ratio))
+        size = (params.width, nearest_side(params.width / ratio))
     elif params.height:
-        size = (_side(params.height * ratio), params.height)
+        size = (nearest_side(params.height * ratio), params.height)
     else:
-        size = (_side(spec.native_size * sqrt(ratio)), _side(spec.native_size / sqrt(ratio)))
+        size = native_sides(ratio, spec)
     return params.model_copy(update={"width": size[0], "height": size[1]})
-
-
-def _side(pixels: float) -> int:
-    return min(max(round(pixels / SIZE_STEP) * SIZE_STEP, MIN_SIDE), MAX_SIDE)

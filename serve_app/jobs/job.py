@@ -46,7 +46,7 @@ class Job:
     durable: bool = False
     round: int = 0
     ahead: int = 0
-    told_progress: float = 0.0
+    last_progress: float = 0.0
     gauge: Callable[[], float] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -71,7 +71,7 @@ class Job:
     @property
     def progress(self) -> float:
         """How much of it is done, from 0 to 1."""
-        return self.told_progress if self.gauge is None else self.gauge()
+        return self.last_progress if self.gauge is None else self.gauge()
 
     def begin(self, now: float, gauge: Callable[[], float]) -> None:
         """Marks it as running; `gauge` says how far its entries are."""
@@ -86,7 +86,7 @@ class Job:
 
     def end(self, now: float, cancelled: bool = False) -> None:
         """Marks it as over."""
-        self.told_progress = self.progress if cancelled else 1.0
+        self.last_progress = self.progress if cancelled else 1.0
         self.gauge, self.finished = None, now
         self.state = "cancelled" if cancelled else "succeeded" if self.succeeded else "failed"
         self._notify()
@@ -165,5 +165,5 @@ def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) ->
         finished=now.finished,
         documents={index: documents[index] for index in ordered},
         durable=True,
-        told_progress=now.progress,
+        last_progress=now.progress,
     )

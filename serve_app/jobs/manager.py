@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FOLLOW_S: Final = 0.5
 CANCEL_S: Final = 3.0
-LISTED: Final = 100
+MAX_LISTED: Final = 100
 RETRY_S: Final = 30.0
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -112,7 +112,7 @@ class Jobs:
     def _check_room(self, unfinished: Sequence[QueuedJob], tenant: str) -> None:
         if len(unfinished) + self._arriving.total() > self.config.waiting:
             raise Overloaded("too many jobs are waiting; come back later", RETRY_S)
-        own = sum(turn.tenant == digest_of(tenant) for turn in unfinished) + self._arriving[tenant]
+        own = sum(each.tenant == digest_of(tenant) for each in unfinished) + self._arriving[tenant]
         if tenant and own > self.config.waiting_per_tenant:
             raise TooManyJobs(self.config.waiting_per_tenant)
 
@@ -125,7 +125,7 @@ class Jobs:
 
     async def of_tenant(self, tenant: str) -> list[Job]:
         """Returns the tenant's newest jobs, the newest first."""
-        return await self._store.of_tenant(tenant, LISTED)
+        return await self._store.of_tenant(tenant, MAX_LISTED)
 
     async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
         """Returns the image files of an entry, in its document's order; None where there are none (any more)."""

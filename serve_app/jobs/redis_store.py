@@ -4,8 +4,8 @@ The one place that asks whether Redis is there. A job that is here only says tha
 answers again, it is saved there.
 """
 
-from collections.abc import AsyncGenerator, Callable, Collection
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from contextlib import aclosing, contextmanager, suppress
 
 from deployments.engine.protocol.errors import Overloaded
 from serve_app.jobs.fair_order import QueuedJob, fair_order
@@ -17,12 +17,12 @@ from serve_app.jobs.store import LeaseLost, LeaseState
 from serve_app.store.redis import RedisGone
 
 
-class RedisJobStore:
+class RedisJobStore(MemoryJobStore):
     """A `JobStore` that processes share. `local` holds the jobs that run here, and those that Redis does not have."""
 
     def __init__(self, local: LocalJobs, redis: RedisJobs) -> None:
-        self._local, self._redis = local, redis
-        self._memory = MemoryJobStore(local)
+        super().__init__(local)
+        self._redis = redis
 
     @property
     def only_here(self) -> list[Job]:
@@ -33,45 +33,39 @@ class RedisJobStore:
             await self._redis.put(job)
             job.durable = True
         if not job.durable:
-            self._local.add(job)
+            await super().add(job)
 
     async def find(self, job_id: str) -> Job | None:
-        job = self._local.find(job_id)
+        job = await super().find(job_id)
         if job is not None:
             return job
-        try:
+        with _needing_redis():
             return await self._redis.load(job_id)
-        except RedisGone:
-            raise _out_of_reach() from None
 
     async def of_tenant(self, tenant: str, most: int) -> list[Job]:
         found = {job.id: job for job in self._local.of_tenant(tenant)}
-        try:
+        with _needing_redis():
             for job_id in await self._redis.of_tenant(tenant, most):
                 job = None if job_id in found else await self._redis.load(job_id)
                 if job is not None and job.tenant == tenant:
                     found[job_id] = job
-        except RedisGone:
-            raise _out_of_reach() from None
         return sorted(found.values(), key=lambda job: job.created, reverse=True)[:most]
 
     async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
         if index in job.files:
             return job.files[index]
-        try:
+        with _needing_redis():
             return await self._redis.files(job.id, index)
-        except RedisGone:
-            raise _out_of_reach() from None
 
     async def unfinished(self) -> list[QueuedJob]:
         try:
             return await self._redis.unfinished()
         except RedisGone:
-            return self._local.queue
+            return await super().unfinished()
 
     async def claim_jobs(self, running: Collection[str], has_capacity: Callable[[], bool]) -> AsyncGenerator[Job, None]:
         """First those that are here only, then Redis' that nobody has leased: new ones, or of processes that died."""
-        async with aclosing(self._memory.claim_jobs(running, has_capacity)) as ours:
+        async with aclosing(super().claim_jobs(running, has_capacity)) as ours:
             async for job in ours:
                 yield job
         with suppress(RedisGone):
@@ -94,19 +88,15 @@ class RedisJobStore:
     async def claim(self, job: Job) -> bool:
         if job.id in self._local:
             return True
-        try:
+        with _needing_redis():
             if not await self._redis.lease(job.id):
                 return False
-        except RedisGone:
-            raise _out_of_reach() from None
         self._local.add(job)
         return True
 
     async def request_cancel(self, job: Job) -> None:
-        try:
+        with _needing_redis():
             await self._redis.request_cancel(job.id)
-        except RedisGone:
-            raise _out_of_reach() from None
 
     async def renew_lease(self, job: Job) -> LeaseState:
         try:
@@ -146,14 +136,8 @@ class RedisJobStore:
         with suppress(RedisGone):
             await self._redis.release(job)
 
-    def drop(self, job: Job) -> None:
-        self._local.drop(job)
-
-    def has_room(self, size: int) -> bool:
-        return self._local.has_room(size)
-
     async def expire(self, now: float) -> None:
-        self._local.expire(now)
+        await super().expire(now)
         for job in self._local:
             if job.over:
                 await self.finish(job)
@@ -166,5 +150,10 @@ class RedisJobStore:
             raise LeaseLost
 
 
-def _out_of_reach() -> Overloaded:
-    return Overloaded("this job may be kept in Redis, which does not answer; come back later")
+@contextmanager
+def _needing_redis() -> Iterator[None]:
+    """Raises Overloaded in the place of RedisGone."""
+    try:
+        yield
+    except RedisGone:
+        raise Overloaded("this job may be kept in Redis, which does not answer; come back later") from None

@@ -108,7 +108,7 @@ class JobRunner:
 
     def _progress(self) -> float:
         if self._batch is None:
-            return self.job.told_progress
+            return self.job.last_progress
         return (self._before + self._batch.progress * (self.job.entries - self._before)) / self.job.entries
 
     def _add(self, index: int, outcome: Outcome) -> None:

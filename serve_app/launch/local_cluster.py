@@ -13,13 +13,17 @@ import secrets
 import shutil
 import sys
 import time
-from typing import TextIO
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TextIO
 
 import httpx
 from pydantic import BaseModel
 
 from serve_app.config.server import AppConfig
 from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, read_head_timeout_s
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 HEALTH_PATH = "/ads/v2/diffusion/health"
 APP_NAME = "darkroom"
@@ -61,24 +65,39 @@ def main() -> None:
 def start(order: Order) -> None:
     """Starts the cluster; returns once its health page, through the real port, says healthy: engines are warm."""
     prepare_environment()
+    # Completely imported before two threads import what needs it.
     import ray
-    from ray import serve
     from ray.job_config import JobConfig
 
+    with ThreadPoolExecutor(1, thread_name_prefix="build-app") as builder:
+        # Building it takes a second or two of imports, and Ray's start is a wait for other processes.
+        application = builder.submit(_build_application, order.config)
+        # Ray has all workers import from the current folder first, except for a client's job, which may have
+        # been sent from another machine. Nothing else depends on that.
+        ray.init(
+            address="local",
+            namespace=APP_NAME,
+            num_cpus=_count_cpus(order.config),
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=order.temp_dir,
+            job_config=JobConfig(_client_job=True),
+        )
+    _serve(application.result(), order)
+    wait_until_healthy(order.host, order.port)
+
+
+def _build_application(config: AppConfig) -> "Application":
     from serve_app.app import build_app
 
-    # Ray has all workers import from the current folder first, except for a client's job, which may have
-    # been sent from another machine. Nothing else depends on that.
-    ray.init(
-        address="local",
-        namespace=APP_NAME,
-        num_cpus=_count_cpus(order.config),
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _temp_dir=order.temp_dir,
-        job_config=JobConfig(_client_job=True),
-    )
+    return build_app(config)
+
+
+def _serve(application: "Application", order: Order) -> None:
+    """Starts Serve with its proxy, and runs `application` on it; returns once its replicas are ready."""
+    from ray import serve
+
     ingress = order.config.ingress
     serve.start(
         proxy_location="HeadOnly",
@@ -90,8 +109,7 @@ def start(order: Order) -> None:
         },
         logging_config=order.config.logging.serve_options(),
     )
-    serve.run(build_app(order.config), name=APP_NAME, route_prefix="/")
-    wait_until_healthy(order.host, order.port)
+    serve.run(application, name=APP_NAME, route_prefix="/")
 
 
 def prepare_environment() -> None:

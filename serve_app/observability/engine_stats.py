@@ -72,6 +72,9 @@ def _engine_report(engine: EngineReport) -> dict[str, Any]:
     return {
         "ready": engine.ready,
         "device": engine.device,
+        "backends": dict(engine.backends),
+        "attention": {name: dict(kernels) for name, kernels in engine.attention.items()},
+        "compiled": {name: list(networks) for name, networks in engine.compiled.items()},
         "loaded_models": list(engine.loaded_models),
         "waiting": dict(engine.load.waiting),
         "running": engine.load.running,

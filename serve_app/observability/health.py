@@ -1,7 +1,8 @@
 """The guide's health object: whether images can be made now, and on what."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Status = Literal["healthy", "degraded", "starting", "unhealthy"]
 
@@ -9,13 +10,15 @@ Status = Literal["healthy", "degraded", "starting", "unhealthy"]
 @dataclass(frozen=True, slots=True)
 class Health:
     """`healthy` if images can be made now, `degraded` if they can although Redis is gone; `starting` until that was so
-    for the first time.
+    for the first time. `labels` are what files are labelled with.
     """
 
     status: Status
     device: str
     loaded_models: int
     cache_entries: int = 0
+    backend: str = ""
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:

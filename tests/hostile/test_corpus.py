@@ -20,14 +20,22 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from tests.hostile import contents, pictures, transport, works
+from tests.hostile import contents, pictures, sdapi, transport, v1, verify, works
 from tests.hostile.rows import BEFORE, GOOD_BODY, JSON, TEXT_DOOR, Row
 from tests.hostile.server import OPENED, STEERED
 from tests.hostile.wire import Answer, exchange, leave, request
 from tests.serve_app.servers import free_port
 
 ROOT: Final = Path(__file__).parents[2]
-ROWS: Final = (*transport.ROWS, *contents.ROWS, *pictures.ROWS, *works.ROWS)
+ROWS: Final = (
+    *transport.ROWS,
+    *contents.ROWS,
+    *pictures.ROWS,
+    *works.ROWS,
+    *v1.ROWS,
+    *sdapi.ROWS,
+    *verify.ROWS,
+)
 GOOD: Final = Row("a good request", request("POST", TEXT_DOOR, JSON, GOOD_BODY), 200)
 
 IN_TIME_S: Final = 2.0

@@ -19,7 +19,7 @@ from deployments.engine.protocol.events import (
     Progress,
     Timings,
 )
-from deployments.engine.protocol.report import EngineReport, ModelReport
+from deployments.engine.protocol.report import EngineReport, ModelReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.protocol import BackendReport
@@ -81,6 +81,15 @@ class FakeBackend:
             raise
         finally:
             self.running -= 1
+
+    async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
+        """A word is a token."""
+        texts = (request.params.prompt, request.params.negative_prompt)
+        prompt, negative = (TokenCount(n := len(text.split()), max(1, -(-n // 75)), 75, 4) for text in texts)
+        return prompt, negative
+
+    async def make_hints(self, request: Request) -> tuple[bytes, ...]:
+        return tuple(image(request, 0).data for _ in request.params.controls)
 
     async def cancel(self, name: str, tenant: str) -> bool:
         self.asked_to_cancel.append((name, tenant))

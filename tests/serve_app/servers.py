@@ -181,9 +181,9 @@ def tiny_config(checkpoint: Path, ingresses: int = 1, redis: RedisConfig | None 
 
 
 @contextlib.contextmanager
-def http_server(app: FastAPI) -> Iterator[str]:
+def http_server(app: FastAPI, port: int | None = None) -> Iterator[str]:
     """`app` behind a real socket, on a thread of this process. Gives its URL."""
-    port = free_port()
+    port = port or free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -1,5 +1,8 @@
 """The layer that asks for keys: who calls, and whether that is enough for what it calls."""
 
+import base64
+import binascii
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -48,7 +51,7 @@ class Authentication:
     def _key(self, headers: Headers) -> Key:
         given = given_keys(headers)
         if not given:
-            message = "this needs a key, as `Authorization: Bearer <key>` or `X-API-Key: <key>`"
+            message = "this needs a key, as `Authorization: Bearer <key>`, `X-API-Key: <key>` or HTTP Basic's password"
             raise Problem(401, "missing_api_key", message, headers={"WWW-Authenticate": _REALM})
         # Two different ones are a mistake, or somebody's try to have two servers see two callers.
         key = self._keys.find(given.pop()) if len(given) == 1 else None
@@ -59,10 +62,21 @@ class Authentication:
 
 
 def given_keys(headers: Headers) -> set[str]:
-    """The keys that a request brings."""
+    """The keys that a request brings. HTTP Basic's password is one where there is no other: it may be a proxy's own."""
     given = set(headers.getlist("x-api-key"))
+    passwords = set()
     for line in headers.getlist("authorization"):
         scheme, _, rest = line.strip().partition(" ")
         if scheme.lower() == "bearer":
             given.add(rest)
-    return {key.strip() for key in given}
+        elif scheme.lower() == "basic":
+            passwords.add(_password_of(rest))
+    return {key.strip() for key in given or passwords - {""}}
+
+
+def _password_of(credentials: str) -> str:
+    """Returns the password of HTTP Basic's credentials (RFC 7617); "" where there is none."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except (binascii.Error, ValueError):
+        return ""

@@ -14,6 +14,10 @@ PROBES: Final = frozenset(("/livez", "/readyz", "/ads/v2/diffusion/health"))
 """Requested by the address of a pod or machine, which no configuration knows. The answers are no secret."""
 
 
+LINKED: Final = "/"
+"""The playground, which other sites' pages may link to."""
+
+
 class HostCheck:
     """Answers 421 to requests for other hosts, and 403 to those from other sites' pages if `hosts` checks origins.
 
@@ -48,7 +52,10 @@ class HostCheck:
             return None
         if len(origins) > 1 or not all(is_own_origin(origin, host) for origin in origins):
             return Problem(403, "foreign_origin", message)
-        # Browsers send it without Origin too: for images, links, and forms that use GET.
+        # Browsers send it without Origin too: for images, links, and forms that use GET. A link may lead to the page
+        # for people: opening it changes nothing, and it lets itself be framed by nobody.
+        if path == LINKED and headers.get("sec-fetch-dest", "").lower() == "document":
+            return None
         if "cross-site" in ",".join(headers.getlist("sec-fetch-site")).lower():
             return Problem(403, "cross_site_request", message)
         return None

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.principal import principal_of
@@ -32,6 +33,9 @@ _DESCRIPTIONS: Final[Mapping[LimitName, tuple[str, str]]] = MappingProxyType(
 
 REFUSED_PIXEL_STEPS: Final = 100_000
 """What an entry costs that is refused: less than any image, but a thousand of them are not free."""
+
+RESIZED_STEPS: Final = 2
+"""What a pixel costs that is only resized and compressed, in denoising steps: little beside an image, not nothing."""
 
 _COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
 
@@ -88,6 +92,19 @@ async def charge(request: Request, *prepared: Prepared) -> None:
         raise _too_costly(error) from None
 
 
+async def charge_pixels(request: Request, pixels: int) -> None:
+    """Charges for pixels that are only resized and compressed. Raises Problem: 429, or 422 if it is far too many."""
+    quota = exchange_of(request.scope).quota
+    if quota is None:
+        return
+    try:
+        await quota.charge(pixels * RESIZED_STEPS)
+    except OverLimit as over:
+        raise _refusal(over) from None
+    except TooCostly as error:
+        raise _too_costly(error) from None
+
+
 async def charge_refused(request: Request, entries: int) -> None:
     """Charges for a batch's entries that were only read. Raises Problem 429."""
     quota = exchange_of(request.scope).quota
@@ -100,8 +117,14 @@ async def charge_refused(request: Request, entries: int) -> None:
 
 
 def pixel_steps(prepared: Prepared) -> int:
-    """What a request costs."""
-    params = prepared.request.params
+    """What a request costs, with its second pass if it has one, and the resizing of its images."""
+    request = prepared.request
+    passes = sum(_pixel_steps_of(each.params) for each in (request, request.second_pass) if each is not None)
+    width, height = request.params.output_size or (0, 0)
+    return passes + width * height * RESIZED_STEPS * request.params.num_images
+
+
+def _pixel_steps_of(params: GenerationParams) -> int:
     assert params.width is not None
     assert params.height is not None
     return params.width * params.height * params.num_inference_steps * params.num_images

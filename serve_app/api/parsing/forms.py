@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from deployments.engine.protocol.errors import InvalidParameter
@@ -32,14 +33,18 @@ _NUMBER = re.compile(r"-?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,3})?",
 _FLAGS: Final = {"true": True, "false": False, "1": True, "0": False}
 
 
-def _json_types_of(schema: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(part.get("type", "") for part in schema.get("anyOf", [schema]))
+def json_types_of(model: type[BaseModel]) -> Mapping[str, frozenset[str]]:
+    """The JSON types that each field of `model` accepts."""
+    properties = model.model_json_schema()["properties"]
+    return MappingProxyType(
+        {
+            name: frozenset(part.get("type", "") for part in schema.get("anyOf", [schema]))
+            for name, schema in properties.items()
+        }
+    )
 
 
-_JSON_TYPES: Final = MappingProxyType(
-    {name: _json_types_of(schema) for name, schema in GenerationParams.model_json_schema()["properties"].items()}
-)
-"""The JSON types that each parameter accepts."""
+_JSON_TYPES: Final = json_types_of(GenerationParams)
 
 _OPTIONAL: Final = frozenset(name for name, field in GenerationParams.model_fields.items() if not field.is_required())
 
@@ -153,7 +158,9 @@ def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str]) 
             continue
         if name in values and name in known:
             raise InvalidParameter(name, "is there twice, as a field and in `params`")
-        values[name] = sent if name in options or len(sent) > 1 else _convert(name, sent[0])
+        is_list = name in options or len(sent) > 1
+        kinds = _JSON_TYPES.get(name, frozenset())
+        values[name] = _convert_all(kinds, sent) if is_list else convert_text(sent[0], kinds)
     return values
 
 
@@ -200,13 +207,17 @@ def _check_transfer_encoding(part: FormPart) -> None:
         raise InvalidParameter(part.name, "must be sent as it is, without Content-Transfer-Encoding")
 
 
-def _convert(name: str, text: str) -> Any:
-    """Converts a text to the parameter's type, or leaves it a text for the parameter's own rules to refuse."""
-    kinds = _JSON_TYPES.get(name, frozenset())
+def _convert_all(kinds: Collection[str], texts: list[str]) -> list[Any]:
+    """Converts a list's texts to numbers where the parameter is a list that may have them."""
+    return [convert_text(text, ("number",)) if "array" in kinds else text for text in texts]
+
+
+def convert_text(text: str, kinds: Collection[str]) -> Any:
+    """Converts a text to one of those JSON types, or leaves it a text for the field's own rules to refuse."""
     if "boolean" in kinds:
         return _FLAGS.get(text.lower(), text)
     if "integer" in kinds and _WHOLE.fullmatch(text):
         return int(text)
-    if kinds & {"integer", "number"} and _NUMBER.fullmatch(text):
+    if ("integer" in kinds or "number" in kinds) and _NUMBER.fullmatch(text):
         return float(text)
     return text

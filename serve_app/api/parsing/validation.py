@@ -29,6 +29,9 @@ _SYNONYMS: Mapping[str, str] = MappingProxyType(
         "response_format": "output_format",
         "denoising_strength": "strength",
         "mask_blur": "mask_feather",
+        "inpainting_fill": "mask_fill",
+        "inpainting_mask_invert": "mask_inverted",
+        "inpaint_full_res_padding": "padding_mask_crop",
     }
 )
 
@@ -42,7 +45,9 @@ _RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "string_type": ("wrong_type", "must be a string"),
         "string_unicode": ("invalid_unicode", "must be valid Unicode, without lone surrogates"),
         "finite_number": ("not_finite", "must be a finite number"),
+        "float_parsing": ("wrong_type", "must be a number"),
         "bool_type": ("wrong_type", "must be true or false"),
+        "bool_parsing": ("wrong_type", "must be true or false"),
         "model_type": ("wrong_type", "must be an object"),
         "list_type": ("wrong_type", "must be a list"),
         "too_short": ("too_short", "must have at least {min_length} entries"),

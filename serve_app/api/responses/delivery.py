@@ -1,10 +1,12 @@
 """Answers a request that has been read, in the form that its Accept header asks for."""
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response
 
+from deployments.engine.protocol.events import Event
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.exchange import exchange_of
@@ -38,16 +40,32 @@ async def deliver(
     Raises Problem 403 for a priority above the caller's, and whatever `charge` and `run_once` raise.
     """
     media_type = negotiate(request, _offers_of(params))
-    params = apply_cache_control(principal_of(request).permitted(params), read_cache_control(request))
+    params = permit(request, params)
     if media_type == EVENTS:
         refuse_key(request)
-        prepared = await _prepare(request, service, params, uploads, previews)
+        prepared = await prepare_and_charge(request, service, params, uploads, previews)
         return await open_stream(
             request, service.run(prepared), StreamEncoder(prepared, exchange_of(request.scope).request_id)
         )
-    parameters = {"as": media_type, "params": params.model_dump(mode="json"), **_options_of(uploads)}
+    parameters = {"as": media_type, "params": params.model_dump(mode="json"), **options_of(uploads)}
     return await run_once(
-        request, parameters, _files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
+        request, parameters, files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
+    )
+
+
+async def deliver_image(
+    request: Request, service: DiffusionService, params: GenerationParams, *, uploads: Uploads | None = None
+) -> Response:
+    """Answers with the one image of `params`, in the format that the Accept header prefers.
+
+    A disconnect frees its place. Raises as `deliver` does.
+    """
+    offers = [f"image/{name}" for name in sorted(FORMATS, key=lambda name: name != params.output_format)]
+    media_type = negotiate(request, offers)
+    params = permit(request, params)
+    parameters = {"as": media_type, "params": params.model_dump(mode="json"), **options_of(uploads)}
+    return await run_once(
+        request, parameters, files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
     )
 
 
@@ -57,15 +75,34 @@ async def _answer_whole(
     """Answers all at once, not as a stream."""
     if media_type != JSON:
         params = params.model_copy(update={"output_format": media_type.removeprefix("image/")})
-    prepared = await _prepare(request, service, params, uploads)
-    result = await run_until_disconnect(request.receive, service.collect(prepared))
-    exchange_of(request.scope).timings = result.timings
+    prepared = await prepare_and_charge(request, service, params, uploads)
+    result = await collect(request, service, prepared)
     if media_type == JSON:
-        return await json_response(lambda: answer_of(result), headers=_headers_of(result))
+        return await json_response(lambda: answer_of(result), headers=headers_of(result))
     return _image_response(result, media_type)
 
 
-async def _prepare(
+def permit(request: Request, params: GenerationParams) -> GenerationParams:
+    """Returns `params` as the caller may have them, with its Cache-Control applied. Raises Problem 403."""
+    return apply_cache_control(principal_of(request).permitted(params), read_cache_control(request))
+
+
+async def collect(
+    request: Request,
+    service: DiffusionService,
+    prepared: Prepared,
+    on_event: Callable[[Event], None] | None = None,
+) -> Result:
+    """Returns all images of a prepared request, and notes its times for the log. A disconnect cancels it.
+
+    `on_event` gets every event.
+    """
+    result = await run_until_disconnect(request.receive, service.collect(prepared, on_event))
+    exchange_of(request.scope).timings = result.timings
+    return result
+
+
+async def prepare_and_charge(
     request: Request, service: DiffusionService, params: GenerationParams, uploads: Uploads | None, previews: int = 0
 ) -> Prepared:
     """Prepares the request, notes it for the log, and charges its caller."""
@@ -82,7 +119,7 @@ async def _prepare(
     return prepared
 
 
-def _options_of(uploads: Uploads | None) -> dict[str, Any]:
+def options_of(uploads: Uploads | None) -> dict[str, Any]:
     """All of `uploads` except the files."""
     if uploads is None:
         return {}
@@ -94,7 +131,8 @@ def _options_of(uploads: Uploads | None) -> dict[str, Any]:
     }
 
 
-def _files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
+def files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
+    """The files of `uploads`, in an order of their own."""
     return () if uploads is None else (uploads.image, uploads.mask, *uploads.hints)
 
 
@@ -107,7 +145,7 @@ def _offers_of(params: GenerationParams) -> list[str]:
 def _image_response(result: Result, media_type: str) -> Response:
     image = result.images[0]
     headers = {
-        **_headers_of(result),
+        **headers_of(result),
         "X-Seed": str(image.seed),
         "X-Model": quote(result.model, safe="/:@"),
         "Content-Disposition": f'inline; filename="{result.id}.{image.format}"',
@@ -115,5 +153,6 @@ def _image_response(result: Result, media_type: str) -> Response:
     return Response(image.data, media_type=media_type, headers=headers)
 
 
-def _headers_of(result: Result) -> dict[str, str]:
+def headers_of(result: Result) -> dict[str, str]:
+    """The headers of every answer that holds a result."""
     return {"Server-Timing": server_timing(result.timings), "Vary": "Accept", **cache_header(result.source)}

@@ -5,12 +5,12 @@ The HTTP answer begins only after the backend's first event, so that a refusal g
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import count
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
@@ -23,7 +23,7 @@ from serve_app.api.problems import internal_error
 from serve_app.api.responses.cache_headers import cache_header
 from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.large_json import encode_json
-from serve_app.api.responses.stream_events import NamedEvent, StreamEncoder
+from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,24 @@ KEEPALIVE_SECONDS = 15.0
 WRITE_SECONDS = 60.0
 
 LARGE_EVENTS: Final = ("image", "entry")
-"""The events that contain images."""
+"""Our events that contain images."""
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 NumberedEvent = tuple[str | None, NamedEvent]
 """An event with the id that a client sends as `Last-Event-ID` when it reconnects."""
+
+
+class EventEncoder(Protocol):
+    """Encodes one request's events, in order, in the words of one surface."""
+
+    @property
+    def large_events(self) -> Collection[str]:
+        """The names of those that contain images."""
+
+    def encode(self, event: Event) -> Sequence[NamedEvent]:
+        """Encodes an engine's event as any number of the surface's."""
 
 
 class EventStream(EventSourceResponse):
@@ -55,10 +66,11 @@ class EventStream(EventSourceResponse):
         events: AsyncGenerator[NumberedEvent, None],
         source: AsyncGenerator[Any, None],
         headers: Mapping[str, str] = NO_HEADERS,
+        large_events: Collection[str] = LARGE_EVENTS,
     ) -> None:
         fixed = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
         super().__init__((), headers=fixed | dict(headers))
-        self._events, self._source = events, source
+        self._events, self._source, self._large_events = events, source, large_events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's own detection of disconnects depends on the server's ASGI version; this one always listens.
@@ -84,7 +96,7 @@ class EventStream(EventSourceResponse):
             exchange.code = data["error"]["code"]
         # Encoding images takes a while, and would block the event loop.
         encode = partial(_encode_event, number, name, data)
-        return await asyncio.to_thread(encode) if name in LARGE_EVENTS else encode()
+        return await asyncio.to_thread(encode) if name in self._large_events else encode()
 
 
 def _encode_event(number: str | None, name: str, data: Mapping[str, Any]) -> bytes:
@@ -108,21 +120,26 @@ async def number_events(
 
 
 async def _encode_events(
-    first: Event, events: AsyncGenerator[Event, None], encoder: StreamEncoder, exchange: Exchange
+    first: Event, events: AsyncGenerator[Event, None], encoder: EventEncoder, exchange: Exchange
 ) -> AsyncGenerator[NamedEvent, None]:
-    """Encodes a request's events. Always ends with `done` or `error`."""
-    yield encoder.encode(first)
+    """Encodes a request's events. Always ends with the last one that the engine promises, or an error."""
+    for each in encoder.encode(first):
+        yield each
     ended = False
     async for event in events:
-        yield await asyncio.to_thread(encoder.encode, event) if isinstance(event, ImageDone) else encoder.encode(event)
+        is_image = isinstance(event, ImageDone)
+        for each in await asyncio.to_thread(encoder.encode, event) if is_image else encoder.encode(event):
+            yield each
         ended = isinstance(event, Finished | Failed)
         if isinstance(event, Finished):
             exchange.timings = event.timings
     if not ended:
-        yield encoder.encode_error(EngineStopped("the engine stopped before the request was finished"))
+        stopped = EngineStopped("the engine stopped before the request was finished")
+        for each in encoder.encode(Failed(exchange.request_id, stopped)):
+            yield each
 
 
-async def open_stream(request: Request, events: AsyncGenerator[Event, None], encoder: StreamEncoder) -> EventStream:
+async def open_stream(request: Request, events: AsyncGenerator[Event, None], encoder: EventEncoder) -> EventStream:
     """Waits for the first event, then answers with all of them.
 
     Raises the error that refused the request, or ClientDisconnect; `events` are closed then.
@@ -139,9 +156,8 @@ async def open_stream(request: Request, events: AsyncGenerator[Event, None], enc
         raise
     exchange = exchange_of(request.scope)
     headers = cache_header(first.source) if isinstance(first, Accepted) else NO_HEADERS
-    return EventStream(
-        number_events(_encode_events(first, events, encoder, exchange), exchange.request_id), events, headers
-    )
+    numbered = number_events(_encode_events(first, events, encoder, exchange), exchange.request_id)
+    return EventStream(numbered, events, headers, encoder.large_events)
 
 
 async def mark_silence(items: AsyncGenerator[T, None], patience: float) -> AsyncGenerator[T | None, None]:

@@ -1,10 +1,10 @@
 """Descriptions of the API's fields and answers for OpenAPI, and examples to try."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from deployments.engine.protocol.params import IMAGE_FIELDS, GenerationParams
+from deployments.engine.protocol.params import IMAGE_FIELDS, INPAINT_FIELDS, GenerationParams
 from deployments.uploads.masks import MASK_TYPES
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
@@ -23,11 +23,28 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "clip_skip": "How many of the text encoder's last layers to leave out.",
         "strength": "How far to change the given image, from 0 (exclusive) to 1.",
         "mask_feather": "Pixels inside the mask's edge over which old and new mix.",
-        "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`.",
+        "mask_inverted": "The mask says what is kept, not what is repainted.",
+        "mask_fill": "What the masked part begins from, where `strength` is below 1: the image itself (`original`), "
+        "the colours around it (`surroundings`), latent `noise`, or `zero` latents.",
+        "padding_mask_crop": "Makes only the masked part, with that many pixels around it, at `width` x `height`, and "
+        "pastes it back into the image at its own size.",
+        "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`, `preprocess`.",
         "guess_mode": "Lets ControlNets act on the prompted half only.",
         "output_format": "The files' format. An `Accept: image/...` header wins over it.",
+        "output_quality": "Of a webp or jpeg file; 92 if left out.",
+        "metadata": "How much a file tells of how it was made: `minimal` leaves out the prompts.",
         "priority": "Higher ones go first; nothing waits for ever. A `high` image may replace a running `low` one.",
         "cache": "`reuse`: without a seed, any seed's result will do; `refresh`: a new result; `off`: no caching.",
+        "hires": "A second pass over the result, enlarged `scale` times by `upscaler` (`latent`, `lanczos`), with "
+        "`strength` and `steps` as in image-to-image.",
+        "output_size": "Width and height in pixels that the finished image is resized to, of any shape.",
+        "output_fit": "How it becomes that shape: cropped, or padded with its edges' colours.",
+        "ad_format": "The name of an `output_size`, from `/ads/v2/diffusion/ad-formats`.",
+        "template": "The name of a prompt with places, from `/ads/v2/diffusion/templates`.",
+        "template_values": "What goes into the template's places, by their names.",
+        "guidance_interval": "Guides only the steps from one share of them to another; the others take half the work.",
+        "deep_cache": "n > 1 runs the UNet's deep blocks in every n-th step only: quicker, and a slightly other image.",
+        "exact": "Makes the bytes of an image independent of what runs beside it, at a higher cost.",
         "deadline_ms": "The request is refused at once if it cannot be ready in time, and dropped when time is up.",
     }
 )
@@ -56,14 +73,14 @@ _EXAMPLES: Mapping[str, Any] = MappingProxyType(
 )
 
 
-_PICTURE = {"type": "string", "format": "binary"}
-_FIT = {
+PICTURE = {"type": "string", "format": "binary"}
+FIT = {
     "type": "string",
     "enum": ["cover", "pad", "stretch"],
     "default": "cover",
     "description": "How images of another shape are fitted: cropped, padded, or distorted.",
 }
-_MASK_TYPE = {"type": "string", "enum": list(MASK_TYPES), "description": "Instead of a mask."}
+MASK_TYPE = {"type": "string", "enum": list(MASK_TYPES), "description": "Instead of a mask."}
 _MASK_ALPHA = {
     "type": "string",
     "enum": ["strokes", "holes"],
@@ -75,30 +92,30 @@ _NUMBERS = {"type": "array", "items": {"type": "number"}}
 # The parts of an endpoint's form besides parameters, and which of them are required.
 _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyType(
     {
-        "image-to-image": ({"init_image": _PICTURE, "fit": _FIT}, ("init_image",)),
+        "image-to-image": ({"init_image": PICTURE, "fit": FIT}, ("init_image",)),
         "inpaint": (
             {
-                "image": _PICTURE,
-                "mask": _PICTURE | {"description": "White is repainted, black is kept. Of the image's size."},
-                "mask_type": _MASK_TYPE,
+                "image": PICTURE,
+                "mask": PICTURE | {"description": "White is repainted, black is kept. Of the image's size."},
+                "mask_type": MASK_TYPE,
                 "mask_alpha": _MASK_ALPHA,
-                "fit": _FIT,
+                "fit": FIT,
             },
             ("image",),
         ),
         "controlnet": (
             {
-                "control_image": {"type": "array", "items": _PICTURE},
+                "control_image": {"type": "array", "items": PICTURE},
                 "controlnet_type": {"type": "array", "items": {"type": "string"}},
                 "controlnet_conditioning_scale": _NUMBERS,
                 "control_guidance_start": _NUMBERS,
                 "control_guidance_end": _NUMBERS,
                 "preprocess": {"type": "boolean", "description": "Make the hint from a photo."},
-                "init_image": _PICTURE,
-                "mask": _PICTURE,
-                "mask_type": _MASK_TYPE,
+                "init_image": PICTURE,
+                "mask": PICTURE,
+                "mask_type": MASK_TYPE,
                 "mask_alpha": _MASK_ALPHA,
-                "fit": _FIT,
+                "fit": FIT,
             },
             ("control_image",),
         ),
@@ -115,6 +132,23 @@ def params_schema() -> dict[str, Any]:
     for name, description in _FIELDS.items():
         schema["properties"][name]["description"] = description
     return schema
+
+
+_ROW = {"type": "object", "additionalProperties": {"type": "string"}}
+_EXPANSION = {
+    "type": ["object", "null"],
+    "description": "Makes each request several: for every row of values, every format, every variant of its prompt.",
+    "properties": {
+        "values": {"type": ["array", "null"], "items": _ROW, "description": "Rows of template values."},
+        "csv": {"type": ["string", "null"], "description": "The same as CSV; its first line has the names."},
+        "ad_formats": {"type": ["array", "null"], "items": {"type": "string"}},
+        "variants": {
+            "anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["all"]}, {"type": "null"}],
+            "description": "How many texts to draw from a prompt with `{red|blue}` or `__colour__`, by its seed.",
+        },
+    },
+    "additionalProperties": False,
+}
 
 
 def extra_of(body: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +179,7 @@ def batch_body() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "requests": {"type": "array", "minItems": 1, "items": {"anyOf": [entry, anything]}},
+            "expand": _EXPANSION,
             "priority": fields["priority"] | {"description": "For entries without their own."},
             "deadline_ms": fields["deadline_ms"] | {"description": "For entries without their own; from now on."},
         },
@@ -170,8 +205,18 @@ def form_body(endpoint: str) -> dict[str, Any]:
         for name in ("controls", "guess_mode"):
             del properties[name]
     if endpoint == "image-to-image":
-        del properties["mask_feather"]
+        for name in INPAINT_FIELDS:
+            del properties[name]
     schema = {"type": "object", "properties": properties, "required": list(required)}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def hint_body(fields: Collection[str]) -> dict[str, Any]:
+    """The OpenAPI request body of the endpoint that makes hints, which takes these parameters."""
+    known = params_schema()["properties"]
+    properties = {"control_image": PICTURE, "controlnet_type": {"type": "string"}, "fit": FIT}
+    properties |= {name: known[name] for name in fields}
+    schema = {"type": "object", "properties": properties, "required": ["control_image", "controlnet_type"]}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
@@ -195,6 +240,12 @@ def answers() -> dict[int | str, dict[str, Any]]:
         503: error_response("The queue is full, or the engine is unavailable. Retry-After says when to come back."),
         504: error_response("The images cannot be ready by the deadline."),
     }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI error answers with these statuses."""
+    everywhere = answers()
+    return {status: everywhere[status] for status in statuses}
 
 
 def batch_answers() -> dict[int | str, dict[str, Any]]:

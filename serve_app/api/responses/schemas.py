@@ -1,7 +1,7 @@
 """The JSON of the answers, for clients and for OpenAPI, and the conversion of results to it."""
 
 import base64
-from typing import Any, NotRequired
+from typing import Any, Final, NotRequired
 
 # pydantic refuses `typing.TypedDict` before Python 3.12.
 from typing_extensions import TypedDict
@@ -9,6 +9,20 @@ from typing_extensions import TypedDict
 from deployments.engine.protocol.events import ImageDone, ImageFailed, Timings
 from deployments.engine.protocol.params import IMAGE_FIELDS, SERVICE_FIELDS, GenerationParams
 from serve_app.generation.result import Result
+
+_RARE: Final = IMAGE_FIELDS | {
+    "ad_format",
+    "deep_cache",
+    "exact",
+    "guidance_interval",
+    "hires",
+    "metadata",
+    "output_fit",
+    "output_quality",
+    "output_size",
+    "template",
+    "template_values",
+}
 
 
 class ImageAnswer(TypedDict):
@@ -74,8 +88,8 @@ def answer_of(result: Result) -> Answer:
 
 
 def _parameters(params: GenerationParams) -> dict[str, Any]:
-    """All parameters that decide the pixels, without those of uploads and ControlNets if there are none."""
-    unused = {name for name in IMAGE_FIELDS if getattr(params, name) == GenerationParams.model_fields[name].default}
+    """All parameters that decide the pixels, without those that most requests do not use, unless this one does."""
+    unused = {name for name in _RARE if getattr(params, name) == GenerationParams.model_fields[name].default}
     return params.model_dump(exclude=unused | SERVICE_FIELDS)
 
 

@@ -2,7 +2,7 @@
 
 import base64
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import (
@@ -27,6 +27,8 @@ NamedEvent = tuple[str, dict[str, Any]]
 class StreamEncoder:
     """Encodes one request's events, in order, and remembers what the last one sums up."""
 
+    large_events: Final = ("image",)
+
     def __init__(self, prepared: Prepared, request_id: str) -> None:
         self._prepared = prepared
         self._request_id = request_id
@@ -34,8 +36,11 @@ class StreamEncoder:
         self._failures: list[ImageFailed] = []
         self._source: Source = "made"
 
-    def encode(self, event: Event) -> NamedEvent:
+    def encode(self, event: Event) -> tuple[NamedEvent]:
         """Encodes an engine's event. `Accepted` becomes the first `progress`; the last event is `done` or `error`."""
+        return (self._encode(event),)
+
+    def _encode(self, event: Event) -> NamedEvent:
         match event:
             case Accepted():
                 self._source = event.source
@@ -60,11 +65,11 @@ class StreamEncoder:
                 self._failures.append(event)
                 return "failed", dict(failure_answer(event))
             case Failed(error=error):
-                return self.encode_error(error)
+                return self._encode_error(error)
             case Finished():
                 return self._encode_end(event)
 
-    def encode_error(self, error: EngineError) -> NamedEvent:
+    def _encode_error(self, error: EngineError) -> NamedEvent:
         """Encodes the end of a request that failed, with the body of an error answer."""
         return "error", problem_of(error).body(self._request_id)
 
@@ -72,5 +77,5 @@ class StreamEncoder:
         try:
             result = result_of(self._prepared, self._images, self._failures, finished.timings, self._source)
         except EngineError as error:
-            return self.encode_error(error)
+            return self._encode_error(error)
         return "done", {name: value for name, value in answer_of(result).items() if name != "images"}

@@ -29,6 +29,7 @@ from serve_app.api.responses.job_schemas import job_answer, job_path
 from serve_app.api.responses.large_json import json_response, let_others_run
 from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.config.sections import JobsConfig
+from serve_app.generation.expansion import Expansion, expand
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.manager import RETRY_S, Jobs, TooManyJobs, new_job_id
 
@@ -38,9 +39,13 @@ RESPOND_ASYNC = "respond-async"
 
 
 class BatchBody(StrictFields):
-    """`priority` and `deadline_ms` apply to entries without their own. Entries are validated one by one."""
+    """`priority` and `deadline_ms` apply to entries without their own. Entries are validated one by one.
+
+    With `expand` each of `requests` stands for several entries.
+    """
 
     requests: list[Any] = Field(min_length=1)
+    expand: Expansion | None = None
     priority: Priority | None = None
     deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
 
@@ -107,12 +112,15 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
         batch = BatchBody.model_validate(body)
     except ValidationError as error:
         raise problem_of_errors(error, known=set(BatchBody.model_fields)) from None
+    entries = batch.requests
+    if batch.expand is not None:
+        entries = await asyncio.to_thread(_expand, batch.requests, batch.expand, request, config.max_entries)
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
     batch_entries = BatchEntries({}, {})
     # The first faults are reported in full; of the entries after them only each one's first fault.
     room = MAX_FAULTS
     use = read_cache_control(request)
-    for index, entry in enumerate(batch.requests):
+    for index, entry in enumerate(entries):
         fields = defaults | normalise_fields(entry, GenerationParams) if isinstance(entry, dict) else entry
         params = validate_params(fields, max(1, room), hints=room > 0)
         if isinstance(params, Problem):
@@ -126,6 +134,15 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
         await let_others_run()
     _check_size(batch_entries.images, config.max_images, "images")
     return batch_entries
+
+
+def _expand(requests: list[Any], expansion: Expansion, request: Request, most: int) -> list[Any]:
+    """Returns the entries that the requests stand for. Raises Problem for more than `most`, and InvalidParameter."""
+    expanded = expand(requests, expansion, request.app.state.wildcards, most)
+    if isinstance(expanded, int):
+        _check_size(expanded, most, "entries")
+        return []
+    return list(expanded)
 
 
 def _count_entries_in(body: dict[str, Any]) -> int:

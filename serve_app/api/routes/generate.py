@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, cast, get_args
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BeforeValidator
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
+from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings
 from serve_app.api.dependencies import ServiceDep
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import Form, read_form
+from serve_app.api.parsing.picture_options import FIT, MASK_ALPHA, MASK_TYPE, read_fit, read_mask, read_mask_alpha
 from serve_app.api.parsing.validation import read_params
 from serve_app.api.responses import openapi
 from serve_app.api.responses.delivery import deliver
@@ -32,9 +33,6 @@ Previews = Annotated[
     Query(strict=True, ge=0, le=8, description="Cheap previews of each image while it is made; in a stream only."),
 ]
 
-_FIT: Final = "fit"
-_MASK_TYPE: Final = "mask_type"
-_MASK_ALPHA: Final = "mask_alpha"
 _CONTROL_FIELDS: Final = (
     "controlnet_type",
     "controlnet_conditioning_scale",
@@ -71,8 +69,8 @@ async def image_to_image(request: Request, service: ServiceDep, previews: Previe
 
     Parameters come as fields of their own, or as one JSON part named `params`.
     """
-    form = await read_form(request, request.app.state.max_upload_bytes, ("init_image",), (_FIT,))
-    uploads = Uploads(image=form.require_file("init_image"), fit=_read_fit(form), image_field="init_image")
+    form = await read_form(request, request.app.state.max_upload_bytes, ("init_image",), (FIT,))
+    uploads = Uploads(image=form.require_file("init_image"), fit=read_fit(form), image_field="init_image")
     return await deliver(request, service, form.read_params(), uploads=uploads, previews=previews)
 
 
@@ -87,14 +85,12 @@ async def inpaint(request: Request, service: ServiceDep, previews: Previews = 0)
 
     Pixels outside the mask are returned unchanged, to the byte.
     """
-    form = await read_form(
-        request, request.app.state.max_upload_bytes, ("image", "mask"), (_FIT, _MASK_TYPE, _MASK_ALPHA)
-    )
-    mask, mask_type = _read_mask(form)
+    form = await read_form(request, request.app.state.max_upload_bytes, ("image", "mask"), (FIT, MASK_TYPE, MASK_ALPHA))
+    mask, mask_type = read_mask(form)
     if mask is None and mask_type is None:
         raise InvalidParameter("mask", "is required, as a file, or else mask_type")
-    image, alpha = form.require_file("image"), _read_mask_alpha(form)
-    uploads = Uploads(image=image, mask=mask, mask_type=mask_type, mask_alpha=alpha, fit=_read_fit(form))
+    image, alpha = form.require_file("image"), read_mask_alpha(form)
+    uploads = Uploads(image=image, mask=mask, mask_type=mask_type, mask_alpha=alpha, fit=read_fit(form))
     return await deliver(request, service, form.read_params(), uploads=uploads, previews=previews)
 
 
@@ -114,9 +110,9 @@ async def controlnet(request: Request, service: ServiceDep, previews: Previews =
     files, options = (
         ("control_image", "init_image", "mask"),
         (
-            _FIT,
-            _MASK_TYPE,
-            _MASK_ALPHA,
+            FIT,
+            MASK_TYPE,
+            MASK_ALPHA,
             "preprocess",
             *_CONTROL_FIELDS,
         ),
@@ -125,15 +121,15 @@ async def controlnet(request: Request, service: ServiceDep, previews: Previews =
     hints = form.files.get("control_image", ())
     if not hints:
         raise InvalidParameter("control_image", "is required, as a file")
-    mask, mask_type = _read_mask(form)
+    mask, mask_type = read_mask(form)
     uploads = Uploads(
         image=form.get_file("init_image"),
         mask=mask,
         mask_type=mask_type,
-        mask_alpha=_read_mask_alpha(form),
+        mask_alpha=read_mask_alpha(form),
         hints=hints,
         preprocess=form.get_flag("preprocess"),
-        fit=_read_fit(form),
+        fit=read_fit(form),
         image_field="init_image",
     )
     named = {"controls": _read_controls(form, len(hints))} if _has_control_fields(form) else {}
@@ -175,30 +171,3 @@ def _read_numbers(form: Form, name: str, count: int, default: float, high: float
     if len(numbers) != count:
         raise InvalidParameter(name, "must be there once, or once for each control_image")
     return numbers
-
-
-def _read_mask(form: Form) -> tuple[bytes | None, str | None]:
-    """Returns the mask's file or type. Raises InvalidParameter if both are given."""
-    mask, mask_type = form.get_file("mask"), form.get_option(_MASK_TYPE)
-    if mask is not None and mask_type is not None:
-        raise InvalidParameter(_MASK_TYPE, "cannot be there beside a mask")
-    return mask, mask_type
-
-
-def _read_mask_alpha(form: Form) -> MaskAlpha | None:
-    """Raises InvalidParameter, also if there is no mask file for it to apply to."""
-    value = form.get_option(_MASK_ALPHA)
-    if value is None:
-        return None
-    if value not in get_args(MaskAlpha):
-        raise InvalidParameter(_MASK_ALPHA, f"must be one of {', '.join(get_args(MaskAlpha))}")
-    if form.get_file("mask") is None:
-        raise InvalidParameter(_MASK_ALPHA, "is for a mask that comes as a file")
-    return cast(MaskAlpha, value)
-
-
-def _read_fit(form: Form) -> Fit:
-    value = form.get_option(_FIT) or "cover"
-    if value not in get_args(Fit):
-        raise InvalidParameter(_FIT, f"must be one of {', '.join(get_args(Fit))}")
-    return cast(Fit, value)

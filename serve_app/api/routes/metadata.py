@@ -1,5 +1,6 @@
 """The endpoints that describe the server, under `/ads/v2/diffusion`: models, samplers, styles, statistics, health."""
 
+from dataclasses import asdict
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -9,6 +10,7 @@ from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
 from serve_app.api.dependencies import ServiceDep
 from serve_app.api.routes.operations import health_answer
+from serve_app.generation.ad_formats import AD_FORMATS
 from serve_app.generation.styles import STYLES
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
@@ -67,6 +69,19 @@ async def samplers() -> dict[str, Any]:
 async def styles() -> dict[str, Any]:
     """Lists the style presets, and the text that each adds to a prompt."""
     return {"styles": [{"name": style.name, "text": style.text} for style in STYLES.values()]}
+
+
+@router.get("/templates")
+async def templates(service: ServiceDep) -> dict[str, Any]:
+    """Lists the prompt templates, and the values that each needs."""
+    rows = service.templates.values()
+    return {"templates": [{**asdict(row), "template_values": list(row.places)} for row in rows]}
+
+
+@router.get("/ad-formats")
+async def ad_formats() -> dict[str, Any]:
+    """Lists the sizes of advertisements that `ad_format` takes, in pixels."""
+    return {"ad_formats": [asdict(row) for row in AD_FORMATS.values()]}
 
 
 @router.get("/stats")

@@ -50,7 +50,9 @@ def health_answer(health: Health) -> JSONResponse:
         "service": "diffusion",
         "loaded_models": health.loaded_models,
         "device": health.device,
+        "backend": health.backend,
         "cache_entries": health.cache_entries,
+        "labels": dict(health.labels),
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
     return JSONResponse(body, 200 if health.is_ready else 503, {"Cache-Control": "no-store"})

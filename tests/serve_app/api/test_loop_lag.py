@@ -115,6 +115,9 @@ def batch(*entries: Any) -> bytes:
     return json.dumps({"requests": entries}, separators=(",", ":")).encode()
 
 
+_FIELDS: Final = tuple(GenerationParams.model_fields)
+
+
 def filled(chunk: bytes) -> bytes:
     """A body as long as it may be, most of it that chunk again and again."""
     start, end = b'{"prompt":"SECRET","controls":[', b"0]}"
@@ -149,7 +152,7 @@ BODIES: Final = {
     "brackets in texts": filled(b'"[[[[{{{{,,,,",'),
     "no JSON": filled(b'"[{'),
     "255 unknown fields": json.dumps({f"guidance_scal{i:x}": 0 for i in range(255)}).encode(),
-    "a list for every field": json.dumps({name: [0] * 15_000 for name in GenerationParams.model_fields}).encode(),
+    "a list for every field": json.dumps({name: [0] * (320_000 // len(_FIELDS)) for name in _FIELDS}).encode(),
 }
 
 _ROOM: Final = 31_000_000
@@ -245,7 +248,8 @@ async def test_no_header_keeps_anybody_waiting(app: FastAPI, piece: str) -> None
         assert lag < MOST_S
 
 
-NOISE: Final = np.random.default_rng(0).bytes(3_000_000)
+# As much of a PNG as is needed to put texts into it.
+NOISE: Final = b"\x89PNG\r\n\x1a\n" + np.random.default_rng(0).bytes(3_000_000)
 
 
 def large(request: Request) -> list[Step]:

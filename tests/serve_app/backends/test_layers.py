@@ -7,6 +7,7 @@ import pytest
 
 from deployments.engine.protocol.events import Accepted, Progress
 from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.request import Request
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
 from serve_app.backends.counting import CountingBackend
@@ -69,6 +70,8 @@ async def test_a_layer_has_the_models_reports_and_ends_of_the_backend_behind_it(
     layer = around(inner)
     assert layer.models == (TINY, OTHER)
     assert (await layer.report()).loaded_models == inner.now.loaded_models
+    assert await layer.count_tokens(request()) == (TokenCount(2, 1, 75, 4), TokenCount(0, 1, 75, 4))
+    assert await layer.make_hints(request()) == ()
     assert not await layer.cancel("cup", "acme")
     assert inner.asked_to_cancel == [("cup", "acme")]
     await layer.close()

@@ -30,11 +30,13 @@ class StubWorker:
 
     def __init__(self) -> None:
         self.loads: list[tuple[Sequence[ModelSpec], EngineConfig, str]] = []
+        self.first: list[str] = []
         self.failure: Exception | None = None
         self.stopped = False
 
-    def load(self, specs: Sequence[ModelSpec], config: EngineConfig) -> "StubWorker":
+    def load(self, specs: Sequence[ModelSpec], config: EngineConfig, *, first: str) -> "StubWorker":
         self.loads.append((specs, config, threading.current_thread().name))
+        self.first.append(first)
         time.sleep(0.05)
         if self.failure:
             raise self.failure
@@ -77,6 +79,20 @@ async def test_models_load_once_off_the_loop_at_the_first_use(worker: StubWorker
     assert (list(specs), thread != threading.current_thread().name) == ([spec], True)
     assert config == asked
     assert worker.stopped
+
+
+async def test_the_model_that_is_asked_for_is_loaded_first_and_the_default_one_if_none_is(
+    worker: StubWorker, spec: ModelSpec
+) -> None:
+    other = replace(spec, name="other", aliases=())
+    async with DiffusionService(models=[spec, other]) as service:
+        await service.generate(CUP.model_copy(update={"model_name": "other"}))
+        await service.start()
+    async with DiffusionService(models=[spec, other]) as service:
+        await service.start()
+        await service.generate(CUP.model_copy(update={"model_name": "other"}))
+    assert worker.first == ["other", spec.name]
+    assert [name for specs, *_ in worker.loads for name in (each.name for each in specs)] == [spec.name, "other"] * 2
 
 
 async def test_it_is_ready_once_loaded_and_start_does_not_wait(worker: StubWorker, spec: ModelSpec) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from deployments.engine.protocol.errors import (
 )
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, Progress, Timings
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.protocol.report import EngineReport
+from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from serve_app.backends import ray_serve
 from serve_app.backends.protocol import BackendReport
 from serve_app.backends.ray_serve import RayBackend, as_engine_error
 from serve_app.backends.routing import RoutingBackend, route_to
@@ -68,6 +70,8 @@ class FakeHandle:
         self.asked: list[str] = []
         self.broadcasts: list[tuple[Any, ...]] = []
         self.generate = self
+        self.count_tokens = self.make_hints = SimpleNamespace(remote=self._answer)
+        self.answer: Any = None
 
     def options(self, *, stream: bool) -> "FakeHandle":
         assert stream
@@ -77,6 +81,11 @@ class FakeHandle:
         self.asked.append(request.id)
         self.streams.append(FakeStream(self.attempts(request.id)))
         return self.streams[-1]
+
+    async def _answer(self, _: Request) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return await asyncio.Event().wait() if self.answer is None else self.answer
 
     def broadcast(self, *call: Any) -> "FakeHandle":
         self.broadcasts.append(call)
@@ -239,3 +248,25 @@ async def test_callers_at_the_same_time_share_one_report() -> None:
     answers = await asyncio.gather(*(backend.report() for _ in range(5)))
     assert handle.broadcasts == [("report",)]
     assert [answer.engines for answer in answers] == 5 * [(REPORT,)]
+
+
+async def test_one_replica_counts_tokens_and_makes_hints_and_its_refusals_come_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handle = FakeHandle(lambda _: ())
+    backend = backend_of(handle)
+    handle.answer = (TokenCount(2, 1, 75, 4), TokenCount(0, 1, 75, 4))
+    assert await backend.count_tokens(REQUEST) == handle.answer
+    handle.answer = (b"png",)
+    assert await backend.make_hints(REQUEST) == (b"png",)
+    for answer, expected in ((InvalidParameter("prompt", "no"), InvalidParameter), (ActorDiedError(), EngineStopped)):
+        handle.answer = answer
+        with pytest.raises(expected):
+            await backend.count_tokens(REQUEST)
+    handle.answer = RuntimeError("a bug")
+    with pytest.raises(RuntimeError):
+        await backend.make_hints(REQUEST)
+    monkeypatch.setattr(ray_serve, "COUNT_TIMEOUT_S", 0.01)
+    handle.answer = None
+    with pytest.raises(EngineStopped, match="in time"):
+        await backend.count_tokens(REQUEST)

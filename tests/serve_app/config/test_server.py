@@ -216,8 +216,13 @@ def test_nothing_can_be_changed_after_reading() -> None:
         config.deployments[0].max_rows = 3
 
 
-def test_threads_reach_the_replica_before_torch_does() -> None:
-    """Ray would set OMP_NUM_THREADS from num_cpus otherwise."""
-    config = AppConfig.model_validate({"deployments": [DEPLOYMENT | {"threads": 3}]})
-    env = config.deployments[0].serve_options()["ray_actor_options"]["runtime_env"]["env_vars"]
-    assert env == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [({"threads": 3}, 3), ({"num_cpus": 4}, 4), ({"num_cpus": 4, "threads": 2}, 2), ({"num_cpus": 1}, None)],
+)
+def test_threads_reach_the_replica_before_torch_does(settings: dict[str, int], threads: int | None) -> None:
+    """Ray would set OMP_NUM_THREADS from num_cpus otherwise; None stands for what the replica counts by itself."""
+    config = AppConfig.model_validate({"deployments": [DEPLOYMENT | settings]}).deployments[0]
+    env = config.serve_options()["ray_actor_options"]["runtime_env"]["env_vars"]
+    assert env == {"OMP_WAIT_POLICY": "passive"} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    assert config.engine_config().threads == threads

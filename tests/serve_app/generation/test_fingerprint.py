@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import SERVICE_FIELDS, ControlSettings, GenerationParams
+from deployments.engine.protocol.params import SERVICE_FIELDS, ControlSettings, GenerationParams, HiresSettings
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from serve_app.generation import fingerprint
@@ -19,7 +19,9 @@ PARAMS = GenerationParams(
 REQUEST = Request("r1", PARAMS, uploads=Uploads(image=b"image"))
 
 # Whatever is not here decides the pixels, or nobody has thought about it.
-NOT_PIXELS = {**dict.fromkeys(SERVICE_FIELDS), "style_preset": "LUXURY"}
+# The prompt that they make is what counts.
+IN_THE_PROMPT = {"style_preset": "LUXURY", "template": "product_photo", "template_values": (("product_name", "a cup"),)}
+NOT_PIXELS = {**dict.fromkeys(SERVICE_FIELDS), **IN_THE_PROMPT}
 
 OTHER_PARAMS: dict[str, Any] = {
     "prompt": "a cups",
@@ -38,6 +40,18 @@ OTHER_PARAMS: dict[str, Any] = {
     "controls": (ControlSettings(type="canny"),),
     "guess_mode": True,
     "output_format": "webp",
+    "exact": True,
+    "deep_cache": 2,
+    "mask_inverted": True,
+    "mask_fill": "noise",
+    "padding_mask_crop": 0,
+    "hires": HiresSettings(),
+    "output_size": (300, 250),
+    "output_fit": "pad",
+    "ad_format": "billboard",
+    "guidance_interval": (0.2, 0.8),
+    "output_quality": 80,
+    "metadata": "none",
 }
 OTHER_UPLOADS: dict[str, Any] = {
     "image": b"images",
@@ -94,7 +108,7 @@ def test_the_tenant_the_setting_and_the_numerics_count(monkeypatch: pytest.Monke
 
 
 def test_how_it_is_served_does_not_count() -> None:
-    served = {"priority": "high", "deadline_ms": 10, "cache": "reuse", "style_preset": "LUXURY"}
+    served = {"priority": "high", "deadline_ms": 10, "cache": "reuse", **IN_THE_PROMPT}
     assert set(served) == set(NOT_PIXELS)
     params = REQUEST.params.model_copy(update=served)
     assert REQUEST.uploads is not None

@@ -31,6 +31,13 @@ def test_each_engine_says_what_the_autoscaler_adds_up() -> None:
     assert (told["work_seconds"], told["backlog_seconds"]) == (1234.568, 7.25)
 
 
+def test_each_engine_names_the_attention_that_it_computes_with_and_what_is_compiled() -> None:
+    chosen = {"sd": {"4096x4096x8x40": "flash"}}
+    (told,) = engine_figures([EngineReport(True, attention=chosen, compiled={"sd": ("unet", "vae")})])["engines"]
+    assert told["attention"] == chosen
+    assert told["compiled"] == {"sd": ["unet", "vae"]}
+
+
 def test_models_are_added_up_over_engines() -> None:
     figures = engine_figures(TWO)
     assert {name: each["unet_calls"] for name, each in figures["models"].items()} == {"other": 1, "sd": 7}

@@ -116,3 +116,12 @@ async def test_a_long_body_that_is_refused_is_not_waited_for(backend: FakeBacken
     async with client_of(AllowedHosts(), backend) as client:
         answer = await client.post(DOOR, content=b" " * 1_000_000, headers=evil)
     assert (answer.status_code, answer.headers["connection"]) == (421, "close")
+
+
+async def test_other_sites_may_link_to_the_page_for_people_and_to_nothing_else(backend: FakeBackend) -> None:
+    link = HERE | {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    async with client_of(AllowedHosts(), backend) as client:
+        assert (await client.get("/", headers=link)).status_code == 200
+        await refused(await client.get("/metrics", headers=link), 403, "cross_site_request")
+        await refused(await client.get("/", headers=link | {"sec-fetch-dest": "iframe"}), 403, "cross_site_request")
+        await refused(await client.get("/", headers=link | {"host": "evil.example"}), 421, "unknown_host")

@@ -17,10 +17,15 @@ GETS: Final = (
     "/openapi.json",
     "/docs",
     "/redoc",
+    "/v1/models",
+    "/v1/models/tiny",
+    "/v1/models/maker/tiny",
     *(f"{BASE}/{name}" for name in ("models", "samplers", "styles", "stats", "health", "jobs")),
 )
-POSTS: Final = tuple(
-    f"{BASE}/{name}" for name in ("text-to-image", "image-to-image", "inpaint", "controlnet", "batch-generate")
+POSTS: Final = (
+    "/v1/images/generations",
+    "/v1/images/edits",
+    *(f"{BASE}/{name}" for name in ("text-to-image", "image-to-image", "inpaint", "controlnet", "batch-generate")),
 )
 
 

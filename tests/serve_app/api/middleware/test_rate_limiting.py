@@ -1,6 +1,8 @@
 """Rate limits over HTTP: whose limits apply, what counts, and what the answers say."""
 
 import asyncio
+import base64
+import io
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -11,6 +13,7 @@ import httpx
 import pytest
 import yaml
 from fastapi import FastAPI
+from PIL import Image
 
 from bench.redis_server import redis_server
 from deployments.engine.protocol.errors import Overloaded
@@ -227,3 +230,31 @@ def test_only_the_proxies_that_are_ours_are_believed(proxies: int, forwarded: li
 def test_a_caller_without_an_address_has_a_name_all_the_same() -> None:
     for client in (None, ("", 0), ("/run/socket", 0)):
         assert re.fullmatch(r"\w+", address_of({"type": "http", "client": client, "headers": []}, 0))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"output_size": [2048, 2048]},
+        {"hires": {"scale": 4.0, "strength": 1.0}},
+        {"num_images": 16, "output_size": [1024, 1024]},
+    ],
+)
+async def test_what_makes_a_request_dearer_is_charged(
+    more: dict[str, Any], service: DiffusionService, backend: FakeBackend, clock: Clock
+) -> None:
+    small = {"prompt": "a red cup", "width": 64, "height": 64, "num_inference_steps": 40}
+    async with caller(limited(service, clock, per_address={"max_cost": 2})) as client:
+        assert (await client.post(PATH, json=small)).status_code == 200
+        assert_problem(await client.post(PATH, json=small | more), 422, "too_costly")
+    assert len(backend.asked) == 1
+
+
+async def test_pictures_that_are_only_enlarged_are_charged(service: DiffusionService, clock: Clock) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    body = {"image": base64.b64encode(picture.getvalue()).decode(), "upscaling_resize": 8}
+    async with caller(limited(service, clock, per_address={"cost_per_minute": 1})) as client:
+        first = await client.post("/sdapi/v1/extra-single-image", json=body)
+        assert first.status_code == 200
+        assert_problem(await client.post("/sdapi/v1/extra-single-image", json=body), 429, "rate_limited")

@@ -1,6 +1,7 @@
 """All forms in flight together stay within a budget, and a slow connection has the time that it needs."""
 
 import asyncio
+import base64
 import io
 from collections.abc import AsyncIterator
 from typing import Final
@@ -36,6 +37,18 @@ async def tight(service: DiffusionService) -> AsyncIterator[httpx.AsyncClient]:
     together = int(len(picture()) * 1.8)
     async with http(create_api(service, max_upload_bytes=together, max_uploads_in_flight_bytes=together)) as client:
         yield client
+
+
+async def test_pictures_in_json_count_like_forms(tight: httpx.AsyncClient, backend: FakeBackend) -> None:
+    backend.script = slow
+    body = {"prompt": "a red cup", "init_images": [base64.b64encode(picture()).decode()], "width": 64, "height": 64}
+    first = asyncio.ensure_future(tight.post("/sdapi/v1/img2img", json=body))
+    await until(lambda: backend.running == 1)
+    assert_problem(await tight.post("/sdapi/v1/img2img", json=body), 503, "overloaded")
+    # What brings nothing is no upload.
+    assert (await tight.get("/sdapi/v1/options")).status_code == 200
+    assert (await tight.post("/sdapi/v1/interrupt")).status_code == 200
+    await first
 
 
 @pytest.mark.parametrize("headers", [{}, EVENTS])

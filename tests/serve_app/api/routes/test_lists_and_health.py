@@ -19,7 +19,16 @@ async def test_health_has_the_guides_keys(client: httpx.AsyncClient) -> None:
     response = await client.get(f"{BASE}/health")
     health = response.json()
     assert response.status_code == 200
-    assert list(health) == ["status", "service", "loaded_models", "device", "cache_entries", "timestamp"]
+    assert list(health) == [
+        "status",
+        "service",
+        "loaded_models",
+        "device",
+        "backend",
+        "cache_entries",
+        "labels",
+        "timestamp",
+    ]
     assert (health["status"], health["service"], health["loaded_models"]) == ("healthy", "diffusion", 2)
     assert (health["device"], health["cache_entries"]) == ("cpu", 0)
     assert health["timestamp"].endswith("Z")

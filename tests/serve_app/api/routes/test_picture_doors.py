@@ -26,6 +26,7 @@ def file_of(width: int = 96, height: int = 64, kind: str = "PNG", colour: str = 
 
 
 PICTURE: Final = file_of()
+CANNY_CONTROL: Final = {"type": "canny", "scale": 1.0, "start": 0.0, "end": 1.0, "preprocess": False}
 
 
 async def ask(
@@ -75,7 +76,7 @@ async def test_the_guides_controlnet_reaches_the_backend(client: httpx.AsyncClie
     answer = await ask(client, "controlnet", {"control_image": PICTURE}, fields)
     assert answer.status_code == 200, answer.text
     assert uploads_of(backend).hints == (PICTURE,)
-    assert answer.json()["parameters"]["controls"] == [{"type": "canny", "scale": 1.0, "start": 0.0, "end": 1.0}]
+    assert answer.json()["parameters"]["controls"] == [CANNY_CONTROL]
 
 
 async def test_several_controlnets_keep_their_order(client: httpx.AsyncClient, backend: FakeBackend) -> None:

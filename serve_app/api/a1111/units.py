@@ -1,0 +1,179 @@
+"""The units of A1111's ControlNet extension, as ControlNets and hints that we know."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.inputs import Fit
+from deployments.engine.protocol.params import MAX_CONTROLS, ControlSettings
+from serve_app.api.a1111.fields import MAX_UNITS, LenientFields, Scripts, validate_fields
+from serve_app.api.parsing.base64_pictures import decode_picture
+from serve_app.api.problems import Problem
+
+SCRIPT: Final = "controlnet"
+FIELD: Final = "alwayson_scripts"
+
+BALANCED: Final = ("Balanced", "0")
+CONTROL_FIRST: Final = ("ControlNet is more important", "2")
+
+_RESIZE_MODES: Final[Mapping[str, Fit]] = {
+    "just resize": "stretch",
+    "0": "stretch",
+    "crop and resize": "cover",
+    "1": "cover",
+    "resize and fill": "pad",
+    "2": "pad",
+}
+
+# How the names of networks and of annotators begin, or what they contain, by the type that we know.
+_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "canny": ("canny",),
+    "depth": ("depth",),
+    "pose": ("pose",),
+    "segmentation": ("seg", "oneformer", "ofade20k", "ofcoco"),
+}
+
+
+class UnitFields(LenientFields):
+    """One unit. `module` makes the hint from a photo, or is `none`; `model` is the network.
+
+    Without effect are the annotators' own settings (`processor_res`, thresholds, `pixel_perfect`).
+    """
+
+    enabled: bool = True
+    image: str | dict[str, Any] = Field(default="", validation_alias=AliasChoices("image", "input_image"))
+    mask: str = ""
+    module: str = Field(default="none", max_length=200)
+    model: str = Field(default="None", max_length=200)
+    weight: float = Field(default=1.0, ge=0.0, le=2.0)
+    resize_mode: str | int = "Resize and Fill"
+    guidance_start: float = Field(default=0.0, ge=0.0, le=1.0)
+    guidance_end: float = Field(default=1.0, ge=0.0, le=1.0)
+    control_mode: str | int = "Balanced"
+
+    @field_validator("mask")
+    @classmethod
+    def _check_mask(cls, mask: str) -> str:
+        if mask:
+            raise ValueError("is not supported by this server: a ControlNet acts on the whole image")
+        return mask
+
+    @field_validator("control_mode")
+    @classmethod
+    def _check_mode(cls, mode: str | int) -> str | int:
+        if str(mode) not in (*BALANCED, *CONTROL_FIRST):
+            raise ValueError(f"must be {BALANCED[0]} or {CONTROL_FIRST[0]}")
+        return mode
+
+    @field_validator("resize_mode")
+    @classmethod
+    def _check_resize_mode(cls, mode: str | int) -> str | int:
+        if str(mode).casefold() not in _RESIZE_MODES:
+            raise ValueError("must be Just Resize, Crop and Resize or Resize and Fill")
+        return mode
+
+    @property
+    def fit(self) -> Fit:
+        """How its picture becomes the request's size."""
+        return _RESIZE_MODES[str(self.resize_mode).casefold()]
+
+    @property
+    def picture(self) -> str:
+        """The picture in base64; "" for none. Some clients send it beside a mask, as A1111's page does."""
+        found = self.image.get("image", "") if isinstance(self.image, dict) else self.image
+        return found if isinstance(found, str) else ""
+
+    @property
+    def acts_on_prompt_alone(self) -> bool:
+        """Whether it acts on the prompted half only, as our `guess_mode` does."""
+        return str(self.control_mode) in CONTROL_FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The units of a request: `controls` with their `hints`; None among those is the request's own image."""
+
+    controls: tuple[ControlSettings, ...] = ()
+    hints: tuple[bytes | None, ...] = ()
+    guess_mode: bool = False
+    fit: Fit | None = None
+
+
+def read_units(scripts: Scripts, types: Sequence[str]) -> Units:
+    """Returns the ControlNets in `alwayson_scripts`, which are to be of `types`.
+
+    Raises InvalidParameter, and Problem 422 for bad fields.
+    """
+    units = [unit for unit in map(_read_unit, _find_arguments(scripts)) if unit.enabled]
+    if len(units) > MAX_CONTROLS:
+        raise InvalidParameter(FIELD, f"may have at most {MAX_CONTROLS} ControlNets")
+    if len({unit.acts_on_prompt_alone for unit in units}) > 1:
+        raise InvalidParameter(FIELD, "must have one control_mode for all ControlNets")
+    if len({unit.fit for unit in units}) > 1:
+        raise InvalidParameter(FIELD, "must have one resize_mode for all ControlNets")
+    if not units:
+        return Units()
+    return Units(
+        tuple(_control_of(unit, types) for unit in units),
+        tuple(decode_picture(unit.picture, FIELD) if unit.picture else None for unit in units),
+        guess_mode=units[0].acts_on_prompt_alone,
+        fit=units[0].fit,
+    )
+
+
+def type_of(name: str, types: Sequence[str]) -> str | None:
+    """Returns the ControlNet of `types` that A1111's name of a network or an annotator stands for, or None."""
+    asked = name.strip().casefold()
+    exact = next((kind for kind in types if kind.casefold() == asked.partition(" [")[0]), None)
+    return exact or next((kind for kind in types if any(word in asked for word in _WORDS.get(kind, (kind,)))), None)
+
+
+def list_modules(types: Sequence[str]) -> list[str]:
+    """Returns the modules that a unit may name for those ControlNets."""
+    return ["none", *types]
+
+
+def _find_arguments(scripts: Scripts) -> Iterator[Any]:
+    """Yields the arguments of the ControlNet script. Other scripts are refused, unless they are switched off."""
+    for name, script in scripts.items():
+        arguments = script.get("args", []) if isinstance(script, dict) else script
+        if not isinstance(arguments, list):
+            raise InvalidParameter(FIELD, "must have lists of args")
+        if name.casefold() == SCRIPT and len(arguments) > MAX_UNITS:
+            raise InvalidParameter(FIELD, f"must have at most {MAX_UNITS} ControlNet units")
+        if name.casefold() == SCRIPT:
+            yield from arguments
+        elif arguments and arguments[0] is not False:
+            raise InvalidParameter(FIELD, "has a script that this server does not have; it has ControlNet")
+
+
+def _read_unit(argument: Any) -> UnitFields:
+    if not isinstance(argument, dict):
+        raise InvalidParameter(FIELD, "must have an object for each ControlNet")
+    try:
+        return validate_fields(UnitFields, argument)
+    except Problem as problem:
+        raise problem.relocate(f"{FIELD}/ControlNet/args") from None
+
+
+def _control_of(unit: UnitFields, types: Sequence[str]) -> ControlSettings:
+    makes_hint = unit.module.strip().casefold() not in ("", "none")
+    asked = unit.module if unit.model.strip().casefold() in ("", "none") else unit.model
+    kind = type_of(asked, types)
+    if kind is None:
+        raise InvalidParameter(FIELD, f"names a ControlNet that this model does not have; it has: {', '.join(types)}")
+    if makes_hint and type_of(unit.module, types) != kind:
+        raise InvalidParameter(FIELD, "has a module that makes no hints for its model; send the hint, with module none")
+    try:
+        return ControlSettings(
+            type=kind,
+            scale=unit.weight,
+            start=unit.guidance_start,
+            end=unit.guidance_end,
+            preprocess=makes_hint,
+        )
+    except ValidationError:
+        raise InvalidParameter(FIELD, "must have a guidance_start below its guidance_end") from None

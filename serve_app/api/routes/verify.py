@@ -1,0 +1,116 @@
+"""The endpoint that tells what a picture carries: who signed it, whether a machine made it, and how."""
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+
+# pydantic refuses `typing.TypedDict` before Python 3.12.
+from typing_extensions import TypedDict
+
+from serve_app.api.dependencies import VerifierDep
+from serve_app.api.parsing.forms import Form, read_form
+from serve_app.api.parsing.validation import MAX_FAULTS, fault_of, problem_of_faults
+from serve_app.api.responses.openapi import PICTURE, answers
+from serve_app.labels.parameters_text import parse_parameters
+from serve_app.labels.verification import Verification
+
+router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
+
+_FILE: Final = "image"
+
+
+class ManifestAnswer(TypedDict):
+    """The C2PA manifest. `state` is `trusted`, `valid` (unchanged, by a signer on no list of trust), `invalid` (changed
+    since it was signed, or never right), `unreadable`, or `none`.
+    """
+
+    state: str
+    signer: str | None
+    signed_by_this_server: bool
+    generator: str | None
+    source_types: list[str]
+    actions: list[str]
+    ingredients: int
+
+
+class WatermarkAnswer(TypedDict):
+    """The mark in the pixels; `payload` is in hexadecimal digits."""
+
+    found: bool
+    payload: str | None
+    score: float | None
+    marked_by_this_server: bool
+
+
+class ParametersAnswer(TypedDict):
+    """How the picture was made, as its file says in A1111's words; anybody can write that."""
+
+    text: str
+    fields: dict[str, str]
+
+
+class VerifyAnswer(TypedDict):
+    """What was found. `ai_made`: something in the file says that a model made the picture, or part of it."""
+
+    ai_made: bool
+    format: str
+    width: int
+    height: int
+    c2pa: ManifestAnswer
+    digital_source_type: str | None
+    watermark: WatermarkAnswer
+    parameters: ParametersAnswer | None
+
+
+def _request_body() -> dict[str, Any]:
+    schema = {"type": "object", "properties": {_FILE: PICTURE}, "required": [_FILE]}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+_ANSWERS: Final = {code: answer for code, answer in answers().items() if code not in (200, 404, 406, 409, 499, 504)}
+
+
+@router.post("/verify", openapi_extra={"requestBody": _request_body()}, responses=_ANSWERS)
+async def verify(request: Request, verifier: VerifierDep) -> VerifyAnswer:
+    """Tells what a picture carries: its C2PA manifest, IPTC's source type, a watermark, and how it was made.
+
+    That nothing is found does not mean that no machine made it: labels can be lost, or taken away.
+    """
+    form = await read_form(request, request.app.state.max_upload_bytes, (_FILE,), ())
+    _refuse_fields(form)
+    return _answer_of(await verifier.verify(form.require_file(_FILE), _FILE))
+
+
+def _refuse_fields(form: Form) -> None:
+    """Raises Problem 422 if the form has anything besides the picture."""
+    names = list(form.parameters)
+    if names:
+        faults = (fault_of({"type": "extra_forbidden", "loc": (name,)}, known=(_FILE,)) for name in names[:MAX_FAULTS])
+        raise problem_of_faults(tuple(faults), len(names))
+
+
+def _answer_of(found: Verification) -> VerifyAnswer:
+    manifest, mark, text = found.manifest, found.mark, found.texts.parameters
+    return VerifyAnswer(
+        ai_made=found.is_ai_made,
+        format=found.header.format.lower(),
+        width=found.header.width,
+        height=found.header.height,
+        c2pa=ManifestAnswer(
+            state=manifest.state,
+            signer=manifest.signer,
+            signed_by_this_server=found.signed_here,
+            generator=manifest.generator,
+            source_types=list(manifest.source_types),
+            actions=list(manifest.actions),
+            ingredients=manifest.ingredients,
+        ),
+        digital_source_type=found.source_type,
+        watermark=WatermarkAnswer(
+            found=mark is not None,
+            payload=None if mark is None else mark.payload.hex(),
+            score=None if mark is None else mark.score,
+            marked_by_this_server=found.marked_here,
+        ),
+        parameters=None if text is None else ParametersAnswer(text=text, fields=parse_parameters(text)),
+    )

@@ -1,0 +1,187 @@
+"""The same client for programs on asyncio."""
+
+import os
+from asyncio import sleep
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import GenerationParams
+from serve_app.client.answers import DarkroomError, ServedEntry, ServedImage, WatchedImages, error_of, failure_of
+from serve_app.client.events import ServerEvent, read_until_done_async
+from serve_app.client.messages import (
+    ANSWER_SECONDS,
+    API_KEY_VARIABLE,
+    BATCH,
+    CONNECT_SECONDS,
+    HEALTH,
+    POLL_SECONDS,
+    STREAM_SECONDS,
+    UNFINISHED,
+    Entry,
+    batch_body,
+    encode_request,
+    headers_of,
+    http_options,
+    job_path,
+    params_body,
+    raise_for_status,
+    request_path,
+    translate_errors,
+)
+from serve_app.client.retries import Retries
+
+
+class AsyncDarkroomClient:
+    """As `DarkroomClient`, awaited. Used on one event loop; a call that is cancelled cancels its request."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        timeout: float = ANSWER_SECONDS,
+        *,
+        api_key: str | None = None,
+        retries: int = 2,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
+        with translate_errors():
+            self._http = httpx.AsyncClient(**http_options(base_url, key), transport=transport)
+        self._answer_timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
+        self._stream_timeout = httpx.Timeout(STREAM_SECONDS, connect=min(timeout, CONNECT_SECONDS))
+        self._retries = Retries(retries)
+
+    async def __aenter__(self) -> "AsyncDarkroomClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def generate(
+        self,
+        params: GenerationParams | None = None,
+        *,
+        uploads: Uploads | None = None,
+        request_id: str | None = None,
+        on_event: Callable[[ServerEvent], object] | None = None,
+        **fields: Any,
+    ) -> list[ServedImage]:
+        """Returns the images, in order, as `DarkroomClient.generate` does. Raises DarkroomError."""
+        body = params_body(params, fields)
+        if on_event is not None:
+            watched = WatchedImages()
+            async with aclosing(self.stream(None, uploads=uploads, request_id=request_id, **body)) as events:
+                async for event in events:
+                    on_event(event)
+                    watched.add(event.name, event.data)
+            return watched.images()
+        path, options = encode_request(body, uploads)
+        answer = await self._request("POST", path, headers=headers_of(request_id, once=True), **options)
+        if failure := failure_of(answer):
+            raise failure
+        return [ServedImage.from_json(image) for image in answer["images"]]
+
+    async def stream(
+        self,
+        params: GenerationParams | None = None,
+        *,
+        uploads: Uploads | None = None,
+        previews: int = 0,
+        request_id: str | None = None,
+        **fields: Any,
+    ) -> AsyncGenerator[ServerEvent, None]:
+        """Yields the request's events as they come; closing the iterator cancels the request. Raises DarkroomError."""
+        path, options = encode_request(params_body(params, fields), uploads)
+        options |= {
+            "params": {"previews": previews},
+            "headers": {"Accept": "text/event-stream", **headers_of(request_id)},
+            "timeout": self._stream_timeout,
+        }
+        with translate_errors():
+            async with self._http.stream("POST", path, **options) as response:
+                if response.is_error:
+                    await response.aread()
+                raise_for_status(response)
+                async for event in read_until_done_async(response.aiter_lines()):
+                    yield event
+
+    async def cancel(self, request_id: str) -> bool:
+        """Cancels one's own request or batch with that id; False if there is none. Its waiting caller gets an error."""
+        cancelled: bool = (await self._request("DELETE", request_path(request_id)))["cancelled"]
+        return cancelled
+
+    async def batch(
+        self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
+    ) -> list[ServedEntry]:
+        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer."""
+        body = batch_body(requests, priority, deadline_ms)
+        answer = await self._request("POST", BATCH, json=body, headers=headers_of(once=True))
+        while answer.get("state") in UNFINISHED:
+            await sleep(POLL_SECONDS)
+            answer = await self.job(answer["id"])
+        return await self.entries_of(answer)
+
+    async def submit(
+        self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
+    ) -> str:
+        """Submits `requests` as a job and returns its id. The job goes on after this program has ended."""
+        body, headers = batch_body(requests, priority, deadline_ms), {"Prefer": "respond-async"}
+        answer = await self._request("POST", BATCH, json=body, headers=headers | headers_of(once=True))
+        job_id: str = answer["id"]
+        return job_id
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        """Returns the job's state and its results so far."""
+        return await self._request("GET", job_path(job_id))
+
+    async def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
+        """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""
+        return [await self._read_entry(entry) for entry in job["results"] if entry["index"] not in but]
+
+    async def cancel_job(self, job_id: str) -> dict[str, Any]:
+        """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
+        return await self._request("DELETE", job_path(job_id))
+
+    async def health(self) -> dict[str, Any]:
+        """Returns the server's health object, healthy or not."""
+        with translate_errors():
+            health: dict[str, Any] = (await self._http.get(HEALTH, timeout=self._answer_timeout)).json()
+        return health
+
+    async def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = (await self._send(method, path, **options)).json()
+        return answer
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Returns the answer. Every request here may be sent again: it changes nothing, or has a key."""
+        tried = 0
+        while True:
+            try:
+                with translate_errors():
+                    response = await self._http.request(method, path, timeout=self._answer_timeout, **options)
+                raise_for_status(response)
+                return response
+            except DarkroomError as error:
+                tried += 1
+                seconds = self._retries.wait_s(tried, error)
+                if seconds is None:
+                    raise
+            await sleep(seconds)
+
+    async def _read_entry(self, entry: dict[str, Any]) -> ServedEntry:
+        if "images" not in entry:
+            return ServedEntry(entry["index"], (), error_of(entry))
+        images = [await self._read_image(image) for image in entry["images"]]
+        return ServedEntry(entry["index"], tuple(images), failure_of(entry))
+
+    async def _read_image(self, image: dict[str, Any]) -> ServedImage:
+        if "url" not in image:
+            return ServedImage.from_json(image)
+        return ServedImage.from_json(image, (await self._send("GET", image["url"])).content)

@@ -1,0 +1,131 @@
+"""What clients of a Darkroom server send, and the errors that they raise for what comes back."""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.params import GenerationParams
+from serve_app.client.answers import DarkroomError, error_of
+
+LOOPBACK: Final = frozenset(("127.0.0.1", "::1", "localhost"))
+API_KEY_VARIABLE: Final = "DARKROOM_API_KEY"
+
+BASE: Final = "/ads/v2/diffusion"
+HEALTH: Final = f"{BASE}/health"
+BATCH: Final = f"{BASE}/batch-generate"
+
+# In a stream the server sends something every 15 seconds; a JSON answer comes once all its images are made.
+CONNECT_SECONDS: Final = 10.0
+STREAM_SECONDS: Final = 60.0
+ANSWER_SECONDS: Final = 600.0
+POLL_SECONDS: Final = 0.5
+
+UNFINISHED: Final = ("queued", "running")
+
+Entry = GenerationParams | dict[str, Any]
+
+
+def http_options(base_url: str, api_key: str) -> dict[str, Any]:
+    """Returns httpx's arguments for a client of the server there."""
+    with translate_errors():
+        # A company's proxy cannot reach this machine's loopback, but httpx would use it all the same.
+        local = httpx.URL(base_url).host in LOOPBACK
+    return {"base_url": base_url, "headers": authorization(api_key), "trust_env": not local}
+
+
+def authorization(api_key: str) -> dict[str, str]:
+    key = api_key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise DarkroomError(0, "invalid_api_key", "the API key has characters that no key has")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def encode_request(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
+    """Returns the endpoint's path and httpx's arguments: JSON for text, a form with uploads.
+
+    Raises ValueError for uploads without a file.
+    """
+    if uploads is None:
+        return f"{BASE}/text-to-image", {"json": body}
+    if uploads.image is None and uploads.mask is None and not uploads.hints:
+        raise ValueError("the uploads hold no file: give them an image or hints, or leave them out")
+    path = "controlnet" if uploads.hints else uploads.task
+    image_name = "image" if path == "inpaint" else "init_image"
+    named = [(image_name, uploads.image), ("mask", uploads.mask), *(("control_image", hint) for hint in uploads.hints)]
+    fields = {
+        "mask_type": uploads.mask_type,
+        "mask_alpha": uploads.mask_alpha,
+        "preprocess": uploads.preprocess or None,
+        "fit": uploads.fit,
+    }
+    data = {"params": json.dumps(body | {name: value for name, value in fields.items() if value is not None})}
+    files = [(name, (name, content)) for name, content in named if content is not None]
+    return f"{BASE}/{path}", {"data": data, "files": files}
+
+
+def params_body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, Any]:
+    if params is not None and fields:
+        raise TypeError("give params or their fields, not both")
+    # Leaves unset fields to the server, whose defaults depend on its models.
+    return fields if params is None else params.model_dump(mode="json", exclude_unset=True)
+
+
+def batch_body(requests: Sequence[Entry], priority: str | None, deadline_ms: int | None) -> dict[str, Any]:
+    bodies = [each if isinstance(each, dict) else params_body(each, {}) for each in requests]
+    fields = {"priority": priority, "deadline_ms": deadline_ms}
+    return {"requests": bodies} | {name: value for name, value in fields.items() if value is not None}
+
+
+def headers_of(request_id: str | None = None, *, once: bool = False) -> dict[str, str]:
+    """Returns the headers of a request: its name, and with `once` a key under which it runs only once."""
+    headers = {} if request_id is None else {"X-Request-Id": request_id}
+    return headers | ({"Idempotency-Key": uuid.uuid4().hex} if once else {})
+
+
+def job_path(job_id: str) -> str:
+    """Returns the path of a job."""
+    return f"{BASE}/jobs/{quote(job_id, safe='')}"
+
+
+def request_path(request_id: str) -> str:
+    """Returns the path of a running request."""
+    return f"{BASE}/requests/{quote(request_id, safe='')}"
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    try:
+        yield
+    except httpx.ConnectError:
+        message = "no server answers at this address; `make serve` starts one"
+        raise DarkroomError(0, "unreachable", message, retryable=True) from None
+    except httpx.TimeoutException:
+        raise DarkroomError(0, "timeout", "the server took too long to answer", retryable=True) from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        raise DarkroomError(0, "invalid_url", "the server's address must be like http://127.0.0.1:8000") from None
+    except httpx.TransportError:
+        raise DarkroomError(0, "connection_lost", "the connection was lost", retryable=True) from None
+
+
+def raise_for_status(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    error = error_of(body if isinstance(body, dict) else {}, response.status_code)
+    error.retry_after = _seconds_of(response.headers)
+    raise error
+
+
+def _seconds_of(headers: Mapping[str, str]) -> float | None:
+    """Returns the seconds that a server asks to wait for; None where it does not."""
+    text = headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None

@@ -1,0 +1,159 @@
+"""Keeps finished images for a while, for answers that hold an address instead of the image.
+
+An address is signed and expires; whoever has it may fetch the image, without a key, from any ingress: the images lie in
+Redis. Without Redis they lie in this process, which then has to be the only one.
+"""
+
+import base64
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cachetools import TTLCache
+from redis.asyncio import Redis
+
+from deployments.engine.protocol.errors import Overloaded
+from serve_app.config.sections import ResultUrlsConfig
+from serve_app.store.redis import RedisGone, RedisTier
+from serve_app.store.redis_values import Damaged, content, number
+from serve_app.store.signed import BadSignature, sign, verify
+
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+
+# The bytes that are kept are counted in slots of this share of the time that they are kept.
+_SLOTS: Final = 8
+
+# More than a call's usual time: an image has to come through.
+_TRANSFER_S: Final = 5.0
+
+
+class BadAddress(Exception):
+    """Not an address that was given out, or one that has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileAddress:
+    """The part of an address that says which file, until when (seconds since 1970), and that this was given out."""
+
+    file_id: str
+    expires: int
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """A finished image's file, and its format (png, webp, jpeg)."""
+
+    data: bytes
+    format: str
+
+
+class ResultFiles:
+    """Used on one event loop. Holds at most `max_bytes` at a time, and refuses more."""
+
+    def __init__(
+        self, config: ResultUrlsConfig, redis: RedisTier | None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.public_url = config.public_url
+        self._ttl_s, self._max_bytes = config.ttl_s, config.max_bytes
+        self._redis, self._clock = redis, clock
+        self._key = secrets.token_bytes(32) if redis is None else redis.signing_key("result urls")
+        self._here: TTLCache[str, ResultFile] = TTLCache(
+            config.max_bytes, config.ttl_s, timer=clock, getsizeof=lambda file: len(file.data)
+        )
+
+    async def put(self, file: ResultFile) -> FileAddress:
+        """Keeps a file, and returns where it is found. Raises Overloaded where there is no room, or no Redis."""
+        file_id = secrets.token_urlsafe(16)
+        expires = int(self._clock() + self._ttl_s)
+        if self._redis is None:
+            self._here.expire()
+            if len(file.data) > MAX_FILE_BYTES or self._here.currsize + len(file.data) > self._max_bytes:
+                raise _full()
+            self._here[file_id] = file
+        else:
+            await self._put_in_redis(self._redis, file_id, file)
+        return FileAddress(file_id, expires, self._sign(file_id, expires))
+
+    async def put_all(self, files: Sequence[ResultFile]) -> list[FileAddress]:
+        """Keeps all of `files`, or none where one cannot be kept. Raises Overloaded."""
+        kept: list[FileAddress] = []
+        try:
+            for file in files:
+                kept.append(await self.put(file))
+        except Overloaded:
+            for address in kept:
+                await self._remove(address.file_id)
+            raise
+        return kept
+
+    async def _remove(self, file_id: str) -> None:
+        if self._redis is None:
+            self._here.pop(file_id, None)
+            return
+        place = self._place(self._redis, file_id)
+        with suppress(RedisGone):
+            await self._redis.call(lambda redis: redis.delete(place))
+
+    async def get(self, address: FileAddress) -> ResultFile | None:
+        """Returns the file; None if it is not there any more. Raises BadAddress, and Overloaded without Redis."""
+        if not hmac.compare_digest(self._sign(address.file_id, address.expires).encode(), address.signature.encode()):
+            raise BadAddress
+        if address.expires <= self._clock():
+            raise BadAddress
+        if self._redis is None:
+            return self._here.get(address.file_id)
+        place = self._place(self._redis, address.file_id)
+        most = MAX_FILE_BYTES + 4096
+        try:
+            found = await self._redis.call(lambda redis: redis.getrange(place, 0, most), _TRANSFER_S)
+            data = content(found, most)
+        except RedisGone:
+            raise Overloaded("the images are kept in Redis, which does not answer") from None
+        except Damaged:
+            data = b""
+        return None if data is None else self._unpack(self._redis, place, data)
+
+    def _unpack(self, redis: RedisTier, place: str, data: bytes) -> ResultFile | None:
+        try:
+            image_format, (image,) = verify(place, data, self._key)
+        except (BadSignature, ValueError):
+            redis.note_damage("a finished image")
+            return None
+        return ResultFile(image, str(image_format))
+
+    async def _put_in_redis(self, redis: RedisTier, file_id: str, file: ResultFile) -> None:
+        place = self._place(redis, file_id)
+        packed = sign(place, file.format, (file.data,), self._key)
+        slot = int(self._clock() * _SLOTS / self._ttl_s)
+        slots = [f"{redis.prefix}files:{slot - back}" for back in range(_SLOTS + 1)]
+        try:
+            held = await redis.call(lambda connection: connection.mget(slots))
+            if len(packed) > MAX_FILE_BYTES or sum(map(number, held)) + len(packed) > self._max_bytes:
+                raise _full()
+            await redis.call(lambda connection: self._store(connection, place, packed, slots[0]), _TRANSFER_S)
+        except RedisGone:
+            raise Overloaded("the images are kept in Redis, which does not answer") from None
+
+    async def _store(self, redis: Redis, place: str, packed: bytes, slot: str) -> Any:
+        seconds = max(1, round(self._ttl_s))
+        async with redis.pipeline(transaction=False) as pipeline:
+            pipeline.set(place, packed, ex=seconds)
+            pipeline.incrby(slot, len(packed))
+            pipeline.expire(slot, 2 * seconds)
+            return await pipeline.execute()
+
+    def _place(self, redis: RedisTier, file_id: str) -> str:
+        return f"{redis.prefix}file:{file_id}"
+
+    def _sign(self, file_id: str, expires: int) -> str:
+        mac = hmac.digest(self._key, f"{file_id}\n{expires}".encode(), "sha256")
+        return base64.urlsafe_b64encode(mac).decode().rstrip("=")
+
+
+def _full() -> Overloaded:
+    return Overloaded("there is no room for more images that an address leads to; ask for b64_json, or come back later")
