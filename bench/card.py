@@ -11,7 +11,7 @@ import diffusers
 import torch
 import transformers
 
-_PACKAGES = ("torch", "diffusers", "transformers", "xformers", "numpy", "ray")
+_PACKAGES = ("torch", "openvino", "diffusers", "transformers", "xformers", "numpy", "ray")
 
 
 def card(device: torch.device) -> dict[str, Any]:

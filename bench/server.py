@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,13 +16,13 @@ from typing import Any
 
 import httpx
 
+from bench.processes import end_tree, title_of
 from bench.prometheus import REPORT_INTERVAL_ENV, Exported, scrape_at_rest
 from serve_app.client import BASE
 from serve_app.config.server import AppConfig
 from serve_app.launch.local_cluster import HEALTH_PATH
 from serve_app.launch.processes import find_descendants
 
-ENDS_WITHIN_S = 20.0
 SETTLES_WITHIN_S = 60.0
 RESTS_WITHIN_S = 60.0
 
@@ -103,7 +102,7 @@ class RunningServer:
 
     def _titled(self, title: str) -> list[int]:
         """Ray writes a deployment's name into the titles of its processes."""
-        return [pid for pid in find_descendants(self._process.pid) if title in _title(pid)]
+        return [pid for pid in find_descendants(self._process.pid) if title in title_of(pid)]
 
     def _exchange(self, command: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
@@ -162,20 +161,16 @@ def _order(process: "subprocess.Popen[str]", order: dict[str, Any]) -> None:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Asks it to end, and kills what is left of its process tree, also what a signal has stopped and cannot end."""
-    tree = [process.pid, *find_descendants(process.pid)]
+    """Asks it to end by closing its input."""
+    end_tree(process, _close_input)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _close_input(process: "subprocess.Popen[str]") -> None:
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=ENDS_WITHIN_S)
-    titles = {pid: _title(pid) for pid in tree}
-    for pid in {*find_descendants(process.pid), *(pid for pid, title in titles.items() if title)}:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def _bind(pid: int, cores: list[int]) -> None:
@@ -183,9 +178,3 @@ def _bind(pid: int, cores: list[int]) -> None:
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             os.sched_setaffinity(int(thread), cores)
-
-
-def _title(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""

@@ -41,6 +41,8 @@ from bench.cluster.nodes import HEAD, Nodes, address, nodes
 from bench.faults.__main__ import demo_goldens
 from bench.faults.recovery import recovery
 from bench.faults.runs import clock_from_now, figures
+from bench.options import names_of
+from serve_app.config.labels import NO_LABELS
 from serve_app.config.server import AppConfig
 
 RESULTS: Final = Path(__file__).parents[2] / "build" / "rehearsal"
@@ -119,8 +121,9 @@ def config_of(**changes: Any) -> AppConfig:
                 "graceful_shutdown_wait_loop_s": 0.2,
                 "request_timeout_s": 90,
             },
-            # Requests come again here, and must be made again.
+            # Requests come again here, and must be made again; pictures are compared with those of an engine.
             "cache": {"enabled": False},
+            "labels": NO_LABELS,
             "without_keys": True,
         }
     )
@@ -290,18 +293,11 @@ def _say(row: dict[str, Any]) -> None:
     print(flush=True)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if unknown := set(names) - set(FORECAST):
-        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))}")
-    return names
-
-
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.cluster", description="Several nodes, and what befalls them."
     )
-    parser.add_argument("--only", type=_names, default=tuple(FORECAST), help="these rows, with commas between them")
+    parser.add_argument("--only", type=names_of(FORECAST), default=tuple(FORECAST), help="rows, with commas between")
     return parser
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import httpx
 
+from bench.processes import title_of
 from bench.redis_server import RedisServer
 from serve_app.serving.node_environment import NODE_ENVIRONMENT
 
@@ -102,7 +103,7 @@ class Nodes:
 
     def processes_titled(self, number: int, title: str) -> list[int]:
         """Returns the node's processes whose title contains that; Ray writes a deployment's name into it."""
-        return [pid for pid in processes_of(number) if title in _title(pid)]
+        return [pid for pid in processes_of(number) if title in title_of(pid)]
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Sends a request to the head's dashboard."""
@@ -152,12 +153,6 @@ def processes_of(number: int) -> list[int]:
     """Returns all processes in the node's namespace."""
     done = subprocess.run(["ip", "netns", "pids", _namespace(number)], capture_output=True, text=True, check=False)
     return [int(line) for line in done.stdout.split()]
-
-
-def _title(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
 
 
 @contextlib.contextmanager

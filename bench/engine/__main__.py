@@ -11,6 +11,7 @@ is one JSON document with everything. It exits with 1 if the pictures differ, be
 
     python -m bench.engine
     python -m bench.engine --workload mixed
+    python -m bench.engine --backend torch
     python -m bench.engine --model path/to/checkpoint --repeats 5 --threads 2
     python -m bench.engine --requests 4 --steps 3,5 --repeats 1        # a quick look
 """
@@ -30,7 +31,10 @@ from bench.checkpoints import write_controlnet
 from bench.engine.contenders import Outcome, Pipelines, serve_with_engine
 from bench.engine.report import ENGINE, LIKE_BATCHES, ONE_BY_ONE, print_table, print_workload, summary
 from bench.engine.workload import CONTROL, GUIDANCE, STEPS, WORKLOADS
+from deployments.engine.models.backend_choice import start_openvino
+from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.protocol.engine_config import BACKENDS, EngineConfig
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 
@@ -61,11 +65,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         controlnet = _controlnet(options, Path(scratch))
         nets = {CONTROL: str(controlnet)} if controlnet else {}
-        model = load_model(ModelSpec("bench", str(options.model), controlnets=nets), device, torch.float32)
+        parts = Components(device, torch.float32, openvino=start_openvino(_settings(options), device, torch.float32))
+        model = load_model(ModelSpec("bench", str(options.model), controlnets=nets), device, torch.float32, parts)
         work = [_requests(model, options, repeat) for repeat in range(options.repeats + 1)]
         print_workload(work[0], _named(controlnet))
         runs = compare(_contenders(options, model), work)
-    facts |= {"load_after": round(os.getloadavg()[0], 2), "controlnet": _named(controlnet)}
+    facts |= {"backend": model.backend, "load_after": round(os.getloadavg()[0], 2), "controlnet": _named(controlnet)}
     report = facts | summary(runs, work[1:], options.max_rows, options.workload)
     print_table(report)
     return report
@@ -86,10 +91,14 @@ def compare(contenders: Contenders, work: Sequence[Sequence[Request]]) -> dict[s
     return {name: outcomes[1:] for name, outcomes in runs.items()}
 
 
+def _settings(options: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(backend=options.backend, threads=options.threads)
+
+
 def _contenders(options: argparse.Namespace, model: LoadedModel) -> Contenders:
     pipelines = Pipelines(options.model, model)
     return {
-        ENGINE: lambda requests: serve_with_engine(model, requests, max_rows=options.max_rows),
+        ENGINE: lambda requests: serve_with_engine([model], requests, max_rows=options.max_rows),
         ONE_BY_ONE: pipelines.one_by_one,
         LIKE_BATCHES: pipelines.in_like_batches,
     }
@@ -132,7 +141,8 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_numbers(int), default=STEPS, help="step counts that are dealt")
     parser.add_argument("--guidance", type=_numbers(float), default=GUIDANCE, help="scales that are dealt")
     parser.add_argument("--max-rows", type=int, default=16, help="UNet rows of one call of the engine, at most")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads, for every contender")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the engine's networks")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for every contender")
     return parser
 
 

@@ -25,6 +25,7 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, ImageFailed
+from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import as_part
 
@@ -62,10 +63,12 @@ class Inbox:
             self.errors.append(event.error)
 
 
-def serve_with_engine(model: LoadedModel, requests: Sequence[Request], **options: Unpack[EngineOptions]) -> Outcome:
+def serve_with_engine(
+    models: Sequence[LoadedModel], requests: Sequence[Request], **options: Unpack[EngineOptions]
+) -> Outcome:
     """Serves all `requests` at once with a fresh engine; `options` are those of `EngineConfig`. Raises refusals."""
     inbox = Inbox()
-    engine = Engine([model], inbox, EngineConfig(**options))
+    engine = Engine(models, inbox, EngineConfig(**options))
     try:
         started = time.perf_counter()
         for request in requests:
@@ -140,6 +143,11 @@ class Pipelines:
         seconds = time.perf_counter() - started
         in_order = tuple(restore_unmasked(pictures[index], one).astype(np.int16) for index, one in enumerate(requests))
         return Outcome(seconds, tuple(latencies), in_order, unet_calls, unet_rows, unet_rows)
+
+    def images(self, requests: Sequence[Request]) -> list[ImageArray]:
+        """Returns the images [H, W, 3] that one call makes for like requests, as a server would answer with them."""
+        call = self._call(requests)
+        return [restore_unmasked(made, request) for made, request in zip(call(), requests, strict=True)]
 
     def _call(self, requests: Sequence[Request]) -> _Call:
         samplers = self._model.samplers.of(requests[0].pipeline)

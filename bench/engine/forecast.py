@@ -89,17 +89,15 @@ def forecast(requests: Sequence[Request], max_rows: int, costs: Costs) -> Foreca
 
 
 def simulate(requests: Sequence[Request], max_rows: int) -> list[Call]:
-    """Returns the UNet calls of an engine that prepares a call's worth at first and then one request per step, and
-    admits as soon as the next one fits. What takes less of the device goes first, as in the engine's queue.
+    """Returns the UNet calls of an engine that always has a call's worth of requests prepared, and admits as soon as
+    the next one fits. What takes less of the device goes first, as in the engine's queue.
     """
     arrived, waiting = deque(sorted(requests, key=_row_evaluations)), deque[Request]()
     running: list[tuple[Request, int]] = []
     calls: list[Call] = []
     while arrived or waiting or running:
-        while arrived:
+        while arrived and sum(request.unet_rows for request in waiting) < max_rows:
             waiting.append(arrived.popleft())
-            if running or sum(request.unet_rows for request in waiting) >= max_rows:
-                break
         while waiting and waiting[0].unet_rows + sum(request.unet_rows for request, _ in running) <= max_rows:
             request = waiting.popleft()
             running.append((request, _evaluations(request)))

@@ -60,10 +60,13 @@ def arguments(requests: Sequence[Request], index: int = 0) -> dict[str, Any]:
 
 
 def restore_unmasked(made: Image.Image, request: Request) -> ImageArray:
-    """Returns `made` [H, W, 3] with the caller's own pixels outside an inpaint request's mask, as the server does."""
+    """Returns `made` [H, W, 3] with the caller's own pixels outside an inpaint request's mask, as the server does.
+
+    Where only a part was made, diffusers has put them back.
+    """
     picture = np.asarray(made.convert("RGB"))
     image, mask = request.inputs.image, request.inputs.mask
-    if image is None or mask is None:
+    if image is None or mask is None or request.inputs.whole is not None:
         return picture
     return composite(picture, image, mask, request.params.mask_feather)
 
@@ -73,6 +76,10 @@ def _picture_arguments(requests: Sequence[Request]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if task != "image-to-image" or params.controls:
         found |= {"width": params.width, "height": params.height}
+    if (whole := requests[0].inputs.whole) is not None:
+        # Of a crop diffusers takes one picture, and no list.
+        padding = {"padding_mask_crop": params.padding_mask_crop, "strength": params.strength}
+        return found | {"image": _image(whole.image), "mask_image": _image(whole.mask), **padding}
     if task != "text-to-image":
         found |= {"image": [_image(request.inputs.image) for request in requests], "strength": params.strength}
     if task == "inpaint":

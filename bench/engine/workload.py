@@ -8,7 +8,7 @@ cache can return what an earlier repeat has made.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
@@ -79,13 +79,13 @@ def mixed(
     the advertisement that the prompt asks for, in other colours; a hint is such a picture's edges.
     """
     chance = random.Random(1000 + repeat)
-    kinds = _deal(KINDS, count, 7319)
-    weights = {kind: iter(_deal(values, kinds.count(kind), 23)) for kind, values in WEIGHTS.items()}
-    masks = iter(_deal(MASKS, kinds.count("inpaint"), 24))
+    kinds = deal(KINDS, count, 7319)
+    weights = {kind: iter(deal(values, kinds.count(kind), 23)) for kind, values in WEIGHTS.items()}
+    masks = iter(deal(MASKS, kinds.count("inpaint"), 24))
     requests: list[Request] = []
     for index, (kind, dealt) in enumerate(zip(kinds, _settings(count, steps, guidance), strict=True)):
         scene = random_scene(chance)
-        given = _recolour(scene, chance)
+        given = recolour(scene, chance)
         requests.append(
             request(
                 spec,
@@ -93,7 +93,7 @@ def mixed(
                 prompt=f"a {scene.colour} {scene.product} on a {scene.background} background",
                 seed=_seed(repeat, index),
                 size=size,
-                inputs=_inputs(kind, given, size or spec.native_size, masks),
+                inputs=make_inputs(kind, given, size or spec.native_size, masks),
                 **_weight(kind, weights),
                 **dealt,
             )
@@ -140,24 +140,29 @@ def kind_of(one: Request) -> Kind:
 
 
 def like(requests: Sequence[Request]) -> list[list[int]]:
-    """Returns the indices of requests that a whole-request server may merge: same kind, steps, sampler, guidance,
-    strength (or ControlNets) and size, oldest first.
-    """
-    groups: dict[tuple[object, ...], list[int]] = {}
+    """Returns the indices of requests that a whole-request server may merge, oldest first."""
+    groups: dict[Hashable, list[int]] = {}
     for index, one in enumerate(requests):
-        params = one.params
-        schedule = (params.num_inference_steps, params.sampler, params.guidance_scale)
-        key = (one.inputs.task, *schedule, params.strength, params.controls, params.width, params.height)
-        groups.setdefault(key, []).append(index)
+        groups.setdefault(likeness(one), []).append(index)
     return list(groups.values())
 
 
+def likeness(one: Request) -> Hashable:
+    """Returns what requests of one whole-request batch have in common: kind, steps, sampler, guidance, strength (or
+    ControlNets) and size.
+    """
+    params = one.params
+    schedule = (params.num_inference_steps, params.sampler, params.guidance_scale)
+    return (one.inputs.task, *schedule, params.strength, params.controls, params.width, params.height)
+
+
 def _settings(count: int, steps: Sequence[int], guidance: Sequence[float]) -> Iterator[dict[str, Any]]:
-    decks = zip(_deal(steps, count, 19), _deal(SAMPLERS, count, 20), _deal(guidance, count, 21), strict=True)
+    decks = zip(deal(steps, count, 19), deal(SAMPLERS, count, 20), deal(guidance, count, 21), strict=True)
     return ({"steps": step_count, "sampler": sampler, "guidance": scale} for step_count, sampler, scale in decks)
 
 
-def _deal(values: Sequence[T], count: int, seed: int) -> list[T]:
+def deal(values: Sequence[T], count: int, seed: int) -> list[T]:
+    """Returns `count` of `values`, each as often as the others, shuffled."""
     deck = [values[index % len(values)] for index in range(count)]
     random.Random(seed).shuffle(deck)
     return deck
@@ -177,12 +182,14 @@ def _prompt(chance: random.Random) -> str:
     return f"a {colour} {product}{place} on a {background} background"
 
 
-def _recolour(scene: Scene, chance: random.Random) -> Scene:
+def recolour(scene: Scene, chance: random.Random) -> Scene:
+    """Returns the same advertisement in other colours."""
     other = random_scene(chance)
     return replace(scene, colour=other.colour, background=other.background)
 
 
-def _inputs(kind: Kind, scene: Scene, side: int, masks: Iterator[str]) -> Inputs:
+def make_inputs(kind: Kind, scene: Scene, side: int, masks: Iterator[str]) -> Inputs:
+    """Returns what a request of that kind brings, drawn from `scene` at `side` pixels; inpainting takes a mask."""
     match kind:
         case "text-to-image":
             return NO_INPUTS

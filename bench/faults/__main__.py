@@ -30,6 +30,7 @@ from bench.faults import report
 from bench.faults.cases import BY_NAME, NAMES_OF_ROWS, OVERLOAD_EXPECTED, OVERLOAD_FAULT
 from bench.faults.runs import Servers, run_row
 from bench.faults.targets import misses, zeros
+from bench.options import names_of
 from deployments.registry import known_models, with_known_size
 
 ROOT = Path(__file__).parents[2]
@@ -104,16 +105,9 @@ def _print_row(row: Mapping[str, Any]) -> None:
     print(flush=True)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if unknown := set(names) - set(NAMES_OF_ROWS):
-        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))}")
-    return names
-
-
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.faults", description="What becomes of requests in faults.")
-    parser.add_argument("--only", type=_names, default=NAMES_OF_ROWS, help=f"some of {','.join(NAMES_OF_ROWS)}")
+    parser.add_argument("--only", type=names_of(NAMES_OF_ROWS), default=NAMES_OF_ROWS, help=",".join(NAMES_OF_ROWS))
     parser.add_argument("--requests", type=int, default=150, help="requests a row (overload takes what it takes)")
     parser.add_argument("--fresh", action="store_true", help="run also what was run at this commit before")
     parser.add_argument("--write", action="store_true", help="put all results into docs/reliability.md")

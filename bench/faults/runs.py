@@ -23,6 +23,7 @@ from bench.faults.targets import REFUSED_WITHIN_MS
 from bench.prometheus import Exported, exported_counts
 from bench.server import RunningServer, run_server
 from bench.timing import percentile
+from serve_app.config.labels import NO_LABELS
 from serve_app.config.server import AppConfig
 
 OVERLOADED = 5.0
@@ -51,8 +52,8 @@ def config_of(**changes: Any) -> AppConfig:
     }
     ingress = {"graceful_shutdown_timeout_s": 31, "graceful_shutdown_wait_loop_s": 0.2}
     models = [{"name": "demo-sd", "controlnets": {}}]
-    # Requests come again here, and must be made again.
-    rest: dict[str, Any] = {"ingress": ingress, "cache": {"enabled": False}}
+    # Requests come again here, and must be made again; pictures are compared with those of an engine.
+    rest: dict[str, Any] = {"ingress": ingress, "cache": {"enabled": False}, "labels": NO_LABELS}
     return AppConfig.model_validate({"models": models, "deployments": [deployment | changes], **rest})
 
 

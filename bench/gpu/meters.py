@@ -5,25 +5,27 @@ Milliseconds are medians from idle device to idle device.
 
 import gc
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from bench.checkpoints import Architecture, write_controlnet
 from bench.engine.contenders import Outcome, Pipelines, serve_with_engine
 from bench.engine.workload import CONTROL, request
 from bench.timing import median_ms
+from deployments.engine.cuda.networks import Backend
 from deployments.engine.engine import Engine
 from deployments.engine.models.attention import sample_inputs
+from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.events import Event
 from deployments.engine.protocol.request import Request
+from deployments.engine.worker.compilation import compile_networks
 
 # A model of one H200 from before the first measurement, all of it exact fp16 with CUDA graphs and fused kernels.
 FORECAST_CEILING_TFLOPS = 790.0
@@ -37,7 +39,9 @@ PIPELINE_BATCH = 8
 
 @dataclass
 class Subject:
-    """What is measured. `ceiling` is filled in by the part `gemm`, TFLOP/s."""
+    """What is measured. `compiled` is how a user of diffusers compiles a network, `backend` is what ours are compiled
+    with; `ceiling` is filled in by the part `gemm`, TFLOP/s.
+    """
 
     model: LoadedModel
     folder: Path
@@ -47,9 +51,9 @@ class Subject:
     images: int
     gemm_size: int
     compiled: Callable[[Any], Any]
+    backend: Backend = "inductor"
     ceiling: float | None = None
     _pipelines: Pipelines | None = field(default=None, repr=False)
-    _compiled_unet: Any = field(default=None, repr=False)
 
     @property
     def pipelines(self) -> Pipelines:
@@ -65,12 +69,18 @@ class Subject:
         spec = replace(self.model.spec, controlnets={CONTROL: str(folder)})
         return load_model(spec, self.model.device, self.model.dtype)
 
+    @cached_property
+    def compiled_model(self) -> LoadedModel:
+        """The same checkpoint as a server loads and warms it up: its networks run compiled."""
+        parts = Components(self.model.device, self.model.dtype, compile_with=self.backend)
+        model = load_model(self.model.spec, self.model.device, self.model.dtype, parts, self.model.attention)
+        compile_networks(model)
+        return model
+
     @property
-    def compiled_unet(self) -> Any:
-        """The engine's UNet, compiled once for all parts; each batch size compiles at its first call."""
-        if self._compiled_unet is None:
-            self._compiled_unet = self.compiled(self.model.unet)
-        return self._compiled_unet
+    def options(self) -> EngineOptions:
+        """An engine's settings, as the server's worker makes them for this device."""
+        return EngineConfig(max_rows=ENGINE_ROWS).complete(self.model.device.type).options
 
     def requests(self, count: int, steps: int) -> list[Request]:
         """Guided requests at the model's native size."""
@@ -111,13 +121,13 @@ def tick_figures(subject: Subject, model: LoadedModel, rows: int) -> dict[str, A
     return figures | {"tick_ms": rounded(tick)}
 
 
-def unet_figures(subject: Subject, unet: Any, rows: int, *, channels_last: bool = False) -> dict[str, Any]:
+def unet_figures(subject: Subject, unet: Callable[..., Any], rows: int, *, captured: bool = False) -> dict[str, Any]:
+    """Times a call of `rows` rows; `captured`: as a CUDA graph, where there is CUDA."""
     device = subject.model.device
     inputs = sample_inputs(subject.model.unet, rows, device, subject.model.dtype)
-    if channels_last:
-        inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        milliseconds = median_ms(lambda: unet(**inputs), device)
+        call = partial(unet, **inputs)
+        milliseconds = median_ms(capture(call) if captured and device.type == "cuda" else call, device)
     tflops = rows * subject.architecture.unet_gflop / milliseconds
     return {
         "unet_ms": rounded(milliseconds),
@@ -126,6 +136,20 @@ def unet_figures(subject: Subject, unet: Any, rows: int, *, channels_last: bool 
         "share": subject.share(tflops),
         "forecast_ms": FORECAST_UNET_MS.get(rows),
     }
+
+
+def capture(call: Callable[[], object]) -> Callable[[], object]:
+    """Returns the replay of a call as a CUDA graph: the same kernels on the same tensors, without the host."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def decode_figures(subject: Subject, decode: Callable[..., Any], batch: int) -> dict[str, Any]:
@@ -139,17 +163,6 @@ def decode_figures(subject: Subject, decode: Callable[..., Any], batch: int) -> 
     return {"ms": rounded(milliseconds), "ms_per_image": rounded(milliseconds / batch), "share": subject.share(tflops)}
 
 
-def attention_ms(
-    backend: SDPBackend, operands: Sequence[torch.Tensor], scale: float, device: torch.device
-) -> float | str:
-    try:
-        query, key, value = operands
-        with sdpa_kernel(backend), torch.inference_mode():
-            return rounded(median_ms(lambda: scaled_dot_product_attention(query, key, value, scale=scale), device))
-    except RuntimeError as error:
-        return f"not available: {str(error).splitlines()[0][:80]}"
-
-
 def with_other_neighbours(value: Any) -> Any:
     """`value` with every row but the first replaced."""
     if not isinstance(value, torch.Tensor):
@@ -157,10 +170,15 @@ def with_other_neighbours(value: Any) -> Any:
     return torch.cat((value[:1], (value[1:] * 0.5).flip(0)))
 
 
+def serve(subject: Subject, model: LoadedModel, requests: Sequence[Request]) -> Outcome:
+    """Serves `requests` as the server does: with its settings, on a thread that is the engine's own."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(serve_with_engine, [model], requests, **subject.options).result()
+
+
 def engine_speed(subject: Subject, model: LoadedModel, steps: int) -> dict[str, Any]:
-    options: EngineOptions = {"max_rows": ENGINE_ROWS, "padded_sizes": (ENGINE_ROWS,), "decode_batch": 4}
-    serve_with_engine(model, subject.requests(ENGINE_ROWS // 2, 2), **options)
-    return speed_figures(serve_with_engine(model, subject.requests(subject.images, steps), **options), steps)
+    serve(subject, model, subject.requests(ENGINE_ROWS // 2, 2))
+    return speed_figures(serve(subject, model, subject.requests(subject.images, steps)), steps)
 
 
 def pipeline_speed(subject: Subject, batch: int, steps: int) -> dict[str, Any]:

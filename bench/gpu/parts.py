@@ -3,34 +3,35 @@
 `share` is of the matmul ceiling that the part `gemm` measured in this very process, None where it has not run.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend
-from torch.nn.functional import pad
 
-from bench.engine.contenders import Pipelines, largest_difference, serve_with_engine
-from bench.engine.workload import mixed
+from bench.engine.contenders import Pipelines, largest_difference
+from bench.engine.workload import mixed, text
+from bench.gpu.gates import GATED_ROWS
 from bench.gpu.meters import (
     ENGINE_ROWS,
     FORECAST_CEILING_TFLOPS,
     FORECAST_VAE_MS,
     PIPELINE_BATCH,
     Subject,
-    attention_ms,
     decode_figures,
     engine_speed,
     pipeline_speed,
     rounded,
+    serve,
     tick_figures,
     unet_figures,
     with_other_neighbours,
 )
 from bench.timing import median_ms
-from deployments.engine.models.attention import sample_inputs
+from deployments.engine.cuda.networks import CompiledNetwork
+from deployments.engine.models.attention import choose_kernels, sample_inputs, served_shapes
+from deployments.engine.protocol.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,64 +61,43 @@ def ticks(subject: Subject) -> dict[str, Any]:
     return {str(rows): tick_figures(subject, subject.model, rows) for rows in subject.rows}
 
 
-def ticks_channels_last(subject: Subject) -> dict[str, Any]:
-    """The same with NHWC weights and inputs. The weights are put back as they were."""
-    unet = subject.model.unet
-    try:
-        unet.to(memory_format=torch.channels_last)
-        return {str(rows): unet_figures(subject, unet, rows, channels_last=True) for rows in subject.rows}
-    finally:
-        unet.to(memory_format=torch.contiguous_format)
-
-
-def ticks_compiled(subject: Subject) -> dict[str, Any]:
-    """As `ticks`, compiled. Sizes that are not compiled yet take minutes, so the ones in use come first."""
-    model = replace(subject.model, unet=subject.compiled_unet)
+def unet_compiled(subject: Subject) -> dict[str, Any]:
+    """The UNet compiled once for all sizes, each replayed as a CUDA graph."""
+    compiled = CompiledNetwork(subject.model.unet, subject.backend)
     figures: dict[str, Any] = {}
-    for rows in sorted(subject.rows, key=lambda rows: abs(rows - ENGINE_ROWS)):
+    for rows in sorted(subject.rows, key=lambda rows: (rows not in GATED_ROWS, rows)):
         try:
-            figures[str(rows)] = tick_figures(subject, model, rows)
+            figures[str(rows)] = unet_figures(subject, compiled, rows, captured=True)
         except Exception as error:  # dynamo wraps the box's TimeoutError; what was measured before is kept
-            figures[str(rows)] = f"failed: {type(error).__name__}"
+            figures[str(rows)] = {"failed": type(error).__name__}
             break
     return figures
 
 
 def vae(subject: Subject) -> dict[str, Any]:
-    """Decoding one picture and four, in both memory layouts."""
-    network = subject.model.vae
-    figures = {f"batch {n} contiguous": decode_figures(subject, network.decode, n) for n in (1, 4)}
-    try:
-        network.to(memory_format=torch.channels_last)
-        figures |= {f"batch {n} channels last": decode_figures(subject, network.decode, n) for n in (1, 4)}
-    finally:
-        network.to(memory_format=torch.contiguous_format)
-    return figures | {"forecast ms": FORECAST_VAE_MS["eager"]}
+    """Decoding one picture and four, as the model was loaded."""
+    return {f"batch {n}": decode_figures(subject, subject.model.vae.decode, n) for n in (1, 4)} | {
+        "forecast ms": FORECAST_VAE_MS["eager"]
+    }
 
 
 def vae_compiled(subject: Subject) -> dict[str, Any]:
-    decode = subject.compiled(subject.model.vae.decode)
+    decode = CompiledNetwork(subject.model.vae.decode, subject.backend)
     return {f"batch {n}": decode_figures(subject, decode, n) for n in (1, 4)} | {
         "forecast ms": FORECAST_VAE_MS["compiled"]
     }
 
 
 def attention(subject: Subject) -> dict[str, Any]:
-    """torch's backends on the largest self-attention, native and padded heads; what loading chose."""
-    config, model = subject.model.unet.config, subject.model
-    heads, tokens = config.attention_head_dim, config.sample_size**2
-    width = config.block_out_channels[0] // heads
-    shape = (ENGINE_ROWS, heads, tokens, width)
-    query, key, value = (torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(3))
-    figures: dict[str, Any] = {"shape": list(shape)}
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-        for padded in (width, 64):
-            operands = [pad(operand, (0, padded - width)) for operand in (query, key, value)]
-            figures[f"{backend.name.lower()} {padded}"] = attention_ms(
-                backend, operands, 1 / math.sqrt(width), model.device
-            )
-    choice = model.attention
-    return figures | {"chosen": choice.chosen, "unet ms": dict(choice.milliseconds), "reason": choice.reason}
+    """Every kernel on every shape of the UNet's layers, in milliseconds, and which is chosen when a model is loaded."""
+    model = subject.model
+    shapes = served_shapes(model.unet, model.device, model.dtype)
+    choice = choose_kernels(shapes, ENGINE_ROWS, model.device, model.dtype, partial(median_ms, device=model.device))
+    return {
+        "x".join(map(str, shape)): {"chosen": choice.kernels[shape]}
+        | {name: rounded(ms) for name, ms in choice.milliseconds[shape].items()}
+        for shape in shapes
+    }
 
 
 def invariance(subject: Subject) -> dict[str, Any]:
@@ -143,6 +123,13 @@ def engine(subject: Subject) -> dict[str, Any]:
     return {f"{steps} steps": engine_speed(subject, subject.model, steps) for steps in subject.steps}
 
 
+def engine_compiled(subject: Subject) -> dict[str, Any]:
+    """The same with the networks compiled, and which of them are."""
+    model = subject.compiled_model
+    speeds = {f"{steps} steps": engine_speed(subject, model, steps) for steps in subject.steps}
+    return {"compiled": ", ".join(model.compiled)} | speeds
+
+
 def mixed_kinds(subject: Subject) -> dict[str, Any]:
     """The engine and the pipelines one by one with requests of every kind. Half precision rounds too much for a limit
     on the difference of their pictures: it is only told.
@@ -151,7 +138,7 @@ def mixed_kinds(subject: Subject) -> dict[str, Any]:
     pipelines = Pipelines(subject.folder, model)
     for repeat in range(2):  # the first one warms up
         requests = mixed(model.spec, subject.images, repeat, steps=subject.steps if repeat else subject.steps[:1])
-        ours = serve_with_engine(model, requests, max_rows=ENGINE_ROWS, decode_batch=4)
+        ours = serve(subject, model, requests)
         theirs = pipelines.one_by_one(requests)
     return {
         name: {"images_per_second": rounded(len(requests) / outcome.seconds), "unet_calls": outcome.unet_calls}
@@ -159,10 +146,24 @@ def mixed_kinds(subject: Subject) -> dict[str, Any]:
     } | {"ratio": rounded(theirs.seconds / ours.seconds), "largest_difference": largest_difference(ours, theirs)}
 
 
-def engine_compiled(subject: Subject) -> dict[str, Any]:
-    """The same with the UNet compiled for one padded size."""
-    model = replace(subject.model, unet=subject.compiled_unet)
-    return {f"{steps} steps": engine_speed(subject, model, steps) for steps in subject.steps}
+def like_rows(subject: Subject) -> dict[str, Any]:
+    """Requests of several step counts, samplers and guidances: all at once, and as a server has to that shares steps
+    among rows of one sampler and one guidance alone.
+    """
+    model = subject.model
+    requests = text(model.spec, subject.images, steps=subject.steps)
+    groups: dict[tuple[Any, float], list[Request]] = {}
+    for request in requests:
+        groups.setdefault((request.params.sampler, request.params.guidance_scale), []).append(request)
+    serve(subject, model, requests[:ENGINE_ROWS])
+    ours = serve(subject, model, requests).seconds
+    theirs = sum(serve(subject, model, group).seconds for group in groups.values())
+    return {
+        "images_per_second": rounded(len(requests) / ours),
+        "one sampler and guidance": rounded(len(requests) / theirs),
+        "groups": len(groups),
+        "ratio": rounded(theirs / ours),
+    }
 
 
 def diffusers_eager(subject: Subject) -> dict[str, Any]:
@@ -198,17 +199,17 @@ MIXED = "mixed"
 # In the order of what they tell per minute; compiling comes last, because it may use up the budget.
 PARTS: dict[str, Part] = {
     "gemm": Part(gemm, 60),
-    "ticks": Part(ticks, 90),
-    "vae": Part(vae, 60),
-    "engine": Part(engine, 120),
-    "diffusers_eager": Part(diffusers_eager, 150),
-    "ticks_channels_last": Part(ticks_channels_last, 60),
-    "attention": Part(attention, 90),
-    "invariance": Part(invariance, 60),
-    MIXED: Part(mixed_kinds, 180),
-    "diffusers_compiled_1": Part(diffusers_compiled_1, 240),
+    "ticks": Part(ticks, 60),
+    "engine": Part(engine, 90),
+    "diffusers_eager": Part(diffusers_eager, 120),
+    "like_rows": Part(like_rows, 60),
+    "vae": Part(vae, 30),
+    "attention": Part(attention, 30),
+    "invariance": Part(invariance, 30),
+    "unet_compiled": Part(unet_compiled, 180),
     "engine_compiled": Part(engine_compiled, 240),
-    "diffusers_compiled_8": Part(diffusers_compiled_8, 240),
-    "ticks_compiled": Part(ticks_compiled, 600),
-    "vae_compiled": Part(vae_compiled, 240),
+    "diffusers_compiled_8": Part(diffusers_compiled_8, 180),
+    "diffusers_compiled_1": Part(diffusers_compiled_1, 120),
+    "vae_compiled": Part(vae_compiled, 120),
+    MIXED: Part(mixed_kinds, 120),
 }

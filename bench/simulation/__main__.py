@@ -29,6 +29,7 @@ from typing import Any, Final
 import torch
 
 from bench.card import card, print_card
+from bench.options import names_of
 from bench.simulation.cases import STUDIES, Case
 from bench.simulation.validation import validate
 
@@ -135,16 +136,9 @@ def _without_series(reports: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if unknown := set(names) - set(NAMES):
-        raise argparse.ArgumentTypeError(f"no such study: {', '.join(sorted(unknown))}")
-    return names
-
-
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.simulation", description="Fleets under load, simulated.")
-    parser.add_argument("--only", type=_names, default=NAMES, help="these studies, with commas between them")
+    parser.add_argument("--only", type=names_of(NAMES), default=NAMES, help="studies, with commas between")
     parser.add_argument("--processes", type=int, default=1, help="simulations at the same time")
     parser.add_argument("--plots", type=Path, help="the folder to draw the pictures into")
     return parser

@@ -48,4 +48,4 @@ def test_what_is_rehearsed_is_what_the_manifests_would_say(config: AppConfig) ->
 def test_a_row_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "earthquake"])
-    assert "no such row: earthquake" in capsys.readouterr().err
+    assert "there is no earthquake" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def pipelines(folder: Path, model: LoadedModel) -> Pipelines:
 
 def test_all_contenders_make_the_same_pictures(model: LoadedModel, pipelines: Pipelines) -> None:
     requests = text(model.spec, 16, steps=(2,))
-    ours = serve_with_engine(model, requests)
+    ours = serve_with_engine([model], requests)
     alone, merged = pipelines.one_by_one(requests), pipelines.in_like_batches(requests)
     assert largest_difference(ours, alone) <= 1
     assert largest_difference(ours, merged) <= 1
@@ -32,7 +32,7 @@ def test_all_contenders_make_the_same_pictures(model: LoadedModel, pipelines: Pi
 def test_all_contenders_make_the_same_pictures_of_every_kind(controlled: LoadedModel, folder: Path) -> None:
     pipelines = Pipelines(folder, controlled)
     requests = mixed(controlled.spec, 20, steps=(2, 3))
-    ours = serve_with_engine(controlled, requests)
+    ours = serve_with_engine([controlled], requests)
     alone, merged = pipelines.one_by_one(requests), pipelines.in_like_batches(requests)
     assert largest_difference(ours, alone) <= 1
     assert largest_difference(ours, merged) <= 1
@@ -43,7 +43,7 @@ def test_all_contenders_make_the_same_pictures_of_every_kind(controlled: LoadedM
 def test_a_made_up_controlnet_has_a_say_in_the_picture(controlled: LoadedModel) -> None:
     asked = [one for one in mixed(controlled.spec, 20, steps=(2,)) if one.params.controls]
     ignored = [replace(one, params=one.params.model_copy(update={"controls": _without_effect(one)})) for one in asked]
-    with_net, without = serve_with_engine(controlled, asked), serve_with_engine(controlled, ignored)
+    with_net, without = serve_with_engine([controlled], asked), serve_with_engine([controlled], ignored)
     differences = [np.abs(a - b).max() for a, b in zip(with_net.pictures, without.pictures, strict=True)]
     assert min(differences) > 4
 
@@ -59,9 +59,9 @@ def test_latency_is_the_time_until_the_picture_is_there(model: LoadedModel, pipe
     assert max(alone.latencies) <= alone.seconds
     merged = pipelines.serve(requests, [[0], [1, 2]])
     assert merged.latencies[1] == pytest.approx(merged.latencies[2], abs=1e-3)
-    assert max(serve_with_engine(model, requests).latencies) > 0
+    assert max(serve_with_engine([model], requests).latencies) > 0
 
 
 def test_a_refused_request_is_no_fast_request(model: LoadedModel) -> None:
     with pytest.raises(EngineError):
-        serve_with_engine(model, text(model.spec, 3, steps=(2,)), queue_limit=1)
+        serve_with_engine([model], text(model.spec, 3, steps=(2,)), queue_limit=1)

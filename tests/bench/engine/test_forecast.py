@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -11,13 +11,17 @@ from bench.engine.forecast import COSTS, forecast, simulate
 from bench.engine.workload import CONTROL, WORKLOADS, mixed, text
 from deployments.engine.models.loaded_model import LoadedModel
 
+LATE: Final = 2
+"""Calls more or less: requests are prepared on a thread of their own, and may join a step later."""
+
 
 @pytest.mark.parametrize("max_rows", [4, 16])
 def test_the_simulated_engine_makes_the_calls_of_the_real_one(model: LoadedModel, max_rows: int) -> None:
     requests = text(model.spec, 8, steps=(2, 3, 5))
     calls = simulate(requests, max_rows)
-    outcome = serve_with_engine(model, requests, max_rows=max_rows)
-    assert (outcome.unet_calls, outcome.unet_rows) == (len(calls), sum(call.rows for call in calls))
+    outcome = serve_with_engine([model], requests, max_rows=max_rows)
+    assert outcome.unet_rows == sum(call.rows for call in calls)
+    assert abs(outcome.unet_calls - len(calls)) <= LATE
 
 
 @pytest.mark.parametrize("max_rows", [4, 16])
@@ -25,9 +29,12 @@ def test_it_calls_the_controlnet_and_skips_steps_as_the_real_one_does(controlled
     requests = mixed(controlled.spec, 15, steps=(2, 3, 5))
     calls = simulate(requests, max_rows)
     with _counted(controlled) as seen:
-        outcome = serve_with_engine(controlled, requests, max_rows=max_rows, padded_sizes=tuple(range(1, max_rows + 1)))
-    assert (outcome.unet_calls, outcome.unet_rows) == (len(calls), sum(call.rows for call in calls))
-    assert seen == [call.controlled for call in calls if call.controlled]
+        outcome = serve_with_engine(
+            [controlled], requests, max_rows=max_rows, padded_sizes=tuple(range(1, max_rows + 1))
+        )
+    assert outcome.unet_rows == sum(call.rows for call in calls)
+    assert abs(outcome.unet_calls - len(calls)) <= LATE
+    assert sum(seen) == sum(call.controlled for call in calls)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def test_the_flood_is_five_times_the_peak_and_the_trickle_a_fifth() -> None:
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "sigkill-idle,nobody"])
-    assert "no such row: nobody" in capsys.readouterr().err
+    assert "there is no nobody" in capsys.readouterr().err
 
 
 def test_every_row_has_a_name_of_its_own() -> None:

@@ -1,8 +1,11 @@
 """The GPU bench runs unattended: it needs no GPU to be polite, and a part that breaks takes nothing with it."""
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -66,6 +69,32 @@ def rehearsed() -> dict[str, Any]:
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         assert main(["--rehearse", "--threads", "1"]) == 0
     return last_json("\n".join(lines))
+
+
+@pytest.mark.slow
+def test_a_bare_machine_needs_no_more_than_the_wheels_that_are_named() -> None:
+    """With all else hidden that torch and transformers do not bring, the engine's part runs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.gpu.bare_machine", "--rehearse", "--threads", "1", "--parts", "engine"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert last_json(done.stdout)["reasons"] == {}
+
+
+def test_a_result_is_there_as_soon_as_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever becomes of the parts behind it."""
+    told: list[str] = []
+
+    def second(_subject: Subject) -> dict[str, Any]:
+        told.append(capsys.readouterr().out)
+        return {}
+
+    run_parts(no_subject, {"first": Part(lambda _: {"ms": 1.0}, 5), "second": Part(second, 5)}, 60)
+    assert last_json(told[0]) == {"part": "first", "result": {"ms": 1.0}, "reason": None, "seconds": 0.0}
 
 
 def test_a_part_that_fails_is_null_with_its_reason_and_the_others_go_on() -> None:

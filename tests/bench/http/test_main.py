@@ -9,6 +9,7 @@ from bench.http.__main__ import PARTS, _run_concurrently, config_of, misses
 
 FINE: dict[str, Any] = {
     "overhead": {"p50_ms": 24.9},
+    "surfaces": {"openai_more_ms": 4.9, "a1111_more_ms": 4.9, "huggingface_more_ms": -1.0},
     "hits": {"times_faster": 20.0},
     "identical": {"pictures_made": 1, "different_answers": 1},
     "memory": {"slope_bytes_per_request": -3.0},
@@ -19,6 +20,9 @@ FINE: dict[str, Any] = {
     ("part", "figure", "value"),
     [
         ("overhead", "p50_ms", 25.1),
+        ("surfaces", "openai_more_ms", 5.1),
+        ("surfaces", "a1111_more_ms", 5.1),
+        ("surfaces", "huggingface_more_ms", 5.1),
         ("hits", "times_faster", 19.9),
         ("identical", "pictures_made", 2),
         ("identical", "pictures_made", 0),

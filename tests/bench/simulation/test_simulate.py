@@ -54,7 +54,7 @@ def test_what_other_code_did_is_done_again(
 def test_a_study_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         simulate.main(["--only", "weather"])
-    assert "no such study: weather" in capsys.readouterr().err
+    assert "there is no weather" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("off", "ends_with"), [(0.1, 0), (0.2, 1)])

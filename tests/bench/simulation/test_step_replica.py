@@ -117,7 +117,7 @@ def asked_of(model: LoadedModel) -> list[Kind]:
 
 def test_the_calls_are_those_of_the_real_engine(model: LoadedModel) -> None:
     kinds = asked_of(model)
-    real = serve_with_engine(model, [Request(str(i), each.params) for i, each in enumerate(kinds)], max_rows=8)
+    real = serve_with_engine([model], [Request(str(i), each.params) for i, each in enumerate(kinds)], max_rows=8)
     size = model.spec.native_size
     bucket = Bucket(model.spec.name, size, size)
     # All sizes pay, as for an engine that has measured nothing.
