@@ -278,6 +278,20 @@ def test_init_containers_fetch_by_the_configuration_that_is_served(
     assert caches == {("/models", "darkroom-weights")}
 
 
+def test_compiled_kernels_outlive_the_pods_that_compiled_them(production: Manifests) -> None:
+    """Else every new pod would compile for minutes before it serves."""
+    claims = {each["metadata"]["name"] for each in production.of_kind("PersistentVolumeClaim")}
+    kept: set[str] = set()
+    for pod in (each for each in production.worker_pods() if "nvidia.com/gpu" in each.main["resources"]["limits"]):
+        volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
+        (volume,) = (volumes[each["name"]] for each in pod.main["volumeMounts"] if each["mountPath"] == "/cache")
+        kept.add(volume["persistentVolumeClaim"]["claimName"])
+        set_here = {each["name"]: each.get("value") for each in pod.main["env"]}
+        for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+            assert str(set_here[variable]).startswith("/cache/")
+    assert kept == {"darkroom-compiled"} <= claims
+
+
 def test_secrets_are_named_and_never_shipped() -> None:
     for overlay in OVERLAYS:
         manifests = build(K8S / "overlays" / overlay)
