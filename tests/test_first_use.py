@@ -39,7 +39,11 @@ asyncio.run(main())
 
 def run(*command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     """`command` in an environment without anything that would make libraries quieter, or ours louder."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "LANG")
+        if name in os.environ
+    }
     env = kept | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=120, check=False)
 
