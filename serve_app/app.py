@@ -75,6 +75,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
     from serve_app.generation.blocklist import Blocklist
+    from serve_app.generation.prompts import PromptRules
     from serve_app.generation.templates import with_own
     from serve_app.jobs.local_jobs import LocalJobs
     from serve_app.jobs.redis_jobs import RedisJobs
@@ -94,9 +95,8 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     cache = ResultCache(config.cache, redis, setting)
     templates = with_own([each.template() for each in config.templates])
     blocklist = Blocklist([each.rule() for each in config.blocklist])
-    service = DiffusionService(
-        backend, cache=cache, redis=redis, templates=templates, labeller=labeller, blocklist=blocklist
-    )
+    prompts = PromptRules(templates, blocklist, config.embeddings.registry())
+    service = DiffusionService(backend, cache=cache, redis=redis, prompts=prompts, labeller=labeller)
     Publisher(service.samples)
     job_store = None
     if redis is not None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Unpack
@@ -28,11 +28,11 @@ from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
-from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
+from serve_app.generation.blocklist import NOTHING_BLOCKED
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
+from serve_app.generation.prompts import PromptRules
 from serve_app.generation.result import Result, decode_image, result_of, to_png
-from serve_app.generation.templates import TEMPLATES, PromptTemplate
 from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.labelling import LabellingBackend
@@ -53,8 +53,8 @@ class DiffusionService:
     its first use, and `engine` are the fields of `EngineConfig` for it: `device="cuda"`, `backend="torch"`, ...
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
-    whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
-    Files say how they were made, and by default no more; `labeller` decides that. `blocklist` refuses prompts.
+    whatever this process uses Redis for, and shows in `health`. `prompts` says what becomes of prompts.
+    Files say how they were made, and by default no more; `labeller` decides that.
     """
 
     def __init__(
@@ -66,9 +66,8 @@ class DiffusionService:
         annotators: AnnotatorSpecs | None = None,
         cache: ResultCache | None = None,
         redis: RedisTier | None = None,
-        templates: Mapping[str, PromptTemplate] = TEMPLATES,
+        prompts: PromptRules | None = None,
         labeller: Labeller | None = None,
-        blocklist: Blocklist = NOTHING_BLOCKED,
         **engine: Unpack[EngineOptions],
     ) -> None:
         if backend is not None and (models is not None or annotators is not None or engine):
@@ -90,10 +89,12 @@ class DiffusionService:
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
-        self.templates, self.blocklist = templates, blocklist
+        self.prompts = PromptRules() if prompts is None else prompts
         self._statistics = Statistics()
         self._was_ready = False
-        self._counts = ServiceCounts(lambda: self._backend.counts, self.gateway_counts, blocklist.counts, redis)
+        self._counts = ServiceCounts(
+            lambda: self._backend.counts, self.gateway_counts, self.prompts.blocklist.counts, redis
+        )
         # What happens to a request, from the outside in.
         self._backend: Backend = CountingBackend(
             CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
@@ -130,8 +131,8 @@ class DiffusionService:
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
         Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
         """
-        name, blocklist = request_id or uuid.uuid4().hex, self.blocklist if for_images else NOTHING_BLOCKED
-        asked = (self.models, params, uploads, previews, name, tenant, self.templates, blocklist)
+        rules = self.prompts if for_images else replace(self.prompts, blocklist=NOTHING_BLOCKED)
+        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant, rules)
         # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 

@@ -72,13 +72,12 @@ def prepare(request: Request, model: LoadedModel, arrived: float) -> RequestStat
     if params.strength is not None:
         start = samplers.row(params.sampler).start(params.num_inference_steps, params.strength)
     schedule = samplers.schedule(params.sampler, params.num_inference_steps, start)
-    prompt = model.attention_cache.project(model.prompt_encoder.encode(params.prompt, params.clip_skip, "prompt"))
+    encode, learnt = model.prompt_encoder.encode, request.embeddings
+    prompt = model.attention_cache.project(encode(params.prompt, params.clip_skip, "prompt", learnt))
     negative = None
     if request.unet_rows > 1:
         # diffusers skips no layers for the negative prompt, and diffusers' images are the reference.
-        negative = model.attention_cache.project(
-            model.prompt_encoder.encode(params.negative_prompt, 0, "negative_prompt")
-        )
+        negative = model.attention_cache.project(encode(params.negative_prompt, 0, "negative_prompt", learnt))
     inputs = _encode_inputs(request, model)
     return RequestState(request, schedule, prompt, negative, inputs, arrived, begun)
 
