@@ -3,7 +3,7 @@
 Requests are counted before their bodies are read; what they cost is known, and charged, when they have been understood.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from types import MappingProxyType
 from typing import Final
@@ -43,9 +43,16 @@ _COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
 class RateLimiting:
     """Answers 429 to who asks for more images than it may; looks at nothing but requests for images."""
 
-    def __init__(self, app: ASGIApp, *, limits: RateLimits) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: RateLimits,
+        translate: Callable[[Scope, Problem], Problem] = lambda _, problem: problem,
+    ) -> None:
+        """`translate` puts a refusal into the words of the surface that was asked."""
         self.app = app
-        self._limits = limits
+        self._limits, self._translate = limits, translate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not asks_for_work(scope):
@@ -62,7 +69,7 @@ class RateLimiting:
         try:
             await quota.enter()
         except OverLimit as over:
-            problem = _refusal(over)
+            problem = self._translate(scope, _refusal(over))
             problem.headers |= close_unread(Headers(scope=scope))
             await problem.response(exchange_of(scope).request_id)(scope, receive, send_with_remaining)
             return

@@ -28,7 +28,11 @@ _FIELDS: Final = MappingProxyType(
     {**RENAMED, "control_image": "image", "controlnet_type": "controls", "mask_alpha": "mask"}
 )
 _CODES: Final[Mapping[str, str]] = MappingProxyType(
-    {"unknown_field": "unknown_parameter", "not_allowed": "unsupported_value"}
+    {
+        "unknown_field": "unknown_parameter",
+        "not_allowed": "unsupported_value",
+        "rate_limited": "rate_limit_exceeded",
+    }
 )
 
 _REFUSED_NAMES: Final = ("unknown_field", "unknown_parameter")

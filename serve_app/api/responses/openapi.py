@@ -6,6 +6,7 @@ from typing import Any
 
 from deployments.engine.protocol.params import IMAGE_FIELDS, INPAINT_FIELDS, GenerationParams
 from deployments.uploads.masks import MASK_TYPES
+from serve_app.api.responses.json_schema import inline_schema
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -125,10 +126,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
 
 def params_schema() -> dict[str, Any]:
     """The JSON schema of `GenerationParams`, with a description of every field."""
-    schema = GenerationParams.model_json_schema()
-    # Inlined: a reference would point into another document.
-    definitions = schema.pop("$defs", {})
-    schema["properties"]["controls"]["items"] = definitions.get("ControlSettings", {})
+    schema = inline_schema(GenerationParams)
     for name, description in _FIELDS.items():
         schema["properties"][name]["description"] = description
     return schema
