@@ -17,10 +17,10 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError, EngineStopped
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Source
-from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
+from deployments.engine.protocol.inputs import Enlargement, Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.metrics import Sample
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
@@ -28,6 +28,7 @@ from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
+from serve_app.generation.interpolation import LANCZOS, interpolate
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result, decode_image, result_of, to_png
@@ -54,7 +55,8 @@ class DiffusionService:
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
     whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
-    Files say how they were made, and by default no more; `labeller` decides that.
+    Files say how they were made, and by default no more; `labeller` decides that. `upscalers` are the networks that
+    enlarge pictures; a backend that is given has them already.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class DiffusionService:
         redis: RedisTier | None = None,
         templates: Mapping[str, PromptTemplate] = TEMPLATES,
         labeller: Labeller | None = None,
+        upscalers: Sequence[UpscalerSpec] = (),
         **engine: Unpack[EngineOptions],
     ) -> None:
         if backend is not None and (models is not None or annotators is not None or engine):
@@ -77,7 +80,9 @@ class DiffusionService:
         if backend is None:
             chosen = DEMO_MODELS if models is None else models
             default = DEMO_ANNOTATORS if models is None else NO_NETWORKS
-            local = LocalBackend(chosen, EngineConfig(**engine), default if annotators is None else annotators)
+            local = LocalBackend(
+                chosen, EngineConfig(**engine), default if annotators is None else annotators, upscalers
+            )
             engines, self._start = local, local.start
             self.image_processor = ImageProcessor(local.annotators)
         else:
@@ -88,6 +93,7 @@ class DiffusionService:
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
         self.templates = templates
+        self.upscalers = tuple(spec.name for spec in upscalers)
         statistics = Statistics()
         self._was_ready = False
         # What happens to a request, from the outside in.
@@ -131,7 +137,8 @@ class DiffusionService:
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
         Tenants share the engines fairly, however many requests each has.
         """
-        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant, self.templates)
+        named = (previews, request_id or uuid.uuid4().hex, tenant)
+        asked = (self.models, params, uploads, *named, self.templates, self.upscalers)
         # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
@@ -151,6 +158,11 @@ class DiffusionService:
     async def make_hints(self, prepared: Prepared) -> tuple[bytes, ...]:
         """Makes the hints that a prepared request's ControlNets would get, as PNG files. Raises EngineError."""
         return await self._backend.make_hints(prepared.request)
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """Enlarges a picture by `lanczos`, or by one of `upscalers`. Returns a PNG file. Raises EngineError."""
+        is_interpolated = enlargement.upscaler == LANCZOS
+        return await (interpolate(enlargement) if is_interpolated else self._backend.enlarge(enlargement))
 
     async def cancel(self, request_id: str, tenant: str = "") -> bool:
         """Cancels that tenant's request, or batch, of this id. Returns False where there is none.

@@ -36,6 +36,7 @@ from deployments.engine.steps.prepare import begin_row
 from deployments.engine.steps.previews import predict_previews
 from deployments.engine.steps.second_pass import begin_second_pass
 from deployments.engine.steps.stepper import StepDone, StepFailed, StepIssued, Stepper
+from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ class Engine:
     """Makes images for many requests at once, one UNet call at a time.
 
     `emit` receives every event, on the engine's thread. `wake` is set when an image has been decoded, so that an idle
-    driver knows when to call `step` again. `memory` is the device's; by default it has no budget.
+    driver knows when to call `step` again. `memory` is the device's; by default it has no budget. `upscalers` enlarge
+    pictures between two passes.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Engine:
         config: EngineConfig = DEFAULTS,
         *,
         memory: DeviceMemory | None = None,
+        upscalers: Upscalers = NO_UPSCALERS,
     ) -> None:
         self.models = {model.spec.name: model for model in models}
         self.tracker = RequestTracker(emit, lambda name: name in self.models)
@@ -62,6 +65,8 @@ class Engine:
         self.sizes = config.padded_sizes or powers_of_two(config.max_rows)
         decode_batch = config.decode_batch or 1
         self.admission = Admission(config.queue_limit, self.sizes, memory or CpuMemory(), decode_batch)
+        self._upscalers = upscalers
+        self.admission.plan.set_aside(upscalers.tile_bytes)
         self._measure_weights()
         self._share = BucketShare()
         self._recorder = StepRecorder(self.admission, self._share, self.tracker)
@@ -71,7 +76,7 @@ class Engine:
         self._decoded: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
         plan, device = self.admission.plan, self.admission.device
         self.stepper = Stepper(plan, self.admission.costs, device, self.sizes)
-        self._decoder = Decoder(self._put_decoded, plan, device, decode_batch, on_failure=self.wake.set)
+        self._decoder = Decoder(self._put_decoded, plan, device, decode_batch, upscalers, on_failure=self.wake.set)
 
     @property
     def is_alive(self) -> bool:
@@ -104,7 +109,7 @@ class Engine:
 
     def _measure_weights(self) -> None:
         networks = (network for model in self.models.values() for network in model.networks)
-        self.admission.set_weight_bytes(size_of(*networks))
+        self.admission.set_weight_bytes(size_of(*networks) + self._upscalers.bytes)
 
     def submit(self, request: Request) -> None:
         """Queues a request, or refuses it with a `Failed` event. Nothing is encoded yet, so a refusal is cheap.
@@ -242,6 +247,7 @@ class Engine:
             if row.request.params.hires is not None and row.request.params.hires.upscaler == "latent":
                 self._run_for_image(row, partial(self._begin_second_pass, row), "second pass could not be begun")
             else:
+                self.admission.begin_decoding(row)
                 self._decoder.decode_image(row, self.models[row.request.model])
 
     def _begin_second_pass(self, row: Row, posterior: Posterior | None = None) -> None:
@@ -280,6 +286,8 @@ class Engine:
             # What was decoded has had its steps: they are recorded before it is passed on.
             self._recorder.record_done(self.stepper.finish_done())
             row = decoded.row
+            if decoded.preview_step is None:
+                self.admission.end_decoding(row)
             if row.request.id not in self.tracker.requests:
                 continue
             if decoded.is_invalid:

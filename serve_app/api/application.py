@@ -47,6 +47,7 @@ from serve_app.api.routes import (
     metadata,
     operations,
     results,
+    upscale,
     verify,
 )
 from serve_app.config.sections import IdempotencyConfig, JobsConfig, OpenAIConfig, PlaygroundConfig
@@ -77,6 +78,7 @@ _ROUTERS: Final = (
     jobs.router,
     cancel.router,
     metadata.router,
+    upscale.router,
     verify.router,
     cache.router,
     operations.router,

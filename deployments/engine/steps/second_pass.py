@@ -99,13 +99,6 @@ def enlarge_picture(picture: ImageArray, size: tuple[int, int]) -> ImageArray:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
-def encode_enlarged(picture: ImageArray, first: Request, model: LoadedModel) -> Posterior:
-    """Returns the VAE's encoding of a first pass's `picture` [H, W, 3], enlarged. From any thread."""
-    second = first.second_pass
-    assert second is not None
-    return model.image_encoder.encode_once(enlarge_picture(picture, (second.bucket.width, second.bucket.height)))
-
-
 def _samplers_of(request: Request, model: LoadedModel) -> DiffusionSchedulerFactory:
     """Returns the samplers as diffusers' pipeline for the second pass has them."""
     return model.samplers.of(PipelineKind("image-to-image", bool(request.params.controls)))

@@ -12,7 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams
+from deployments.engine.protocol.request import Request as GenerationRequest
 from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.principal import principal_of
@@ -36,6 +37,9 @@ REFUSED_PIXEL_STEPS: Final = 100_000
 
 RESIZED_STEPS: Final = 2
 """What a pixel costs that is only resized and compressed, in denoising steps: little beside an image, not nothing."""
+
+UPSCALED_STEPS: Final = 4
+"""The same of a pixel that a network makes: what ESRGAN computes for one of a doubled picture, by SD1.5's UNet."""
 
 _COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
 
@@ -99,13 +103,16 @@ async def charge(request: Request, *prepared: Prepared) -> None:
         raise _too_costly(error) from None
 
 
-async def charge_pixels(request: Request, pixels: int) -> None:
-    """Charges for pixels that are only resized and compressed. Raises Problem: 429, or 422 if it is far too many."""
+async def charge_pixels(request: Request, pixels: int, steps: int = RESIZED_STEPS) -> None:
+    """Charges for pixels that are only resized and compressed, or that are worth `steps` each.
+
+    Raises Problem: 429, or 422 if it is far too many.
+    """
     quota = exchange_of(request.scope).quota
     if quota is None:
         return
     try:
-        await quota.charge(pixels * RESIZED_STEPS)
+        await quota.charge(pixels * steps)
     except OverLimit as over:
         raise _refusal(over) from None
     except TooCostly as error:
@@ -128,7 +135,15 @@ def pixel_steps(prepared: Prepared) -> int:
     request = prepared.request
     passes = sum(_pixel_steps_of(each.params) for each in (request, request.second_pass) if each is not None)
     width, height = request.params.output_size or (0, 0)
-    return passes + width * height * RESIZED_STEPS * request.params.num_images
+    resized = width * height * RESIZED_STEPS * request.params.num_images
+    return passes + resized + _upscaled_pixel_steps(request)
+
+
+def _upscaled_pixel_steps(request: GenerationRequest) -> int:
+    hires, larger = request.params.hires, request.encoded_bucket
+    if hires is None or larger is None or hires.upscaler in BUILT_IN_UPSCALERS:
+        return 0
+    return larger.width * larger.height * UPSCALED_STEPS * request.params.num_images
 
 
 def _pixel_steps_of(params: GenerationParams) -> int:

@@ -36,7 +36,8 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "metadata": "How much a file tells of how it was made: `minimal` leaves out the prompts.",
         "priority": "Higher ones go first; nothing waits for ever. A `high` image may replace a running `low` one.",
         "cache": "`reuse`: without a seed, any seed's result will do; `refresh`: a new result; `off`: no caching.",
-        "hires": "A second pass over the result, enlarged `scale` times by `upscaler` (`latent`, `lanczos`), with "
+        "hires": "A second pass over the result, enlarged `scale` times by `upscaler` (`latent`, `lanczos`, or a "
+        "name from `/ads/v2/diffusion/upscalers`), with "
         "`strength` and `steps` as in image-to-image.",
         "output_size": "Width and height in pixels that the finished image is resized to, of any shape.",
         "output_fit": "How it becomes that shape: cropped, or padded with its edges' colours.",
