@@ -81,6 +81,7 @@ GATEWAY_COUNTS: Final = {
     for metric in (RATE_LIMITED, LIMITS_DEGRADED, REPLAYED, IDEMPOTENCY_DEGRADED)
 }
 """The counters of the gateway, before the service, by their names in statistics."""
+BLOCKED: Final = _counter("blocked_prompts", "Prompts refused by the blocklist", "rule")
 REDIS_DAMAGED: Final = _counter("redis_damaged", "Found in Redis, and not used: not of the form that it was given")
 CACHE_REQUESTS: Final = _counter("cache_requests", "Requests looked up, by where and what came of it", "tier", "result")
 CACHE_ERRORS: Final = _counter("cache_errors", "What went wrong with cached results", "kind")

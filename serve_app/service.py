@@ -21,13 +21,14 @@ from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.metrics import COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
+from deployments.metrics import Sample, engine_samples
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
 from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
+from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result, decode_image, result_of, to_png
@@ -38,6 +39,7 @@ from serve_app.labels.labelling import LabellingBackend
 from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.health import Health, Status
 from serve_app.observability.request_stats import Statistics
+from serve_app.observability.service_counts import ServiceCounts
 from serve_app.observability.versions import build_sample
 from serve_app.store.redis import RedisTier
 
@@ -52,7 +54,7 @@ class DiffusionService:
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
     whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
-    Files say how they were made, and by default no more; `labeller` decides that.
+    Files say how they were made, and by default no more; `labeller` decides that. `blocklist` refuses prompts.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class DiffusionService:
         redis: RedisTier | None = None,
         templates: Mapping[str, PromptTemplate] = TEMPLATES,
         labeller: Labeller | None = None,
+        blocklist: Blocklist = NOTHING_BLOCKED,
         **engine: Unpack[EngineOptions],
     ) -> None:
         if backend is not None and (models is not None or annotators is not None or engine):
@@ -87,9 +90,10 @@ class DiffusionService:
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
-        self.templates = templates
+        self.templates, self.blocklist = templates, blocklist
         self._statistics = Statistics()
         self._was_ready = False
+        self._counts = ServiceCounts(lambda: self._backend.counts, self.gateway_counts, blocklist.counts, redis)
         # What happens to a request, from the outside in.
         self._backend: Backend = CountingBackend(
             CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
@@ -119,13 +123,15 @@ class DiffusionService:
         previews: int = 0,
         request_id: str | None = None,
         tenant: str = "",
+        for_images: bool = True,
     ) -> Prepared:
         """Decides everything that needs no backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
-        Tenants share the engines fairly, however many requests each has.
+        Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
         """
-        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant, self.templates)
+        name, blocklist = request_id or uuid.uuid4().hex, self.blocklist if for_images else NOTHING_BLOCKED
+        asked = (self.models, params, uploads, previews, name, tenant, self.templates, blocklist)
         # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
@@ -247,14 +253,11 @@ class DiffusionService:
     async def get_generation_stats(self) -> dict[str, Any]:
         """Returns what this service and its engines have counted since they began (docs/statistics.md)."""
         report = await self._report() or BackendReport()
-        counts = self._backend.counts
         return {
             **self._cache.figures(),
             "loaded_models": len(report.loaded_models),
             **self._statistics.snapshot(),
-            **{name: counts.get(name, 0) for name in COUNTS},
-            **{name: self.gateway_counts[name] for name in GATEWAY_COUNTS},
-            "redis_damaged": 0 if self._redis is None else self._redis.damaged,
+            **self._counts.figures(),
             **engine_figures(report.engines),
         }
 
@@ -263,11 +266,7 @@ class DiffusionService:
         yield build_sample()
         yield from self._statistics.samples()
         yield from self._cache.samples()
-        for name, metric in COUNTS.items():
-            yield Sample(metric, (), self._backend.counts.get(name, 0))
-        for name, metric in GATEWAY_COUNTS.items():
-            yield Sample(metric, (), self.gateway_counts[name])
-        yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
+        yield from self._counts.samples()
 
     async def all_samples(self) -> list[Sample]:
         """Returns `samples` and those of every engine that answers, with the same figures as in the statistics."""
