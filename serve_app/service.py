@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from PIL import Image
 
@@ -21,7 +21,7 @@ from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.metrics import Sample, engine_samples
+from deployments.metrics import Sample
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
 from serve_app.backends.counting import CountingBackend
@@ -36,14 +36,15 @@ from serve_app.generation.templates import TEMPLATES, PromptTemplate
 from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.labelling import LabellingBackend
-from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.health import Health, Status
 from serve_app.observability.request_stats import Statistics
-from serve_app.observability.service_counts import ServiceCounts
-from serve_app.observability.versions import build_sample
+from serve_app.service_counts import ServiceCounts
 from serve_app.store.redis import RedisTier
 
 log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S: Final = 0.5
+"""How often whoever waits for a whole result is told of progress: each event costs a millisecond on its way."""
 
 
 class DiffusionService:
@@ -84,27 +85,30 @@ class DiffusionService:
         else:
             engines = backend
             self.image_processor = ImageProcessor()
-        # What the gateway in front of this service counts.
-        self.gateway_counts: Counter[str] = Counter()
         self.running = RunningRequests()
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
         self.templates, self.blocklist = templates, blocklist
-        self._statistics = Statistics()
+        statistics = Statistics()
         self._was_ready = False
-        self._counts = ServiceCounts(lambda: self._backend.counts, self.gateway_counts, blocklist.counts, redis)
         # What happens to a request, from the outside in.
         self._backend: Backend = CountingBackend(
             CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
-            self._statistics,
+            statistics,
         )
+        self._counts = ServiceCounts(self._backend, self._cache, redis, statistics, blocklist.counts)
 
     async def __aenter__(self) -> "DiffusionService":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def gateway_counts(self) -> Counter[str]:
+        """What the gateway in front of this service counts."""
+        return self._counts.gateway
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
@@ -178,11 +182,12 @@ class DiffusionService:
         return await self.collect(await self.prepare(params, request_id=request_id))
 
     async def collect(self, prepared: Prepared, on_event: Callable[[Event], None] | None = None) -> Result:
-        """As `generate`, for a prepared request. `on_event` gets every event."""
+        """As `generate`, for a prepared request. `on_event` gets its events, `Progress` at intervals."""
         images: list[ImageDone] = []
         failures: list[ImageFailed] = []
         source: Source = "made"
-        watched = replace(prepared, request=replace(prepared.request, progress=on_event is not None))
+        interval = None if on_event is None else PROGRESS_INTERVAL_S
+        watched = replace(prepared, request=replace(prepared.request, progress_interval_s=interval))
         async with aclosing(self.run(watched)) as events:
             async for event in events:
                 if on_event is not None:
@@ -252,27 +257,15 @@ class DiffusionService:
 
     async def get_generation_stats(self) -> dict[str, Any]:
         """Returns what this service and its engines have counted since they began (docs/statistics.md)."""
-        report = await self._report() or BackendReport()
-        return {
-            **self._cache.figures(),
-            "loaded_models": len(report.loaded_models),
-            **self._statistics.snapshot(),
-            **self._counts.figures(),
-            **engine_figures(report.engines),
-        }
+        return self._counts.snapshot(await self._report() or BackendReport())
 
     def samples(self) -> Iterator[Sample]:
         """Yields what this service has counted, for Prometheus. May be called from any thread."""
-        yield build_sample()
-        yield from self._statistics.samples()
-        yield from self._cache.samples()
-        yield from self._counts.samples()
+        return self._counts.samples()
 
     async def all_samples(self) -> list[Sample]:
         """Returns `samples` and those of every engine that answers, with the same figures as in the statistics."""
-        report = await self._report() or BackendReport()
-        engines = (sample for engine in report.engines for sample in engine_samples(engine))
-        return [*self.samples(), *engines]
+        return self._counts.samples_with(await self._report() or BackendReport())
 
     async def health(self) -> Health:
         """Whether images can be made now."""
