@@ -14,7 +14,7 @@ class LayerUpdate:
 
     `down` is [rank, in] for a Linear and [rank, in, kh, kw] for a Conv2d, where it has the layer's own stride, padding
     and dilation. `up` is [out, rank]; for a Conv2d it is a 1x1 convolution. Every scale is part of `up`. `gain` is
-    [out], None where it is 1. The rank is 0 where only the gain changes. All are float32 on the CPU.
+    [out], None where it is 1. The rank is at least 1. All are float32 on the CPU.
     """
 
     down: Tensor
