@@ -35,6 +35,7 @@ from serve_app.generation.templates import TEMPLATES, PromptTemplate
 from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.labelling import LabellingBackend
+from serve_app.observability.callback_stats import CallbackCounts
 from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.health import Health, Status
 from serve_app.observability.request_stats import Statistics
@@ -81,8 +82,8 @@ class DiffusionService:
         else:
             engines = backend
             self.image_processor = ImageProcessor()
-        # What the gateway in front of this service counts.
-        self.gateway_counts: Counter[str] = Counter()
+        self.gateway_counts: Counter[str] = Counter()  # what the gateway in front of this service counts
+        self.callback_counts = CallbackCounts()
         self.running = RunningRequests()
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
@@ -247,13 +248,13 @@ class DiffusionService:
     async def get_generation_stats(self) -> dict[str, Any]:
         """Returns what this service and its engines have counted since they began (docs/statistics.md)."""
         report = await self._report() or BackendReport()
-        counts = self._backend.counts
+        counts = {**self._backend.counts, **self.gateway_counts}
         return {
             **self._cache.figures(),
             "loaded_models": len(report.loaded_models),
             **self._statistics.snapshot(),
-            **{name: counts.get(name, 0) for name in COUNTS},
-            **{name: self.gateway_counts[name] for name in GATEWAY_COUNTS},
+            **{name: counts.get(name, 0) for name in (*COUNTS, *GATEWAY_COUNTS)},
+            "callbacks": self.callback_counts.figures(),
             "redis_damaged": 0 if self._redis is None else self._redis.damaged,
             **engine_figures(report.engines),
         }
@@ -263,10 +264,9 @@ class DiffusionService:
         yield build_sample()
         yield from self._statistics.samples()
         yield from self._cache.samples()
-        for name, metric in COUNTS.items():
-            yield Sample(metric, (), self._backend.counts.get(name, 0))
-        for name, metric in GATEWAY_COUNTS.items():
-            yield Sample(metric, (), self.gateway_counts[name])
+        counts = {**self._backend.counts, **self.gateway_counts}
+        yield from (Sample(metric, (), counts.get(name, 0)) for name, metric in (COUNTS | GATEWAY_COUNTS).items())
+        yield from self.callback_counts.samples()
         yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
 
     async def all_samples(self) -> list[Sample]:
