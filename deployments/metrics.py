@@ -94,6 +94,7 @@ CACHE_SAVED: Final = _counter("cache_saved_seconds", "Inference time of the resu
 CACHE_BYTES: Final = _gauge("cache_bytes", "Results in an ingress' memory")
 
 IMAGES: Final = _counter("images", "Images by their end", "model", "status")
+SAFETY: Final = _counter("safety_findings", "Images that were flagged, or could not be checked", "model", "status")
 ENGINE_REQUESTS: Final = _counter("engine_requests", "Requests by what became of them in engines", "model", "outcome")
 STEPS: Final = _counter("steps", "UNet evaluations of images", "model")
 WASTED_STEPS: Final = _counter("wasted_steps", "UNet evaluations of images that nobody got", "model")
@@ -147,6 +148,9 @@ def engine_samples(report: EngineReport) -> Iterator[Sample]:
 def _counter_samples(model: str, counted: Counters) -> Iterator[Sample]:
     yield Sample(IMAGES, (model, "done"), counted.images)
     yield Sample(IMAGES, (model, "failed"), counted.failures)
+    yield Sample(IMAGES, (model, "filtered"), counted.filtered)
+    yield Sample(SAFETY, (model, "flagged"), counted.filtered + counted.flagged)
+    yield Sample(SAFETY, (model, "unchecked"), counted.unchecked)
     for outcome in ("accepted", "refused", "cancelled", "expired"):
         number = counted.requests if outcome == "accepted" else getattr(counted, outcome)
         yield Sample(ENGINE_REQUESTS, (model, outcome), number)

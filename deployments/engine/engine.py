@@ -290,6 +290,7 @@ class Engine:
             elif decoded.preview_step is None:
                 self.tracker.counters_of(row.request).retries += decoded.was_retried
                 self.admission.costs.record_decode(row.request.bucket, decoded.milliseconds / 1000 / decoded.batch_size)
-                self.tracker.finish_image(row.request, row.index, decoded.result, decoded.milliseconds)
+                finished = decoded.milliseconds, decoded.safety
+                self.tracker.finish_image(row.request, row.index, decoded.result, *finished)
             elif isinstance(decoded.result, bytes):
                 self.tracker.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))

@@ -10,7 +10,15 @@ import httpx
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.client.answers import DarkroomError, ServedEntry, ServedImage, WatchedImages, error_of, failure_of
+from serve_app.client.answers import (
+    DarkroomError,
+    ServedEntry,
+    ServedImage,
+    WatchedImages,
+    error_of,
+    failure_of,
+    images_of,
+)
 from serve_app.client.events import ServerEvent, read_until_done_async
 from serve_app.client.messages import (
     ANSWER_SECONDS,
@@ -89,9 +97,7 @@ class AsyncDarkroomClient:
             return watched.images()
         path, options = encode_request(body, uploads)
         answer = await self._request("POST", path, headers=headers_of(request_id, once=True), **options)
-        if failure := failure_of(answer):
-            raise failure
-        return [ServedImage.from_json(image) for image in answer["images"]]
+        return images_of(answer)
 
     async def stream(
         self,

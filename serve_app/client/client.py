@@ -9,7 +9,15 @@ import httpx
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.client.answers import DarkroomError, ServedEntry, ServedImage, WatchedImages, error_of, failure_of
+from serve_app.client.answers import (
+    DarkroomError,
+    ServedEntry,
+    ServedImage,
+    WatchedImages,
+    error_of,
+    failure_of,
+    images_of,
+)
 from serve_app.client.events import ServerEvent, read_until_done
 from serve_app.client.messages import (
     ANSWER_SECONDS,
@@ -97,9 +105,7 @@ class DarkroomClient:
             return watched.images()
         path, options = encode_request(body, uploads)
         answer = self._request("POST", path, headers=headers_of(request_id, once=True), **options)
-        if failure := failure_of(answer):
-            raise failure
-        return [ServedImage.from_json(image) for image in answer["images"]]
+        return images_of(answer)
 
     def stream(
         self,

@@ -18,6 +18,7 @@ from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.labels import LabelsConfig
+from serve_app.config.safety import SafetyConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import (
     CacheConfig,
@@ -64,6 +65,7 @@ class ModelConfig(Strict):
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     controlnets: dict[Name, PartConfig] | None = None
     parts: dict[Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"], PartConfig] | None = None
+    safety: SafetyConfig | None = None
 
     @field_validator("default_sampler")
     @classmethod
@@ -73,7 +75,9 @@ class ModelConfig(Strict):
     def spec(self) -> ModelSpec:
         """Returns the registry's row with this entry's settings over it, or a row of its own."""
         made_of = {"controlnets": self.controlnets, "parts": self.parts}
-        given = {key: value for key, value in self.model_dump(exclude=set(made_of)).items() if value is not None}
+        given = self.model_dump(exclude={*made_of, "safety"}, exclude_none=True)
+        if self.safety is not None:
+            given["safety"] = self.safety.spec()
         for place, named in made_of.items():
             if named is not None:
                 given[place] = {name: part.spec() for name, part in named.items()}
@@ -95,7 +99,7 @@ class ModelConfig(Strict):
 class AppConfig(Strict):
     """The whole configuration. `models` adds to the registry or overrides its rows; the first hosted one is default.
     `templates` adds to the built-in prompt templates, or replaces those of the same names. `wildcards` are the lists
-    that dynamic prompts name.
+    that dynamic prompts name. `safety` is for every model without a section of its own.
 
     `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
     it.
@@ -119,6 +123,7 @@ class AppConfig(Strict):
     result_urls: ResultUrlsConfig | None = None
     callbacks: CallbacksConfig | None = None
     labels: LabelsConfig = LabelsConfig()
+    safety: SafetyConfig | None = None
     redis: RedisConfig | None = None
 
     @model_validator(mode="after")
@@ -180,7 +185,11 @@ class AppConfig(Strict):
             if name not in rows:
                 text = f"deployment {deployment.name!r}: there is no model {name!r}{suggest(name, rows)}"
                 raise PydanticCustomError("unknown_model", "{text}", {"text": text})
-        return tuple(rows[name] for name in deployment.models)
+        return tuple(self._with_safety(rows[name]) for name in deployment.models)
+
+    def _with_safety(self, spec: ModelSpec) -> ModelSpec:
+        has_own = any(model.name == spec.name and model.safety is not None for model in self.models)
+        return spec if self.safety is None or has_own else replace(spec, safety=self.safety.spec())
 
 
 def load_config(path_or_name: str | Path) -> AppConfig:

@@ -11,6 +11,8 @@
     ├── Quarantined          the same request has just crashed several engines; not now
     ├── ModelLoadError       files missing, broken or out of reach; raised at start-up
     └── GenerationFailed     not the caller's mistake, and repeating will not help
+        ├── Filtered         the model's safety policy keeps the image back
+        ├── SafetyCheckFailed the policy asks for a check, and it failed
         ├── NumericalFailure the network answered NaN or infinity, or the image is black
         └── DoesNotFit       one image alone does not fit into the device's memory
 
@@ -113,6 +115,29 @@ class NumericalFailure(GenerationFailed):
     """The network's output for this row was not finite, or all black, twice."""
 
     code = "numerical_failure"
+
+
+class Filtered(GenerationFailed):
+    """A checker found in the image what the model's safety policy keeps back; `category` says what."""
+
+    code = "content_filtered"
+
+    def __init__(self, category: str) -> None:
+        super().__init__(f"the image was filtered by this model's safety policy: {category}")
+        self.category = category
+
+    def __reduce__(self) -> tuple[type["Filtered"], tuple[str]]:
+        return type(self), (self.category,)
+
+
+class SafetyCheckFailed(GenerationFailed):
+    """An image could not be checked, and the model's safety policy gives out none unchecked."""
+
+    code = "safety_check_failed"
+    retryable = True
+
+    def __init__(self, message: str = "the image could not be checked, as this model's safety policy requires") -> None:
+        super().__init__(message)
 
 
 class DoesNotFit(GenerationFailed):

@@ -19,8 +19,8 @@ from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bounded_measurements import evict_oldest
 from deployments.engine.synchronized import Synchronized, synchronized
 
-Kind = Literal["denoise", "control", "decode"]
-"""A UNet call, by its rows; what ControlNets add to it, by their rows; a VAE call, by its images."""
+Kind = Literal["denoise", "control", "decode", "check"]
+"""A UNet call, by its rows; what ControlNets add to it, by theirs; a VAE call and a safety check, by their images."""
 
 RESERVE: Final = 0.1
 """The share of the budget that is never planned with: allocators split their blocks, and others use the device too."""
@@ -119,10 +119,14 @@ class MemoryPlan(Synchronized):
 
     @synchronized
     def call_bytes(self, bucket: Bucket, rows: int, control_rows: int = 0, decode_batch: int = 1) -> int:
-        """Returns the bytes of a padded UNet call with its ControlNets, beside a VAE call for `decode_batch` images."""
+        """Returns the bytes of a padded UNet call with its ControlNets, beside a VAE call for `decode_batch` images and
+        a safety check of as many, if there are any.
+        """
         padded = padded_size(min(rows, self._sizes[-1]), self._sizes)
         denoise = self.predict("denoise", bucket, padded) + self.predict("control", bucket, control_rows)
-        return denoise + self.predict("decode", bucket, decode_batch)
+        checked = any(kind == "check" and where.model == bucket.model for kind, where in self._peaks)
+        check = self.predict("check", bucket, decode_batch) if checked else 0
+        return denoise + self.predict("decode", bucket, decode_batch) + check
 
     @synchronized
     def rows(self, bucket: Bucket, held: int, control_rows: int = 0, decode_batch: int = 1) -> int:

@@ -56,7 +56,7 @@ class Preparer:
     @property
     def is_alive(self) -> bool:
         """True unless a preparation takes far longer than any before."""
-        return not self._under_way or not self._heartbeat.is_stalled
+        return not self.is_busy or not self._heartbeat.is_stalled
 
     @property
     def is_busy(self) -> bool:
@@ -70,7 +70,7 @@ class Preparer:
 
     def begin(self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast]) -> None:
         """Queues a checked request. It has not ended before its `forecast` has been made."""
-        if not self._under_way:
+        if not self.is_busy:
             self._heartbeat.begin()
         self._under_way[arrival.request.id] = arrival
         future = self._threads.submit(self._prepare, arrival, model, forecast)
