@@ -116,4 +116,5 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
         wildcards=config.wildcards,
         result_files=None if config.result_urls is None else ResultFiles(config.result_urls, redis),
         playground=config.playground,
+        callbacks=config.callbacks,
     )

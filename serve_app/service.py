@@ -36,6 +36,7 @@ from serve_app.generation.templates import TEMPLATES, PromptTemplate
 from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.labelling import LabellingBackend
+from serve_app.observability.callback_stats import CallbackCounts
 from serve_app.observability.health import Health, Status
 from serve_app.observability.request_stats import Statistics
 from serve_app.service_counts import ServiceCounts
@@ -85,6 +86,7 @@ class DiffusionService:
         else:
             engines = backend
             self.image_processor = ImageProcessor()
+        self.callback_counts = CallbackCounts()
         self.running = RunningRequests()
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
@@ -97,7 +99,9 @@ class DiffusionService:
             CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
             statistics,
         )
-        self._counts = ServiceCounts(self._backend, self._cache, redis, statistics, blocklist.counts)
+        self._counts = ServiceCounts(
+            self._backend, self._cache, redis, statistics, blocklist.counts, self.callback_counts
+        )
 
     async def __aenter__(self) -> "DiffusionService":
         return self

@@ -8,6 +8,7 @@ from typing import Any
 from deployments.metrics import BLOCKED, COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import ResultCache
+from serve_app.observability.callback_stats import CallbackCounts
 from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.request_stats import Statistics
 from serve_app.observability.versions import build_sample
@@ -23,6 +24,7 @@ class ServiceCounts:
     redis: RedisTier | None
     statistics: Statistics
     blocked: Mapping[str, int]
+    callbacks: CallbackCounts
     gateway: Counter[str] = field(default_factory=Counter)
 
     def snapshot(self, report: BackendReport) -> dict[str, Any]:
@@ -35,6 +37,7 @@ class ServiceCounts:
             **{name: counts.get(name, 0) for name in COUNTS},
             **{name: self.gateway[name] for name in GATEWAY_COUNTS},
             "blocked_prompts": dict(self.blocked),
+            "callbacks": self.callbacks.figures(),
             "redis_damaged": self._redis_damaged,
             **engine_figures(report.engines),
         }
@@ -50,6 +53,7 @@ class ServiceCounts:
             yield Sample(metric, (), self.gateway[name])
         for rule, number in dict(self.blocked).items():
             yield Sample(BLOCKED, (rule,), number)
+        yield from self.callbacks.samples()
         yield Sample(REDIS_DAMAGED, (), self._redis_damaged)
 
     def samples_with(self, report: BackendReport) -> list[Sample]:

@@ -14,6 +14,7 @@ from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import find_clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.labels import LabelsConfig
@@ -121,6 +122,7 @@ class AppConfig(Strict):
     wildcards: dict[WildcardName, WildcardLines] = Field(default_factory=dict, max_length=1_000)
     playground: PlaygroundConfig = PlaygroundConfig()
     result_urls: ResultUrlsConfig | None = None
+    callbacks: CallbacksConfig | None = None
     labels: LabelsConfig = LabelsConfig()
     safety: SafetyConfig | None = None
     blocklist: tuple[BlockRuleConfig, ...] = Field(default=(), max_length=50)
@@ -145,6 +147,16 @@ class AppConfig(Strict):
     def _result_urls_resolve(self) -> "AppConfig":
         if self.result_urls is not None and self.redis is None and self.ingress.replicas > 1:
             raise PydanticCustomError("redis", "`result_urls` with several ingress replicas need `redis`")
+        return self
+
+    @model_validator(mode="after")
+    def _images_outlive_their_uploads(self) -> "AppConfig":
+        if (
+            self.callbacks is not None
+            and self.callbacks.uploads
+            and self.callbacks.upload_retry_for_s > self.jobs.keep_s
+        ):
+            raise PydanticCustomError("bounds", "callbacks.upload_retry_for_s must be at most jobs.keep_s")
         return self
 
     @model_validator(mode="after")

@@ -41,8 +41,8 @@ class Request:
     so callers do not choose it; `name` is the caller's own, and several may have it. `seed_drawn` says that the seed is
     not the caller's own. `mark` is made in every finished picture; previews have none. `loras` are the files that
     `params.loras` name, without those that have no effect. The engine fills in what depends on the model:
-    `own_evaluations`, the UNet evaluations of an image if the sampler is the checkpoint's own; `embeds_guidance`, if the
-    UNet takes the guidance scale as an input instead of running a second time.
+    `own_evaluations`, the UNet evaluations of an image if the sampler is the checkpoint's own; `embeds_guidance`, if
+    the UNet takes the guidance scale as an input instead of running a second time.
     """
 
     id: str
