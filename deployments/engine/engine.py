@@ -10,6 +10,9 @@ from functools import partial
 from deployments.engine.conditioning.image_encoder import Posterior
 from deployments.engine.device.errors import convert_device_errors, is_out_of_memory, raise_if_sticky
 from deployments.engine.device.memory import CpuMemory
+from deployments.engine.lora.adapter import Adapter
+from deployments.engine.lora.rows.adapter_cache import AdapterCache, share_for_loras
+from deployments.engine.models.adaptation import adapted_base
 from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
@@ -22,6 +25,7 @@ from deployments.engine.protocol.errors import (
     Overloaded,
 )
 from deployments.engine.protocol.events import Event, Failed, Preview
+from deployments.engine.protocol.lora import LoraFile
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.request_intake import RequestIntake
 from deployments.engine.request_tracker import RequestTracker
@@ -44,7 +48,8 @@ class Engine:
     """Makes images for many requests at once, one UNet call at a time.
 
     `emit` receives every event, on the engine's thread. `wake` is set when an image has been decoded, so that an idle
-    driver knows when to call `step` again. `memory` is the device's; by default it has no budget.
+    driver knows when to call `step` again. `memory` is the device's; by default it has no budget. `read_adapter` reads
+    LoRAs, on any thread, and raises EngineError; without it requests for them are refused.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Engine:
         config: EngineConfig = DEFAULTS,
         *,
         memory: DeviceMemory | None = None,
+        read_adapter: Callable[[LoraFile], Adapter] | None = None,
     ) -> None:
         self.models = {model.spec.name: model for model in models}
         self.tracker = RequestTracker(emit, lambda name: name in self.models)
@@ -61,13 +67,18 @@ class Engine:
         self.wake = threading.Event()
         self.sizes = config.padded_sizes or powers_of_two(config.max_rows)
         decode_batch = config.decode_batch or 1
-        self.admission = Admission(config.queue_limit, self.sizes, memory or CpuMemory(), decode_batch)
+        memory = memory or CpuMemory()
+        room = share_for_loras(config.lora_memory_bytes, memory.budget)
+        self.adapters = AdapterCache(
+            read_adapter, lambda name: adapted_base(self.models[name]), self.tracker.loras_in_use, room
+        )
+        counted = self.adapters.count_bytes
+        self.admission = Admission(config.queue_limit, self.sizes, memory, decode_batch, adapter_bytes=counted)
         self._measure_weights()
         self._share = BucketShare()
         self._recorder = StepRecorder(self.admission, self._share, self.tracker)
-        self._intake = RequestIntake(
-            self.models, self.admission, self.tracker, self.running, self.sizes, self._attempt, self.wake.set
-        )
+        parts = (self.models, self.admission, self.tracker, self.running, self.adapters)
+        self._intake = RequestIntake(*parts, self.sizes, self._attempt, self.wake.set)
         self._decoded: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
         plan, device = self.admission.plan, self.admission.device
         self.stepper = Stepper(plan, self.admission.costs, device, self.sizes)
@@ -100,6 +111,7 @@ class Engine:
         self.settle()
         self.models.pop(name, None)
         self.stepper.release_unused(name)
+        self.adapters.drop(name)
         self._measure_weights()
 
     def _measure_weights(self) -> None:
@@ -162,6 +174,7 @@ class Engine:
         self.running.rows.clear()
         self._intake.close()
         self._decoder.close()
+        self.adapters.close()
 
     def _attempt(self, request: Request, action: Callable[[], object], failure: str) -> EngineError | None:
         """Runs `action`, which concerns this request alone, and returns its error, if any. Raises DeviceLost."""
