@@ -82,6 +82,7 @@ GATEWAY_COUNTS: Final = {
     for metric in (RATE_LIMITED, LIMITS_DEGRADED, REPLAYED, IDEMPOTENCY_DEGRADED)
 }
 """The counters of the gateway, before the service, by their names in statistics."""
+BLOCKED: Final = _counter("blocked_prompts", "Prompts refused by the blocklist", "rule")
 CALLBACKS: Final = _counter(
     "callbacks", "Tries to send webhooks and to upload images of jobs, by what came of each", "kind", "outcome"
 )

@@ -74,6 +74,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     """Creates the ASGI application over `deployments`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
+    from serve_app.generation.blocklist import Blocklist
     from serve_app.generation.templates import with_own
     from serve_app.jobs.local_jobs import LocalJobs
     from serve_app.jobs.redis_jobs import RedisJobs
@@ -92,7 +93,10 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     setting = {name: {**numerics, "labels": labeller.setting} for name, numerics in config.numerics().items()}
     cache = ResultCache(config.cache, redis, setting)
     templates = with_own([each.template() for each in config.templates])
-    service = DiffusionService(backend, cache=cache, redis=redis, templates=templates, labeller=labeller)
+    blocklist = Blocklist([each.rule() for each in config.blocklist])
+    service = DiffusionService(
+        backend, cache=cache, redis=redis, templates=templates, labeller=labeller, blocklist=blocklist
+    )
     Publisher(service.samples)
     job_store = None
     if redis is not None:

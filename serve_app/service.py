@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from PIL import Image
 
@@ -21,13 +21,14 @@ from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.metrics import COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
+from deployments.metrics import Sample
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
 from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
+from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result, decode_image, result_of, to_png
@@ -36,13 +37,15 @@ from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.labelling import LabellingBackend
 from serve_app.observability.callback_stats import CallbackCounts
-from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.health import Health, Status
 from serve_app.observability.request_stats import Statistics
-from serve_app.observability.versions import build_sample
+from serve_app.service_counts import ServiceCounts
 from serve_app.store.redis import RedisTier
 
 log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S: Final = 0.5
+"""How often whoever waits for a whole result is told of progress: each event costs a millisecond on its way."""
 
 
 class DiffusionService:
@@ -53,7 +56,7 @@ class DiffusionService:
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
     whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
-    Files say how they were made, and by default no more; `labeller` decides that.
+    Files say how they were made, and by default no more; `labeller` decides that. `blocklist` refuses prompts.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class DiffusionService:
         redis: RedisTier | None = None,
         templates: Mapping[str, PromptTemplate] = TEMPLATES,
         labeller: Labeller | None = None,
+        blocklist: Blocklist = NOTHING_BLOCKED,
         **engine: Unpack[EngineOptions],
     ) -> None:
         if backend is not None and (models is not None or annotators is not None or engine):
@@ -82,19 +86,21 @@ class DiffusionService:
         else:
             engines = backend
             self.image_processor = ImageProcessor()
-        self.gateway_counts: Counter[str] = Counter()  # what the gateway in front of this service counts
         self.callback_counts = CallbackCounts()
         self.running = RunningRequests()
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
-        self.templates = templates
-        self._statistics = Statistics()
+        self.templates, self.blocklist = templates, blocklist
+        statistics = Statistics()
         self._was_ready = False
         # What happens to a request, from the outside in.
         self._backend: Backend = CountingBackend(
             CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
-            self._statistics,
+            statistics,
+        )
+        self._counts = ServiceCounts(
+            self._backend, self._cache, redis, statistics, blocklist.counts, self.callback_counts
         )
 
     async def __aenter__(self) -> "DiffusionService":
@@ -102,6 +108,11 @@ class DiffusionService:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def gateway_counts(self) -> Counter[str]:
+        """What the gateway in front of this service counts."""
+        return self._counts.gateway
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
@@ -120,13 +131,15 @@ class DiffusionService:
         previews: int = 0,
         request_id: str | None = None,
         tenant: str = "",
+        for_images: bool = True,
     ) -> Prepared:
         """Decides everything that needs no backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
-        Tenants share the engines fairly, however many requests each has.
+        Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
         """
-        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant, self.templates)
+        name, blocklist = request_id or uuid.uuid4().hex, self.blocklist if for_images else NOTHING_BLOCKED
+        asked = (self.models, params, uploads, previews, name, tenant, self.templates, blocklist)
         # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
@@ -173,11 +186,12 @@ class DiffusionService:
         return await self.collect(await self.prepare(params, request_id=request_id))
 
     async def collect(self, prepared: Prepared, on_event: Callable[[Event], None] | None = None) -> Result:
-        """As `generate`, for a prepared request. `on_event` gets every event."""
+        """As `generate`, for a prepared request. `on_event` gets its events, `Progress` at intervals."""
         images: list[ImageDone] = []
         failures: list[ImageFailed] = []
         source: Source = "made"
-        watched = replace(prepared, request=replace(prepared.request, progress=on_event is not None))
+        interval = None if on_event is None else PROGRESS_INTERVAL_S
+        watched = replace(prepared, request=replace(prepared.request, progress_interval_s=interval))
         async with aclosing(self.run(watched)) as events:
             async for event in events:
                 if on_event is not None:
@@ -247,33 +261,15 @@ class DiffusionService:
 
     async def get_generation_stats(self) -> dict[str, Any]:
         """Returns what this service and its engines have counted since they began (docs/statistics.md)."""
-        report = await self._report() or BackendReport()
-        counts = {**self._backend.counts, **self.gateway_counts}
-        return {
-            **self._cache.figures(),
-            "loaded_models": len(report.loaded_models),
-            **self._statistics.snapshot(),
-            **{name: counts.get(name, 0) for name in (*COUNTS, *GATEWAY_COUNTS)},
-            "callbacks": self.callback_counts.figures(),
-            "redis_damaged": 0 if self._redis is None else self._redis.damaged,
-            **engine_figures(report.engines),
-        }
+        return self._counts.snapshot(await self._report() or BackendReport())
 
     def samples(self) -> Iterator[Sample]:
         """Yields what this service has counted, for Prometheus. May be called from any thread."""
-        yield build_sample()
-        yield from self._statistics.samples()
-        yield from self._cache.samples()
-        counts = {**self._backend.counts, **self.gateway_counts}
-        yield from (Sample(metric, (), counts.get(name, 0)) for name, metric in (COUNTS | GATEWAY_COUNTS).items())
-        yield from self.callback_counts.samples()
-        yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
+        return self._counts.samples()
 
     async def all_samples(self) -> list[Sample]:
         """Returns `samples` and those of every engine that answers, with the same figures as in the statistics."""
-        report = await self._report() or BackendReport()
-        engines = (sample for engine in report.engines for sample in engine_samples(engine))
-        return [*self.samples(), *engines]
+        return self._counts.samples_with(await self._report() or BackendReport())
 
     async def health(self) -> Health:
         """Whether images can be made now."""

@@ -18,7 +18,7 @@ from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.labels import LabelsConfig
-from serve_app.config.safety import SafetyConfig
+from serve_app.config.safety import BlockRuleConfig, SafetyConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import (
     CacheConfig,
@@ -100,6 +100,7 @@ class AppConfig(Strict):
     """The whole configuration. `models` adds to the registry or overrides its rows; the first hosted one is default.
     `templates` adds to the built-in prompt templates, or replaces those of the same names. `wildcards` are the lists
     that dynamic prompts name. `safety` is for every model without a section of its own.
+    `blocklist` refuses prompts.
 
     `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
     it.
@@ -124,6 +125,7 @@ class AppConfig(Strict):
     callbacks: CallbacksConfig | None = None
     labels: LabelsConfig = LabelsConfig()
     safety: SafetyConfig | None = None
+    blocklist: tuple[BlockRuleConfig, ...] = Field(default=(), max_length=50)
     redis: RedisConfig | None = None
 
     @model_validator(mode="after")
@@ -131,6 +133,7 @@ class AppConfig(Strict):
         for place, names in (
             ("models", [model.name for model in self.models]),
             ("templates", [template.name for template in self.templates]),
+            ("blocklist", [rule.name for rule in self.blocklist]),
             ("deployments", ["ingress", *(deployment.name for deployment in self.deployments)]),
         ):
             if doubled := sorted({name for name in names if names.count(name) > 1}):

@@ -2,7 +2,8 @@
 
     EngineError
     ├── InvalidParameter     the caller's mistake: names the field and the rule
-    │   └── UnknownModel     no such model is configured
+    │   ├── UnknownModel     no such model is configured
+    │   └── BlockedPrompt    a prompt has what the server's blocklist refuses
     ├── Overloaded           the queue is full; try again later
     ├── DeadlineExceeded     it cannot be ready when the caller wants it
     ├── Cancelled            its caller has cancelled it by its id
@@ -50,6 +51,19 @@ class UnknownModel(InvalidParameter):
     """The named model is not configured here."""
 
     code = "model_not_found"
+
+
+class BlockedPrompt(InvalidParameter):
+    """A prompt breaks a rule of the server's blocklist. The message names the `rule` and nothing that is in it."""
+
+    code = "prompt_blocked"
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(field, f"has what the rule {rule!r} of this server's blocklist refuses")
+        self.rule = rule
+
+    def __reduce__(self) -> tuple[type["BlockedPrompt"], tuple[str, str]]:
+        return type(self), (self.field, self.rule)
 
 
 class Overloaded(EngineError):

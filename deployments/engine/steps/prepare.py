@@ -26,6 +26,8 @@ def check_request(request: Request, model: LoadedModel) -> None:
     """Raises EngineError for what this model cannot do, as far as that shows before anything is encoded."""
     params = request.params
     assert params.sampler is not None
+    if request.loras:
+        raise InvalidParameter("loras", "this engine does not apply LoRAs yet; leave them out")
     _check_inputs(request.inputs, request.bucket, model)
     samplers = model.samplers.of(request.pipeline)
     if (refusal := samplers.refusal(params.sampler)) is not None:

@@ -168,7 +168,7 @@ class EngineWorker:
         if request.id in self._mailboxes:
             yield Failed(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
-        mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress)
+        mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress_interval_s)
         self._requests[request.id] = request
         try:
             # Checked once the mailbox is known: an engine that stops from now on reports it there.

@@ -34,6 +34,7 @@ _CODES: Final[Mapping[str, str]] = MappingProxyType(
         "unknown_field": "unknown_parameter",
         "not_allowed": "unsupported_value",
         "content_filtered": _MODERATED,
+        "prompt_blocked": _MODERATED,
     }
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, ValidationError
 
-from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.errors import BlockedPrompt, EngineError, InvalidParameter
 from deployments.engine.protocol.params import GenerationParams, Priority, normalise_fields
 from serve_app.api.dependencies import JobsDep, ServiceDep
 from serve_app.api.exchange import exchange_of
@@ -19,7 +19,7 @@ from serve_app.api.parsing.callbacks import CallbackFields, read_callbacks
 from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
 from serve_app.api.parsing.validation import MAX_FAULTS, problem_of_errors, validate_params
 from serve_app.api.principal import principal_of
-from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
+from serve_app.api.problems import Fault, Problem, pointer_to, problem_of, whole_seconds
 from serve_app.api.responses import openapi
 from serve_app.api.responses.batch_entries import count_entries, entry_answer
 from serve_app.api.responses.cache_headers import apply_cache_control, read_cache_control
@@ -31,6 +31,7 @@ from serve_app.api.responses.large_json import json_response, let_others_run
 from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.config.sections import JobsConfig
 from serve_app.generation.expansion import Expansion, expand
+from serve_app.generation.prepare import write_prompts
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.callbacks import CallbackRequest
 from serve_app.jobs.manager import RETRY_S, Jobs, TooManyJobs, new_job_id
@@ -84,6 +85,7 @@ async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -
     body = await read_json_object(request, request.app.state.max_body_bytes)
     try:
         batch_entries, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
+        await _refuse_blocked(service, batch_entries)
     except Problem:
         await charge_refused(request, min(_count_entries_in(body), jobs.config.max_entries))
         raise
@@ -148,6 +150,19 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
     return replace(batch_entries, callbacks=callbacks)
 
 
+async def _refuse_blocked(service: ServiceDep, batch_entries: BatchEntries) -> None:
+    """Moves the entries whose prompts are blocked to the refused ones. Other mistakes show when they are prepared."""
+    for index, params in list(batch_entries.params.items()):
+        try:
+            write_prompts(params, service.templates, service.blocklist)
+        except BlockedPrompt as error:
+            batch_entries.refused[index] = problem_of(error)
+            del batch_entries.params[index]
+        except InvalidParameter:
+            continue
+        await let_others_run()
+
+
 def _expand(requests: list[Any], expansion: Expansion, request: Request, most: int) -> list[Any]:
     """Returns the entries that the requests stand for. Raises Problem for more than `most`, and InvalidParameter."""
     expanded = expand(requests, expansion, request.app.state.wildcards, most)
@@ -180,7 +195,7 @@ async def _charge(request: Request, service: ServiceDep, batch_entries: BatchEnt
     ready = []
     for params in batch_entries.params.values():
         with suppress(EngineError):
-            ready.append(await service.prepare(params))
+            ready.append(await service.prepare(params, for_images=False))
         await let_others_run()
     await charge_refused(request, len(batch_entries.refused))
     await charge(request, *ready)

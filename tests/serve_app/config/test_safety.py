@@ -1,5 +1,6 @@
 """The sections of the configuration about safety: which model is checked by what."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from deployments.engine.protocol.safety import CheckerSpec
 from deployments.registry import check_source
 from serve_app.config.errors import ConfigError
 from serve_app.config.server import AppConfig, load_config
+from serve_app.generation.blocklist import BlockRule
 
 OWN: dict[str, Any] = {"policy": "required", "checkers": [{"name": "nsfw"}]}
 LOGO: dict[str, Any] = {"policy": "report", "checkers": [{"name": "logo", "class_path": "a.b:C", "settings": {"x": 1}}]}
@@ -70,3 +72,28 @@ def test_a_source_without_a_commit_is_refused_before_anything_starts() -> None:
     (spec, _) = config(safety=loose).specs_of(config().deployments[0])
     with pytest.raises(ModelLoadError, match="safety checker 'nsfw': pin the checker's `revision`"):
         check_source(spec)
+
+
+def test_a_rule_has_its_words_here_and_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("# not this\nsecret word\n\n  other \n")
+    rule = {"name": "r", "words": ["here"], "words_from": {"file": str(path)}, "patterns": ["a+b"]}
+    (built,) = config(blocklist=[rule]).blocklist
+    assert built.rule() == BlockRule("r", ("here", "secret word", "other"), ("a+b",))
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"blocklist: r: words_from: the file .* cannot be read"):
+        built.rule()
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ([{"name": "a"}], "give `words`, `words_from` or `patterns`"),
+        ([{"name": "a", "patterns": ["a", "(b"]}], "pattern 1 is no pattern of RE2"),
+        ([{"name": "a", "patterns": ["a|"]}], "pattern 0 matches every text"),
+        ([{"name": "a", "words": ["b"]}, {"name": "a", "words": ["c"]}], "the name 'a' is taken"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(rules: list[Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        config(blocklist=rules)

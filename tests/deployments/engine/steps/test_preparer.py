@@ -53,10 +53,10 @@ def test_a_preparation_that_never_ends_is_a_stall(tiny_model: LoadedModel, monke
     preparer = Preparer(lambda: None, (1,), lambda _bucket: ((), 1), Heartbeat(clock))
     begin(preparer, tiny_model, "first")
     assert entered.wait(60)
-    assert preparer.is_alive
+    lived = [preparer.is_alive]
     clock.now = 2 * FLOOR_SECONDS
-    assert not preparer.is_alive
+    lived.append(preparer.is_alive)
     go_on.set()
     assert len(list(preparer.collect(wait=True))) == 1
-    assert preparer.is_alive
+    assert [*lived, preparer.is_alive] == [True, False, True]
     preparer.close()
