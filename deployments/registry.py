@@ -182,6 +182,10 @@ def check_source(spec: ModelSpec) -> None:
                 continue
             setting = f"`{place}: {name}: revision` under `models:`"
             check_part(f"{title}, {noun} {name!r}", setting, as_part(given))
+    for checker in spec.safety.checkers if spec.safety.is_on else ():
+        if checker.source is not None:
+            setting = "the checker's `revision` under `safety:`"
+            check_part(f"{title}, safety checker {checker.name!r}", setting, PartSpec(checker.source, checker.revision))
 
 
 def check_part(title: str, setting: str, part: PartSpec) -> None:

@@ -78,6 +78,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     """Creates the ASGI application over `deployments`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
+    from serve_app.generation.blocklist import Blocklist
     from serve_app.generation.templates import with_own
     from serve_app.jobs.local_jobs import LocalJobs
     from serve_app.jobs.redis_jobs import RedisJobs
@@ -96,12 +97,14 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     setting = {name: {**numerics, "labels": labeller.setting} for name, numerics in config.numerics().items()}
     cache = ResultCache(config.cache, redis, setting)
     templates = with_own([each.template() for each in config.templates])
+    blocklist = Blocklist([each.rule() for each in config.blocklist])
     service = DiffusionService(
         backend,
         cache=cache,
         redis=redis,
         templates=templates,
         labeller=labeller,
+        blocklist=blocklist,
         upscalers=[upscaler.spec() for upscaler in config.upscalers],
     )
     Publisher(service.samples)
@@ -123,4 +126,5 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
         wildcards=config.wildcards,
         result_files=None if config.result_urls is None else ResultFiles(config.result_urls, redis),
         playground=config.playground,
+        callbacks=config.callbacks,
     )

@@ -16,7 +16,7 @@ from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError, EngineStopped
-from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Source
+from deployments.engine.protocol.events import Event
 from deployments.engine.protocol.inputs import Enlargement, Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
@@ -28,14 +28,16 @@ from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
+from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
 from serve_app.generation.interpolation import LANCZOS, interpolate
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.result import Result, decode_image, result_of, to_png
+from serve_app.generation.result import Result, collect_result, decode_image, to_png
 from serve_app.generation.templates import TEMPLATES, PromptTemplate
 from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.labelling import LabellingBackend
+from serve_app.observability.callback_stats import CallbackCounts
 from serve_app.observability.health import Health, Status
 from serve_app.observability.request_stats import Statistics
 from serve_app.service_counts import ServiceCounts
@@ -55,8 +57,8 @@ class DiffusionService:
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
     whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
-    Files say how they were made, and by default no more; `labeller` decides that. `upscalers` are the networks that
-    enlarge pictures; a backend that is given has them already.
+    Files say how they were made, and by default no more; `labeller` decides that. `blocklist` refuses prompts.
+    `upscalers` are the networks that enlarge pictures; a backend that is given has them already.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class DiffusionService:
         redis: RedisTier | None = None,
         templates: Mapping[str, PromptTemplate] = TEMPLATES,
         labeller: Labeller | None = None,
+        blocklist: Blocklist = NOTHING_BLOCKED,
         upscalers: Sequence[UpscalerSpec] = (),
         **engine: Unpack[EngineOptions],
     ) -> None:
@@ -88,11 +91,12 @@ class DiffusionService:
         else:
             engines = backend
             self.image_processor = ImageProcessor()
+        self.callback_counts = CallbackCounts()
         self.running = RunningRequests()
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
-        self.templates = templates
+        self.templates, self.blocklist = templates, blocklist
         self.upscalers = tuple(spec.name for spec in upscalers)
         statistics = Statistics()
         self._was_ready = False
@@ -101,7 +105,9 @@ class DiffusionService:
             CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
             statistics,
         )
-        self._counts = ServiceCounts(self._backend, self._cache, redis, statistics)
+        self._counts = ServiceCounts(
+            self._backend, self._cache, redis, statistics, blocklist.counts, self.callback_counts
+        )
 
     async def __aenter__(self) -> "DiffusionService":
         return self
@@ -131,14 +137,16 @@ class DiffusionService:
         previews: int = 0,
         request_id: str | None = None,
         tenant: str = "",
+        for_images: bool = True,
     ) -> Prepared:
         """Decides everything that needs no backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
-        Tenants share the engines fairly, however many requests each has.
+        Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
         """
         named = (previews, request_id or uuid.uuid4().hex, tenant)
-        asked = (self.models, params, uploads, *named, self.templates, self.upscalers)
+        blocklist = self.blocklist if for_images else NOTHING_BLOCKED
+        asked = (self.models, params, uploads, *named, self.templates, blocklist, self.upscalers)
         # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
@@ -191,27 +199,9 @@ class DiffusionService:
 
     async def collect(self, prepared: Prepared, on_event: Callable[[Event], None] | None = None) -> Result:
         """As `generate`, for a prepared request. `on_event` gets its events, `Progress` at intervals."""
-        images: list[ImageDone] = []
-        failures: list[ImageFailed] = []
-        source: Source = "made"
         interval = None if on_event is None else PROGRESS_INTERVAL_S
         watched = replace(prepared, request=replace(prepared.request, progress_interval_s=interval))
-        async with aclosing(self.run(watched)) as events:
-            async for event in events:
-                if on_event is not None:
-                    on_event(event)
-                match event:
-                    case Accepted():
-                        source = event.source
-                    case ImageDone():
-                        images.append(event)
-                    case ImageFailed():
-                        failures.append(event)
-                    case Failed(error=error):
-                        raise error
-                    case Finished(timings=timings):
-                        return result_of(prepared, images, failures, timings, source)
-        raise EngineStopped("the engine stopped before the request was finished")
+        return await collect_result(prepared, self.run(watched), on_event)
 
     async def generate_text_to_image(
         self, params: GenerationParams, model_name: str | None = None

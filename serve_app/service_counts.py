@@ -1,13 +1,14 @@
 """What a service and what is behind it have counted: as one document, and as samples for Prometheus."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployments.metrics import COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
+from deployments.metrics import BLOCKED, COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import ResultCache
+from serve_app.observability.callback_stats import CallbackCounts
 from serve_app.observability.engine_stats import engine_figures
 from serve_app.observability.request_stats import Statistics
 from serve_app.observability.versions import build_sample
@@ -16,12 +17,14 @@ from serve_app.store.redis import RedisTier
 
 @dataclass(frozen=True, slots=True)
 class ServiceCounts:
-    """The counters of one service; `gateway` are those of what stands in front of it."""
+    """The counters of one service: `blocked` are its blocklist's by rule, `gateway` those of what stands in front."""
 
     backend: Backend
     cache: ResultCache
     redis: RedisTier | None
     statistics: Statistics
+    blocked: Mapping[str, int]
+    callbacks: CallbackCounts
     gateway: Counter[str] = field(default_factory=Counter)
 
     def snapshot(self, report: BackendReport) -> dict[str, Any]:
@@ -33,6 +36,8 @@ class ServiceCounts:
             **self.statistics.snapshot(),
             **{name: counts.get(name, 0) for name in COUNTS},
             **{name: self.gateway[name] for name in GATEWAY_COUNTS},
+            "blocked_prompts": dict(self.blocked),
+            "callbacks": self.callbacks.figures(),
             "redis_damaged": self._redis_damaged,
             **engine_figures(report.engines),
         }
@@ -46,6 +51,9 @@ class ServiceCounts:
             yield Sample(metric, (), self.backend.counts.get(name, 0))
         for name, metric in GATEWAY_COUNTS.items():
             yield Sample(metric, (), self.gateway[name])
+        for rule, number in dict(self.blocked).items():
+            yield Sample(BLOCKED, (rule,), number)
+        yield from self.callbacks.samples()
         yield Sample(REDIS_DAMAGED, (), self._redis_damaged)
 
     def samples_with(self, report: BackendReport) -> list[Sample]:

@@ -50,6 +50,8 @@ from serve_app.api.routes import (
     upscale,
     verify,
 )
+from serve_app.callbacks.callbacks import Callbacks
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.sections import IdempotencyConfig, JobsConfig, OpenAIConfig, PlaygroundConfig
 from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.setup import Gateway
@@ -116,6 +118,7 @@ def create_api(
     wildcards: Wildcards = NO_WILDCARDS,
     result_files: ResultFiles | None = None,
     playground: PlaygroundConfig = DEFAULT_PLAYGROUND,
+    callbacks: CallbacksConfig | None = None,
 ) -> FastAPI:
     """Returns the HTTP application over `service`, which whoever created it also closes.
 
@@ -123,8 +126,8 @@ def create_api(
     answered `max_uploads_in_flight_bytes` together.
     `serve_app.api.middleware.access_log` logs each request as one line, with its prompt if `log_prompts`.
     `gateway` decides who may ask for how much. Jobs are kept in `job_store`, or in this process without one. `openai`
-    is for the endpoints under `/v1`, `playground` for the page at `/`. What is kept for the callers of A1111's
-    endpoints is in `redis`, or in this process.
+    is for the endpoints under `/v1`, `playground` for the page at `/`. `callbacks` says whether jobs may have webhooks
+    and uploads; these, and what is kept for the callers of A1111's endpoints, are in `redis`, or in this process.
     """
     app = FastAPI(
         title="Darkroom",
@@ -142,7 +145,11 @@ def create_api(
     )
     app.state.service = service
     app.state.verifier = Verifier(service.labeller)
-    app.state.jobs = Jobs(service, jobs_config, entry_document, job_store or MemoryJobStore(LocalJobs(jobs_config)))
+    store = job_store or MemoryJobStore(LocalJobs(jobs_config))
+    counts = service.callback_counts
+    listener = None if callbacks is None else Callbacks(callbacks, jobs_config, store, redis, counts)
+    app.state.callbacks = listener
+    app.state.jobs = Jobs(service, jobs_config, entry_document, store, listener=listener)
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.retired_models = openai.retired_models
@@ -186,11 +193,15 @@ def _translate_refusal(scope: Scope, problem: Problem) -> Problem:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.start()
     app.state.jobs.start()
+    if app.state.callbacks is not None:
+        app.state.callbacks.start()
     # Generated and cached now: it takes a while, and would hold up all others at the first request for it.
     app.openapi()
     tune_garbage_collector()
     yield
     await app.state.jobs.stop()
+    if app.state.callbacks is not None:
+        await app.state.callbacks.stop()
 
 
 async def _answer_engine_error(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""The `darkroom` command. Errors are one line; exit codes are in `--help`."""
+"""The `darkroom` command. Errors are one line; exit codes are below `--help`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.registry import check_source, check_upscaler, with_known_size
-from serve_app.cli import batch, generate, keys
+from serve_app.callbacks.signing import WebhookSigner
+from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
 from serve_app.cli import k8s as kubernetes_commands
-from serve_app.cli.exits import EXIT_USAGE, exit_with
+from serve_app.cli.exits import EXIT_CODES, EXIT_USAGE, exit_with
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.server import AppConfig, load_config
@@ -24,8 +25,8 @@ from serve_app.serving.node_environment import read_head_timeout_s
 app = typer.Typer(
     name="darkroom",
     help="Stable Diffusion images, batched at the level of single denoising steps.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -51,6 +52,8 @@ def serve(
     settings = _add_hosts(settings, host, allow_host or [])
     try:
         check_gateway(settings, host)
+        if settings.callbacks is not None:
+            WebhookSigner(settings.callbacks.webhook_secrets)
         read_head_timeout_s()
     except (ConfigError, ValueError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
@@ -126,7 +129,9 @@ for _command in (generate.generate, generate.img2img, generate.inpaint, generate
     app.command()(_command)
 app.add_typer(keys.app, name="keys")
 app.command()(batch.batch)
-app.add_typer(batch.jobs, name="jobs")
+app.add_typer(jobs.app, name="jobs")
+app.command("list")(listing.list_names)
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(kubernetes_commands.app, name="k8s")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from deployments.engine.protocol.inputs import Inputs, PictureMark, PipelineKind, Uploads
+from deployments.engine.protocol.lora import LoraUse
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.sampler_names import SAMPLERS
 
@@ -38,9 +39,10 @@ class Request:
     device. At least `progress_interval_s` seconds lie between two `Progress`, and there is none where it is None:
     hundreds of events a second from a replica cost more than some images. No two running requests have the same `id`,
     so callers do not choose it; `name` is the caller's own, and several may have it. `seed_drawn` says that the seed is
-    not the caller's own. `mark` is made in every finished picture; previews have none. The engine fills in what depends
-    on the model: `own_evaluations`, the UNet evaluations of an image if the sampler is the checkpoint's own;
-    `embeds_guidance`, if the UNet takes the guidance scale as an input instead of running a second time.
+    not the caller's own. `mark` is made in every finished picture; previews have none. `loras` are the files that
+    `params.loras` name, without those that have no effect. The engine fills in what depends on the model:
+    `own_evaluations`, the UNet evaluations of an image if the sampler is the checkpoint's own; `embeds_guidance`, if
+    the UNet takes the guidance scale as an input instead of running a second time.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Request:
     embeds_guidance: bool = False
     seed_drawn: bool = False
     mark: PictureMark | None = None
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def pipeline(self) -> PipelineKind:

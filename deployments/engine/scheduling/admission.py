@@ -25,6 +25,7 @@ class Admission:
     """Admits images to the running rows.
 
     `decode_batch` is how many images a VAE call decodes; `sizes` are what UNet calls are padded to, ascending.
+    `adapter_bytes` returns, from any thread, what the LoRAs in memory take.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Admission:
         device: DeviceMemory,
         decode_batch: int,
         clock: Callable[[], float] = perf_counter,
+        adapter_bytes: Callable[[], int] = int,
     ) -> None:
         self.queue = RequestQueue(queue_limit, clock)
         self.costs = CostModel(sizes)
@@ -43,6 +45,7 @@ class Admission:
         self._decode_batch = decode_batch
         self._largest = sizes[-1]
         self._weights = 0
+        self._adapter_bytes = adapter_bytes
         self._paused: dict[tuple[str, int], Row] = {}
         self._decoding: list[Row] = []
 
@@ -160,7 +163,7 @@ class Admission:
 
     def _held_bytes(self, running: RunningRows) -> int:
         rows: list[Row] = [*list(running), *list(self._paused.values())]
-        return self._weights + sum(row.bytes for row in rows)
+        return self._weights + self._adapter_bytes() + sum(row.bytes for row in rows)
 
     def _largest_encoded(self, running: RunningRows, *others: Request) -> Bucket | None:
         """Returns the largest size that the VAE will encode for images that have begun, and for `others`."""

@@ -19,8 +19,10 @@ from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bounded_measurements import evict_oldest
 from deployments.engine.synchronized import Synchronized, synchronized
 
-Kind = Literal["denoise", "control", "decode", "encode"]
-"""A UNet call, by its rows; what ControlNets add to it, by their rows; a VAE call either way, by its images."""
+Kind = Literal["denoise", "control", "decode", "encode", "check"]
+"""A UNet call, by its rows; what ControlNets add to it, by theirs; a VAE call either way and a safety check, by their
+images.
+"""
 
 RESERVE: Final = 0.1
 """The share of the budget that is never planned with: allocators split their blocks, and others use the device too."""
@@ -132,13 +134,15 @@ class MemoryPlan(Synchronized):
     ) -> int:
         """Returns the bytes of a padded UNet call with its ControlNets, and of what may run beside it.
 
-        That is a VAE call which decodes `decode_batch` images, one which encodes an image of the size `encoded`, and
-        what is set aside.
+        That is a VAE call which decodes `decode_batch` images, a safety check of as many, if there are any, a VAE call
+        which encodes an image of the size `encoded`, and what is set aside.
         """
         padded = padded_size(min(rows, self._sizes[-1]), self._sizes)
         denoise = self.predict("denoise", bucket, padded) + self.predict("control", bucket, control_rows)
+        checked = any(kind == "check" and where.model == bucket.model for kind, where in self._peaks)
+        check = self.predict("check", bucket, decode_batch) if checked else 0
         encode = 0 if encoded is None else self.predict("encode", encoded, 1)
-        return denoise + self.predict("decode", bucket, decode_batch) + encode + self._aside
+        return denoise + self.predict("decode", bucket, decode_batch) + check + encode + self._aside
 
     @synchronized
     def rows(

@@ -6,6 +6,7 @@ from typing import Any
 
 from deployments.engine.protocol.params import IMAGE_FIELDS, INPAINT_FIELDS, GenerationParams
 from deployments.uploads.masks import MASK_TYPES
+from serve_app.api.parsing.callbacks import callback_schema
 from serve_app.api.responses.json_schema import inline_schema
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
@@ -181,6 +182,7 @@ def batch_body() -> dict[str, Any]:
             "expand": _EXPANSION,
             "priority": fields["priority"] | {"description": "For entries without their own."},
             "deadline_ms": fields["deadline_ms"] | {"description": "For entries without their own; from now on."},
+            **callback_schema(),
         },
         "required": ["requests"],
         "additionalProperties": False,

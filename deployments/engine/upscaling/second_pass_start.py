@@ -3,13 +3,15 @@
 import threading
 from contextlib import nullcontext
 
+import numpy as np
+from PIL import Image
+
 from deployments.engine.conditioning.image_encoder import Posterior
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.request import Request
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.memory_plan import MemoryPlan
-from deployments.engine.steps.second_pass import enlarge_picture
 from deployments.engine.upscaling.upscalers import Upscalers
 
 
@@ -38,3 +40,8 @@ class Enlarger:
             if meter is not None:
                 self._plan.record_peak("encode", bucket, 1, meter.peak)
             return encoded
+
+
+def enlarge_picture(picture: ImageArray, size: tuple[int, int]) -> ImageArray:
+    """Returns `picture` [H, W, 3] at `size`, width and height in pixels, by Lanczos' interpolation."""
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), dtype=np.uint8)
