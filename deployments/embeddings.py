@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from deployments.engine.conditioning.embedding_layout import find_vectors
-from deployments.engine.protocol.embeddings import EmbeddingFile, EmbeddingTokens
 from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.files.embeddings import EmbeddingFile, EmbeddingTokens
 
 log = logging.getLogger(__name__)
 

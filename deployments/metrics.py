@@ -6,6 +6,7 @@ add. Labels have few values: models, priorities, outcomes; never prompts, seeds,
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, Literal
 
 from deployments.engine.protocol.counters import Counters
@@ -82,6 +83,11 @@ GATEWAY_COUNTS: Final = {
 }
 """The counters of the gateway, before the service, by their names in statistics."""
 BLOCKED: Final = _counter("blocked_prompts", "Prompts refused by the blocklist", "rule")
+CALLBACKS: Final = _counter(
+    "callbacks", "Tries to send webhooks and to upload images of jobs, by what came of each", "kind", "outcome"
+)
+CALLBACK_OUTCOMES: Final = tuple(product(("webhook", "upload"), ("delivered", "retried", "failed")))
+"""All values of those labels."""
 REDIS_DAMAGED: Final = _counter("redis_damaged", "Found in Redis, and not used: not of the form that it was given")
 CACHE_REQUESTS: Final = _counter("cache_requests", "Requests looked up, by where and what came of it", "tier", "result")
 CACHE_ERRORS: Final = _counter("cache_errors", "What went wrong with cached results", "kind")

@@ -14,6 +14,7 @@ from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import find_clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.embeddings import EmbeddingsConfig
 from serve_app.config.errors import ConfigError, describe_errors, suggest
@@ -33,6 +34,7 @@ from serve_app.config.sections import (
 )
 from serve_app.config.strict import Strict
 from serve_app.config.templates import TemplateConfig, WildcardLines, WildcardName
+from serve_app.config.upscalers import UpscalerConfig
 
 _PACKAGED = Path(__file__).parent / "packaged"
 
@@ -110,6 +112,7 @@ class AppConfig(Strict):
     models: tuple[ModelConfig, ...] = ()
     deployments: tuple[DeploymentConfig, ...] = Field(min_length=1)
     annotators: AnnotatorsConfig = AnnotatorsConfig()
+    upscalers: tuple[UpscalerConfig, ...] = Field(default=(), max_length=64)
     ingress: IngressConfig = IngressConfig()
     cache: CacheConfig = CacheConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -123,6 +126,7 @@ class AppConfig(Strict):
     wildcards: dict[WildcardName, WildcardLines] = Field(default_factory=dict, max_length=1_000)
     playground: PlaygroundConfig = PlaygroundConfig()
     result_urls: ResultUrlsConfig | None = None
+    callbacks: CallbacksConfig | None = None
     labels: LabelsConfig = LabelsConfig()
     safety: SafetyConfig | None = None
     blocklist: tuple[BlockRuleConfig, ...] = Field(default=(), max_length=50)
@@ -134,6 +138,7 @@ class AppConfig(Strict):
         for place, names in (
             ("models", [model.name for model in self.models]),
             ("templates", [template.name for template in self.templates]),
+            ("upscalers", [upscaler.name for upscaler in self.upscalers]),
             ("blocklist", [rule.name for rule in self.blocklist]),
             ("deployments", ["ingress", *(deployment.name for deployment in self.deployments)]),
         ):
@@ -151,6 +156,16 @@ class AppConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _images_outlive_their_uploads(self) -> "AppConfig":
+        if (
+            self.callbacks is not None
+            and self.callbacks.uploads
+            and self.callbacks.upload_retry_for_s > self.jobs.keep_s
+        ):
+            raise PydanticCustomError("bounds", "callbacks.upload_retry_for_s must be at most jobs.keep_s")
+        return self
+
+    @model_validator(mode="after")
     def _keys_are_clear(self) -> "AppConfig":
         if self.keys is not None and self.without_keys:
             raise PydanticCustomError("keys", "`keys` and `without_keys` exclude each other")
@@ -159,6 +174,7 @@ class AppConfig(Strict):
     def numerics(self) -> dict[str, Any]:
         """By model, everything its images depend on besides its weights and the request, as plain data."""
         annotators = self.annotators.model_dump(mode="json")
+        upscalers = [upscaler.model_dump(mode="json") for upscaler in self.upscalers]
         return {
             spec.name: {
                 "device": deployment.device,
@@ -167,6 +183,7 @@ class AppConfig(Strict):
                 "padded_sizes": deployment.padded_sizes,
                 "backend": numerics_of(deployment.backend, deployment.device),
                 "annotators": annotators,
+                "upscalers": upscalers,
             }
             for deployment in self.deployments
             for spec in self.specs_of(deployment)

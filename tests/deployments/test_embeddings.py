@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from deployments import embeddings
 from deployments.embeddings import EmbeddingRegistry, EmbeddingSpec
-from deployments.engine.protocol.embeddings import EmbeddingFile
 from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 from tests.deployments.engine.embedding_files import save_embedding
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from deployments.engine.conditioning.embedding_layout import find_vectors
-from deployments.engine.protocol.embeddings import EmbeddingFile
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from deployments.engine.conditioning.learnt_vectors import LearntVectors
 from deployments.engine.conditioning.prompt_syntax import parse_weighted
 from deployments.engine.conditioning.tokens import TextTokenizer
-from deployments.engine.protocol.embeddings import EmbeddingFile, EmbeddingTokens
+from deployments.engine.lora.rows.factors import stack_updates
+from deployments.engine.lora.rows.layers import apply_factors, layers_of
+from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.files.embeddings import EmbeddingFile, EmbeddingTokens
 from deployments.engine.protocol.report import TokenCount
 
 
@@ -90,10 +93,15 @@ class PromptEncoder:
         return CacheStats(self._hits, self._misses, len(self._cache))
 
     def encode(
-        self, prompt: str, clip_skip: int = 0, field: str = "prompt", embeddings: Iterable[EmbeddingFile] = ()
+        self,
+        prompt: str,
+        clip_skip: int = 0,
+        field: str = "prompt",
+        loras: LoraSet | None = None,
+        embeddings: Iterable[EmbeddingFile] = (),
     ) -> Tensor:
-        """Returns the embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`. Do not
-        modify it.
+        """Returns the embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`, as the
+        text encoder makes it that `loras` have changed. Do not modify it.
 
         `clip_skip` counts the last layers left out, as in diffusers: 0 is the last hidden state. `field` is the
         parameter that errors name. `embeddings` are those whose tokens stand for vectors. Raises InvalidParameter for a
@@ -101,14 +109,22 @@ class PromptEncoder:
         layer and for an embedding of another width, and ModelLoadError for one that cannot be read.
         """
         tokens = EmbeddingTokens(embeddings)
-        key = prompt, clip_skip, tuple(file.identity for file in tokens.find_in([prompt]))
+        named = tuple(file.identity for file in tokens.find_in([prompt]))
+        key = prompt, clip_skip, () if loras is None else loras.text_key, named
         cached = self._cache.get(key)
         if cached is not None:
             self._hits += 1
             return cached
         self._misses += 1
         self._check_clip_skip(clip_skip)
-        embedding = self._cache[key] = self._encode(self._chunks(prompt, field, tokens), clip_skip)
+        chunks = self._chunks(prompt, field, tokens)
+        if loras is None or not loras.text:
+            embedding = self._encode(chunks, clip_skip)
+        else:
+            factors = stack_updates([loras.text], layers_of(self._text_encoder))
+            with apply_factors(self._text_encoder, factors):
+                embedding = self._encode(chunks, clip_skip)
+        self._cache[key] = embedding
         return embedding
 
     def count(self, prompt: str, field: str = "prompt", embeddings: Iterable[EmbeddingFile] = ()) -> TokenCount:

@@ -3,13 +3,16 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from deployments.engine.conditioning.controlnet import Control
+from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.image_encoder import to_latent_mask
 from deployments.engine.device.streams import copy_to_device
+from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.guidance_embedding import embed_guidance, passes_guidance_scale
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
@@ -59,8 +62,8 @@ def _embeds_guidance(request: Request, model: LoadedModel) -> bool:
     return model.guidance_width is not None and passes_guidance_scale(request.pipeline)
 
 
-def prepare(request: Request, model: LoadedModel, arrived: float) -> RequestState:
-    """Computes everything that the images of a checked request share.
+def prepare(request: Request, model: LoadedModel, arrived: float, loras: LoraSet | None = None) -> RequestState:
+    """Computes everything that the images of a checked request share; `loras` are its LoRAs.
 
     `arrived` is in `time.perf_counter` seconds. Raises InvalidParameter for steps, strength and prompts.
     """
@@ -72,14 +75,27 @@ def prepare(request: Request, model: LoadedModel, arrived: float) -> RequestStat
     if params.strength is not None:
         start = samplers.row(params.sampler).start(params.num_inference_steps, params.strength)
     schedule = samplers.schedule(params.sampler, params.num_inference_steps, start)
-    encode, learnt = model.prompt_encoder.encode, request.embeddings
-    prompt = model.attention_cache.project(encode(params.prompt, params.clip_skip, "prompt", learnt))
+    prompt = _encode_prompt(request, model, "prompt", params.clip_skip, loras)
     negative = None
     if request.unet_rows > 1:
         # diffusers skips no layers for the negative prompt, and diffusers' images are the reference.
-        negative = model.attention_cache.project(encode(params.negative_prompt, 0, "negative_prompt", learnt))
+        negative = _encode_prompt(request, model, "negative_prompt", 0, loras)
     inputs = _encode_inputs(request, model)
-    return RequestState(request, schedule, prompt, negative, inputs, arrived, begun)
+    return RequestState(request, schedule, prompt, negative, inputs, arrived, begun, loras)
+
+
+def _encode_prompt(
+    request: Request,
+    model: LoadedModel,
+    field: Literal["prompt", "negative_prompt"],
+    clip_skip: int,
+    loras: LoraSet | None,
+) -> EncodedPrompt:
+    text = request.params.prompt if field == "prompt" else request.params.negative_prompt
+    embedding = model.prompt_encoder.encode(text, clip_skip, field, loras, request.embeddings)
+    if loras is None:
+        return model.attention_cache.project(embedding)
+    return model.attention_cache.project(embedding, loras.projections, loras.projection_key)
 
 
 def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Row:
@@ -118,6 +134,7 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     )
     if request_state.second_pass is not None:
         row.steps_after = len(request_state.second_pass.schedule)
+    row.loras = request_state.loras
     set_guidance(row, model)
     if inputs.mask is not None:
         if masked is not None:

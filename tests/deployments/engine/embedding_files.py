@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deployments.embeddings import read_embedding
-from deployments.engine.protocol.embeddings import EmbeddingFile
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 from tests.deployments.engine.tiny import WIDTH
 
 

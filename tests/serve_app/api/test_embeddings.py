@@ -8,7 +8,7 @@ import pytest
 import webuiapi
 
 from deployments.embeddings import EmbeddingRegistry, EmbeddingSpec
-from deployments.engine.protocol.embeddings import EmbeddingFile
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
 from serve_app.config.sections import CacheConfig

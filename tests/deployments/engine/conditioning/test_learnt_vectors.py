@@ -16,8 +16,8 @@ from deployments.engine.conditioning.embedding_layout import MOST_VECTORS
 from deployments.engine.conditioning.learnt_vectors import read_vectors
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.models.loaded_model import LoadedModel
-from deployments.engine.protocol.embeddings import EmbeddingFile, EmbeddingTokens
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
+from deployments.engine.protocol.files.embeddings import EmbeddingFile, EmbeddingTokens
 from deployments.engine.protocol.request import Request
 from tests.deployments.engine.embedding_files import save_embedding, vectors_of
 from tests.deployments.engine.harness import difference, request_for, run, use_sampler
@@ -177,7 +177,7 @@ def test_another_width_is_refused_by_name(encoder: PromptEncoder, tmp_path: Path
     with pytest.raises(
         InvalidParameter, match=f"the embedding 'wide', which has vectors of width {2 * WIDTH}"
     ) as caught:
-        encoder.encode("a wide cup", 0, "negative_prompt", [wide])
+        encoder.encode("a wide cup", 0, "negative_prompt", embeddings=[wide])
     assert caught.value.field == "negative_prompt"
     with pytest.raises(InvalidParameter, match="'wide'"):
         encoder.count("a wide cup", embeddings=[wide])
