@@ -17,6 +17,8 @@ from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from serve_app.api.application import create_api
 from serve_app.client import DarkroomClient, DarkroomError
+from serve_app.client.messages import Listed
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import JobsConfig
 from serve_app.gateway.api_keys import Key, Keyring, generate_key, hash_of
@@ -233,6 +235,32 @@ def test_a_job_is_looked_at_and_cancelled(backend: FakeBackend) -> None:
         with pytest.raises(DarkroomError) as caught:
             client.job("0" * 32)
     assert (caught.value.status, caught.value.code) == (404, "job_not_found")
+
+
+def test_a_job_is_submitted_once_under_one_key_and_listed(backend: FakeBackend) -> None:
+    with http_server(create_api(DiffusionService(backend))) as url, DarkroomClient(url) as client:
+        first = client.submit(ENTRIES, idempotency_key="mine")
+        assert client.submit(ENTRIES, idempotency_key="mine") == first
+        second = client.submit(ENTRIES)
+        assert [job["id"] for job in client.jobs()] == [second, first]
+
+
+def test_a_job_says_where_it_is_to_call_back(backend: FakeBackend) -> None:
+    config = CallbacksConfig(uploads=True)
+    with http_server(create_api(DiffusionService(backend), callbacks=config)) as url, DarkroomClient(url) as client:
+        with pytest.raises(DarkroomError) as caught:
+            client.submit(ENTRIES, upload_urls=[["https://10.0.0.1/a", "https://10.0.0.1/b"], None, None])
+        assert (caught.value.code, caught.value.field) == ("address_not_allowed", "upload_urls/0/0")
+        with pytest.raises(DarkroomError) as caught:
+            client.submit(ENTRIES, webhook_url="https://example.com/", webhook_events=["job.failed"])
+        assert (caught.value.code, caught.value.field) == ("webhooks_off", "webhook_url")
+
+
+def test_what_a_server_has_is_listed_by_name(backend: FakeBackend) -> None:
+    with http_server(create_api(DiffusionService(backend))) as url, DarkroomClient(url) as client:
+        assert [model["name"] for model in client.list_of("models")] == ["tiny", "other"]
+        lists: tuple[Listed, ...] = ("samplers", "styles", "templates", "ad-formats")
+        assert all(row["name"] for what in lists for row in client.list_of(what))
 
 
 def test_a_request_can_be_cancelled_by_its_id(backend: FakeBackend) -> None:
