@@ -29,6 +29,7 @@ async def models(service: ServiceDep) -> dict[str, Any]:
                 "default_sampler": spec.default_sampler,
                 "controlnets": list(spec.controlnets),
                 "licence": spec.licence,
+                "safety": spec.safety.policy,
             }
             for spec in service.models
         ]

@@ -73,6 +73,8 @@ async def test_a_batch_and_a_job_give_their_entries(darkroom: AsyncDarkroomClien
     (entry,) = await darkroom.entries_of(job)
     assert entry.images[0].seed == 4
     assert (await darkroom.cancel_job(job_id))["state"] == "succeeded"
+    assert [job["id"] for job in await darkroom.jobs()] == [job_id]
+    assert [model["name"] for model in await darkroom.list_of("models")] == ["tiny", "other"]
     assert (await darkroom.health())["status"] == "healthy"
 
 

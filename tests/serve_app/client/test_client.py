@@ -18,6 +18,8 @@ from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from serve_app.api.application import create_api
 from serve_app.client import BASE, DarkroomClient, DarkroomError
+from serve_app.client.messages import Listed
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import JobsConfig
 from serve_app.gateway.api_keys import Key, Keyring, generate_key, hash_of
@@ -187,6 +189,8 @@ CALLS: list[Callable[[DarkroomClient], object]] = [
     lambda client: client.batch([{"prompt": "a red cup"}]),
     lambda client: client.submit([{"prompt": "a red cup"}]),
     lambda client: client.job("a"),
+    lambda client: client.jobs(),
+    lambda client: client.list_of("models"),
     lambda client: client.cancel_job("a"),
     lambda client: client.cancel("a"),
     lambda client: client.health(),
@@ -345,6 +349,32 @@ def test_a_batch_whose_job_was_cancelled_has_an_entry_for_each_request(
     assert (second.error.status, second.error.code, second.error.retryable) == (499, "cancelled", False)
     assert third.error is not None
     assert third.error.field == "requests/2/prompt"
+
+
+def test_a_job_is_submitted_once_under_one_key_and_listed(backend: FakeBackend) -> None:
+    with http_server(create_api(DiffusionService(backend))) as url, DarkroomClient(url) as client:
+        first = client.submit(ENTRIES, idempotency_key="mine")
+        assert client.submit(ENTRIES, idempotency_key="mine") == first
+        second = client.submit(ENTRIES)
+        assert [job["id"] for job in client.jobs()] == [second, first]
+
+
+def test_a_job_says_where_it_is_to_call_back(backend: FakeBackend) -> None:
+    config = CallbacksConfig(uploads=True)
+    with http_server(create_api(DiffusionService(backend), callbacks=config)) as url, DarkroomClient(url) as client:
+        with pytest.raises(DarkroomError) as caught:
+            client.submit(ENTRIES, upload_urls=[["https://10.0.0.1/a", "https://10.0.0.1/b"], None, None])
+        assert (caught.value.code, caught.value.field) == ("address_not_allowed", "upload_urls/0/0")
+        with pytest.raises(DarkroomError) as caught:
+            client.submit(ENTRIES, webhook_url="https://example.com/", webhook_events=["job.failed"])
+        assert (caught.value.code, caught.value.field) == ("webhooks_off", "webhook_url")
+
+
+def test_what_a_server_has_is_listed_by_name(backend: FakeBackend) -> None:
+    with http_server(create_api(DiffusionService(backend))) as url, DarkroomClient(url) as client:
+        assert [model["name"] for model in client.list_of("models")] == ["tiny", "other"]
+        lists: tuple[Listed, ...] = ("samplers", "styles", "templates", "ad-formats")
+        assert all(row["name"] for what in lists for row in client.list_of(what))
 
 
 def test_a_request_can_be_cancelled_by_its_id(backend: FakeBackend) -> None:
