@@ -1,8 +1,17 @@
 """The API reference at `/docs`, in a browser: it works without any other host, under its Content-Security-Policy."""
 
+import pytest
 from playwright.sync_api import BrowserContext, expect
 
 from tests.serve_app.api.playground.browser.visits import watched
+
+# It is a large document, drawn by the browser.
+DRAWN_MS = 60_000
+
+
+@pytest.fixture(autouse=True)
+def patience(context: BrowserContext) -> None:
+    context.set_default_timeout(DRAWN_MS)
 
 
 def test_the_reference_shows_every_endpoint_and_asks_nobody_else(context: BrowserContext, url: str) -> None:
@@ -10,10 +19,10 @@ def test_the_reference_shows_every_endpoint_and_asks_nobody_else(context: Browse
         page.goto(f"{url}/docs")
         expect(page).to_have_title("Darkroom: API reference")
         operation = page.locator("#operations-diffusion-text_to_image_ads_v2_diffusion_text_to_image_post")
-        expect(operation).to_be_visible()
+        expect(operation).to_be_visible(timeout=DRAWN_MS)
         operation.get_by_role("button").first.click()
-        expect(operation.get_by_role("button", name="Try it out")).to_be_visible()
-        expect(operation).to_contain_text("guidance_scale")
+        expect(operation.get_by_role("button", name="Try it out")).to_be_visible(timeout=DRAWN_MS)
+        expect(operation).to_contain_text("guidance_scale", timeout=DRAWN_MS)
         # What cannot be resolved in the document is shown above it.
         expect(page.locator(".errors-wrapper")).to_have_count(0)
 
@@ -25,4 +34,4 @@ def test_the_reference_can_send_a_request(context: BrowserContext, url: str) -> 
         operation.get_by_role("button").first.click()
         operation.get_by_role("button", name="Try it out").click()
         operation.get_by_role("button", name="Execute").click()
-        expect(operation.locator(".live-responses-table")).to_contain_text("luxury")
+        expect(operation.locator(".live-responses-table")).to_contain_text("luxury", timeout=DRAWN_MS)
