@@ -1,6 +1,7 @@
 """Painting a mask: with a pointer whose stroke is undone meanwhile, and with the keyboard."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def painter(page: Page) -> Page:
     return page
 
 
-def painted(page: Page, backend: FakeBackend) -> np.ndarray:
+def painted(page: Page, backend: FakeBackend) -> Any:
     """Uses the mask, and returns the share of it that is white in each quarter of its height and width."""
     page.get_by_role("button", name="Use this mask").click()
     make(page, "a cup")
