@@ -15,6 +15,7 @@ from deployments.uploads.image_files import MAX_PIXELS, MAX_SIDE, decode_layer, 
 from serve_app.api.a1111.errors import A1111Route
 from serve_app.api.a1111.fields import LenientFields, validate_fields
 from serve_app.api.a1111.schemas import body_of, extra_answers
+from serve_app.api.dependencies import ServiceDep
 from serve_app.api.middleware.rate_limiting import charge_pixels
 from serve_app.api.parsing.base64_pictures import decode_picture, encode_picture
 from serve_app.api.parsing.body import read_json_object
@@ -22,6 +23,7 @@ from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.large_json import json_response
 from serve_app.generation.result import to_png
 from serve_app.labels.file_metadata import read_texts
+from serve_app.labels.labeller import Labeller
 from serve_app.labels.parameters_text import parse_parameters
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=A1111Route)
@@ -94,25 +96,28 @@ Fields = TypeVar("Fields", bound=UpscaleFields)
 
 
 @router.post("/extra-single-image", openapi_extra={"requestBody": body_of(SingleFields)}, responses=extra_answers())
-async def enlarge_image(request: Request) -> Response:
-    """Enlarges a picture."""
+async def enlarge_image(request: Request, service: ServiceDep) -> Response:
+    """Enlarges a picture. What says that a machine made it stays in its file."""
     fields = await _read_fields(request, SingleFields)
-    (enlarged,) = await _enlarge_all(request, fields, [(fields.image, "image")])
+    (enlarged,) = await _enlarge_all(request, service.labeller, fields, [(fields.image, "image")])
     return await json_response(lambda: {"html_info": "", "image": enlarged})
 
 
 @router.post("/extra-batch-images", openapi_extra={"requestBody": body_of(BatchFields)}, responses=extra_answers())
-async def enlarge_images(request: Request) -> Response:
+async def enlarge_images(request: Request, service: ServiceDep) -> Response:
     """Enlarges several pictures, all alike."""
     fields = await _read_fields(request, BatchFields)
     named = [(picture.data, f"imageList/{index}/data") for index, picture in enumerate(fields.images)]
-    enlarged = await _enlarge_all(request, fields, named)
+    enlarged = await _enlarge_all(request, service.labeller, fields, named)
     return await json_response(lambda: {"html_info": "", "images": enlarged})
 
 
 @router.post("/png-info", openapi_extra={"requestBody": body_of(PngInfoFields)}, responses=extra_answers())
 async def read_png_info(request: Request) -> Response:
-    """Returns what a picture's file says of how it was made, as text and as fields; nothing if it says nothing."""
+    """Returns what a picture's file says of how it was made, as text and as fields; nothing if it says nothing.
+
+    The picture itself is not decoded, and nothing is charged for it.
+    """
     body = await read_json_object(request, request.app.state.max_upload_bytes)
     text = await asyncio.to_thread(_read_parameters, validate_fields(PngInfoFields, body).image)
     items = {"parameters": text} if text else {}
@@ -132,7 +137,9 @@ async def _read_fields(request: Request, kind: type[Fields]) -> Fields:
     return validate_fields(kind, body)
 
 
-async def _enlarge_all(request: Request, fields: UpscaleFields, named: Sequence[tuple[str, str]]) -> list[str]:
+async def _enlarge_all(
+    request: Request, labeller: Labeller, fields: UpscaleFields, named: Sequence[tuple[str, str]]
+) -> list[str]:
     """Returns the pictures in base64, enlarged, given with the names of their fields. A disconnect ends it.
 
     Raises InvalidParameter and Problem.
@@ -143,12 +150,12 @@ async def _enlarge_all(request: Request, fields: UpscaleFields, named: Sequence[
     if pixels > MAX_PIXELS:
         raise InvalidParameter("upscaling_resize", f"must give at most {MAX_PIXELS} pixels in all")
     await charge_pixels(request, pixels)
-    return await run_until_disconnect(request.receive, _enlarge_in_turn(fields, files))
+    return await run_until_disconnect(request.receive, _enlarge_in_turn(labeller, fields, files))
 
 
-async def _enlarge_in_turn(fields: UpscaleFields, files: Sequence[tuple[bytes, str]]) -> list[str]:
+async def _enlarge_in_turn(labeller: Labeller, fields: UpscaleFields, files: Sequence[tuple[bytes, str]]) -> list[str]:
     loop = asyncio.get_running_loop()
-    return [await loop.run_in_executor(_THREADS, _enlarge, fields, file, name) for file, name in files]
+    return [await loop.run_in_executor(_THREADS, _enlarge, labeller, fields, file, name) for file, name in files]
 
 
 def _check_size(fields: UpscaleFields, file: bytes, name: str) -> tuple[int, int]:
@@ -160,7 +167,7 @@ def _check_size(fields: UpscaleFields, file: bytes, name: str) -> tuple[int, int
     return size
 
 
-def _enlarge(fields: UpscaleFields, file: bytes, name: str) -> str:
+def _enlarge(labeller: Labeller, fields: UpscaleFields, file: bytes, name: str) -> str:
     picture = decode_layer(file, name)
     size = _size_of(fields, picture.width, picture.height)
     enlarged = _interpolate(picture, size, fields.upscaler_1)
@@ -169,7 +176,7 @@ def _enlarge(fields: UpscaleFields, file: bytes, name: str) -> str:
         enlarged = Image.blend(enlarged, other, fields.extras_upscaler_2_visibility)
     if fields.resize_mode == 1 and fields.upscaling_crop:
         enlarged = ImageOps.fit(enlarged, (fields.upscaling_resize_w, fields.upscaling_resize_h))
-    return encode_picture(to_png(enlarged))
+    return encode_picture(labeller.label_enlarged(to_png(enlarged), file, by_network=False))
 
 
 def _size_of(fields: UpscaleFields, width: int, height: int) -> tuple[int, int]:
