@@ -47,8 +47,10 @@ def build_application(config: AppConfig, replica: type[ModelReplica] = ModelRepl
     specs = [tuple(with_known_size(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
     annotators = config.annotators.specs()
     logs = config.logging.serve_options()
+    watermark = config.labels.watermark
+    method = watermark.method if watermark.enabled else None
     handles = [
-        bind_deployment(deployment, hosted, annotators, replica, logs)
+        bind_deployment(deployment, hosted, annotators, replica, logs, method)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options(), logging_config=logs).bind(
@@ -63,10 +65,14 @@ def bind_deployment(
     annotators: AnnotatorSpecs,
     replica: type[ModelReplica] = ModelReplica,
     logs: Mapping[str, Any] | None = None,
+    watermark_method: str | None = None,
 ) -> Application:
-    """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config."""
+    """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config.
+
+    `watermark_method` is what its pictures will be marked with.
+    """
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
-    bound: Application = deployment.bind(specs, config.engine_config(), dict(annotators))
+    bound: Application = deployment.bind(specs, config.engine_config(), dict(annotators), watermark_method)
     return bound
 
 
@@ -89,7 +95,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     redis = None if config.redis is None else RedisTier(config.redis)
     quarantine = None if redis is None else RedisQuarantine(redis, QUARANTINE_SECONDS)
     backend = route_to(deployments, quarantine)
-    labeller = Labeller(config.labels)
+    labeller = Labeller(config.labels, None if redis is None else redis.signing_key("development certificate"))
     setting = {name: {**numerics, "labels": labeller.setting} for name, numerics in config.numerics().items()}
     cache = ResultCache(config.cache, redis, setting)
     templates = with_own([each.template() for each in config.templates])

@@ -58,10 +58,14 @@ class FaultyReplica(ModelReplica):
     folder: ClassVar[str]
 
     def __init__(
-        self, specs: Sequence[ModelSpec], config: EngineConfig, annotators: AnnotatorSpecs = NO_NETWORKS
+        self,
+        specs: Sequence[ModelSpec],
+        config: EngineConfig,
+        annotators: AnnotatorSpecs = NO_NETWORKS,
+        watermark_method: str | None = None,
     ) -> None:
         fail_if_ordered(Path(self.folder))
-        super().__init__(specs, config, annotators)
+        super().__init__(specs, config, annotators, watermark_method)
         self._faults = NetworkFaults()
         engine = self._worker._engine
         assert engine is not None
