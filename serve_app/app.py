@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.annotators.spec import AnnotatorSpecs
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
 from deployments.registry import with_known_size
@@ -46,11 +46,12 @@ def build_application(config: AppConfig, replica: type[ModelReplica] = ModelRepl
     """As `build_app`, with another class of replicas. Apart from it because Serve's builders take one argument only."""
     specs = [tuple(with_known_size(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
     annotators = config.annotators.specs()
+    upscalers = tuple(upscaler.spec() for upscaler in config.upscalers)
     logs = config.logging.serve_options()
     watermark = config.labels.watermark
     method = watermark.method if watermark.enabled else None
     handles = [
-        bind_deployment(deployment, hosted, annotators, replica, logs, method)
+        bind_deployment(deployment, hosted, annotators, replica, logs, upscalers, method)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options(), logging_config=logs).bind(
@@ -65,14 +66,15 @@ def bind_deployment(
     annotators: AnnotatorSpecs,
     replica: type[ModelReplica] = ModelReplica,
     logs: Mapping[str, Any] | None = None,
+    upscalers: Sequence[UpscalerSpec] = (),
     watermark_method: str | None = None,
 ) -> Application:
-    """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config.
-
-    `watermark_method` is what its pictures will be marked with.
+    """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config,
+    `upscalers` enlarge pictures, which `watermark_method` marks.
     """
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
-    bound: Application = deployment.bind(specs, config.engine_config(), dict(annotators), watermark_method)
+    told = (specs, config.engine_config(), dict(annotators), tuple(upscalers), watermark_method)
+    bound: Application = deployment.bind(*told)
     return bound
 
 
@@ -101,7 +103,13 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     templates = with_own([each.template() for each in config.templates])
     blocklist = Blocklist([each.rule() for each in config.blocklist])
     service = DiffusionService(
-        backend, cache=cache, redis=redis, templates=templates, labeller=labeller, blocklist=blocklist
+        backend,
+        cache=cache,
+        redis=redis,
+        templates=templates,
+        labeller=labeller,
+        blocklist=blocklist,
+        upscalers=[upscaler.spec() for upscaler in config.upscalers],
     )
     Publisher(service.samples)
     job_store = None

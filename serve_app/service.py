@@ -16,11 +16,11 @@ from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError, EngineStopped
-from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Source
-from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
+from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.inputs import Enlargement, Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.metrics import Sample
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
@@ -29,9 +29,10 @@ from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
 from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
+from serve_app.generation.interpolation import LANCZOS, interpolate
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.result import Result, decode_image, result_of, to_png
+from serve_app.generation.result import Result, collect_result, decode_image, to_png
 from serve_app.generation.templates import TEMPLATES, PromptTemplate
 from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
@@ -57,6 +58,7 @@ class DiffusionService:
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
     whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
     Files say how they were made, and by default no more; `labeller` decides that. `blocklist` refuses prompts.
+    `upscalers` are the networks that enlarge pictures; a backend that is given has them already.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class DiffusionService:
         templates: Mapping[str, PromptTemplate] = TEMPLATES,
         labeller: Labeller | None = None,
         blocklist: Blocklist = NOTHING_BLOCKED,
+        upscalers: Sequence[UpscalerSpec] = (),
         **engine: Unpack[EngineOptions],
     ) -> None:
         if backend is not None and (models is not None or annotators is not None or engine):
@@ -80,7 +83,9 @@ class DiffusionService:
         if backend is None:
             chosen = DEMO_MODELS if models is None else models
             default = DEMO_ANNOTATORS if models is None else NO_NETWORKS
-            local = LocalBackend(chosen, EngineConfig(**engine), default if annotators is None else annotators)
+            local = LocalBackend(
+                chosen, EngineConfig(**engine), default if annotators is None else annotators, upscalers
+            )
             engines, self._start = local, local.start
             self.image_processor = ImageProcessor(local.annotators)
         else:
@@ -92,6 +97,7 @@ class DiffusionService:
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
         self.templates, self.blocklist = templates, blocklist
+        self.upscalers = tuple(spec.name for spec in upscalers)
         statistics = Statistics()
         self._was_ready = False
         # What happens to a request, from the outside in.
@@ -138,8 +144,9 @@ class DiffusionService:
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
         Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
         """
-        name, blocklist = request_id or uuid.uuid4().hex, self.blocklist if for_images else NOTHING_BLOCKED
-        asked = (self.models, params, uploads, previews, name, tenant, self.templates, blocklist)
+        named = (previews, request_id or uuid.uuid4().hex, tenant)
+        blocklist = self.blocklist if for_images else NOTHING_BLOCKED
+        asked = (self.models, params, uploads, *named, self.templates, blocklist, self.upscalers)
         # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
@@ -159,6 +166,11 @@ class DiffusionService:
     async def make_hints(self, prepared: Prepared) -> tuple[bytes, ...]:
         """Makes the hints that a prepared request's ControlNets would get, as PNG files. Raises EngineError."""
         return await self._backend.make_hints(prepared.request)
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """Enlarges a picture by `lanczos`, or by one of `upscalers`. Returns a PNG file. Raises EngineError."""
+        is_interpolated = enlargement.upscaler == LANCZOS
+        return await (interpolate(enlargement) if is_interpolated else self._backend.enlarge(enlargement))
 
     async def cancel(self, request_id: str, tenant: str = "") -> bool:
         """Cancels that tenant's request, or batch, of this id. Returns False where there is none.
@@ -187,27 +199,9 @@ class DiffusionService:
 
     async def collect(self, prepared: Prepared, on_event: Callable[[Event], None] | None = None) -> Result:
         """As `generate`, for a prepared request. `on_event` gets its events, `Progress` at intervals."""
-        images: list[ImageDone] = []
-        failures: list[ImageFailed] = []
-        source: Source = "made"
         interval = None if on_event is None else PROGRESS_INTERVAL_S
         watched = replace(prepared, request=replace(prepared.request, progress_interval_s=interval))
-        async with aclosing(self.run(watched)) as events:
-            async for event in events:
-                if on_event is not None:
-                    on_event(event)
-                match event:
-                    case Accepted():
-                        source = event.source
-                    case ImageDone():
-                        images.append(event)
-                    case ImageFailed():
-                        failures.append(event)
-                    case Failed(error=error):
-                        raise error
-                    case Finished(timings=timings):
-                        return result_of(prepared, images, failures, timings, source)
-        raise EngineStopped("the engine stopped before the request was finished")
+        return await collect_result(prepared, self.run(watched), on_event)
 
     async def generate_text_to_image(
         self, params: GenerationParams, model_name: str | None = None

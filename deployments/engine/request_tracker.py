@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from heapq import heappop, heappush
 
+from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.counters import Counters, sum_counters
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Progress
@@ -71,6 +72,11 @@ class RequestTracker:
         """Clears all counters and durations."""
         self.counters.clear()
         self.phases.clear()
+
+    def loras_in_use(self) -> list[LoraSet]:
+        """Returns the LoRAs of all tracked requests. From any thread."""
+        # The dictionary is copied in one operation.
+        return [state.loras for state in list(self.requests.values()) if state.loras is not None]
 
     def record_arrival(self, request: Request) -> None:
         """Starts a request's deadline. It still waits to be prepared."""

@@ -11,6 +11,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
+from starlette.types import Scope
 
 from deployments.engine.protocol.errors import EngineError
 from serve_app.api.a1111.callers import create_callers
@@ -28,11 +29,13 @@ from serve_app.api.middleware.rate_limiting import RateLimiting
 from serve_app.api.middleware.request_id import RequestId
 from serve_app.api.middleware.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.openai import images, models
+from serve_app.api.openai.errors import translate
 from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
 from serve_app.api.parsing.validation import fault_of, problem_of_faults
 from serve_app.api.playground import pages
 from serve_app.api.problems import Problem, http_problem, problem_of
+from serve_app.api.reference import pages as reference
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.api.routes import (
     batches,
@@ -44,6 +47,7 @@ from serve_app.api.routes import (
     metadata,
     operations,
     results,
+    upscale,
     verify,
 )
 from serve_app.callbacks.callbacks import Callbacks
@@ -76,6 +80,7 @@ _ROUTERS: Final = (
     jobs.router,
     cancel.router,
     metadata.router,
+    upscale.router,
     verify.router,
     cache.router,
     operations.router,
@@ -89,6 +94,7 @@ _ROUTERS: Final = (
     controlnet.router,
     huggingface_images.router,
     results.router,
+    reference.router,
 )
 
 # Their JSON bodies hold pictures.
@@ -129,6 +135,9 @@ def create_api(
         version=darkroom_version(),
         lifespan=_lifespan,
         redirect_slashes=False,
+        # Our own, which asks nobody but this server.
+        docs_url=None,
+        redoc_url=None,
         # Its log records of validation errors would contain callers' input. Spans and metrics do not.
         telemetry={"logs": False},
         # Checks nothing itself: it makes the documentation pages offer to enter a key.
@@ -159,7 +168,7 @@ def create_api(
     app.add_middleware(UploadBudget, **budget, paths=_JSON_UPLOADS)
     # Each wraps those before it. In order of execution: host, key, limits, room for uploads.
     if gateway.limits is not None:
-        app.add_middleware(RateLimiting, limits=gateway.limits)
+        app.add_middleware(RateLimiting, limits=gateway.limits, translate=_translate_refusal)
     if gateway.keys is not None:
         app.add_middleware(Authentication, keys=gateway.keys)
     if gateway.hosts is not None:
@@ -173,6 +182,11 @@ def create_api(
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientDisconnect, _answer_client_left)
     return app
+
+
+def _translate_refusal(scope: Scope, problem: Problem) -> Problem:
+    """Puts what is refused before it has come to its endpoint into the words of that endpoint's clients."""
+    return translate(problem) if scope["path"].startswith("/v1/") else problem
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.registry import check_source, with_known_size
+from deployments.registry import check_source, check_upscaler, with_known_size
 from serve_app.callbacks.signing import WebhookSigner
 from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
 from serve_app.cli import k8s as kubernetes_commands
@@ -79,13 +79,14 @@ def fetch(
         for deployment in settings.deployments
         for spec in settings.specs_of(deployment)
     ]
+    annotators, upscalers = settings.annotators.specs(), [upscaler.spec() for upscaler in settings.upscalers]
     if check:
-        answers = list(_print_answers(hub_check.check_hub(hosted, settings.annotators.specs())))
+        answers = list(_print_answers(hub_check.check_hub(hosted, annotators, upscalers)))
         if wrong := answers.count(False):
             raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
     try:
-        fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
+        fetching.fetch(hosted, annotators, attempts, lambda line: print(line, flush=True), upscalers=upscalers)
     except ModelLoadError as error:
         raise exit_with(error.message) from None
 
@@ -147,7 +148,7 @@ def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig
 
 
 def _read_config(config: str) -> AppConfig:
-    """Loads the configuration, and checks that its models' and annotators' files can be expected to exist."""
+    """Loads the configuration, and checks that all files that it names can be expected to exist."""
     try:
         settings = load_config(config)
         for deployment in settings.deployments:
@@ -156,6 +157,8 @@ def _read_config(config: str) -> AppConfig:
                 with_known_size(spec)
         for kind, annotator in settings.annotators.specs().items():
             check_annotator(kind, annotator)
+        for upscaler in settings.upscalers:
+            check_upscaler(upscaler.spec())
     except (ConfigError, ModelLoadError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     return settings

@@ -33,6 +33,7 @@ from serve_app.config.sections import (
 )
 from serve_app.config.strict import Strict
 from serve_app.config.templates import TemplateConfig, WildcardLines, WildcardName
+from serve_app.config.upscalers import UpscalerConfig
 
 _PACKAGED = Path(__file__).parent / "packaged"
 
@@ -109,6 +110,7 @@ class AppConfig(Strict):
     models: tuple[ModelConfig, ...] = ()
     deployments: tuple[DeploymentConfig, ...] = Field(min_length=1)
     annotators: AnnotatorsConfig = AnnotatorsConfig()
+    upscalers: tuple[UpscalerConfig, ...] = Field(default=(), max_length=64)
     ingress: IngressConfig = IngressConfig()
     cache: CacheConfig = CacheConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -133,6 +135,7 @@ class AppConfig(Strict):
         for place, names in (
             ("models", [model.name for model in self.models]),
             ("templates", [template.name for template in self.templates]),
+            ("upscalers", [upscaler.name for upscaler in self.upscalers]),
             ("blocklist", [rule.name for rule in self.blocklist]),
             ("deployments", ["ingress", *(deployment.name for deployment in self.deployments)]),
         ):
@@ -168,6 +171,7 @@ class AppConfig(Strict):
     def numerics(self) -> dict[str, Any]:
         """By model, everything its images depend on besides its weights and the request, as plain data."""
         annotators = self.annotators.model_dump(mode="json")
+        upscalers = [upscaler.model_dump(mode="json") for upscaler in self.upscalers]
         return {
             spec.name: {
                 "device": deployment.device,
@@ -176,6 +180,7 @@ class AppConfig(Strict):
                 "padded_sizes": deployment.padded_sizes,
                 "backend": numerics_of(deployment.backend, deployment.device),
                 "annotators": annotators,
+                "upscalers": upscalers,
             }
             for deployment in self.deployments
             for spec in self.specs_of(deployment)

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
 from deployments.engine.protocol.inputs import Task, Uploads
-from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.generation.ad_formats import apply_ad_format
@@ -28,6 +28,7 @@ def prepare(
     tenant: str,
     templates: Mapping[str, PromptTemplate] = TEMPLATES,
     blocklist: Blocklist = NOTHING_BLOCKED,
+    upscalers: Sequence[str] = (),
 ) -> Prepared:
     """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads, params) if uploads else None
@@ -36,6 +37,7 @@ def prepare(
     asked = fill_in_size(apply_ad_format(with_seed(params), spec), header, spec)
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
+    _check_upscaler(asked, upscalers)
     styled = write_prompts(asked, templates, blocklist)
     request_id = f"{name}.{secrets.token_hex(4)}"
     drawn = asked.seed != params.seed
@@ -103,6 +105,12 @@ def controlnets_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, .
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:
     return spec.source, spec.revision, spec.config, spec.prediction_type
+
+
+def _check_upscaler(params: GenerationParams, upscalers: Sequence[str]) -> None:
+    known = (*BUILT_IN_UPSCALERS, *upscalers)
+    if params.hires is not None and params.hires.upscaler not in known:
+        raise InvalidParameter("hires", f"there is no such upscaler; there is: {', '.join(known)}")
 
 
 def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:

@@ -45,6 +45,11 @@ class FileTexts:
     xmp: bytes | None = None
 
 
+def is_jpeg(file: bytes) -> bool:
+    """Whether a file is a JPEG, whose texts are the shortest."""
+    return file.startswith(_JPEG)
+
+
 def add_texts(file: bytes, texts: FileTexts) -> bytes:
     """Returns a PNG, JPEG or WebP file that was made here, with `texts` in it."""
     if file.startswith(_PNG):

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from serve_app.config.errors import ConfigError
 from serve_app.config.labels import TEXTS_ONLY, LabelsConfig, SigningConfig
 from serve_app.generation.fingerprint import hash_of
 from serve_app.generation.result import to_png
-from serve_app.labels.file_metadata import MAX_JPEG_TEXT_BYTES, FileTexts, add_texts
+from serve_app.labels.file_metadata import MAX_JPEG_TEXT_BYTES, FileTexts, add_texts, is_jpeg
 from serve_app.labels.parameters_text import parameters_text
 from serve_app.labels.source_type import CHANGED, MADE, SourceType, xmp_of
 
@@ -75,23 +75,28 @@ class Labeller:
 
         return LabelReader(None if self.signer is None else self.signer.certificate, self.mark)
 
-    def label_enlarged(self, file: bytes, original: bytes, *, by_network: bool) -> bytes:
-        """Returns `file`, the PNG of the enlarged picture in `original`, with the labels that are lost on the way.
+    def label_enlarged(
+        self, png: bytes, original: bytes, *, by_network: bool, save: Callable[[bytes], bytes] = bytes
+    ) -> bytes:
+        """Returns the file that `save` makes of a PNG, with the labels that were lost when `original` was enlarged.
 
-        `original` may be anybody's. What says that a model had a part in it, and how, is said of `file` as well; of
-        what it says besides, nothing is taken over. What a network has enlarged was changed by one, whatever it was,
+        `original` may be anybody's. What says that a model had a part in it, and how, is said of the new file as well;
+        of what it says besides, nothing is taken over. What a network has enlarged was changed by one, whatever it was,
         and was marked where that was done. Raises InvalidParameter if `original` is no picture.
         """
         found = self.reader.read(original, "image")
         source_type = found.ai_source_type or (CHANGED if by_network else None)
         if source_type is None:
-            return file
+            return save(png)
         is_marked = by_network
         if not by_network and found.mark is not None and self.mark is not None:
             is_marked = found.mark.payload == self.mark.payload
-            file = _mark_again(file, self.mark) if is_marked else file
+            png = _mark_again(png, self.mark) if is_marked else png
+        file, parameters = save(png), found.texts.parameters
+        if parameters is not None and is_jpeg(file) and len(parameters.encode("utf-16-be")) > MAX_JPEG_TEXT_BYTES:
+            parameters = None
         xmp = xmp_of(source_type) if self._config.source_type else None
-        labelled = add_texts(file, FileTexts(found.texts.parameters, xmp))
+        labelled = add_texts(file, FileTexts(parameters, xmp))
         if self.signer is None:
             return labelled
         from serve_app.labels.manifests import Provenance, Source

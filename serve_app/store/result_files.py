@@ -18,10 +18,13 @@ from cachetools import TTLCache
 from deployments.engine.protocol.errors import Overloaded
 from serve_app.config.sections import ResultUrlsConfig
 from serve_app.store.redis import RedisGone, RedisTier
-from serve_app.store.redis_values import Damaged, content
+from serve_app.store.redis_values import Damaged, content, number
 from serve_app.store.signed import BadSignature, sign, verify
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+
+LEAST_FILE_BYTES: Final = 100
+"""No PNG, WebP or JPEG file of a picture has less."""
 
 # The bytes that are kept are counted in slots of this share of the time that they are kept.
 _SLOTS: Final = 8
@@ -90,6 +93,28 @@ class ResultFiles:
             config.max_bytes, config.ttl_s, timer=clock, getsizeof=lambda file: len(file.data)
         )
 
+    async def check_room(self, files: int) -> None:
+        """Raises Overloaded where so many images certainly find no room, however small: before they are made."""
+        if await self._held_bytes() + files * LEAST_FILE_BYTES > self._max_bytes:
+            raise _full()
+
+    async def _held_bytes(self) -> int:
+        """Returns the bytes of all images that are kept. Raises Overloaded without Redis."""
+        if self._redis is None:
+            self._here.expire()
+            return int(self._here.currsize)
+        try:
+            held = await self._redis.call(lambda connection: connection.mget(self._slots(self._redis)))
+        except RedisGone:
+            raise _gone() from None
+        return sum(map(number, held))
+
+    def _slots(self, redis: RedisTier | None) -> list[str]:
+        """Returns where the bytes of the last images are counted, the slot of now first."""
+        assert redis is not None
+        slot = int(self._clock() * _SLOTS / self._ttl_s)
+        return [f"{redis.prefix}files:{slot - back}" for back in range(_SLOTS + 1)]
+
     def seconds_left(self, address: FileAddress) -> int:
         """Returns for how many more seconds an address leads to its file."""
         return max(0, int(address.expires - self._clock()))
@@ -117,8 +142,7 @@ class ResultFiles:
         address = FileAddress(file_id, expires, self._sign(file_id, expires))
         if self._redis is not None:
             return await self._keep_in_redis(self._redis, address, file)
-        self._here.expire()
-        if len(file.data) > MAX_FILE_BYTES or self._here.currsize + len(file.data) > self._max_bytes:
+        if len(file.data) > MAX_FILE_BYTES or await self._held_bytes() + len(file.data) > self._max_bytes:
             raise _full()
         self._here[file_id] = file
         return _Kept(address)
@@ -162,8 +186,7 @@ class ResultFiles:
     async def _keep_in_redis(self, redis: RedisTier, address: FileAddress, file: ResultFile) -> "_Kept":
         place, seconds = self._place(redis, address.file_id), max(1, round(self._ttl_s))
         packed = sign(place, file.format, (file.data,), self._key)
-        slot = int(self._clock() * _SLOTS / self._ttl_s)
-        slots = [f"{redis.prefix}files:{slot - back}" for back in range(_SLOTS + 1)]
+        slots = self._slots(redis)
         kept = _Kept(address, slots[0], len(packed))
         if kept.size > MAX_FILE_BYTES:
             raise _full()

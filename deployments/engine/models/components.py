@@ -224,6 +224,12 @@ def wants_half(device: str, dtype: str) -> bool:
     return is_half(pick_dtype(dtype, torch.device(device)))
 
 
+def set_threads(threads: int | None) -> None:
+    """Bounds the CPU threads that torch uses for calls of this thread."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def pick_device(name: str) -> torch.device:
     """Returns the device for auto, cpu, cuda, cuda:0, ... Raises ModelLoadError for a CUDA device that is not there."""
     if name == "auto":

@@ -120,6 +120,12 @@ class Request:
         return replace(self, params=params, previews=0, inputs=NO_INPUTS, uploads=None, own_evaluations=own)
 
     @property
+    def encoded_bucket(self) -> Bucket | None:
+        """The size in which the VAE encodes its first pass's picture, enlarged; None if it encodes none."""
+        hires, second = self.params.hires, self.second_pass
+        return None if hires is None or second is None or hires.upscaler == "latent" else second.bucket
+
+    @property
     def later_evaluations(self) -> float:
         """The UNet evaluations of one image's second pass, each worth as many as its size has of this one's."""
         second = self.second_pass

@@ -73,6 +73,20 @@ class ModelSpec:
         return name == self.name or name in self.aliases
 
 
+@dataclass(frozen=True, slots=True)
+class UpscalerSpec:
+    """A network that enlarges pictures, under the name that callers use.
+
+    `source` is a safetensors file, or a repository on the hub, pinned to a commit by `revision`, with the file in it.
+    """
+
+    name: str
+    source: str
+    revision: str | None = None
+    file: str = ""
+    licence: str = ""
+
+
 def as_part(given: PartSpec | str) -> PartSpec:
     """Returns a PartSpec; a plain string is a source."""
     return PartSpec(given) if isinstance(given, str) else given

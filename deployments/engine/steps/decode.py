@@ -30,7 +30,8 @@ from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.steps.compression import compress_picture
 from deployments.engine.steps.pictures import Pictures, decode_latents, make_in_fp32, make_pictures
-from deployments.engine.steps.second_pass import encode_enlarged
+from deployments.engine.upscaling.second_pass_start import Enlarger
+from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Decoder:
         plan: MemoryPlan,
         device: DeviceMemory,
         decode_batch: int = 1,
+        upscalers: Upscalers = NO_UPSCALERS,
         encoder_threads: int = 2,
         on_failure: Callable[[], object] = lambda: None,
         heartbeat: Heartbeat | None = None,
@@ -112,7 +114,7 @@ class Decoder:
         self.failure: BaseException | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._set_aside: _Job | None = None
-        self._device_turn = threading.Lock()
+        self._enlarger = Enlarger(plan, device, upscalers)
         self._streams: dict[torch.device, WorkStream] = {}
         self._encoders = ThreadPoolExecutor(encoder_threads, thread_name_prefix="encode")
         self._checks = CheckQueue(plan, device, self._run_guarded)
@@ -297,10 +299,10 @@ class Decoder:
             return GenerationFailed("the image could not be encoded")
 
     def _encode_enlarged(self, job: _Job, picture: Tensor) -> Posterior | EngineError:
-        """Encodes an enlarged picture on the device, one at a time: its memory is nobody's plan."""
         try:
-            with self._device_turn:
-                return encode_enlarged(picture.numpy(), job.row.request, job.model)
+            return self._enlarger.encode(picture.numpy(), job.row.request, job.model)
+        except EngineError as error:
+            return error
         except Exception as error:
             raise_if_sticky(error)
             log.exception("encoding an enlarged picture failed")

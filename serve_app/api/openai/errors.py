@@ -33,6 +33,7 @@ _CODES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "unknown_field": "unknown_parameter",
         "not_allowed": "unsupported_value",
+        "rate_limited": "rate_limit_exceeded",
         "content_filtered": _MODERATED,
         "prompt_blocked": _MODERATED,
     }

@@ -46,7 +46,7 @@ def test_it_calls_the_controlnet_and_skips_steps_as_the_real_one_does(controlled
 
 def _closest(calls: int, serve: Callable[[], Outcome]) -> Outcome:
     """The first of some runs that makes so many calls, or about; else the one that comes closest."""
-    tried = []
+    tried: list[Outcome] = []
     while len(tried) < TRIES:
         tried.append(serve())
         if abs(tried[-1].unet_calls - calls) <= LATE:

@@ -144,6 +144,11 @@ def enlarged(path: str, member: str, name: str) -> Give:
     return give
 
 
+async def upscaled(client: httpx.AsyncClient) -> bytes:
+    fields = {"upscaler": "lanczos", "scale": "1.5", "output_format": "jpeg"}
+    return (await posted(client, f"{BASE}/upscale", files={"image": await made(client)}, data=fields)).content
+
+
 def inferred(path: str) -> Give:
     async def give(client: httpx.AsyncClient) -> bytes:
         parameters = {name: FIELDS[name] for name in ("width", "height", "seed")}
@@ -159,6 +164,7 @@ LABELLED: Final[Mapping[str, Give]] = {
     f"{BASE}/inpaint": form("inpaint", "image", mask_type="full"),
     f"{BASE}/controlnet": form("controlnet", "control_image", controlnet_type="canny"),
     f"{BASE}/batch-generate": of_a_batch,
+    f"{BASE}/upscale": upscaled,
     f"{BASE}/jobs/{{job_id}}": linked_by_a_job,
     f"{BASE}/jobs/{{job_id}}/events": linked_by_a_job_s_events,
     f"{BASE}/jobs/{{job_id}}/images/{{entry}}/{{image}}": of_a_job,

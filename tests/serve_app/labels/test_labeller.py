@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from deployments.engine.protocol.inputs import ImageArray, Uploads
+from deployments.engine.steps.compression import encode_image
 from deployments.watermark.spread_spectrum import SpreadSpectrum
 from serve_app.config.errors import ConfigError
 from serve_app.config.labels import NO_LABELS, TEXTS_ONLY, LabelsConfig, SigningConfig, WatermarkConfig
@@ -17,7 +18,7 @@ from serve_app.labels.manifests import ManifestReader, ManifestSigner, Provenanc
 from serve_app.labels.parameters_text import parse_parameters
 from serve_app.labels.source_type import CHANGED, MADE, read_source_type
 from tests.deployments.watermark.pictures import photo, resized
-from tests.serve_app.labels.files import FORMATS, file_of
+from tests.serve_app.labels.files import FORMATS, file_of, pixels_of
 from tests.serve_app.labels.requests import SIDE, image_of, request_of
 
 ALL = Labeller(LabelsConfig())
@@ -143,7 +144,7 @@ def test_a_photo_is_labelled_only_where_a_network_has_enlarged_it() -> None:
 
 @pytest.mark.parametrize("transparent", [False, True])
 def test_our_own_mark_is_made_again_and_another_s_is_not_replaced(transparent: bool) -> None:
-    # Twenty pixels are one: nothing is left of the first mark.
+    # Another picture: nothing is left of the first mark in it.
     enlarged = Image.fromarray(photo(512, 3))
     if transparent:
         enlarged.putalpha(128)
@@ -158,6 +159,22 @@ def test_our_own_mark_is_made_again_and_another_s_is_not_replaced(transparent: b
         assert ours.mark.payload == b"DRKM"
     others = ALL.label_enlarged(buffer.getvalue(), ORIGINALS["a mark and nothing else"], by_network=False)
     assert ALL.reader.read(others, "image").mark is None
+
+
+@every_format
+def test_an_enlarged_picture_is_labelled_in_whatever_format_it_is_saved(output_format: str) -> None:
+    def save(png: bytes) -> bytes:
+        return encode_image(pixels_of(png), output_format)  # type: ignore[arg-type]
+
+    made = ALL.label_enlarged(as_png(PHOTO), ORIGINALS["ours"], by_network=False, save=save)
+    found = ALL.reader.read(made, "image")
+    assert (found.header.format.lower(), found.source_type, found.signed_here) == (output_format, MADE, True)
+    assert found.mark is not None
+    assert found.texts.parameters
+    long = add_texts(as_png(PHOTO), FileTexts(PARAMETERS + ", X: " + "x" * 60_000))
+    kept = ALL.reader.read(ALL.label_enlarged(as_png(PHOTO), long, by_network=False, save=save), "image")
+    assert (kept.texts.parameters is None) == (output_format == "jpeg")
+    assert kept.signed_here
 
 
 def test_a_marked_picture_that_is_enlarged_is_found_to_be_marked() -> None:

@@ -1,11 +1,13 @@
 """The thread that prepares requests: when it counts as alive."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
 
 from deployments.engine.heartbeat import FLOOR_SECONDS, Heartbeat
+from deployments.engine.lora.rows.adapter_cache import AdapterCache
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.scheduling.fair_order import Arrival
 from deployments.engine.scheduling.forecast import Forecast
@@ -23,6 +25,12 @@ class Clock:
         return self.now
 
 
+def preparer_of(clock: Clock, on_done: Callable[[], object]) -> Preparer:
+    """A preparer of requests without LoRAs."""
+    adapters = AdapterCache(None, lambda _model: pytest.fail("nothing is adapted"), lambda: ())
+    return Preparer(on_done, (1,), lambda _bucket: ((), 1), adapters, Heartbeat(clock))
+
+
 def begin(preparer: Preparer, model: LoadedModel, name: str) -> None:
     foreseen: Future[Forecast] = Future()
     foreseen.set_result(Forecast(0.0, (), {}, 0, 0.0))
@@ -31,7 +39,7 @@ def begin(preparer: Preparer, model: LoadedModel, name: str) -> None:
 
 def test_what_is_prepared_and_not_collected_yet_is_no_stall(tiny_model: LoadedModel) -> None:
     clock, done = Clock(), threading.Event()
-    preparer = Preparer(done.set, (1,), lambda _bucket: ((), 1), Heartbeat(clock))
+    preparer = preparer_of(clock, done.set)
     begin(preparer, tiny_model, "first")
     assert done.wait(60)
     # The engine's thread collects between two steps, and a step may take minutes.
@@ -50,13 +58,13 @@ def test_a_preparation_that_never_ends_is_a_stall(tiny_model: LoadedModel, monke
         raise RuntimeError("enough")
 
     monkeypatch.setattr(preparer_module, "prepare", hang)
-    preparer = Preparer(lambda: None, (1,), lambda _bucket: ((), 1), Heartbeat(clock))
+    preparer = preparer_of(clock, lambda: None)
     begin(preparer, tiny_model, "first")
     assert entered.wait(60)
-    assert preparer.is_alive
+    lived = [preparer.is_alive]
     clock.now = 2 * FLOOR_SECONDS
-    assert not preparer.is_alive
+    lived.append(preparer.is_alive)
     go_on.set()
     assert len(list(preparer.collect(wait=True))) == 1
-    assert preparer.is_alive
+    assert [*lived, preparer.is_alive] == [True, False, True]
     preparer.close()
