@@ -59,6 +59,7 @@ def work_of(request: Request) -> dict[str, Any]:
     inputs, files = request.inputs, request.uploads
     return {
         "params": request.params.model_dump(mode="json", exclude=_NOT_THE_WORK),
+        "embeddings": [list(file.identity) for file in request.embeddings],
         "inputs": [_hash_array(each) for each in (inputs.image, inputs.mask, *inputs.hints)],
         "uploads": None
         if files is None
