@@ -92,7 +92,8 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     setting = {name: {**numerics, "labels": labeller.setting} for name, numerics in config.numerics().items()}
     cache = ResultCache(config.cache, redis, setting)
     templates = with_own([each.template() for each in config.templates])
-    service = DiffusionService(backend, cache=cache, redis=redis, templates=templates, labeller=labeller)
+    loras = config.loras.catalogue()
+    service = DiffusionService(backend, cache=cache, redis=redis, templates=templates, loras=loras, labeller=labeller)
     Publisher(service.samples)
     job_store = None
     if redis is not None:

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Unpack
+from uuid import uuid4
 
 from PIL import Image
 
@@ -21,6 +21,7 @@ from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from deployments.metrics import COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
@@ -50,9 +51,9 @@ class DiffusionService:
     Without a backend the engine runs in this process: each of `models` (the demo models if none are given) is loaded at
     its first use, and `engine` are the fields of `EngineConfig` for it: `device="cuda"`, `backend="torch"`, ...
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
-    neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
-    whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
-    Files say how they were made, and by default no more; `labeller` decides that.
+    neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is whatever
+    this process uses Redis for, and shows in `health`. `templates` are the prompts, and `loras` the LoRAs, that
+    requests may name. Files say how they were made, and by default no more; `labeller` decides that.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class DiffusionService:
         cache: ResultCache | None = None,
         redis: RedisTier | None = None,
         templates: Mapping[str, PromptTemplate] = TEMPLATES,
+        loras: LoraCatalogue = NO_LORAS,
         labeller: Labeller | None = None,
         **engine: Unpack[EngineOptions],
     ) -> None:
@@ -87,7 +89,7 @@ class DiffusionService:
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
-        self.templates = templates
+        self.templates, self.loras = templates, loras
         self._statistics = Statistics()
         self._was_ready = False
         # What happens to a request, from the outside in.
@@ -125,9 +127,9 @@ class DiffusionService:
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
         Tenants share the engines fairly, however many requests each has.
         """
-        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant, self.templates)
-        # A hostile file's headers take a while to read, and would block the event loop.
-        return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
+        asked = (self.models, params, uploads, previews, request_id or uuid4().hex, tenant, self.templates, self.loras)
+        # The headers of a hostile file take a while to read, as a LoRA's digest does: they would block the event loop.
+        return await asyncio.to_thread(prepare, *asked) if uploads or params.loras else prepare(*asked)
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
         """Yields the events of a prepared request. Closing the generator early cancels it."""
@@ -263,17 +265,15 @@ class DiffusionService:
         yield build_sample()
         yield from self._statistics.samples()
         yield from self._cache.samples()
-        for name, metric in COUNTS.items():
-            yield Sample(metric, (), self._backend.counts.get(name, 0))
-        for name, metric in GATEWAY_COUNTS.items():
-            yield Sample(metric, (), self.gateway_counts[name])
+        for metrics, counts in ((COUNTS, self._backend.counts), (GATEWAY_COUNTS, self.gateway_counts)):
+            for name, metric in metrics.items():
+                yield Sample(metric, (), counts.get(name, 0))
         yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
 
     async def all_samples(self) -> list[Sample]:
         """Returns `samples` and those of every engine that answers, with the same figures as in the statistics."""
         report = await self._report() or BackendReport()
-        engines = (sample for engine in report.engines for sample in engine_samples(engine))
-        return [*self.samples(), *engines]
+        return [*self.samples(), *(sample for engine in report.engines for sample in engine_samples(engine))]
 
     async def health(self) -> Health:
         """Whether images can be made now."""

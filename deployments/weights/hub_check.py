@@ -13,6 +13,7 @@ from deployments.engine.models.components import wants_half
 from deployments.engine.models.hub import select_files
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, as_part
+from deployments.loras.catalogue import LoraSpec
 from deployments.weights.fetching import Hosted
 
 _WITHOUT_WEIGHTS: Final = ("tokenizer", "scheduler")
@@ -22,15 +23,18 @@ _CHANGE: Final = "change `revision` of this row, in the configuration or in depl
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A source of files: whose it is, which subfolders are needed, and in which precision."""
+    """A source of files: whose it is, which subfolders are needed, and in which precision; or the one `file`."""
 
     title: str
     part: PartSpec
     folders: tuple[str, ...]
     half: bool
+    file: str = ""
 
 
-def check_hub(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, bool]]:
+def check_hub(
+    models: Iterable[Hosted], annotators: AnnotatorSpecs, loras: Sequence[LoraSpec] = ()
+) -> Iterator[tuple[str, bool]]:
     """Yields a line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
     seen: set[FileSource] = set()
     for row in (*_model_sources(models), *_annotator_sources(annotators)):
@@ -38,6 +42,10 @@ def check_hub(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[
             seen.add(row)
             verdict, is_loadable = _check_source(row)
             yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
+    for lora in loras:
+        part = PartSpec(lora.source, lora.revision)
+        verdict, is_loadable = _check_source(FileSource(f"LoRA {lora.name!r}", part, (), half=False, file=lora.file))
+        yield f"LoRA {lora.name!r}: {lora.source}: {verdict}", is_loadable
 
 
 def _model_sources(models: Iterable[Hosted]) -> Iterator[FileSource]:
@@ -89,6 +97,9 @@ def _check_repository(row: FileSource) -> tuple[str, bool]:
         api.auth_check(row.part.source)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     revision = row.part.revision or ""
+    if row.file:
+        there = row.file in sizes
+        return f"{revision} is there; {row.file} {'is in it' if there else 'is not in it'}", there
     try:
         files = list(select_files(row.title, row.part.source, revision, sizes, row.folders, half=row.half))
     except ModelLoadError as error:

@@ -57,6 +57,7 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
         f"{_ADS}/styles": "key",
         f"{_ADS}/ad-formats": "key",
         f"{_ADS}/templates": "key",
+        f"{_ADS}/loras": "key",
         f"{_ADS}/tokens": "key",
         f"{_ADS}/hint": "generate",
         f"{_ADS}/text-to-image": "generate",

@@ -1,6 +1,7 @@
 """The `darkroom` command. Errors are one line; exit codes are in `--help`."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -77,12 +78,14 @@ def fetch(
         for spec in settings.specs_of(deployment)
     ]
     if check:
-        answers = list(_print_answers(hub_check.check_hub(hosted, settings.annotators.specs())))
+        checks = hub_check.check_hub(hosted, settings.annotators.specs(), settings.loras.catalogue().rows)
+        answers = list(_print_answers(checks))
         if wrong := answers.count(False):
             raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
     try:
-        fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
+        loras = settings.loras.catalogue().rows
+        fetching.fetch(hosted, settings.annotators.specs(), attempts, partial(print, flush=True), loras=loras)
     except ModelLoadError as error:
         raise exit_with(error.message) from None
 
@@ -142,7 +145,7 @@ def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig
 
 
 def _read_config(config: str) -> AppConfig:
-    """Loads the configuration, and checks that its models' and annotators' files can be expected to exist."""
+    """Loads the configuration, and checks that the files that it names can be expected to exist."""
     try:
         settings = load_config(config)
         for deployment in settings.deployments:
@@ -151,6 +154,7 @@ def _read_config(config: str) -> AppConfig:
                 with_known_size(spec)
         for kind, annotator in settings.annotators.specs().items():
             check_annotator(kind, annotator)
+        settings.loras.catalogue().check_rows()
     except (ConfigError, ModelLoadError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     return settings

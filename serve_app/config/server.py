@@ -17,6 +17,7 @@ from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.labels import LabelsConfig
+from serve_app.config.loras import LorasConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import (
     CacheConfig,
@@ -103,6 +104,7 @@ class AppConfig(Strict):
     models: tuple[ModelConfig, ...] = ()
     deployments: tuple[DeploymentConfig, ...] = Field(min_length=1)
     annotators: AnnotatorsConfig = AnnotatorsConfig()
+    loras: LorasConfig = LorasConfig()
     ingress: IngressConfig = IngressConfig()
     cache: CacheConfig = CacheConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -131,6 +133,17 @@ class AppConfig(Strict):
         if doubled := find_clashes([spec for deployment in self.deployments for spec in self.specs_of(deployment)]):
             text = f"deployments: more than one hosted model answers to {doubled[0]!r}"
             raise PydanticCustomError("duplicate", "{text}", {"text": text})
+        return self
+
+    @model_validator(mode="after")
+    def _loras_have_models(self) -> "AppConfig":
+        hosted = [spec for deployment in self.deployments for spec in self.specs_of(deployment)]
+        for row in self.loras.named:
+            for name in row.models:
+                if not any(spec.has_name(name) for spec in hosted):
+                    names = [spec.name for spec in hosted]
+                    text = f"loras: {row.name!r} is for {name!r}, which is not hosted{suggest(name, names)}"
+                    raise PydanticCustomError("unknown_model", "{text}", {"text": text})
         return self
 
     @model_validator(mode="after")

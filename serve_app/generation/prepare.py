@@ -9,6 +9,7 @@ from deployments.engine.protocol.inputs import Task, Uploads
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from serve_app.generation.ad_formats import apply_ad_format
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.styles import add_style
@@ -26,6 +27,7 @@ def prepare(
     name: str,
     tenant: str,
     templates: Mapping[str, PromptTemplate] = TEMPLATES,
+    loras: LoraCatalogue = NO_LORAS,
 ) -> Prepared:
     """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads, params) if uploads else None
@@ -37,8 +39,16 @@ def prepare(
     filled = apply_template(asked, templates)
     styled = filled.model_copy(update={"prompt": add_style(filled.prompt, asked.style_preset)})
     request_id = f"{name}.{secrets.token_hex(4)}"
-    drawn = asked.seed != params.seed
-    request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name, seed_drawn=drawn)
+    request = Request(
+        request_id,
+        styled,
+        previews,
+        uploads=uploads,
+        tenant=tenant,
+        name=name,
+        seed_drawn=asked.seed != params.seed,
+        loras=loras.resolve(asked.loras, spec) if asked.loras else (),
+    )
     return Prepared(request, asked)
 
 

@@ -7,14 +7,13 @@ from typing import Final
 
 import safetensors.torch
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from deployments.engine.checkpoints.safetensors_header import read_header
 from deployments.engine.lora.adapter import Adapter, LayerChange
 from deployments.engine.lora.base_model import text_width
+from deployments.engine.lora.hub_file import locate_file
 from deployments.engine.lora.layer_formats import read_change
 from deployments.engine.lora.peft_settings import PeftSettings, read_peft_settings
 from deployments.engine.lora.tensor_names import FileNames, read_names
@@ -35,21 +34,11 @@ def read_adapter(file: LoraFile) -> Adapter:
     """
     title = f"the LoRA {file.name!r}"
     try:
-        return _read(title, file, _locate(title, file))
+        return _read(title, file, locate_file(title, file))
     except ModelLoadError as error:
         raise InvalidParameter("loras", error.message) from None
     except ValueError as error:
         raise InvalidParameter("loras", f"{title} cannot be used: {error}") from None
-
-
-def _locate(title: str, file: LoraFile) -> Path:
-    if not file.file:
-        return Path(file.source)
-    try:
-        # A commit never changes: what is in the cache needs no hub.
-        return Path(hf_hub_download(file.source, file.file, revision=file.revision))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelLoadError(f"{title}: it is not in the cache, and could not be fetched from the hub") from error
 
 
 def _read(title: str, file: LoraFile, path: Path) -> Adapter:

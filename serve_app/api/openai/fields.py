@@ -15,9 +15,9 @@ from deployments.engine.protocol.params import (
     SIZE_STEP,
     GenerationParams,
     OutputFormat,
-    StrictFields,
 )
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.strict_fields import StrictFields
 from deployments.engine.protocol.texts import check_name
 from serve_app.api.openai.errors import RENAMED, translate_fault
 from serve_app.api.openai.model_names import ModelNames

@@ -16,6 +16,7 @@ _RARE: Final = IMAGE_FIELDS | {
     "exact",
     "guidance_interval",
     "hires",
+    "loras",
     "metadata",
     "output_fit",
     "output_quality",

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, ValidationError
 
 from deployments.engine.protocol.errors import EngineError
-from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
+from deployments.engine.protocol.params import GenerationParams, Priority
+from deployments.engine.protocol.strict_fields import StrictFields, normalise_fields
 from serve_app.api.dependencies import JobsDep, ServiceDep
 from serve_app.api.exchange import exchange_of
 from serve_app.api.middleware.rate_limiting import charge, charge_refused

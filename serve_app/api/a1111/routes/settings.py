@@ -1,5 +1,6 @@
 """A1111's endpoints for the caller's own options, and for the lists that its clients fill their menus with."""
 
+import asyncio
 import os
 from typing import Any, Final
 
@@ -106,6 +107,14 @@ async def embeddings() -> dict[str, dict[str, Any]]:
     return {"loaded": {}, "skipped": {}}
 
 
+@router.get("/loras")
+async def loras(service: ServiceDep) -> list[dict[str, Any]]:
+    """Lists the LoRAs that `<lora:NAME:WEIGHT>` can name in a prompt. Paths are nobody's business."""
+    entries = await asyncio.to_thread(service.loras.entries)
+    names = [entry.spec.name for entry in entries if entry.problem is None]
+    return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
+
+
 @router.get("/memory")
 async def memory(service: ServiceDep) -> dict[str, dict[str, Any]]:
     """Says how much memory the engines' devices have, in bytes, as far as they tell."""
@@ -127,7 +136,7 @@ async def cmd_flags() -> dict[str, Any]:
 
 def _add_empty_lists() -> None:
     """Adds the lists of what this server has none of: clients ask for them, and need an array."""
-    for path in ("sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers", "realesrgan-models"):
+    for path in ("sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models"):
         router.add_api_route(f"/{path}", _empty_list, methods=["GET"], name=f"list {path}", operation_id=path)
 
 
