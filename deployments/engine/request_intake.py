@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
 
+from deployments.engine.lora.rows.adapter_cache import AdapterCache
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import EngineError, UnknownModel
 from deployments.engine.protocol.request import Bucket, Request
@@ -37,6 +38,7 @@ class RequestIntake:
         admission: Admission,
         tracker: RequestTracker,
         running: RunningRows,
+        adapters: AdapterCache,
         sizes: Sequence[int],
         attempt: Attempt,
         wake: Callable[[], object],
@@ -44,7 +46,8 @@ class RequestIntake:
         self._models, self._admission, self._tracker, self._running = models, admission, tracker, running
         self._attempt = attempt
         self._most_ahead = sizes[-1]
-        self._preparer = Preparer(wake, tuple(sizes), self._prepared_of)
+        self._adapters = adapters
+        self._preparer = Preparer(wake, tuple(sizes), self._prepared_of, adapters)
         self._forecaster = Forecaster(admission, wake)
 
     @property
@@ -96,9 +99,13 @@ class RequestIntake:
         model = self._model_of(request)
         check_request(request, model)
         check_second_pass(request, model)
+        if request.loras:
+            self._adapters.check_readable()
         complete = with_model_facts(request, model)
         arrival = self._admission.enqueue(complete)
         self._tracker.record_arrival(complete)
+        # They are read while the request waits.
+        self._adapters.prefetch(complete.model, complete.loras)
         if complete.params.deadline_ms is not None:
             self._forecaster.check_deadline(arrival, self._running)
 

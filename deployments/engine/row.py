@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from deployments.engine.conditioning.controlnet import Control
     from deployments.engine.conditioning.cross_attention import EncodedPrompt
+    from deployments.engine.lora.rows.lora_set import LoraSet
     from deployments.engine.sampling.latents import Blend
     from deployments.engine.sampling.samplers import Schedule
     from deployments.engine.steps.arena import Slot
@@ -38,7 +39,8 @@ class Row:
     began again. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting
     checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale, for a UNet that takes
     it. `deep` is what the UNet's deep blocks answered last, with and without the prompt, of a row that is in no slot.
-    `steps_before` and `steps_after` are the evaluations of the image's other pass, if there is one.
+    `steps_before` and `steps_after` are the evaluations of the image's other pass, if there is one. `loras` are what it
+    changes in the UNet.
     """
 
     request: Request
@@ -61,6 +63,7 @@ class Row:
     slot: Slot | None = field(default=None, repr=False)
     steps_before: int = 0
     steps_after: int = 0
+    loras: LoraSet | None = field(default=None, repr=False)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -78,12 +81,16 @@ class Row:
 
     @property
     def bytes(self) -> int:
-        """Bytes held for the row between steps, without its prompts, which other rows may share."""
+        """Bytes held for the row between steps, without its prompts, which other rows may share.
+
+        A call needs its LoRAs at most once for each of its rows.
+        """
         held = [self.state, self.channels, self.deep, *(control.hint for control in self.controls)]
         if self.blend is not None:
             held += [self.blend.image, self.blend.noise, self.blend.mask]
-        in_slot = 0 if self.slot is None else self.slot.bytes
-        return in_slot + sum(tensor.nbytes for tensor in held if tensor is not None)
+        more = 0 if self.slot is None else self.slot.bytes
+        more += 0 if self.loras is None else self.most_unet_rows * self.loras.unet_bytes
+        return more + sum(tensor.nbytes for tensor in held if tensor is not None)
 
     @property
     def is_guided(self) -> bool:

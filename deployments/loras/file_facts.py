@@ -15,14 +15,13 @@ from deployments.engine.protocol.errors import ModelLoadError
 @dataclass(frozen=True, slots=True)
 class FileFacts:
     """`problem` says why the file cannot be used, as far as its header shows. `text_width` is that of the text that its
-    base's UNet reads, if it says so; `networks` are those that it changes, `embeddings` the tokens that it brings.
+    base's UNet reads, if it says so; `networks` are those that it changes.
     """
 
     size: int = 0
     problem: str | None = None
     text_width: int | None = None
     networks: tuple[str, ...] = ()
-    embeddings: tuple[str, ...] = ()
 
 
 def facts_of(name: str, path: Path) -> FileFacts:
@@ -55,7 +54,9 @@ def _read_facts(name: str, path: Path, version: tuple[int, ...]) -> FileFacts:
         return FileFacts(size, problem=str(error).removeprefix(f"the LoRA {name!r}: "))
     except (LookupError, TypeError):
         return FileFacts(size, problem="its header has shapes that no LoRA has")
-    return FileFacts(size, None, width, tuple(sorted(names.networks)), tuple(names.embeddings))
+    if names.embeddings:
+        return FileFacts(size, problem="it brings textual inversions along, which no engine applies")
+    return FileFacts(size, None, width, tuple(sorted(names.networks)))
 
 
 @lru_cache(maxsize=4096)

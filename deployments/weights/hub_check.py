@@ -1,6 +1,6 @@
 """Checks on the hub, without fetching, that the commits and the weights in them are there."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -12,7 +12,7 @@ from deployments.annotators.spec import AnnotatorSpecs, network_sources
 from deployments.engine.models.components import wants_half
 from deployments.engine.models.hub import select_files
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, as_part
+from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, UpscalerSpec, as_part
 from deployments.loras.catalogue import LoraSpec
 from deployments.weights.fetching import Hosted
 
@@ -23,17 +23,19 @@ _CHANGE: Final = "change `revision` of this row, in the configuration or in depl
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A source of files: whose it is, which subfolders are needed, and in which precision; or the one `file`."""
+    """A source of files: whose it is, which subfolders are needed, and in which precision."""
 
     title: str
     part: PartSpec
     folders: tuple[str, ...]
     half: bool
-    file: str = ""
 
 
 def check_hub(
-    models: Iterable[Hosted], annotators: AnnotatorSpecs, loras: Sequence[LoraSpec] = ()
+    models: Iterable[Hosted],
+    annotators: AnnotatorSpecs,
+    upscalers: Iterable[UpscalerSpec] = (),
+    loras: Iterable[LoraSpec] = (),
 ) -> Iterator[tuple[str, bool]]:
     """Yields a line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
     seen: set[FileSource] = set()
@@ -42,10 +44,11 @@ def check_hub(
             seen.add(row)
             verdict, is_loadable = _check_source(row)
             yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
-    for lora in loras:
-        part = PartSpec(lora.source, lora.revision)
-        verdict, is_loadable = _check_source(FileSource(f"LoRA {lora.name!r}", part, (), half=False, file=lora.file))
-        yield f"LoRA {lora.name!r}: {lora.source}: {verdict}", is_loadable
+    for one in (*upscalers, *loras):
+        title = f"{'LoRA' if isinstance(one, LoraSpec) else 'upscaler'} {one.name!r}"
+        row = FileSource(title, PartSpec(one.source, one.revision), (one.file,), half=False)
+        verdict, is_loadable = _check_source(row, _check_file)
+        yield f"{title}: {one.source}: {verdict}", is_loadable
 
 
 def _model_sources(models: Iterable[Hosted]) -> Iterator[FileSource]:
@@ -72,11 +75,11 @@ def _annotator_sources(annotators: AnnotatorSpecs) -> Iterator[FileSource]:
             )
 
 
-def _check_source(row: FileSource) -> tuple[str, bool]:
+def _check_source(row: FileSource, check: Callable[[FileSource], tuple[str, bool]] | None = None) -> tuple[str, bool]:
     if Path(row.part.source).exists():
         return "on this machine", True
     try:
-        return _check_repository(row)
+        return (check or _check_repository)(row)
     except GatedRepoError:
         return "it is gated: accept its terms on the hub, and set HF_TOKEN", False
     except RevisionNotFoundError:
@@ -97,9 +100,6 @@ def _check_repository(row: FileSource) -> tuple[str, bool]:
         api.auth_check(row.part.source)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     revision = row.part.revision or ""
-    if row.file:
-        there = row.file in sizes
-        return f"{revision} is there; {row.file} {'is in it' if there else 'is not in it'}", there
     try:
         files = list(select_files(row.title, row.part.source, revision, sizes, row.folders, half=row.half))
     except ModelLoadError as error:
@@ -111,6 +111,16 @@ def _check_repository(row: FileSource) -> tuple[str, bool]:
     total = sum(sizes[name] for name in files) / 1e9
     gated = ", gated, and open to this token" if info.gated else ""
     return f"{revision} is there; {len(weights)} files of weights, {total:.2f} GB{gated}", True
+
+
+def _check_file(row: FileSource) -> tuple[str, bool]:
+    """Checks a repository of which one file is needed, which stands in place of the folders."""
+    (name,), revision = row.folders, row.part.revision
+    info = HfApi().model_info(row.part.source, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if name not in sizes:
+        return f"at {revision} it has no {name}: change `file` of this row in the configuration", False
+    return f"{revision} is there; {name}, {sizes[name] / 1e6:.1f} MB", True
 
 
 def _missing_folders(row: FileSource, files: Sequence[str]) -> list[str]:

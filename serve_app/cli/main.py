@@ -1,4 +1,4 @@
-"""The `darkroom` command. Errors are one line; exit codes are in `--help`."""
+"""The `darkroom` command. Errors are one line; exit codes are below `--help`."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.registry import check_source, with_known_size
-from serve_app.cli import batch, generate, keys
+from deployments.registry import check_source, check_upscaler, with_known_size
+from serve_app.callbacks.signing import WebhookSigner
+from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
 from serve_app.cli import k8s as kubernetes_commands
-from serve_app.cli.exits import EXIT_USAGE, exit_with
+from serve_app.cli.exits import EXIT_CODES, EXIT_USAGE, exit_with
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.server import AppConfig, load_config
@@ -25,8 +26,8 @@ from serve_app.serving.node_environment import read_head_timeout_s
 app = typer.Typer(
     name="darkroom",
     help="Stable Diffusion images, batched at the level of single denoising steps.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -52,6 +53,8 @@ def serve(
     settings = _add_hosts(settings, host, allow_host or [])
     try:
         check_gateway(settings, host)
+        if settings.callbacks is not None:
+            WebhookSigner(settings.callbacks.webhook_secrets)
         read_head_timeout_s()
     except (ConfigError, ValueError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
@@ -77,15 +80,17 @@ def fetch(
         for deployment in settings.deployments
         for spec in settings.specs_of(deployment)
     ]
+    annotators, upscalers = settings.annotators.specs(), [upscaler.spec() for upscaler in settings.upscalers]
+    loras = settings.loras.catalogue().rows
     if check:
-        checks = hub_check.check_hub(hosted, settings.annotators.specs(), settings.loras.catalogue().rows)
+        checks = hub_check.check_hub(hosted, annotators, upscalers, loras)
         answers = list(_print_answers(checks))
         if wrong := answers.count(False):
             raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
     try:
-        loras = settings.loras.catalogue().rows
-        fetching.fetch(hosted, settings.annotators.specs(), attempts, partial(print, flush=True), loras=loras)
+        say = partial(print, flush=True)
+        fetching.fetch(hosted, annotators, attempts, say, upscalers=upscalers, loras=loras)
     except ModelLoadError as error:
         raise exit_with(error.message) from None
 
@@ -128,7 +133,9 @@ for _command in (generate.generate, generate.img2img, generate.inpaint, generate
     app.command()(_command)
 app.add_typer(keys.app, name="keys")
 app.command()(batch.batch)
-app.add_typer(batch.jobs, name="jobs")
+app.add_typer(jobs.app, name="jobs")
+app.command("list")(listing.list_names)
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(kubernetes_commands.app, name="k8s")
 
 
@@ -145,7 +152,7 @@ def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig
 
 
 def _read_config(config: str) -> AppConfig:
-    """Loads the configuration, and checks that the files that it names can be expected to exist."""
+    """Loads the configuration, and checks that all files that it names can be expected to exist."""
     try:
         settings = load_config(config)
         for deployment in settings.deployments:
@@ -154,6 +161,8 @@ def _read_config(config: str) -> AppConfig:
                 with_known_size(spec)
         for kind, annotator in settings.annotators.specs().items():
             check_annotator(kind, annotator)
+        for upscaler in settings.upscalers:
+            check_upscaler(upscaler.spec())
         settings.loras.catalogue().check_rows()
     except (ConfigError, ModelLoadError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None

@@ -12,8 +12,10 @@ from PIL import Image
 class DarkroomError(Exception):
     """The server refused or failed, or could not be reached: then `status` is 0 and `code` says how (`unreachable`).
 
-    `field` names the offending parameter, if there is one. `retryable`: the same request may succeed later;
-    `retry_after` is in how many seconds, where the server says so.
+    `field` names the offending parameter, if there is one. An image that a safety policy kept back has the `code`
+    `content_filtered`. `retryable`: the same request may succeed later;
+    `retry_after` is in how many seconds, where the server says so. `images` are those of the request that were made all
+    the same.
     """
 
     def __init__(
@@ -29,11 +31,15 @@ class DarkroomError(Exception):
         self.status, self.code, self.message = status, code, message
         self.field, self.request_id, self.retryable = field, request_id, retryable
         self.retry_after: float | None = None
+        self.images: tuple[ServedImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ServedImage:
-    """An image as the server made it; `data` is the file's content."""
+    """An image as the server made it; `data` is the file's content.
+
+    `safety` is what checkers found, if the model's images are checked: its `status` is passed, flagged or unchecked.
+    """
 
     index: int
     seed: int
@@ -41,6 +47,7 @@ class ServedImage:
     width: int
     height: int
     data: bytes = field(repr=False)
+    safety: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, image: Mapping[str, Any], data: bytes | None = None) -> "ServedImage":
@@ -52,6 +59,7 @@ class ServedImage:
             width=image["width"],
             height=image["height"],
             data=base64.b64decode(image["data"]) if data is None else data,
+            safety=image.get("safety"),
         )
 
     def picture(self) -> Image.Image:
@@ -77,9 +85,11 @@ class WatchedImages:
 
     def images(self) -> list[ServedImage]:
         """Returns the images in order. Raises the first failure, if there was one."""
+        images = sorted(self._images, key=lambda image: image.index)
         if self._failures:
+            self._failures[0].images = tuple(images)
             raise self._failures[0]
-        return sorted(self._images, key=lambda image: image.index)
+        return images
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +119,15 @@ def error_of(body: Mapping[str, Any], status: int = 500) -> DarkroomError:
 def failure_of(answer: Mapping[str, Any]) -> DarkroomError | None:
     """The error of the first image that an answer lacks, if any."""
     for failure in answer.get("failures", ()):
-        return DarkroomError(200, failure["code"], failure["message"], request_id=answer["id"])
+        retryable = failure["retryable"]
+        return DarkroomError(200, failure["code"], failure["message"], request_id=answer["id"], retryable=retryable)
     return None
+
+
+def images_of(answer: Mapping[str, Any]) -> list[ServedImage]:
+    """Reads the images of an answer. Raises the error of the first one that it lacks, with the others."""
+    images = [ServedImage.from_json(image) for image in answer["images"]]
+    if failure := failure_of(answer):
+        failure.images = tuple(images)
+        raise failure
+    return images

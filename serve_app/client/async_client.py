@@ -4,29 +4,42 @@ import os
 from asyncio import sleep
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.client.answers import DarkroomError, ServedEntry, ServedImage, WatchedImages, error_of, failure_of
+from serve_app.client.answers import (
+    DarkroomError,
+    ServedEntry,
+    ServedImage,
+    WatchedImages,
+    error_of,
+    failure_of,
+    images_of,
+)
 from serve_app.client.events import ServerEvent, read_until_done_async
 from serve_app.client.messages import (
     ANSWER_SECONDS,
     API_KEY_VARIABLE,
     BATCH,
     CONNECT_SECONDS,
+    DEFAULT_URL,
     HEALTH,
+    JOBS,
     POLL_SECONDS,
     STREAM_SECONDS,
     UNFINISHED,
+    CallbackOptions,
     Entry,
+    Listed,
     batch_body,
     encode_request,
     headers_of,
     http_options,
     job_path,
+    list_path,
     params_body,
     raise_for_status,
     request_path,
@@ -40,7 +53,7 @@ class AsyncDarkroomClient:
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str = DEFAULT_URL,
         timeout: float = ANSWER_SECONDS,
         *,
         api_key: str | None = None,
@@ -84,9 +97,7 @@ class AsyncDarkroomClient:
             return watched.images()
         path, options = encode_request(body, uploads)
         answer = await self._request("POST", path, headers=headers_of(request_id, once=True), **options)
-        if failure := failure_of(answer):
-            raise failure
-        return [ServedImage.from_json(image) for image in answer["images"]]
+        return images_of(answer)
 
     async def stream(
         self,
@@ -129,17 +140,42 @@ class AsyncDarkroomClient:
         return await self.entries_of(answer)
 
     async def submit(
-        self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
+        self,
+        requests: Sequence[Entry],
+        *,
+        priority: str | None = None,
+        deadline_ms: int | None = None,
+        idempotency_key: str | None = None,
+        **callbacks: Unpack[CallbackOptions],
     ) -> str:
-        """Submits `requests` as a job and returns its id. The job goes on after this program has ended."""
-        body, headers = batch_body(requests, priority, deadline_ms), {"Prefer": "respond-async"}
-        answer = await self._request("POST", BATCH, json=body, headers=headers | headers_of(once=True))
+        """Submits `requests` as a job and returns its id. The job goes on after this program has ended.
+
+        With the `idempotency_key` of an earlier call it is that one's job. `callbacks` has a webhook called at its end,
+        and its images put elsewhere (docs/callbacks.md).
+        """
+        body, headers = (
+            batch_body(requests, priority, deadline_ms, callbacks),
+            {"Prefer": "respond-async", **headers_of(once=True)},
+        )
+        headers |= {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        answer = await self._request("POST", BATCH, json=body, headers=headers)
         job_id: str = answer["id"]
         return job_id
 
     async def job(self, job_id: str) -> dict[str, Any]:
         """Returns the job's state and its results so far."""
         return await self._request("GET", job_path(job_id))
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        """Returns one's own newest jobs, at most a hundred, the newest first, without their results."""
+        found: list[dict[str, Any]] = (await self._request("GET", JOBS))["jobs"]
+        return found
+
+    async def list_of(self, what: Listed) -> list[dict[str, Any]]:
+        """Returns the models, samplers, styles, ... that the server has, each with its `name`."""
+        path, field = list_path(what)
+        found: list[dict[str, Any]] = (await self._request("GET", path))[field]
+        return found
 
     async def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
         """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""

@@ -3,29 +3,42 @@
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from time import sleep
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.client.answers import DarkroomError, ServedEntry, ServedImage, WatchedImages, error_of, failure_of
+from serve_app.client.answers import (
+    DarkroomError,
+    ServedEntry,
+    ServedImage,
+    WatchedImages,
+    error_of,
+    failure_of,
+    images_of,
+)
 from serve_app.client.events import ServerEvent, read_until_done
 from serve_app.client.messages import (
     ANSWER_SECONDS,
     API_KEY_VARIABLE,
     BATCH,
     CONNECT_SECONDS,
+    DEFAULT_URL,
     HEALTH,
+    JOBS,
     POLL_SECONDS,
     STREAM_SECONDS,
     UNFINISHED,
+    CallbackOptions,
     Entry,
+    Listed,
     batch_body,
     encode_request,
     headers_of,
     http_options,
     job_path,
+    list_path,
     params_body,
     raise_for_status,
     request_path,
@@ -44,7 +57,7 @@ class DarkroomClient:
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str = DEFAULT_URL,
         timeout: float = ANSWER_SECONDS,
         *,
         api_key: str | None = None,
@@ -92,9 +105,7 @@ class DarkroomClient:
             return watched.images()
         path, options = encode_request(body, uploads)
         answer = self._request("POST", path, headers=headers_of(request_id, once=True), **options)
-        if failure := failure_of(answer):
-            raise failure
-        return [ServedImage.from_json(image) for image in answer["images"]]
+        return images_of(answer)
 
     def stream(
         self,
@@ -137,15 +148,42 @@ class DarkroomClient:
             answer = self.job(answer["id"])
         return self.entries_of(answer)
 
-    def submit(self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None) -> str:
-        """Submits `requests` as a job and returns its id. The job goes on after this program has ended."""
-        body, headers = batch_body(requests, priority, deadline_ms), {"Prefer": "respond-async"}
-        job_id: str = self._request("POST", BATCH, json=body, headers=headers | headers_of(once=True))["id"]
+    def submit(
+        self,
+        requests: Sequence[Entry],
+        *,
+        priority: str | None = None,
+        deadline_ms: int | None = None,
+        idempotency_key: str | None = None,
+        **callbacks: Unpack[CallbackOptions],
+    ) -> str:
+        """Submits `requests` as a job and returns its id. The job goes on after this program has ended.
+
+        With the `idempotency_key` of an earlier call it is that one's job. `callbacks` has a webhook called at its end,
+        and its images put elsewhere (docs/callbacks.md).
+        """
+        body, headers = (
+            batch_body(requests, priority, deadline_ms, callbacks),
+            {"Prefer": "respond-async", **headers_of(once=True)},
+        )
+        headers |= {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        job_id: str = self._request("POST", BATCH, json=body, headers=headers)["id"]
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Returns the job's state and its results so far."""
         return self._request("GET", job_path(job_id))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Returns one's own newest jobs, at most a hundred, the newest first, without their results."""
+        found: list[dict[str, Any]] = self._request("GET", JOBS)["jobs"]
+        return found
+
+    def list_of(self, what: Listed) -> list[dict[str, Any]]:
+        """Returns the models, samplers, styles, ... that the server has, each with its `name`."""
+        path, field = list_path(what)
+        found: list[dict[str, Any]] = self._request("GET", path)[field]
+        return found
 
     def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
         """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""

@@ -6,11 +6,12 @@ from difflib import get_close_matches
 
 from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
 from deployments.engine.protocol.inputs import Task, Uploads
-from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from serve_app.generation.ad_formats import apply_ad_format
+from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.styles import add_style
 from serve_app.generation.templates import TEMPLATES, PromptTemplate, apply_template
@@ -27,6 +28,8 @@ def prepare(
     name: str,
     tenant: str,
     templates: Mapping[str, PromptTemplate] = TEMPLATES,
+    blocklist: Blocklist = NOTHING_BLOCKED,
+    upscalers: Sequence[str] = (),
     loras: LoraCatalogue = NO_LORAS,
 ) -> Prepared:
     """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
@@ -36,8 +39,8 @@ def prepare(
     asked = fill_in_size(apply_ad_format(with_seed(params), spec), header, spec)
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
-    filled = apply_template(asked, templates)
-    styled = filled.model_copy(update={"prompt": add_style(filled.prompt, asked.style_preset)})
+    _check_upscaler(asked, upscalers)
+    styled = write_prompts(asked, templates, blocklist)
     request_id = f"{name}.{secrets.token_hex(4)}"
     request = Request(
         request_id,
@@ -50,6 +53,16 @@ def prepare(
         loras=loras.resolve(asked.loras, spec) if asked.loras else (),
     )
     return Prepared(request, asked)
+
+
+def write_prompts(
+    asked: GenerationParams, templates: Mapping[str, PromptTemplate], blocklist: Blocklist
+) -> GenerationParams:
+    """Returns `asked` with its template and style applied. Raises InvalidParameter, and BlockedPrompt."""
+    filled = apply_template(asked, templates)
+    styled = filled.model_copy(update={"prompt": add_style(filled.prompt, asked.style_preset)})
+    blocklist.check(asked, styled)
+    return styled
 
 
 def default_model(models: Sequence[ModelSpec]) -> ModelSpec:
@@ -102,6 +115,12 @@ def controlnets_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, .
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:
     return spec.source, spec.revision, spec.config, spec.prediction_type
+
+
+def _check_upscaler(params: GenerationParams, upscalers: Sequence[str]) -> None:
+    known = (*BUILT_IN_UPSCALERS, *upscalers)
+    if params.hires is not None and params.hires.upscaler not in known:
+        raise InvalidParameter("hires", f"there is no such upscaler; there is: {', '.join(known)}")
 
 
 def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:

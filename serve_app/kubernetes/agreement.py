@@ -105,6 +105,7 @@ def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     wanted: list[tuple[str, Any]] = [("keys", config.keys)]
     if config.redis is not None:
         wanted += [("redis: key", config.redis.key), ("redis: password", config.redis.password)]
+    wanted += [(f"blocklist: {rule.name}: words_from", rule.words_from) for rule in config.blocklist]
     for pod in manifests.worker_pods():
         names = {each["name"] for each in pod.main.get("env", ())}
         mounts = [each["mountPath"] for each in pod.main.get("volumeMounts", ())]

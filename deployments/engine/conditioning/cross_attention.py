@@ -1,11 +1,15 @@
 """Takes cross-attention's keys and values out of a UNet: they depend on the prompt alone, and become its input."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from cachetools import LRUCache
 from torch import Tensor, nn
+
+from deployments.engine.lora.layer_update import LayerUpdate
+from deployments.engine.lora.rows.factors import add_update, stack_updates
 
 KEPT_BYTES: Final = 128 * 2**20
 """The size of the cache of the latest prompts' keys; a chunk of 77 tokens takes 3.8 MB with SD1.5 in fp16."""
@@ -41,21 +45,35 @@ class CrossAttentionCache:
         The keys of the latest prompts are kept, as far as they fit into `kept_bytes`.
         """
         self._projections = _take_out_projections(unet)
-        self._cache: LRUCache[int, EncodedPrompt] = LRUCache(kept_bytes, getsizeof=lambda prompt: prompt.bytes)
+        self._cache: LRUCache[tuple[int, Hashable], EncodedPrompt] = LRUCache(
+            kept_bytes, getsizeof=lambda prompt: prompt.bytes
+        )
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The paths that the projections had in the UNet."""
+        return frozenset(self._projections)
 
     @torch.inference_mode()
-    def project(self, embedding: Tensor) -> EncodedPrompt:
-        """Returns `embedding` [tokens, dim] with its projections.
+    def project(
+        self, embedding: Tensor, updates: Mapping[str, LayerUpdate] | None = None, updates_key: Hashable = ()
+    ) -> EncodedPrompt:
+        """Returns `embedding` [tokens, dim] with its projections, changed by `updates`, by their paths.
 
-        Do not modify it: requests with one prompt share it.
+        `updates_key` tells these updates from others. Do not modify it: requests with one prompt share it.
         """
         # By identity: the prompt encoder's cache returns the same tensor, which an entry here keeps alive.
-        found = self._cache.get(id(embedding))
+        key = (id(embedding), updates_key)
+        found = self._cache.get(key)
         if found is None:
-            keys = torch.cat([each.projection(embedding[None])[0] for each in self._projections], dim=1)
-            found = EncodedPrompt(embedding, keys)
+            given = embedding[None]
+            keys = {path: each.projection(given) for path, each in self._projections.items()}
+            layers = {path: each.projection for path, each in self._projections.items()}
+            for path, factors in stack_updates([updates or {}], layers).items():
+                keys[path] = add_update(layers[path], given, keys[path], factors)
+            found = EncodedPrompt(embedding, torch.cat([each[0] for each in keys.values()], dim=1))
             if found.bytes <= self._cache.maxsize:
-                self._cache[id(embedding)] = found
+                self._cache[key] = found
         return found
 
 
@@ -69,7 +87,7 @@ def context_width(unet: Any) -> int:
 class _Columns(nn.Module):
     """Replaces a projection by its columns, `begin` to `end`, of what was projected before."""
 
-    def __init__(self, projection: nn.Module, begin: int, end: int) -> None:
+    def __init__(self, projection: nn.Linear, begin: int, end: int) -> None:
         super().__init__()
         self.projection = projection
         self.begin, self.end = begin, end
@@ -78,12 +96,15 @@ class _Columns(nn.Module):
         return keys[..., self.begin : self.end]
 
 
-def _take_out_projections(unet: nn.Module) -> list[_Columns]:
-    taken: list[_Columns] = []
-    layers: list[Any] = [module for name, module in unet.named_modules() if name.endswith(".attn2")]
-    for layer in layers:
+def _take_out_projections(unet: nn.Module) -> dict[str, _Columns]:
+    """Returns the columns that replace the projections, by the path that those had."""
+    taken: dict[str, _Columns] = {}
+    layers: dict[str, Any] = {path: module for path, module in unet.named_modules() if path.endswith(".attn2")}
+    begin = 0
+    for path, layer in layers.items():
         for name in ("to_k", "to_v"):
-            projection, begin = layer.get_submodule(name), taken[-1].end if taken else 0
-            taken.append(_Columns(projection, begin, begin + projection.out_features))
-            layer.add_module(name, taken[-1])
+            projection = layer.get_submodule(name)
+            columns = taken[f"{path}.{name}"] = _Columns(projection, begin, begin + projection.out_features)
+            layer.add_module(name, columns)
+            begin = columns.end
     return taken

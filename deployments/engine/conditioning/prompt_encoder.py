@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from deployments.engine.conditioning.prompt_syntax import parse_weighted
 from deployments.engine.conditioning.tokens import TextTokenizer
+from deployments.engine.lora.rows.factors import stack_updates
+from deployments.engine.lora.rows.layers import apply_factors, layers_of
+from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.lora import LoraUse
 from deployments.engine.protocol.report import TokenCount
 
 
@@ -64,7 +68,7 @@ class PromptEncoder:
         # A tokenizer may be configured shorter than the text encoder: diffusers pads to its length.
         self._chunk_tokens = min(tokenizer.model_max_length, int(text_encoder.config.max_position_embeddings)) - 2
         self._max_chunks = max_chunks
-        self._cache: LRUCache[tuple[str, int], Tensor] = LRUCache(cache_size)
+        self._cache: LRUCache[tuple[str, int, tuple[LoraUse, ...]], Tensor] = LRUCache(cache_size)
         self._hits = self._misses = 0
 
     @property
@@ -82,21 +86,29 @@ class PromptEncoder:
         """The cache's counts since this encoder was made."""
         return CacheStats(self._hits, self._misses, len(self._cache))
 
-    def encode(self, prompt: str, clip_skip: int = 0, field: str = "prompt") -> Tensor:
-        """Returns the embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`. Do not
-        modify it.
+    def encode(self, prompt: str, clip_skip: int = 0, field: str = "prompt", loras: LoraSet | None = None) -> Tensor:
+        """Returns the embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`, as the
+        text encoder makes it that `loras` have changed. Do not modify it.
 
         `clip_skip` counts the last layers left out, as in diffusers: 0 is the last hidden state. `field` is the
         parameter that errors name. Raises InvalidParameter for a prompt beyond the limit (nothing is ever cut off),
         for a weight out of range and for a `clip_skip` that leaves no layer.
         """
-        cached = self._cache.get((prompt, clip_skip))
+        key = (prompt, clip_skip, () if loras is None else loras.text_key)
+        cached = self._cache.get(key)
         if cached is not None:
             self._hits += 1
             return cached
         self._misses += 1
         self._check_clip_skip(clip_skip)
-        embedding = self._cache[prompt, clip_skip] = self._encode(self._chunks(prompt, field), clip_skip)
+        chunks = self._chunks(prompt, field)
+        if loras is None or not loras.text:
+            embedding = self._encode(chunks, clip_skip)
+        else:
+            factors = stack_updates([loras.text], layers_of(self._text_encoder))
+            with apply_factors(self._text_encoder, factors):
+                embedding = self._encode(chunks, clip_skip)
+        self._cache[key] = embedding
         return embedding
 
     def count(self, prompt: str, field: str = "prompt") -> TokenCount:

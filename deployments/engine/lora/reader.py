@@ -13,7 +13,6 @@ from torch import Tensor
 from deployments.engine.checkpoints.safetensors_header import read_header
 from deployments.engine.lora.adapter import Adapter, LayerChange
 from deployments.engine.lora.base_model import text_width
-from deployments.engine.lora.hub_file import locate_file
 from deployments.engine.lora.layer_formats import read_change
 from deployments.engine.lora.peft_settings import PeftSettings, read_peft_settings
 from deployments.engine.lora.tensor_names import FileNames, read_names
@@ -27,14 +26,14 @@ _NUMBERS: Final = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _SETTINGS: Final = ("alpha", "on_input")
 
 
-def read_adapter(file: LoraFile) -> Adapter:
-    """Reads and checks a LoRA, from disk or from the hub.
+def read_adapter(file: LoraFile, path: Path) -> Adapter:
+    """Reads and checks a LoRA, which lies at `path`.
 
     Raises InvalidParameter, which says what is wrong with the file, if it cannot be applied exactly.
     """
     title = f"the LoRA {file.name!r}"
     try:
-        return _read(title, file, locate_file(title, file))
+        return _read(title, file, path)
     except ModelLoadError as error:
         raise InvalidParameter("loras", error.message) from None
     except ValueError as error:

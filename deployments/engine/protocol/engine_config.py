@@ -26,6 +26,7 @@ class EngineOptions(TypedDict, total=False):
     decode_batch: int | None
     cache_dir: str | None
     backend: str
+    lora_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class EngineConfig:
     bound. `decode_batch` is how many images a VAE call decodes, by default 1; an `EngineWorker` takes 4 on CUDA.
     `cache_dir` is the folder that keeps for the next start what this one has made (docs/cold-start.md); auto is
     `darkroom` in the user's cache, "" and None keep nothing. `backend` is what runs the networks: torch, openvino,
-    which needs a CPU and fp32, or auto: openvino wherever it can.
+    which needs a CPU and fp32, or auto: openvino wherever it can. `lora_memory_bytes` bounds the LoRAs that are kept in
+    memory, beside the weights; they never take more than a quarter of `device_memory_bytes`.
 
     Raises ValueError for a `max_rows` below 2, for sizes that do not ascend to it, and for another `backend`.
     """
@@ -57,6 +59,7 @@ class EngineConfig:
     decode_batch: int | None = None
     cache_dir: str | None = "auto"
     backend: str = "auto"
+    lora_memory_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:
         if self.max_rows < 2:

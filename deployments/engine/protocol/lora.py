@@ -6,8 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
-from deployments.engine.protocol.strict_fields import StrictFields
-from deployments.engine.protocol.texts import check_name
+from deployments.engine.protocol.fields import StrictFields, check_name
 
 MAX_LORAS: Final = 8
 

@@ -10,12 +10,11 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_serializer,
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.fields import StrictFields, check_lines, check_name
 from deployments.engine.protocol.inputs import Task
 from deployments.engine.protocol.lora import MAX_LORAS, LoraSettings
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.protocol.strict_fields import StrictFields
-from deployments.engine.protocol.texts import check_lines, check_name
 
 MAX_SEED = 2**63 - 1
 MIN_SIDE, MAX_SIDE, SIZE_STEP = 64, 2048, 8
@@ -27,13 +26,16 @@ OutputFormat = Literal["png", "webp", "jpeg"]
 Metadata = Literal["full", "minimal", "none"]
 Priority = Literal["low", "normal", "high"]
 CacheUse = Literal["default", "reuse", "refresh", "off"]
-Upscaler = Literal["latent", "lanczos"]
+UpscalerName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MaskFill = Literal["original", "surroundings", "noise", "zero"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 TemplateValue = Annotated[str, StringConstraints(max_length=1_000)]
 OutputSide = Annotated[int, Field(ge=16, le=4096)]
 OutputFit = Literal["cover", "pad"]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
+
+BUILT_IN_UPSCALERS: Final = ("latent", "lanczos")
+"""What enlarges an image between its two passes, besides the networks of the configuration."""
 
 INPAINT_FIELDS: Final = frozenset(("mask_feather", "mask_inverted", "mask_fill", "padding_mask_crop"))
 """Parameters that mean something only in requests with a mask."""
@@ -74,16 +76,22 @@ class ControlSettings(StrictFields):
 
 
 class HiresSettings(StrictFields):
-    """A second pass over a larger image: the first one's result is enlarged `scale` times by `upscaler`, its latents or
-    its pixels, and denoised again from `strength` on, as image-to-image does.
+    """A second pass over a larger image: the first one's result is enlarged `scale` times by `upscaler`, and denoised
+    again from `strength` on, as image-to-image does.
 
-    `steps` are those of the whole schedule, of which `strength` leaves a share; None takes the first pass's.
+    The upscaler `latent` enlarges its latents, `lanczos` or a network of the configuration's its pixels. `steps` are
+    those of the whole schedule, of which `strength` leaves a share; None takes the first pass's.
     """
 
     scale: float = Field(default=2.0, gt=1.0, le=4.0)
-    upscaler: Upscaler = "latent"
+    upscaler: UpscalerName = "latent"
     strength: float = Field(default=0.7, gt=0.0, le=1.0)
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+
+    @field_validator("upscaler")
+    @classmethod
+    def _check_upscaler(cls, name: str) -> str:
+        return check_name(name)
 
     def enlarge(self, pixels: int) -> int:
         """Returns the side that becomes of one of `pixels`, in whole steps."""

@@ -69,12 +69,29 @@ class MemoryReport:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterReport:
+    """The LoRAs in memory: how many, their bytes, and the bytes that they may take (None: no bound).
+
+    Since the engine started: `hits` were in memory when a request came for them, `reads` took `read_seconds` in all,
+    and `evictions` made room for others.
+    """
+
+    loaded: int = 0
+    held_bytes: int = 0
+    budget_bytes: int | None = None
+    hits: int = 0
+    reads: int = 0
+    evictions: int = 0
+    read_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReport:
     """One engine's state. `models` are all that it has worked for; "" stands for requests that named no model of it.
 
     By model, `knees` are the UNet rows beyond which more only add latency, and `backends` what runs the networks:
     torch, openvino, or both. `attention` is, by model and shape of layer, the kernel that was chosen on a GPU,
-    and `compiled` the networks that run compiled there.
+    and `compiled` the networks that run compiled there. `adapters` are its LoRAs.
     """
 
     ready: bool = False
@@ -88,3 +105,4 @@ class EngineReport:
     backends: Mapping[str, str] = field(default_factory=dict)
     attention: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     compiled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    adapters: AdapterReport = field(default_factory=AdapterReport)

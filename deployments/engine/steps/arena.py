@@ -14,6 +14,7 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.row import Row
 from deployments.engine.sampling.latents import STATE_SLOTS
+from deployments.engine.steps.call_updates import UpdateStacks
 
 MAX_EVALUATIONS: Final = 300
 """The longest schedule: 150 steps of a sampler that asks the model twice in each."""
@@ -34,7 +35,8 @@ class Arena:
     [S, C, h, w].
     `channels` [S, C + 1, h, w] is what an inpainting checkpoint sees beside the latents, and `guidance` [S, width] the
     embedded guidance scale; both None for models that have no such input. `deep` [S, 2, channels, h, w] is what the
-    UNet's deep blocks answered last, with and without the prompt; None until a row needs it.
+    UNet's deep blocks answered last, with and without the prompt; None until a row needs it. `updates` are what the
+    rows' LoRAs change in the UNet.
     """
 
     def __init__(self, model: LoadedModel, bucket: Bucket, slots: int) -> None:
@@ -52,6 +54,7 @@ class Arena:
         self._deep_shape = model.deep_channels, *latents[1:]
         self._dtype = model.dtype
         self.guidance = None if model.guidance_width is None else zeros(model.guidance_width)
+        self.updates = UpdateStacks(model)
         self._prompts: dict[int, PromptSlots] = {}
         self._free = list(range(slots))[::-1]
 

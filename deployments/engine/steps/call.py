@@ -10,10 +10,13 @@ from torch import Tensor
 from deployments.engine.conditioning.controlnet import CallSlot, ControlCall, plan_controls
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.device.streams import copy_to_device
+from deployments.engine.lora.rows.factors import Factors
+from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import padded_size
 from deployments.engine.row import Row
 from deployments.engine.steps.arena import MAX_EVALUATIONS, Arena, PromptSlots
+from deployments.engine.steps.call_updates import order_by_loras
 
 Key = tuple[object, ...]
 
@@ -24,7 +27,8 @@ class UNetCall:
 
     `owner` [E] says whose latents an entry has, as an index into the step's rows; `rows` [E] the same as slots.
     `prompts` [E] are its prompts' slots, and `deep` [E] its places in the arena's `deep`, both first indices as one.
-    `keeps_deep` says that what the deep blocks answer is kept, or, for a shallow call, used.
+    `keeps_deep` says that what the deep blocks answer is kept, or, for a shallow call, used. `updates` are what LoRAs
+    change in the UNet, by layer; None if no entry has any.
     """
 
     owner: Tensor
@@ -33,6 +37,7 @@ class UNetCall:
     deep: Tensor
     controls: tuple[ControlCall, ...]
     keeps_deep: bool
+    updates: Mapping[str, Factors] | None = None
 
     @property
     def size(self) -> int:
@@ -123,7 +128,7 @@ def _key_of(row: Row) -> Key:
         for control in row.controls
         for prompted in (True, False)
     )
-    return row.slot, row.prompt, row.negative, row.is_guided, row.is_shallow, active
+    return row.slot, row.prompt, row.negative, row.loras, row.is_guided, row.is_shallow, active
 
 
 class _Entry(NamedTuple):
@@ -144,10 +149,11 @@ class _Layout:
         sizes: tuple[int, ...],
         lengths: tuple[int, ...],
     ) -> None:
-        self._model, self._rows, self._sizes = model, rows, sizes
+        self._arena, self._model, self._rows, self._sizes = arena, model, rows, sizes
         self._slots = [row.slot.index for row in rows if row.slot is not None]
-        self._entries = [_Entry(i, True) for i in range(len(rows))]
-        self._entries += [_Entry(i, False) for i, row in enumerate(rows) if row.is_guided]
+        entries = [_Entry(i, True) for i in range(len(rows))]
+        entries += [_Entry(i, False) for i, row in enumerate(rows) if row.is_guided]
+        self._entries = [entries[i] for i in order_by_loras([self._loras(entry) for entry in entries])]
         longest = max(len(self._prompt(entry)) for entry in self._entries)
         tokens = next((length for length in lengths if length >= longest), longest)
         self._prompts = arena.prompts(model.prompt_encoder.max_tokens if _is_exact(rows) else tokens)
@@ -187,7 +193,16 @@ class _Layout:
             deep=self._index([2 * self._slots[entry.owner] + (not entry.is_prompted) for entry in padded]),
             controls=plan_controls(self._call_slots(entries), sizes, self._model.device, self._model.dtype),
             keeps_deep=any(self._rows[entry.owner].keeps_deep for entry in entries),
+            updates=self._stack_updates(entries, len(padded)),
         )
+
+    def _stack_updates(self, entries: list[_Entry], size: int) -> Mapping[str, Factors] | None:
+        # What pads the call is not looked at.
+        loras = [*(self._loras(entry) for entry in entries), *[None] * (size - len(entries))]
+        return self._arena.updates.stack(loras, is_exact=_is_exact(self._rows))
+
+    def _loras(self, entry: _Entry) -> LoraSet | None:
+        return self._rows[entry.owner].loras
 
     def _call_slots(self, entries: Sequence[_Entry]) -> list[CallSlot]:
         return [

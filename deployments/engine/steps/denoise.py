@@ -10,6 +10,7 @@ from torch import Tensor
 from deployments.engine.conditioning.controlnet import compute_residuals
 from deployments.engine.cuda.update import guide_and_advance
 from deployments.engine.device.streams import copy_to_device
+from deployments.engine.models.adaptation import changed_unet
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.request import SHALLOW_WORK
 from deployments.engine.row import Row
@@ -111,12 +112,13 @@ def _call_whole(
         embeddings = call.prompts.embeddings.index_select(0, unet.prompts)
         more |= compute_residuals(unet.controls, latents, time, embeddings)
     sample, keys = _append_channels(arena, unet, latents), call.prompts.keys.index_select(0, unet.prompts)
-    if not unet.keeps_deep:
-        answer: Tensor = model.unet(sample, time, encoder_hidden_states=keys, **more, return_dict=False)[0]
-        return answer
-    assert model.deep_cache is not None
-    assert arena.deep is not None
-    answer, deep = model.deep_cache.run_whole(sample, time, keys, more)
+    with changed_unet(model, unet.updates) as network:
+        if not unet.keeps_deep:
+            answer: Tensor = network(sample, time, encoder_hidden_states=keys, **more, return_dict=False)[0]
+            return answer
+        assert model.deep_cache is not None
+        assert arena.deep is not None
+        answer, deep = model.deep_cache.run_whole(sample, time, keys, more)
     arena.deep.flatten(0, 1).index_copy_(0, unet.deep, deep)
     return answer
 
@@ -129,7 +131,8 @@ def _call_shallow(
     latents, time = scaled.index_select(0, unet.owner).to(model.dtype), timesteps.index_select(0, unet.owner)
     sample, keys = _append_channels(arena, unet, latents), call.prompts.keys.index_select(0, unet.prompts)
     deep = arena.deep.flatten(0, 1).index_select(0, unet.deep)
-    return model.deep_cache.run_shallow(sample, time, keys, deep, _embed_guidance(model, arena, unet))
+    with changed_unet(model, unet.updates):
+        return model.deep_cache.run_shallow(sample, time, keys, deep, _embed_guidance(model, arena, unet))
 
 
 def _embed_guidance(model: LoadedModel, arena: Arena, unet: UNetCall) -> dict[str, Any]:

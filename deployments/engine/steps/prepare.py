@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from deployments.engine.conditioning.controlnet import Control
+from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.image_encoder import to_latent_mask
 from deployments.engine.device.streams import copy_to_device
+from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.guidance_embedding import embed_guidance, passes_guidance_scale
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
@@ -26,8 +28,6 @@ def check_request(request: Request, model: LoadedModel) -> None:
     """Raises EngineError for what this model cannot do, as far as that shows before anything is encoded."""
     params = request.params
     assert params.sampler is not None
-    if request.loras:
-        raise InvalidParameter("loras", "this engine does not apply LoRAs yet; leave them out")
     _check_inputs(request.inputs, request.bucket, model)
     samplers = model.samplers.of(request.pipeline)
     if (refusal := samplers.refusal(params.sampler)) is not None:
@@ -61,8 +61,8 @@ def _embeds_guidance(request: Request, model: LoadedModel) -> bool:
     return model.guidance_width is not None and passes_guidance_scale(request.pipeline)
 
 
-def prepare(request: Request, model: LoadedModel, arrived: float) -> RequestState:
-    """Computes everything that the images of a checked request share.
+def prepare(request: Request, model: LoadedModel, arrived: float, loras: LoraSet | None = None) -> RequestState:
+    """Computes everything that the images of a checked request share; `loras` are its LoRAs.
 
     `arrived` is in `time.perf_counter` seconds. Raises InvalidParameter for steps, strength and prompts.
     """
@@ -74,15 +74,20 @@ def prepare(request: Request, model: LoadedModel, arrived: float) -> RequestStat
     if params.strength is not None:
         start = samplers.row(params.sampler).start(params.num_inference_steps, params.strength)
     schedule = samplers.schedule(params.sampler, params.num_inference_steps, start)
-    prompt = model.attention_cache.project(model.prompt_encoder.encode(params.prompt, params.clip_skip, "prompt"))
+    prompt = _encode_prompt(model, params.prompt, params.clip_skip, "prompt", loras)
     negative = None
     if request.unet_rows > 1:
         # diffusers skips no layers for the negative prompt, and diffusers' images are the reference.
-        negative = model.attention_cache.project(
-            model.prompt_encoder.encode(params.negative_prompt, 0, "negative_prompt")
-        )
+        negative = _encode_prompt(model, params.negative_prompt, 0, "negative_prompt", loras)
     inputs = _encode_inputs(request, model)
-    return RequestState(request, schedule, prompt, negative, inputs, arrived, begun)
+    return RequestState(request, schedule, prompt, negative, inputs, arrived, begun, loras)
+
+
+def _encode_prompt(model: LoadedModel, prompt: str, clip_skip: int, field: str, loras: LoraSet | None) -> EncodedPrompt:
+    embedding = model.prompt_encoder.encode(prompt, clip_skip, field, loras)
+    if loras is None:
+        return model.attention_cache.project(embedding)
+    return model.attention_cache.project(embedding, loras.projections, loras.projection_key)
 
 
 def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Row:
@@ -121,6 +126,7 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     )
     if request_state.second_pass is not None:
         row.steps_after = len(request_state.second_pass.schedule)
+    row.loras = request_state.loras
     set_guidance(row, model)
     if inputs.mask is not None:
         if masked is not None:

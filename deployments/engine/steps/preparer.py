@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.lora.rows.adapter_cache import AdapterCache
+from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.scheduling.fair_order import Arrival
@@ -33,9 +35,9 @@ class Preparation:
 class Preparer:
     """Prepares one request after the other; encoders and their caches are used from its thread alone.
 
-    `on_done` is called on that thread whenever a preparation has ended. All methods are for the engine's thread, apart
-    from `is_alive`. `sizes` are those of the engine's calls; `beside` returns, from any thread, the prepared requests
-    of a bucket, and how many rows of it may run at once.
+    A request's LoRAs are read before, on other threads. `on_done` is called on the thread on which a preparation has
+    ended. All methods are for the engine's thread, apart from `is_alive`. `sizes` are those of the engine's calls;
+    `beside` returns, from any thread, the prepared requests of a bucket, and how many rows of it may run at once.
     """
 
     def __init__(
@@ -43,20 +45,23 @@ class Preparer:
         on_done: Callable[[], object],
         sizes: tuple[int, ...],
         beside: Callable[[Bucket], tuple[Sequence[Request], int]],
+        adapters: AdapterCache,
         heartbeat: Heartbeat | None = None,
     ) -> None:
         self._on_done = on_done
         self._beside = beside
+        self._adapters = adapters
         self._shapes = ShapeCompiler(sizes)
         self._heartbeat = heartbeat or Heartbeat()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._ended: queue.SimpleQueue[Preparation] = queue.SimpleQueue()
         self._under_way: dict[str, Arrival] = {}
+        self._reading: set[str] = set()
 
     @property
     def is_alive(self) -> bool:
         """True unless a preparation takes far longer than any before."""
-        return not self._under_way or not self._heartbeat.is_stalled
+        return not self._is_preparing or not self._heartbeat.is_stalled
 
     @property
     def is_busy(self) -> bool:
@@ -64,17 +69,29 @@ class Preparer:
         return self._ended.qsize() < len(self._under_way)
 
     @property
+    def _is_preparing(self) -> bool:
+        """True while the thread has something to prepare: not what has ended, nor what waits for its LoRAs."""
+        return self._ended.qsize() + len(self._reading) < len(self._under_way)
+
+    @property
     def unet_rows(self) -> int:
-        """The rows of a UNet call that all images of the requests under way would take."""
-        return sum(arrival.unet_rows for arrival in self._under_way.values())
+        """The rows of a UNet call that all images of the requests under way would take.
+
+        Those whose LoRAs are still being read do not count: others need not wait with them.
+        """
+        return sum(a.unet_rows for request_id, a in self._under_way.items() if request_id not in self._reading)
 
     def begin(self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast]) -> None:
         """Queues a checked request. It has not ended before its `forecast` has been made."""
-        if not self._under_way:
-            self._heartbeat.begin()
-        self._under_way[arrival.request.id] = arrival
-        future = self._threads.submit(self._prepare, arrival, model, forecast)
-        future.add_done_callback(lambda done: self._put(Preparation(arrival, done, forecast)))
+        request = arrival.request
+        # In this order: what is under way and not read is what the thread has to prepare.
+        self._reading.add(request.id)
+        self._under_way[request.id] = arrival
+        if not request.loras:
+            self._submit(arrival, model, forecast)
+            return
+        loras = self._adapters.begin(request.model, request.loras)
+        loras.add_done_callback(lambda done: self._submit(arrival, model, forecast, done))
 
     def collect(self, *, wait: bool) -> Iterator[Preparation]:
         """Yields what has ended since; with `wait` also what is still under way, for `PATIENCE_S` at most."""
@@ -92,9 +109,26 @@ class Preparer:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._shapes.close()
 
-    def _prepare(self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast]) -> RequestState:
+    def _submit(
+        self,
+        arrival: Arrival,
+        model: LoadedModel,
+        forecast: Future[Forecast],
+        loras: Future[LoraSet] | None = None,
+    ) -> None:
+        """Queues a request whose LoRAs have been read, or could not be. From any thread."""
+        if not self._is_preparing:
+            self._heartbeat.begin()
+        self._reading.discard(arrival.request.id)
+        future = self._threads.submit(self._prepare, arrival, model, forecast, loras)
+        future.add_done_callback(lambda done: self._put(Preparation(arrival, done, forecast)))
+
+    def _prepare(
+        self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast], loras: Future[LoraSet] | None
+    ) -> RequestState:
         self._heartbeat.begin()
-        request_state = prepare(arrival.request, model, arrival.at)
+        claimed = None if loras is None else self._adapters.claim(loras)
+        request_state = prepare(arrival.request, model, arrival.at, claimed)
         request_state.second_pass = prepare_second_pass(arrival.request, model)
         self._compile_shapes(request_state, model)
         wait([forecast])

@@ -9,6 +9,7 @@ from torch import Tensor
 from deployments.engine.conditioning.controlnet import Control
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.image_encoder import Posterior
+from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.request import Request
 from deployments.engine.sampling.samplers import Schedule
@@ -52,6 +53,7 @@ class RequestState:
     inputs: EncodedInputs = field(repr=False)
     arrived: float
     begun: float
+    loras: LoraSet | None = field(default=None, repr=False)
     second_pass: SecondPass | None = None
     encoded: float = field(default_factory=time.perf_counter)
     admitted: float | None = None

@@ -12,6 +12,7 @@ from deployments.engine.device.streams import Stopwatch, current_stream
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed
+from deployments.engine.protocol.lora import LoraUse
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.row import Row
 from deployments.engine.scheduling.cost_model import CostModel
@@ -138,10 +139,15 @@ class Stepper:
     def step(
         self, model: LoadedModel, bucket: Bucket, rows: list[Row], counters: Counters
     ) -> Iterator[StepIssued | StepDone | StepFailed]:
-        """Advances every row by one evaluation, in halves if all at once fail. Raises DeviceLost.
+        """Advances every row by one evaluation, in halves if all at once fail, and those that are to be exact apart
+        from other LoRAs. Raises DeviceLost.
 
         Yields what is issued, and what is found done meanwhile, in the order of issue.
         """
+        if len(parts := _separate(rows)) > 1:
+            for part in parts:
+                yield from self.step(model, bucket, part, counters)
+            return
         yield from self.finish(leave=MOST_IN_FLIGHT - 1)
         padded = call_size(rows, self._sizes)
         stopwatch = current_stream(model.device).start_stopwatch()
@@ -237,6 +243,19 @@ class Stepper:
         elif self._plan.has_measured("denoise", bucket, result.padded_rows):
             more = max(0, meter.peak - self._plan.predict("denoise", bucket, result.padded_rows))
             self._plan.record_peak("control", bucket, 1, more // result.control_rows)
+
+
+def _separate(rows: list[Row]) -> list[list[Row]]:
+    """Returns what may share a call: all rows, but if one is to be exact, only those of equal LoRAs.
+
+    Others' ranks, or whether there are any, may decide what kernels run.
+    """
+    if not any(row.request.params.exact for row in rows):
+        return [rows]
+    parts: dict[tuple[LoraUse, ...], list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row.request.loras, []).append(row)
+    return list(parts.values())
 
 
 @contextmanager

@@ -3,7 +3,14 @@
 from deployments.engine.engine import Engine
 from deployments.engine.protocol.errors import EngineStopped
 from deployments.engine.protocol.latencies import PhaseRecorder
-from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport, TokenCount
+from deployments.engine.protocol.report import (
+    CallReport,
+    EngineReport,
+    Load,
+    MemoryReport,
+    ModelReport,
+    TokenCount,
+)
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.request_tracker import RequestTracker
 from deployments.engine.scheduling.admission import Admission
@@ -27,6 +34,7 @@ def report_of(engine: Engine, ready: bool) -> EngineReport:
         backends={model.spec.name: model.backend for model in models},
         attention={model.spec.name: model.attention.as_text() for model in models},
         compiled={model.spec.name: model.compiled for model in models},
+        adapters=engine.adapters.report(),
     )
 
 

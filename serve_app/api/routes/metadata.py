@@ -34,6 +34,7 @@ async def models(service: ServiceDep) -> dict[str, Any]:
                 "default_sampler": spec.default_sampler,
                 "controlnets": list(spec.controlnets),
                 "licence": spec.licence,
+                "safety": spec.safety.policy,
             }
             for spec in service.models
         ]
@@ -119,7 +120,6 @@ def _describe_lora(entry: LoraEntry, models: Sequence[ModelSpec]) -> dict[str, A
         "name": entry.spec.name,
         "models": fitting,
         "networks": list(facts.networks),
-        "embeddings": list(facts.embeddings),
         "size_bytes": facts.size or None,
         "problem": entry.problem,
     }

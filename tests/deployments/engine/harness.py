@@ -16,10 +16,12 @@ from PIL import Image
 
 from bench.engine.pipelines import arguments, pipeline_class, restore_unmasked
 from deployments.engine.engine import Engine
+from deployments.engine.lora.adapter import Adapter
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.events import Event, ImageDone
 from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.protocol.lora import LoraFile
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import NO_INPUTS, Request
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
@@ -63,10 +65,11 @@ def engine_of(
     emit: Callable[[Event], None],
     *,
     memory: DeviceMemory | None = None,
+    read_adapter: Callable[[LoraFile], Adapter] | None = None,
     **settings: Unpack[EngineOptions],
 ) -> Engine:
     """An engine with one model, set up by the fields of `EngineConfig`."""
-    return Engine([model], emit, EngineConfig(**settings), memory=memory)
+    return Engine([model], emit, EngineConfig(**settings), memory=memory, read_adapter=read_adapter)
 
 
 def prepare_all(engine: Engine) -> None:
@@ -81,11 +84,12 @@ def run(
     requests: Sequence[Request],
     *,
     memory: DeviceMemory | None = None,
+    read_adapter: Callable[[LoraFile], Adapter] | None = None,
     **settings: Unpack[EngineOptions],
 ) -> tuple[Tape, Engine]:
     """All `requests` submitted together to a fresh engine, run to the end."""
     tape = Tape()
-    engine = engine_of(model, tape, memory=memory, **settings)
+    engine = engine_of(model, tape, memory=memory, read_adapter=read_adapter, **settings)
     try:
         for request in requests:
             engine.submit(request)

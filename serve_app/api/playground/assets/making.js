@@ -48,14 +48,14 @@ function take({ name, data }, made, view) {
   if (name === "progress") view.progress(data);
   else if (name === "preview") view.preview(data.index, decode(data.data, "image/jpeg"));
   else if (name === "image") {
-    const { index, seed, width, height } = data;
-    const picture = { index, seed, width, height, blob: decode(data.data, `image/${data.format}`) };
+    const { index, seed, width, height, safety } = data;
+    const picture = { index, seed, width, height, safety, blob: decode(data.data, `image/${data.format}`) };
     made.pictures.push(picture);
     made.pictures.sort((a, b) => a.index - b.index);
     view.picture(picture);
   } else if (name === "failed") {
     made.failures.push(data);
-    view.failed(data.index, data.message);
+    view.failed(data);
   } else if (name === "error") throw refusalOfEvent(data);
   else if (name === "done") made.answer = data;
 }

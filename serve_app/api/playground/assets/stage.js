@@ -51,9 +51,10 @@ export function showMaking(request, { width, height }) {
     },
     preview: (index, blob) => setPicture(frames[index], blob, "preview"),
     picture: ({ index, blob }) => setPicture(frames[index], blob, "done"),
-    failed(index, message) {
-      frames[index].dataset.state = "failed";
-      frames[index].append(make("p", { class: "frame-fault" }, `This one failed: ${message}`));
+    failed({ index, status, message }) {
+      frames[index].dataset.state = status;
+      const words = status === "filtered" ? `Kept back: ${message}` : `This one failed: ${message}`;
+      frames[index].append(make("p", { class: "frame-fault" }, words));
     },
   };
 }
@@ -122,7 +123,9 @@ export function showRun(run, actions, chosen = 0) {
   for (const picture of stage().querySelectorAll("img[src^='blob:']")) URL.revokeObjectURL(picture.src);
   fill(stage(), gridOf(frames), captionOf(prompt), tools, facts);
   if (run.failures?.length) {
-    stage().append(make("p", { class: "wrong" }, `${run.failures.length} could not be made: ${run.failures[0].message}`));
+    const allFiltered = run.failures.every(({ status }) => status === "filtered");
+    const became = allFiltered ? "kept back" : "could not be made";
+    stage().append(make("p", { class: "wrong" }, `${run.failures.length} ${became}: ${run.failures[0].message}`));
   }
   select(Math.min(chosen, frames.length - 1));
 }
@@ -136,6 +139,8 @@ function factsOf({ answer, request }, picture) {
   if (answer) facts.push(["Model", answer.model]);
   if (used.style_preset) facts.push(["Style", used.style_preset]);
   if (kindOf(request)) facts.push(["Kind", kindOf(request)]);
+  if (picture.safety?.status === "flagged") facts.push(["Flagged", picture.safety.category]);
+  if (picture.safety?.status === "unchecked") facts.push(["Safety", "could not be checked"]);
   if (answer?.cached) facts.push(["From", "the cache"]);
   else if (answer) facts.push(["Made in", `${(answer.timings.total_ms / 1000).toFixed(1)} s`]);
   return facts;

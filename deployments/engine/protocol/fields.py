@@ -1,5 +1,8 @@
-"""The base of models that callers fill in: strict, frozen, and without unknown fields. No torch."""
+"""What the fields of requests are made of: strict models, and texts without characters that only steer terminals and
+parsers. No torch.
+"""
 
+import re
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -39,3 +42,28 @@ def _as_whole(value: Any) -> Any:
 
 def _is_whole(annotation: Any) -> bool:
     return annotation is int or any(_is_whole(part) for part in get_args(annotation))
+
+
+_LINES: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_NAMES: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
+
+
+def check_lines(text: str) -> str:
+    """Returns `text`, which may have several lines. Raises ValueError, which states the rule."""
+    if _LINES.search(text):
+        raise ValueError("must not have control characters other than line breaks and tabs")
+    return _check_unicode(text)
+
+
+def check_name(text: str) -> str:
+    """Returns `text`, a name on one line. Raises ValueError, which states the rule."""
+    if _NAMES.search(text):
+        raise ValueError("must not have control characters")
+    return _check_unicode(text)
+
+
+def _check_unicode(text: str) -> str:
+    if _SURROGATES.search(text):
+        raise ValueError("must be valid Unicode, without lone surrogates")
+    return text

@@ -1,0 +1,156 @@
+"""Keeps the latest LoRAs in memory, within a budget, and reads others on threads of its own."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from deployments.engine.lora.adapter import Adapter
+from deployments.engine.lora.rows.lora_set import AdaptedBase, LoraSet, fit_adapter, unite
+from deployments.engine.protocol.errors import DoesNotFit, InvalidParameter, Overloaded
+from deployments.engine.protocol.lora import LoraFile, LoraUse
+from deployments.engine.protocol.report import AdapterReport
+
+_READERS: Final = 2
+
+_MOST: Final = 0.25
+
+_Key = tuple[str, tuple[LoraUse, ...]]
+
+
+class AdapterCache:
+    """The LoRAs of all models of a process, each as a model needs it. All methods may be called from any thread.
+
+    If `budget_bytes` (None: no bound) are exceeded, those that are not `in_use` leave, the least recently used first.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[LoraFile], Adapter] | None,
+        base_of: Callable[[str], AdaptedBase],
+        in_use: Callable[[], Iterable[LoraSet]],
+        budget_bytes: int | None = None,
+    ) -> None:
+        """`read` raises EngineError for a file that cannot be applied; without it none can be read. `base_of` returns
+        what LoRAs change in the model of a name. All three are called from any thread.
+        """
+        self._read, self._base_of, self._in_use = read, base_of, in_use
+        self._budget = budget_bytes
+        self._kept: OrderedDict[_Key, Future[LoraSet]] = OrderedDict()
+        self._lock = threading.Lock()  # held for moments
+        self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="read-lora")
+        self._hits = self._reads = self._evictions = 0
+        self._read_seconds = 0.0
+
+    def check_readable(self) -> None:
+        """Raises InvalidParameter if no LoRA can be read."""
+        if self._read is None:
+            raise InvalidParameter("loras", "are not served by this engine: it was started without any")
+
+    def count_bytes(self) -> int:
+        """Returns the bytes of all that are in memory."""
+        with self._lock:
+            return self._bytes()
+
+    def report(self) -> AdapterReport:
+        """Returns what is in memory, and what has happened so far."""
+        with self._lock:
+            loaded = sum(len(uses) == 1 for _, uses in self._loaded())
+            return AdapterReport(
+                loaded, self._bytes(), self._budget, self._hits, self._reads, self._evictions, self._read_seconds
+            )
+
+    def prefetch(self, model: str, uses: tuple[LoraUse, ...]) -> None:
+        """Begins to read for `model` what is not in memory."""
+        with self._lock:
+            self._hits += sum((model, (use,)) in self._kept for use in uses)
+        if uses:
+            self.begin(model, uses)
+
+    def begin(self, model: str, uses: tuple[LoraUse, ...]) -> Future[LoraSet]:
+        """Begins to read what is not in memory, and returns the future of all the LoRAs of a request as one.
+
+        It raises what reading raises, and InvalidParameter for LoRAs that do not fit `model`.
+        """
+        key = (model, uses)
+        with self._lock:
+            # What could not be read is read again.
+            if (found := self._kept.get(key)) is not None and not _has_failed(found):
+                self._kept.move_to_end(key)
+                return found
+            if len(uses) == 1:
+                self._reads += 1
+                return self._submit(key, lambda: self._load(model, uses[0]))
+        # In the order of the threads' queue: each is begun before what waits for it.
+        parts = [self.begin(model, (use,)) for use in uses]
+        with self._lock:
+            return self._submit(key, lambda: unite([part.result() for part in parts]))
+
+    def claim(self, future: Future[LoraSet]) -> LoraSet:
+        """Returns the LoRAs of a future that `begin` has returned, with room made for them.
+
+        Raises what the future raises; DoesNotFit if they alone exceed the budget, and Overloaded if those that are in
+        use leave no room for them now.
+        """
+        claimed = future.result()
+        self._make_room(claimed)
+        return claimed
+
+    def drop(self, model: str) -> None:
+        """Drops what is in memory for a model that has left."""
+        with self._lock:
+            for key in [key for key in self._kept if key[0] == model]:
+                del self._kept[key]
+
+    def close(self) -> None:
+        """Ends the threads, and drops what still waits to be read."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, key: _Key, load: Callable[[], LoraSet]) -> Future[LoraSet]:
+        future = self._kept[key] = self._threads.submit(load)
+        return future
+
+    def _load(self, model: str, use: LoraUse) -> LoraSet:
+        assert self._read is not None
+        begun = time.perf_counter()
+        fitted = fit_adapter(self._read(use.file), use, self._base_of(model))
+        with self._lock:
+            self._read_seconds += time.perf_counter() - begun
+        return fitted
+
+    def _make_room(self, claimed: LoraSet) -> None:
+        """Evicts what is not in use until the budget is kept."""
+        if self._budget is None:
+            return
+        fits = claimed.bytes <= self._budget
+        used = {id(each) for each in self._in_use()} | ({id(claimed)} if fits else set())
+        with self._lock:
+            unused = [key for key, loaded in self._loaded().items() if id(loaded) not in used]
+            while unused and self._bytes() > self._budget:
+                del self._kept[unused.pop(0)]
+                self._evictions += 1
+            is_full = self._bytes() > self._budget
+            if is_full:
+                for key in [key for key, loaded in self._loaded().items() if loaded is claimed]:
+                    del self._kept[key]
+        if not fits:
+            raise DoesNotFit("the LoRAs of this request do not fit into the memory that there is for LoRAs")
+        if is_full:
+            raise Overloaded("the LoRAs that are in use leave no room for those of this request now")
+
+    def _loaded(self) -> dict[_Key, LoraSet]:
+        return {key: each.result() for key, each in self._kept.items() if each.done() and not _has_failed(each)}
+
+    def _bytes(self) -> int:
+        return sum(loaded.bytes for loaded in self._loaded().values())
+
+
+def _has_failed(future: Future[LoraSet]) -> bool:
+    return future.cancelled() or (future.done() and future.exception() is not None)
+
+
+def share_for_loras(asked: int, memory: int | None) -> int:
+    """Returns the bytes that LoRAs may take: as many as `asked`, but at most a quarter of `memory` (None: no bound)."""
+    return asked if memory is None else min(asked, int(_MOST * memory))

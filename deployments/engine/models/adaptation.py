@@ -1,0 +1,34 @@
+"""Lets LoRAs change a loaded model: what they can change in it, and calls of its UNet that are changed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from deployments.engine.cuda.compiled_calls import CompilableNetwork
+from deployments.engine.lora.rows.factors import Factors
+from deployments.engine.lora.rows.layers import apply_factors, layers_of
+from deployments.engine.lora.rows.lora_set import AdaptedBase
+from deployments.engine.models.loaded_model import LoadedModel
+
+
+def adapted_base(model: LoadedModel) -> AdaptedBase:
+    """Returns what LoRAs change in `model`. From any thread; it may have to wait until a network is converted."""
+    return AdaptedBase(
+        layers_of(model.unet),
+        layers_of(model.prompt_encoder.text_encoder),
+        model.attention_cache.paths,
+        model.device,
+        model.dtype,
+    )
+
+
+@contextmanager
+def changed_unet(model: LoadedModel, updates: Mapping[str, Factors] | None) -> Iterator[Any]:
+    """Gives the UNet as it answers with `updates`; without any, as it is. Inside the context so does `deep_cache`."""
+    if not updates:
+        yield model.unet
+        return
+    # A compiled network does not see what is hung on its layers.
+    unet = model.unet.plain if isinstance(model.unet, CompilableNetwork) else model.unet
+    with apply_factors(unet, updates):
+        yield unet
