@@ -79,6 +79,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
     from serve_app.generation.blocklist import Blocklist
+    from serve_app.generation.prompts import PromptRules
     from serve_app.generation.templates import with_own
     from serve_app.jobs.local_jobs import LocalJobs
     from serve_app.jobs.redis_jobs import RedisJobs
@@ -98,14 +99,14 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     cache = ResultCache(config.cache, redis, setting)
     templates = with_own([each.template() for each in config.templates])
     blocklist = Blocklist([each.rule() for each in config.blocklist])
+    prompts = PromptRules(templates, blocklist, config.embeddings.registry())
     service = DiffusionService(
         backend,
         cache=cache,
         redis=redis,
-        templates=templates,
+        prompts=prompts,
         loras=config.loras.catalogue(),
         labeller=labeller,
-        blocklist=blocklist,
         upscalers=[upscaler.spec() for upscaler in config.upscalers],
     )
     Publisher(service.samples)

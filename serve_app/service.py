@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, Unpack
@@ -29,12 +29,12 @@ from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
-from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
+from serve_app.generation.blocklist import NOTHING_BLOCKED
 from serve_app.generation.interpolation import LANCZOS, interpolate
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
+from serve_app.generation.prompts import PromptRules
 from serve_app.generation.result import Result, collect_result, decode_image, to_png
-from serve_app.generation.templates import TEMPLATES, PromptTemplate
 from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.labelling import LabellingBackend
@@ -57,9 +57,9 @@ class DiffusionService:
     its first use, and `engine` are the fields of `EngineConfig` for it: `device="cuda"`, `backend="torch"`, ...
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
-    whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name, and
-    `loras` the LoRAs. Files say how they were made, and by default no more; `labeller` decides that. `blocklist`
-    refuses prompts. `upscalers` are the networks that enlarge pictures; a backend that is given has them already.
+    whatever this process uses Redis for, and shows in `health`. `prompts` says what becomes of prompts, and `loras`
+    finds the LoRAs that requests name. Files say how they were made, and by default no more; `labeller` decides that.
+    `upscalers` are the networks that enlarge pictures; a backend that is given has them already.
     """
 
     def __init__(
@@ -71,10 +71,9 @@ class DiffusionService:
         annotators: AnnotatorSpecs | None = None,
         cache: ResultCache | None = None,
         redis: RedisTier | None = None,
-        templates: Mapping[str, PromptTemplate] = TEMPLATES,
+        prompts: PromptRules | None = None,
         loras: LoraCatalogue = NO_LORAS,
         labeller: Labeller | None = None,
-        blocklist: Blocklist = NOTHING_BLOCKED,
         upscalers: Sequence[UpscalerSpec] = (),
         **engine: Unpack[EngineOptions],
     ) -> None:
@@ -98,7 +97,7 @@ class DiffusionService:
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
-        self.templates, self.loras, self.blocklist = templates, loras, blocklist
+        self.prompts, self.loras = PromptRules() if prompts is None else prompts, loras
         self.upscalers = tuple(spec.name for spec in upscalers)
         statistics = Statistics()
         self._was_ready = False
@@ -108,7 +107,7 @@ class DiffusionService:
             statistics,
         )
         self._counts = ServiceCounts(
-            self._backend, self._cache, redis, statistics, blocklist.counts, self.callback_counts
+            self._backend, self._cache, redis, statistics, self.prompts.blocklist.counts, self.callback_counts
         )
 
     async def __aenter__(self) -> "DiffusionService":
@@ -146,9 +145,9 @@ class DiffusionService:
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
         Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
         """
+        rules = self.prompts if for_images else replace(self.prompts, blocklist=NOTHING_BLOCKED)
         named = (previews, request_id or uuid4().hex, tenant)
-        blocklist = self.blocklist if for_images else NOTHING_BLOCKED
-        asked = (self.models, params, uploads, *named, self.templates, blocklist, self.upscalers, self.loras)
+        asked = (self.models, params, uploads, *named, rules, self.upscalers, self.loras)
         # The headers of a hostile file take a while to read, as a LoRA's digest does: they would block the event loop.
         return await asyncio.to_thread(prepare, *asked) if uploads or params.loras else prepare(*asked)
 

@@ -56,6 +56,7 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
         f"{_ADS}/styles": "key",
         f"{_ADS}/ad-formats": "key",
         f"{_ADS}/templates": "key",
+        f"{_ADS}/embeddings": "key",
         f"{_ADS}/upscalers": "key",
         f"{_ADS}/loras": "key",
         f"{_ADS}/tokens": "key",

@@ -16,6 +16,7 @@ from deployments.registry import find_clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
+from serve_app.config.embeddings import EmbeddingsConfig
 from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.labels import LabelsConfig
 from serve_app.config.loras import LorasConfig
@@ -103,6 +104,7 @@ class AppConfig(Strict):
     `templates` adds to the built-in prompt templates, or replaces those of the same names. `wildcards` are the lists
     that dynamic prompts name. `safety` is for every model without a section of its own.
     `blocklist` refuses prompts.
+    `embeddings` are learnt ones that prompts may name.
 
     `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
     it.
@@ -130,6 +132,7 @@ class AppConfig(Strict):
     labels: LabelsConfig = LabelsConfig()
     safety: SafetyConfig | None = None
     blocklist: tuple[BlockRuleConfig, ...] = Field(default=(), max_length=50)
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
     redis: RedisConfig | None = None
 
     @model_validator(mode="after")

@@ -116,6 +116,9 @@ def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
                 yield f"{pod.name}: {what} is read from {secret.env}, which is not in its environment"
             if secret.file is not None and not any(str(secret.file).startswith(f"{mount}/") for mount in mounts):
                 yield f"{pod.name}: {what} is read from {secret.file}, where nothing is mounted"
+        for place in config.embeddings.places:
+            if place.is_absolute() and not any(f"{place}/".startswith(f"{mount}/") for mount in mounts):
+                yield f"{pod.name}: embeddings are read from {place}, where nothing is mounted"
 
 
 def _check_loras(manifests: Manifests, config: AppConfig) -> Iterator[str]:

@@ -121,7 +121,8 @@ class GenerationParams(StrictFields):
     n-th step only (Ma, Fang and Wang, 2023): quicker, and another image as well. `hires` adds a second pass over a
     larger image, which is the result; for requests that start from no image. `output_size` (width and height in pixels,
     of any shape) is what the finished image is resized to: `output_fit` crops it to that shape, or pads it. `ad_format`
-    is the name of such a size. `template` is the name of a prompt with places, which `template_values` fill by their
+    is the name of such a size. `local_contrast`, `contrast` and `sharpen` touch up what was made, in this order; 0, 1
+    and 0 leave it as it is. `template` is the name of a prompt with places, which `template_values` fill by their
     names. `output_quality` is that of a lossy file. `metadata` says how much a file tells of how it was made: `minimal`
     leaves out the prompts; None is the server's own choice.
     """
@@ -162,6 +163,9 @@ class GenerationParams(StrictFields):
     # Not strict: JSON has lists and no tuples.
     output_size: tuple[OutputSide, OutputSide] | None = Field(default=None, strict=False)
     output_fit: OutputFit = "cover"
+    local_contrast: float = Field(default=0.0, ge=0.0, le=8.0)
+    contrast: float = Field(default=1.0, ge=0.0, le=2.0)
+    sharpen: float = Field(default=0.0, ge=0.0, le=2.0)
     ad_format: str | None = Field(default=None, max_length=64)
     template: str | None = Field(default=None, max_length=64)
     # Pairs, which can be hashed as the others can. Not strict: JSON has lists and no tuples.

@@ -80,7 +80,7 @@ async def styles() -> dict[str, Any]:
 @router.get("/templates")
 async def templates(service: ServiceDep) -> dict[str, Any]:
     """Lists the prompt templates, and the values that each needs."""
-    rows = service.templates.values()
+    rows = service.prompts.templates.values()
     return {"templates": [{**asdict(row), "template_values": list(row.places)} for row in rows]}
 
 
@@ -93,6 +93,27 @@ async def loras(service: ServiceDep) -> dict[str, Any]:
     # Reads the headers of files that are new.
     entries = await asyncio.to_thread(service.loras.entries)
     return {"loras": [_describe_lora(entry, service.models) for entry in entries]}
+
+
+@router.get("/embeddings")
+async def embeddings(service: ServiceDep) -> dict[str, Any]:
+    """Lists the learnt embeddings that prompts may name, by their tokens, and files that cannot be used."""
+    registry = service.prompts.embeddings
+    # Called in a thread: new files are read then.
+    files, skipped = await asyncio.to_thread(lambda: (registry.files, registry.skipped))
+    return {
+        "embeddings": [
+            {
+                "name": file.name,
+                "token": file.token,
+                "vectors": file.vectors,
+                "width": file.width,
+                "digest": file.digest,
+            }
+            for file in files
+        ],
+        "skipped": [{"name": name, "reason": reason} for name, reason in skipped.items()],
+    }
 
 
 @router.get("/ad-formats")

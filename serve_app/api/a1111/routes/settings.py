@@ -103,9 +103,17 @@ async def scripts(service: ServiceDep) -> dict[str, list[str]]:
 
 
 @router.get("/embeddings")
-async def embeddings() -> dict[str, dict[str, Any]]:
-    """Lists the textual inversions: there are none."""
-    return {"loaded": {}, "skipped": {}}
+async def embeddings(service: ServiceDep) -> dict[str, dict[str, Any]]:
+    """Lists the textual inversions by what prompts call them, and the files that cannot be used."""
+    registry = service.prompts.embeddings
+    # New files are read then.
+    files, skipped = await asyncio.to_thread(lambda: (registry.files, registry.skipped))
+    # Not told by their files: how long they were trained, and on what.
+    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    return {
+        "loaded": {file.token: {**unknown, "shape": file.width, "vectors": file.vectors} for file in files},
+        "skipped": {name: {**unknown, "shape": 0, "vectors": 0} for name in skipped},
+    }
 
 
 @router.get("/loras")
