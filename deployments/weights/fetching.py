@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Final
 
 import torch
@@ -59,6 +60,7 @@ def _list_downloads(
         yield f"model {spec.name!r}", partial(fetch_model, spec, pick_dtype(dtype, torch.device(device)))
     for kind, annotator in annotators.items():
         yield f"annotator {kind!r}", partial(fetch_annotator, kind, annotator)
-    for row in (*upscalers, *loras):
+    files: Iterable[UpscalerSpec | LoraSpec] = chain(upscalers, loras)
+    for row in files:
         title = f"{'LoRA' if isinstance(row, LoraSpec) else 'upscaler'} {row.name!r}"
         yield title, partial(locate_file, title, row.source, row.revision, row.file)

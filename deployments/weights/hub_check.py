@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -44,7 +45,8 @@ def check_hub(
             seen.add(row)
             verdict, is_loadable = _check_source(row)
             yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
-    for one in (*upscalers, *loras):
+    files: Iterable[UpscalerSpec | LoraSpec] = chain(upscalers, loras)
+    for one in files:
         title = f"{'LoRA' if isinstance(one, LoraSpec) else 'upscaler'} {one.name!r}"
         row = FileSource(title, PartSpec(one.source, one.revision), (one.file,), half=False)
         verdict, is_loadable = _check_source(row, _check_file)
