@@ -109,6 +109,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
         cache=cache,
         redis=redis,
         prompts=prompts,
+        loras=config.loras.catalogue(),
         labeller=labeller,
         upscalers=[upscaler.spec() for upscaler in config.upscalers],
     )

@@ -32,7 +32,7 @@ UNFINISHED: Final = ("queued", "running")
 
 Entry = GenerationParams | dict[str, Any]
 
-Listed = Literal["models", "samplers", "styles", "templates", "ad-formats"]
+Listed = Literal["models", "samplers", "styles", "templates", "ad-formats", "loras"]
 """What a server lists by name."""
 
 

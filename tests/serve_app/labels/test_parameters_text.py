@@ -12,6 +12,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from serve_app.generation.lora_tags import split_tags
 from serve_app.labels.parameters_text import MAX_TEXT, parameters_text, parse_parameters
 
 FIELDS: dict[str, Any] = {
@@ -171,6 +172,19 @@ def test_what_only_some_requests_have_is_said_where_they_have_it() -> None:
         assert [unit["Guidance End"] for unit in units] == ["1", "0.5"]
     plain = parse_parameters(parameters_text(params_of("a cup"), seed=7))
     assert not plain.keys() & {"Denoising strength", "Clip skip", "Mask feather", "ControlNet 0", "Deep cache"}
+
+
+@pytest.mark.parametrize("prompt", ["a red cup", *HOSTILE])
+def test_loras_are_tags_behind_the_prompt(prompt: str) -> None:
+    """A1111 takes them out again, wherever in the prompt they are."""
+    loras = ({"name": "coffee", "scale": 0.8}, {"name": "a shoe", "scale": -1})
+    text = parameters_text(params_of(prompt, "text", loras=loras), seed=7)
+    for read in (parse_parameters(text), read_as_a1111_does(text)):
+        tagged = split_tags(read["Prompt"])
+        assert tagged.prompt.strip() == prompt.strip()
+        assert [(each.name, each.scale) for each in tagged.loras] == [("coffee", 0.8), ("a shoe", -1.0)]
+        assert read["Negative prompt"] == "text"
+        assert read.items() >= TRUE_FIELDS.items()
 
 
 def test_without_prompts_there_is_no_word_of_them() -> None:
