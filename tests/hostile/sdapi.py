@@ -116,7 +116,7 @@ ROWS: Final = (
         "an upscaler that is a path",
         json.dumps({"image": GOOD, "upscaler_1": "../SECRET"}).encode(),
         422,
-        "invalid_value",
+        FIELD,
         "upscaler_1",
         door=EXTRA,
     ),

@@ -33,6 +33,7 @@ class EchoWorker:
     """Answers every request with one image that holds the prompt."""
 
     alive = True
+    upscalers = None
 
     def check_room(self, request: Request) -> None:
         pass
