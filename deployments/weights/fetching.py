@@ -59,6 +59,7 @@ def _list_downloads(
         yield f"model {spec.name!r}", partial(fetch_model, spec, pick_dtype(dtype, torch.device(device)))
     for kind, annotator in annotators.items():
         yield f"annotator {kind!r}", partial(fetch_annotator, kind, annotator)
-    for row in (*upscalers, *loras):
+    rows: list[UpscalerSpec | LoraSpec] = [*upscalers, *loras]
+    for row in rows:
         title = f"{'LoRA' if isinstance(row, LoraSpec) else 'upscaler'} {row.name!r}"
         yield title, partial(locate_file, title, row.source, row.revision, row.file)

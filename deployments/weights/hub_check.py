@@ -44,7 +44,8 @@ def check_hub(
             seen.add(row)
             verdict, is_loadable = _check_source(row)
             yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
-    for one in (*upscalers, *loras):
+    files: list[UpscalerSpec | LoraSpec] = [*upscalers, *loras]
+    for one in files:
         title = f"{'LoRA' if isinstance(one, LoraSpec) else 'upscaler'} {one.name!r}"
         row = FileSource(title, PartSpec(one.source, one.revision), (one.file,), half=False)
         verdict, is_loadable = _check_source(row, _check_file)
