@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain
 from typing import Final
 
 import torch
@@ -60,7 +59,7 @@ def _list_downloads(
         yield f"model {spec.name!r}", partial(fetch_model, spec, pick_dtype(dtype, torch.device(device)))
     for kind, annotator in annotators.items():
         yield f"annotator {kind!r}", partial(fetch_annotator, kind, annotator)
-    files: Iterable[UpscalerSpec | LoraSpec] = chain(upscalers, loras)
-    for row in files:
+    rows: list[UpscalerSpec | LoraSpec] = [*upscalers, *loras]
+    for row in rows:
         title = f"{'LoRA' if isinstance(row, LoraSpec) else 'upscaler'} {row.name!r}"
         yield title, partial(locate_file, title, row.source, row.revision, row.file)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -45,7 +44,7 @@ def check_hub(
             seen.add(row)
             verdict, is_loadable = _check_source(row)
             yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
-    files: Iterable[UpscalerSpec | LoraSpec] = chain(upscalers, loras)
+    files: list[UpscalerSpec | LoraSpec] = [*upscalers, *loras]
     for one in files:
         title = f"{'LoRA' if isinstance(one, LoraSpec) else 'upscaler'} {one.name!r}"
         row = FileSource(title, PartSpec(one.source, one.revision), (one.file,), half=False)

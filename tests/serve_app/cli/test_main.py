@@ -46,9 +46,9 @@ def one_line(result: Result) -> str:
         (("--sampler", "eular"), "sampler"),
         (("--seed", "-7"), "seed"),
         (("--guidance", "99"), "guidance"),
-        (("--lora", "coffee:9"), "loras"),
-        (("--lora", "coffee:much"), "loras"),
-        (("--lora", "../coffee"), "loras"),
+        (("--lora", "coffee:9"), "loras[0].scale"),
+        (("--lora", "coffee:much"), "loras[0].scale"),
+        (("--lora", "../coffee"), "loras[0].name"),
     ],
 )
 def test_a_slip_is_told_without_a_server_and_names_the_field(
