@@ -51,10 +51,10 @@ def batch(
         with DarkroomClient(url, api_key=api_key) as client:
             output.mkdir(parents=True, exist_ok=True)
             callbacks = callback_options(webhook_url, webhook_events, upload_url)
-            job_id = _submit(client, list(requests.values()), priority, callbacks)
-            say(f"job {job_id}", {"job": job_id} if as_json else None)
             saved = SavedJob(output, as_json, list(requests).__getitem__, "line")
+            job_id = _submit(client, list(requests.values()), priority, callbacks)
             try:
+                say(f"job {job_id}", {"job": job_id} if as_json else None)
                 job = client.job(job_id)
                 saved.add(client, job)
                 while not is_over(job):

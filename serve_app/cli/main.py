@@ -1,6 +1,7 @@
 """The `darkroom` command. Errors are one line; exit codes are below `--help`."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -80,13 +81,16 @@ def fetch(
         for spec in settings.specs_of(deployment)
     ]
     annotators, upscalers = settings.annotators.specs(), [upscaler.spec() for upscaler in settings.upscalers]
+    loras = settings.loras.catalogue().rows
     if check:
-        answers = list(_print_answers(hub_check.check_hub(hosted, annotators, upscalers)))
+        checks = hub_check.check_hub(hosted, annotators, upscalers, loras)
+        answers = list(_print_answers(checks))
         if wrong := answers.count(False):
             raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
     try:
-        fetching.fetch(hosted, annotators, attempts, lambda line: print(line, flush=True), upscalers=upscalers)
+        say = partial(print, flush=True)
+        fetching.fetch(hosted, annotators, attempts, say, upscalers=upscalers, loras=loras)
     except ModelLoadError as error:
         raise exit_with(error.message) from None
 
@@ -160,6 +164,7 @@ def _read_config(config: str) -> AppConfig:
             check_annotator(kind, annotator)
         for upscaler in settings.upscalers:
             check_upscaler(upscaler.spec())
+        settings.loras.catalogue().check_rows()
     except (ConfigError, ModelLoadError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     return settings

@@ -2,20 +2,26 @@
 
 import base64
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
+
+# What a proxy answers for a server that it cannot reach now, or that has too much to do.
+_PASSES: Final = frozenset((429, 502, 503, 504))
+
+_CANCELLED: Final = 499
 
 
 class DarkroomError(Exception):
     """The server refused or failed, or could not be reached: then `status` is 0 and `code` says how (`unreachable`).
 
-    `field` names the offending parameter, if there is one. An image that a safety policy kept back has the `code`
-    `content_filtered`. `retryable`: the same request may succeed later;
-    `retry_after` is in how many seconds, where the server says so. `images` are those of the request that were made all
-    the same.
+    `invalid_answer` is the code of what no Darkroom server answers, a proxy's page for example; `content_filtered` that
+    of an image that a safety policy kept back. `field` names the offending parameter, if there is one. `retryable`: the
+    same request may succeed later; `retry_after` is in how many seconds, where the server says so. `images` are those
+    of the request that were made all the same.
     """
 
     def __init__(
@@ -32,6 +38,53 @@ class DarkroomError(Exception):
         self.field, self.request_id, self.retryable = field, request_id, retryable
         self.retry_after: float | None = None
         self.images: tuple[ServedImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAnswer:
+    """An answer, received as a whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes = field(repr=False)
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object that it is; an empty one where it is something else."""
+        return _parse_object(self.content) or {}
+
+    def json(self, *needed: str) -> dict[str, Any]:
+        """Returns the JSON object that it is. Raises DarkroomError if it is none, or lacks one of the keys `needed`."""
+        return read_object(self.content, *needed, status=self.status)
+
+    def raise_for_status(self) -> None:
+        """Raises DarkroomError unless it is a success."""
+        if self.is_success:
+            return
+        error = error_of(self.body, self.status)
+        error.retry_after = _seconds_of(self.headers)
+        raise error
+
+
+def read_object(text: str | bytes, *needed: str, status: int = 0) -> dict[str, Any]:
+    """Parses a JSON object. Raises DarkroomError if it is none, or lacks one of the keys `needed`."""
+    found = _parse_object(text)
+    if found is None or not found.keys() >= set(needed):
+        message = "what was answered is not what a Darkroom server answers; is there a proxy before it?"
+        raise DarkroomError(status, "invalid_answer", message)
+    return found
+
+
+def _parse_object(text: str | bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +154,34 @@ class ServedEntry:
     error: DarkroomError | None = None
 
 
+def entries_in_order(entries: Iterable[ServedEntry], count: int) -> list[ServedEntry]:
+    """Returns one entry for each of `count` requests: a `cancelled` error for those that its job never made."""
+    made = {entry.index: entry for entry in entries}
+    message = "the batch was cancelled before this entry was made"
+    return [
+        made.get(index) or ServedEntry(index, (), DarkroomError(_CANCELLED, "cancelled", message))
+        for index in range(count)
+    ]
+
+
+def timed_out() -> DarkroomError:
+    """The error of a call whose time is over."""
+    return DarkroomError(0, "timeout", "the server took too long to answer", retryable=True)
+
+
 def error_of(body: Mapping[str, Any], status: int = 500) -> DarkroomError:
     """Reads a problem+json body, or whatever something else on the way has answered."""
     error = body.get("error")
     details = error if isinstance(error, dict) else {}
-    status = body.get("status", status)
+    if isinstance(body.get("status"), int):
+        status = body["status"]
     return DarkroomError(
         status,
         details.get("code", "http_error"),
         details.get("message", f"the server answered {status}"),
         details.get("param"),
         body.get("request_id", ""),
-        body.get("retryable", False),
+        body.get("retryable", status in _PASSES),
     )
 
 
@@ -131,3 +200,9 @@ def images_of(answer: Mapping[str, Any]) -> list[ServedImage]:
         failure.images = tuple(images)
         raise failure
     return images
+
+
+def _seconds_of(headers: Mapping[str, str]) -> float | None:
+    """Returns the seconds that a server asks to wait for; None where it does not."""
+    text = headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None

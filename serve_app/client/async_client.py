@@ -1,5 +1,6 @@
 """The same client for programs on asyncio."""
 
+import asyncio
 import os
 from asyncio import sleep
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -14,7 +15,9 @@ from serve_app.client.answers import (
     DarkroomError,
     ServedEntry,
     ServedImage,
+    ServerAnswer,
     WatchedImages,
+    entries_in_order,
     error_of,
     failure_of,
     images_of,
@@ -35,6 +38,7 @@ from serve_app.client.messages import (
     CallbackOptions,
     Entry,
     Listed,
+    answer_timeout,
     batch_body,
     encode_request,
     headers_of,
@@ -42,12 +46,12 @@ from serve_app.client.messages import (
     job_path,
     list_path,
     params_body,
-    raise_for_status,
+    read_health,
     request_path,
     translate_errors,
     upscale_form,
 )
-from serve_app.client.retries import Retries
+from serve_app.client.retries import Tries
 
 
 class AsyncDarkroomClient:
@@ -65,9 +69,8 @@ class AsyncDarkroomClient:
         key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
         with translate_errors():
             self._http = httpx.AsyncClient(**http_options(base_url, key), transport=transport)
-        self._answer_timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         self._stream_timeout = httpx.Timeout(STREAM_SECONDS, connect=min(timeout, CONNECT_SECONDS))
-        self._retries = Retries(retries)
+        self._timeout_s, self._retries = timeout, retries
 
     async def __aenter__(self) -> "AsyncDarkroomClient":
         return self
@@ -98,7 +101,9 @@ class AsyncDarkroomClient:
                     watched.add(event.name, event.data)
             return watched.images()
         path, options = encode_request(body, uploads)
-        answer = await self._request("POST", path, headers=headers_of(request_id, once=True), **options)
+        answer = await self._request(
+            "POST", path, needs=("images",), headers=headers_of(request_id, once=True), **options
+        )
         return images_of(answer)
 
     async def stream(
@@ -119,9 +124,8 @@ class AsyncDarkroomClient:
         }
         with translate_errors():
             async with self._http.stream("POST", path, **options) as response:
-                if response.is_error:
-                    await response.aread()
-                raise_for_status(response)
+                if not response.is_success:
+                    ServerAnswer(response.status_code, response.headers, await response.aread()).raise_for_status()
                 async for event in read_until_done_async(response.aiter_lines()):
                     yield event
 
@@ -133,13 +137,16 @@ class AsyncDarkroomClient:
     async def batch(
         self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
     ) -> list[ServedEntry]:
-        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer."""
+        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer.
+
+        What is cancelled meanwhile has the error `cancelled`.
+        """
         body = batch_body(requests, priority, deadline_ms)
-        answer = await self._request("POST", BATCH, json=body, headers=headers_of(once=True))
+        answer = await self._request("POST", BATCH, needs=("id", "results"), json=body, headers=headers_of(once=True))
         while answer.get("state") in UNFINISHED:
             await sleep(POLL_SECONDS)
             answer = await self.job(answer["id"])
-        return await self.entries_of(answer)
+        return entries_in_order(await self.entries_of(answer), answer.get("entries", len(requests)))
 
     async def submit(
         self,
@@ -160,17 +167,17 @@ class AsyncDarkroomClient:
             {"Prefer": "respond-async", **headers_of(once=True)},
         )
         headers |= {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        answer = await self._request("POST", BATCH, json=body, headers=headers)
+        answer = await self._request("POST", BATCH, needs=("id",), json=body, headers=headers)
         job_id: str = answer["id"]
         return job_id
 
     async def job(self, job_id: str) -> dict[str, Any]:
         """Returns the job's state and its results so far."""
-        return await self._request("GET", job_path(job_id))
+        return await self._request("GET", job_path(job_id), needs=("id", "state", "results"))
 
     async def jobs(self) -> list[dict[str, Any]]:
         """Returns one's own newest jobs, at most a hundred, the newest first, without their results."""
-        found: list[dict[str, Any]] = (await self._request("GET", JOBS))["jobs"]
+        found: list[dict[str, Any]] = (await self._request("GET", JOBS, needs=("jobs",)))["jobs"]
         return found
 
     async def upscale(
@@ -186,7 +193,7 @@ class AsyncDarkroomClient:
     async def list_of(self, what: Listed) -> list[dict[str, Any]]:
         """Returns the models, samplers, styles, ... that the server has, each with its `name`."""
         path, field = list_path(what)
-        found: list[dict[str, Any]] = (await self._request("GET", path))[field]
+        found: list[dict[str, Any]] = (await self._request("GET", path, needs=(field,)))[field]
         return found
 
     async def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
@@ -195,33 +202,36 @@ class AsyncDarkroomClient:
 
     async def cancel_job(self, job_id: str) -> dict[str, Any]:
         """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
-        return await self._request("DELETE", job_path(job_id))
+        return await self._request("DELETE", job_path(job_id), needs=("state",))
 
     async def health(self) -> dict[str, Any]:
-        """Returns the server's health object, healthy or not."""
-        with translate_errors():
-            health: dict[str, Any] = (await self._http.get(HEALTH, timeout=self._answer_timeout)).json()
-        return health
+        """Returns the server's health object, healthy or not. Raises DarkroomError."""
+        return read_health(await self._receive("GET", HEALTH, self._tries(), {}))
 
-    async def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = (await self._send(method, path, **options)).json()
-        return answer
+    async def _request(self, method: str, path: str, needs: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        return (await self._send(method, path, **options)).json(*needs)
 
-    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _send(self, method: str, path: str, **options: Any) -> ServerAnswer:
         """Returns the answer. Every request here may be sent again: it changes nothing, or has a key."""
-        tried = 0
+        tries = self._tries()
         while True:
             try:
-                with translate_errors():
-                    response = await self._http.request(method, path, timeout=self._answer_timeout, **options)
-                raise_for_status(response)
-                return response
+                answer = await self._receive(method, path, tries, options)
+                answer.raise_for_status()
+                return answer
             except DarkroomError as error:
-                tried += 1
-                seconds = self._retries.wait_s(tried, error)
-                if seconds is None:
-                    raise
+                seconds = tries.wait_s(error)
             await sleep(seconds)
+
+    async def _receive(self, method: str, path: str, tries: Tries, options: dict[str, Any]) -> ServerAnswer:
+        left = tries.left_s()
+        with translate_errors():
+            async with asyncio.timeout(left):
+                response = await self._http.request(method, path, timeout=answer_timeout(left), **options)
+        return ServerAnswer(response.status_code, response.headers, response.content)
+
+    def _tries(self) -> Tries:
+        return Tries(self._retries, self._timeout_s)
 
     async def _read_entry(self, entry: dict[str, Any]) -> ServedEntry:
         if "images" not in entry:

@@ -11,7 +11,7 @@ import httpx
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.client.answers import DarkroomError, error_of
+from serve_app.client.answers import DarkroomError, ServerAnswer, timed_out
 
 LOOPBACK: Final = frozenset(("127.0.0.1", "::1", "localhost"))
 API_KEY_VARIABLE: Final = "DARKROOM_API_KEY"
@@ -33,7 +33,7 @@ UNFINISHED: Final = ("queued", "running")
 
 Entry = GenerationParams | dict[str, Any]
 
-Listed = Literal["models", "samplers", "styles", "templates", "ad-formats", "upscalers"]
+Listed = Literal["models", "samplers", "styles", "templates", "ad-formats", "loras", "upscalers"]
 """What a server lists by name."""
 
 
@@ -130,34 +130,34 @@ def request_path(request_id: str) -> str:
     return f"{BASE}/requests/{quote(request_id, safe='')}"
 
 
+def answer_timeout(seconds: float) -> httpx.Timeout:
+    """Returns httpx's time-outs for an answer that may take `seconds` seconds; connecting takes less, or fails."""
+    return httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+
+
+def read_health(answer: ServerAnswer) -> dict[str, Any]:
+    """Returns the health object, which an unhealthy server sends with an error's status. Raises DarkroomError."""
+    health = answer.body
+    # Of a problem, `status` is a number.
+    if isinstance(health.get("status"), str):
+        return health
+    answer.raise_for_status()
+    return answer.json("status")
+
+
 @contextmanager
 def translate_errors() -> Iterator[None]:
+    """Raises DarkroomError for what httpx raises, and for a time limit of asyncio's."""
     try:
         yield
-    except httpx.ConnectError:
+    except (httpx.ConnectError, httpx.ConnectTimeout):
         message = "no server answers at this address; `make serve` starts one"
         raise DarkroomError(0, "unreachable", message, retryable=True) from None
-    except httpx.TimeoutException:
-        raise DarkroomError(0, "timeout", "the server took too long to answer", retryable=True) from None
+    except (httpx.TimeoutException, TimeoutError):
+        raise timed_out() from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise DarkroomError(0, "invalid_url", "the server's address must be like http://127.0.0.1:8000") from None
+    except httpx.DecodingError:
+        raise DarkroomError(0, "invalid_answer", "what was answered cannot be decompressed") from None
     except httpx.TransportError:
         raise DarkroomError(0, "connection_lost", "the connection was lost", retryable=True) from None
-
-
-def raise_for_status(response: httpx.Response) -> None:
-    if response.is_success:
-        return
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    error = error_of(body if isinstance(body, dict) else {}, response.status_code)
-    error.retry_after = _seconds_of(response.headers)
-    raise error
-
-
-def _seconds_of(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds that a server asks to wait for; None where it does not."""
-    text = headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None

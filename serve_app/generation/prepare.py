@@ -1,7 +1,7 @@
 """Decides everything about a request before the backend sees it: model, size, defaults, seed, style."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
@@ -9,14 +9,15 @@ from deployments.engine.protocol.inputs import Task, Uploads
 from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from serve_app.generation.ad_formats import apply_ad_format
-from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.styles import add_style
-from serve_app.generation.templates import TEMPLATES, PromptTemplate, apply_template
+from serve_app.generation.prompts import PromptRules
 from serve_app.generation.uploads import check_uploads, fill_in_size
 
 DRAWN_SEEDS = 2**32
+
+_BUILT_IN = PromptRules()
 
 
 def prepare(
@@ -26,9 +27,9 @@ def prepare(
     previews: int,
     name: str,
     tenant: str,
-    templates: Mapping[str, PromptTemplate] = TEMPLATES,
-    blocklist: Blocklist = NOTHING_BLOCKED,
+    prompts: PromptRules = _BUILT_IN,
     upscalers: Sequence[str] = (),
+    loras: LoraCatalogue = NO_LORAS,
 ) -> Prepared:
     """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads, params) if uploads else None
@@ -38,21 +39,20 @@ def prepare(
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
     _check_upscaler(asked, upscalers)
-    styled = write_prompts(asked, templates, blocklist)
+    styled = prompts.write(asked)
     request_id = f"{name}.{secrets.token_hex(4)}"
-    drawn = asked.seed != params.seed
-    request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name, seed_drawn=drawn)
+    request = Request(
+        request_id,
+        styled,
+        previews,
+        uploads=uploads,
+        tenant=tenant,
+        name=name,
+        seed_drawn=asked.seed != params.seed,
+        loras=loras.resolve(asked.loras, spec) if asked.loras else (),
+        embeddings=prompts.embeddings.find_in([styled.prompt, styled.negative_prompt]),
+    )
     return Prepared(request, asked)
-
-
-def write_prompts(
-    asked: GenerationParams, templates: Mapping[str, PromptTemplate], blocklist: Blocklist
-) -> GenerationParams:
-    """Returns `asked` with its template and style applied. Raises InvalidParameter, and BlockedPrompt."""
-    filled = apply_template(asked, templates)
-    styled = filled.model_copy(update={"prompt": add_style(filled.prompt, asked.style_preset)})
-    blocklist.check(asked, styled)
-    return styled
 
 
 def default_model(models: Sequence[ModelSpec]) -> ModelSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 from deployments.engine.protocol.inputs import Inputs, PictureMark, PipelineKind, Uploads
 from deployments.engine.protocol.lora import LoraUse
 from deployments.engine.protocol.params import GenerationParams
@@ -40,9 +41,9 @@ class Request:
     hundreds of events a second from a replica cost more than some images. No two running requests have the same `id`,
     so callers do not choose it; `name` is the caller's own, and several may have it. `seed_drawn` says that the seed is
     not the caller's own. `mark` is made in every finished picture; previews have none. `loras` are the files that
-    `params.loras` name, without those that have no effect. The engine fills in what depends on the model:
-    `own_evaluations`, the UNet evaluations of an image if the sampler is the checkpoint's own; `embeds_guidance`, if
-    the UNet takes the guidance scale as an input instead of running a second time.
+    `params.loras` name, without those that have no effect; `embeddings` those that the prompts name. The engine fills
+    in what depends on the model: `own_evaluations`, the UNet evaluations of an image if the sampler is the checkpoint's
+    own; `embeds_guidance`, if the UNet takes the guidance scale as an input instead of running a second time.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Request:
     seed_drawn: bool = False
     mark: PictureMark | None = None
     loras: tuple[LoraUse, ...] = ()
+    embeddings: tuple[EmbeddingFile, ...] = ()
 
     @property
     def pipeline(self) -> PipelineKind:

@@ -31,6 +31,7 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "padding_mask_crop": "Makes only the masked part, with that many pixels around it, at `width` x `height`, and "
         "pastes it back into the image at its own size.",
         "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`, `preprocess`.",
+        "loras": "LoRAs by their names in `/ads/v2/diffusion/loras`, each with a `scale` (1).",
         "guess_mode": "Lets ControlNets act on the prompted half only.",
         "output_format": "The files' format. An `Accept: image/...` header wins over it.",
         "output_quality": "Of a webp or jpeg file; 92 if left out.",
@@ -42,6 +43,9 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "`strength` and `steps` as in image-to-image.",
         "output_size": "Width and height in pixels that the finished image is resized to, of any shape.",
         "output_fit": "How it becomes that shape: cropped, or padded with its edges' colours.",
+        "local_contrast": "Evens out light and dark by regions (CLAHE's clip limit); 0 leaves it as it is, 2 is usual.",
+        "contrast": "Multiplies the finished image's contrast.",
+        "sharpen": "Sharpens the finished image; 0.5 is usual.",
         "ad_format": "The name of an `output_size`, from `/ads/v2/diffusion/ad-formats`.",
         "template": "The name of a prompt with places, from `/ads/v2/diffusion/templates`.",
         "template_values": "What goes into the template's places, by their names.",

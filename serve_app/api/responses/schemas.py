@@ -13,14 +13,18 @@ from serve_app.generation.result import Result
 
 _RARE: Final = IMAGE_FIELDS | {
     "ad_format",
+    "contrast",
     "deep_cache",
     "exact",
     "guidance_interval",
     "hires",
+    "local_contrast",
+    "loras",
     "metadata",
     "output_fit",
     "output_quality",
     "output_size",
+    "sharpen",
     "template",
     "template_values",
 }

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, ValidationError
 
 from deployments.engine.protocol.errors import BlockedPrompt, EngineError, InvalidParameter
-from deployments.engine.protocol.params import GenerationParams, Priority, normalise_fields
+from deployments.engine.protocol.fields import normalise_fields
+from deployments.engine.protocol.params import GenerationParams, Priority
 from serve_app.api.dependencies import JobsDep, ServiceDep
 from serve_app.api.exchange import exchange_of
 from serve_app.api.middleware.rate_limiting import charge, charge_refused
@@ -31,7 +32,6 @@ from serve_app.api.responses.large_json import json_response, let_others_run
 from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.config.sections import JobsConfig
 from serve_app.generation.expansion import Expansion, expand
-from serve_app.generation.prepare import write_prompts
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.callbacks import CallbackRequest
 from serve_app.jobs.manager import RETRY_S, Jobs, TooManyJobs, new_job_id
@@ -154,7 +154,7 @@ async def _refuse_blocked(service: ServiceDep, batch_entries: BatchEntries) -> N
     """Moves the entries whose prompts are blocked to the refused ones. Other mistakes show when they are prepared."""
     for index, params in list(batch_entries.params.items()):
         try:
-            write_prompts(params, service.templates, service.blocklist)
+            service.prompts.write(params)
         except BlockedPrompt as error:
             batch_entries.refused[index] = problem_of(error)
             del batch_entries.params[index]

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from serve_app.api.application import create_api
 from serve_app.generation.blocklist import Blocklist, BlockRule
+from serve_app.generation.prompts import PromptRules
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import PATH, FakeBackend, http
 from tests.serve_app.servers import http_server
@@ -20,7 +21,8 @@ BATCH = "/ads/v2/diffusion/batch-generate"
 
 @pytest.fixture
 async def service(backend: FakeBackend) -> AsyncIterator[DiffusionService]:
-    async with DiffusionService(backend, blocklist=Blocklist([BlockRule("brands", ("acme",))])) as made:
+    rules = PromptRules(blocklist=Blocklist([BlockRule("brands", ("acme",))]))
+    async with DiffusionService(backend, prompts=rules) as made:
         yield made
 
 

@@ -2,11 +2,17 @@
 
 import asyncio
 import contextlib
+import datetime
 import ssl
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 Manner = int | Literal["hang", "close", "cut"] | tuple[int, dict[str, str]]
 """A status, perhaps with headers; or no answer, a closed connection, half an answer."""
@@ -88,3 +94,24 @@ async def receiver(context: ssl.SSLContext | None = None) -> AsyncIterator[Recei
         yield receiver
     finally:
         server.close()
+
+
+def certified(folder: Path, host: str) -> tuple[ssl.SSLContext, Path]:
+    """What a server for `host` needs for TLS, and the file of the authority, itself, that its clients have to trust."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "tls.pem").write_bytes(key.private_bytes(*form) + certificate)
+    (folder / "authority.pem").write_bytes(certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls.pem")
+    return context, folder / "authority.pem"

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from serve_app.callbacks.addresses import AddressRefused, AddressRules
 from serve_app.callbacks.sender import Sender, SendError
 from serve_app.config.callbacks import CallbacksConfig
-from tests.serve_app.callbacks.receivers import Receiver, receiver
+from tests.serve_app.callbacks.receivers import Receiver, certified, receiver
 
 
 def rules(**config: Any) -> AddressRules:
@@ -196,3 +197,18 @@ async def test_an_unknown_name_has_a_reason_of_its_own(local: Receiver, monkeypa
         await calling.send("POST", local.url(host="gone.example"), {}, b"", 5)
     assert not caught.value.final
     await calling.close()
+
+
+async def test_a_certificate_is_checked_against_the_name_though_an_address_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, authority = certified(tmp_path, "hooks.example")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    async with receiver(context) as behind:
+        calling = sender(behind, allow_networks=["127.0.0.1/32"])
+        resolving(monkeypatch, ["127.0.0.1"], ["127.0.0.1"])
+        assert (await calling.send("POST", behind.url(host="hooks.example"), {}, b"hello", 5)).status == 204
+        with pytest.raises(SendError, match="certificate_not_valid"):
+            await calling.send("POST", behind.url(host="other.example"), {}, b"hello", 5)
+        await calling.close()
+        assert len(behind.received) == 1

@@ -22,7 +22,7 @@ from tests.serve_app.callbacks.ingresses import (
     ingress,
     secret_file,
 )
-from tests.serve_app.callbacks.receivers import Manner, Received, Receiver, receiver
+from tests.serve_app.callbacks.receivers import Manner, Received, Receiver, certified, receiver
 from tests.serve_app.fakes import refusing, slow, until
 
 
@@ -158,24 +158,7 @@ async def test_a_tenant_cannot_forge_anothers_messages(
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(heard: Receiver, tmp_path: Path) -> None:
-    import datetime
-    import ssl
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-        .public_bytes(serialization.Encoding.PEM)
-    )
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (tmp_path / "tls.pem").write_bytes(pem + certificate)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "tls.pem")
+    context, _ = certified(tmp_path, "127.0.0.1")
     async with receiver(context) as behind, ingress(callbacks_config(tmp_path, behind, webhook_retry_for_s=0)) as here:
         done = await here.settled(await here.submit(webhook_url=behind.url()))
         assert done["webhooks"][0]["reason"] == "certificate_not_valid"

@@ -21,6 +21,7 @@ from deployments.engine.protocol.sampler_names import SAMPLERS
 from serve_app.api.application import create_api
 from serve_app.cli.exits import EXIT_CODES
 from serve_app.cli.main import app
+from serve_app.client import DarkroomClient
 from serve_app.generation.styles import STYLES
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, failing, refusing, slow
@@ -241,6 +242,25 @@ def test_ctrl_c_cancels_the_job_of_a_batch(url: str, backend: FakeBackend, asked
     (job,) = lines(run("jobs", "list", "--json", url=url))[0]["jobs"]
     assert job["state"] == "cancelled"
     assert ended(backend)
+
+
+def test_ctrl_c_while_a_job_is_submitted_cancels_it_as_well(
+    url: str, backend: FakeBackend, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has the job, and the command does not know its id yet."""
+    backend.script = slow
+    submit, submitted = DarkroomClient.submit, list[str]()
+
+    def interrupted_submit(self: DarkroomClient, *arguments: Any, **more: Any) -> str:
+        submitted.append(submit(self, *arguments, **more))
+        if len(submitted) == 1:
+            raise KeyboardInterrupt
+        return submitted[-1]
+
+    monkeypatch.setattr(DarkroomClient, "submit", interrupted_submit)
+    assert run("batch", asked, "-o", str(tmp_path / "made"), url=url).exit_code == 130
+    assert len(set(submitted)) == 1
+    assert json.loads(run("jobs", "show", submitted[0], url=url).stdout)["state"] == "cancelled"
 
 
 def test_a_refusal_of_every_image_is_told_with_its_code(url: str, backend: FakeBackend, tmp_path: Path) -> None:

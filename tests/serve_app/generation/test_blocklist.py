@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from deployments.engine.protocol.errors import BlockedPrompt
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.generation.blocklist import BadPattern, Blocklist, BlockRule, compile_pattern, fold
-from serve_app.generation.prepare import write_prompts
-from serve_app.generation.templates import TEMPLATES
+from serve_app.generation.prompts import PromptRules
 
 RULES = Blocklist(
     [
@@ -28,7 +27,7 @@ def blocked(prompt: str, **more: object) -> str | None:
     """The field that is refused, and by which rule."""
     params = GenerationParams.model_validate({"prompt": prompt, **more})
     try:
-        write_prompts(params, TEMPLATES, RULES)
+        PromptRules(blocklist=RULES).write(params)
     except BlockedPrompt as error:
         return f"{error.field} {error.rule}"
     return None
@@ -125,13 +124,13 @@ def test_what_a_template_puts_together_is_read_as_the_model_will_see_it() -> Non
         prompt="", template="product_photo", template_values=(("product_name", "cup"), ("style_description", "x"))
     )
     with pytest.raises(BlockedPrompt) as caught:
-        write_prompts(params, TEMPLATES, rules)
+        PromptRules(blocklist=rules).write(params)
     assert caught.value.field == "prompt"
 
 
 def test_the_message_names_the_rule_and_nothing_of_it() -> None:
     with pytest.raises(BlockedPrompt) as caught:
-        write_prompts(GenerationParams(prompt="an acme cup"), TEMPLATES, RULES)
+        PromptRules(blocklist=RULES).write(GenerationParams(prompt="an acme cup"))
     assert "brands" in caught.value.message
     assert "acme" not in caught.value.message
     again = pickle.loads(pickle.dumps(caught.value))

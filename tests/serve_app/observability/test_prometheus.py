@@ -80,7 +80,7 @@ async def test_every_metric_that_has_a_sample_is_told_in_both_formats(
 ) -> None:
     backend.now = BackendReport((engine(2, 5),))
     backend.counts = {"replays": 1, "quarantined": 2, "quarantine_refusals": 3}
-    service.blocklist.counts["a rule"] = 4
+    service.prompts.blocklist.counts["a rule"] = 4
     await client.post(PATH, json={"prompt": "a cup"})
     plain = await client.get("/metrics")
     assert plain.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

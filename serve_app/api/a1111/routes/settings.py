@@ -1,5 +1,6 @@
 """A1111's endpoints for the caller's own options, and for the lists that its clients fill their menus with."""
 
+import asyncio
 import os
 from typing import Any, Final
 
@@ -102,9 +103,25 @@ async def scripts(service: ServiceDep) -> dict[str, list[str]]:
 
 
 @router.get("/embeddings")
-async def embeddings() -> dict[str, dict[str, Any]]:
-    """Lists the textual inversions: there are none."""
-    return {"loaded": {}, "skipped": {}}
+async def embeddings(service: ServiceDep) -> dict[str, dict[str, Any]]:
+    """Lists the textual inversions by what prompts call them, and the files that cannot be used."""
+    registry = service.prompts.embeddings
+    # New files are read then.
+    files, skipped = await asyncio.to_thread(lambda: (registry.files, registry.skipped))
+    # Not told by their files: how long they were trained, and on what.
+    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    return {
+        "loaded": {file.token: {**unknown, "shape": file.width, "vectors": file.vectors} for file in files},
+        "skipped": {name: {**unknown, "shape": 0, "vectors": 0} for name in skipped},
+    }
+
+
+@router.get("/loras")
+async def loras(service: ServiceDep) -> list[dict[str, Any]]:
+    """Lists the LoRAs that `<lora:NAME:WEIGHT>` can name in a prompt. Paths are nobody's business."""
+    entries = await asyncio.to_thread(service.loras.entries)
+    names = [entry.spec.name for entry in entries if entry.problem is None]
+    return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
 
 
 @router.get("/memory")
@@ -128,7 +145,7 @@ async def cmd_flags() -> dict[str, Any]:
 
 def _add_empty_lists() -> None:
     """Adds the lists of what this server has none of: clients ask for them, and need an array."""
-    for path in ("sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers", "realesrgan-models"):
+    for path in ("sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models"):
         router.add_api_route(f"/{path}", _empty_list, methods=["GET"], name=f"list {path}", operation_id=path)
 
 
