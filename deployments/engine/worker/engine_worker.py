@@ -34,6 +34,7 @@ from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 from deployments.engine.worker.background import BackgroundWork
 from deployments.engine.worker.calibration_keeper import CalibrationKeeper
+from deployments.engine.worker.lora_files import read_lora
 from deployments.engine.worker.mailbox import Mailbox
 from deployments.engine.worker.model_access import ModelAccess, check_sampler
 from deployments.engine.worker.model_loading import Inbox, connect
@@ -132,7 +133,7 @@ class EngineWorker:
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
             memory = memory_of(device, config.device_memory_bytes)
             networks.start(device, dtype, memory)
-            engine = Engine(models, emit, config, memory=memory, upscalers=networks)
+            engine = Engine(models, emit, config, memory=memory, upscalers=networks, read_adapter=read_lora)
             connect(manager, engine, inbox, keeper)
             return engine
 

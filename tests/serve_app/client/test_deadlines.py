@@ -164,8 +164,8 @@ def test_a_server_that_could_not_be_connected_to_in_time_is_tried_again(asynchro
 
 
 def test_the_body_has_only_the_time_that_its_headers_have_left(clock: Clock) -> None:
-    limits: list[float] = []
     asked: list[httpx.Request] = []
+    limits = []
 
     class Body(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
