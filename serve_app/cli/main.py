@@ -12,7 +12,7 @@ from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.registry import check_source, check_upscaler, with_known_size
 from serve_app.callbacks.signing import WebhookSigner
-from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
+from serve_app.cli import batch, generate, jobs, keys, listing, upscale, webhooks
 from serve_app.cli import k8s as kubernetes_commands
 from serve_app.cli.exits import EXIT_CODES, EXIT_USAGE, exit_with
 from serve_app.config.deployments import IngressConfig
@@ -135,6 +135,7 @@ app.add_typer(keys.app, name="keys")
 app.command()(batch.batch)
 app.add_typer(jobs.app, name="jobs")
 app.command("list")(listing.list_names)
+app.command()(upscale.upscale)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(kubernetes_commands.app, name="k8s")
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, ControlSettings, GenerationParams, HiresSettings
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
 from serve_app.generation.lora_tags import join_tags
+from serve_app.labels.file_metadata import clean_text
 from serve_app.observability.versions import darkroom_version
 
 Value = str | int | float
@@ -209,7 +210,8 @@ def _read_value(line: str, at: int) -> tuple[str, int]:
             pass
         else:
             if line[end : end + 1] in ("", ","):
-                return quoted, end + 1
+                # Escapes stand for any character, also for those that the text itself may not have.
+                return clean_text(quoted), end + 1
     end = _after_comma(line, at)
     return line[at:end].removesuffix(",").rstrip(), end
 

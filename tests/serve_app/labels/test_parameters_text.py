@@ -205,3 +205,10 @@ def test_a_hostile_text_is_read_in_no_time(unit: str) -> None:
     began = time.perf_counter()
     parse_parameters(text)
     assert time.perf_counter() - began < 0.5
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\u0007", "\\u001b[2J", "\\u009b", "\\u0000"])
+def test_no_escape_brings_in_what_the_text_may_not_have(escape: str) -> None:
+    fields = parse_parameters(f'Steps: 2, Sampler: a, X: "a{escape}b", Seed: 3')
+    assert fields["X"].replace("[2J", "") == "ab"
+    json.dumps(fields, ensure_ascii=False).encode()
