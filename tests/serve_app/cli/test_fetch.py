@@ -119,7 +119,7 @@ def test_loras_are_fetched_and_checked_as_models_are(tmp_path: Path, monkeypatch
         lost = [row, row | {"name": "lost", "file": "lost.safetensors"}]
         answer = checked(tmp_path, config_of(TINY) | {"loras": {"named": lost}})
     assert (answer.exit_code, answer.stderr) == (1, "darkroom: 1 of 3 rows cannot be loaded\n")
-    assert "lora.safetensors is in it" in answer.stdout
+    assert f"ok    LoRA 'coffee': {REPOSITORY}: {COMMIT} is there; lora.safetensors, " in answer.stdout
     assert "WRONG LoRA 'lost'" in answer.stdout
     again = fetched(tmp_path, config_of(TINY) | {"loras": {"named": [row]}}, environment | {"HF_HUB_OFFLINE": "1"})
     assert again.returncode == 0, again.stderr
