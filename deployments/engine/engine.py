@@ -12,7 +12,7 @@ from deployments.engine.device.errors import convert_device_errors, is_out_of_me
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.rows.adapter_cache import AdapterCache, share_for_loras
-from deployments.engine.models.adaptation import adapted_base
+from deployments.engine.models.adaptation import adapted_base, bytes_loaded_again
 from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
@@ -72,8 +72,9 @@ class Engine:
         self.adapters = AdapterCache(
             read_adapter, lambda name: adapted_base(self.models[name]), self.tracker.loras_in_use, room
         )
-        counted = self.adapters.count_bytes
-        self.admission = Admission(config.queue_limit, self.sizes, memory, decode_batch, adapter_bytes=counted)
+        self.admission = Admission(
+            config.queue_limit, self.sizes, memory, decode_batch, adapter_bytes=self._count_adapter_bytes
+        )
         self._measure_weights()
         self._share = BucketShare()
         self._recorder = StepRecorder(self.admission, self._share, self.tracker)
@@ -117,6 +118,10 @@ class Engine:
     def _measure_weights(self) -> None:
         networks = (network for model in self.models.values() for network in model.networks)
         self.admission.set_weight_bytes(size_of(*networks))
+
+    def _count_adapter_bytes(self) -> int:
+        # The dictionary is copied in one operation: other threads read this, too.
+        return self.adapters.count_bytes() + bytes_loaded_again(list(self.models.values()))
 
     def submit(self, request: Request) -> None:
         """Queues a request, or refuses it with a `Failed` event. Nothing is encoded yet, so a refusal is cheap.

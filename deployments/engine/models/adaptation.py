@@ -1,6 +1,6 @@
 """Lets LoRAs change a loaded model: what they can change in it, and calls of its UNet that are changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,17 @@ def adapted_base(model: LoadedModel) -> AdaptedBase:
         model.device,
         model.dtype,
     )
+
+
+def changes_apart(model: LoadedModel) -> bool:
+    """Returns True if something else than usual runs the calls that LoRAs change, of all their rows."""
+    return hasattr(model.unet, "changed")
+
+
+def bytes_loaded_again(models: Iterable[LoadedModel]) -> int:
+    """Returns the bytes of weights that are in memory once more for calls that LoRAs change. From any thread."""
+    networks = {network for model in models for network in model.networks}
+    return sum(getattr(network, "plain_bytes", 0) for network in networks)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from deployments.engine.device.errors import DeviceLost, convert_device_errors
 from deployments.engine.device.memory import memory_of
 from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.lora.reader import read_adapter
 from deployments.engine.models.backend_choice import start_openvino
 from deployments.engine.models.components import pick_device, pick_dtype
 from deployments.engine.models.manager import DiffusionModelManager
@@ -127,7 +128,8 @@ class EngineWorker:
                 manager.release(name)
             hosted = manager.loaded_models()
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
-            engine = Engine(models, emit, config, memory=memory_of(device, config.device_memory_bytes))
+            memory = memory_of(device, config.device_memory_bytes)
+            engine = Engine(models, emit, config, memory=memory, read_adapter=read_adapter)
             connect(manager, engine, inbox, keeper)
             return engine
 

@@ -38,7 +38,7 @@ def runtime() -> OpenVinoRuntime:
 def pair(runtime: OpenVinoRuntime, network: Any) -> tuple[Any, OpenVinoUNet]:
     """A UNet on torch, and the same one on OpenVINO."""
     CrossAttentionCache(network)
-    return copy.deepcopy(network), runtime.run_unet(network, "the UNet", "")
+    return copy.deepcopy(network), runtime.run_unet(network, "the UNet", "", lambda: network)
 
 
 def inputs_for(unet: Any, rows: int = 2, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +99,7 @@ def test_a_text_encoder_that_masks_padding_is_obeyed(runtime: OpenVinoRuntime) -
     encoder = tiny_text_encoder(tiny_tokenizer())
     encoder.config.use_attention_mask = True
     original = copy.deepcopy(encoder)
-    converted = runtime.run_text_encoder(encoder, "the text encoder", "")
+    converted = runtime.run_text_encoder(encoder, "the text encoder", "", lambda: encoder)
     ids = torch.arange(TOKENS)[None]
     for shown in (10, TOKENS):
         mask = (torch.arange(TOKENS) < shown).long()[None]
