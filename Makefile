@@ -38,8 +38,8 @@ serve: $(STAMP)
 # Fast tests first, so that a failure shows before a cluster has started: on every core, each with one thread.
 test: $(STAMP)
 	@sh .ci/packages
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses auto
-	$(BIN)/python -m pytest -m ray
+	OMP_NUM_THREADS=1 sh .ci/pytest $(BIN)/python -m "not ray" --numprocesses auto
+	sh .ci/pytest $(BIN)/python -m ray
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

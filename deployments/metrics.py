@@ -6,6 +6,7 @@ add. Labels have few values: models, priorities, outcomes; never prompts, seeds,
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, Literal
 
 from deployments.engine.protocol.counters import Counters
@@ -81,6 +82,12 @@ GATEWAY_COUNTS: Final = {
     for metric in (RATE_LIMITED, LIMITS_DEGRADED, REPLAYED, IDEMPOTENCY_DEGRADED)
 }
 """The counters of the gateway, before the service, by their names in statistics."""
+BLOCKED: Final = _counter("blocked_prompts", "Prompts refused by the blocklist", "rule")
+CALLBACKS: Final = _counter(
+    "callbacks", "Tries to send webhooks and to upload images of jobs, by what came of each", "kind", "outcome"
+)
+CALLBACK_OUTCOMES: Final = tuple(product(("webhook", "upload"), ("delivered", "retried", "failed")))
+"""All values of those labels."""
 REDIS_DAMAGED: Final = _counter("redis_damaged", "Found in Redis, and not used: not of the form that it was given")
 CACHE_REQUESTS: Final = _counter("cache_requests", "Requests looked up, by where and what came of it", "tier", "result")
 CACHE_ERRORS: Final = _counter("cache_errors", "What went wrong with cached results", "kind")
@@ -88,6 +95,7 @@ CACHE_SAVED: Final = _counter("cache_saved_seconds", "Inference time of the resu
 CACHE_BYTES: Final = _gauge("cache_bytes", "Results in an ingress' memory")
 
 IMAGES: Final = _counter("images", "Images by their end", "model", "status")
+SAFETY: Final = _counter("safety_findings", "Images that were flagged, or could not be checked", "model", "status")
 ENGINE_REQUESTS: Final = _counter("engine_requests", "Requests by what became of them in engines", "model", "outcome")
 STEPS: Final = _counter("steps", "UNet evaluations of images", "model")
 WASTED_STEPS: Final = _counter("wasted_steps", "UNet evaluations of images that nobody got", "model")
@@ -141,6 +149,9 @@ def engine_samples(report: EngineReport) -> Iterator[Sample]:
 def _counter_samples(model: str, counted: Counters) -> Iterator[Sample]:
     yield Sample(IMAGES, (model, "done"), counted.images)
     yield Sample(IMAGES, (model, "failed"), counted.failures)
+    yield Sample(IMAGES, (model, "filtered"), counted.filtered)
+    yield Sample(SAFETY, (model, "flagged"), counted.filtered + counted.flagged)
+    yield Sample(SAFETY, (model, "unchecked"), counted.unchecked)
     for outcome in ("accepted", "refused", "cancelled", "expired"):
         number = counted.requests if outcome == "accepted" else getattr(counted, outcome)
         yield Sample(ENGINE_REQUESTS, (model, outcome), number)

@@ -14,15 +14,17 @@ from deployments.engine.calibration.usable_cores import usable_cores
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Failed, Finished
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.garbage_collection import collector_paused
 from deployments.metrics import engine_samples
 from deployments.ray_metrics import Publisher
 from deployments.replica_port import bind_to_loopback
 from deployments.serve_log import log_through_serve
 from deployments.throughput import RateMeter
+from deployments.uploads.enlarging import PictureEnlarger
 from deployments.uploads.intake import Intake
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ EXIT_DEVICE_LOST = 70
 
 
 class ModelReplica:
-    """One engine, the models that it hosts, and the annotators that make hints for them.
+    """One engine, the models that it hosts, and the annotators and upscalers that work on pictures for them.
 
     The constructor loads and warms everything up, so a replica that Serve counts as ready is warm; but annotators load
     at their first use.
@@ -42,6 +44,7 @@ class ModelReplica:
         specs: Sequence[ModelSpec],
         config: EngineConfig,
         annotators: AnnotatorSpecs = NO_NETWORKS,
+        upscalers: Sequence[UpscalerSpec] = (),
     ) -> None:
         bind_to_loopback()
         log_through_serve("deployments")
@@ -54,7 +57,8 @@ class ModelReplica:
             config = replace(config, threads=usable_cores())
         # The request was copied on its way here, files included.
         self._intake = Intake(Annotators(annotators, config.device, end_process), owns_files=True)
-        self._worker = worker = EngineWorker.load(specs, config, on_device_lost=end_process)
+        self._worker = worker = EngineWorker.load(specs, config, upscalers=upscalers, on_device_lost=end_process)
+        self._enlarger = PictureEnlarger(worker.upscalers)
         self._work_rate = RateMeter()
         self._publisher = Publisher(lambda: engine_samples(worker.report()))
 
@@ -97,6 +101,10 @@ class ModelReplica:
         """Makes the hints that the request's ControlNets would get, as PNG files. Raises EngineError."""
         return await self._intake.make_hints(request, self._worker)
 
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """Enlarges a picture by an upscaler. Returns a PNG file. Raises EngineError."""
+        return await self._enlarger.enlarge(enlargement)
+
     async def report(self) -> EngineReport:
         """Returns the engine's report."""
         return self._worker.report()
@@ -128,6 +136,7 @@ class ModelReplica:
             self._publisher.stop()
             worker.stop()
             self._intake.close()
+            self._enlarger.close()
 
 
 def end_process() -> None:

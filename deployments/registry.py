@@ -11,7 +11,7 @@ from typing import Final
 
 from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part
+from deployments.engine.protocol.spec import ModelSpec, PartSpec, UpscalerSpec, as_part
 from deployments.pins import PINS, convert_command, pin_part
 
 # For a hub repository without a commit: loading refuses it, and says where to pin. A branch name would let a stranger's
@@ -182,6 +182,10 @@ def check_source(spec: ModelSpec) -> None:
                 continue
             setting = f"`{place}: {name}: revision` under `models:`"
             check_part(f"{title}, {noun} {name!r}", setting, as_part(given))
+    for checker in spec.safety.checkers if spec.safety.is_on else ():
+        if checker.source is not None:
+            setting = "the checker's `revision` under `safety:`"
+            check_part(f"{title}, safety checker {checker.name!r}", setting, PartSpec(checker.source, checker.revision))
 
 
 def check_part(title: str, setting: str, part: PartSpec) -> None:
@@ -207,6 +211,27 @@ def check_part(title: str, setting: str, part: PartSpec) -> None:
         f"{title}: pin {setting} to a commit of {part.source!r} in the configuration, or set `source` there to a local "
         "folder"
     )
+
+
+def check_upscaler(spec: UpscalerSpec) -> None:
+    """Raises ModelLoadError if an upscaler's file certainly cannot be loaded."""
+    title = f"upscaler {spec.name!r}"
+    source = Path(spec.source)
+    if source.is_dir():
+        raise ModelLoadError(f"{title}: {spec.source!r} is a folder; give the safetensors file in it")
+    if not source.is_file():
+        if source.is_absolute() or spec.source.startswith(".") or source.suffix in _FILES:
+            raise ModelLoadError(f"{title}: there is no file {spec.source!r}")
+        if spec.revision is UNPINNED or not spec.file:
+            raise ModelLoadError(
+                f"{title}: name `file` under `upscalers`, and pin `revision` there to a commit of {spec.source!r}, or "
+                "set `source` to a local file"
+            )
+    if Path(spec.file or spec.source).suffix != ".safetensors":
+        raise ModelLoadError(
+            f"{title}: {spec.file or source.name!r} is no safetensors file; pickled weights (.pth) may hold code, and "
+            "are not opened here: save their tensors as safetensors"
+        )
 
 
 def find_clashes(specs: Sequence[ModelSpec]) -> list[str]:

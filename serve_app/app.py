@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.annotators.spec import AnnotatorSpecs
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
 from deployments.registry import with_known_size
@@ -46,9 +46,10 @@ def build_application(config: AppConfig, replica: type[ModelReplica] = ModelRepl
     """As `build_app`, with another class of replicas. Apart from it because Serve's builders take one argument only."""
     specs = [tuple(with_known_size(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
     annotators = config.annotators.specs()
+    upscalers = tuple(upscaler.spec() for upscaler in config.upscalers)
     logs = config.logging.serve_options()
     handles = [
-        bind_deployment(deployment, hosted, annotators, replica, logs)
+        bind_deployment(deployment, hosted, annotators, replica, logs, upscalers)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options(), logging_config=logs).bind(
@@ -63,10 +64,13 @@ def bind_deployment(
     annotators: AnnotatorSpecs,
     replica: type[ModelReplica] = ModelReplica,
     logs: Mapping[str, Any] | None = None,
+    upscalers: Sequence[UpscalerSpec] = (),
 ) -> Application:
-    """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config."""
+    """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config,
+    `upscalers` enlarge pictures.
+    """
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
-    bound: Application = deployment.bind(specs, config.engine_config(), dict(annotators))
+    bound: Application = deployment.bind(specs, config.engine_config(), dict(annotators), tuple(upscalers))
     return bound
 
 
@@ -74,6 +78,8 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     """Creates the ASGI application over `deployments`, in the ingress' process."""
     from serve_app.api.application import create_api
     from serve_app.cache.result_cache import ResultCache
+    from serve_app.generation.blocklist import Blocklist
+    from serve_app.generation.prompts import PromptRules
     from serve_app.generation.templates import with_own
     from serve_app.jobs.local_jobs import LocalJobs
     from serve_app.jobs.redis_jobs import RedisJobs
@@ -92,7 +98,16 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     setting = {name: {**numerics, "labels": labeller.setting} for name, numerics in config.numerics().items()}
     cache = ResultCache(config.cache, redis, setting)
     templates = with_own([each.template() for each in config.templates])
-    service = DiffusionService(backend, cache=cache, redis=redis, templates=templates, labeller=labeller)
+    blocklist = Blocklist([each.rule() for each in config.blocklist])
+    prompts = PromptRules(templates, blocklist, config.embeddings.registry())
+    service = DiffusionService(
+        backend,
+        cache=cache,
+        redis=redis,
+        prompts=prompts,
+        labeller=labeller,
+        upscalers=[upscaler.spec() for upscaler in config.upscalers],
+    )
     Publisher(service.samples)
     job_store = None
     if redis is not None:
@@ -112,4 +127,5 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
         wildcards=config.wildcards,
         result_files=None if config.result_urls is None else ResultFiles(config.result_urls, redis),
         playground=config.playground,
+        callbacks=config.callbacks,
     )

@@ -5,16 +5,24 @@ import binascii
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image
 
 from deployments.annotators.catalogue import Annotators
 from deployments.annotators.edges import HIGH, LOW, detect_edges
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit, MaskAlpha
-from deployments.uploads.image_files import composite_over_white, decode_layer, resize, to_layer, to_rgb
+from deployments.uploads.image_files import (
+    adjust_contrast,
+    composite_over_white,
+    decode_layer,
+    resize,
+    sharpen,
+    stretch_contrast,
+    to_layer,
+    to_rgb,
+)
 from deployments.uploads.masks import Box, create_mask
 from deployments.uploads.transparency import mask_of
 
@@ -91,17 +99,15 @@ class ImageProcessor:
 
     def sharpen(self, image: Image.Image, amount: float = 0.5, radius: float = 1.0) -> Image.Image:
         """Applies an unsharp mask: `amount` 0 changes nothing, 1 doubles what a blur of `radius` pixels removes."""
-        return to_rgb(image).filter(ImageFilter.UnsharpMask(radius=radius, percent=round(amount * 100), threshold=2))
+        return sharpen(to_rgb(image), amount, radius)
 
     def adjust_contrast(self, image: Image.Image, factor: float = 1.1) -> Image.Image:
         """Multiplies contrast by `factor` around the image's mean: 0 is grey, 1 changes nothing."""
-        return ImageEnhance.Contrast(to_rgb(image)).enhance(factor)
+        return adjust_contrast(to_rgb(image), factor)
 
     def stretch_contrast(self, image: Image.Image, limit: float = 2.0) -> Image.Image:
         """Equalises local contrast (CLAHE, Zuiderveld 1994) in lightness alone, so that colours stay."""
-        lab = cv2.cvtColor(np.asarray(to_rgb(image), dtype=np.uint8), cv2.COLOR_RGB2LAB)
-        lab[:, :, 0] = cv2.createCLAHE(clipLimit=limit, tileGridSize=(8, 8)).apply(lab[:, :, 0])
-        return Image.fromarray(np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8))
+        return stretch_contrast(to_rgb(image), limit)
 
 
 def _load_layer(source: Source, field: str) -> Image.Image:

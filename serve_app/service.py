@@ -4,10 +4,10 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from PIL import Image
 
@@ -16,32 +16,37 @@ from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError, EngineStopped
-from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Source
-from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
+from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.inputs import Enlargement, Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
-from deployments.engine.protocol.spec import ModelSpec
-from deployments.metrics import COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
+from deployments.metrics import Sample
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
 from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
+from serve_app.generation.blocklist import NOTHING_BLOCKED
+from serve_app.generation.interpolation import LANCZOS, interpolate
 from serve_app.generation.prepare import find_model, prepare
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.result import Result, decode_image, result_of, to_png
-from serve_app.generation.templates import TEMPLATES, PromptTemplate
+from serve_app.generation.prompts import PromptRules
+from serve_app.generation.result import Result, collect_result, decode_image, to_png
 from serve_app.image_processor import ImageProcessor
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.labelling import LabellingBackend
-from serve_app.observability.engine_stats import engine_figures
+from serve_app.observability.callback_stats import CallbackCounts
 from serve_app.observability.health import Health, Status
 from serve_app.observability.request_stats import Statistics
-from serve_app.observability.versions import build_sample
+from serve_app.service_counts import ServiceCounts
 from serve_app.store.redis import RedisTier
 
 log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S: Final = 0.5
+"""How often whoever waits for a whole result is told of progress: each event costs a millisecond on its way."""
 
 
 class DiffusionService:
@@ -51,8 +56,9 @@ class DiffusionService:
     its first use, and `engine` are the fields of `EngineConfig` for it: `device="cuda"`, `backend="torch"`, ...
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
-    whatever this process uses Redis for, and shows in `health`. `templates` are the prompts that requests may name.
-    Files say how they were made, and by default no more; `labeller` decides that.
+    whatever this process uses Redis for, and shows in `health`. `prompts` says what becomes of prompts.
+    Files say how they were made, and by default no more; `labeller` decides that. `upscalers` are the networks that
+    enlarge pictures; a backend that is given has them already.
     """
 
     def __init__(
@@ -64,8 +70,9 @@ class DiffusionService:
         annotators: AnnotatorSpecs | None = None,
         cache: ResultCache | None = None,
         redis: RedisTier | None = None,
-        templates: Mapping[str, PromptTemplate] = TEMPLATES,
+        prompts: PromptRules | None = None,
         labeller: Labeller | None = None,
+        upscalers: Sequence[UpscalerSpec] = (),
         **engine: Unpack[EngineOptions],
     ) -> None:
         if backend is not None and (models is not None or annotators is not None or engine):
@@ -75,25 +82,30 @@ class DiffusionService:
         if backend is None:
             chosen = DEMO_MODELS if models is None else models
             default = DEMO_ANNOTATORS if models is None else NO_NETWORKS
-            local = LocalBackend(chosen, EngineConfig(**engine), default if annotators is None else annotators)
+            local = LocalBackend(
+                chosen, EngineConfig(**engine), default if annotators is None else annotators, upscalers
+            )
             engines, self._start = local, local.start
             self.image_processor = ImageProcessor(local.annotators)
         else:
             engines = backend
             self.image_processor = ImageProcessor()
-        # What the gateway in front of this service counts.
-        self.gateway_counts: Counter[str] = Counter()
+        self.callback_counts = CallbackCounts()
         self.running = RunningRequests()
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
-        self.templates = templates
-        self._statistics = Statistics()
+        self.prompts = PromptRules() if prompts is None else prompts
+        self.upscalers = tuple(spec.name for spec in upscalers)
+        statistics = Statistics()
         self._was_ready = False
         # What happens to a request, from the outside in.
         self._backend: Backend = CountingBackend(
             CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
-            self._statistics,
+            statistics,
+        )
+        self._counts = ServiceCounts(
+            self._backend, self._cache, redis, statistics, self.prompts.blocklist.counts, self.callback_counts
         )
 
     async def __aenter__(self) -> "DiffusionService":
@@ -101,6 +113,11 @@ class DiffusionService:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def gateway_counts(self) -> Counter[str]:
+        """What the gateway in front of this service counts."""
+        return self._counts.gateway
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
@@ -119,13 +136,16 @@ class DiffusionService:
         previews: int = 0,
         request_id: str | None = None,
         tenant: str = "",
+        for_images: bool = True,
     ) -> Prepared:
         """Decides everything that needs no backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
-        Tenants share the engines fairly, however many requests each has.
+        Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
         """
-        asked = (self.models, params, uploads, previews, request_id or uuid.uuid4().hex, tenant, self.templates)
+        rules = self.prompts if for_images else replace(self.prompts, blocklist=NOTHING_BLOCKED)
+        named = (previews, request_id or uuid.uuid4().hex, tenant)
+        asked = (self.models, params, uploads, *named, rules, self.upscalers)
         # A hostile file's headers take a while to read, and would block the event loop.
         return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
 
@@ -145,6 +165,11 @@ class DiffusionService:
     async def make_hints(self, prepared: Prepared) -> tuple[bytes, ...]:
         """Makes the hints that a prepared request's ControlNets would get, as PNG files. Raises EngineError."""
         return await self._backend.make_hints(prepared.request)
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """Enlarges a picture by `lanczos`, or by one of `upscalers`. Returns a PNG file. Raises EngineError."""
+        is_interpolated = enlargement.upscaler == LANCZOS
+        return await (interpolate(enlargement) if is_interpolated else self._backend.enlarge(enlargement))
 
     async def cancel(self, request_id: str, tenant: str = "") -> bool:
         """Cancels that tenant's request, or batch, of this id. Returns False where there is none.
@@ -172,27 +197,10 @@ class DiffusionService:
         return await self.collect(await self.prepare(params, request_id=request_id))
 
     async def collect(self, prepared: Prepared, on_event: Callable[[Event], None] | None = None) -> Result:
-        """As `generate`, for a prepared request. `on_event` gets every event."""
-        images: list[ImageDone] = []
-        failures: list[ImageFailed] = []
-        source: Source = "made"
-        watched = replace(prepared, request=replace(prepared.request, progress=on_event is not None))
-        async with aclosing(self.run(watched)) as events:
-            async for event in events:
-                if on_event is not None:
-                    on_event(event)
-                match event:
-                    case Accepted():
-                        source = event.source
-                    case ImageDone():
-                        images.append(event)
-                    case ImageFailed():
-                        failures.append(event)
-                    case Failed(error=error):
-                        raise error
-                    case Finished(timings=timings):
-                        return result_of(prepared, images, failures, timings, source)
-        raise EngineStopped("the engine stopped before the request was finished")
+        """As `generate`, for a prepared request. `on_event` gets its events, `Progress` at intervals."""
+        interval = None if on_event is None else PROGRESS_INTERVAL_S
+        watched = replace(prepared, request=replace(prepared.request, progress_interval_s=interval))
+        return await collect_result(prepared, self.run(watched), on_event)
 
     async def generate_text_to_image(
         self, params: GenerationParams, model_name: str | None = None
@@ -246,34 +254,15 @@ class DiffusionService:
 
     async def get_generation_stats(self) -> dict[str, Any]:
         """Returns what this service and its engines have counted since they began (docs/statistics.md)."""
-        report = await self._report() or BackendReport()
-        counts = self._backend.counts
-        return {
-            **self._cache.figures(),
-            "loaded_models": len(report.loaded_models),
-            **self._statistics.snapshot(),
-            **{name: counts.get(name, 0) for name in COUNTS},
-            **{name: self.gateway_counts[name] for name in GATEWAY_COUNTS},
-            "redis_damaged": 0 if self._redis is None else self._redis.damaged,
-            **engine_figures(report.engines),
-        }
+        return self._counts.snapshot(await self._report() or BackendReport())
 
     def samples(self) -> Iterator[Sample]:
         """Yields what this service has counted, for Prometheus. May be called from any thread."""
-        yield build_sample()
-        yield from self._statistics.samples()
-        yield from self._cache.samples()
-        for name, metric in COUNTS.items():
-            yield Sample(metric, (), self._backend.counts.get(name, 0))
-        for name, metric in GATEWAY_COUNTS.items():
-            yield Sample(metric, (), self.gateway_counts[name])
-        yield Sample(REDIS_DAMAGED, (), 0 if self._redis is None else self._redis.damaged)
+        return self._counts.samples()
 
     async def all_samples(self) -> list[Sample]:
         """Returns `samples` and those of every engine that answers, with the same figures as in the statistics."""
-        report = await self._report() or BackendReport()
-        engines = (sample for engine in report.engines for sample in engine_samples(engine))
-        return [*self.samples(), *engines]
+        return self._counts.samples_with(await self._report() or BackendReport())
 
     async def health(self) -> Health:
         """Whether images can be made now."""

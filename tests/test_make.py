@@ -63,7 +63,7 @@ def test_a_missing_python_is_told_in_one_line(debian: Path) -> None:
         ("bench", "python -m bench.engine --workload mixed"),
         ("faults", "python -m bench.faults"),
         ("lint", "mypy"),
-        ("test", 'pytest -m "not ray"'),
+        ("test", 'python -m "not ray"'),
     ],
 )
 def test_what_make_runs(target: str, runs: str) -> None:
@@ -75,3 +75,40 @@ def test_what_make_runs(target: str, runs: str) -> None:
 def test_fast_tests_run_before_the_ones_that_start_a_cluster() -> None:
     shown = subprocess.run(["make", "-n", "test"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert shown.index('-m "not ray"') < shown.index("-m ray")
+
+
+def run_tests(folder: Path, tests: str) -> "subprocess.CompletedProcess[str]":
+    """What `.ci/pytest` does with a module of tests; they see in `tried` how often they were run."""
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    head = "import pathlib, pytest\ntried = pathlib.Path(__file__).parent / 'tried'\n"
+    (folder / "test_some.py").write_text(head + tests)
+    order = ["sh", str(ROOT / ".ci" / "pytest"), sys.executable, "--numprocesses", "2"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    return subprocess.run(order, capture_output=True, text=True, env=env, check=False, cwd=folder)
+
+
+def test_a_test_that_failed_beside_others_must_pass_alone(tmp_path: Path) -> None:
+    flaky = "def test_second_time():\n    first = not tried.exists()\n    tried.touch()\n    assert not first\n"
+    result = run_tests(tmp_path, flaky + "def test_good():\n    pass\n")
+    assert result.returncode == 0, result.stdout
+    assert "once more, alone: 1 of" in result.stderr
+    assert "1 failed, 1 passed" in result.stdout
+
+
+def test_a_test_that_fails_alone_fails_the_run(tmp_path: Path) -> None:
+    result = run_tests(tmp_path, "def test_bad():\n    assert False\n")
+    assert result.returncode == 1
+    assert "once more, alone" in result.stderr
+
+
+def test_where_many_fail_the_first_run_decides(tmp_path: Path) -> None:
+    many = (
+        "@pytest.mark.parametrize('n', range(4))\ndef test_many(n):\n    first = not (tried.parent / str(n)).exists()\n"
+    )
+    result = run_tests(tmp_path, many + "    (tried.parent / str(n)).touch()\n    assert not first\n")
+    assert result.returncode == 1
+    assert "once more" not in result.stderr
+
+
+def test_no_tests_at_all_is_no_success(tmp_path: Path) -> None:
+    assert run_tests(tmp_path, "").returncode == 5

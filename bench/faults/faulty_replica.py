@@ -14,7 +14,7 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.model_deployment import ModelReplica
 
 FAILING_STARTS = "failing-starts"
@@ -58,10 +58,14 @@ class FaultyReplica(ModelReplica):
     folder: ClassVar[str]
 
     def __init__(
-        self, specs: Sequence[ModelSpec], config: EngineConfig, annotators: AnnotatorSpecs = NO_NETWORKS
+        self,
+        specs: Sequence[ModelSpec],
+        config: EngineConfig,
+        annotators: AnnotatorSpecs = NO_NETWORKS,
+        upscalers: Sequence[UpscalerSpec] = (),
     ) -> None:
         fail_if_ordered(Path(self.folder))
-        super().__init__(specs, config, annotators)
+        super().__init__(specs, config, annotators, upscalers)
         self._faults = NetworkFaults()
         engine = self._worker._engine
         assert engine is not None

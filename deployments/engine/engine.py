@@ -12,7 +12,7 @@ from deployments.engine.device.errors import convert_device_errors, is_out_of_me
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.rows.adapter_cache import AdapterCache, share_for_loras
-from deployments.engine.models.adaptation import adapted_base, bytes_loaded_again
+from deployments.engine.models.adaptation import adapted_base, bytes_for_loras
 from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
@@ -40,6 +40,7 @@ from deployments.engine.steps.prepare import begin_row
 from deployments.engine.steps.previews import predict_previews
 from deployments.engine.steps.second_pass import begin_second_pass
 from deployments.engine.steps.stepper import StepDone, StepFailed, StepIssued, Stepper
+from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class Engine:
 
     `emit` receives every event, on the engine's thread. `wake` is set when an image has been decoded, so that an idle
     driver knows when to call `step` again. `memory` is the device's; by default it has no budget. `read_adapter` reads
-    LoRAs, on any thread, and raises EngineError; without it requests for them are refused.
+    LoRAs, on any thread, and raises EngineError; without it requests for them are refused. `upscalers` enlarge pictures
+    between two passes.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Engine:
         *,
         memory: DeviceMemory | None = None,
         read_adapter: Callable[[LoraFile], Adapter] | None = None,
+        upscalers: Upscalers = NO_UPSCALERS,
     ) -> None:
         self.models = {model.spec.name: model for model in models}
         self.tracker = RequestTracker(emit, lambda name: name in self.models)
@@ -72,9 +75,10 @@ class Engine:
         self.adapters = AdapterCache(
             read_adapter, lambda name: adapted_base(self.models[name]), self.tracker.loras_in_use, room
         )
-        self.admission = Admission(
-            config.queue_limit, self.sizes, memory, decode_batch, adapter_bytes=self._count_adapter_bytes
-        )
+        counted = partial(bytes_for_loras, self.adapters, self.models)
+        self.admission = Admission(config.queue_limit, self.sizes, memory, decode_batch, adapter_bytes=counted)
+        self._upscalers = upscalers
+        self.admission.plan.set_aside(upscalers.tile_bytes)
         self._measure_weights()
         self._share = BucketShare()
         self._recorder = StepRecorder(self.admission, self._share, self.tracker)
@@ -83,7 +87,7 @@ class Engine:
         self._decoded: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
         plan, device = self.admission.plan, self.admission.device
         self.stepper = Stepper(plan, self.admission.costs, device, self.sizes)
-        self._decoder = Decoder(self._put_decoded, plan, device, decode_batch, on_failure=self.wake.set)
+        self._decoder = Decoder(self._put_decoded, plan, device, decode_batch, upscalers, on_failure=self.wake.set)
 
     @property
     def is_alive(self) -> bool:
@@ -117,11 +121,7 @@ class Engine:
 
     def _measure_weights(self) -> None:
         networks = (network for model in self.models.values() for network in model.networks)
-        self.admission.set_weight_bytes(size_of(*networks))
-
-    def _count_adapter_bytes(self) -> int:
-        # The dictionary is copied in one operation: other threads read this, too.
-        return self.adapters.count_bytes() + bytes_loaded_again(list(self.models.values()))
+        self.admission.set_weight_bytes(size_of(*networks) + self._upscalers.bytes)
 
     def submit(self, request: Request) -> None:
         """Queues a request, or refuses it with a `Failed` event. Nothing is encoded yet, so a refusal is cheap.
@@ -260,6 +260,7 @@ class Engine:
             if row.request.params.hires is not None and row.request.params.hires.upscaler == "latent":
                 self._run_for_image(row, partial(self._begin_second_pass, row), "second pass could not be begun")
             else:
+                self.admission.begin_decoding(row)
                 self._decoder.decode_image(row, self.models[row.request.model])
 
     def _begin_second_pass(self, row: Row, posterior: Posterior | None = None) -> None:
@@ -298,6 +299,8 @@ class Engine:
             # What was decoded has had its steps: they are recorded before it is passed on.
             self._recorder.record_done(self.stepper.finish_done())
             row = decoded.row
+            if decoded.preview_step is None:
+                self.admission.end_decoding(row)
             if row.request.id not in self.tracker.requests:
                 continue
             if decoded.is_invalid:
@@ -308,6 +311,7 @@ class Engine:
             elif decoded.preview_step is None:
                 self.tracker.counters_of(row.request).retries += decoded.was_retried
                 self.admission.costs.record_decode(row.request.bucket, decoded.milliseconds / 1000 / decoded.batch_size)
-                self.tracker.finish_image(row.request, row.index, decoded.result, decoded.milliseconds)
+                finished = decoded.milliseconds, decoded.safety
+                self.tracker.finish_image(row.request, row.index, decoded.result, *finished)
             elif isinstance(decoded.result, bytes):
                 self.tracker.emit(Preview(row.request.id, row.index, decoded.preview_step, decoded.result))

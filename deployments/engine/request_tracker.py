@@ -12,6 +12,7 @@ from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Progress
 from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.safety import Finding
 from deployments.engine.row import Row
 from deployments.engine.scheduling.forecast import Estimate
 from deployments.engine.steps.request_state import RequestState
@@ -136,15 +137,22 @@ class RequestTracker:
         if (request_state := self.requests.get(request_id)) is not None:
             request_state.record_denoised()
 
-    def finish_image(self, request: Request, index: int, result: bytes | EngineError, decode_ms: float = 0.0) -> None:
+    def finish_image(
+        self,
+        request: Request,
+        index: int,
+        result: bytes | EngineError,
+        decode_ms: float = 0.0,
+        safety: Finding | None = None,
+    ) -> None:
         """Emits one image, or its failure; after the last one the request is finished."""
-        request_state = self.requests[request.id]
+        request_state, counters = self.requests[request.id], self.counters_of(request)
         if isinstance(result, EngineError):
-            self.counters_of(request).failures += 1
+            counters.record_failure(result)
             self.emit(ImageFailed(request.id, index, result))
         else:
-            self.counters_of(request).images += 1
-            self.emit(_image_done(request, index, result))
+            counters.record_image(safety)
+            self.emit(_image_done(request, index, result, safety))
         if request_state.finish_image(decode_ms):
             self.forget(request.id)
             timings = request_state.timings()
@@ -163,7 +171,7 @@ def progress_of(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
     return {request_id: row.progress for request_id, row in slowest.items()}
 
 
-def _image_done(request: Request, index: int, data: bytes) -> ImageDone:
+def _image_done(request: Request, index: int, data: bytes, safety: Finding | None) -> ImageDone:
     width, height = request.picture_size
     return ImageDone(
         request.id,
@@ -173,4 +181,5 @@ def _image_done(request: Request, index: int, data: bytes) -> ImageDone:
         width,
         height,
         data,
+        safety,
     )

@@ -9,6 +9,9 @@ from PIL import Image, ImageFile
 
 # Also for who has nothing to do with the engine but its protocol.
 from deployments.engine.conditioning.resizing import resize as resize
+from deployments.engine.conditioning.touch_up import adjust_contrast as adjust_contrast
+from deployments.engine.conditioning.touch_up import sharpen as sharpen
+from deployments.engine.conditioning.touch_up import stretch_contrast as stretch_contrast
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.uploads.file_chunks import has_too_many_chunks, strip_metadata
 

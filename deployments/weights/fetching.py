@@ -10,9 +10,10 @@ import torch
 from deployments.annotators.models import fetch_annotator
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.models.components import pick_dtype
+from deployments.engine.models.hub import locate_file
 from deployments.engine.models.loaded_model import fetch_model
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 
 FIRST_PAUSE_S: Final = 10.0
 
@@ -26,12 +27,13 @@ def fetch(
     attempts: int,
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
+    upscalers: Iterable[UpscalerSpec] = (),
 ) -> None:
     """Fetches files into the hub's cache (`HF_HUB_CACHE`), except those already there. No device is needed.
 
     Every download is tried `attempts` times, with pauses that double. Raises ModelLoadError.
     """
-    for name, download in _list_downloads(models, annotators):
+    for name, download in _list_downloads(models, annotators, upscalers):
         for attempt in range(1, attempts + 1):
             try:
                 download()
@@ -45,8 +47,13 @@ def fetch(
         say(f"{name} is here")
 
 
-def _list_downloads(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, Callable[[], None]]]:
+def _list_downloads(
+    models: Iterable[Hosted], annotators: AnnotatorSpecs, upscalers: Iterable[UpscalerSpec]
+) -> Iterator[tuple[str, Callable[[], object]]]:
     for spec, device, dtype in models:
         yield f"model {spec.name!r}", partial(fetch_model, spec, pick_dtype(dtype, torch.device(device)))
     for kind, annotator in annotators.items():
         yield f"annotator {kind!r}", partial(fetch_annotator, kind, annotator)
+    for row in upscalers:
+        title = f"upscaler {row.name!r}"
+        yield title, partial(locate_file, title, row.source, row.revision, row.file)

@@ -1,6 +1,6 @@
 """Checks on the hub, without fetching, that the commits and the weights in them are there."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -12,7 +12,7 @@ from deployments.annotators.spec import AnnotatorSpecs, network_sources
 from deployments.engine.models.components import wants_half
 from deployments.engine.models.hub import select_files
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, as_part
+from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, UpscalerSpec, as_part
 from deployments.weights.fetching import Hosted
 
 _WITHOUT_WEIGHTS: Final = ("tokenizer", "scheduler")
@@ -30,7 +30,9 @@ class FileSource:
     half: bool
 
 
-def check_hub(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[tuple[str, bool]]:
+def check_hub(
+    models: Iterable[Hosted], annotators: AnnotatorSpecs, upscalers: Iterable[UpscalerSpec] = ()
+) -> Iterator[tuple[str, bool]]:
     """Yields a line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
     seen: set[FileSource] = set()
     for row in (*_model_sources(models), *_annotator_sources(annotators)):
@@ -38,6 +40,11 @@ def check_hub(models: Iterable[Hosted], annotators: AnnotatorSpecs) -> Iterator[
             seen.add(row)
             verdict, is_loadable = _check_source(row)
             yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
+    for upscaler in upscalers:
+        part = PartSpec(upscaler.source, upscaler.revision)
+        row = FileSource(f"upscaler {upscaler.name!r}", part, (upscaler.file,), half=False)
+        verdict, is_loadable = _check_source(row, _check_file)
+        yield f"{row.title}: {upscaler.source}: {verdict}", is_loadable
 
 
 def _model_sources(models: Iterable[Hosted]) -> Iterator[FileSource]:
@@ -64,11 +71,11 @@ def _annotator_sources(annotators: AnnotatorSpecs) -> Iterator[FileSource]:
             )
 
 
-def _check_source(row: FileSource) -> tuple[str, bool]:
+def _check_source(row: FileSource, check: Callable[[FileSource], tuple[str, bool]] | None = None) -> tuple[str, bool]:
     if Path(row.part.source).exists():
         return "on this machine", True
     try:
-        return _check_repository(row)
+        return (check or _check_repository)(row)
     except GatedRepoError:
         return "it is gated: accept its terms on the hub, and set HF_TOKEN", False
     except RevisionNotFoundError:
@@ -100,6 +107,16 @@ def _check_repository(row: FileSource) -> tuple[str, bool]:
     total = sum(sizes[name] for name in files) / 1e9
     gated = ", gated, and open to this token" if info.gated else ""
     return f"{revision} is there; {len(weights)} files of weights, {total:.2f} GB{gated}", True
+
+
+def _check_file(row: FileSource) -> tuple[str, bool]:
+    """Checks a repository of which one file is needed, which stands in place of the folders."""
+    (name,), revision = row.folders, row.part.revision
+    info = HfApi().model_info(row.part.source, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if name not in sizes:
+        return f"at {revision} it has no {name}: change `file` of this row in the configuration", False
+    return f"{revision} is there; {name}, {sizes[name] / 1e6:.1f} MB", True
 
 
 def _missing_folders(row: FileSource, files: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
+from starlette.types import Scope
 
 from deployments.engine.protocol.errors import EngineError
 from serve_app.api.a1111.callers import create_callers
@@ -28,11 +29,13 @@ from serve_app.api.middleware.rate_limiting import RateLimiting
 from serve_app.api.middleware.request_id import RequestId
 from serve_app.api.middleware.upload_budget import MAX_UPLOADS_IN_FLIGHT_BYTES, UploadBudget
 from serve_app.api.openai import images, models
+from serve_app.api.openai.errors import translate
 from serve_app.api.parsing.body import MAX_BODY_BYTES
 from serve_app.api.parsing.forms import MAX_UPLOAD_BYTES
 from serve_app.api.parsing.validation import fault_of, problem_of_faults
 from serve_app.api.playground import pages
 from serve_app.api.problems import Problem, http_problem, problem_of
+from serve_app.api.reference import pages as reference
 from serve_app.api.responses.batch_entries import entry_document
 from serve_app.api.routes import (
     batches,
@@ -44,8 +47,11 @@ from serve_app.api.routes import (
     metadata,
     operations,
     results,
+    upscale,
     verify,
 )
+from serve_app.callbacks.callbacks import Callbacks
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.sections import IdempotencyConfig, JobsConfig, OpenAIConfig, PlaygroundConfig
 from serve_app.gateway.idempotency import Idempotency
 from serve_app.gateway.setup import Gateway
@@ -74,6 +80,7 @@ _ROUTERS: Final = (
     jobs.router,
     cancel.router,
     metadata.router,
+    upscale.router,
     verify.router,
     cache.router,
     operations.router,
@@ -87,6 +94,7 @@ _ROUTERS: Final = (
     controlnet.router,
     huggingface_images.router,
     results.router,
+    reference.router,
 )
 
 # Their JSON bodies hold pictures.
@@ -110,6 +118,7 @@ def create_api(
     wildcards: Wildcards = NO_WILDCARDS,
     result_files: ResultFiles | None = None,
     playground: PlaygroundConfig = DEFAULT_PLAYGROUND,
+    callbacks: CallbacksConfig | None = None,
 ) -> FastAPI:
     """Returns the HTTP application over `service`, which whoever created it also closes.
 
@@ -117,8 +126,8 @@ def create_api(
     answered `max_uploads_in_flight_bytes` together.
     `serve_app.api.middleware.access_log` logs each request as one line, with its prompt if `log_prompts`.
     `gateway` decides who may ask for how much. Jobs are kept in `job_store`, or in this process without one. `openai`
-    is for the endpoints under `/v1`, `playground` for the page at `/`. What is kept for the callers of A1111's
-    endpoints is in `redis`, or in this process.
+    is for the endpoints under `/v1`, `playground` for the page at `/`. `callbacks` says whether jobs may have webhooks
+    and uploads; these, and what is kept for the callers of A1111's endpoints, are in `redis`, or in this process.
     """
     app = FastAPI(
         title="Darkroom",
@@ -126,6 +135,9 @@ def create_api(
         version=darkroom_version(),
         lifespan=_lifespan,
         redirect_slashes=False,
+        # Our own, which asks nobody but this server.
+        docs_url=None,
+        redoc_url=None,
         # Its log records of validation errors would contain callers' input. Spans and metrics do not.
         telemetry={"logs": False},
         # Checks nothing itself: it makes the documentation pages offer to enter a key.
@@ -133,7 +145,11 @@ def create_api(
     )
     app.state.service = service
     app.state.verifier = Verifier(service.labeller)
-    app.state.jobs = Jobs(service, jobs_config, entry_document, job_store or MemoryJobStore(LocalJobs(jobs_config)))
+    store = job_store or MemoryJobStore(LocalJobs(jobs_config))
+    counts = service.callback_counts
+    listener = None if callbacks is None else Callbacks(callbacks, jobs_config, store, redis, counts)
+    app.state.callbacks = listener
+    app.state.jobs = Jobs(service, jobs_config, entry_document, store, listener=listener)
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.retired_models = openai.retired_models
@@ -152,7 +168,7 @@ def create_api(
     app.add_middleware(UploadBudget, **budget, paths=_JSON_UPLOADS)
     # Each wraps those before it. In order of execution: host, key, limits, room for uploads.
     if gateway.limits is not None:
-        app.add_middleware(RateLimiting, limits=gateway.limits)
+        app.add_middleware(RateLimiting, limits=gateway.limits, translate=_translate_refusal)
     if gateway.keys is not None:
         app.add_middleware(Authentication, keys=gateway.keys)
     if gateway.hosts is not None:
@@ -168,15 +184,24 @@ def create_api(
     return app
 
 
+def _translate_refusal(scope: Scope, problem: Problem) -> Problem:
+    """Puts what is refused before it has come to its endpoint into the words of that endpoint's clients."""
+    return translate(problem) if scope["path"].startswith("/v1/") else problem
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.start()
     app.state.jobs.start()
+    if app.state.callbacks is not None:
+        app.state.callbacks.start()
     # Generated and cached now: it takes a while, and would hold up all others at the first request for it.
     app.openapi()
     tune_garbage_collector()
     yield
     await app.state.jobs.stop()
+    if app.state.callbacks is not None:
+        await app.state.callbacks.stop()
 
 
 async def _answer_engine_error(request: Request, error: Exception) -> Response:

@@ -20,11 +20,13 @@ from deployments.engine.protocol.errors import (
     DoesNotFit,
     EngineError,
     EngineStopped,
+    Filtered,
     GenerationFailed,
     InvalidParameter,
     ModelLoadError,
     Overloaded,
     Quarantined,
+    SafetyCheckFailed,
     UnknownModel,
 )
 from serve_app.api.exchange import exchange_of
@@ -54,7 +56,10 @@ class Fault:
 
 
 class Problem(Exception):
-    """An error answer. `param` is the public name of the offending field, if there is one."""
+    """An error answer. `param` is the public name of the offending field, if there is one.
+
+    `kind` is the `type` that OpenAI's clients read.
+    """
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class Problem(Exception):
         self.status, self.code, self.message, self.param = status, code, message, param
         self.faults = faults
         self.retryable = retry_after is not None
+        self.kind = "invalid_request_error" if status < 500 else "server_error"
         self.headers = dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
@@ -85,7 +91,7 @@ class Problem(Exception):
             "instance": f"urn:darkroom:request:{request_id}",
             "error": {
                 "message": self.message,
-                "type": "invalid_request_error" if self.status < 500 else "server_error",
+                "type": self.kind,
                 "param": self.param,
                 "code": self.code,
             },
@@ -148,6 +154,9 @@ RULES: Mapping[type[EngineError], ErrorRule] = MappingProxyType(
         # which makes them look for other credentials.
         Quarantined: ErrorRule(422),
         ModelLoadError: ErrorRule(503, message="the model could not be loaded; the server's log says why"),
+        # It was made, and is kept back: another prompt or seed may do, the same request will not.
+        Filtered: ErrorRule(422),
+        SafetyCheckFailed: ErrorRule(503, retry_after=30),
         GenerationFailed: ErrorRule(500),
         EngineError: ErrorRule(500),
     }

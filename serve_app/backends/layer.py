@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 
 from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -34,6 +35,9 @@ class Layer:
 
     async def make_hints(self, request: Request) -> tuple[bytes, ...]:
         return await self.inner.make_hints(request)
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        return await self.inner.enlarge(enlargement)
 
     async def report(self) -> BackendReport:
         return await self.inner.report()

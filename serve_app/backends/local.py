@@ -13,11 +13,13 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
 from deployments.engine.protocol.errors import EngineError, EngineStopped, ModelLoadError
 from deployments.engine.protocol.events import Event, Failed
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.garbage_collection import collector_paused
 from deployments.registry import check_source, find_clashes, with_known_size
+from deployments.uploads.enlarging import PictureEnlarger
 from deployments.uploads.intake import Intake
 from serve_app.backends.protocol import BackendReport
 
@@ -35,18 +37,24 @@ class LocalBackend:
         specs: Sequence[ModelSpec],
         config: EngineConfig = DEFAULTS,
         annotators: AnnotatorSpecs = NO_NETWORKS,
+        upscalers: Sequence[UpscalerSpec] = (),
     ) -> None:
-        """`annotators` make hints from photos. Raises ModelLoadError where a model's folder does not say what it is."""
+        """`annotators` make hints from photos, `upscalers` are loaded with the first model.
+
+        Raises ModelLoadError where a model's folder does not say what it is.
+        """
         if not specs or find_clashes(specs):
             raise ValueError(
                 f"a name per model is needed, each used once: {', '.join(find_clashes(specs)) or 'no models'}"
             )
         self._models = tuple(with_known_size(spec) for spec in specs)
         self.annotators = Annotators(annotators, config.device)
+        self._upscalers = tuple(upscalers)
         self._config = config
         self._intake = Intake(self.annotators)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-models")
         self._loading: Future[EngineWorker] | None = None
+        self._enlarger: PictureEnlarger | None = None
         self._closed = False
         self._lock = Lock()
 
@@ -91,6 +99,12 @@ class LocalBackend:
         """Makes the hints that the request's ControlNets would get, as PNG files."""
         return await self._intake.make_hints(request, await self._worker(request.model))
 
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """Enlarges a picture by an upscaler; loads the default model where none is loaded."""
+        await self._worker(self._models[0].name)
+        assert self._enlarger is not None
+        return await self._enlarger.enlarge(enlargement)
+
     async def report(self) -> BackendReport:
         """The engine's state; not ready before `start` or a first request has loaded it. Raises ModelLoadError."""
         if self._closed or self._loading is None or not self._loading.done():
@@ -104,6 +118,8 @@ class LocalBackend:
         if self._loading is not None:
             await asyncio.to_thread(self._stop, self._loading)
         self._intake.close()
+        if self._enlarger is not None:
+            self._enlarger.close()
         self._loader.shutdown(wait=False)
 
     async def _worker(self, first: str) -> "EngineWorker":
@@ -128,7 +144,9 @@ class LocalBackend:
             check_source(spec)
         log.info("loading %s", first)
         try:
-            return EngineWorker.load(self._models, self._config, first=first)
+            worker = EngineWorker.load(self._models, self._config, first=first, upscalers=self._upscalers)
+            self._enlarger = PictureEnlarger(worker.upscalers)
+            return worker
         except EngineError:
             raise
         except Exception as error:

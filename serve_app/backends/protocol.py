@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -65,6 +66,9 @@ class Backend(Protocol):
 
     async def make_hints(self, request: Request) -> tuple[bytes, ...]:
         """Makes the hints that the request's ControlNets would get, as PNG files, and no image. Raises EngineError."""
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """Enlarges a picture by an upscaler of the configuration. Returns a PNG file. Raises EngineError."""
 
     async def report(self) -> BackendReport:
         """The state of the engines, now."""

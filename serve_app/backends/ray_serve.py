@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Final
 
 from ray.exceptions import ActorUnavailableError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.engine.protocol.errors import EngineError, EngineLost, EngineStopped, Overloaded
 from deployments.engine.protocol.events import Event, Failed, Finished
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -18,14 +19,15 @@ from serve_app.backends.protocol import BackendReport
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 REPORT_TIMEOUT_S = 2.0
 
 COUNT_TIMEOUT_S: Final = 5.0
 
 # A replica may have to load the annotator first.
 HINT_TIMEOUT_S: Final = 120.0
+
+# Behind others, and on a CPU: a minute each.
+ENLARGE_TIMEOUT_S: Final = 600.0
 
 # The way to the replica is gone for now, which is no sign that it died of the request.
 OUT_OF_REACH = (ActorUnavailableError, ReplicaUnavailableError)
@@ -58,11 +60,19 @@ class RayBackend:
 
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         """Has a replica count the tokens of the request's prompts."""
-        return await _wait_for_answer(self._handle.count_tokens.remote(request), COUNT_TIMEOUT_S)
+        counts: tuple[TokenCount, TokenCount]
+        counts = await _wait_for_answer(self._handle.count_tokens.remote(request), COUNT_TIMEOUT_S)
+        return counts
 
     async def make_hints(self, request: Request) -> tuple[bytes, ...]:
         """Has a replica make the hints that the request's ControlNets would get."""
-        return await _wait_for_answer(self._handle.make_hints.remote(request), HINT_TIMEOUT_S)
+        hints: tuple[bytes, ...] = await _wait_for_answer(self._handle.make_hints.remote(request), HINT_TIMEOUT_S)
+        return hints
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """Has a replica enlarge a picture."""
+        file: bytes = await _wait_for_answer(self._handle.enlarge.remote(enlargement), ENLARGE_TIMEOUT_S)
+        return file
 
     async def report(self) -> BackendReport:
         """Returns the reports of the replicas that answer within `REPORT_TIMEOUT_S`."""
@@ -115,13 +125,20 @@ class RayBackend:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _wait_for_answer(response: Awaitable[T], seconds: float) -> T:
-    """Returns a replica's answer. Raises EngineError in place of Ray's errors, and after `seconds` without one."""
+async def _wait_for_answer(response: DeploymentResponse, seconds: float) -> Any:
+    """Returns a replica's answer. Raises EngineError in place of Ray's errors, and after `seconds` without one.
+
+    Cancelling this cancels the call.
+    """
     try:
         async with asyncio.timeout(seconds):
             return await response
     except TimeoutError:
+        response.cancel()
         raise EngineStopped("the model's replicas did not answer in time") from None
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
     except Exception as error:
         refusal = as_engine_error(error)
         if refusal is None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final
 
 from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -55,6 +56,10 @@ class RoutingBackend:
 
     async def make_hints(self, request: Request) -> tuple[bytes, ...]:
         return await self._by_model[request.model].make_hints(request)
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """Asks the default model's deployment: all have the same upscalers."""
+        return await self._backends[0].enlarge(enlargement)
 
     async def report(self) -> BackendReport:
         """The reports of all engines, at most a second old."""

@@ -7,11 +7,12 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Timings
+from deployments.engine.protocol.safety import Finding, SafetyStatus
 from serve_app.generation.fingerprint import Fingerprint
 from serve_app.store.signed import BadSignature, sign, verify
 
 # Change it with any change of the header: what one version has signed must not be read as another's.
-_PLACE: Final = "result 2"
+_PLACE: Final = "result 3"
 
 # What an entry weighs besides its files and its fingerprint, roughly.
 _OVERHEAD: Final = 1024
@@ -46,12 +47,19 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class _Safety(_Strict):
+    status: SafetyStatus
+    category: str
+    score: float
+
+
 class _Image(_Strict):
     index: int
     seed: int
     format: str
     width: int
     height: int
+    safety: _Safety | None
 
 
 class _Header(_Strict):
@@ -64,10 +72,7 @@ class _Header(_Strict):
 
 def pack(entry: CacheEntry, key: bytes) -> bytes:
     """Returns the entry as bytes, signed with `key`."""
-    images = [
-        _Image(index=image.index, seed=image.seed, format=image.format, width=image.width, height=image.height)
-        for image in entry.images
-    ]
+    images = [_describe(image) for image in entry.images]
     work, seed = entry.fingerprint.work, entry.fingerprint.seed
     header = _Header(work=work, seed=seed, seconds=entry.seconds, made=entry.made, images=images)
     return sign(_PLACE, header.model_dump(), [image.data for image in entry.images], key)
@@ -85,7 +90,24 @@ def unpack(data: bytes, key: bytes) -> CacheEntry:
     if len(files) != len(header.images):
         raise BadEntry("it has not one file for each image")
     images = tuple(
-        ImageDone("", image.index, image.seed, image.format, image.width, image.height, file)
+        ImageDone("", image.index, image.seed, image.format, image.width, image.height, file, _finding_of(image))
         for image, file in zip(header.images, files, strict=True)
     )
     return CacheEntry(Fingerprint(header.work, header.seed), images, header.seconds, header.made)
+
+
+def _describe(image: ImageDone) -> _Image:
+    found = image.safety
+    return _Image(
+        index=image.index,
+        seed=image.seed,
+        format=image.format,
+        width=image.width,
+        height=image.height,
+        safety=None if found is None else _Safety(status=found.status, category=found.category, score=found.score),
+    )
+
+
+def _finding_of(image: _Image) -> Finding | None:
+    found = image.safety
+    return None if found is None else Finding(found.status, found.category, found.score)

@@ -1,6 +1,8 @@
 """The commands that generate images: from text, from an image, inside a mask, along a control image."""
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -8,13 +10,13 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from deployments.engine.protocol.errors import EngineError, InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import MaskAlpha, Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from serve_app.cli import progress
-from serve_app.cli.exits import EXIT_INTERRUPTED, EXIT_USAGE, exit_with
+from serve_app.cli.exits import EXIT_NO_IMAGE, exit_on_errors, exit_with
 from serve_app.cli.options import OwnInputs, ReadInputs, option_of, parameters_of, with_shared_options
-from serve_app.config.errors import ConfigError, describe_errors
+from serve_app.config.errors import describe_errors
 from serve_app.config.server import load_config
 
 _Strength = Annotated[float | None, typer.Option(help="How far to leave the picture: more than 0, to 1.")]
@@ -22,31 +24,24 @@ _Strength = Annotated[float | None, typer.Option(help="How far to leave the pict
 
 def _run(read_inputs: ReadInputs, options: Mapping[str, Any]) -> None:
     """Makes a command's images with its `options`, here or on a server, and saves them. Raises typer.Exit."""
-    output = Path(options["output"])
-    try:
+    output, url = Path(options["output"]), options["url"]
+    hint = "; start one with `make serve`, or make it here with --local"
+    with exit_on_errors(as_json=options["json"], url=url, hint=hint, name_of=option_of):
         own = read_inputs()
         params = _read_params(parameters_of(options, own.parameters), output)
         if options["local"]:
             service = progress.create_local_service(load_config(options["config"]), params.model_name)
             events = progress.run_in_process(service, params, own.uploads)
         else:
-            events = progress.stream_from_server(options["url"], params, own.uploads, options["api_key"])
-        _save(progress.show_progress(events, output.name, Console(stderr=True)), output, numbered=params.num_images > 1)
-    except ConfigError as error:
-        raise exit_with(str(error), EXIT_USAGE) from None
-    except InvalidParameter as error:
-        raise exit_with(f"{option_of(error.field)}: {error.message}", EXIT_USAGE) from None
-    except EngineError as error:
-        raise exit_with(error.message) from None
-    except OSError as error:
-        raise exit_with(f"the picture could not be saved: {error.strerror}") from None
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+            events = progress.stream_from_server(url, params, own.uploads, options["api_key"])
+        with closing(events):
+            images = progress.show_progress(events, output.name, Console(stderr=True))
+            _save(images, output, numbered=params.num_images > 1, as_json=options["json"])
 
 
 @with_shared_options(_run)
 def generate() -> OwnInputs:
-    """Make a picture. Exit codes: 1 it could not be made, 2 a parameter is wrong, 130 Ctrl-C."""
+    """Make a picture. Ctrl-C ends the server's work as well. Exit codes are below `darkroom --help`."""
     return OwnInputs()
 
 
@@ -54,7 +49,7 @@ def generate() -> OwnInputs:
 def img2img(
     image: Annotated[Path, typer.Argument(help="The picture to start from.")], strength: _Strength = None
 ) -> OwnInputs:
-    """Change a picture as the prompt says. Exit codes as `generate`."""
+    """Change a picture as the prompt says."""
     return OwnInputs(Uploads(image=_read_file(image, "image"), image_field="image"), {"strength": strength})
 
 
@@ -78,7 +73,7 @@ def inpaint(
     ] = None,
     strength: _Strength = None,
 ) -> OwnInputs:
-    """Paint a part of a picture anew, and leave the rest to the byte. Exit codes as `generate`."""
+    """Paint a part of a picture anew, and leave the rest to the byte."""
     parameters = {
         "feather": feather,
         "invert_mask": invert_mask or None,
@@ -100,7 +95,7 @@ def control(
     scale: Annotated[float, typer.Option(help="How strongly it acts, 0 to 2.")] = 1.0,
     preprocess: Annotated[bool, typer.Option("--preprocess", help="Make the hint from a photo.")] = False,
 ) -> OwnInputs:
-    """Make a picture that follows another's edges, depth, ... Exit codes as `generate`."""
+    """Make a picture that follows another's edges, depth, ..."""
     uploads = Uploads(hints=(_read_file(image, "image"),), preprocess=preprocess)
     return OwnInputs(uploads, {"controls": (_check(ControlSettings, {"type": type, "scale": scale}),)})
 
@@ -132,15 +127,24 @@ def _read_file(path: Path, field: str) -> bytes:
         raise InvalidParameter(field, f"{path.name!r} cannot be read: {error.strerror}") from None
 
 
-def _save(images: Iterator[progress.FinishedImage | progress.Failure], output: Path, *, numbered: bool) -> None:
+def _save(
+    images: Iterator[progress.FinishedImage | progress.Failure], output: Path, *, numbered: bool, as_json: bool
+) -> None:
     """Writes each image as soon as it is there, so that one that fails does not cost the others."""
-    failures: list[str] = []
+    failures: list[progress.Failure] = []
+    saved: list[dict[str, Any]] = []
     for item in images:
         if isinstance(item, progress.Failure):
-            failures.append(f"image {item.index}: {item.message}" if numbered else item.message)
+            failures.append(item)
             continue
         path = progress.path_of(item, output, numbered=numbered)
         path.write_bytes(item.data)
-        print(f"{path} (seed {item.seed})", flush=True)
+        saved.append({"index": item.index, "seed": item.seed, "path": str(path), "bytes": len(item.data)})
+        if not as_json:
+            print(f"{path} (seed {item.seed})", flush=True)
+    if as_json:
+        failed = [{"index": failure.index, "message": failure.message} for failure in failures]
+        print(json.dumps({"images": saved, "failures": failed}), flush=True)
     if failures:
-        raise EngineError("; ".join(failures))
+        told = (f"image {each.index}: {each.message}" if numbered else each.message for each in failures)
+        raise exit_with("; ".join(told), EXIT_NO_IMAGE)

@@ -1,4 +1,4 @@
-"""The `darkroom` command. Errors are one line; exit codes are in `--help`."""
+"""The `darkroom` command. Errors are one line; exit codes are below `--help`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.registry import check_source, with_known_size
-from serve_app.cli import batch, generate, keys
+from deployments.registry import check_source, check_upscaler, with_known_size
+from serve_app.callbacks.signing import WebhookSigner
+from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
 from serve_app.cli import k8s as kubernetes_commands
-from serve_app.cli.exits import EXIT_USAGE, exit_with
+from serve_app.cli.exits import EXIT_CODES, EXIT_USAGE, exit_with
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.server import AppConfig, load_config
@@ -24,8 +25,8 @@ from serve_app.serving.node_environment import read_head_timeout_s
 app = typer.Typer(
     name="darkroom",
     help="Stable Diffusion images, batched at the level of single denoising steps.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -51,6 +52,8 @@ def serve(
     settings = _add_hosts(settings, host, allow_host or [])
     try:
         check_gateway(settings, host)
+        if settings.callbacks is not None:
+            WebhookSigner(settings.callbacks.webhook_secrets)
         read_head_timeout_s()
     except (ConfigError, ValueError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
@@ -76,13 +79,14 @@ def fetch(
         for deployment in settings.deployments
         for spec in settings.specs_of(deployment)
     ]
+    annotators, upscalers = settings.annotators.specs(), [upscaler.spec() for upscaler in settings.upscalers]
     if check:
-        answers = list(_print_answers(hub_check.check_hub(hosted, settings.annotators.specs())))
+        answers = list(_print_answers(hub_check.check_hub(hosted, annotators, upscalers)))
         if wrong := answers.count(False):
             raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
     try:
-        fetching.fetch(hosted, settings.annotators.specs(), attempts, say=lambda line: print(line, flush=True))
+        fetching.fetch(hosted, annotators, attempts, lambda line: print(line, flush=True), upscalers=upscalers)
     except ModelLoadError as error:
         raise exit_with(error.message) from None
 
@@ -125,7 +129,9 @@ for _command in (generate.generate, generate.img2img, generate.inpaint, generate
     app.command()(_command)
 app.add_typer(keys.app, name="keys")
 app.command()(batch.batch)
-app.add_typer(batch.jobs, name="jobs")
+app.add_typer(jobs.app, name="jobs")
+app.command("list")(listing.list_names)
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(kubernetes_commands.app, name="k8s")
 
 
@@ -142,7 +148,7 @@ def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig
 
 
 def _read_config(config: str) -> AppConfig:
-    """Loads the configuration, and checks that its models' and annotators' files can be expected to exist."""
+    """Loads the configuration, and checks that all files that it names can be expected to exist."""
     try:
         settings = load_config(config)
         for deployment in settings.deployments:
@@ -151,6 +157,8 @@ def _read_config(config: str) -> AppConfig:
                 with_known_size(spec)
         for kind, annotator in settings.annotators.specs().items():
             check_annotator(kind, annotator)
+        for upscaler in settings.upscalers:
+            check_upscaler(upscaler.spec())
     except (ConfigError, ModelLoadError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     return settings

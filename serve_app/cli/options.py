@@ -14,15 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from deployments.engine.protocol.inputs import Uploads
-from serve_app.client.messages import API_KEY_VARIABLE
-
-DEFAULT_URL = "http://127.0.0.1:8000"
+from serve_app.cli.completion import complete_model, complete_sampler, complete_style
+from serve_app.client.messages import API_KEY_VARIABLE, DEFAULT_URL
 
 Url = Annotated[str, typer.Option(help="The server to ask.", envvar="DARKROOM_URL")]
-Priority = Annotated[str | None, typer.Option(help="low, normal or high.")]
+Priority = Annotated[
+    str | None, typer.Option(help="low, normal or high.", autocompletion=lambda: ["low", "normal", "high"])
+]
 
 _Output = Annotated[Path, typer.Option("--output", "-o", help="The file; .png, .webp or .jpg says the format.")]
-_ApiKey = Annotated[
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; whatever else there is goes to standard error.")]
+ApiKey = Annotated[
     str | None,
     typer.Option(
         help="For servers that ask for one. Others here can see a command line: better set it.", envvar=API_KEY_VARIABLE
@@ -33,7 +35,7 @@ _Config = Annotated[str, typer.Option(help="The configuration whose models --loc
 _Seed = Annotated[int | None, typer.Option(help="Drawn if not given; the answer tells it.")]
 _Side = Annotated[int | None, typer.Option(help="Pixels; what suits the model and the picture if not given.")]
 _Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt.")]
-_Style = Annotated[str | None, typer.Option(help="A preset's name, or free text.")]
+_Style = Annotated[str | None, typer.Option(help="A preset's name, or free text.", autocompletion=complete_style)]
 _Images = Annotated[int | None, typer.Option(help="Image i uses seed + i and is saved as NAME-i.")]
 
 
@@ -46,9 +48,10 @@ OUTPUT = _option("output", _Output, Parameter.empty)
 
 CONNECTION = (
     _option("url", Url, DEFAULT_URL),
-    _option("api_key", _ApiKey),
+    _option("api_key", ApiKey),
     _option("local", _Local, False),
     _option("config", _Config, "demo"),
+    _option("json", AsJson, False),
 )
 
 PARAMETERS = (
@@ -58,10 +61,10 @@ PARAMETERS = (
     _option("height", _Side),
     _option("negative_prompt", Annotated[str | None, typer.Option()]),
     _option("guidance", _Guidance),
-    _option("sampler", Annotated[str | None, typer.Option()]),
+    _option("sampler", Annotated[str | None, typer.Option(autocompletion=complete_sampler)]),
     _option("style", _Style),
     _option("num_images", _Images),
-    _option("model", Annotated[str | None, typer.Option()]),
+    _option("model", Annotated[str | None, typer.Option(autocompletion=complete_model)]),
     _option("priority", Priority),
 )
 """The request's parameters. None leaves a parameter to the server."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
+import uuid
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from deployments.engine.protocol import events as engine_events
-from deployments.engine.protocol.errors import EngineError, InvalidParameter, UnknownModel
+from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams, OutputFormat
 from serve_app.client import DarkroomClient, DarkroomError, ServedImage, ServerEvent
@@ -50,7 +51,7 @@ class Failure:
     message: str
 
 
-ProgressEvents = Iterator[Step | FinishedImage | Failure]
+ProgressEvents = Generator[Step | FinishedImage | Failure, None, None]
 
 
 def output_format(output: Path) -> OutputFormat:
@@ -65,14 +66,21 @@ def output_format(output: Path) -> OutputFormat:
 def stream_from_server(
     url: str, params: GenerationParams, uploads: Uploads | None = None, api_key: str | None = None
 ) -> ProgressEvents:
-    """Yields the request's progress as the server at `url` streams it. Raises EngineError."""
+    """Yields the request's progress as the server at `url` streams it. Raises InvalidParameter and DarkroomError.
+
+    Whoever stops before the end, by closing this or by Ctrl-C, has the server stop, too.
+    """
     check_url(url)
-    try:
-        with DarkroomClient(url, api_key=api_key) as client:
-            for event in client.stream(params, uploads=uploads):
+    name = f"cli-{uuid.uuid4().hex}"
+    with DarkroomClient(url, api_key=api_key) as client:
+        try:
+            for event in client.stream(params, uploads=uploads, request_id=name):
                 yield from _from_server_event(event)
-    except DarkroomError as error:
-        raise _explain(error, url) from None
+        except (KeyboardInterrupt, GeneratorExit):
+            # It notices by itself, but behind a proxy perhaps late.
+            with suppress(DarkroomError):
+                client.cancel(name)
+            raise
 
 
 def check_url(url: str) -> None:
@@ -115,7 +123,9 @@ def run_in_process(
             runner.run(stack.aclose())
 
 
-def show_progress(events: ProgressEvents, what: str, console: Console) -> Iterator[FinishedImage | Failure]:
+def show_progress(
+    events: Iterator[Step | FinishedImage | Failure], what: str, console: Console
+) -> Iterator[FinishedImage | Failure]:
     """Shows a progress bar on a terminal until the request is over; yields its images as they come."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -147,12 +157,6 @@ def _from_server_event(event: ServerEvent) -> ProgressEvents:
             yield FinishedImage(image.index, image.seed, image.data)
         case "failed":
             yield Failure(event.data["index"], event.data["message"])
-
-
-def _explain(error: DarkroomError, url: str) -> EngineError:
-    if error.code == "unreachable":
-        return EngineError(f"no server answers at {url}; start one with `make serve`, or make it here with --local")
-    return InvalidParameter(error.field, error.message) if error.field else EngineError(error.message)
 
 
 async def _next_event(events: Any) -> engine_events.Event | None:

@@ -2,18 +2,26 @@
 
 import base64
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
+
+# What a proxy answers for a server that it cannot reach now, or that has too much to do.
+_PASSES: Final = frozenset((429, 502, 503, 504))
+
+_CANCELLED: Final = 499
 
 
 class DarkroomError(Exception):
     """The server refused or failed, or could not be reached: then `status` is 0 and `code` says how (`unreachable`).
 
-    `field` names the offending parameter, if there is one. `retryable`: the same request may succeed later;
-    `retry_after` is in how many seconds, where the server says so.
+    `invalid_answer` is the code of what no Darkroom server answers, a proxy's page for example; `content_filtered` that
+    of an image that a safety policy kept back. `field` names the offending parameter, if there is one. `retryable`: the
+    same request may succeed later; `retry_after` is in how many seconds, where the server says so. `images` are those
+    of the request that were made all the same.
     """
 
     def __init__(
@@ -29,11 +37,62 @@ class DarkroomError(Exception):
         self.status, self.code, self.message = status, code, message
         self.field, self.request_id, self.retryable = field, request_id, retryable
         self.retry_after: float | None = None
+        self.images: tuple[ServedImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAnswer:
+    """An answer, received as a whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes = field(repr=False)
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object that it is; an empty one where it is something else."""
+        return _parse_object(self.content) or {}
+
+    def json(self, *needed: str) -> dict[str, Any]:
+        """Returns the JSON object that it is. Raises DarkroomError if it is none, or lacks one of the keys `needed`."""
+        return read_object(self.content, *needed, status=self.status)
+
+    def raise_for_status(self) -> None:
+        """Raises DarkroomError unless it is a success."""
+        if self.is_success:
+            return
+        error = error_of(self.body, self.status)
+        error.retry_after = _seconds_of(self.headers)
+        raise error
+
+
+def read_object(text: str | bytes, *needed: str, status: int = 0) -> dict[str, Any]:
+    """Parses a JSON object. Raises DarkroomError if it is none, or lacks one of the keys `needed`."""
+    found = _parse_object(text)
+    if found is None or not found.keys() >= set(needed):
+        message = "what was answered is not what a Darkroom server answers; is there a proxy before it?"
+        raise DarkroomError(status, "invalid_answer", message)
+    return found
+
+
+def _parse_object(text: str | bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
 class ServedImage:
-    """An image as the server made it; `data` is the file's content."""
+    """An image as the server made it; `data` is the file's content.
+
+    `safety` is what checkers found, if the model's images are checked: its `status` is passed, flagged or unchecked.
+    """
 
     index: int
     seed: int
@@ -41,6 +100,7 @@ class ServedImage:
     width: int
     height: int
     data: bytes = field(repr=False)
+    safety: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, image: Mapping[str, Any], data: bytes | None = None) -> "ServedImage":
@@ -52,6 +112,7 @@ class ServedImage:
             width=image["width"],
             height=image["height"],
             data=base64.b64decode(image["data"]) if data is None else data,
+            safety=image.get("safety"),
         )
 
     def picture(self) -> Image.Image:
@@ -77,9 +138,11 @@ class WatchedImages:
 
     def images(self) -> list[ServedImage]:
         """Returns the images in order. Raises the first failure, if there was one."""
+        images = sorted(self._images, key=lambda image: image.index)
         if self._failures:
+            self._failures[0].images = tuple(images)
             raise self._failures[0]
-        return sorted(self._images, key=lambda image: image.index)
+        return images
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +154,55 @@ class ServedEntry:
     error: DarkroomError | None = None
 
 
+def entries_in_order(entries: Iterable[ServedEntry], count: int) -> list[ServedEntry]:
+    """Returns one entry for each of `count` requests: a `cancelled` error for those that its job never made."""
+    made = {entry.index: entry for entry in entries}
+    message = "the batch was cancelled before this entry was made"
+    return [
+        made.get(index) or ServedEntry(index, (), DarkroomError(_CANCELLED, "cancelled", message))
+        for index in range(count)
+    ]
+
+
+def timed_out() -> DarkroomError:
+    """The error of a call whose time is over."""
+    return DarkroomError(0, "timeout", "the server took too long to answer", retryable=True)
+
+
 def error_of(body: Mapping[str, Any], status: int = 500) -> DarkroomError:
     """Reads a problem+json body, or whatever something else on the way has answered."""
     error = body.get("error")
     details = error if isinstance(error, dict) else {}
-    status = body.get("status", status)
+    if isinstance(body.get("status"), int):
+        status = body["status"]
     return DarkroomError(
         status,
         details.get("code", "http_error"),
         details.get("message", f"the server answered {status}"),
         details.get("param"),
         body.get("request_id", ""),
-        body.get("retryable", False),
+        body.get("retryable", status in _PASSES),
     )
 
 
 def failure_of(answer: Mapping[str, Any]) -> DarkroomError | None:
     """The error of the first image that an answer lacks, if any."""
     for failure in answer.get("failures", ()):
-        return DarkroomError(200, failure["code"], failure["message"], request_id=answer["id"])
+        retryable = failure["retryable"]
+        return DarkroomError(200, failure["code"], failure["message"], request_id=answer["id"], retryable=retryable)
     return None
+
+
+def images_of(answer: Mapping[str, Any]) -> list[ServedImage]:
+    """Reads the images of an answer. Raises the error of the first one that it lacks, with the others."""
+    images = [ServedImage.from_json(image) for image in answer["images"]]
+    if failure := failure_of(answer):
+        failure.images = tuple(images)
+        raise failure
+    return images
+
+
+def _seconds_of(headers: Mapping[str, str]) -> float | None:
+    """Returns the seconds that a server asks to wait for; None where it does not."""
+    text = headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None

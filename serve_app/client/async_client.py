@@ -1,38 +1,55 @@
 """The same client for programs on asyncio."""
 
+import asyncio
 import os
 from asyncio import sleep
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.client.answers import DarkroomError, ServedEntry, ServedImage, WatchedImages, error_of, failure_of
+from serve_app.client.answers import (
+    DarkroomError,
+    ServedEntry,
+    ServedImage,
+    ServerAnswer,
+    WatchedImages,
+    entries_in_order,
+    error_of,
+    failure_of,
+    images_of,
+)
 from serve_app.client.events import ServerEvent, read_until_done_async
 from serve_app.client.messages import (
     ANSWER_SECONDS,
     API_KEY_VARIABLE,
     BATCH,
     CONNECT_SECONDS,
+    DEFAULT_URL,
     HEALTH,
+    JOBS,
     POLL_SECONDS,
     STREAM_SECONDS,
     UNFINISHED,
+    CallbackOptions,
     Entry,
+    Listed,
+    answer_timeout,
     batch_body,
     encode_request,
     headers_of,
     http_options,
     job_path,
+    list_path,
     params_body,
-    raise_for_status,
+    read_health,
     request_path,
     translate_errors,
 )
-from serve_app.client.retries import Retries
+from serve_app.client.retries import Tries
 
 
 class AsyncDarkroomClient:
@@ -40,7 +57,7 @@ class AsyncDarkroomClient:
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str = DEFAULT_URL,
         timeout: float = ANSWER_SECONDS,
         *,
         api_key: str | None = None,
@@ -50,9 +67,8 @@ class AsyncDarkroomClient:
         key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
         with translate_errors():
             self._http = httpx.AsyncClient(**http_options(base_url, key), transport=transport)
-        self._answer_timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         self._stream_timeout = httpx.Timeout(STREAM_SECONDS, connect=min(timeout, CONNECT_SECONDS))
-        self._retries = Retries(retries)
+        self._timeout_s, self._retries = timeout, retries
 
     async def __aenter__(self) -> "AsyncDarkroomClient":
         return self
@@ -83,10 +99,10 @@ class AsyncDarkroomClient:
                     watched.add(event.name, event.data)
             return watched.images()
         path, options = encode_request(body, uploads)
-        answer = await self._request("POST", path, headers=headers_of(request_id, once=True), **options)
-        if failure := failure_of(answer):
-            raise failure
-        return [ServedImage.from_json(image) for image in answer["images"]]
+        answer = await self._request(
+            "POST", path, needs=("images",), headers=headers_of(request_id, once=True), **options
+        )
+        return images_of(answer)
 
     async def stream(
         self,
@@ -106,9 +122,8 @@ class AsyncDarkroomClient:
         }
         with translate_errors():
             async with self._http.stream("POST", path, **options) as response:
-                if response.is_error:
-                    await response.aread()
-                raise_for_status(response)
+                if not response.is_success:
+                    ServerAnswer(response.status_code, response.headers, await response.aread()).raise_for_status()
                 async for event in read_until_done_async(response.aiter_lines()):
                     yield event
 
@@ -120,26 +135,54 @@ class AsyncDarkroomClient:
     async def batch(
         self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
     ) -> list[ServedEntry]:
-        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer."""
+        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer.
+
+        What is cancelled meanwhile has the error `cancelled`.
+        """
         body = batch_body(requests, priority, deadline_ms)
-        answer = await self._request("POST", BATCH, json=body, headers=headers_of(once=True))
+        answer = await self._request("POST", BATCH, needs=("id", "results"), json=body, headers=headers_of(once=True))
         while answer.get("state") in UNFINISHED:
             await sleep(POLL_SECONDS)
             answer = await self.job(answer["id"])
-        return await self.entries_of(answer)
+        return entries_in_order(await self.entries_of(answer), answer.get("entries", len(requests)))
 
     async def submit(
-        self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
+        self,
+        requests: Sequence[Entry],
+        *,
+        priority: str | None = None,
+        deadline_ms: int | None = None,
+        idempotency_key: str | None = None,
+        **callbacks: Unpack[CallbackOptions],
     ) -> str:
-        """Submits `requests` as a job and returns its id. The job goes on after this program has ended."""
-        body, headers = batch_body(requests, priority, deadline_ms), {"Prefer": "respond-async"}
-        answer = await self._request("POST", BATCH, json=body, headers=headers | headers_of(once=True))
+        """Submits `requests` as a job and returns its id. The job goes on after this program has ended.
+
+        With the `idempotency_key` of an earlier call it is that one's job. `callbacks` has a webhook called at its end,
+        and its images put elsewhere (docs/callbacks.md).
+        """
+        body, headers = (
+            batch_body(requests, priority, deadline_ms, callbacks),
+            {"Prefer": "respond-async", **headers_of(once=True)},
+        )
+        headers |= {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        answer = await self._request("POST", BATCH, needs=("id",), json=body, headers=headers)
         job_id: str = answer["id"]
         return job_id
 
     async def job(self, job_id: str) -> dict[str, Any]:
         """Returns the job's state and its results so far."""
-        return await self._request("GET", job_path(job_id))
+        return await self._request("GET", job_path(job_id), needs=("id", "state", "results"))
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        """Returns one's own newest jobs, at most a hundred, the newest first, without their results."""
+        found: list[dict[str, Any]] = (await self._request("GET", JOBS, needs=("jobs",)))["jobs"]
+        return found
+
+    async def list_of(self, what: Listed) -> list[dict[str, Any]]:
+        """Returns the models, samplers, styles, ... that the server has, each with its `name`."""
+        path, field = list_path(what)
+        found: list[dict[str, Any]] = (await self._request("GET", path, needs=(field,)))[field]
+        return found
 
     async def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
         """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""
@@ -147,33 +190,36 @@ class AsyncDarkroomClient:
 
     async def cancel_job(self, job_id: str) -> dict[str, Any]:
         """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
-        return await self._request("DELETE", job_path(job_id))
+        return await self._request("DELETE", job_path(job_id), needs=("state",))
 
     async def health(self) -> dict[str, Any]:
-        """Returns the server's health object, healthy or not."""
-        with translate_errors():
-            health: dict[str, Any] = (await self._http.get(HEALTH, timeout=self._answer_timeout)).json()
-        return health
+        """Returns the server's health object, healthy or not. Raises DarkroomError."""
+        return read_health(await self._receive("GET", HEALTH, self._tries(), {}))
 
-    async def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = (await self._send(method, path, **options)).json()
-        return answer
+    async def _request(self, method: str, path: str, needs: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        return (await self._send(method, path, **options)).json(*needs)
 
-    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _send(self, method: str, path: str, **options: Any) -> ServerAnswer:
         """Returns the answer. Every request here may be sent again: it changes nothing, or has a key."""
-        tried = 0
+        tries = self._tries()
         while True:
             try:
-                with translate_errors():
-                    response = await self._http.request(method, path, timeout=self._answer_timeout, **options)
-                raise_for_status(response)
-                return response
+                answer = await self._receive(method, path, tries, options)
+                answer.raise_for_status()
+                return answer
             except DarkroomError as error:
-                tried += 1
-                seconds = self._retries.wait_s(tried, error)
-                if seconds is None:
-                    raise
+                seconds = tries.wait_s(error)
             await sleep(seconds)
+
+    async def _receive(self, method: str, path: str, tries: Tries, options: dict[str, Any]) -> ServerAnswer:
+        left = tries.left_s()
+        with translate_errors():
+            async with asyncio.timeout(left):
+                response = await self._http.request(method, path, timeout=answer_timeout(left), **options)
+        return ServerAnswer(response.status_code, response.headers, response.content)
+
+    def _tries(self) -> Tries:
+        return Tries(self._retries, self._timeout_s)
 
     async def _read_entry(self, entry: dict[str, Any]) -> ServedEntry:
         if "images" not in entry:

@@ -3,48 +3,65 @@
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from time import sleep
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.client.answers import DarkroomError, ServedEntry, ServedImage, WatchedImages, error_of, failure_of
+from serve_app.client.answers import (
+    DarkroomError,
+    ServedEntry,
+    ServedImage,
+    ServerAnswer,
+    WatchedImages,
+    entries_in_order,
+    error_of,
+    failure_of,
+    images_of,
+)
 from serve_app.client.events import ServerEvent, read_until_done
 from serve_app.client.messages import (
     ANSWER_SECONDS,
     API_KEY_VARIABLE,
     BATCH,
     CONNECT_SECONDS,
+    DEFAULT_URL,
     HEALTH,
+    JOBS,
     POLL_SECONDS,
     STREAM_SECONDS,
     UNFINISHED,
+    CallbackOptions,
     Entry,
+    Listed,
+    answer_timeout,
     batch_body,
     encode_request,
     headers_of,
     http_options,
     job_path,
+    list_path,
     params_body,
-    raise_for_status,
+    read_health,
     request_path,
     translate_errors,
 )
-from serve_app.client.retries import Retries
+from serve_app.client.retries import Tries
 
 
 class DarkroomClient:
     """Asks a server for images. Use it as a context manager, or close it. Threads may share it.
 
-    `timeout` is how many seconds a whole JSON answer may take; a stream only has to send something now and then.
-    `api_key` is for servers that require one; it defaults to the environment's DARKROOM_API_KEY. What fails and may
-    succeed later is tried `retries` more times, and done once all the same; streams are not.
+    `timeout` is how many seconds a whole JSON answer may take, all tries and the waits between them included; a stream
+    only has to send something now and then. `api_key` is for servers that require one; it defaults to the environment's
+    DARKROOM_API_KEY. What fails and may succeed later is tried `retries` more times, and done once all the same; but
+    streams are not.
     """
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str = DEFAULT_URL,
         timeout: float = ANSWER_SECONDS,
         *,
         api_key: str | None = None,
@@ -54,9 +71,8 @@ class DarkroomClient:
         key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
         with translate_errors():
             self._http = httpx.Client(**http_options(base_url, key), transport=transport)
-        self._answer_timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         self._stream_timeout = httpx.Timeout(STREAM_SECONDS, connect=min(timeout, CONNECT_SECONDS))
-        self._retries = Retries(retries)
+        self._timeout_s, self._retries = timeout, retries
 
     def __enter__(self) -> "DarkroomClient":
         return self
@@ -91,10 +107,8 @@ class DarkroomClient:
                 watched.add(event.name, event.data)
             return watched.images()
         path, options = encode_request(body, uploads)
-        answer = self._request("POST", path, headers=headers_of(request_id, once=True), **options)
-        if failure := failure_of(answer):
-            raise failure
-        return [ServedImage.from_json(image) for image in answer["images"]]
+        answer = self._request("POST", path, needs=("images",), headers=headers_of(request_id, once=True), **options)
+        return images_of(answer)
 
     def stream(
         self,
@@ -116,36 +130,65 @@ class DarkroomClient:
             "timeout": self._stream_timeout,
         }
         with translate_errors(), self._http.stream("POST", path, **options) as response:
-            if response.is_error:
-                response.read()
-            raise_for_status(response)
+            if not response.is_success:
+                ServerAnswer(response.status_code, response.headers, response.read()).raise_for_status()
             yield from read_until_done(response.iter_lines())
 
     def cancel(self, request_id: str) -> bool:
         """Cancels one's own request or batch with that id; False if there is none. Its waiting caller gets an error."""
-        cancelled: bool = self._request("DELETE", request_path(request_id))["cancelled"]
+        cancelled: bool = self._request("DELETE", request_path(request_id), needs=("cancelled",))["cancelled"]
         return cancelled
 
     def batch(
         self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None
     ) -> list[ServedEntry]:
-        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer."""
+        """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer.
+
+        What is cancelled meanwhile has the error `cancelled`.
+        """
         body = batch_body(requests, priority, deadline_ms)
-        answer = self._request("POST", BATCH, json=body, headers=headers_of(once=True))
+        answer = self._request("POST", BATCH, needs=("id", "results"), json=body, headers=headers_of(once=True))
         while answer.get("state") in UNFINISHED:
             sleep(POLL_SECONDS)
             answer = self.job(answer["id"])
-        return self.entries_of(answer)
+        return entries_in_order(self.entries_of(answer), answer.get("entries", len(requests)))
 
-    def submit(self, requests: Sequence[Entry], *, priority: str | None = None, deadline_ms: int | None = None) -> str:
-        """Submits `requests` as a job and returns its id. The job goes on after this program has ended."""
-        body, headers = batch_body(requests, priority, deadline_ms), {"Prefer": "respond-async"}
-        job_id: str = self._request("POST", BATCH, json=body, headers=headers | headers_of(once=True))["id"]
+    def submit(
+        self,
+        requests: Sequence[Entry],
+        *,
+        priority: str | None = None,
+        deadline_ms: int | None = None,
+        idempotency_key: str | None = None,
+        **callbacks: Unpack[CallbackOptions],
+    ) -> str:
+        """Submits `requests` as a job and returns its id. The job goes on after this program has ended.
+
+        With the `idempotency_key` of an earlier call it is that one's job. `callbacks` has a webhook called at its end,
+        and its images put elsewhere (docs/callbacks.md).
+        """
+        body, headers = (
+            batch_body(requests, priority, deadline_ms, callbacks),
+            {"Prefer": "respond-async", **headers_of(once=True)},
+        )
+        headers |= {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        job_id: str = self._request("POST", BATCH, needs=("id",), json=body, headers=headers)["id"]
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Returns the job's state and its results so far."""
-        return self._request("GET", job_path(job_id))
+        return self._request("GET", job_path(job_id), needs=("id", "state", "results"))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Returns one's own newest jobs, at most a hundred, the newest first, without their results."""
+        found: list[dict[str, Any]] = self._request("GET", JOBS, needs=("jobs",))["jobs"]
+        return found
+
+    def list_of(self, what: Listed) -> list[dict[str, Any]]:
+        """Returns the models, samplers, styles, ... that the server has, each with its `name`."""
+        path, field = list_path(what)
+        found: list[dict[str, Any]] = self._request("GET", path, needs=(field,))[field]
+        return found
 
     def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
         """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""
@@ -153,33 +196,39 @@ class DarkroomClient:
 
     def cancel_job(self, job_id: str) -> dict[str, Any]:
         """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
-        return self._request("DELETE", job_path(job_id))
+        return self._request("DELETE", job_path(job_id), needs=("state",))
 
     def health(self) -> dict[str, Any]:
-        """Returns the server's health object, healthy or not."""
-        with translate_errors():
-            health: dict[str, Any] = self._http.get(HEALTH, timeout=self._answer_timeout).json()
-        return health
+        """Returns the server's health object, healthy or not. Raises DarkroomError."""
+        return read_health(self._receive("GET", HEALTH, self._tries(), {}))
 
-    def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self._send(method, path, **options).json()
-        return answer
+    def _request(self, method: str, path: str, needs: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        return self._send(method, path, **options).json(*needs)
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **options: Any) -> ServerAnswer:
         """Returns the answer. Every request here may be sent again: it changes nothing, or has a key."""
-        tried = 0
+        tries = self._tries()
         while True:
             try:
-                with translate_errors():
-                    response = self._http.request(method, path, timeout=self._answer_timeout, **options)
-                raise_for_status(response)
-                return response
+                answer = self._receive(method, path, tries, options)
+                answer.raise_for_status()
+                return answer
             except DarkroomError as error:
-                tried += 1
-                seconds = self._retries.wait_s(tried, error)
-                if seconds is None:
-                    raise
+                seconds = tries.wait_s(error)
             sleep(seconds)
+
+    def _receive(self, method: str, path: str, tries: Tries, options: dict[str, Any]) -> ServerAnswer:
+        timeout, content = answer_timeout(tries.left_s()), bytearray()
+        with translate_errors(), self._http.stream(method, path, timeout=timeout, **options) as response:
+            # httpx knows time-outs of single reads only: the body's are what is left once its headers are there.
+            response.request.extensions["timeout"]["read"] = tries.left_s()
+            for chunk in response.iter_bytes():
+                content += chunk
+                tries.left_s()
+        return ServerAnswer(response.status_code, response.headers, bytes(content))
+
+    def _tries(self) -> Tries:
+        return Tries(self._retries, self._timeout_s)
 
     def _read_entry(self, entry: dict[str, Any]) -> ServedEntry:
         if "images" not in entry:

@@ -1,11 +1,10 @@
 """Parses the events of a server's streams."""
 
-import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.client.answers import DarkroomError, error_of
+from serve_app.client.answers import DarkroomError, error_of, read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +22,11 @@ class EventParser:
         self._name, self._data = "message", list[str]()
 
     def feed(self, line: str) -> ServerEvent | None:
-        """Takes the next line, and returns the event that it ends, if any."""
+        """Takes the next line, and returns the event that it ends, if any. Raises DarkroomError for broken data."""
         if not line:
             name, data = self._name, self._data
             self._name, self._data = "message", []
-            return ServerEvent(name, json.loads("\n".join(data))) if data else None
+            return ServerEvent(name, read_object("\n".join(data))) if data else None
         field_name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if field_name == "event":
@@ -38,7 +37,7 @@ class EventParser:
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
-    """Parses server-sent events from a stream's lines."""
+    """Parses server-sent events from a stream's lines. Raises DarkroomError."""
     parser = EventParser()
     for line in lines:
         if (event := parser.feed(line)) is not None:

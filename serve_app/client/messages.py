@@ -4,21 +4,23 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
 from urllib.parse import quote
 
 import httpx
 
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
-from serve_app.client.answers import DarkroomError, error_of
+from serve_app.client.answers import DarkroomError, ServerAnswer, timed_out
 
 LOOPBACK: Final = frozenset(("127.0.0.1", "::1", "localhost"))
 API_KEY_VARIABLE: Final = "DARKROOM_API_KEY"
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
 
 BASE: Final = "/ads/v2/diffusion"
 HEALTH: Final = f"{BASE}/health"
 BATCH: Final = f"{BASE}/batch-generate"
+JOBS: Final = f"{BASE}/jobs"
 
 # In a stream the server sends something every 15 seconds; a JSON answer comes once all its images are made.
 CONNECT_SECONDS: Final = 10.0
@@ -29,6 +31,19 @@ POLL_SECONDS: Final = 0.5
 UNFINISHED: Final = ("queued", "running")
 
 Entry = GenerationParams | dict[str, Any]
+
+Listed = Literal["models", "samplers", "styles", "templates", "ad-formats"]
+"""What a server lists by name."""
+
+
+class CallbackOptions(TypedDict, total=False):
+    """What a job's caller wants to be called back about (docs/callbacks.md)."""
+
+    webhook_url: str
+    webhook_events: Sequence[str]
+    upload_url: str
+    upload_urls: Sequence[Sequence[str] | None]
+    upload_headers: Mapping[str, str]
 
 
 def http_options(base_url: str, api_key: str) -> dict[str, Any]:
@@ -76,9 +91,14 @@ def params_body(params: GenerationParams | None, fields: dict[str, Any]) -> dict
     return fields if params is None else params.model_dump(mode="json", exclude_unset=True)
 
 
-def batch_body(requests: Sequence[Entry], priority: str | None, deadline_ms: int | None) -> dict[str, Any]:
+def batch_body(
+    requests: Sequence[Entry],
+    priority: str | None,
+    deadline_ms: int | None,
+    callbacks: CallbackOptions | None = None,
+) -> dict[str, Any]:
     bodies = [each if isinstance(each, dict) else params_body(each, {}) for each in requests]
-    fields = {"priority": priority, "deadline_ms": deadline_ms}
+    fields = {"priority": priority, "deadline_ms": deadline_ms, **(callbacks or {})}
     return {"requests": bodies} | {name: value for name, value in fields.items() if value is not None}
 
 
@@ -88,9 +108,14 @@ def headers_of(request_id: str | None = None, *, once: bool = False) -> dict[str
     return headers | ({"Idempotency-Key": uuid.uuid4().hex} if once else {})
 
 
+def list_path(what: Listed) -> tuple[str, str]:
+    """Returns the path of a list, and the field of its answer that has it."""
+    return f"{BASE}/{what}", what.replace("-", "_")
+
+
 def job_path(job_id: str) -> str:
     """Returns the path of a job."""
-    return f"{BASE}/jobs/{quote(job_id, safe='')}"
+    return f"{JOBS}/{quote(job_id, safe='')}"
 
 
 def request_path(request_id: str) -> str:
@@ -98,34 +123,34 @@ def request_path(request_id: str) -> str:
     return f"{BASE}/requests/{quote(request_id, safe='')}"
 
 
+def answer_timeout(seconds: float) -> httpx.Timeout:
+    """Returns httpx's time-outs for an answer that may take `seconds` seconds; connecting takes less, or fails."""
+    return httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+
+
+def read_health(answer: ServerAnswer) -> dict[str, Any]:
+    """Returns the health object, which an unhealthy server sends with an error's status. Raises DarkroomError."""
+    health = answer.body
+    # Of a problem, `status` is a number.
+    if isinstance(health.get("status"), str):
+        return health
+    answer.raise_for_status()
+    return answer.json("status")
+
+
 @contextmanager
 def translate_errors() -> Iterator[None]:
+    """Raises DarkroomError for what httpx raises, and for a time limit of asyncio's."""
     try:
         yield
-    except httpx.ConnectError:
+    except (httpx.ConnectError, httpx.ConnectTimeout):
         message = "no server answers at this address; `make serve` starts one"
         raise DarkroomError(0, "unreachable", message, retryable=True) from None
-    except httpx.TimeoutException:
-        raise DarkroomError(0, "timeout", "the server took too long to answer", retryable=True) from None
+    except (httpx.TimeoutException, TimeoutError):
+        raise timed_out() from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise DarkroomError(0, "invalid_url", "the server's address must be like http://127.0.0.1:8000") from None
+    except httpx.DecodingError:
+        raise DarkroomError(0, "invalid_answer", "what was answered cannot be decompressed") from None
     except httpx.TransportError:
         raise DarkroomError(0, "connection_lost", "the connection was lost", retryable=True) from None
-
-
-def raise_for_status(response: httpx.Response) -> None:
-    if response.is_success:
-        return
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    error = error_of(body if isinstance(body, dict) else {}, response.status_code)
-    error.retry_after = _seconds_of(response.headers)
-    raise error
-
-
-def _seconds_of(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds that a server asks to wait for; None where it does not."""
-    text = headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None

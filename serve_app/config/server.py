@@ -14,9 +14,12 @@ from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import find_clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
+from serve_app.config.embeddings import EmbeddingsConfig
 from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.labels import LabelsConfig
+from serve_app.config.safety import BlockRuleConfig, SafetyConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import (
     CacheConfig,
@@ -31,6 +34,7 @@ from serve_app.config.sections import (
 )
 from serve_app.config.strict import Strict
 from serve_app.config.templates import TemplateConfig, WildcardLines, WildcardName
+from serve_app.config.upscalers import UpscalerConfig
 
 _PACKAGED = Path(__file__).parent / "packaged"
 
@@ -63,6 +67,7 @@ class ModelConfig(Strict):
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     controlnets: dict[Name, PartConfig] | None = None
     parts: dict[Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"], PartConfig] | None = None
+    safety: SafetyConfig | None = None
 
     @field_validator("default_sampler")
     @classmethod
@@ -72,7 +77,9 @@ class ModelConfig(Strict):
     def spec(self) -> ModelSpec:
         """Returns the registry's row with this entry's settings over it, or a row of its own."""
         made_of = {"controlnets": self.controlnets, "parts": self.parts}
-        given = {key: value for key, value in self.model_dump(exclude=set(made_of)).items() if value is not None}
+        given = self.model_dump(exclude={*made_of, "safety"}, exclude_none=True)
+        if self.safety is not None:
+            given["safety"] = self.safety.spec()
         for place, named in made_of.items():
             if named is not None:
                 given[place] = {name: part.spec() for name, part in named.items()}
@@ -94,7 +101,9 @@ class ModelConfig(Strict):
 class AppConfig(Strict):
     """The whole configuration. `models` adds to the registry or overrides its rows; the first hosted one is default.
     `templates` adds to the built-in prompt templates, or replaces those of the same names. `wildcards` are the lists
-    that dynamic prompts name.
+    that dynamic prompts name. `safety` is for every model without a section of its own.
+    `blocklist` refuses prompts.
+    `embeddings` are learnt ones that prompts may name.
 
     `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
     it.
@@ -103,6 +112,7 @@ class AppConfig(Strict):
     models: tuple[ModelConfig, ...] = ()
     deployments: tuple[DeploymentConfig, ...] = Field(min_length=1)
     annotators: AnnotatorsConfig = AnnotatorsConfig()
+    upscalers: tuple[UpscalerConfig, ...] = Field(default=(), max_length=64)
     ingress: IngressConfig = IngressConfig()
     cache: CacheConfig = CacheConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -116,7 +126,11 @@ class AppConfig(Strict):
     wildcards: dict[WildcardName, WildcardLines] = Field(default_factory=dict, max_length=1_000)
     playground: PlaygroundConfig = PlaygroundConfig()
     result_urls: ResultUrlsConfig | None = None
+    callbacks: CallbacksConfig | None = None
     labels: LabelsConfig = LabelsConfig()
+    safety: SafetyConfig | None = None
+    blocklist: tuple[BlockRuleConfig, ...] = Field(default=(), max_length=50)
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
     redis: RedisConfig | None = None
 
     @model_validator(mode="after")
@@ -124,6 +138,8 @@ class AppConfig(Strict):
         for place, names in (
             ("models", [model.name for model in self.models]),
             ("templates", [template.name for template in self.templates]),
+            ("upscalers", [upscaler.name for upscaler in self.upscalers]),
+            ("blocklist", [rule.name for rule in self.blocklist]),
             ("deployments", ["ingress", *(deployment.name for deployment in self.deployments)]),
         ):
             if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -140,6 +156,16 @@ class AppConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _images_outlive_their_uploads(self) -> "AppConfig":
+        if (
+            self.callbacks is not None
+            and self.callbacks.uploads
+            and self.callbacks.upload_retry_for_s > self.jobs.keep_s
+        ):
+            raise PydanticCustomError("bounds", "callbacks.upload_retry_for_s must be at most jobs.keep_s")
+        return self
+
+    @model_validator(mode="after")
     def _keys_are_clear(self) -> "AppConfig":
         if self.keys is not None and self.without_keys:
             raise PydanticCustomError("keys", "`keys` and `without_keys` exclude each other")
@@ -148,6 +174,7 @@ class AppConfig(Strict):
     def numerics(self) -> dict[str, Any]:
         """By model, everything its images depend on besides its weights and the request, as plain data."""
         annotators = self.annotators.model_dump(mode="json")
+        upscalers = [upscaler.model_dump(mode="json") for upscaler in self.upscalers]
         return {
             spec.name: {
                 "device": deployment.device,
@@ -156,6 +183,7 @@ class AppConfig(Strict):
                 "padded_sizes": deployment.padded_sizes,
                 "backend": numerics_of(deployment.backend, deployment.device),
                 "annotators": annotators,
+                "upscalers": upscalers,
             }
             for deployment in self.deployments
             for spec in self.specs_of(deployment)
@@ -168,7 +196,11 @@ class AppConfig(Strict):
             if name not in rows:
                 text = f"deployment {deployment.name!r}: there is no model {name!r}{suggest(name, rows)}"
                 raise PydanticCustomError("unknown_model", "{text}", {"text": text})
-        return tuple(rows[name] for name in deployment.models)
+        return tuple(self._with_safety(rows[name]) for name in deployment.models)
+
+    def _with_safety(self, spec: ModelSpec) -> ModelSpec:
+        has_own = any(model.name == spec.name and model.safety is not None for model in self.models)
+        return spec if self.safety is None or has_own else replace(spec, safety=self.safety.spec())
 
 
 def load_config(path_or_name: str | Path) -> AppConfig:

@@ -6,7 +6,7 @@ Everything is encoded as canonical JSON, in which no value can spill into the ne
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from deployments.engine.protocol.inputs import ImageArray, Mask
@@ -59,6 +59,7 @@ def work_of(request: Request) -> dict[str, Any]:
     inputs, files = request.inputs, request.uploads
     return {
         "params": request.params.model_dump(mode="json", exclude=_NOT_THE_WORK),
+        "embeddings": [list(file.identity) for file in request.embeddings],
         "inputs": [_hash_array(each) for each in (inputs.image, inputs.mask, *inputs.hints)],
         "uploads": None
         if files is None
@@ -93,6 +94,8 @@ def _weights_of(spec: ModelSpec) -> list[Any]:
         spec.config,
         spec.prediction_type,
         *({name: _source_of(each) for name, each in named.items()} for named in made_of),
+        # What was made unchecked is not served where images are checked.
+        *([asdict(spec.safety)] if spec.safety.is_on else []),
     ]
 
 

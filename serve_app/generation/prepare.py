@@ -1,21 +1,22 @@
 """Decides everything about a request before the backend sees it: model, size, defaults, seed, style."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
 from deployments.engine.protocol.inputs import Task, Uploads
-from deployments.engine.protocol.params import GenerationParams, effective_params
+from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.generation.ad_formats import apply_ad_format
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.styles import add_style
-from serve_app.generation.templates import TEMPLATES, PromptTemplate, apply_template
+from serve_app.generation.prompts import PromptRules
 from serve_app.generation.uploads import check_uploads, fill_in_size
 
 DRAWN_SEEDS = 2**32
+
+_BUILT_IN = PromptRules()
 
 
 def prepare(
@@ -25,7 +26,8 @@ def prepare(
     previews: int,
     name: str,
     tenant: str,
-    templates: Mapping[str, PromptTemplate] = TEMPLATES,
+    prompts: PromptRules = _BUILT_IN,
+    upscalers: Sequence[str] = (),
 ) -> Prepared:
     """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads, params) if uploads else None
@@ -34,11 +36,20 @@ def prepare(
     asked = fill_in_size(apply_ad_format(with_seed(params), spec), header, spec)
     asked = effective_params(asked, spec, task)
     _check_controls(asked, uploads, spec)
-    filled = apply_template(asked, templates)
-    styled = filled.model_copy(update={"prompt": add_style(filled.prompt, asked.style_preset)})
+    _check_upscaler(asked, upscalers)
+    styled = prompts.write(asked)
     request_id = f"{name}.{secrets.token_hex(4)}"
     drawn = asked.seed != params.seed
-    request = Request(request_id, styled, previews, uploads=uploads, tenant=tenant, name=name, seed_drawn=drawn)
+    request = Request(
+        request_id,
+        styled,
+        previews,
+        uploads=uploads,
+        tenant=tenant,
+        name=name,
+        seed_drawn=drawn,
+        embeddings=prompts.embeddings.find_in([styled.prompt, styled.negative_prompt]),
+    )
     return Prepared(request, asked)
 
 
@@ -92,6 +103,12 @@ def controlnets_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, .
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:
     return spec.source, spec.revision, spec.config, spec.prediction_type
+
+
+def _check_upscaler(params: GenerationParams, upscalers: Sequence[str]) -> None:
+    known = (*BUILT_IN_UPSCALERS, *upscalers)
+    if params.hires is not None and params.hires.upscaler not in known:
+        raise InvalidParameter("hires", f"there is no such upscaler; there is: {', '.join(known)}")
 
 
 def _check_controls(params: GenerationParams, uploads: Uploads | None, spec: ModelSpec) -> None:

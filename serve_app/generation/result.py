@@ -1,12 +1,23 @@
 """The result of a request: its images, and how they were made."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from PIL import Image
 
-from deployments.engine.protocol.events import ImageDone, ImageFailed, Source, Timings
+from deployments.engine.protocol.errors import EngineStopped
+from deployments.engine.protocol.events import (
+    Accepted,
+    Event,
+    Failed,
+    Finished,
+    ImageDone,
+    ImageFailed,
+    Source,
+    Timings,
+)
 from deployments.engine.protocol.params import GenerationParams
 from deployments.uploads.image_files import to_layer
 from serve_app.generation.prepared import Prepared
@@ -56,6 +67,33 @@ def result_of(
         timings=timings,
         source=source,
     )
+
+
+async def collect_result(
+    prepared: Prepared, stream: AsyncGenerator[Event, None], on_event: Callable[[Event], None] | None = None
+) -> Result:
+    """Returns the result of a request's events, which `on_event` gets as well. Raises what ended it, and EngineStopped
+    where nothing did.
+    """
+    images: list[ImageDone] = []
+    failures: list[ImageFailed] = []
+    source: Source = "made"
+    async with aclosing(stream) as events:
+        async for event in events:
+            if on_event is not None:
+                on_event(event)
+            match event:
+                case Accepted():
+                    source = event.source
+                case ImageDone():
+                    images.append(event)
+                case ImageFailed():
+                    failures.append(event)
+                case Failed(error=error):
+                    raise error
+                case Finished(timings=timings):
+                    return result_of(prepared, images, failures, timings, source)
+    raise EngineStopped("the engine stopped before the request was finished")
 
 
 def decode_image(image: ImageDone) -> Image.Image:

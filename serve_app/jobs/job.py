@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.config.strict import Strict
+from serve_app.jobs.callbacks import CallbackRequest
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Document = dict[str, Any]
@@ -27,7 +28,8 @@ class Job:
     """`params` are the entries to be made, with seeds, by their numbers; of `entries`, some may have been refused
     before. `documents` are in the order in which entries ended, `files` the image files that this process holds;
     `unsaved` are entries that only this process knows. Times are seconds since 1970. Jobs run in the order of their
-    `round` (`fair_order.py`), and `ahead` unfinished jobs come before it.
+    `round` (`fair_order.py`), and `ahead` unfinished jobs come before it. `callbacks` is what its caller wants to be
+    called back about.
 
     It has `succeeded` where at least one entry has images, and `failed` where none has.
     """
@@ -37,6 +39,7 @@ class Job:
     created: float
     entries: int
     params: Mapping[int, GenerationParams]
+    callbacks: CallbackRequest | None = None
     state: State = "queued"
     started: float | None = None
     finished: float | None = None
@@ -99,7 +102,9 @@ class Job:
 def spec_of(job: Job) -> dict[str, Any]:
     """Returns what never changes of a job, as JSON."""
     params = {str(index): params.model_dump(mode="json") for index, params in job.params.items()}
-    return {"tenant": job.tenant, "created": job.created, "entries": job.entries, "params": params}
+    spec = {"tenant": job.tenant, "created": job.created, "entries": job.entries, "params": params}
+    # Left out where there is none: during an update, processes of the version before read it as well.
+    return spec if job.callbacks is None else spec | {"callbacks": job.callbacks.model_dump(mode="json")}
 
 
 def state_of(job: Job) -> dict[str, Any]:
@@ -118,6 +123,7 @@ class _Spec(Strict):
     created: float = Field(ge=0, le=LATEST)
     entries: int = Field(ge=1)
     params: dict[int, GenerationParams]
+    callbacks: CallbackRequest | None = None
 
 
 class _State(Strict):
@@ -160,6 +166,7 @@ def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) ->
         created=saved.created,
         entries=saved.entries,
         params=saved.params,
+        callbacks=saved.callbacks,
         state=now.state,
         started=now.started,
         finished=now.finished,

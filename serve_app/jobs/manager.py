@@ -19,9 +19,10 @@ from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.config.sections import JobsConfig
 from serve_app.generation.prepare import with_seed
+from serve_app.jobs.callbacks import CallbackRequest, JobListener, Settlement
 from serve_app.jobs.fair_order import QueuedJob, digest_of, next_round
 from serve_app.jobs.job import Document, Job
-from serve_app.jobs.runner import Clock, Describe, JobRunner, spawn
+from serve_app.jobs.runner import Clock, Describe, JobRunner, finish_job, spawn
 from serve_app.jobs.store import JobStore
 from serve_app.service import DiffusionService
 
@@ -46,6 +47,7 @@ class TooManyJobs(Exception):
 class Jobs:
     """The jobs of `store`, and the runners of those that this process works on. Used on one event loop.
 
+    `listener` hears of those whose callers want to be called back.
     Every method raises Overloaded where the store does.
     """
 
@@ -56,8 +58,10 @@ class Jobs:
         describe: Describe,
         store: JobStore,
         clock: Clock = time.time,
+        listener: JobListener | None = None,
     ) -> None:
         self.config = config
+        self._listener = listener
         self._service, self._describe, self._store, self._clock = service, describe, store, clock
         self._runs: dict[str, JobRunner] = {}
         self._arriving: Counter[str] = Counter()
@@ -83,7 +87,12 @@ class Jobs:
             log.warning("%d unfinished jobs were in this process only, and end with it", len(lost))
 
     async def submit(
-        self, job_id: str, params: Mapping[int, GenerationParams], refused: Mapping[int, Document], tenant: str
+        self,
+        job_id: str,
+        params: Mapping[int, GenerationParams],
+        refused: Mapping[int, Document],
+        tenant: str,
+        callbacks: CallbackRequest | None = None,
     ) -> Job:
         """Creates a job of these entries, some of which were `refused` when they were read.
 
@@ -93,7 +102,7 @@ class Jobs:
         Seeds are drawn now: whichever process makes an entry, and however often, makes the same images.
         """
         seeded = {index: with_seed(each) for index, each in params.items()}
-        job = Job(job_id, tenant, self._clock(), len(params) + len(refused), seeded)
+        job = Job(job_id, tenant, self._clock(), len(params) + len(refused), seeded, callbacks)
         for index, document in refused.items():
             job.add(index, document, ())
         self._arriving[tenant] += 1
@@ -129,7 +138,13 @@ class Jobs:
 
     async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
         """Returns the image files of an entry, in its document's order; None where there are none (any more)."""
-        return await self._store.files(job, index)
+        return await self._store.files(job.id, index)
+
+    async def settlements(self, job: Job) -> Mapping[str, Settlement]:
+        """Returns what has come of the job's callbacks so far, by their places."""
+        if self._listener is None or job.callbacks is None:
+            return {}
+        return await self._listener.settlements(job)
 
     async def cancel(self, job_id: str, tenant: str) -> Job | None:
         """Ends the tenant's job, unless it is over already; None where there is none. What is done is kept.
@@ -145,7 +160,7 @@ class Jobs:
             await run.ended()
         elif await self._store.claim(job):
             job.end(self._clock(), cancelled=True)
-            await self._store.finish(job)
+            await finish_job(job, self._store, self._listener)
         else:
             await self._store.request_cancel(job)
             await self._wait_for_end(job)
@@ -193,7 +208,9 @@ class Jobs:
         return not self._stopped and len(self._runs) < self.config.running
 
     def _begin(self, job: Job) -> None:
-        run = self._runs[job.id] = JobRunner(job, self._service, self.config, self._describe, self._store, self._clock)
+        run = self._runs[job.id] = JobRunner(
+            job, self._service, self.config, self._describe, self._store, self._clock, self._listener
+        )
         run.start(lambda: self._end_run(job.id))
 
     def _end_run(self, job_id: str) -> None:

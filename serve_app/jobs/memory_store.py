@@ -27,8 +27,9 @@ class MemoryJobStore:
     async def of_tenant(self, tenant: str, most: int) -> list[Job]:
         return self._local.of_tenant(tenant)[:most]
 
-    async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
-        return job.files.get(index)
+    async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
+        job = self._local.get(job_id)
+        return None if job is None else job.files.get(index)
 
     async def unfinished(self) -> list[QueuedJob]:
         return self._local.queue

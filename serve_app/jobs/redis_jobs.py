@@ -1,9 +1,10 @@
 """Reads and writes jobs in Redis: every ingress can read them; the one that holds the lease of a job works on it.
 
-Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, and `cancel`
-once that was asked for. `jobs:unfinished` (by creation), `jobs:turns` (of each unfinished one), `jobs:finished` (by
-their end), `jobs:bytes` and, for each tenant, `jobs:of:<digest>` are what is looked through. All that is read back of a
-job was signed (`store/signed.py`); what is not of our form is not used, and what has another type than ours is removed.
+Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, `cancel` once
+that was asked for, and what `callbacks/redis_outbox.py` keeps there. `jobs:unfinished` (by creation), `jobs:turns` (of
+each unfinished one), `jobs:finished` (by their end), `jobs:bytes` and, for each tenant, `jobs:of:<digest>` are what is
+looked through. All that is read back of a job was signed (`store/signed.py`); what is not of our form is not used, and
+what has another type than ours is removed.
 Every method raises RedisGone.
 """
 
@@ -51,12 +52,14 @@ _KINDS: Final = {
     "files": "hash",
     "lease": "string",
     "cancel": "string",
+    "callbacks": "hash",
+    "uploads": "hash",
     "unfinished": "zset",
     "finished": "zset",
     "turns": "hash",
     "bytes": "hash",
 }
-_PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel")
+_PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel", "callbacks", "uploads")
 
 
 class RedisJobs:
@@ -132,7 +135,7 @@ class RedisJobs:
                 pipe.zrem(self._key_of("unfinished"), job.id)
                 pipe.hdel(self._key_of("turns"), job.id)
                 pipe.zadd(self._key_of("finished"), {job.id: finished})
-                for part in ("spec", "state", "documents", "files"):
+                for part in ("spec", "state", "documents", "files", "callbacks", "uploads"):
                     pipe.expire(self._of(job.id, part), self._keep_s)
                 pipe.delete(self._of(job.id, "lease"), self._of(job.id, "cancel"))
                 await pipe.execute()

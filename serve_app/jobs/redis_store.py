@@ -51,11 +51,12 @@ class RedisJobStore(MemoryJobStore):
                     found[job_id] = job
         return sorted(found.values(), key=lambda job: job.created, reverse=True)[:most]
 
-    async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
-        if index in job.files:
-            return job.files[index]
+    async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
+        here = await super().files(job_id, index)
+        if here is not None:
+            return here
         with _needing_redis():
-            return await self._redis.files(job.id, index)
+            return await self._redis.files(job_id, index)
 
     async def unfinished(self) -> list[QueuedJob]:
         try:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from deployments.engine.protocol.errors import Overloaded
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.batch import Batch, Outcome
+from serve_app.jobs.callbacks import JobListener
 from serve_app.jobs.job import Document, Job
 from serve_app.jobs.store import JobStore, LeaseLost
 from serve_app.service import DiffusionService
@@ -25,7 +26,7 @@ RENEW_S: Final = 1.0
 
 
 class JobRunner:
-    """Works on `job` once `start` is called, whether or not `store` can save it just now."""
+    """Works on `job` once `start` is called, whether or not `store` can save it just now. `listener` hears of it."""
 
     def __init__(
         self,
@@ -35,10 +36,11 @@ class JobRunner:
         describe: Describe,
         store: JobStore,
         clock: Clock,
+        listener: JobListener | None = None,
     ) -> None:
         self.job = job
         self._service, self._config, self._describe = service, config, describe
-        self._store, self._clock = store, clock
+        self._store, self._clock, self._listener = store, clock, listener
         self._batch: Batch | None = None
         self._before = 0
         self._cancelled = self._stopped = False
@@ -88,7 +90,7 @@ class JobRunner:
         except Exception:
             log.exception("job %s: unexpected error", job.id)
             job.end(self._clock())
-        await self._store.finish(job)
+        await finish_job(job, self._store, self._listener)
 
     async def _make(self) -> None:
         job, config = self.job, self._config
@@ -103,6 +105,8 @@ class JobRunner:
                 async for index, outcome in outcomes:
                     self._add(index, outcome)
                     await self._store.save(job)
+                    if self._listener is not None and job.callbacks is not None:
+                        await self._listener.entry_ended(job, index)
         finally:
             await cancel_and_wait(holding)
 
@@ -129,6 +133,22 @@ class JobRunner:
                 case "ours":
                     pass
             await asyncio.sleep(min(RENEW_S, self._config.lease_s / 3))
+
+
+async def finish_job(job: Job, store: JobStore, listener: JobListener | None) -> None:
+    """Keeps a job that is over, and has `listener` hear of it.
+
+    In this order: who is called back finds it as it was left, and a process that dies on the way leaves a job that
+    another one takes up, and says the same of.
+    """
+    if listener is not None and job.callbacks is not None:
+        try:
+            await store.save(job)
+        except LeaseLost:
+            store.drop(job)
+            return
+        await listener.ended(job)
+    await store.finish(job)
 
 
 def spawn(work: Any) -> "asyncio.Task[None]":

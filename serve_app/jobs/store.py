@@ -30,8 +30,8 @@ class JobStore(Protocol):
     async def of_tenant(self, tenant: str, most: int) -> list[Job]:
         """The tenant's newest jobs, the newest first."""
 
-    async def files(self, job: Job, index: int) -> tuple[bytes, ...] | None:
-        """The images of an entry, in its document's order; None where there are none (any more)."""
+    async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
+        """The images of a job's entry, in its document's order; None where there are none (any more)."""
 
     async def unfinished(self) -> list[QueuedJob]:
         """The jobs that run or wait, in the order of their coming."""

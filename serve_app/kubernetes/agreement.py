@@ -104,6 +104,7 @@ def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     wanted: list[tuple[str, Any]] = [("keys", config.keys)]
     if config.redis is not None:
         wanted += [("redis: key", config.redis.key), ("redis: password", config.redis.password)]
+    wanted += [(f"blocklist: {rule.name}: words_from", rule.words_from) for rule in config.blocklist]
     for pod in manifests.worker_pods():
         names = {each["name"] for each in pod.main.get("env", ())}
         mounts = [each["mountPath"] for each in pod.main.get("volumeMounts", ())]
@@ -114,6 +115,9 @@ def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
                 yield f"{pod.name}: {what} is read from {secret.env}, which is not in its environment"
             if secret.file is not None and not any(str(secret.file).startswith(f"{mount}/") for mount in mounts):
                 yield f"{pod.name}: {what} is read from {secret.file}, where nothing is mounted"
+        for place in config.embeddings.places:
+            if place.is_absolute() and not any(f"{place}/".startswith(f"{mount}/") for mount in mounts):
+                yield f"{pod.name}: embeddings are read from {place}, where nothing is mounted"
 
 
 def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:

@@ -56,12 +56,22 @@ class Labeller:
         texts = FileTexts(self._parameters(image, request), xmp_of(source_type) if self._config.source_type else None)
         return replace(image, data=self._sign(add_texts(image.data, texts), source_type, _sources_of(request)))
 
-    def relabel(self, file: bytes, original: bytes) -> bytes:
-        """Returns `file`, which was made from `original`, a labelled one, with the labels that are lost on the way."""
-        texts = read_texts(original)
-        source_type = CHANGED if texts.xmp and read_source_type(texts.xmp) == CHANGED else MADE
-        labelled = add_texts(file, texts)
-        if self.signer is None:
+    def label_enlarged(self, file: bytes, original: bytes, *, by_network: bool) -> bytes:
+        """Returns `file`, the enlarged `original`, which may be anybody's, with what that said of how it was made.
+
+        Whatever a network has enlarged is labelled as changed by one.
+        """
+        said = read_texts(original)
+        known: tuple[SourceType, ...] = (MADE, CHANGED)
+        found = read_source_type(said.xmp) if said.xmp else None
+        source_type = next((each for each in known if each == found), CHANGED if by_network else None)
+        parameters = said.parameters
+        if parameters is not None and len(parameters.encode("utf-16-be")) > MAX_JPEG_TEXT_BYTES:
+            parameters = None
+        # Its XMP is not taken over: it may tell where a photo was taken.
+        xmp = xmp_of(source_type) if source_type is not None and self._config.source_type else None
+        labelled = add_texts(file, FileTexts(parameters, xmp))
+        if source_type is None or self.signer is None:
             return labelled
         from serve_app.labels.manifests import Source
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from deployments.engine.protocol.errors import GenerationFailed
 from deployments.engine.protocol.events import Event, ImageDone, ImageFailed
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.request import Request
 from serve_app.backends.layer import Layer
 from serve_app.backends.protocol import Backend
@@ -32,6 +33,9 @@ class LabellingBackend(Layer):
         async with aclosing(self.inner.generate(marked)) as events:
             async for event in events:
                 yield await asyncio.to_thread(self._label, event, request) if isinstance(event, ImageDone) else event
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        return await self.inner.enlarge(replace(enlargement, mark=self._labeller.mark))
 
     def _label(self, image: ImageDone, request: Request) -> Event:
         """Labels an image; one that cannot be labelled is not given out."""

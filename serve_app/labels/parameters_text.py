@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from deployments.engine.protocol.params import ControlSettings, GenerationParams, HiresSettings
+from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, ControlSettings, GenerationParams, HiresSettings
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
 from serve_app.observability.versions import darkroom_version
 
@@ -123,7 +123,12 @@ def _hires_fields(hires: HiresSettings) -> Iterator[tuple[str, Value]]:
     yield "Hires upscale", hires.scale
     if hires.steps is not None:
         yield "Hires steps", hires.steps
-    yield "Hires upscaler", hires.upscaler.capitalize()
+    yield "Hires upscaler", _upscaler_label(hires.upscaler)
+
+
+def _upscaler_label(name: str) -> str:
+    """A1111 writes its own with a capital; a network has the name that its configuration gives it."""
+    return name.capitalize() if name in BUILT_IN_UPSCALERS else name
 
 
 def _sampler_of(name: str) -> Iterator[tuple[str, str]]:

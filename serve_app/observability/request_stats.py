@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final, Literal
 
 from deployments.engine.protocol.errors import Cancelled
-from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, ImageFailed
+from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, ImageFailed, is_filtered
 from deployments.engine.protocol.latencies import Durations, Recorder, merge_durations
 from deployments.metrics import DURATION, INFLIGHT, REQUESTS, Sample
 from serve_app.observability.engine_stats import windows_ms
@@ -24,15 +24,16 @@ class Statistics:
     """Counts and times the requests of one service. Used on one event loop; may be read from any thread.
 
     Every request is `active`, or has ended as exactly one of `finished`, `refused`, `cancelled` (the client
-    disconnected, or cancelled it by its id) or `broken` (an unexpected error, or no end at all). `images` and
-    `failures` count images. Besides the outcome it keeps the code of the error that refused the request, or that its
-    first failed image had.
+    disconnected, or cancelled it by its id) or `broken` (an unexpected error, or no end at all). `images`, `failures`
+    and `filtered` count images. Besides the outcome it keeps the code of the error that refused the request, or that
+    its first failed image had.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._requests = 0
         self._images: Counter[type[Event]] = Counter()
+        self._filtered = 0
         self._ends: Counter[tuple[str, Outcome, str]] = Counter()
         self._durations_by_model: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
 
@@ -75,6 +76,7 @@ class Statistics:
             "refusals": dict(refusals),
             "images": self._images[ImageDone],
             "failures": self._images[ImageFailed],
+            "filtered": self._filtered,
             "latency_ms": windows_ms(merge_durations(self._durations().values())),
         }
 
@@ -95,7 +97,8 @@ class Statistics:
             case ImageDone():
                 self._images[ImageDone] += 1
             case ImageFailed(error=error):
-                self._images[ImageFailed] += 1
+                self._filtered += is_filtered(event)
+                self._images[ImageFailed] += not is_filtered(event)
                 return before[0], before[1] or error.code
             case Finished():
                 return "finished", before[1]

@@ -24,6 +24,9 @@ from serve_app.store.signed import BadSignature, sign, verify
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 
+LEAST_FILE_BYTES: Final = 100
+"""No PNG, WebP or JPEG file of a picture has less."""
+
 # The bytes that are kept are counted in slots of this share of the time that they are kept.
 _SLOTS: Final = 8
 
@@ -66,13 +69,34 @@ class ResultFiles:
             config.max_bytes, config.ttl_s, timer=clock, getsizeof=lambda file: len(file.data)
         )
 
+    async def check_room(self, files: int) -> None:
+        """Raises Overloaded where so many images certainly find no room, however small: before they are made."""
+        if await self._held_bytes() + files * LEAST_FILE_BYTES > self._max_bytes:
+            raise _full()
+
+    async def _held_bytes(self) -> int:
+        """Returns the bytes of all images that are kept. Raises Overloaded without Redis."""
+        if self._redis is None:
+            self._here.expire()
+            return int(self._here.currsize)
+        try:
+            held = await self._redis.call(lambda connection: connection.mget(self._slots(self._redis)))
+        except RedisGone:
+            raise Overloaded("the images are kept in Redis, which does not answer") from None
+        return sum(map(number, held))
+
+    def _slots(self, redis: RedisTier | None) -> list[str]:
+        """Returns where the bytes of the last images are counted, the slot of now first."""
+        assert redis is not None
+        slot = int(self._clock() * _SLOTS / self._ttl_s)
+        return [f"{redis.prefix}files:{slot - back}" for back in range(_SLOTS + 1)]
+
     async def put(self, file: ResultFile) -> FileAddress:
         """Keeps a file, and returns where it is found. Raises Overloaded where there is no room, or no Redis."""
         file_id = secrets.token_urlsafe(16)
         expires = int(self._clock() + self._ttl_s)
         if self._redis is None:
-            self._here.expire()
-            if len(file.data) > MAX_FILE_BYTES or self._here.currsize + len(file.data) > self._max_bytes:
+            if len(file.data) > MAX_FILE_BYTES or await self._held_bytes() + len(file.data) > self._max_bytes:
                 raise _full()
             self._here[file_id] = file
         else:
@@ -129,13 +153,11 @@ class ResultFiles:
     async def _put_in_redis(self, redis: RedisTier, file_id: str, file: ResultFile) -> None:
         place = self._place(redis, file_id)
         packed = sign(place, file.format, (file.data,), self._key)
-        slot = int(self._clock() * _SLOTS / self._ttl_s)
-        slots = [f"{redis.prefix}files:{slot - back}" for back in range(_SLOTS + 1)]
+        if len(packed) > MAX_FILE_BYTES or await self._held_bytes() + len(packed) > self._max_bytes:
+            raise _full()
+        slot = self._slots(redis)[0]
         try:
-            held = await redis.call(lambda connection: connection.mget(slots))
-            if len(packed) > MAX_FILE_BYTES or sum(map(number, held)) + len(packed) > self._max_bytes:
-                raise _full()
-            await redis.call(lambda connection: self._store(connection, place, packed, slots[0]), _TRANSFER_S)
+            await redis.call(lambda connection: self._store(connection, place, packed, slot), _TRANSFER_S)
         except RedisGone:
             raise Overloaded("the images are kept in Redis, which does not answer") from None
 

@@ -30,6 +30,8 @@ CONFIG = EngineConfig(device="cpu", dtype="float32", max_rows=16, queue_limit=8,
 class FakeWorker:
     """Answers with `events`, then waits for ever, unless they end the stream."""
 
+    upscalers = None
+
     def __init__(self, events: Sequence[Event]) -> None:
         self.events = events
         self.aborted: list[str] = []

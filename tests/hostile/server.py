@@ -24,6 +24,7 @@ from deployments.engine.protocol.request import Request
 from deployments.uploads.intake import Intake
 from serve_app.api.application import create_api
 from serve_app.api.parsing import body
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.sections import LoggingConfig
 from serve_app.observability.logs import log_to
 from serve_app.service import DiffusionService
@@ -116,7 +117,7 @@ def main(port: int) -> None:
     # A client that is too slow shall be found out while the test waits.
     body.READ_SECONDS, body.SLOWEST_BYTES_PER_SECOND = READ_SECONDS, 8 * 1024 * 1024
     log_to(sys.stderr, LoggingConfig())
-    app: ASGIApp = RaysPlace(create_api(DiffusionService(Replica())))
+    app: ASGIApp = RaysPlace(create_api(DiffusionService(Replica()), callbacks=CallbacksConfig(uploads=True)))
     for layer in middlewares():
         app = layer.cls(app, *layer.args, **layer.kwargs)
     tell_of_what_is_opened()

@@ -20,7 +20,7 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from tests.hostile import contents, pictures, sdapi, transport, v1, verify, works
+from tests.hostile import contents, pictures, sdapi, transport, upscale, v1, verify, works
 from tests.hostile.rows import BEFORE, GOOD_BODY, JSON, TEXT_DOOR, Row
 from tests.hostile.server import OPENED, STEERED
 from tests.hostile.wire import Answer, exchange, leave, request
@@ -34,6 +34,7 @@ ROWS: Final = (
     *works.ROWS,
     *v1.ROWS,
     *sdapi.ROWS,
+    *upscale.ROWS,
     *verify.ROWS,
 )
 GOOD: Final = Row("a good request", request("POST", TEXT_DOOR, JSON, GOOD_BODY), 200)

@@ -15,6 +15,16 @@ def batch(name: str, body: Any, status: int, code: str | None = None, param: str
     return said(name, json.dumps(body).encode(), status, code, param, door=BATCH)
 
 
+def upload(name: str, url: str, code: str = "address_not_allowed") -> Row:
+    """A server that does put images elsewhere, and is told to put them there."""
+    return batch(f"an upload to {name}", {"requests": [ONE], "upload_url": url}, 422, code, "upload_url")
+
+
+def upload_header(name: str, **headers: str) -> Row:
+    fields = {"upload_url": "https://SECRET.example/", "upload_headers": headers}
+    return batch(f"an upload with {name}", {"requests": [ONE], **fields}, 422, "invalid_value", "upload_headers")
+
+
 def plain(name: str, method: str, path: str, status: int, code: str | None = None) -> Row:
     return Row(name, request(method, DIFFUSION + path), status, code)
 
@@ -34,6 +44,22 @@ ROWS: Final = (
         "a batch of the highest priority", {"requests": [ONE], "priority": "highest"}, 422, "not_allowed", "priority"
     ),
     batch("a batch that names a callback", {"requests": [ONE], "callback": "http://SECRET"}, 422, "unknown_field"),
+    batch("a webhook where there are none", {"requests": [ONE], "webhook_url": "https://SECRET/"}, 422, "webhooks_off"),
+    upload("a file", "file:///etc/passwd?SECRET"),
+    upload("nowhere", "SECRET"),
+    upload("this machine", "https://127.0.0.1/SECRET"),
+    upload("this machine in IPv6", "https://[::ffff:127.0.0.1]/SECRET"),
+    upload("a cloud's metadata", "https://169.254.169.254/latest/SECRET"),
+    upload("Redis", "https://10.0.0.1:6379/SECRET"),
+    upload("plain HTTP", "http://SECRET.example/"),
+    upload("two hosts", "https://SECRET.example\\@127.0.0.1/"),
+    upload("somebody's account", "https://user:SECRET@example.com/"),
+    upload("two lines", "https://example.com/\r\nX-SECRET: 1"),
+    upload("a very long address", "https://example.com/SECRET" + "a" * 100_000),
+    upload_header("a line of its own", **{"x-amz-acl": "private\r\nX-SECRET: 1"}),
+    upload_header("a host of its own", Host="SECRET"),
+    upload_header("a length of its own", **{"Content-Length": "1"}),
+    upload_header("a key to metadata", **{"Metadata-Flavor": "SECRET"}),
     said("a batch twice", b'{"requests": [], "requests": []}', 422, "duplicate_key", door=BATCH),
     said("a batch as a form", b"requests=SECRET", 415, door=BATCH, headers=(("Content-Type", "text/plain"),)),
     said(

@@ -19,6 +19,7 @@ from deployments.engine.protocol.events import (
     Progress,
     Timings,
 )
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import EngineReport, ModelReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -51,6 +52,7 @@ class FakeBackend:
         self.script: Script = script or success
         self.models = tuple(models)
         self.asked: list[Request] = []
+        self.enlarged: list[Enlargement] = []
         self.cancelled: list[str] = []
         self.asked_to_cancel: list[tuple[str, str]] = []
         self.running = 0
@@ -90,6 +92,13 @@ class FakeBackend:
 
     async def make_hints(self, request: Request) -> tuple[bytes, ...]:
         return tuple(image(request, 0).data for _ in request.params.controls)
+
+    async def enlarge(self, enlargement: Enlargement) -> bytes:
+        """A picture of one colour, of the size asked for."""
+        self.enlarged.append(enlargement)
+        buffer = io.BytesIO()
+        Image.new("RGB", enlargement.size, (0, 200, 0)).save(buffer, "PNG")
+        return buffer.getvalue()
 
     async def cancel(self, name: str, tenant: str) -> bool:
         self.asked_to_cancel.append((name, tenant))

@@ -138,7 +138,7 @@ async def test_progress_is_asked_for_only_where_someone_looks_at_it(
     await service.generate(CUP)
     async for _ in service.events(CUP):
         pass
-    assert [asked.progress for asked in backend.asked] == [False, True]
+    assert [asked.progress_interval_s for asked in backend.asked] == [None, 0.0]
 
 
 async def test_statistics_have_the_guides_keys_and_add_up(service: DiffusionService, backend: FakeBackend) -> None:

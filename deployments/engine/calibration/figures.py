@@ -54,7 +54,7 @@ class ShapeFigure(_Kept):
 class PeakFigure(_Kept):
     """The bytes that a call of `rows` took at once."""
 
-    kind: Literal["denoise", "control", "decode"]
+    kind: Literal["denoise", "control", "decode", "encode", "check"]
     width: Side
     height: Side
     rows: Rows

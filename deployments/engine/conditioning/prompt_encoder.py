@@ -1,5 +1,6 @@
 """Encodes prompts for the UNet: CLIP hidden states, for prompts of any length up to a stated limit."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,13 +8,14 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor, nn
 
+from deployments.engine.conditioning.learnt_vectors import LearntVectors
 from deployments.engine.conditioning.prompt_syntax import parse_weighted
 from deployments.engine.conditioning.tokens import TextTokenizer
 from deployments.engine.lora.rows.factors import stack_updates
 from deployments.engine.lora.rows.layers import apply_factors, layers_of
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.lora import LoraUse
+from deployments.engine.protocol.files.embeddings import EmbeddingFile, EmbeddingTokens
 from deployments.engine.protocol.report import TokenCount
 
 
@@ -28,10 +30,11 @@ class CacheStats:
 
 @dataclass
 class _Chunk:
-    """Up to 75 token ids of the prompt's own, with a weight each."""
+    """Up to 75 token ids of the prompt's own, with a weight each; `learnt` are embeddings by where they begin."""
 
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    learnt: dict[int, EmbeddingFile] = field(default_factory=dict)
 
 
 class PromptEncoder:
@@ -42,6 +45,8 @@ class PromptEncoder:
     chunks is rounded up to a power of two with empty ones: then any two lengths divide each other, and prompts of
     different lengths share a UNet call through `repeat_to`. If the tokenizer's `model_max_length` is less than 77,
     chunks are shorter accordingly.
+
+    The vectors of a learnt embedding stand where its token does, and never in two chunks, as in the web UI.
 
     An unweighted prompt of one chunk gives bit for bit what diffusers' `encode_prompt` gives. Used from one thread,
     except `count`.
@@ -63,12 +68,13 @@ class PromptEncoder:
         self._tokenize = TextTokenizer(tokenizer)
         self._text_encoder = text_encoder
         self._final_layer_norm = _find_final_layer_norm(text_encoder)
+        self._learnt = LearntVectors(text_encoder, device)
         self._device = device
         self._dtype = dtype
         # A tokenizer may be configured shorter than the text encoder: diffusers pads to its length.
         self._chunk_tokens = min(tokenizer.model_max_length, int(text_encoder.config.max_position_embeddings)) - 2
         self._max_chunks = max_chunks
-        self._cache: LRUCache[tuple[str, int, tuple[LoraUse, ...]], Tensor] = LRUCache(cache_size)
+        self._cache: LRUCache[tuple[Any, ...], Tensor] = LRUCache(cache_size)
         self._hits = self._misses = 0
 
     @property
@@ -86,22 +92,32 @@ class PromptEncoder:
         """The cache's counts since this encoder was made."""
         return CacheStats(self._hits, self._misses, len(self._cache))
 
-    def encode(self, prompt: str, clip_skip: int = 0, field: str = "prompt", loras: LoraSet | None = None) -> Tensor:
+    def encode(
+        self,
+        prompt: str,
+        clip_skip: int = 0,
+        field: str = "prompt",
+        loras: LoraSet | None = None,
+        embeddings: Iterable[EmbeddingFile] = (),
+    ) -> Tensor:
         """Returns the embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`, as the
         text encoder makes it that `loras` have changed. Do not modify it.
 
         `clip_skip` counts the last layers left out, as in diffusers: 0 is the last hidden state. `field` is the
-        parameter that errors name. Raises InvalidParameter for a prompt beyond the limit (nothing is ever cut off),
-        for a weight out of range and for a `clip_skip` that leaves no layer.
+        parameter that errors name. `embeddings` are those whose tokens stand for vectors. Raises InvalidParameter for a
+        prompt beyond the limit (nothing is ever cut off), for a weight out of range, for a `clip_skip` that leaves no
+        layer and for an embedding of another width, and ModelLoadError for one that cannot be read.
         """
-        key = (prompt, clip_skip, () if loras is None else loras.text_key)
+        tokens = EmbeddingTokens(embeddings)
+        named = tuple(file.identity for file in tokens.find_in([prompt]))
+        key = prompt, clip_skip, () if loras is None else loras.text_key, named
         cached = self._cache.get(key)
         if cached is not None:
             self._hits += 1
             return cached
         self._misses += 1
         self._check_clip_skip(clip_skip)
-        chunks = self._chunks(prompt, field)
+        chunks = self._chunks(prompt, field, tokens)
         if loras is None or not loras.text:
             embedding = self._encode(chunks, clip_skip)
         else:
@@ -111,12 +127,12 @@ class PromptEncoder:
         self._cache[key] = embedding
         return embedding
 
-    def count(self, prompt: str, field: str = "prompt") -> TokenCount:
+    def count(self, prompt: str, field: str = "prompt", embeddings: Iterable[EmbeddingFile] = ()) -> TokenCount:
         """Counts the tokens of `prompt`, also of one that is too long. May be called from any thread.
 
-        Raises InvalidParameter for a weight out of range.
+        Raises InvalidParameter for a weight out of range, and for an embedding of another width.
         """
-        chunks = self._cut(prompt, field)
+        chunks = self._cut(prompt, field, EmbeddingTokens(embeddings))
         tokens = sum(len(chunk.ids) for chunk in chunks)
         return TokenCount(tokens, len(chunks), self._chunk_tokens, self._max_chunks)
 
@@ -126,25 +142,44 @@ class PromptEncoder:
             rule = f"must be between 0 and {layers - 1} for this model, whose text encoder has {layers} layers"
             raise InvalidParameter("clip_skip", rule)
 
-    def _chunks(self, prompt: str, field: str) -> list[_Chunk]:
-        chunks = self._cut(prompt, field)
+    def _chunks(self, prompt: str, field: str, learnt: EmbeddingTokens) -> list[_Chunk]:
+        chunks = self._cut(prompt, field, learnt)
         self._check_length(chunks, field)
         padded = 1 << (len(chunks) - 1).bit_length()
         return chunks + [_Chunk()] * (padded - len(chunks))
 
-    def _cut(self, prompt: str, field: str) -> list[_Chunk]:
+    def _cut(self, prompt: str, field: str, learnt: EmbeddingTokens) -> list[_Chunk]:
         chunks = [_Chunk()]
         for fragment in parse_weighted(prompt, field):
             if fragment.new_chunk:
                 chunks.append(_Chunk())
-            for token in self._tokenize(fragment.text):
-                if len(chunks[-1].ids) == self._chunk_tokens:
-                    chunks.append(_Chunk())
-                chunks[-1].ids.append(token)
-                chunks[-1].weights.append(fragment.weight)
+            for piece in learnt.split(fragment.text):
+                if isinstance(piece, EmbeddingFile):
+                    self._add_learnt(chunks, piece, fragment.weight, field)
+                else:
+                    self._add_words(chunks, piece, fragment.weight)
         if len(chunks) > 1 and not chunks[-1].ids:
             chunks.pop()  # a BREAK at the very end
         return chunks
+
+    def _add_words(self, chunks: list[_Chunk], text: str, weight: float) -> None:
+        for token in self._tokenize(text):
+            if len(chunks[-1].ids) == self._chunk_tokens:
+                chunks.append(_Chunk())
+            chunks[-1].ids.append(token)
+            chunks[-1].weights.append(weight)
+
+    def _add_learnt(self, chunks: list[_Chunk], file: EmbeddingFile, weight: float, field: str) -> None:
+        self._learnt.check_width(file, field)
+        if file.vectors > self._chunk_tokens:
+            rule = f"has {file.vectors} vectors, and a chunk of this model's prompts has {self._chunk_tokens} places"
+            raise InvalidParameter(field, f"names the embedding {file.name!r}, which {rule}")
+        if len(chunks[-1].ids) + file.vectors > self._chunk_tokens:
+            chunks.append(_Chunk())
+        chunks[-1].learnt[len(chunks[-1].ids)] = file
+        # Their places hold any token's id: what is looked up for it is replaced.
+        chunks[-1].ids.extend([self._tokenizer.pad_token_id] * file.vectors)
+        chunks[-1].weights.extend([weight] * file.vectors)
 
     def _check_length(self, chunks: list[_Chunk], field: str) -> None:
         if len(chunks) <= self._max_chunks:
@@ -161,7 +196,13 @@ class PromptEncoder:
         return torch.cat([self._encode_chunk(chunk, clip_skip) for chunk in chunks])
 
     def _encode_chunk(self, chunk: _Chunk, clip_skip: int) -> Tensor:
-        hidden = self._hidden_states(chunk.ids, clip_skip)
+        vectors = {
+            1 + begin + i: vector
+            for begin, file in chunk.learnt.items()
+            for i, vector in enumerate(self._learnt.of(file))
+        }
+        with self._learnt.put_in(vectors):
+            hidden = self._hidden_states(chunk.ids, clip_skip)
         if all(weight == 1.0 for weight in chunk.weights):
             return hidden
         weights = hidden.new_ones(self._chunk_tokens + 2, 1, dtype=torch.float32)

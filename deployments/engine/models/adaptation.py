@@ -1,10 +1,11 @@
 """Lets LoRAs change a loaded model: what they can change in it, and calls of its UNet that are changed."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from deployments.engine.cuda.compiled_calls import CompilableNetwork
+from deployments.engine.lora.rows.adapter_cache import AdapterCache
 from deployments.engine.lora.rows.factors import Factors
 from deployments.engine.lora.rows.layers import apply_factors, layers_of
 from deployments.engine.lora.rows.lora_set import AdaptedBase
@@ -27,10 +28,11 @@ def changes_apart(model: LoadedModel) -> bool:
     return hasattr(model.unet, "changed")
 
 
-def bytes_loaded_again(models: Iterable[LoadedModel]) -> int:
-    """Returns the bytes of weights that are in memory once more for calls that LoRAs change. From any thread."""
-    networks = {network for model in models for network in model.networks}
-    return sum(getattr(network, "plain_bytes", 0) for network in networks)
+def bytes_for_loras(adapters: AdapterCache, models: Mapping[str, LoadedModel]) -> int:
+    """Returns the bytes of all LoRAs, and of the weights that are in memory once more for them. From any thread."""
+    # The dictionary is copied in one operation.
+    networks = {network for model in list(models.values()) for network in model.networks}
+    return adapters.count_bytes() + sum(getattr(network, "plain_bytes", 0) for network in networks)
 
 
 @contextmanager

@@ -24,11 +24,13 @@ from deployments.engine.cuda.compiled_calls import CompilableNetwork, Compilable
 from deployments.engine.cuda.networks import Backend, prepare_for_cuda
 from deployments.engine.cuda.settings import configure_cuda
 from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.safety import CHECKER_PARTS
 from deployments.engine.sampling.checkpoint_scheduler import SavedScheduler, read_scheduler
 from deployments.engine.sampling.samplers import PipelineSamplers
 
 if TYPE_CHECKING:
     from deployments.engine.openvino.runtime import OpenVinoRuntime
+    from deployments.engine.safety.concept_checker import ConceptChecker
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +152,16 @@ class Components:
 
         return self._get_or_load((ControlNet, f"{name}/{digest}"), load)
 
+    def concept_checker(self, title: str, source: str, root: Path) -> "ConceptChecker":
+        """Loads Stable Diffusion's own safety checker from the folder `root`, or returns the shared one."""
+        from deployments.engine.safety.concept_checker import ConceptChecker, load_concept_checker
+
+        digest = "/".join(fingerprint(root / part) for part in CHECKER_PARTS)
+        return self._get_or_load(
+            (ConceptChecker, digest),
+            lambda: load_concept_checker(title, source, root, self.dtype, self.device, half=self.is_half),
+        )
+
     def _load_projected_unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
         """Loads the UNet in `part` as models have it: its prompts are an input."""
         unet = self.unet(part)
@@ -221,6 +233,12 @@ def is_half(dtype: torch.dtype) -> bool:
 def wants_half(device: str, dtype: str) -> bool:
     """Returns True if a model that runs on a `device` of that type in `dtype` wants its weights in half precision."""
     return is_half(pick_dtype(dtype, torch.device(device)))
+
+
+def set_threads(threads: int | None) -> None:
+    """Bounds the CPU threads that torch uses for calls of this thread."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def pick_device(name: str) -> torch.device:

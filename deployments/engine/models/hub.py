@@ -6,14 +6,16 @@ model runs in it and the repository has it. Nothing that could hold code. The hu
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -36,8 +38,28 @@ def locate(title: str, source: str, revision: str | None, parts: Sequence[str], 
         return folder
     if revision is None:
         raise ModelLoadError(f"{title}: {source!r} is not a local folder and has no pinned revision")
-    try:
+    with _explained(title, source, revision):
         return _fetch(title, source, revision, parts, half)
+
+
+def locate_file(title: str, source: str, revision: str | None, file: str) -> Path:
+    """Returns the file that `source` is, or that the repository `source` has as `file`, and fetches it if need be.
+
+    Raises ModelLoadError, which begins with `title` and says what to do.
+    """
+    if Path(source).is_file():
+        return Path(source)
+    if revision is None or not file:
+        raise ModelLoadError(f"{title}: {source!r} is no file, and a repository needs `revision` and `file` as well")
+    with _explained(title, source, revision):
+        return Path(hf_hub_download(source, file, revision=revision))
+
+
+@contextmanager
+def _explained(title: str, source: str, revision: str) -> Iterator[None]:
+    """Raises ModelLoadError in place of what the hub's library raises."""
+    try:
+        yield
     except ModelLoadError:
         raise
     except (GatedRepoError, RepositoryNotFoundError):
@@ -49,6 +71,8 @@ def locate(title: str, source: str, revision: str | None, parts: Sequence[str], 
             f"{title}: {source!r} has no revision {revision!r} on the hub; change `revision` of this row, in the "
             "configuration or in deployments/pins.py"
         ) from None
+    except RemoteEntryNotFoundError:
+        raise ModelLoadError(f"{title}: {source!r} has no such file at {revision!r}; change `file`") from None
     except Exception as error:
         raise ModelLoadError(
             f"{title}: the hub is out of reach, and not all of {source!r} at {revision!r} is in the cache; go online "

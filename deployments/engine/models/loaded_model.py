@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ from deployments.engine.models.component_fit import check_controlnet, check_part
 from deployments.engine.models.components import Components, PartFolder, is_half, size_of
 from deployments.engine.models.guidance_embedding import embedding_width
 from deployments.engine.models.hub import locate
+from deployments.engine.models.model_checkers import fetch_checkers, load_checkers
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.inputs import PipelineKind, Task
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import INDEX, PARTS, ModelSpec, PartSpec, as_part
+from deployments.engine.safety.checkers import NO_CHECKERS, Checkers
 from deployments.engine.sampling.samplers import PipelineSamplers
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ class LoadedModel:
     attention_cache: CrossAttentionCache
     deep_cache: DeepCache | None = None
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
+    checkers: Checkers = NO_CHECKERS
     networks: tuple[nn.Module, ...] = ()
     load_seconds: float = 0.0
 
@@ -171,6 +175,7 @@ def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
     _locate_parts(spec, half=is_half(dtype))
     for name in spec.controlnets:
         _locate_controlnet(spec, name, half=is_half(dtype))
+    fetch_checkers(spec, half=is_half(dtype))
 
 
 def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, PartLocation]:
@@ -243,6 +248,7 @@ def _load(
     controlnets = {name: _load_controlnet(spec, name, parts) for name in spec.controlnets}
     for name, net in controlnets.items():
         check_controlnet(_controlnet_title(spec, name), net.network, unet, vae, text_encoder)
+    checkers = load_checkers(asked, parts)
     # Before its attention is chosen: it is timed as it will run.
     attention_cache = CrossAttentionCache(unet)
     chosen = adopt_attention(unet, attention) if attention else choose_attention(unet, device, dtype)
@@ -262,7 +268,8 @@ def _load(
         attention_cache=attention_cache,
         deep_cache=parts.deep_cache(unet),
         controlnets=controlnets,
-        networks=(unet, vae, text_encoder, *(network for net in controlnets.values() for network in net.networks)),
+        checkers=checkers,
+        networks=(unet, vae, text_encoder, *chain(*(net.networks for net in controlnets.values()), checkers.networks)),
     )
     seconds = time.perf_counter() - started
     log.info("model %s: %.0f MB loaded in %.1f s", spec.name, model.bytes / 1e6, seconds)

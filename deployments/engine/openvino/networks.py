@@ -7,7 +7,6 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from deployments.engine.conditioning.controlnet import AddedMaps
 from deployments.engine.conditioning.cross_attention import context_width
@@ -236,39 +235,6 @@ class OpenVinoVae(OpenVinoNetwork):
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(parameters))
 
 
-class OpenVinoTextEncoder(ChangeableNetwork):
-    """A CLIP text encoder. Its final layer norm keeps its weights: prompts that skip layers need it."""
-
-    def __init__(self, compiler: Compiler, origin: Origin, text_encoder: Any, load: Callable[[], nn.Module]) -> None:
-        super().__init__(compiler, origin, text_encoder, load)
-        tokens = text_encoder.config.max_position_embeddings
-        ids = Input("ids", torch.zeros(1, tokens, dtype=torch.int64), (0, 1))
-        mask = Input("mask", torch.ones(1, tokens, dtype=torch.int64), (0, 1))
-        self._is_masked = bool(text_encoder.config.to_dict().get("use_attention_mask"))
-        owners = [module for name, module in text_encoder.named_modules() if _is_leaf_but_final_norm(name, module)]
-        self._run = self.add_part("text encoder", self._call, [ids, mask] if self._is_masked else [ids], owners)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
-    ) -> BaseModelOutput:
-        """Returns the states of `input_ids` [B, tokens]: the last one, and those after each layer."""
-        if self.changed is not None:
-            own: BaseModelOutput = self.changed(
-                input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
-            )
-            return own
-        states = self._run(input_ids, attention_mask) if self._is_masked else self._run(input_ids)
-        return BaseModelOutput(last_hidden_state=states[0], hidden_states=states[1:])
-
-    def _call(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        output = self.network(ids, attention_mask=mask, output_hidden_states=True, return_dict=True)
-        return (output.last_hidden_state, *output.hidden_states)
-
-
 def _count_maps(config: Any) -> int:
     """Returns the number of maps that a ControlNet adds to: of each layer and each halving on the way down, of the
     first convolution, and of the middle.
@@ -297,10 +263,6 @@ def _leaves_but(network: nn.Module, kept: Iterable[nn.Module]) -> list[nn.Module
     """Returns the modules that hold the weights of `network`, without those that are, or are in, one of `kept`."""
     inside = {module for each in kept for module in each.modules()}
     return [module for module in network.modules() if module not in inside and not list(module.children())]
-
-
-def _is_leaf_but_final_norm(name: str, module: nn.Module) -> bool:
-    return not list(module.children()) and not name.endswith("final_layer_norm")
 
 
 def _present(*modules: nn.Module | None) -> list[nn.Module]:

@@ -12,10 +12,10 @@ from deployments.engine.openvino.converted_network import Origin
 from deployments.engine.openvino.networks import (
     OpenVinoControlNet,
     OpenVinoHintEmbedder,
-    OpenVinoTextEncoder,
     OpenVinoUNet,
     OpenVinoVae,
 )
+from deployments.engine.openvino.text_encoder import OpenVinoTextEncoder
 
 
 class OpenVinoRuntime:

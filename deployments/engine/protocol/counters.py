@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 
+from deployments.engine.protocol.errors import EngineError, Filtered, SafetyCheckFailed
+from deployments.engine.protocol.safety import Finding
+
 
 @dataclass(slots=True)
 class Counters:
@@ -12,7 +15,9 @@ class Counters:
     `unet_rows` counts real rows, `padded_rows` computed ones; `batch_sizes` counts calls by their real rows.
     `row_steps` are evaluations of images, `wasted_steps` those of images that nobody got. `refused` requests were not
     accepted, `expired` ones missed their deadline; `paused` images were preempted, `retries` were made again from their
-    start or decoded again in fp32, `splits` batches were halved, and memory ran out `out_of_memory` times.
+    start or decoded again in fp32, `splits` batches were halved, and memory ran out `out_of_memory` times. `filtered`
+    images were kept back by the model's safety policy; of `images`, `flagged` ones were delivered all the same, and
+    the checks of `unchecked` ones failed: by the policy these were delivered, or are `failures`.
     """
 
     unet_calls: int = 0
@@ -21,6 +26,9 @@ class Counters:
     images: int = 0
     requests: int = 0
     failures: int = 0
+    filtered: int = 0
+    flagged: int = 0
+    unchecked: int = 0
     cancelled: int = 0
     refused: int = 0
     expired: int = 0
@@ -32,6 +40,19 @@ class Counters:
     wasted_steps: int = 0
     denoise_seconds: float = 0.0
     batch_sizes: Counter[int] = field(default_factory=Counter)
+
+    def record_image(self, safety: Finding | None) -> None:
+        """Counts an image, by what checkers found in it."""
+        self.images += 1
+        if safety is not None:
+            self.flagged += safety.status == "flagged"
+            self.unchecked += safety.status == "unchecked"
+
+    def record_failure(self, error: EngineError) -> None:
+        """Counts an image that nobody gets."""
+        self.filtered += isinstance(error, Filtered)
+        self.failures += not isinstance(error, Filtered)
+        self.unchecked += isinstance(error, SafetyCheckFailed)
 
     def record_step(self, rows: int, unet_rows: int, padded_rows: int, seconds: float) -> None:
         """Counts one UNet call that advanced `rows` images by an evaluation."""

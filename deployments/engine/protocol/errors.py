@@ -2,7 +2,8 @@
 
     EngineError
     ├── InvalidParameter     the caller's mistake: names the field and the rule
-    │   └── UnknownModel     no such model is configured
+    │   ├── UnknownModel     no such model is configured
+    │   └── BlockedPrompt    a prompt has what the server's blocklist refuses
     ├── Overloaded           the queue is full; try again later
     ├── DeadlineExceeded     it cannot be ready when the caller wants it
     ├── Cancelled            its caller has cancelled it by its id
@@ -11,6 +12,8 @@
     ├── Quarantined          the same request has just crashed several engines; not now
     ├── ModelLoadError       files missing, broken or out of reach; raised at start-up
     └── GenerationFailed     not the caller's mistake, and repeating will not help
+        ├── Filtered         the model's safety policy keeps the image back
+        ├── SafetyCheckFailed the policy asks for a check, and it failed
         ├── NumericalFailure the network answered NaN or infinity, or the image is black
         └── DoesNotFit       one image alone does not fit into the device's memory
 
@@ -48,6 +51,19 @@ class UnknownModel(InvalidParameter):
     """The named model is not configured here."""
 
     code = "model_not_found"
+
+
+class BlockedPrompt(InvalidParameter):
+    """A prompt breaks a rule of the server's blocklist. The message names the `rule` and nothing that is in it."""
+
+    code = "prompt_blocked"
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(field, f"has what the rule {rule!r} of this server's blocklist refuses")
+        self.rule = rule
+
+    def __reduce__(self) -> tuple[type["BlockedPrompt"], tuple[str, str]]:
+        return type(self), (self.field, self.rule)
 
 
 class Overloaded(EngineError):
@@ -113,6 +129,29 @@ class NumericalFailure(GenerationFailed):
     """The network's output for this row was not finite, or all black, twice."""
 
     code = "numerical_failure"
+
+
+class Filtered(GenerationFailed):
+    """A checker found in the image what the model's safety policy keeps back; `category` says what."""
+
+    code = "content_filtered"
+
+    def __init__(self, category: str) -> None:
+        super().__init__(f"the image was filtered by this model's safety policy: {category}")
+        self.category = category
+
+    def __reduce__(self) -> tuple[type["Filtered"], tuple[str]]:
+        return type(self), (self.category,)
+
+
+class SafetyCheckFailed(GenerationFailed):
+    """An image could not be checked, and the model's safety policy gives out none unchecked."""
+
+    code = "safety_check_failed"
+    retryable = True
+
+    def __init__(self, message: str = "the image could not be checked, as this model's safety policy requires") -> None:
+        super().__init__(message)
 
 
 class DoesNotFit(GenerationFailed):

@@ -7,7 +7,8 @@ A request's stream is: one `Accepted` or `Failed`; any number of `Progress` and 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.errors import EngineError, Filtered
+from deployments.engine.protocol.safety import Finding
 
 Source = Literal["made", "cache", "shared"]
 
@@ -78,7 +79,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class ImageDone:
-    """Image `index`, encoded as `format` (png, webp, jpeg)."""
+    """Image `index`, encoded as `format` (png, webp, jpeg). `safety` is what its checkers found, if it has any."""
 
     request_id: str
     index: int
@@ -87,11 +88,12 @@ class ImageDone:
     width: int
     height: int
     data: bytes = field(repr=False)
+    safety: Finding | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFailed:
-    """Image `index` could not be made; the other images are not affected."""
+    """Image `index` could not be made, or was filtered; the other images are not affected."""
 
     request_id: str
     index: int
@@ -107,3 +109,8 @@ class Finished:
 
 
 Event = Accepted | Failed | Progress | Preview | ImageDone | ImageFailed | Finished
+
+
+def is_filtered(event: Event) -> bool:
+    """Returns True if an image was made, and its model's safety policy keeps it back."""
+    return isinstance(event, ImageFailed) and isinstance(event.error, Filtered)

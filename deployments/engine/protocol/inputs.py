@@ -73,6 +73,20 @@ class Inputs:
         return "text-to-image" if self.image is None else "image-to-image"
 
 
+@dataclass(frozen=True, slots=True)
+class Enlargement:
+    """A picture's file, to be enlarged by the upscaler of that name to `size`, width and height in pixels.
+
+    `field` is the caller's name of the file, for errors. `mark` is made in the enlarged picture.
+    """
+
+    file: bytes
+    upscaler: str
+    size: tuple[int, int]
+    field: str = "image"
+    mark: PictureMark | None = None
+
+
 @dataclass(slots=True)
 class Uploads:
     """A request's images as the caller sent them: files that have not been decoded. `deployments.uploads.intake` makes

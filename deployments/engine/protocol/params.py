@@ -25,13 +25,16 @@ OutputFormat = Literal["png", "webp", "jpeg"]
 Metadata = Literal["full", "minimal", "none"]
 Priority = Literal["low", "normal", "high"]
 CacheUse = Literal["default", "reuse", "refresh", "off"]
-Upscaler = Literal["latent", "lanczos"]
+UpscalerName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MaskFill = Literal["original", "surroundings", "noise", "zero"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 TemplateValue = Annotated[str, StringConstraints(max_length=1_000)]
 OutputSide = Annotated[int, Field(ge=16, le=4096)]
 OutputFit = Literal["cover", "pad"]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIZE_STEP)]
+
+BUILT_IN_UPSCALERS: Final = ("latent", "lanczos")
+"""What enlarges an image between its two passes, besides the networks of the configuration."""
 
 INPAINT_FIELDS: Final = frozenset(("mask_feather", "mask_inverted", "mask_fill", "padding_mask_crop"))
 """Parameters that mean something only in requests with a mask."""
@@ -109,16 +112,22 @@ class ControlSettings(StrictFields):
 
 
 class HiresSettings(StrictFields):
-    """A second pass over a larger image: the first one's result is enlarged `scale` times by `upscaler`, its latents or
-    its pixels, and denoised again from `strength` on, as image-to-image does.
+    """A second pass over a larger image: the first one's result is enlarged `scale` times by `upscaler`, and denoised
+    again from `strength` on, as image-to-image does.
 
-    `steps` are those of the whole schedule, of which `strength` leaves a share; None takes the first pass's.
+    The upscaler `latent` enlarges its latents, `lanczos` or a network of the configuration's its pixels. `steps` are
+    those of the whole schedule, of which `strength` leaves a share; None takes the first pass's.
     """
 
     scale: float = Field(default=2.0, gt=1.0, le=4.0)
-    upscaler: Upscaler = "latent"
+    upscaler: UpscalerName = "latent"
     strength: float = Field(default=0.7, gt=0.0, le=1.0)
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+
+    @field_validator("upscaler")
+    @classmethod
+    def _check_upscaler(cls, name: str) -> str:
+        return check_name(name)
 
     def enlarge(self, pixels: int) -> int:
         """Returns the side that becomes of one of `pixels`, in whole steps."""
@@ -148,7 +157,8 @@ class GenerationParams(StrictFields):
     Wang, 2023): quicker, and another image as well. `hires` adds a second pass over a larger image, which is the
     result; for requests that start from no image. `output_size` (width and height in pixels, of any shape) is what the
     finished image is resized to: `output_fit` crops it to that shape, or pads it. `ad_format` is the name of such a
-    size. `template` is the name of a prompt with places, which `template_values` fill by their names.
+    size. `local_contrast`, `contrast` and `sharpen` touch up what was made, in this order; 0, 1 and 0 leave it as it
+    is. `template` is the name of a prompt with places, which `template_values` fill by their names.
     `output_quality` is that of a lossy file. `metadata` says how much a file tells of how it was made: `minimal` leaves
     out the prompts; None is the server's own choice.
     """
@@ -187,6 +197,9 @@ class GenerationParams(StrictFields):
     # Not strict: JSON has lists and no tuples.
     output_size: tuple[OutputSide, OutputSide] | None = Field(default=None, strict=False)
     output_fit: OutputFit = "cover"
+    local_contrast: float = Field(default=0.0, ge=0.0, le=8.0)
+    contrast: float = Field(default=1.0, ge=0.0, le=2.0)
+    sharpen: float = Field(default=0.0, ge=0.0, le=2.0)
     ad_format: str | None = Field(default=None, max_length=64)
     template: str | None = Field(default=None, max_length=64)
     # Pairs, which can be hashed as the others can. Not strict: JSON has lists and no tuples.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 from deployments.engine.protocol.inputs import Inputs, PictureMark, PipelineKind, Uploads
 from deployments.engine.protocol.lora import LoraUse
 from deployments.engine.protocol.params import GenerationParams
@@ -36,13 +37,13 @@ class Request:
 
     `previews` is the number of previews of each image. `inputs` are the images that the request brings, at its own
     size; `uploads` are the files that a replica makes them of. `tenant` is the party that gets a fair share of the
-    device. Where nobody reads it, `progress` is False: hundreds of events a second from a replica cost more than some
-    images. No two running requests have the same `id`, so callers do not choose it; `name` is the caller's own, and
-    several may have it. `seed_drawn` says that the seed is not the caller's own. `mark` is made in every finished
-    picture; previews have none. `loras` are the files that `params.loras` name, without those that have no effect. The
-    engine fills in what depends on the model: `own_evaluations`, the UNet evaluations of an image if the sampler is the
-    checkpoint's own; `embeds_guidance`, if the UNet takes the guidance scale as an input instead of running a second
-    time.
+    device. At least `progress_interval_s` seconds lie between two `Progress`, and there is none where it is None:
+    hundreds of events a second from a replica cost more than some images. No two running requests have the same `id`,
+    so callers do not choose it; `name` is the caller's own, and several may have it. `seed_drawn` says that the seed is
+    not the caller's own. `mark` is made in every finished picture; previews have none. `loras` are the files that
+    `params.loras` name, without those that have no effect; `embeddings` those that the prompts name. The engine fills
+    in what depends on the model: `own_evaluations`, the UNet evaluations of an image if the sampler is the checkpoint's
+    own; `embeds_guidance`, if the UNet takes the guidance scale as an input instead of running a second time.
     """
 
     id: str
@@ -51,13 +52,14 @@ class Request:
     inputs: Inputs = NO_INPUTS
     uploads: Uploads | None = None
     tenant: str = ""
-    progress: bool = True
+    progress_interval_s: float | None = 0.0
     name: str = ""
     own_evaluations: int | None = None
     embeds_guidance: bool = False
     seed_drawn: bool = False
     mark: PictureMark | None = None
     loras: tuple[LoraUse, ...] = ()
+    embeddings: tuple[EmbeddingFile, ...] = ()
 
     @property
     def pipeline(self) -> PipelineKind:
@@ -118,6 +120,12 @@ class Request:
             own = max(1, round(own * params.num_inference_steps / self.params.num_inference_steps * hires.strength))
         # Previews are the first pass's: in the second there is little more to see.
         return replace(self, params=params, previews=0, inputs=NO_INPUTS, uploads=None, own_evaluations=own)
+
+    @property
+    def encoded_bucket(self) -> Bucket | None:
+        """The size in which the VAE encodes its first pass's picture, enlarged; None if it encodes none."""
+        hires, second = self.params.hires, self.second_pass
+        return None if hires is None or second is None or hires.upscaler == "latent" else second.bucket
 
     @property
     def later_evaluations(self) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from deployments.engine.protocol.safety import UNCHECKED_MODEL, SafetySpec
 from deployments.engine.protocol.sampler_names import CHECKPOINT
 
 
@@ -37,7 +38,7 @@ class ModelSpec:
     use for it. `controlnets` are the ControlNets that it hosts, by the type that callers name; a plain string is a
     source. `parts` are those of PARTS that its source lacks, or that others replace: a VAE of better colours, or what
     several models have in common. `inpaints_only` is for checkpoints whose UNet also sees a mask and an image: callers
-    who name no model get one for inpainting, and for nothing else.
+    who name no model get one for inpainting, and for nothing else. `safety` says how its finished images are checked.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelSpec:
     prediction_type: str = ""
     controlnets: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
     parts: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
+    safety: SafetySpec = UNCHECKED_MODEL
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.parts) - set(PARTS))
@@ -71,12 +73,31 @@ class ModelSpec:
         return name == self.name or name in self.aliases
 
 
+@dataclass(frozen=True, slots=True)
+class UpscalerSpec:
+    """A network that enlarges pictures, under the name that callers use.
+
+    `source` is a safetensors file, or a repository on the hub, pinned to a commit by `revision`, with the file in it.
+    """
+
+    name: str
+    source: str
+    revision: str | None = None
+    file: str = ""
+    licence: str = ""
+
+
 def as_part(given: PartSpec | str) -> PartSpec:
     """Returns a PartSpec; a plain string is a source."""
     return PartSpec(given) if isinstance(given, str) else given
 
 
 def sources_of(spec: ModelSpec) -> tuple[PartSpec, ...]:
-    """Returns every source of `spec`'s files: its own, and those of its parts and ControlNets."""
+    """Returns every source of `spec`'s files: its own, and those of its parts, ControlNets and checkers."""
     named = (*spec.parts.values(), *spec.controlnets.values())
-    return (PartSpec(spec.source, spec.revision), *(as_part(given) for given in named))
+    checkers = [checker for checker in spec.safety.checkers if spec.safety.is_on and checker.source is not None]
+    return (
+        PartSpec(spec.source, spec.revision),
+        *(as_part(given) for given in named),
+        *(PartSpec(checker.source, checker.revision) for checker in checkers if checker.source is not None),
+    )

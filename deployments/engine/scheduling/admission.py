@@ -47,6 +47,7 @@ class Admission:
         self._weights = 0
         self._adapter_bytes = adapter_bytes
         self._paused: dict[tuple[str, int], Row] = {}
+        self._decoding: list[Row] = []
 
     def set_weight_bytes(self, weights: int) -> None:
         """Sets the bytes that the models in memory take."""
@@ -57,7 +58,8 @@ class Admission:
         second = request.second_pass
         for each in (request, *([] if second is None else [second])):
             needed = self._largest if each.params.exact else each.unet_rows
-            if self._rows_that_fit(each, 0, self.device.held_bytes(self._weights)) < needed:
+            held = self.device.held_bytes(self._weights)
+            if self._rows_that_fit(each, 0, held, request.encoded_bucket) < needed:
                 raise DoesNotFit("an image of this size does not fit into the memory that there is")
         self.check_room(request.tenant)
         return self.queue.enqueue(request, self.estimator.cost(request))
@@ -107,6 +109,15 @@ class Admission:
         """Returns the row of an image that was requeued, as it was; None for an image that starts anew."""
         return self._paused.pop((ticket.request.id, ticket.index), None)
 
+    def begin_decoding(self, row: Row) -> None:
+        """Takes note of a finished row whose picture will be enlarged and encoded beside the calls of others."""
+        if row.request.encoded_bucket is not None:
+            self._decoding.append(row)
+
+    def end_decoding(self, row: Row) -> None:
+        """Takes note that the VAE is done with a row."""
+        self._decoding = [each for each in self._decoding if each is not row]
+
     def remove(self, request_id: str) -> tuple[Request | None, list[Row]]:
         """Drops what waits of a request. Returns the request, if there was anything, and its preempted images."""
         gone = [row for key, row in self._paused.items() if key[0] == request_id]
@@ -123,10 +134,9 @@ class Admission:
         """Returns the budget, the bytes in use between calls, and the most that are planned for, calls included."""
         held = self.device.held_bytes(self._held_bytes(running)) + self.plan.pool_bytes()
         buckets = [bucket for bucket, rows in list(running.rows.items()) if rows]
-        call = max(
-            (self.plan.call_bytes(b, running.unet_rows(b), decode_batch=self._decode_batch) for b in buckets), default=0
-        )
-        return self.plan.budget, held, held + call
+        encoded = self._largest_encoded(running)
+        calls = (self.plan.call_bytes(b, running.unet_rows(b), 0, self._decode_batch, encoded) for b in buckets)
+        return self.plan.budget, held, held + max(calls, default=0)
 
     def _room(self, running: RunningRows) -> Callable[[Request], int]:
         """Returns a function that says how many UNet rows are free for a request; it is called in the order of the
@@ -142,7 +152,8 @@ class Admission:
             rows = running.unet_rows(request.bucket)
             crowded = sum(row.most_unet_rows for row in running) + request.unet_rows > MAX_FULL_CALLS * self._largest
             controls = sum(row.request.unet_rows * len(row.controls) for row in running.of(request.bucket))
-            fitting = self._rows_that_fit(request, controls, self.device.held_bytes(self._held_bytes(running)))
+            held = self.device.held_bytes(self._held_bytes(running))
+            fitting = self._rows_that_fit(request, controls, held, self._largest_encoded(running, request))
             if claimed or crowded or (not rows and fitting < request.unet_rows):
                 claimed = True
                 return 0
@@ -154,6 +165,13 @@ class Admission:
         rows: list[Row] = [*list(running), *list(self._paused.values())]
         return self._weights + self._adapter_bytes() + sum(row.bytes for row in rows)
 
-    def _rows_that_fit(self, request: Request, control_rows: int, held: int) -> int:
+    def _largest_encoded(self, running: RunningRows, *others: Request) -> Bucket | None:
+        """Returns the largest size that the VAE will encode for images that have begun, and for `others`."""
+        begun = (row.request for row in (*running, *list(self._paused.values()), *self._decoding))
+        sizes = (request.encoded_bucket for request in (*begun, *others) if request.params.hires is not None)
+        encoded = (size for size in sizes if size is not None)
+        return max(encoded, key=lambda size: size.height * size.width, default=None)
+
+    def _rows_that_fit(self, request: Request, control_rows: int, held: int, encoded: Bucket | None) -> int:
         control_rows += request.unet_rows * len(request.params.controls)
-        return self.plan.rows(request.bucket, held, control_rows, self._decode_batch)
+        return self.plan.rows(request.bucket, held, control_rows, self._decode_batch, encoded)

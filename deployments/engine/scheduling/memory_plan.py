@@ -19,8 +19,10 @@ from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bounded_measurements import evict_oldest
 from deployments.engine.synchronized import Synchronized, synchronized
 
-Kind = Literal["denoise", "control", "decode"]
-"""A UNet call, by its rows; what ControlNets add to it, by their rows; a VAE call, by its images."""
+Kind = Literal["denoise", "control", "decode", "encode", "check"]
+"""A UNet call, by its rows; what ControlNets add to it, by theirs; a VAE call either way and a safety check, by their
+images.
+"""
 
 RESERVE: Final = 0.1
 """The share of the budget that is never planned with: allocators split their blocks, and others use the device too."""
@@ -56,6 +58,7 @@ class MemoryPlan(Synchronized):
         self._peaks: dict[tuple[Kind, Bucket], dict[int, int]] = {}
         self._too_much: dict[tuple[Bucket, int], float] = {}
         self._pools: dict[Bucket, int] = {}
+        self._aside = 0
 
     @property
     def limit(self) -> float:
@@ -89,6 +92,11 @@ class MemoryPlan(Synchronized):
         self._pools = {bucket: pool for bucket, pool in self._pools.items() if bucket.model != model}
 
     @synchronized
+    def set_aside(self, size: int) -> None:
+        """Sets the bytes of work that may run beside any call, whatever that is: a tile of an upscaler."""
+        self._aside = size
+
+    @synchronized
     def pool_bytes(self) -> int:
         """Returns the bytes that all captured steps keep to themselves."""
         return sum(self._pools.values())
@@ -112,27 +120,45 @@ class MemoryPlan(Synchronized):
         if peaks:
             return _fit(peaks).bytes(rows)
         known = [where for what, where in self._peaks if what == kind]
+        if not known and kind == "encode":
+            # The VAE's other half: what it holds is no more, by its layers' widths.
+            return self.predict("decode", bucket, rows)
         if not known or not rows:
             return 0
         near = min(known, key=lambda other: (other.model != bucket.model, abs(bucket.area_ratio(other) - 1)))
         return round(_fit(self._peaks[kind, near]).bytes(rows) * bucket.area_ratio(near))
 
     @synchronized
-    def call_bytes(self, bucket: Bucket, rows: int, control_rows: int = 0, decode_batch: int = 1) -> int:
-        """Returns the bytes of a padded UNet call with its ControlNets, beside a VAE call for `decode_batch` images."""
+    def call_bytes(
+        self, bucket: Bucket, rows: int, control_rows: int = 0, decode_batch: int = 1, encoded: Bucket | None = None
+    ) -> int:
+        """Returns the bytes of a padded UNet call with its ControlNets, and of what may run beside it.
+
+        That is a VAE call which decodes `decode_batch` images, a safety check of as many, if there are any, a VAE call
+        which encodes an image of the size `encoded`, and what is set aside.
+        """
         padded = padded_size(min(rows, self._sizes[-1]), self._sizes)
         denoise = self.predict("denoise", bucket, padded) + self.predict("control", bucket, control_rows)
-        return denoise + self.predict("decode", bucket, decode_batch)
+        checked = any(kind == "check" and where.model == bucket.model for kind, where in self._peaks)
+        check = self.predict("check", bucket, decode_batch) if checked else 0
+        encode = 0 if encoded is None else self.predict("encode", encoded, 1)
+        return denoise + self.predict("decode", bucket, decode_batch) + check + encode + self._aside
 
     @synchronized
-    def rows(self, bucket: Bucket, held: int, control_rows: int = 0, decode_batch: int = 1) -> int:
-        """Returns the UNet rows of `bucket` that may run at once beside `held` bytes and all pools, or 0."""
+    def rows(
+        self, bucket: Bucket, held: int, control_rows: int = 0, decode_batch: int = 1, encoded: Bucket | None = None
+    ) -> int:
+        """Returns the UNet rows of `bucket` that may run at once beside `held` bytes and all pools, or 0.
+
+        `encoded` is as in `call_bytes`.
+        """
         if self.budget is not None and not any(where.model == bucket.model for _, where in self._peaks):
             return min(self._sizes[-1], 2 * guess_images(self.budget))
         fitting = [
             size
             for size in self._sizes
-            if held + self.pool_bytes() + self.call_bytes(bucket, size, control_rows, decode_batch) <= self.limit
+            if held + self.pool_bytes() + self.call_bytes(bucket, size, control_rows, decode_batch, encoded)
+            <= self.limit
             and not self._has_run_out(bucket, size)
         ]
         return max(fitting, default=0)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from deployments.engine.conditioning.compositing import composite, paste
 from deployments.engine.conditioning.resizing import resize
+from deployments.engine.conditioning.touch_up import touch_up
 from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.params import OutputFormat
 from deployments.engine.protocol.request import Request
@@ -20,6 +21,7 @@ def compress_picture(picture: ImageArray, request: Request, *, is_preview: bool)
     if is_preview:
         return encode_image(picture, "jpeg")
     params = request.params
+    picture = touch_up(picture, params)
     if params.output_size is None:
         finished = _restore_outside_mask(request, _mark(picture, request))
     else:

@@ -1,4 +1,8 @@
-"""Decodes latents to image files off the denoising loop: one thread decodes small batches, a few compress images."""
+"""Decodes latents to image files off the denoising loop: one thread decodes small batches, a few compress images.
+
+Between the two, finished pictures are checked, if their model has checkers: as they were decoded, before anything of
+the caller's own is put around them.
+"""
 
 import logging
 import queue
@@ -7,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -19,12 +23,15 @@ from deployments.engine.device.streams import Mark, WorkStream, current_stream, 
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed, NumericalFailure
+from deployments.engine.protocol.safety import Finding
 from deployments.engine.row import Row
+from deployments.engine.safety.check_queue import Check, CheckQueue
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.steps.compression import compress_picture
-from deployments.engine.steps.pictures import Pictures, decode_in_fp32, decode_latents, make_pictures
-from deployments.engine.steps.second_pass import encode_enlarged
+from deployments.engine.steps.pictures import Pictures, decode_latents, make_in_fp32, make_pictures
+from deployments.engine.upscaling.second_pass_start import Enlarger
+from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +46,8 @@ class DecodedImage:
     Of the first of two passes it is the VAE's encoding of the enlarged picture.
 
     `milliseconds` is the time of a whole VAE call of `batch_size` images; `was_retried` says that the image was decoded
-    again in fp32; `is_invalid` that the row's latents are not finite, so that there was nothing to decode.
+    again in fp32; `is_invalid` that the row's latents are not finite, so that there was nothing to decode. `safety` is
+    what checkers found.
     """
 
     row: Row
@@ -49,6 +57,7 @@ class DecodedImage:
     batch_size: int = 1
     was_retried: bool = False
     is_invalid: bool = False
+    safety: Finding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ class _Outcome:
     batch_size: int = 1
     was_retried: bool = False
     is_invalid: bool = False
+    safety: Finding | None = None
 
 
 class Decoder:
@@ -92,6 +102,7 @@ class Decoder:
         plan: MemoryPlan,
         device: DeviceMemory,
         decode_batch: int = 1,
+        upscalers: Upscalers = NO_UPSCALERS,
         encoder_threads: int = 2,
         on_failure: Callable[[], object] = lambda: None,
         heartbeat: Heartbeat | None = None,
@@ -103,16 +114,18 @@ class Decoder:
         self.failure: BaseException | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._set_aside: _Job | None = None
-        self._device_turn = threading.Lock()
+        self._enlarger = Enlarger(plan, device, upscalers)
         self._streams: dict[torch.device, WorkStream] = {}
         self._encoders = ThreadPoolExecutor(encoder_threads, thread_name_prefix="encode")
+        self._checks = CheckQueue(plan, device, self._run_guarded)
         self._thread = threading.Thread(target=self._run_guarded, args=(self._run,), name="decode", daemon=True)
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
         """True while its jobs will be done: its threads run, and none takes far longer than ever before."""
-        return self.failure is None and self._thread.is_alive() and not self._heartbeat.is_stalled
+        are_alive = self._thread.is_alive() and self._checks.is_alive
+        return self.failure is None and are_alive and not self._heartbeat.is_stalled
 
     def decode_image(self, row: Row, model: LoadedModel) -> None:
         """Queues the finished latents of `row`."""
@@ -130,6 +143,7 @@ class Decoder:
         """Ends the threads, and drops what still waits."""
         self._jobs.put(None)
         self._thread.join(timeout=10)
+        self._checks.close()
         self._encoders.shutdown(wait=True, cancel_futures=True)
 
     def _run_guarded(self, action: Callable[..., object], *arguments: object) -> None:
@@ -163,9 +177,23 @@ class Decoder:
             return False
         self._heartbeat.begin()
         for outcome in self._decode(self._gather(job)):
-            self._encoders.submit(self._run_guarded, self._encode, outcome)
+            self._pass_on(outcome)
         self._heartbeat.end()
         return True
+
+    def _pass_on(self, outcome: _Outcome) -> None:
+        """Has a picture that is to be delivered checked, if its model has checkers, and then compressed."""
+        job, checkers, result = outcome.job, outcome.job.model.checkers, outcome.result
+        is_on_the_way = job.preview_step is not None or job.row.request.params.hires is not None
+        if not checkers.spec.is_on or is_on_the_way or not isinstance(result, Tensor):
+            self._encoders.submit(self._run_guarded, self._encode, outcome)
+            return
+
+        def on_checked(checked: Finding | EngineError) -> None:
+            change = {"safety": checked} if isinstance(checked, Finding) else {"result": checked}
+            self._encoders.submit(self._run_guarded, self._encode, replace(outcome, **change))
+
+        self._checks.put(Check(result.numpy(), job.row.request.bucket, checkers, on_checked))
 
     def _gather(self, first: _Job) -> list[_Job]:
         """Returns `first` and the jobs behind it that fit beside it, in order."""
@@ -239,7 +267,7 @@ class Decoder:
             return _Outcome(job, NumericalFailure("the network's output was not finite"), began, is_invalid=True)
         log.warning("a decoded picture was black or not finite; it is decoded again in fp32")
         try:
-            again = self._make_picture_in_fp32(stream, job)
+            again = make_in_fp32(job.model, job.latents, stream)
             if bool(again.are_valid[0]):
                 return _Outcome(job, again.values[0], began, was_retried=True)
             failure: EngineError = NumericalFailure("the decoded image was black or not finite")
@@ -251,29 +279,12 @@ class Decoder:
         self._device.release()
         return _Outcome(job, failure, began, was_retried=True)
 
-    def _make_picture_in_fp32(self, stream: WorkStream, job: _Job) -> Pictures:
-        latents = job.latents[None]
-        stopwatch = stream.start_stopwatch()
-        pictures = make_pictures(decode_in_fp32(job.model, latents), latents).copy_to_host(stream)
-        stopwatch.stop()
-        stopwatch.wait()
-        return pictures
-
     def _encode(self, outcome: _Outcome) -> None:
         result, job = outcome.result, outcome.job
         encoded = self._finish(job, result) if isinstance(result, Tensor) else result
         milliseconds = (time.perf_counter() - outcome.began) * 1000
-        self._on_done(
-            DecodedImage(
-                job.row,
-                encoded,
-                milliseconds,
-                job.preview_step,
-                outcome.batch_size,
-                outcome.was_retried,
-                outcome.is_invalid,
-            )
-        )
+        how = outcome.batch_size, outcome.was_retried, outcome.is_invalid, outcome.safety
+        self._on_done(DecodedImage(job.row, encoded, milliseconds, job.preview_step, *how))
 
     def _finish(self, job: _Job, picture: Tensor) -> bytes | Posterior | EngineError:
         """Returns the file of a picture; of the first of two passes, what the second begins from."""
@@ -288,10 +299,10 @@ class Decoder:
             return GenerationFailed("the image could not be encoded")
 
     def _encode_enlarged(self, job: _Job, picture: Tensor) -> Posterior | EngineError:
-        """Encodes an enlarged picture on the device, one at a time: its memory is nobody's plan."""
         try:
-            with self._device_turn:
-                return encode_enlarged(picture.numpy(), job.row.request, job.model)
+            return self._enlarger.encode(picture.numpy(), job.row.request, job.model)
+        except EngineError as error:
+            return error
         except Exception as error:
             raise_if_sticky(error)
             log.exception("encoding an enlarged picture failed")

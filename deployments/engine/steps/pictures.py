@@ -44,6 +44,15 @@ def decode_in_fp32(model: LoadedModel, latents: Tensor) -> Tensor:
     return decode_latents(replace(model, vae=copy.deepcopy(model.vae).float(), dtype=torch.float32), latents)
 
 
+def make_in_fp32(model: LoadedModel, latents: Tensor, stream: WorkStream) -> Pictures:
+    """Returns the one picture of `latents` [C, h, w], decoded in full precision, on the host."""
+    stopwatch = stream.start_stopwatch()
+    pictures = make_pictures(decode_in_fp32(model, latents[None]), latents[None]).copy_to_host(stream)
+    stopwatch.stop()
+    stopwatch.wait()
+    return pictures
+
+
 @torch.inference_mode()
 def make_pictures(pixels: Tensor, latents: Tensor) -> Pictures:
     """Returns the pictures of `pixels` [B, H, W, 3] in 0..1, of which NaN becomes 0, decoded from `latents`."""

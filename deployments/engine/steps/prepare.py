@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -74,17 +75,24 @@ def prepare(request: Request, model: LoadedModel, arrived: float, loras: LoraSet
     if params.strength is not None:
         start = samplers.row(params.sampler).start(params.num_inference_steps, params.strength)
     schedule = samplers.schedule(params.sampler, params.num_inference_steps, start)
-    prompt = _encode_prompt(model, params.prompt, params.clip_skip, "prompt", loras)
+    prompt = _encode_prompt(request, model, "prompt", params.clip_skip, loras)
     negative = None
     if request.unet_rows > 1:
         # diffusers skips no layers for the negative prompt, and diffusers' images are the reference.
-        negative = _encode_prompt(model, params.negative_prompt, 0, "negative_prompt", loras)
+        negative = _encode_prompt(request, model, "negative_prompt", 0, loras)
     inputs = _encode_inputs(request, model)
     return RequestState(request, schedule, prompt, negative, inputs, arrived, begun, loras)
 
 
-def _encode_prompt(model: LoadedModel, prompt: str, clip_skip: int, field: str, loras: LoraSet | None) -> EncodedPrompt:
-    embedding = model.prompt_encoder.encode(prompt, clip_skip, field, loras)
+def _encode_prompt(
+    request: Request,
+    model: LoadedModel,
+    field: Literal["prompt", "negative_prompt"],
+    clip_skip: int,
+    loras: LoraSet | None,
+) -> EncodedPrompt:
+    text = request.params.prompt if field == "prompt" else request.params.negative_prompt
+    embedding = model.prompt_encoder.encode(text, clip_skip, field, loras, request.embeddings)
     if loras is None:
         return model.attention_cache.project(embedding)
     return model.attention_cache.project(embedding, loras.projections, loras.projection_key)

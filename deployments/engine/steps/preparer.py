@@ -61,12 +61,17 @@ class Preparer:
     @property
     def is_alive(self) -> bool:
         """True unless a preparation takes far longer than any before."""
-        return len(self._under_way) <= len(self._reading) or not self._heartbeat.is_stalled
+        return not self._is_preparing or not self._heartbeat.is_stalled
 
     @property
     def is_busy(self) -> bool:
         """True while a preparation is under way that has not ended."""
         return self._ended.qsize() < len(self._under_way)
+
+    @property
+    def _is_preparing(self) -> bool:
+        """True while the thread has something to prepare: not what has ended, nor what waits for its LoRAs."""
+        return self._ended.qsize() + len(self._reading) < len(self._under_way)
 
     @property
     def unet_rows(self) -> int:
@@ -79,14 +84,13 @@ class Preparer:
     def begin(self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast]) -> None:
         """Queues a checked request. It has not ended before its `forecast` has been made."""
         request = arrival.request
-        if not self._under_way:
-            self._heartbeat.begin()
+        # In this order: what is under way and not read is what the thread has to prepare.
+        self._reading.add(request.id)
         self._under_way[request.id] = arrival
         if not request.loras:
             self._submit(arrival, model, forecast)
             return
         loras = self._adapters.begin(request.model, request.loras)
-        self._reading.add(request.id)
         loras.add_done_callback(lambda done: self._submit(arrival, model, forecast, done))
 
     def collect(self, *, wait: bool) -> Iterator[Preparation]:
@@ -113,7 +117,8 @@ class Preparer:
         loras: Future[LoraSet] | None = None,
     ) -> None:
         """Queues a request whose LoRAs have been read, or could not be. From any thread."""
-        self._heartbeat.begin()
+        if not self._is_preparing:
+            self._heartbeat.begin()
         self._reading.discard(arrival.request.id)
         future = self._threads.submit(self._prepare, arrival, model, forecast, loras)
         future.add_done_callback(lambda done: self._put(Preparation(arrival, done, forecast)))

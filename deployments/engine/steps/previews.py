@@ -22,10 +22,11 @@ SHRINK: Final = 2
 def predict_previews(model: LoadedModel, rows: Sequence[Row], result: StepResult) -> Iterator[tuple[Row, Tensor]]:
     """Yields the rows that are due a preview after a step, each with its predicted clean latents [C, h, w], shrunk.
 
-    Yields nothing for a checkpoint whose scheduler has no such training schedule. A preview that fails is left out; the
+    Yields nothing for a checkpoint whose scheduler has no such training schedule, and for a model whose images nobody
+    may see unchecked. A preview that fails is left out; the
     image itself is not affected.
     """
-    if model.alphas_cumprod is None:
+    if model.alphas_cumprod is None or model.checkers.is_required:
         return
     for row, scaled, out in zip(rows, result.scaled, result.out, strict=True):
         if (

@@ -4,9 +4,7 @@ The passes are diffusers' text-to-image pipeline and, over the enlarged result, 
 generator of the same seed. Both are rows of the same engine; the second waits for its place as a preempted row does.
 """
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,7 +12,7 @@ from deployments.engine.conditioning.image_encoder import Posterior
 from deployments.engine.device.streams import copy_to_device
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.inputs import ImageArray, PipelineKind
+from deployments.engine.protocol.inputs import PipelineKind
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.sampler_names import SamplerNotLinear
 from deployments.engine.row import Row
@@ -22,6 +20,7 @@ from deployments.engine.sampling.latents import draw_noise, initial_state
 from deployments.engine.sampling.samplers import DiffusionSchedulerFactory
 from deployments.engine.steps.prepare import embed_hints, set_guidance
 from deployments.engine.steps.request_state import RequestState, SecondPass
+from deployments.engine.upscaling.second_pass_start import enlarge_picture
 
 
 def check_second_pass(request: Request, model: LoadedModel) -> None:
@@ -93,18 +92,6 @@ def enlarge_latents(latents: Tensor, request: Request, factor: int) -> Tensor:
     """Returns `latents` [C, h, w] at the request's size, by bilinear interpolation, as A1111's "Latent" does."""
     size = (request.bucket.height // factor, request.bucket.width // factor)
     return functional.interpolate(latents[None], size=size, mode="bilinear")[0]
-
-
-def enlarge_picture(picture: ImageArray, size: tuple[int, int]) -> ImageArray:
-    """Returns `picture` [H, W, 3] at `size`, width and height in pixels, by Lanczos' interpolation."""
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), dtype=np.uint8)
-
-
-def encode_enlarged(picture: ImageArray, first: Request, model: LoadedModel) -> Posterior:
-    """Returns the VAE's encoding of a first pass's `picture` [H, W, 3], enlarged. From any thread."""
-    second = first.second_pass
-    assert second is not None
-    return model.image_encoder.encode_once(enlarge_picture(picture, (second.bucket.width, second.bucket.height)))
 
 
 def _samplers_of(request: Request, model: LoadedModel) -> DiffusionSchedulerFactory:

@@ -92,6 +92,7 @@ def _architecture_of(model: LoadedModel) -> dict[str, Any]:
         "native": model.spec.native,
         "attention": sorted(map(str, model.attention.kernels.items())),
         "bytes": model.bytes,
+        "safety": str(model.spec.safety),
         **{name: (type(network).__name__, _config_of(network)) for name, network in parts.items()},
     }
 

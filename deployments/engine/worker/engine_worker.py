@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
-import torch
-
 from deployments.engine.calibration.kept_files import KeptFiles, folder_of
 from deployments.engine.device.errors import DeviceLost, convert_device_errors
 from deployments.engine.device.memory import memory_of
@@ -18,7 +16,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.lora.reader import read_adapter
 from deployments.engine.models.backend_choice import start_openvino
-from deployments.engine.models.components import pick_device, pick_dtype
+from deployments.engine.models.components import pick_device, pick_dtype, set_threads
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
 from deployments.engine.protocol.errors import (
@@ -33,7 +31,8 @@ from deployments.engine.protocol.errors import (
 from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.report import EngineReport, Load, TokenCount
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
+from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 from deployments.engine.worker.background import BackgroundWork
 from deployments.engine.worker.calibration_keeper import CalibrationKeeper
 from deployments.engine.worker.mailbox import Mailbox
@@ -62,6 +61,7 @@ class EngineWorker:
         heartbeat: Heartbeat | None = None,
         keeper: CalibrationKeeper | None = None,
         measures_first: bool = True,
+        upscalers: Upscalers = NO_UPSCALERS,
     ) -> None:
         """Starts the engine, and blocks until it is warm. Raises what `build` or the warm-up raises.
 
@@ -70,8 +70,9 @@ class EngineWorker:
         models again when a request asks for them, and tells the engine through `inbox`; without one the engine's models
         are all there are. `on_device_lost` is called on the engine's thread when this process cannot use the device any
         more. `keeper` knows what earlier starts have measured. Unless the engine `measures_first`, a model that is new
-        to the keeper is measured when nothing runs.
+        to the keeper is measured when nothing runs. `upscalers` are those that `build` loads.
         """
+        self.upscalers = upscalers
         self._build = build
         self._threads = threads
         self._inbox = queue.SimpleQueue() if inbox is None else inbox
@@ -102,12 +103,13 @@ class EngineWorker:
         config: EngineConfig = DEFAULTS,
         *,
         first: str | None = None,
+        upscalers: Sequence[UpscalerSpec] = (),
         on_device_lost: Callable[[], object] = lambda: None,
     ) -> "EngineWorker":
         """Loads `specs` with the settings in `config`.
 
         If one is named `first`, somebody waits for it: it alone is loaded, the others when they are asked for, and what
-        is not known of them from an earlier start is measured when nothing runs.
+        is not known of them from an earlier start is measured when nothing runs. `upscalers` are loaded beside them.
         """
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device)
@@ -116,6 +118,7 @@ class EngineWorker:
         folder = folder_of(config.cache_dir)
         kept = KeptFiles(folder)
         keeper = CalibrationKeeper(kept, config)
+        networks = Upscalers(upscalers, on_device_lost)
         openvino = start_openvino(config, device, dtype, folder)
         manager = DiffusionModelManager(
             specs, device, dtype, budget_bytes=config.model_memory_bytes, kept=kept, openvino=openvino
@@ -129,7 +132,8 @@ class EngineWorker:
             hosted = manager.loaded_models()
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
             memory = memory_of(device, config.device_memory_bytes)
-            engine = Engine(models, emit, config, memory=memory, read_adapter=read_adapter)
+            networks.start(device, dtype, memory)
+            engine = Engine(models, emit, config, memory=memory, read_adapter=read_adapter, upscalers=networks)
             connect(manager, engine, inbox, keeper)
             return engine
 
@@ -141,6 +145,7 @@ class EngineWorker:
             on_device_lost=on_device_lost,
             keeper=keeper,
             measures_first=first is None,
+            upscalers=networks,
         )
 
     @property
@@ -170,7 +175,7 @@ class EngineWorker:
         if request.id in self._mailboxes:
             yield Failed(request.id, InvalidParameter("id", "a request with this id is running already"))
             return
-        mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress)
+        mailbox = self._mailboxes[request.id] = Mailbox(asyncio.get_running_loop(), request.progress_interval_s)
         self._requests[request.id] = request
         try:
             # Checked once the mailbox is known: an engine that stops from now on reports it there.
@@ -312,9 +317,3 @@ class EngineWorker:
         if has_worked:
             self._heartbeat.end()
         return has_worked
-
-
-def set_threads(threads: int | None) -> None:
-    """Bounds the CPU threads that torch uses for calls of this thread."""
-    if threads is not None:
-        torch.set_num_threads(threads)

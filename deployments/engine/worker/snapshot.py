@@ -51,7 +51,8 @@ def count_tokens(engine: Engine | None, request: Request) -> tuple[TokenCount, T
     if model is None:
         raise EngineStopped("the model is not in memory now")
     counting, params = model.prompt_encoder.count, request.params
-    return counting(params.prompt), counting(params.negative_prompt, "negative_prompt")
+    learnt = request.embeddings
+    return counting(params.prompt, "prompt", learnt), counting(params.negative_prompt, "negative_prompt", learnt)
 
 
 def _model_reports(tracker: RequestTracker) -> dict[str, ModelReport]:

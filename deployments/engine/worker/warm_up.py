@@ -13,7 +13,7 @@ from torch import nn
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.events import Event, Failed, ImageFailed
+from deployments.engine.protocol.events import Event, Failed, ImageFailed, is_filtered
 from deployments.engine.protocol.inputs import ImageArray, Inputs
 from deployments.engine.protocol.params import ControlSettings, GenerationParams, effective_params
 from deployments.engine.protocol.request import Bucket, Request
@@ -188,4 +188,5 @@ def _grey_image(model: LoadedModel) -> ImageArray:
 
 
 def _failures_in(event: Event) -> list[str]:
-    return [event.error.message] if isinstance(event, Failed | ImageFailed) else []
+    # A picture of no prompt may be whatever a checker looks for.
+    return [event.error.message] if isinstance(event, Failed | ImageFailed) and not is_filtered(event) else []

@@ -15,6 +15,7 @@ from deployments.training.demo.judging.evaluate import load, table, trials
 from deployments.training.demo.judging.evaluate_family import answers, load_sd21, summary
 from deployments.training.demo.judging.sheet import answer_sheet, trial_sheet
 from deployments.training.demo.models import NATIVE
+from deployments.training.demo.stages.finetune_decoder import finetune_decoder, psnr_table
 from deployments.training.demo.stages.stages import Minutes, train, train_member
 
 Case = TypeVar("Case")
@@ -22,6 +23,7 @@ Case = TypeVar("Case")
 RUN: Final = Path("build/demo-training")
 FIRST: Final = SHIPPED.name
 SECOND: Final = "demo-sd21"
+DECODER: Final = "vae-decoder"
 ANNOTATING: Final[Mapping[str, str]] = {f"annotator-{kind}": kind for kind in ANNOTATORS}
 
 
@@ -32,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.evaluate:
         _train(options, out)
         print(f"done: {out}")
+    elif options.member == DECODER:
+        print(psnr_table(out, options.count))
     elif options.member in (FIRST, SECOND):
         evaluate(out, options.size, options.count, options.sheet, load_sd21 if options.member == SECOND else load)
     else:
@@ -69,12 +73,16 @@ def _train(options: argparse.Namespace, out: Path) -> None:
         train(options.folder, _minutes(options), out, options.from_shipped)
     elif options.member in FAMILY:
         train_member(options.member, options.folder / options.member, options.minutes, out)
+    elif options.member == DECODER:
+        finetune_decoder(options.folder / DECODER, options.minutes, out)
     else:
         train_annotator(ANNOTATING[options.member], options.folder / "annotators", out, options.minutes)
 
 
 def _home(member: str) -> Path:
     """Where a member is shipped."""
+    if member == DECODER:
+        return SHIPPED
     return MODELS / "demo-annotators" / ANNOTATING[member] if member in ANNOTATING else MODELS / member
 
 
@@ -86,7 +94,8 @@ def _minutes(options: argparse.Namespace) -> Minutes:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deployments.training.demo", description=__doc__)
-    parser.add_argument("--member", choices=(FIRST, *FAMILY, *ANNOTATING), default=FIRST, help="of the demo family")
+    members = (FIRST, DECODER, *FAMILY, *ANNOTATING)
+    parser.add_argument("--member", choices=members, default=FIRST, help="of the demo family, or demo-sd's VAE decoder")
     parser.add_argument(
         "--model", type=Path, help="folder to export to, or to evaluate; where it is shipped by default"
     )

@@ -8,6 +8,7 @@ from serve_app.api.a1111.fields import GenerationFields
 from serve_app.api.a1111.running_jobs import timestamp
 from serve_app.api.a1111.sampler_names import split_label
 from serve_app.api.parsing.base64_pictures import encode_picture
+from serve_app.api.responses.schemas import failure_answer
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
 from serve_app.labels.parameters_text import parameters_text
@@ -68,5 +69,6 @@ def _info_of(fields: GenerationFields, prepared: Prepared, result: Result | None
         "job_timestamp": timestamp(time.time()),
         "clip_skip": asked.clip_skip + 1,
         "version": f"Darkroom {darkroom_version()}",
+        "failures": [] if result is None else [failure_answer(failure) for failure in result.failures],
         **_NOT_THERE,
     }

@@ -7,7 +7,7 @@ from typing import Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from deployments.engine.protocol.params import Prompt, Upscaler
+from deployments.engine.protocol.params import Prompt
 from deployments.engine.protocol.texts import check_lines
 from serve_app.api.parsing.validation import problem_of_errors
 from serve_app.generation.styles import STYLES
@@ -17,10 +17,9 @@ MAX_UNITS: Final = 10
 MAX_SCRIPTS: Final = 64
 
 LATENT: Final = "Latent"
-HR_UPSCALERS: Final[Mapping[str, Upscaler]] = MappingProxyType(
-    {LATENT: "latent", "Lanczos": "lanczos", "None": "lanczos"}
-)
-"""What enlarges an image between its two passes. A1111 interpolates by Lanczos where it is told none."""
+HR_UPSCALERS: Final[Mapping[str, str]] = MappingProxyType({LATENT: "latent", "Lanczos": "lanczos", "None": "lanczos"})
+"""What enlarges an image between its two passes, besides networks. A1111 interpolates by Lanczos where it is told none.
+"""
 
 _SAME_IN_BOTH: Final = {
     "hr_checkpoint_name": "",
@@ -187,8 +186,6 @@ class TextToImageFields(GenerationFields):
     def _check_second_pass(self) -> Self:
         if not self.enable_hr:
             return self
-        if self.hr_upscaler not in HR_UPSCALERS:
-            raise ValueError(f"hr_upscaler must be one of {', '.join(HR_UPSCALERS)}")
         if self.denoising_strength == 0:
             raise ValueError("denoising_strength must be more than 0 with enable_hr")
         for name, like in _SAME_IN_BOTH.items():

@@ -36,11 +36,15 @@ class TranslatedRequest:
 
 
 def translate_request(
-    fields: GenerationFields, options: Options, spec: ModelSpec, controlnets: Sequence[str]
+    fields: GenerationFields,
+    options: Options,
+    spec: ModelSpec,
+    controlnets: Sequence[str],
+    upscalers: Sequence[str] = (),
 ) -> TranslatedRequest:
     """Returns the request in our terms, for the model that it is for, whose weights have `controlnets`.
 
-    Raises InvalidParameter and Problem 422.
+    `upscalers` are the networks that enlarge pictures. Raises InvalidParameter and Problem 422.
     """
     units = read_units(fields.alwayson_scripts, controlnets)
     uploads = _uploads_of(fields, units)
@@ -49,7 +53,8 @@ def translate_request(
         case ImageToImageFields():
             given |= _image_parameters(fields)
         case TextToImageFields(enable_hr=True):
-            given["hires"] = _second_pass(fields, given["width"], given["height"], spec)
+            upscaler = _find_upscaler(fields.hr_upscaler, upscalers)
+            given["hires"] = _second_pass(fields, upscaler, given["width"], given["height"], spec)
     given |= {"controls": units.controls, "guess_mode": units.guess_mode}
     return TranslatedRequest(fields, read_params(given), uploads)
 
@@ -75,7 +80,17 @@ def _shared_parameters(fields: GenerationFields, options: Options, spec: ModelSp
     }
 
 
-def _second_pass(fields: TextToImageFields, width: int, height: int, spec: ModelSpec) -> dict[str, Any] | None:
+def _find_upscaler(asked: str, upscalers: Sequence[str]) -> str:
+    if asked in HR_UPSCALERS:
+        return HR_UPSCALERS[asked]
+    if asked not in upscalers:
+        raise InvalidParameter("hr_upscaler", f"must be one of {', '.join((*HR_UPSCALERS, *upscalers))}")
+    return asked
+
+
+def _second_pass(
+    fields: TextToImageFields, upscaler: str, width: int, height: int, spec: ModelSpec
+) -> dict[str, Any] | None:
     """Returns the second pass; a smaller one, or none, where the model cannot make what is asked for."""
     scale = _scale_of(fields) * fields.width / width
     larger = fit_scale(width, height, scale, spec)
@@ -83,7 +98,7 @@ def _second_pass(fields: TextToImageFields, width: int, height: int, spec: Model
         return None
     # There the steps are those that are made; here those of the whole schedule, of which the strength leaves a share.
     steps = ceil((fields.hr_second_pass_steps or fields.steps) / fields.denoising_strength)
-    upscaler, strength = HR_UPSCALERS[fields.hr_upscaler], fields.denoising_strength
+    strength = fields.denoising_strength
     return {"scale": larger, "upscaler": upscaler, "strength": strength, "steps": min(steps, MAX_STEPS)}
 
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from serve_app.api.responses import openapi
+from serve_app.api.responses.json_schema import inline_schema
 
 
 class Generated(TypedDict):
@@ -37,28 +38,20 @@ _ALSO: Final = {
 }
 
 
-def _widen(part: dict[str, Any]) -> dict[str, Any]:
+def _widen(part: Any) -> Any:
     """Returns a part of a schema with the types that are taken for its own, and null, which says nothing."""
-    kind = part.get("type")
-    return part if not isinstance(kind, str) else part | {"type": [kind, *_ALSO.get(kind, ()), "null"]}
+    if isinstance(part, list):
+        return [_widen(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    widened = {name: _widen(each) for name, each in part.items()}
+    kind = widened.get("type")
+    return widened if not isinstance(kind, str) else widened | {"type": [kind, *_ALSO.get(kind, ()), "null"]}
 
 
 def _inline(fields: type[BaseModel]) -> dict[str, Any]:
-    """Returns the JSON schema of `fields` with all that it refers to written out."""
-    schema = fields.model_json_schema(by_alias=True)
-    definitions = schema.pop("$defs", {})
-
-    def resolve(part: Any) -> Any:
-        if isinstance(part, list):
-            return [resolve(each) for each in part]
-        if not isinstance(part, dict):
-            return part
-        if "$ref" in part:
-            return resolve(definitions[part["$ref"].rpartition("/")[2]])
-        return _widen({name: resolve(each) for name, each in part.items()})
-
-    resolved: dict[str, Any] = resolve(schema)
-    return resolved | {"type": "object"}
+    widened: dict[str, Any] = _widen(inline_schema(fields))
+    return widened | {"type": "object"}
 
 
 def option_answers() -> dict[int | str, dict[str, Any]]:

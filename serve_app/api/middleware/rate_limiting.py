@@ -3,7 +3,7 @@
 Requests are counted before their bodies are read; what they cost is known, and charged, when they have been understood.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from types import MappingProxyType
 from typing import Final
@@ -12,7 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams
+from deployments.engine.protocol.request import Request as GenerationRequest
 from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.principal import principal_of
@@ -37,15 +38,25 @@ REFUSED_PIXEL_STEPS: Final = 100_000
 RESIZED_STEPS: Final = 2
 """What a pixel costs that is only resized and compressed, in denoising steps: little beside an image, not nothing."""
 
+UPSCALED_STEPS: Final = 4
+"""The same of a pixel that a network makes: what ESRGAN computes for one of a doubled picture, by SD1.5's UNet."""
+
 _COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
 
 
 class RateLimiting:
     """Answers 429 to who asks for more images than it may; looks at nothing but requests for images."""
 
-    def __init__(self, app: ASGIApp, *, limits: RateLimits) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: RateLimits,
+        translate: Callable[[Scope, Problem], Problem] = lambda _, problem: problem,
+    ) -> None:
+        """`translate` puts a refusal into the words of the surface that was asked."""
         self.app = app
-        self._limits = limits
+        self._limits, self._translate = limits, translate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not asks_for_work(scope):
@@ -62,7 +73,7 @@ class RateLimiting:
         try:
             await quota.enter()
         except OverLimit as over:
-            problem = _refusal(over)
+            problem = self._translate(scope, _refusal(over))
             problem.headers |= close_unread(Headers(scope=scope))
             await problem.response(exchange_of(scope).request_id)(scope, receive, send_with_remaining)
             return
@@ -92,13 +103,16 @@ async def charge(request: Request, *prepared: Prepared) -> None:
         raise _too_costly(error) from None
 
 
-async def charge_pixels(request: Request, pixels: int) -> None:
-    """Charges for pixels that are only resized and compressed. Raises Problem: 429, or 422 if it is far too many."""
+async def charge_pixels(request: Request, pixels: int, steps: int = RESIZED_STEPS) -> None:
+    """Charges for pixels that are only resized and compressed, or that are worth `steps` each.
+
+    Raises Problem: 429, or 422 if it is far too many.
+    """
     quota = exchange_of(request.scope).quota
     if quota is None:
         return
     try:
-        await quota.charge(pixels * RESIZED_STEPS)
+        await quota.charge(pixels * steps)
     except OverLimit as over:
         raise _refusal(over) from None
     except TooCostly as error:
@@ -121,7 +135,15 @@ def pixel_steps(prepared: Prepared) -> int:
     request = prepared.request
     passes = sum(_pixel_steps_of(each.params) for each in (request, request.second_pass) if each is not None)
     width, height = request.params.output_size or (0, 0)
-    return passes + width * height * RESIZED_STEPS * request.params.num_images
+    resized = width * height * RESIZED_STEPS * request.params.num_images
+    return passes + resized + _upscaled_pixel_steps(request)
+
+
+def _upscaled_pixel_steps(request: GenerationRequest) -> int:
+    hires, larger = request.params.hires, request.encoded_bucket
+    if hires is None or larger is None or hires.upscaler in BUILT_IN_UPSCALERS:
+        return 0
+    return larger.width * larger.height * UPSCALED_STEPS * request.params.num_images
 
 
 def _pixel_steps_of(params: GenerationParams) -> int:

@@ -25,7 +25,7 @@ from deployments.engine.protocol.events import (
 from serve_app.api.openai.errors import translate
 from serve_app.api.openai.fields import ImagesRequest
 from serve_app.api.problems import problem_of
-from serve_app.api.responses.schemas import FailureAnswer, failure_answer
+from serve_app.api.responses.schemas import FailureAnswer, SafetyAnswer, failure_answer, safety_answer
 from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
@@ -43,6 +43,7 @@ class ImageData(TypedDict):
     b64_json: NotRequired[str]
     url: NotRequired[str]
     seed: int
+    safety: NotRequired[SafetyAnswer]
     revised_prompt: NotRequired[str]
 
 
@@ -108,8 +109,15 @@ def images_answer(asked: ImagesRequest, result: Result, urls: Sequence[str] | No
 
 def _describe_images(result: Result, urls: Sequence[str] | None) -> list[ImageData]:
     if urls is not None:
-        return [ImageData(url=url, seed=image.seed) for url, image in zip(urls, result.images, strict=True)]
-    return [ImageData(b64_json=base64.b64encode(image.data).decode(), seed=image.seed) for image in result.images]
+        described = [ImageData(url=url, seed=image.seed) for url, image in zip(urls, result.images, strict=True)]
+    else:
+        described = [
+            ImageData(b64_json=base64.b64encode(image.data).decode(), seed=image.seed) for image in result.images
+        ]
+    for each, image in zip(described, result.images, strict=True):
+        if image.safety is not None:
+            each["safety"] = safety_answer(image.safety)
+    return described
 
 
 class ImagesEventEncoder:
@@ -180,7 +188,9 @@ class ImagesEventEncoder:
         shown = self._describe(self._completed, data, self._fields.output_format, size)
         more = {} if self._fields.caller is None else {"safety_identifier": self._fields.caller}
         cached = self._source == "cache"
-        ours = {"index": image.index, "seed": image.seed, "cached": cached}
+        ours: dict[str, Any] = {"index": image.index, "seed": image.seed, "cached": cached}
+        if image.safety is not None:
+            ours["safety"] = safety_answer(image.safety)
         return self._completed, {**shown, "usage": _usage(), **more, **ours}
 
     def _describe(self, name: str, data: str, output_format: str, size: str) -> Mapping[str, Any]:

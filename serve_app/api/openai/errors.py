@@ -27,8 +27,16 @@ RENAMED: Final[Mapping[str, str]] = MappingProxyType(
 _FIELDS: Final = MappingProxyType(
     {**RENAMED, "control_image": "image", "controlnet_type": "controls", "mask_alpha": "mask"}
 )
+_MODERATED: Final = "moderation_blocked"
+
 _CODES: Final[Mapping[str, str]] = MappingProxyType(
-    {"unknown_field": "unknown_parameter", "not_allowed": "unsupported_value"}
+    {
+        "unknown_field": "unknown_parameter",
+        "not_allowed": "unsupported_value",
+        "rate_limited": "rate_limit_exceeded",
+        "content_filtered": _MODERATED,
+        "prompt_blocked": _MODERATED,
+    }
 )
 
 _REFUSED_NAMES: Final = ("unknown_field", "unknown_parameter")
@@ -84,6 +92,8 @@ def translate(problem: Problem) -> Problem:
         headers=problem.headers,
     )
     translated.retryable = problem.retryable
+    if translated.code == _MODERATED:
+        translated.kind = "image_generation_user_error"
     return translated
 
 

@@ -64,6 +64,9 @@ async def _answer(
     request: Request, service: DiffusionService, asked: ImagesRequest, uploads: Uploads | None, act: Act
 ) -> Response:
     params = permit(request, asked.params)
+    files = files_of(request)
+    if asked.fields.response_format == "url" and files is not None:
+        await files.check_room(params.num_images)
     if asked.fields.stream:
         refuse_key(request)
         prepared = await prepare_and_charge(request, service, params, uploads, asked.fields.partial_images)

@@ -32,17 +32,11 @@ async def list_models(names: ModelNamesDep) -> dict[str, Any]:
     return {"object": "list", "data": described}
 
 
-@router.get("/models/{model}", responses=_NOT_FOUND)
+@router.get("/models/{model:path}", responses=_NOT_FOUND)
 async def read_model(model: Name, service: ServiceDep, names: ModelNamesDep) -> dict[str, Any]:
-    """Describes the model of that name or alias; `root` is the name of the model that serves it."""
+    """Describes the model of that name or alias, which may have slashes; `root` is the model that serves it."""
     # The service's own default would be the first, made for inpainting or not.
     return _describe(model, names.find(model) or service.model(model))
-
-
-@router.get("/models/{owner}/{model}", include_in_schema=False)
-async def read_owned_model(owner: Name, model: Name, service: ServiceDep, names: ModelNamesDep) -> dict[str, Any]:
-    """As `read_model`: an alias may have a slash, which clients write as `%2F`."""
-    return await read_model(f"{owner}/{model}", service, names)
 
 
 def _describe(name: str, spec: ModelSpec) -> dict[str, Any]:

@@ -1,27 +1,18 @@
 """The page at `/` on which people try the server, and the files that it is made of. It asks nobody but this server."""
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Final
+from typing import Final
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Response
 from starlette.exceptions import HTTPException
+
+from serve_app.api.assets import IfNoneMatch, answer_with, page_headers, read_asset
 
 router = APIRouter(include_in_schema=False)
 
 _FOLDER: Final = Path(__file__).parent / "assets"
 _PAGE: Final = "index.html"
-_MEDIA_TYPES: Final = MappingProxyType(
-    {
-        ".html": "text/html; charset=utf-8",
-        ".css": "text/css; charset=utf-8",
-        ".js": "text/javascript; charset=utf-8",
-        ".svg": "image/svg+xml",
-    }
-)
-
 CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -38,42 +29,16 @@ CONTENT_SECURITY_POLICY: Final = "; ".join(
     )
 )
 
-_HEADERS: Final = MappingProxyType(
-    {
-        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Referrer-Policy": "no-referrer",
-        # Kept, and asked for again: after an update all files are of one version.
-        "Cache-Control": "no-cache",
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Asset:
-    """A file of the page, in memory."""
-
-    content: bytes
-    media_type: str
-    etag: str
-
-
-def _read_asset(path: Path) -> Asset:
-    content = path.read_bytes()
-    return Asset(content, _MEDIA_TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-
+_HEADERS: Final = page_headers(CONTENT_SECURITY_POLICY)
 
 # Read once, so that no request ever names a path.
-_ASSETS: Final = MappingProxyType({path.name: _read_asset(path) for path in sorted(_FOLDER.iterdir())})
-
-IfNoneMatch = Annotated[str | None, Header()]
+_ASSETS: Final = MappingProxyType({path.name: read_asset(path) for path in sorted(_FOLDER.iterdir())})
 
 
 @router.get("/")
 async def page(if_none_match: IfNoneMatch = None) -> Response:
     """Returns the page."""
-    return _answer(_ASSETS[_PAGE], if_none_match)
+    return answer_with(_ASSETS[_PAGE], if_none_match, _HEADERS)
 
 
 @router.get("/playground/{name}")
@@ -82,13 +47,4 @@ async def asset(name: str, if_none_match: IfNoneMatch = None) -> Response:
     found = _ASSETS.get(name)
     if found is None or name == _PAGE:
         raise HTTPException(404)
-    return _answer(found, if_none_match)
-
-
-def _answer(asset: Asset, if_none_match: str | None) -> Response:
-    headers = {**_HEADERS, "ETag": asset.etag}
-    # Weak comparison (RFC 9110): proxies that compress mark the tag as weak.
-    known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    if asset.etag in known or known == ["*"]:
-        return Response(status_code=304, headers=headers)
-    return Response(asset.content, media_type=asset.media_type, headers=headers)
+    return answer_with(found, if_none_match, _HEADERS)

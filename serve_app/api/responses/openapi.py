@@ -6,6 +6,8 @@ from typing import Any
 
 from deployments.engine.protocol.params import IMAGE_FIELDS, INPAINT_FIELDS, GenerationParams
 from deployments.uploads.masks import MASK_TYPES
+from serve_app.api.parsing.callbacks import callback_schema
+from serve_app.api.responses.json_schema import inline_schema
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -35,10 +37,14 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "metadata": "How much a file tells of how it was made: `minimal` leaves out the prompts.",
         "priority": "Higher ones go first; nothing waits for ever. A `high` image may replace a running `low` one.",
         "cache": "`reuse`: without a seed, any seed's result will do; `refresh`: a new result; `off`: no caching.",
-        "hires": "A second pass over the result, enlarged `scale` times by `upscaler` (`latent`, `lanczos`), with "
+        "hires": "A second pass over the result, enlarged `scale` times by `upscaler` (`latent`, `lanczos`, or a "
+        "name from `/ads/v2/diffusion/upscalers`), with "
         "`strength` and `steps` as in image-to-image.",
         "output_size": "Width and height in pixels that the finished image is resized to, of any shape.",
         "output_fit": "How it becomes that shape: cropped, or padded with its edges' colours.",
+        "local_contrast": "Evens out light and dark by regions (CLAHE's clip limit); 0 leaves it as it is, 2 is usual.",
+        "contrast": "Multiplies the finished image's contrast.",
+        "sharpen": "Sharpens the finished image; 0.5 is usual.",
         "ad_format": "The name of an `output_size`, from `/ads/v2/diffusion/ad-formats`.",
         "template": "The name of a prompt with places, from `/ads/v2/diffusion/templates`.",
         "template_values": "What goes into the template's places, by their names.",
@@ -125,10 +131,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
 
 def params_schema() -> dict[str, Any]:
     """The JSON schema of `GenerationParams`, with a description of every field."""
-    schema = GenerationParams.model_json_schema()
-    # Inlined: a reference would point into another document.
-    definitions = schema.pop("$defs", {})
-    schema["properties"]["controls"]["items"] = definitions.get("ControlSettings", {})
+    schema = inline_schema(GenerationParams)
     for name, description in _FIELDS.items():
         schema["properties"][name]["description"] = description
     return schema
@@ -182,6 +185,7 @@ def batch_body() -> dict[str, Any]:
             "expand": _EXPANSION,
             "priority": fields["priority"] | {"description": "For entries without their own."},
             "deadline_ms": fields["deadline_ms"] | {"description": "For entries without their own; from now on."},
+            **callback_schema(),
         },
         "required": ["requests"],
         "additionalProperties": False,

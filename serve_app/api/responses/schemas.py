@@ -1,32 +1,44 @@
 """The JSON of the answers, for clients and for OpenAPI, and the conversion of results to it."""
 
 import base64
-from typing import Any, Final, NotRequired
+from typing import Any, Final, Literal, NotRequired
 
 # pydantic refuses `typing.TypedDict` before Python 3.12.
 from typing_extensions import TypedDict
 
-from deployments.engine.protocol.events import ImageDone, ImageFailed, Timings
+from deployments.engine.protocol.events import ImageDone, ImageFailed, Timings, is_filtered
 from deployments.engine.protocol.params import IMAGE_FIELDS, SERVICE_FIELDS, GenerationParams
+from deployments.engine.protocol.safety import Finding, SafetyStatus
 from serve_app.generation.result import Result
 
 _RARE: Final = IMAGE_FIELDS | {
     "ad_format",
+    "contrast",
     "deep_cache",
     "exact",
     "guidance_interval",
     "hires",
+    "local_contrast",
     "metadata",
     "output_fit",
     "output_quality",
     "output_size",
+    "sharpen",
     "template",
     "template_values",
 }
 
 
+class SafetyAnswer(TypedDict):
+    """What checkers found in an image. `score` is the checker's own; none where the check failed."""
+
+    status: SafetyStatus
+    category: str
+    score: float | None
+
+
 class ImageAnswer(TypedDict):
-    """One image; `data` is the file in base64."""
+    """One image; `data` is the file in base64. `safety` is there if the model's images are checked."""
 
     index: int
     seed: int
@@ -34,12 +46,14 @@ class ImageAnswer(TypedDict):
     width: int
     height: int
     data: str
+    safety: NotRequired[SafetyAnswer]
 
 
 class FailureAnswer(TypedDict):
-    """An image that failed, though others of its request may not have."""
+    """An image that failed, or was filtered, though others of its request may not have been."""
 
     index: int
+    status: Literal["failed", "filtered"]
     code: str
     message: str
     retryable: bool
@@ -58,7 +72,8 @@ class TimingsAnswer(TypedDict):
 class Answer(TypedDict):
     """The images, the model that made them, and complete `parameters`: with the same uploads they give the same images.
 
-    `effective_prompt` is the prompt with the style applied. `failures` is present if some images could not be made.
+    `effective_prompt` is the prompt with the style applied. `failures` is present if some images could not be made, or
+    were filtered.
     """
 
     id: str
@@ -95,7 +110,7 @@ def _parameters(params: GenerationParams) -> dict[str, Any]:
 
 def image_answer(image: ImageDone) -> ImageAnswer:
     """An image, for JSON."""
-    return ImageAnswer(
+    answer = ImageAnswer(
         index=image.index,
         seed=image.seed,
         format=image.format,
@@ -103,12 +118,27 @@ def image_answer(image: ImageDone) -> ImageAnswer:
         height=image.height,
         data=base64.b64encode(image.data).decode(),
     )
+    if image.safety is not None:
+        answer["safety"] = safety_answer(image.safety)
+    return answer
+
+
+def safety_answer(finding: Finding) -> SafetyAnswer:
+    """What was found in an image, for JSON."""
+    score = None if finding.status == "unchecked" else round(finding.score, 4)
+    return SafetyAnswer(status=finding.status, category=finding.category, score=score)
 
 
 def failure_answer(failure: ImageFailed) -> FailureAnswer:
     """A failed image, for JSON."""
     error = failure.error
-    return FailureAnswer(index=failure.index, code=error.code, message=error.message, retryable=error.retryable)
+    return FailureAnswer(
+        index=failure.index,
+        status="filtered" if is_filtered(failure) else "failed",
+        code=error.code,
+        message=error.message,
+        retryable=error.retryable,
+    )
 
 
 def timings_answer(timings: Timings) -> TimingsAnswer:

@@ -3,22 +3,23 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, ValidationError
 
-from deployments.engine.protocol.errors import EngineError
-from deployments.engine.protocol.params import GenerationParams, Priority, StrictFields, normalise_fields
+from deployments.engine.protocol.errors import BlockedPrompt, EngineError, InvalidParameter
+from deployments.engine.protocol.params import GenerationParams, Priority, normalise_fields
 from serve_app.api.dependencies import JobsDep, ServiceDep
 from serve_app.api.exchange import exchange_of
 from serve_app.api.middleware.rate_limiting import charge, charge_refused
 from serve_app.api.parsing.body import read_json_object
+from serve_app.api.parsing.callbacks import CallbackFields, read_callbacks
 from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
 from serve_app.api.parsing.validation import MAX_FAULTS, problem_of_errors, validate_params
 from serve_app.api.principal import principal_of
-from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
+from serve_app.api.problems import Fault, Problem, pointer_to, problem_of, whole_seconds
 from serve_app.api.responses import openapi
 from serve_app.api.responses.batch_entries import count_entries, entry_answer
 from serve_app.api.responses.cache_headers import apply_cache_control, read_cache_control
@@ -31,6 +32,7 @@ from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.config.sections import JobsConfig
 from serve_app.generation.expansion import Expansion, expand
 from serve_app.jobs.batch import Batch, Outcome
+from serve_app.jobs.callbacks import CallbackRequest
 from serve_app.jobs.manager import RETRY_S, Jobs, TooManyJobs, new_job_id
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
@@ -38,10 +40,10 @@ router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 RESPOND_ASYNC = "respond-async"
 
 
-class BatchBody(StrictFields):
+class BatchBody(CallbackFields):
     """`priority` and `deadline_ms` apply to entries without their own. Entries are validated one by one.
 
-    With `expand` each of `requests` stands for several entries.
+    With `expand` each of `requests` stands for several entries. With callbacks it becomes a job.
     """
 
     requests: list[Any] = Field(min_length=1)
@@ -52,10 +54,13 @@ class BatchBody(StrictFields):
 
 @dataclass(frozen=True, slots=True)
 class BatchEntries:
-    """The entries by index: the valid ones' parameters, and the problems of the others."""
+    """The entries by index: the valid ones' parameters, and the problems of the others; and what its caller asks to be
+    called back about.
+    """
 
     params: dict[int, GenerationParams]
     refused: dict[int, Problem]
+    callbacks: CallbackRequest | None = None
 
     @property
     def images(self) -> int:
@@ -72,17 +77,19 @@ async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -
 
     Each entry of `requests` takes what text-to-image takes, and has its own `status`: one that fails leaves the others
     alone. Equal entries are made once. The answer comes when all are done; with `Accept: text/event-stream` each
-    `entry` comes as soon as it is done; with `Prefer: respond-async`, or if the batch is too large to wait for, it
-    becomes a job. A client that disconnects cancels the unfinished entries, except those of jobs.
+    `entry` comes as soon as it is done; with `Prefer: respond-async`, a webhook or uploads, or if the batch is too
+    large to wait for, it becomes a job. A client that disconnects cancels the unfinished entries, except those of jobs.
     """
     media_type = negotiate(request, [JSON, EVENTS])
     body = await read_json_object(request, request.app.state.max_body_bytes)
     try:
         batch_entries, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
+        await _refuse_blocked(service, batch_entries)
     except Problem:
         await charge_refused(request, min(_count_entries_in(body), jobs.config.max_entries))
         raise
-    later = preferred or batch_entries.images > jobs.config.sync_images
+    asked_back = batch_entries.callbacks is not None
+    later = preferred or asked_back or batch_entries.images > jobs.config.sync_images
     if media_type == EVENTS and not later:
         refuse_key(request)
         await _charge(request, service, batch_entries)
@@ -133,7 +140,26 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
                 batch_entries.refused[index] = problem.with_traceback(None)
         await let_others_run()
     _check_size(batch_entries.images, config.max_images, "images")
-    return batch_entries
+    if not batch.asks_for_callbacks:
+        return batch_entries
+    images = {index: params.num_images for index, params in batch_entries.params.items()}
+    base, offered = str(request.base_url), request.app.state.callbacks
+    # In a thread: there may be thousands of addresses.
+    callbacks = await asyncio.to_thread(read_callbacks, batch, offered, images, len(entries), base)
+    return replace(batch_entries, callbacks=callbacks)
+
+
+async def _refuse_blocked(service: ServiceDep, batch_entries: BatchEntries) -> None:
+    """Moves the entries whose prompts are blocked to the refused ones. Other mistakes show when they are prepared."""
+    for index, params in list(batch_entries.params.items()):
+        try:
+            service.prompts.write(params)
+        except BlockedPrompt as error:
+            batch_entries.refused[index] = problem_of(error)
+            del batch_entries.params[index]
+        except InvalidParameter:
+            continue
+        await let_others_run()
 
 
 def _expand(requests: list[Any], expansion: Expansion, request: Request, most: int) -> list[Any]:
@@ -168,7 +194,7 @@ async def _charge(request: Request, service: ServiceDep, batch_entries: BatchEnt
     ready = []
     for params in batch_entries.params.values():
         with suppress(EngineError):
-            ready.append(await service.prepare(params))
+            ready.append(await service.prepare(params, for_images=False))
         await let_others_run()
     await charge_refused(request, len(batch_entries.refused))
     await charge(request, *ready)
@@ -197,7 +223,8 @@ async def _submit_job(request: Request, jobs: Jobs, batch_entries: BatchEntries,
         refused[index] = entry_answer(index, job_id, problem)
         await let_others_run()
     try:
-        job = await jobs.submit(job_id, batch_entries.params, refused, principal_of(request).tenant)
+        tenant = principal_of(request).tenant
+        job = await jobs.submit(job_id, batch_entries.params, refused, tenant, batch_entries.callbacks)
     except TooManyJobs as error:
         message = f"the limit is {error.limit} unfinished jobs; come back when one is done"
         raise Problem(
@@ -206,7 +233,7 @@ async def _submit_job(request: Request, jobs: Jobs, batch_entries: BatchEntries,
     headers = {"Location": job_path(job), "Vary": "Accept, Prefer"}
     if preferred:
         headers["Preference-Applied"] = RESPOND_ASYNC
-    answer = job_answer(job)
+    answer = job_answer(job, await jobs.settlements(job))
     return await json_response(lambda: answer, 202, headers)
 
 

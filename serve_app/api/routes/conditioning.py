@@ -52,7 +52,7 @@ async def count_tokens(request: Request, service: ServiceDep) -> dict[str, Any]:
     The body is that of text-to-image. 503 if the model is not in memory: none is loaded to count.
     """
     params = read_params(await read_json_object(request, request.app.state.max_body_bytes))
-    prepared = await service.prepare(params, tenant=principal_of(request).tenant)
+    prepared = await service.prepare(params, tenant=principal_of(request).tenant, for_images=False)
     prompt, negative = await service.count_tokens(prepared)
     return {
         "model": prepared.request.model,

@@ -32,7 +32,8 @@ async def list_jobs(request: Request, jobs: JobsDep) -> JSONResponse:
 @router.get("/{job_id}")
 async def read_job(request: Request, job_id: str, jobs: JobsDep) -> Response:
     """Returns the job's state and its results so far; `images` are links."""
-    answer = job_answer(await _find(request, jobs, job_id))
+    job = await _find(request, jobs, job_id)
+    answer = job_answer(job, await jobs.settlements(job))
     return await json_response(lambda: answer, headers=NO_STORE)
 
 
@@ -42,7 +43,7 @@ async def cancel_job(request: Request, job_id: str, jobs: JobsDep) -> JSONRespon
     job = await jobs.cancel(job_id, principal_of(request).tenant)
     if job is None:
         raise _job_not_found()
-    return JSONResponse(job_answer(job), headers=NO_STORE)
+    return JSONResponse(job_answer(job, await jobs.settlements(job)), headers=NO_STORE)
 
 
 @router.get("/{job_id}/images/{entry}/{image}")

@@ -1,5 +1,6 @@
 """The endpoints that describe the server, under `/ads/v2/diffusion`: models, samplers, styles, statistics, health."""
 
+import asyncio
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ async def models(service: ServiceDep) -> dict[str, Any]:
                 "default_sampler": spec.default_sampler,
                 "controlnets": list(spec.controlnets),
                 "licence": spec.licence,
+                "safety": spec.safety.policy,
             }
             for spec in service.models
         ]
@@ -74,8 +76,29 @@ async def styles() -> dict[str, Any]:
 @router.get("/templates")
 async def templates(service: ServiceDep) -> dict[str, Any]:
     """Lists the prompt templates, and the values that each needs."""
-    rows = service.templates.values()
+    rows = service.prompts.templates.values()
     return {"templates": [{**asdict(row), "template_values": list(row.places)} for row in rows]}
+
+
+@router.get("/embeddings")
+async def embeddings(service: ServiceDep) -> dict[str, Any]:
+    """Lists the learnt embeddings that prompts may name, by their tokens, and files that cannot be used."""
+    registry = service.prompts.embeddings
+    # Called in a thread: new files are read then.
+    files, skipped = await asyncio.to_thread(lambda: (registry.files, registry.skipped))
+    return {
+        "embeddings": [
+            {
+                "name": file.name,
+                "token": file.token,
+                "vectors": file.vectors,
+                "width": file.width,
+                "digest": file.digest,
+            }
+            for file in files
+        ],
+        "skipped": [{"name": name, "reason": reason} for name, reason in skipped.items()],
+    }
 
 
 @router.get("/ad-formats")

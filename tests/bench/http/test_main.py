@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from bench.http.__main__ import PARTS, _run_concurrently, config_of, misses
+from bench.http.__main__ import PARTS, config_of, misses
+from bench.http.measurements import run_concurrently
 
 FINE: dict[str, Any] = {
     "overhead": {"p50_ms": 24.9},
@@ -51,7 +52,7 @@ async def test_no_more_are_asked_at_once_than_there_are_callers() -> None:
         running -= 1
         return 1
 
-    assert await _run_concurrently(3, [one] * 10) == [1] * 10
+    assert await run_concurrently(3, [one] * 10) == [1] * 10
     assert most == 3
 
 

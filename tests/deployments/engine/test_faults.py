@@ -56,7 +56,7 @@ def name_of(error: BaseException) -> str:
 
 def broken_fp32(patch: Patch, error: Exception) -> None:
     patch.setattr(pictures, "find_valid", lambda pixels: torch.zeros(len(pixels), dtype=torch.bool))
-    patch.setattr(decode, "decode_in_fp32", make_raiser(error))
+    patch.setattr(pictures, "decode_in_fp32", make_raiser(error))
 
 
 def broken_release(after: Callable[[Patch, Exception], None]) -> Callable[[Patch, Exception], None]:

@@ -60,7 +60,8 @@ def paths_of(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]:
 
 def test_every_route_has_a_rule_and_every_rule_a_route(app: FastAPI) -> None:
     routes = set(paths_of(app.routes))
-    assert set(app.openapi()["paths"]) <= routes
+    # The document has no word for a part that may have slashes.
+    assert set(app.openapi()["paths"]) <= {path.replace(":path}", "}") for path in routes}
     assert routes == set(RULES)
 
 

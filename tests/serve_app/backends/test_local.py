@@ -1,28 +1,50 @@
 """The backend around an engine in this process, which is loaded once, off the event loop, at the first use."""
 
 import asyncio
+import io
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from deployments.engine.protocol.engine_config import EngineConfig
-from deployments.engine.protocol.errors import EngineStopped, ModelLoadError
+from deployments.engine.protocol.errors import EngineStopped, InvalidParameter, ModelLoadError, Overloaded
 from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.inputs import Enlargement, ImageArray
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
+from deployments.uploads.enlarging import MOST_WAITING
 from serve_app.backends.local import LocalBackend
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import TINY, success
+from tests.serve_app.labels.files import file_of
 
 CUP = GenerationParams(prompt="a red cup", num_inference_steps=4, seed=1)
+
+
+class StubUpscalers:
+    """Repeats pixels."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.stopped = threading.Event()
+
+    def enlarge_to(
+        self, name: str, picture: ImageArray, size: tuple[int, int], *, is_stopped: Callable[[], bool]
+    ) -> ImageArray:
+        if name == "endless":
+            while not is_stopped():
+                time.sleep(0.01)
+            self.stopped.set()
+        return picture.repeat(size[1] // picture.shape[0], 0).repeat(size[0] // picture.shape[1], 1)
 
 
 class StubWorker:
@@ -33,8 +55,12 @@ class StubWorker:
         self.first: list[str] = []
         self.failure: Exception | None = None
         self.stopped = False
+        self.upscalers = StubUpscalers()
 
-    def load(self, specs: Sequence[ModelSpec], config: EngineConfig, *, first: str) -> "StubWorker":
+    def load(
+        self, specs: Sequence[ModelSpec], config: EngineConfig, *, first: str, upscalers: Sequence[UpscalerSpec]
+    ) -> "StubWorker":
+        self.upscalers.names = [spec.name for spec in upscalers]
         self.loads.append((specs, config, threading.current_thread().name))
         self.first.append(first)
         time.sleep(0.05)
@@ -189,3 +215,29 @@ def test_the_demo_models_answer_to_the_guides_names() -> None:
         (None, "demo-sd"),
     ):
         assert service.model(name).name == member
+
+
+async def test_pictures_are_enlarged_beside_the_engine_by_the_upscalers_that_it_has_loaded(
+    worker: StubWorker, spec: ModelSpec
+) -> None:
+    async with DiffusionService(models=[spec], upscalers=[UpscalerSpec("repeat", "nowhere")]) as service:
+        enlarged = await service.enlarge(Enlargement(file_of("png"), "repeat", (144, 112)))
+        assert Image.open(io.BytesIO(enlarged)).size == (144, 112)
+        assert worker.upscalers.names == ["repeat"]
+        with pytest.raises(InvalidParameter, match="picture"):
+            await service.enlarge(Enlargement(b"no picture", "repeat", (144, 112)))
+
+
+async def test_a_caller_that_leaves_ends_the_enlarging_and_too_many_are_refused(
+    worker: StubWorker, spec: ModelSpec
+) -> None:
+    async with DiffusionService(models=[spec], upscalers=[UpscalerSpec("endless", "nowhere")]) as service:
+        asked = Enlargement(file_of("png"), "endless", (128, 128))
+        calls = [asyncio.create_task(service.enlarge(asked)) for _ in range(MOST_WAITING + 1)]
+        done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        (refused,) = done
+        assert isinstance(refused.exception(), Overloaded)
+        for call in waiting:
+            call.cancel()
+        assert await asyncio.to_thread(worker.upscalers.stopped.wait, 5)
+        await asyncio.wait(waiting)

@@ -20,6 +20,7 @@ from deployments.engine.protocol.errors import (
     Quarantined,
 )
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, Progress, Timings
+from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
@@ -28,6 +29,7 @@ from serve_app.backends import ray_serve
 from serve_app.backends.protocol import BackendReport
 from serve_app.backends.ray_serve import RayBackend, as_engine_error
 from serve_app.backends.routing import RoutingBackend, route_to
+from tests.serve_app.fakes import until
 
 SPEC = ModelSpec("tiny", "nowhere", native_size=64)
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, num_images=2, model_name="tiny", width=64, height=64))
@@ -70,8 +72,9 @@ class FakeHandle:
         self.asked: list[str] = []
         self.broadcasts: list[tuple[Any, ...]] = []
         self.generate = self
-        self.count_tokens = self.make_hints = SimpleNamespace(remote=self._answer)
+        self.count_tokens = self.make_hints = self.enlarge = SimpleNamespace(remote=self._respond)
         self.answer: Any = None
+        self.responses: list[asyncio.Task[Any]] = []
 
     def options(self, *, stream: bool) -> "FakeHandle":
         assert stream
@@ -82,7 +85,11 @@ class FakeHandle:
         self.streams.append(FakeStream(self.attempts(request.id)))
         return self.streams[-1]
 
-    async def _answer(self, _: Request) -> Any:
+    def _respond(self, _: Any) -> asyncio.Task[Any]:
+        self.responses.append(asyncio.ensure_future(self._answer()))
+        return self.responses[-1]
+
+    async def _answer(self) -> Any:
         if isinstance(self.answer, Exception):
             raise self.answer
         return await asyncio.Event().wait() if self.answer is None else self.answer
@@ -266,7 +273,20 @@ async def test_one_replica_counts_tokens_and_makes_hints_and_its_refusals_come_a
     handle.answer = RuntimeError("a bug")
     with pytest.raises(RuntimeError):
         await backend.make_hints(REQUEST)
+    handle.answer = b"enlarged"
+    assert await backend.enlarge(Enlargement(b"png", "4x", (64, 64))) == b"enlarged"
     monkeypatch.setattr(ray_serve, "COUNT_TIMEOUT_S", 0.01)
     handle.answer = None
     with pytest.raises(EngineStopped, match="in time"):
         await backend.count_tokens(REQUEST)
+
+
+async def test_a_caller_that_leaves_cancels_the_replicas_work() -> None:
+    handle = FakeHandle(lambda _: ())
+    call = asyncio.create_task(backend_of(handle).enlarge(Enlargement(b"png", "4x", (64, 64))))
+    await until(lambda: bool(handle.responses))
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.wait(handle.responses)
+    assert handle.responses[0].cancelled()

@@ -68,11 +68,11 @@ def test_another_key_or_another_version_is_none() -> None:
 
 def test_what_is_signed_and_makes_no_sense_is_none() -> None:
     """Ours, by the signature; but perhaps another version's."""
-    header, files = verify("result 2", pack(ONE, KEY), KEY)
-    assert unpack(sign("result 2", header, files, KEY), KEY) == ONE
+    header, files = verify("result 3", pack(ONE, KEY), KEY)
+    assert unpack(sign("result 3", header, files, KEY), KEY) == ONE
     for other, its_files in ((header, ()), (header, (*files, b"")), (header | {"new": 1}, files), ([], files)):
         with pytest.raises(BadEntry):
-            unpack(sign("result 2", other, its_files, KEY), KEY)
+            unpack(sign("result 3", other, its_files, KEY), KEY)
 
 
 def test_what_a_request_hears_is_its_own() -> None:

@@ -13,11 +13,10 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from deployments.engine.protocol.errors import EngineError, InvalidParameter
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.application import create_api
 from serve_app.cli import progress
-from serve_app.cli.exits import EXIT_FAILED, EXIT_USAGE
+from serve_app.cli.exits import EXIT_FAILED, EXIT_NO_IMAGE, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE
 from serve_app.cli.main import app
 from serve_app.cli.progress import Failure, FinishedImage, Step, output_format, show_progress
 from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
@@ -67,7 +66,7 @@ def test_no_server_is_said_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--url", f"http://127.0.0.1:{port}")
-    assert result.exit_code == EXIT_FAILED
+    assert result.exit_code == EXIT_UNREACHABLE
     assert "no server" in one_line(result)
 
 
@@ -149,7 +148,7 @@ def test_a_slip_with_pictures_names_its_option(
 def test_local_knows_the_models_of_its_configuration_only(config: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "cup.png")
     result = run("generate", "a cup", "-o", output, "--local", "--config", str(config), "--model", "tinny")
-    assert result.exit_code == EXIT_USAGE
+    assert result.exit_code == EXIT_NOT_FOUND
     assert one_line(result) == "darkroom: model: there is no such model; did you mean 'tiny'?"
 
 
@@ -165,12 +164,9 @@ def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
 Told = Step | FinishedImage | Failure
 
 
-def told_by_a_server(monkeypatch: pytest.MonkeyPatch, *events: ServerEvent | Exception) -> list[Told]:
+def told_by_a_server(monkeypatch: pytest.MonkeyPatch, *events: ServerEvent) -> list[Told]:
     def stream(_self: DarkroomClient, _params: GenerationParams, **_: object) -> Iterator[ServerEvent]:
-        for event in events:
-            if isinstance(event, Exception):
-                raise event
-            yield event
+        yield from events
 
     monkeypatch.setattr(DarkroomClient, "stream", stream)
     return list(progress.stream_from_server("http://127.0.0.1:1", GenerationParams(prompt="a cup")))
@@ -187,19 +183,43 @@ def test_a_servers_stream_becomes_steps_and_pictures(monkeypatch: pytest.MonkeyP
     assert life == [Step(1, 2), FinishedImage(0, 3, b"pixels")]
 
 
-def test_a_servers_refusal_keeps_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidParameter) as caught:
-        told_by_a_server(monkeypatch, DarkroomError(404, "model_not_found", "there is no such model", "model_name"))
-    assert caught.value.field == "model_name"
-    with pytest.raises(EngineError, match="full"):
-        told_by_a_server(monkeypatch, DarkroomError(503, "overloaded", "the queue is full"))
+@pytest.mark.parametrize(
+    ("error", "exit_code", "line"),
+    [
+        (DarkroomError(404, "model_not_found", "no such model", "model_name"), 5, "darkroom: model: no such model"),
+        (DarkroomError(422, "too_small", "width must be more", "width"), 2, "darkroom: width: must be more"),
+        (DarkroomError(401, "missing_api_key", "a key is needed"), 3, "darkroom: a key is needed"),
+        (DarkroomError(403, "insufficient_scope", "not this key"), 3, "darkroom: not this key"),
+        (DarkroomError(429, "rate_limited", "later"), 4, "darkroom: later"),
+        (DarkroomError(503, "overloaded", "the queue is full"), 4, "darkroom: the queue is full"),
+        (DarkroomError(504, "deadline_exceeded", "too late"), 4, "darkroom: too late"),
+        (DarkroomError(499, "cancelled", "it was cancelled"), 7, "darkroom: it was cancelled"),
+        (DarkroomError(500, "numerical_failure", "not finite"), 7, "darkroom: not finite"),
+        (DarkroomError(401, "invalid_api_key", "unknown"), 3, "darkroom: unknown"),
+        (DarkroomError(500, "internal_error", "something went wrong"), 1, "darkroom: something went wrong"),
+        (DarkroomError(0, "connection_lost", "the connection was lost"), 6, "darkroom: the connection was lost"),
+        (DarkroomError(0, "invalid_api_key", "no key has these"), 2, "darkroom: no key has these"),
+    ],
+)
+def test_a_servers_refusal_has_its_exit_code_and_names_the_option(
+    error: DarkroomError, exit_code: int, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stream(_self: DarkroomClient, _params: GenerationParams, **_: object) -> Iterator[ServerEvent]:
+        yield from ()
+        raise error
+
+    monkeypatch.setattr(DarkroomClient, "stream", stream)
+    result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--json")
+    assert (result.exit_code, result.stderr.strip()) == (exit_code, line)
+    told = json.loads(result.stdout)["error"]
+    assert (told["code"], told["status"], told["field"]) == (error.code, error.status, error.field)
 
 
 def test_an_image_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     life: list[Told] = [FinishedImage(1, 8, b"b"), Failure(0, "the numbers were not finite")]
-    monkeypatch.setattr(progress, "stream_from_server", lambda *_: iter(life))
+    monkeypatch.setattr(progress, "stream_from_server", lambda *_: (each for each in life))
     result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), "--num-images", "2")
-    assert result.exit_code == EXIT_FAILED
+    assert result.exit_code == EXIT_NO_IMAGE
     assert "image 0: the numbers were not finite" in result.output
     assert (tmp_path / "cup-1.png").read_bytes() == b"b"
 
@@ -269,7 +289,7 @@ def test_the_command_line_gives_its_key(by: str, tmp_path: Path, monkeypatch: py
 
     def from_server(_url: object, _params: object, _uploads: object, api_key: str | None) -> Iterator[Told]:
         asked.append(api_key)
-        return iter(())
+        yield from ()
 
     monkeypatch.setattr(progress, "stream_from_server", from_server)
     monkeypatch.setenv("DARKROOM_API_KEY", "dk_from_the_environment")
@@ -296,7 +316,7 @@ def test_a_file_of_requests_becomes_a_folder_of_pictures(tmp_path: Path, fake_se
     file, out = tmp_path / "asked.jsonl", tmp_path / "made"
     file.write_text('{"prompt": "a", "seed": 1, "num_images": 2}\n\n{"prompt": "b", "width": 3}\n{"prompt": "c"}\n')
     result = run("batch", str(file), "-o", str(out), "--url", fake_server[0], "--priority", "low")
-    assert result.exit_code == EXIT_FAILED
+    assert result.exit_code == EXIT_NO_IMAGE
     assert sorted(path.name for path in out.iterdir()) == ["0001-0.png", "0001-1.png", "0004-0.png"]
     assert "line 3: width must be a multiple of 8" in result.output
     assert "darkroom: 1 of 3 requests" in result.output
@@ -305,7 +325,7 @@ def test_a_file_of_requests_becomes_a_folder_of_pictures(tmp_path: Path, fake_se
     shown = run("jobs", "show", job_id, "--url", fake_server[0])
     assert json.loads(shown.output)["succeeded"] == 2
     assert one_line(run("jobs", "cancel", job_id, "--url", fake_server[0])) == "succeeded"
-    assert run("jobs", "show", "0" * 32, "--url", fake_server[0]).exit_code == EXIT_FAILED
+    assert run("jobs", "show", "0" * 32, "--url", fake_server[0]).exit_code == EXIT_NOT_FOUND
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[1]", '{"prompt": "a"}\nnonsense', "\udcff"])

@@ -10,7 +10,7 @@ from deployments.engine.protocol.errors import InvalidParameter, NumericalFailur
 from deployments.engine.protocol.inputs import Uploads
 from serve_app.api.application import create_api
 from serve_app.client import AsyncDarkroomClient, DarkroomClient, DarkroomError, ServerEvent
-from serve_app.client.retries import LONGEST_S, Retries
+from serve_app.client.retries import LONGEST_S, Tries
 from serve_app.service import DiffusionService
 from tests.serve_app.client.test_client import PICTURE, Through
 from tests.serve_app.fakes import FakeBackend, Script, failing, refusing, slow, success, until
@@ -73,6 +73,8 @@ async def test_a_batch_and_a_job_give_their_entries(darkroom: AsyncDarkroomClien
     (entry,) = await darkroom.entries_of(job)
     assert entry.images[0].seed == 4
     assert (await darkroom.cancel_job(job_id))["state"] == "succeeded"
+    assert [job["id"] for job in await darkroom.jobs()] == [job_id]
+    assert [model["name"] for model in await darkroom.list_of("models")] == ["tiny", "other"]
     assert (await darkroom.health())["status"] == "healthy"
 
 
@@ -152,14 +154,15 @@ async def test_a_request_whose_answer_is_lost_is_made_once(
 
 
 def test_waits_double_up_to_a_bound_and_a_long_wish_is_not_waited_for() -> None:
-    error = DarkroomError(503, "overloaded", "full", retryable=True)
-    waits = [Retries(10).wait_s(tried, error) for tried in range(1, 11)]
-    assert all(wait is not None and wait <= LONGEST_S for wait in waits)
-    assert waits[0] is not None
+    error, tries = DarkroomError(503, "overloaded", "full", retryable=True), Tries(10, 600)
+    waits = [tries.wait_s(error) for _ in range(10)]
+    assert all(wait <= LONGEST_S for wait in waits)
     assert waits[0] <= 0.5
-    assert Retries(10).wait_s(11, error) is None
-    error.retry_after = 600.0
-    assert Retries(10).wait_s(1, error) is None
+    with pytest.raises(DarkroomError, match="full"):
+        tries.wait_s(error)
+    error.retry_after = 599.0
+    with pytest.raises(DarkroomError, match="full"):
+        Tries(10, 600).wait_s(error)
 
 
 def test_uploads_go_along_on_every_try(service: DiffusionService, backend: FakeBackend, naps: list[float]) -> None:

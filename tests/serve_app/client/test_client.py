@@ -4,6 +4,7 @@ import asyncio
 import io
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from deployments.engine.protocol.errors import NumericalFailure, Overloaded
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from serve_app.api.application import create_api
-from serve_app.client import DarkroomClient, DarkroomError
+from serve_app.client import BASE, DarkroomClient, DarkroomError
+from serve_app.client.messages import Listed
+from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import JobsConfig
 from serve_app.gateway.api_keys import Key, Keyring, generate_key, hash_of
@@ -49,6 +52,14 @@ class Through(httpx.BaseTransport):
             content = request.read()
             response = await client.request(request.method, request.url, content=content, headers=request.headers)
         return httpx.Response(response.status_code, headers=response.headers, content=response.content)
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that clients would have waited."""
+    waited: list[float] = []
+    monkeypatch.setattr("serve_app.client.client.sleep", waited.append)
+    return waited
 
 
 @pytest.fixture
@@ -166,11 +177,94 @@ def test_no_server_is_an_error_that_says_so() -> None:
     assert (caught.value.status, caught.value.code) == (0, "unreachable")
 
 
-def test_an_answer_of_something_else_on_the_way_is_an_error_too() -> None:
-    proxy = httpx.MockTransport(lambda _: httpx.Response(502, text="<html>bad gateway</html>"))
-    with pytest.raises(DarkroomError, match="502") as caught:
-        DarkroomClient("http://test", transport=proxy).generate(prompt="a red cup")
-    assert caught.value.status == 502
+def answering(*answers: httpx.Response) -> DarkroomClient:
+    """A client of something that gives these answers, one after another."""
+    left = list(answers)
+    return DarkroomClient("http://test", transport=httpx.MockTransport(lambda _: left.pop(0)))
+
+
+PAGE = "<html>a page</html>"
+CALLS: list[Callable[[DarkroomClient], object]] = [
+    lambda client: client.generate(prompt="a red cup"),
+    lambda client: client.batch([{"prompt": "a red cup"}]),
+    lambda client: client.submit([{"prompt": "a red cup"}]),
+    lambda client: client.job("a"),
+    lambda client: client.jobs(),
+    lambda client: client.list_of("models"),
+    lambda client: client.cancel_job("a"),
+    lambda client: client.cancel("a"),
+    lambda client: client.health(),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "text", [PAGE, "[]", "{}", "null", "[" * 10_000], ids=["page", "list", "other", "null", "deep"]
+)
+def test_a_success_that_no_darkroom_server_has_answered_is_an_error(
+    text: str, call: Callable[[DarkroomClient], object]
+) -> None:
+    with answering(httpx.Response(200, text=text)) as client, pytest.raises(DarkroomError) as caught:
+        call(client)
+    assert (caught.value.status, caught.value.code) == (200, "invalid_answer")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_answer_that_cannot_be_decompressed_is_an_error(call: Callable[[DarkroomClient], object]) -> None:
+    broken = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+    with answering(broken) as client, pytest.raises(DarkroomError) as caught:
+        call(client)
+    assert caught.value.code == "invalid_answer"
+
+
+@pytest.mark.parametrize("status", [302, 403, 502])
+def test_an_answer_of_something_else_on_the_way_is_an_error_with_its_status(status: int) -> None:
+    for call in (lambda client: client.health(), lambda client: list(client.stream(prompt="a red cup"))):
+        with answering(httpx.Response(status, text=PAGE)) as client, pytest.raises(DarkroomError) as caught:
+            call(client)
+        assert (caught.value.status, caught.value.retryable) == (status, status == 502)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("text", [PAGE, '{"message": "Bad gateway", "status": "error"}'], ids=["page", "json"])
+def test_what_a_proxy_says_of_a_server_that_is_away_is_tried_again(
+    status: int, text: str, naps: list[float], service: DiffusionService
+) -> None:
+    away = [httpx.Response(status, text=text), httpx.Response(status, text=text, headers={"Retry-After": "7"})]
+    real = Through(service)
+    proxy = httpx.MockTransport(lambda request: away.pop(0) if away else real.handle_request(request))
+    with DarkroomClient("http://test", transport=proxy) as client:
+        assert len(client.generate(prompt="a red cup")) == 1
+    assert naps[1:] == [7.0]
+
+
+def test_an_unhealthy_servers_health_is_returned_and_an_error_is_raised() -> None:
+    unhealthy = {"status": "unhealthy", "loaded_models": 0}
+    refused = {"status": 401, "error": {"code": "missing_api_key", "message": "a key is needed"}}
+    with answering(httpx.Response(503, json=unhealthy), httpx.Response(401, json=refused)) as client:
+        assert client.health() == unhealthy
+        with pytest.raises(DarkroomError) as caught:
+            client.health()
+    assert caught.value.code == "missing_api_key"
+
+
+@pytest.mark.parametrize("data", ["{broken", "[1]", "null"])
+def test_a_broken_line_in_a_stream_is_an_error(data: str) -> None:
+    with (
+        answering(httpx.Response(200, text=f"event: progress\ndata: {data}\n\n")) as client,
+        pytest.raises(DarkroomError) as caught,
+    ):
+        list(client.stream(prompt="a red cup"))
+    assert caught.value.code == "invalid_answer"
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_failed_image_says_whether_it_may_succeed_later(retryable: bool) -> None:
+    failure = {"index": 0, "code": "replica_lost", "message": "lost", "retryable": retryable}
+    answer = {"id": "a", "images": [], "failures": [failure]}
+    with answering(httpx.Response(200, json=answer)) as client, pytest.raises(DarkroomError, match="lost") as caught:
+        client.generate(prompt="a red cup")
+    assert (caught.value.retryable, caught.value.request_id) == (retryable, "a")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://127.0.0.1:port"])
@@ -233,6 +327,54 @@ def test_a_job_is_looked_at_and_cancelled(backend: FakeBackend) -> None:
         with pytest.raises(DarkroomError) as caught:
             client.job("0" * 32)
     assert (caught.value.status, caught.value.code) == (404, "job_not_found")
+
+
+def test_a_batch_whose_job_was_cancelled_has_an_entry_for_each_request(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.script = lambda request: slow(request) if request.params.seed == 2 else success(request)
+    app = create_api(DiffusionService(backend), jobs_config=JobsConfig(sync_images=0))
+    with http_server(app) as url, DarkroomClient(url) as client, DarkroomClient(url) as other:
+
+        def cancel_it(_: float) -> None:
+            (job,) = httpx.get(f"{url}{BASE}/jobs").json()["jobs"]
+            if job["succeeded"]:
+                other.cancel_job(job["id"])
+
+        monkeypatch.setattr("serve_app.client.client.sleep", cancel_it)
+        first, second, third = client.batch(ENTRIES)
+    assert (len(first.images), first.error) == (2, None)
+    assert (second.index, second.images) == (1, ())
+    assert second.error is not None
+    assert (second.error.status, second.error.code, second.error.retryable) == (499, "cancelled", False)
+    assert third.error is not None
+    assert third.error.field == "requests/2/prompt"
+
+
+def test_a_job_is_submitted_once_under_one_key_and_listed(backend: FakeBackend) -> None:
+    with http_server(create_api(DiffusionService(backend))) as url, DarkroomClient(url) as client:
+        first = client.submit(ENTRIES, idempotency_key="mine")
+        assert client.submit(ENTRIES, idempotency_key="mine") == first
+        second = client.submit(ENTRIES)
+        assert [job["id"] for job in client.jobs()] == [second, first]
+
+
+def test_a_job_says_where_it_is_to_call_back(backend: FakeBackend) -> None:
+    config = CallbacksConfig(uploads=True)
+    with http_server(create_api(DiffusionService(backend), callbacks=config)) as url, DarkroomClient(url) as client:
+        with pytest.raises(DarkroomError) as caught:
+            client.submit(ENTRIES, upload_urls=[["https://10.0.0.1/a", "https://10.0.0.1/b"], None, None])
+        assert (caught.value.code, caught.value.field) == ("address_not_allowed", "upload_urls/0/0")
+        with pytest.raises(DarkroomError) as caught:
+            client.submit(ENTRIES, webhook_url="https://example.com/", webhook_events=["job.failed"])
+        assert (caught.value.code, caught.value.field) == ("webhooks_off", "webhook_url")
+
+
+def test_what_a_server_has_is_listed_by_name(backend: FakeBackend) -> None:
+    with http_server(create_api(DiffusionService(backend))) as url, DarkroomClient(url) as client:
+        assert [model["name"] for model in client.list_of("models")] == ["tiny", "other"]
+        lists: tuple[Listed, ...] = ("samplers", "styles", "templates", "ad-formats")
+        assert all(row["name"] for what in lists for row in client.list_of(what))
 
 
 def test_a_request_can_be_cancelled_by_its_id(backend: FakeBackend) -> None:

@@ -75,7 +75,7 @@ async def test_a_job_that_was_claimed_runs_and_is_kept_when_it_is_over(store: Jo
     await store.finish(running)
     assert await store.unfinished() == []
     over = await store.find("a" * 32) or running
-    assert (over.state, await store.files(over, 0)) == ("succeeded", (b"pixels",))
+    assert (over.state, await store.files(over.id, 0)) == ("succeeded", (b"pixels",))
 
 
 async def test_a_job_that_runs_here_is_not_claimed_again(store: JobStore) -> None:

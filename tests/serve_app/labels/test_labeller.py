@@ -89,11 +89,18 @@ def test_a_prompt_that_a_jpeg_cannot_hold_is_left_out() -> None:
 def test_what_is_made_of_a_labelled_picture_can_be_labelled_like_it(output_format: str) -> None:
     request = request_of(Uploads(image=file_of("png")), strength=0.5)
     first = ALL.label(image_of(request), request).data
-    second = ALL.relabel(file_of(output_format), first)
+    second = ALL.label_enlarged(file_of(output_format), first, by_network=False)
     assert read_texts(second) == read_texts(first)
     report = READER.read(second)
     assert (report.state, report.source_types, report.ingredients) == ("valid", (CHANGED,), 1)
-    assert read_texts(Labeller().relabel(file_of(output_format), first)) == read_texts(first)
+    assert read_texts(Labeller().label_enlarged(file_of(output_format), first, by_network=True)).parameters
+
+
+def test_a_photo_is_labelled_only_where_a_network_has_enlarged_it() -> None:
+    photo = file_of("png")
+    assert ALL.label_enlarged(photo, photo, by_network=False) == photo
+    report = READER.read(ALL.label_enlarged(photo, photo, by_network=True))
+    assert (report.state, report.source_types, report.ingredients) == ("valid", (CHANGED,), 1)
 
 
 def test_other_labels_are_another_setting() -> None:

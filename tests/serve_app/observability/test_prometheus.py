@@ -19,6 +19,7 @@ from deployments.metrics import BATCH_SIZE, DURATIONS_S, IMAGES, QUEUE_WAIT, REA
 from serve_app.backends.protocol import BackendReport
 from serve_app.observability.prometheus import build_families, exposition
 from serve_app.observability.versions import darkroom_version
+from serve_app.service import DiffusionService
 from tests.serve_app.fakes import PATH, FakeBackend, refusing
 
 CATALOGUE = [value for value in vars(metrics).values() if isinstance(value, Metric)]
@@ -75,10 +76,11 @@ def test_a_histogram_of_nothing_is_all_zeros() -> None:
 
 
 async def test_every_metric_that_has_a_sample_is_told_in_both_formats(
-    client: httpx.AsyncClient, backend: FakeBackend
+    client: httpx.AsyncClient, backend: FakeBackend, service: DiffusionService
 ) -> None:
     backend.now = BackendReport((engine(2, 5),))
     backend.counts = {"replays": 1, "quarantined": 2, "quarantine_refusals": 3}
+    service.prompts.blocklist.counts["a rule"] = 4
     await client.post(PATH, json={"prompt": "a cup"})
     plain = await client.get("/metrics")
     assert plain.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

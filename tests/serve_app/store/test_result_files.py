@@ -98,3 +98,16 @@ async def test_without_redis_where_it_is_needed_callers_are_told_to_come_back() 
     files = ResultFiles(ResultUrlsConfig(), RedisTier(redis_at(f"redis://127.0.0.1:{free_port()}/0")))
     with pytest.raises(Overloaded):
         await files.put(PNG)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_room_that_certainly_does_not_suffice_is_said_before(shared: bool, tiers: list[RedisTier]) -> None:
+    clock = Clock()
+    files = ResultFiles(ResultUrlsConfig(ttl_s=80, max_bytes=MEGABYTE), tiers[0] if shared else None, clock)
+    await files.check_room(16)
+    await files.put(ResultFile(b"x" * (MEGABYTE - 1000), "png"))
+    await files.check_room(1)
+    with pytest.raises(Overloaded):
+        await files.check_room(16)
+    clock.now += 170
+    await files.check_room(16)

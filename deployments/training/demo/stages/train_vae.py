@@ -46,10 +46,10 @@ def _lost(vae: AutoencoderKL, images: Tensor) -> Tensor:
     posterior = vae.encode(images).latent_dist
     out = vae.decode(posterior.sample()).sample
     divergence: Tensor = posterior.kl().mean() / posterior.mean[0].numel()
-    return _reconstruction(out, images) + _KL_WEIGHT * divergence
+    return reconstruction_error(out, images) + _KL_WEIGHT * divergence
 
 
-def _reconstruction(out: Tensor, images: Tensor) -> Tensor:
+def reconstruction_error(out: Tensor, images: Tensor) -> Tensor:
     """Absolute error of pixels and of their differences: the second keeps edges sharp without another network."""
     error = out - images
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
@@ -69,11 +69,12 @@ def _crop(picture: tuple[random.Random, Image], side: int) -> Tensor:
     """A random square [3, side, side] in [-1, 1] of a drawing, now and then in other colours."""
     rng, image = picture
     top, left = (rng.randint(0, image.shape[0] - side) for _ in range(2))
-    part = _recolour(rng, image[top : top + side, left : left + side])
+    part = recoloured(rng, image[top : top + side, left : left + side])
     return torch.from_numpy(part.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _recolour(rng: random.Random, image: Image) -> Image:
+def recoloured(rng: random.Random, image: Image) -> Image:
+    """A quarter of the pictures in other colours, the rest as they are."""
     # Colours beyond the palette keep the latent space smooth, which img2img of a stranger's picture needs.
     if rng.random() > 0.25:
         return image

@@ -96,7 +96,7 @@ def _translate(fields: GenerationFields, options: Options, service: DiffusionSer
     inpaints = isinstance(fields, ImageToImageFields) and bool(fields.mask)
     asked, kept = fields.override_settings.sd_model_checkpoint, options.sd_model_checkpoint
     spec = choose_model(service.models, asked, kept, inpaints=inpaints)
-    return translate_request(fields, options, spec, controlnets_of(service.models, spec))
+    return translate_request(fields, options, spec, controlnets_of(service.models, spec), service.upscalers)
 
 
 async def _collect(request: Request, service: DiffusionService, callers: Callers, prepared: Prepared) -> Result | None:

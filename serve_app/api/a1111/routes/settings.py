@@ -1,5 +1,6 @@
 """A1111's endpoints for the caller's own options, and for the lists that its clients fill their menus with."""
 
+import asyncio
 import os
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from serve_app.api.a1111.fields import HR_UPSCALERS, LATENT
 from serve_app.api.a1111.models import choose_model, describe_model
 from serve_app.api.a1111.options import Options
 from serve_app.api.a1111.routes.controlnet import controlnet_types
-from serve_app.api.a1111.routes.extras import UPSCALERS
+from serve_app.api.a1111.routes.extras import INTERPOLATION
 from serve_app.api.a1111.sampler_names import list_samplers, list_schedulers
 from serve_app.api.a1111.schemas import body_of, option_answers
 from serve_app.api.a1111.units import list_modules
@@ -76,9 +77,10 @@ async def schedulers() -> list[dict[str, Any]]:
 
 
 @router.get("/upscalers")
-async def upscalers() -> list[dict[str, Any]]:
+async def upscalers(service: ServiceDep) -> list[dict[str, Any]]:
     """Lists what enlarges finished pictures."""
-    return [{"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4} for name in UPSCALERS]
+    every = (*INTERPOLATION, *service.upscalers)
+    return [{"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4} for name in every]
 
 
 @router.get("/latent-upscale-modes")
@@ -101,9 +103,17 @@ async def scripts(service: ServiceDep) -> dict[str, list[str]]:
 
 
 @router.get("/embeddings")
-async def embeddings() -> dict[str, dict[str, Any]]:
-    """Lists the textual inversions: there are none."""
-    return {"loaded": {}, "skipped": {}}
+async def embeddings(service: ServiceDep) -> dict[str, dict[str, Any]]:
+    """Lists the textual inversions by what prompts call them, and the files that cannot be used."""
+    registry = service.prompts.embeddings
+    # New files are read then.
+    files, skipped = await asyncio.to_thread(lambda: (registry.files, registry.skipped))
+    # Not told by their files: how long they were trained, and on what.
+    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    return {
+        "loaded": {file.token: {**unknown, "shape": file.width, "vectors": file.vectors} for file in files},
+        "skipped": {name: {**unknown, "shape": 0, "vectors": 0} for name in skipped},
+    }
 
 
 @router.get("/memory")
@@ -148,10 +158,10 @@ async def refresh_checkpoints() -> dict[str, Any]:
 @page_router.get("/config")
 async def read_page(service: ServiceDep) -> dict[str, Any]:
     """Describes those parts of A1111's page in which its Photoshop plug-ins look for menus."""
-    upscaler_names, modules = list(UPSCALERS), list_modules(controlnet_types(service))
+    networks, modules = list(service.upscalers), list_modules(controlnet_types(service))
     parts: dict[str, dict[str, Any]] = {
-        "txt2img_hr_upscaler": {"label": "Upscaler", "choices": list(HR_UPSCALERS)},
-        "extras_upscaler_1": {"label": "Upscaler 1", "choices": upscaler_names},
+        "txt2img_hr_upscaler": {"label": "Upscaler", "choices": [*HR_UPSCALERS, *networks]},
+        "extras_upscaler_1": {"label": "Upscaler 1", "choices": [*INTERPOLATION, *networks]},
         "setting_control_net_max_models_num": {"label": "Multi-ControlNet", "value": MAX_CONTROLS},
         "txt2img_controlnet_preprocessor": {"label": "Preprocessor", "choices": modules},
     }

@@ -18,16 +18,31 @@ export class Refusal extends Error {
 /** No answer at all: the server, or the way to it, is gone. */
 export class Unreachable extends Error {}
 
-export const getKey = () => sessionStorage.getItem(KEY) ?? "";
+let key = readKey();
 
-export function setKey(key) {
-  if (key) sessionStorage.setItem(KEY, key);
-  else sessionStorage.removeItem(KEY);
+function readKey() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+export const getKey = () => key;
+
+/** Takes a key, and keeps it for this tab. */
+export function setKey(given) {
+  key = given;
+  try {
+    if (key) sessionStorage.setItem(KEY, key);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // Where storage is blocked, the key lasts until the page is left.
+  }
 }
 
 /** Returns the answer. Throws Refusal, Unreachable, or an AbortError where `signal` says so. */
 export async function ask(path, { headers = {}, ...options } = {}) {
-  const key = getKey();
   if (key) headers = { ...headers, Authorization: `Bearer ${key}` };
   let response;
   try {
@@ -41,8 +56,15 @@ export async function ask(path, { headers = {}, ...options } = {}) {
   throw await refusalOf(response);
 }
 
+/** Returns the answer's JSON. Throws as `ask` does; an answer that breaks off, or is no JSON, is none. */
 export async function askJson(path, options) {
-  return (await ask(path, options)).json();
+  const response = await ask(path, options);
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Unreachable();
+  }
 }
 
 async function refusalOf(response) {
@@ -77,13 +99,13 @@ function fieldOf(pointer) {
   return first;
 }
 
-/** Yields the events of an answer, as `{name, data}`. */
+/** Yields the events of an answer, as `{name, data}`. Throws Unreachable if it breaks off, or an AbortError. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await readFrom(reader);
       if (done) return;
       const blocks = (rest + value).split("\n\n");
       rest = blocks.pop();
@@ -95,6 +117,15 @@ export async function* events(response) {
     }
   } finally {
     reader.cancel().catch(() => {});
+  }
+}
+
+async function readFrom(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Unreachable();
   }
 }
 

@@ -80,9 +80,9 @@ export function connectCode() {
   closeByButton(find("code-window"));
   find("code-copy").addEventListener("click", async (event) => {
     const button = event.currentTarget;
-    await copy(find("code-text").textContent);
-    announce("Copied");
-    button.textContent = "Copied";
+    const told = (await copy(find("code-text").textContent)) ? "Copied" : "Select and copy it by hand";
+    announce(told);
+    button.textContent = told;
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
 }

@@ -1,6 +1,6 @@
 // Two pictures, one over the other, and what differs in how they were made.
 
-import { closeByButton, fill, find, make } from "./dom.js";
+import { closeByButton, fill, find, freeFiles, make, showFile } from "./dom.js";
 import { kindOf } from "./request.js";
 
 let marked = null;
@@ -24,8 +24,7 @@ export function compare(run, picture) {
 function show(left, right) {
   for (const [id, { run, picture }] of [["wipe-left", left], ["wipe-right", right]]) {
     const image = find(id);
-    if (image.src) URL.revokeObjectURL(image.src);
-    image.src = URL.createObjectURL(picture.blob);
+    showFile(image, picture.blob);
     image.alt = labelOf(run, picture);
   }
   find("wipe").style.aspectRatio = `${left.picture.width} / ${left.picture.height}`;
@@ -54,5 +53,6 @@ function move() {
 
 export function connectCompare() {
   closeByButton(find("compare-window"));
+  find("compare-window").addEventListener("close", () => freeFiles(find("wipe")));
   find("wipe-at").addEventListener("input", move);
 }

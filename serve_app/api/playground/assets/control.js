@@ -1,7 +1,7 @@
 // Following a shape: a ControlNet, the picture that it follows, and the hint that is made of it.
 
 import { ask, BASE, Refusal } from "./api.js";
-import { fill, find, make } from "./dom.js";
+import { fill, find, make, showFile } from "./dom.js";
 import { Mistake, readNumber, setInput } from "./form.js";
 import { PictureInput } from "./picture-input.js";
 import { modelsWith } from "./server.js";
@@ -11,9 +11,15 @@ const NAMES = { canny: "Edges", depth: "Depth", pose: "Pose", segmentation: "Reg
 export class Control {
   constructor() {
     this._asking = null;
+    this._wanted = "";
     this.input = new PictureInput("control-picture", "Picture to follow", () => this._changed());
-    for (const id of ["control-type", "control-preprocess"]) find(id).addEventListener("change", () => this._changed());
+    find("control-type").addEventListener("change", (event) => {
+      this._wanted = event.target.value;
+      this._changed();
+    });
+    find("control-preprocess").addEventListener("change", () => this._changed());
     find("model_name").addEventListener("change", () => this.showTypes());
+    addEventListener("formwritten", () => this.showTypes());
   }
 
   /** Offers the types that the chosen model has; with an automatic choice, those of all models. */
@@ -24,13 +30,14 @@ export class Control {
     const select = find("control-type");
     const before = select.value;
     fill(select, ...types.map((type) => make("option", { value: type }, NAMES[type] ?? type)));
-    if (types.includes(before)) select.value = before;
+    if (types.includes(this._wanted)) select.value = this._wanted;
     find("control-fold").hidden = types.length === 0;
+    if (select.value !== before) this._changed();
   }
 
-  /** What is set here, as a request has it; null without a picture. Throws Mistake. */
+  /** What is set here, as a request has it; null without a picture, or a model that could follow it. Throws Mistake. */
   read() {
-    if (!this.input.blob) return null;
+    if (!this.input.blob || find("control-fold").hidden) return null;
     const number = (id, field, missing) => readNumber(id, field) ?? missing;
     const start = number("control-start", "control_guidance_start", 0);
     const end = number("control-end", "control_guidance_end", 1);
@@ -46,6 +53,9 @@ export class Control {
 
   write(control, file) {
     if (control) {
+      this._wanted = control.type;
+      this.showTypes();
+      // Left open where no model has this type any more: another one would be another picture.
       find("control-type").value = control.type;
       find("control-preprocess").checked = control.preprocess;
       setInput("control-scale", control.scale);
@@ -70,11 +80,12 @@ export class Control {
       this._show(blob, "The hint is the picture itself");
       return;
     }
+    this._show(null);
+    if (!find("control-type").value) return;
     const controller = (this._asking = new AbortController());
     const form = new FormData();
     form.append("control_image", blob, "control.png");
     form.append("controlnet_type", find("control-type").value);
-    this._show(null);
     try {
       const answer = await ask(`${BASE}/hint`, { method: "POST", body: form, signal: controller.signal });
       this._show(await answer.blob(), "The hint, made from this picture");
@@ -86,10 +97,7 @@ export class Control {
   }
 
   _show(blob, text = "") {
-    const picture = find("control-hint-picture");
-    if (picture.src) URL.revokeObjectURL(picture.src);
-    if (blob) picture.src = URL.createObjectURL(blob);
-    else picture.removeAttribute("src");
+    showFile(find("control-hint-picture"), blob);
     find("control-hint").hidden = !blob;
     find("control-hint-text").textContent = text;
   }

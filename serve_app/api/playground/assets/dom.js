@@ -18,6 +18,25 @@ export function fill(element, ...children) {
   element.replaceChildren(...children.filter((child) => child != null));
 }
 
+/** Shows a file in an `img`, nothing for null, and frees what it showed before: browsers keep a file as long as its URL. */
+export function showFile(image, blob) {
+  if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
+  if (blob) image.src = URL.createObjectURL(blob);
+  else image.removeAttribute("src");
+}
+
+/** An `img` of a file. */
+export function pictureOf(blob, alt, attributes = {}) {
+  const image = make("img", { alt, ...attributes });
+  showFile(image, blob);
+  return image;
+}
+
+/** Frees the files that images in `element` show. */
+export function freeFiles(element) {
+  for (const image of element.querySelectorAll("img")) showFile(image, null);
+}
+
 /** Tells those who cannot see it. */
 export function announce(text) {
   find("news").textContent = text;
@@ -47,16 +66,25 @@ export function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** Copies a text. Browsers have a clipboard for pages that come over HTTPS, or from this machine, only. */
+/**
+ * Copies a text, and returns whether it could. Browsers have a clipboard for pages that come over HTTPS, or from this
+ * machine, only, and may keep it from them.
+ */
 export async function copy(text) {
-  if (navigator.clipboard) {
+  try {
     await navigator.clipboard.writeText(text);
-    return;
+    return true;
+  } catch {
+    return copyBySelecting(text);
   }
+}
+
+function copyBySelecting(text) {
   const area = make("textarea", { class: "unseen" });
   area.value = text;
   (document.querySelector("dialog[open]") ?? document.body).append(area);
   area.select();
-  document.execCommand("copy");
+  const copied = document.execCommand("copy");
   area.remove();
+  return copied;
 }

@@ -7,12 +7,12 @@ import { Control } from "./control.js";
 import { announce, download, find } from "./dom.js";
 import { examplesFor } from "./examples.js";
 import { clearFaults, connectForm, Mistake, readFields, setInput, showFaults, showOffered, writeFields } from "./form.js";
-import { isMaking, makePictures, stop, Stopped } from "./making.js";
+import { makePictures, stop, Stopped } from "./making.js";
 import { MaskPainter } from "./mask.js";
 import { connectPaste, PictureInput } from "./picture-input.js";
 import { loadOffered, lookNow, modelOf, offered, watch } from "./server.js";
 import { addRun, isEmpty, latest, loadSheet, removePicture } from "./sheet.js";
-import { showMaking, showRun, showStop, showWelcome } from "./stage.js";
+import { isFree, showMaking, showRun, showStop, showWelcome } from "./stage.js";
 import { connectCounts } from "./tokens.js";
 
 /** A click that was meant for the button before it does not cancel at once. */
@@ -23,6 +23,7 @@ const REPORT_AGE_MS = 1200;
 
 let mask = null;
 let begun = 0;
+let busy = false;
 
 const input = new PictureInput("input-picture", "Picture to start from", useInput);
 const control = new Control();
@@ -32,6 +33,7 @@ function useInput(blob) {
   find("input-options").hidden = find("input-tag").hidden = blob === null;
   useMask(null);
   painter.usePicture(blob).catch(() => {
+    if (input.blob !== blob) return;
     input.set(null);
     showFaults("This picture cannot be read", "Take another file.", []);
   });
@@ -48,9 +50,10 @@ function useMask(painted) {
 }
 
 function readRequest() {
-  const files = { init: input.blob, mask: input.blob && mask, control: control.input.blob };
+  const followed = control.read();
+  const files = { init: input.blob, mask: input.blob && mask, control: followed && control.input.blob };
   const fields = readFields({ hasInput: files.init !== null, hasMask: files.mask !== null });
-  return { fields, control: control.read(), files };
+  return { fields, control: followed, files };
 }
 
 /** Puts a request into the form, files included. */
@@ -64,7 +67,7 @@ async function writeRequest({ fields, control: asked, files }) {
 }
 
 async function submit() {
-  if (isMaking()) return;
+  if (busy) return;
   clearFaults();
   let request;
   try {
@@ -78,12 +81,11 @@ async function submit() {
 }
 
 async function run(request) {
-  const view = showMaking(request, await sizeOf(request));
+  // Before anything is waited for: what is pressed twice begins once.
+  if (busy) return;
   showBusy(true);
-  // Whatever was pressed to begin it may be gone: the focus is not to begin at the top of the page again.
-  if (document.activeElement === document.body) find("stage").focus({ preventScroll: true });
   try {
-    const made = await makePictures(request, view);
+    const made = await makePictures(request, prepareView(request));
     await keep(request, made);
     announce(made.pictures.length > 1 ? `${made.pictures.length} pictures are ready` : "The picture is ready");
   } catch (error) {
@@ -93,6 +95,13 @@ async function run(request) {
     showBusy(false);
     setTimeout(lookNow, REPORT_AGE_MS);
   }
+}
+
+async function prepareView(request) {
+  const view = showMaking(request, await sizeOf(request));
+  // Whatever was pressed to begin it may be gone: the focus is not to begin at the top of the page again.
+  if (document.activeElement === document.body) find("stage").focus({ preventScroll: true });
+  return view;
 }
 
 function tell(error, request, hasPictures) {
@@ -139,7 +148,8 @@ async function sizeOf({ fields, files }) {
   return { width: side, height: side };
 }
 
-function showBusy(busy) {
+function showBusy(now) {
+  busy = now;
   const [make, cancel] = [find("make"), find("cancel")];
   const hadFocus = document.activeElement === (busy ? make : cancel);
   if (busy) begun = performance.now();
@@ -164,7 +174,8 @@ const ACTIONS = [
     announce("The next picture starts from this one");
   }],
   ["Use again", async ({ request }, picture) => {
-    await writeRequest({ ...request, fields: { ...request.fields, seed: picture.seed } });
+    const { num_images: _, ...fields } = request.fields;
+    await writeRequest({ ...request, fields: { ...fields, seed: picture.seed } });
     find("settings-fold").open = true;
     find("prompt").focus();
     announce("The form is filled in as it was for this picture");
@@ -175,7 +186,7 @@ const ACTIONS = [
   }],
   ["Code", showCode],
   ["Delete", async (made, picture) => {
-    await removePicture(made, picture);
+    if (!(await removePicture(made, picture))) return;
     if (made.pictures.length) showRun(made, ACTIONS);
     else showLatest();
     find("stage").focus();
@@ -211,7 +222,7 @@ async function loadServer() {
   control.showTypes();
   const guidance = find("guidance_scale");
   if (guidance.value === guidance.defaultValue) setInput("guidance_scale", defaults().guidance_scale ?? guidance.value);
-  if (isEmpty() && !isMaking()) welcome();
+  if (isEmpty() && isFree()) welcome();
 }
 
 function openKeyPanel(fault) {
@@ -244,8 +255,13 @@ function connectMaking() {
   });
   find("mask-button").addEventListener("click", () => painter.open());
   document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.repeat) {
+      // A key that is held down asks once; in a text it makes lines.
+      if (event.ctrlKey || event.metaKey || !event.target.matches("textarea")) event.preventDefault();
+      return;
+    }
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) submit();
-    if (event.key === "Escape" && isMaking() && !document.querySelector("dialog[open], [popover]:popover-open")) stop();
+    if (event.key === "Escape" && busy && !document.querySelector("dialog[open], [popover]:popover-open")) stop();
   });
   connectPaste(() => (find("control-fold").open && !find("input-fold").open ? control.input : input));
 }

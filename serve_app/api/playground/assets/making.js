@@ -3,6 +3,9 @@
 import { ask, BASE, decode, events, refusalOfEvent, Unreachable } from "./api.js";
 import { bodyOf, pathOf, PREVIEWS } from "./request.js";
 
+/** How long the server is given to hear that it shall stop, before its answer is broken off. */
+const STOP_MS = 2000;
+
 /** The pictures stopped because somebody wanted it. */
 export class Stopped extends Error {}
 
@@ -11,14 +14,15 @@ let current = null;
 export const isMaking = () => current !== null;
 
 /**
- * Makes the pictures of `request` and returns `{answer, pictures, failures}`. `view` is told of all that happens on the
- * way: `progress`, `preview`, `picture` and `failed`. Throws Refusal, Unreachable, or Stopped; whatever was finished
- * before is in the error's `pictures`.
+ * Makes the pictures of `request` and returns `{answer, pictures, failures}`. `viewed` is the promise of a view, which is
+ * told of all that happens on the way: `progress`, `preview`, `picture` and `failed`. Throws Refusal, Unreachable, or
+ * Stopped; whatever was finished before is in the error's `pictures`.
  */
-export async function makePictures(request, view) {
+export async function makePictures(request, viewed) {
   const made = { answer: null, pictures: [], failures: [] };
   const making = (current = { controller: new AbortController(), id: null, stopped: false });
   try {
+    const view = await viewed;
     const { headers, body } = bodyOf(request);
     const response = await ask(`${pathOf(request)}?previews=${PREVIEWS}`, {
       method: "POST",
@@ -35,8 +39,7 @@ export async function makePictures(request, view) {
     throw new Unreachable();
   } catch (error) {
     const stopped = making.stopped || error.name === "AbortError" || error.code === "cancelled";
-    const lost = error instanceof TypeError && !stopped;
-    const reason = stopped ? new Stopped() : lost ? new Unreachable() : error;
+    const reason = stopped ? new Stopped() : error;
     reason.pictures = made.pictures;
     throw reason;
   } finally {
@@ -48,14 +51,14 @@ function take({ name, data }, made, view) {
   if (name === "progress") view.progress(data);
   else if (name === "preview") view.preview(data.index, decode(data.data, "image/jpeg"));
   else if (name === "image") {
-    const { index, seed, width, height } = data;
-    const picture = { index, seed, width, height, blob: decode(data.data, `image/${data.format}`) };
+    const { index, seed, width, height, safety } = data;
+    const picture = { index, seed, width, height, safety, blob: decode(data.data, `image/${data.format}`) };
     made.pictures.push(picture);
     made.pictures.sort((a, b) => a.index - b.index);
     view.picture(picture);
   } else if (name === "failed") {
     made.failures.push(data);
-    view.failed(data.index, data.message);
+    view.failed(data);
   } else if (name === "error") throw refusalOfEvent(data);
   else if (name === "done") made.answer = data;
 }
@@ -66,7 +69,8 @@ export async function stop() {
   if (!making || making.stopped) return;
   making.stopped = true;
   if (making.id) {
-    await ask(`${BASE}/requests/${encodeURIComponent(making.id)}`, { method: "DELETE" }).catch(() => {});
+    const signal = AbortSignal.timeout(STOP_MS);
+    await ask(`${BASE}/requests/${encodeURIComponent(making.id)}`, { method: "DELETE", signal }).catch(() => {});
   }
   making.controller.abort();
 }

@@ -29,6 +29,7 @@ export class MaskPainter {
   constructor(done) {
     this._done = done;
     this._marks = [];
+    this._stroke = null;
     this._erases = false;
     this._canvas = find("mask-canvas");
     this._dialog = find("mask-window");
@@ -38,7 +39,7 @@ export class MaskPainter {
     find("mask-eraser").addEventListener("click", () => this._choose(true));
     find("mask-undo").addEventListener("click", () => this._undo());
     find("mask-clear").addEventListener("click", () => this._reset());
-    find("mask-area").addEventListener("change", (event) => this._addArea(event.target));
+    find("mask-area-apply").addEventListener("click", () => this._addArea(find("mask-area").value));
     find("mask-done").addEventListener("click", () => this._finish());
     find("mask-remove").addEventListener("click", () => {
       this._reset();
@@ -47,6 +48,7 @@ export class MaskPainter {
     });
     this._canvas.addEventListener("pointerdown", (event) => this._begin(event));
     this._canvas.addEventListener("pointermove", (event) => this._extend(event));
+    this._canvas.addEventListener("lostpointercapture", () => (this._stroke = null));
     this._dialog.addEventListener("keydown", (event) => {
       if ((event.ctrlKey || event.metaKey) && event.key === "z") this._undo();
     });
@@ -82,34 +84,35 @@ export class MaskPainter {
   }
 
   _begin(event) {
+    if (!event.isPrimary || event.button !== 0) return;
     this._canvas.setPointerCapture(event.pointerId);
     const width = (Number(find("mask-size").value) / 100) * Math.max(this._canvas.width, this._canvas.height);
-    this._marks.push({ erases: this._erases, width, points: [this._pointOf(event)] });
+    this._stroke = { erases: this._erases, width, points: [this._pointOf(event)] };
+    this._marks.push(this._stroke);
     this._draw();
   }
 
   _extend(event) {
-    if (!this._canvas.hasPointerCapture(event.pointerId)) return;
+    if (!this._stroke || !this._canvas.hasPointerCapture(event.pointerId)) return;
     const passed = event.getCoalescedEvents?.() ?? [];
-    for (const each of passed.length ? passed : [event]) this._marks.at(-1).points.push(this._pointOf(each));
+    for (const each of passed.length ? passed : [event]) this._stroke.points.push(this._pointOf(each));
     this._draw();
   }
 
-  _addArea(select) {
-    if (!select.value) return;
-    this._marks.push({ erases: this._erases, area: AREAS[select.value] });
-    announce(`${select.value} ${this._erases ? "taken out" : "painted"}`);
-    select.value = "";
+  _addArea(name) {
+    this._marks.push({ erases: this._erases, area: AREAS[name] });
+    announce(`${name} ${this._erases ? "taken out" : "painted"}`);
     this._draw();
   }
 
   _undo() {
-    this._marks.pop();
+    if (this._marks.pop() === this._stroke) this._stroke = null;
     this._draw();
   }
 
   _reset() {
     this._marks = [];
+    this._stroke = null;
     this._draw();
   }
 

@@ -1,6 +1,6 @@
 // A place for one picture: dropped, pasted, or chosen as a file.
 
-import { fill, find, make } from "./dom.js";
+import { fill, find, make, showFile } from "./dom.js";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp"];
 
@@ -41,12 +41,10 @@ export class PictureInput {
 
   /** Shows `blob`, or that there is none. */
   set(blob) {
-    if (this._picture.src) URL.revokeObjectURL(this._picture.src);
     this.blob = blob;
     this._wrong.textContent = "";
     this._picture.hidden = this._remove.hidden = blob === null;
-    if (blob) this._picture.src = URL.createObjectURL(blob);
-    else this._picture.removeAttribute("src");
+    showFile(this._picture, blob);
     this._text.textContent = blob ? "Replace it" : "Drop a picture, paste one, or choose a file";
     this._changed(blob);
   }

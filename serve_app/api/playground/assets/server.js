@@ -1,6 +1,6 @@
 // The server: what it offers, how it is, and whether it is there at all.
 
-import { ask, askJson, BASE, Refusal, Unreachable } from "./api.js";
+import { askJson, BASE, Refusal, Unreachable } from "./api.js";
 import { fill, find, make } from "./dom.js";
 
 const EVERY_MS = 4000;
@@ -31,8 +31,12 @@ export const modelOf = (name) => offered.models.find((model) => model.name === n
 export function watch(back) {
   const look = async () => {
     clearTimeout(timer);
-    if (!document.hidden) await lookOnce(back);
-    timer = setTimeout(look, away ? AWAY_EVERY_MS : EVERY_MS);
+    try {
+      if (!document.hidden) await lookOnce(back);
+    } finally {
+      clearTimeout(timer);
+      timer = setTimeout(look, away ? AWAY_EVERY_MS : EVERY_MS);
+    }
   };
   document.addEventListener("visibilitychange", look);
   addEventListener("looknow", look);
@@ -63,7 +67,7 @@ async function lookOnce(back) {
 
 async function readStatistics() {
   try {
-    return await (await ask(`${BASE}/stats`)).json();
+    return await askJson(`${BASE}/stats`);
   } catch (error) {
     if (error instanceof Refusal && NOT_ALLOWED.has(error.status)) statisticsAllowed = false;
     else if (!(error instanceof Unreachable) && !(error instanceof Refusal)) throw error;

@@ -1,10 +1,22 @@
 // The contact sheet: all pictures that this browser has kept, the newest first.
 
-import { fill, find, make } from "./dom.js";
+import { announce, fill, find, freeFiles, make, pictureOf } from "./dom.js";
 import * as store from "./store.js";
+
+const KEPT = "Your pictures are kept here, in this browser.";
+const NOTHING_KEPT = "This browser keeps nothing: the sheet ends with this page.";
+const NO_ROOM = "There is no room left in this browser: the newest pictures are not kept.";
+const NOT_SAVED = "This browser could not save the newest pictures: they end with this page.";
+const NOT_DELETED = "This browser could not delete that: it will be here again.";
 
 let runs = [];
 let open = () => {};
+let keeps = true;
+
+// The runs that are on the sheet, but not kept, and why; and whether the last thing to be deleted is still there.
+const unkept = new Set();
+let reason = "";
+let undeleted = false;
 
 export const isEmpty = () => runs.length === 0;
 export const latest = () => runs[0];
@@ -15,7 +27,7 @@ export async function loadSheet(opened) {
   const kept = await store.load();
   runs = kept.runs;
   fill(find("prints"), ...runs.flatMap(printsOf));
-  if (!kept.kept) find("sheet-note").textContent = "This browser keeps nothing: the sheet ends with this page.";
+  keeps = kept.kept;
   find("sheet-clear").addEventListener("click", clearSheet);
   show();
 }
@@ -24,42 +36,55 @@ export async function loadSheet(opened) {
 export async function addRun(run) {
   runs.unshift(run);
   let dropped = [];
-  let full = false;
   try {
     dropped = await store.save(run);
-  } catch {
-    full = true;
+  } catch (error) {
+    unkept.add(run.id);
+    reason = error?.name === "QuotaExceededError" ? NO_ROOM : NOT_SAVED;
   }
   find("prints").prepend(...printsOf(run));
-  show();
   for (const id of dropped) drop(id);
-  if (full) {
-    find("sheet-note").hidden = false;
-    find("sheet-note").textContent = "There is no room left in this browser: the newest pictures are not kept.";
-  }
+  show();
 }
 
-/** Takes one picture out, and its run with the last one. */
+/** Takes one picture out, and its run with the last one. Returns whether it could be deleted, and tells if not. */
 export async function removePicture(run, picture) {
   const place = run.pictures.indexOf(picture);
-  if (place < 0) return;
-  run.pictures.splice(place, 1);
-  if (run.pictures.length) {
-    await store.save(run);
-    find("prints").querySelectorAll(`[data-run="${run.id}"]`)[place].remove();
-  } else {
-    await store.remove(run.id);
-    drop(run.id);
+  if (place < 0) return true;
+  const pictures = run.pictures.filter((each) => each !== picture);
+  if (!unkept.has(run.id)) {
+    const deleted = await isDeleted(pictures.length ? store.save({ ...run, pictures }) : store.remove(run.id));
+    if (!deleted) return false;
   }
+  run.pictures = pictures;
+  if (pictures.length) takeOut(find("prints").querySelectorAll(`[data-run="${run.id}"]`)[place]);
+  else drop(run.id);
+  show();
+  return true;
+}
+
+/** Whether the database has done the `work` of deleting; tells if not. */
+async function isDeleted(work) {
+  try {
+    await work;
+    undeleted = false;
+  } catch {
+    undeleted = true;
+    announce(NOT_DELETED);
+    show();
+  }
+  return !undeleted;
 }
 
 function drop(id) {
   runs = runs.filter((run) => run.id !== id);
-  for (const print of find("prints").querySelectorAll(`[data-run="${id}"]`)) {
-    URL.revokeObjectURL(print.querySelector("img").src);
-    print.remove();
-  }
-  show();
+  unkept.delete(id);
+  for (const print of find("prints").querySelectorAll(`[data-run="${id}"]`)) takeOut(print);
+}
+
+function takeOut(print) {
+  freeFiles(print);
+  print.remove();
 }
 
 async function clearSheet(event) {
@@ -75,21 +100,24 @@ async function clearSheet(event) {
   }
   button.dataset.asked = "false";
   button.textContent = "Clear";
-  await store.clear();
+  if (!(await isDeleted(store.clear()))) return;
   for (const { id } of [...runs]) drop(id);
+  show();
   find("sheet-title").focus();
 }
 
 function printsOf(run) {
   return run.pictures.map((picture) => {
     const text = `${run.request.fields.prompt || "No prompt"}, seed ${picture.seed}`;
-    const image = make("img", { alt: text, loading: "lazy", src: URL.createObjectURL(picture.blob) });
+    const image = pictureOf(picture.blob, text, { loading: "lazy" });
     const button = make("button", { type: "button", class: "print", title: text, click: () => open(run, run.pictures.indexOf(picture)) }, image);
     return make("li", { "data-run": run.id }, button);
   });
 }
 
 function show() {
+  const note = undeleted ? NOT_DELETED : unkept.size ? reason : keeps ? KEPT : NOTHING_KEPT;
   find("sheet-clear").hidden = runs.length === 0;
-  find("sheet-note").hidden = runs.length > 0;
+  find("sheet-note").hidden = runs.length > 0 && note === KEPT;
+  find("sheet-note").textContent = note;
 }

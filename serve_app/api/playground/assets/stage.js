@@ -1,10 +1,19 @@
 // The stage: the pictures that are being made, or were made, and what can be done with them.
 
-import { announce, fill, find, make } from "./dom.js";
+import { announce, fill, find, freeFiles, make, pictureOf, showFile } from "./dom.js";
 import { drawingOf } from "./examples.js";
 import { kindOf } from "./request.js";
 
 const stage = () => find("stage");
+
+/** Puts `children` on the stage, and frees the pictures that were there. */
+function put(...children) {
+  freeFiles(stage());
+  fill(stage(), ...children);
+}
+
+/** Whether nothing is there but an invitation. */
+export const isFree = () => stage().childElementCount === 0 || stage().querySelector(".welcome") !== null;
 
 /** Invites to a first picture. `choose` is told which example. */
 export function showWelcome(examples, choose) {
@@ -12,8 +21,7 @@ export function showWelcome(examples, choose) {
     make("li", {}, make("button", { type: "button", class: "example", click: () => choose(example) },
       drawingOf(example), make("span", {}, example[0]), extrasOf(example[4]))),
   );
-  fill(
-    stage(),
+  put(
     make("div", { class: "welcome" },
       make("h2", {}, "Make your first picture"),
       make("p", { class: "lead" }, "Choose one of these, or write a prompt of your own."),
@@ -32,7 +40,7 @@ export function showMaking(request, { width, height }) {
   const frames = Array.from({ length: count }, (_, index) => frameOf(index, width, height));
   const bar = make("progress", { max: 1, "aria-label": "Progress" });
   const text = make("p", { class: "progress-text" }, "Sending");
-  fill(stage(), gridOf(frames), make("div", { class: "progress" }, bar, text), captionOf(request.fields.prompt));
+  put(gridOf(frames), make("div", { class: "progress" }, bar, text), captionOf(request.fields.prompt));
   let begun = false;
   return {
     progress({ step, steps, position = 0, seconds_to_start: toStart, seconds_left: left }) {
@@ -51,9 +59,10 @@ export function showMaking(request, { width, height }) {
     },
     preview: (index, blob) => setPicture(frames[index], blob, "preview"),
     picture: ({ index, blob }) => setPicture(frames[index], blob, "done"),
-    failed(index, message) {
-      frames[index].dataset.state = "failed";
-      frames[index].append(make("p", { class: "frame-fault" }, `This one failed: ${message}`));
+    failed({ index, status, message }) {
+      frames[index].dataset.state = status;
+      const words = status === "filtered" ? `Kept back: ${message}` : `This one failed: ${message}`;
+      frames[index].append(make("p", { class: "frame-fault" }, words));
     },
   };
 }
@@ -84,9 +93,10 @@ function gridOf(frames) {
 }
 
 function setPicture(frame, blob, state) {
+  // Something else may have been put on the stage meanwhile.
+  if (!frame.isConnected) return;
   const picture = frame.querySelector("img");
-  if (picture.src) URL.revokeObjectURL(picture.src);
-  picture.src = URL.createObjectURL(blob);
+  showFile(picture, blob);
   picture.hidden = false;
   frame.dataset.state = state;
 }
@@ -96,7 +106,7 @@ const captionOf = (prompt) => make("p", { class: "caption" }, prompt || "No prom
 /** Says why nothing came, and offers to try again. */
 export function showStop(title, detail, again) {
   const button = again && make("button", { type: "button", class: "secondary", click: again }, "Try again");
-  fill(stage(), make("div", { class: "stopped" }, make("h2", {}, title), make("p", {}, detail), button));
+  put(make("div", { class: "stopped" }, make("h2", {}, title), make("p", {}, detail), button));
 }
 
 /** Shows a finished run. `actions` are `[label, action(run, picture), isFirst]`. */
@@ -106,7 +116,7 @@ export function showRun(run, actions, chosen = 0) {
   const facts = make("dl", { class: "facts" });
   const frames = run.pictures.map((picture, place) => {
     const button = make("button", { type: "button", class: "frame", "data-state": "done", click: () => select(place) },
-      make("img", { alt: `${prompt || "Picture"}, seed ${picture.seed}`, src: URL.createObjectURL(picture.blob) }));
+      pictureOf(picture.blob, `${prompt || "Picture"}, seed ${picture.seed}`));
     setShape(button, picture.width, picture.height);
     return button;
   });
@@ -119,10 +129,11 @@ export function showRun(run, actions, chosen = 0) {
     fill(facts, ...factsOf(run, picture).map(([name, value]) =>
       make("div", {}, make("dt", {}, name), make("dd", {}, value))));
   };
-  for (const picture of stage().querySelectorAll("img[src^='blob:']")) URL.revokeObjectURL(picture.src);
-  fill(stage(), gridOf(frames), captionOf(prompt), tools, facts);
+  put(gridOf(frames), captionOf(prompt), tools, facts);
   if (run.failures?.length) {
-    stage().append(make("p", { class: "wrong" }, `${run.failures.length} could not be made: ${run.failures[0].message}`));
+    const allFiltered = run.failures.every(({ status }) => status === "filtered");
+    const became = allFiltered ? "kept back" : "could not be made";
+    stage().append(make("p", { class: "wrong" }, `${run.failures.length} ${became}: ${run.failures[0].message}`));
   }
   select(Math.min(chosen, frames.length - 1));
 }
@@ -136,6 +147,8 @@ function factsOf({ answer, request }, picture) {
   if (answer) facts.push(["Model", answer.model]);
   if (used.style_preset) facts.push(["Style", used.style_preset]);
   if (kindOf(request)) facts.push(["Kind", kindOf(request)]);
+  if (picture.safety?.status === "flagged") facts.push(["Flagged", picture.safety.category]);
+  if (picture.safety?.status === "unchecked") facts.push(["Safety", "could not be checked"]);
   if (answer?.cached) facts.push(["From", "the cache"]);
   else if (answer) facts.push(["Made in", `${(answer.timings.total_ms / 1000).toFixed(1)} s`]);
   return facts;

@@ -11,7 +11,11 @@ function open() {
   opened ??= new Promise((resolve, reject) => {
     const request = indexedDB.open("darkroom", 1);
     request.onupgradeneeded = () => request.result.createObjectStore("runs", { keyPath: "id" });
-    request.onsuccess = () => resolve(request.result);
+    request.onsuccess = () => {
+      // A browser closes it when its data are deleted; the next call opens another one.
+      request.result.onclose = () => (opened = null);
+      resolve(request.result);
+    };
     request.onerror = () => reject(request.error);
   });
   return opened;

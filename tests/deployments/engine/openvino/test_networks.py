@@ -15,6 +15,7 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from deployments.engine.conditioning.cross_attention import CrossAttentionCache, context_width
+from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.models.components import Components, size_of
 from deployments.engine.models.loaded_model import LoadedModel, load_model
@@ -24,6 +25,7 @@ from deployments.engine.openvino.conversion import Input, convert, split_gates
 from deployments.engine.openvino.networks import OpenVinoUNet
 from deployments.engine.openvino.runtime import OpenVinoRuntime
 from deployments.engine.protocol.spec import ModelSpec
+from tests.deployments.engine.embedding_files import save_embedding
 from tests.deployments.engine.tiny import TOKENS, WIDTH, tiny_controlnet, tiny_text_encoder, tiny_tokenizer, tiny_unet
 
 CPU = torch.device("cpu")
@@ -108,6 +110,20 @@ def test_a_text_encoder_that_masks_padding_is_obeyed(runtime: OpenVinoRuntime) -
         assert distance(answer.last_hidden_state, wanted.last_hidden_state) < CLOSE
         assert distance(answer.hidden_states[-2], wanted.hidden_states[-2]) < CLOSE
     assert converted.backend == "openvino"
+
+
+def test_learnt_embeddings_stand_in_prompts_as_they_do_with_torch(runtime: OpenVinoRuntime, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    encoder = tiny_text_encoder(tokenizer)
+    plain = PromptEncoder(tokenizer, copy.deepcopy(encoder), CPU, torch.float32)
+    converted = PromptEncoder(
+        tokenizer, runtime.run_text_encoder(encoder, "the text encoder", "", lambda: encoder), CPU, torch.float32
+    )
+    file = save_embedding(tmp_path, "hat", 3)
+    for prompt, clip_skip in (("a red cup", 0), ("a (hat:1.2) on the cup", 0), ("hat", 1)):
+        wanted = plain.encode(prompt, clip_skip, embeddings=[file])
+        assert distance(converted.encode(prompt, clip_skip, embeddings=[file]), wanted) < CLOSE
+    assert converted.text_encoder.backend == "openvino"
 
 
 def test_threads_that_call_at_the_same_time_do_not_disturb_one_another(runtime: OpenVinoRuntime) -> None:

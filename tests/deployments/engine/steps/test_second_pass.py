@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from bench.engine.pipelines import arguments
+from deployments.engine.conditioning.image_encoder import ImageEncoder
 from deployments.engine.engine import Engine
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, GenerationFailed, InvalidParameter
@@ -18,7 +19,6 @@ from deployments.engine.protocol.events import Accepted, Failed, Finished, Image
 from deployments.engine.protocol.inputs import ImageArray, Inputs
 from deployments.engine.protocol.request import NO_INPUTS, Request
 from deployments.engine.scheduling.forecast_inputs import plan_work
-from deployments.engine.steps import decode as decode_module
 from tests.deployments.engine.harness import (
     Pixels,
     Tape,
@@ -143,7 +143,7 @@ def test_a_picture_that_does_not_fit_enlarged_is_told_as_that(
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(decode_module, "encode_enlarged", fail)
+    monkeypatch.setattr(ImageEncoder, "encode_once", fail)
     tape, _ = run(tiny_model, [asked(tiny_model, "x", "lanczos")])
     (failed,) = tape.of("x", ImageFailed)
     assert isinstance(failed.error, DoesNotFit)
@@ -155,7 +155,7 @@ def test_a_first_pass_that_cannot_be_enlarged_fails_its_image_alone(
     def fail(*_: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(decode_module, "encode_enlarged", fail)
+    monkeypatch.setattr(ImageEncoder, "encode_once", fail)
     tape, _ = run(tiny_model, [asked(tiny_model, "x", "lanczos"), asked(tiny_model, "y", "latent")])
     (failed,) = tape.of("x", ImageFailed)
     assert isinstance(failed.error, GenerationFailed)
@@ -201,7 +201,7 @@ def test_what_does_not_fit_enlarged_is_refused_at_once(
     running, tape = engine
     fits = running.admission._rows_that_fit
 
-    def fits_if_small(request: Request, *more: int) -> int:
+    def fits_if_small(request: Request, *more: Any) -> int:
         return 0 if request.bucket.width > 64 else fits(request, *more)
 
     monkeypatch.setattr(running.admission, "_rows_that_fit", fits_if_small)

@@ -156,7 +156,7 @@ async def test_a_full_queue_refuses_at_once_though_a_step_takes_long(tiny_checkp
 
 
 async def test_nobody_is_told_of_progress_that_nobody_looks_at(worker: EngineWorker, tiny_checkpoint: Path) -> None:
-    unwatched = replace(request_for(tiny_checkpoint, "x", steps=20), progress=False)
+    unwatched = replace(request_for(tiny_checkpoint, "x", steps=20), progress_interval_s=None)
     assert [type(event) for event in await events_of(worker, unwatched)] == [Accepted, ImageDone, Finished]
 
 
@@ -334,6 +334,21 @@ async def test_unread_progress_is_replaced_and_nothing_else_is() -> None:
         mailbox.put(event)
     read = [await mailbox.get() for _ in range(4)]
     assert read == [Accepted("x", 0), Progress("x", 2, 9), failed, Progress("x", 3, 9)]
+
+
+async def test_progress_waits_out_its_interval_and_gives_way_to_whatever_comes_first() -> None:
+    mailbox = Mailbox(asyncio.get_running_loop(), progress_interval_s=0.2)
+    mailbox.put(Accepted("x", 0))
+    assert await mailbox.get() == Accepted("x", 0)
+    began = asyncio.get_running_loop().time()
+    for step in range(1, 5):
+        mailbox.put(Progress("x", step, 9))
+    assert await mailbox.get() == Progress("x", 4, 9)
+    assert asyncio.get_running_loop().time() - began >= 0.19
+    failed = ImageFailed("x", 0, EngineStopped("gone"))
+    mailbox.put(Progress("x", 5, 9))
+    mailbox.put(failed)
+    assert await mailbox.get() == failed
 
 
 async def test_models_that_left_memory_come_back_while_others_run(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from deployments.engine.protocol.events import Accepted, Preview, Progress
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.spec import UpscalerSpec
 from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
 from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
@@ -28,6 +29,7 @@ from tests.serve_app.fakes import FOREVER, FakeBackend, Step, image
 from tests.serve_app.servers import http_server
 
 CUP = "a red cup"
+NETWORK = "4x tiny"
 PHOTO = Image.new("RGB", (64, 96), "teal")
 MASK = Image.new("L", (64, 96), 0)
 MASK.paste(255, (16, 16, 48, 48))
@@ -391,6 +393,29 @@ def test_finished_pictures_are_enlarged(client: webuiapi.WebUIApi) -> None:
     large = {"resize_mode": 1, "upscaling_resize_w": 4096, "upscaling_resize_h": 3000, "upscaler_1": "Lanczos"}
     with pytest.raises(RuntimeError, match="in all"):
         client.extra_batch_images([PHOTO, PHOTO], **large)
+
+
+@pytest.fixture
+def upscaling(backend: FakeBackend) -> Iterator[webuiapi.WebUIApi]:
+    """A client of a server with an upscaler of its own."""
+    with http_server(create_api(DiffusionService(backend, upscalers=[UpscalerSpec(NETWORK, "nowhere")]))) as url:
+        yield client_of(url)
+
+
+def test_networks_enlarge_under_their_own_names(upscaling: webuiapi.WebUIApi, backend: FakeBackend) -> None:
+    assert NETWORK in [each["name"] for each in upscaling.get_upscalers()]
+    made = upscaling.extra_single_image(PHOTO, upscaling_resize=4, upscaler_1=NETWORK).image
+    assert made.size == (PHOTO.width * 4, PHOTO.height * 4)
+    assert made.getpixel((5, 5)) == (0, 200, 0)
+    assert [(each.upscaler, each.size) for each in backend.enlarged] == [(NETWORK, made.size)]
+    mixed = {"upscaler_1": NETWORK, "upscaler_2": "Lanczos", "extras_upscaler_2_visibility": 0.5}
+    half = upscaling.extra_batch_images([PHOTO, PHOTO], upscaling_resize=2, **mixed).images[1]
+    # Between the green of the network and teal.
+    assert half.getpixel((5, 5)) == (0, 164, 64)
+    upscaling.txt2img(prompt=CUP, enable_hr=True, hr_upscaler=NETWORK, width=128, height=128)
+    hires = backend.asked[-1].params.hires
+    assert hires is not None
+    assert hires.upscaler == NETWORK
 
 
 def test_a_picture_tells_how_it_was_made(client: webuiapi.WebUIApi) -> None:

@@ -16,7 +16,7 @@ GETS: Final = (
     "/metrics",
     "/openapi.json",
     "/docs",
-    "/redoc",
+    "/docs/start.js",
     "/v1/models",
     "/v1/models/tiny",
     "/v1/models/maker/tiny",

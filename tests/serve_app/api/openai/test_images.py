@@ -287,3 +287,13 @@ async def test_the_documentation_describes_every_field(client: httpx.AsyncClient
         assert "422" not in operation["responses"]
     example = paths[DOOR]["post"]["requestBody"]["content"]["application/json"]["example"]
     assert (await client.post(DOOR, json=example)).status_code == 200
+
+
+async def test_an_alias_with_slashes_is_found_however_they_are_written(backend: FakeBackend) -> None:
+    deep = replace(TINY, aliases=("hub.example/maker/tiny",))
+    backend.models = (deep,)
+    async with http(create_api(DiffusionService(backend))) as client:
+        for written in ("hub.example/maker/tiny", "hub.example%2Fmaker%2Ftiny"):
+            answer = await client.get(f"/v1/models/{written}")
+            assert (answer.status_code, answer.json()["root"]) == (200, "tiny")
+        assert (await client.get("/v1/models/hub.example/maker/other")).status_code == 404

@@ -351,7 +351,7 @@ def test_limits_hold_and_say_when_to_come_back(guarded: str, backend: FakeBacken
         with pytest.raises(openai.RateLimitError) as caught:
             client.images.generate(prompt=CUP)
     headers = caught.value.response.headers
-    assert (caught.value.code, headers["x-should-retry"]) == ("rate_limited", "true")
+    assert (caught.value.code, headers["x-should-retry"]) == ("rate_limit_exceeded", "true")
     assert 0 < int(headers["retry-after"]) <= 120
     assert len(backend.asked) == 1
 

@@ -1,5 +1,6 @@
 """Addresses instead of images, for OpenAI's clients that ask for them."""
 
+import asyncio
 import io
 from collections.abc import Iterator
 
@@ -14,9 +15,11 @@ from serve_app.config.errors import ConfigError
 from serve_app.config.sections import ResultUrlsConfig
 from serve_app.config.server import load_config
 from serve_app.service import DiffusionService
-from serve_app.store.result_files import ResultFiles
+from serve_app.store.result_files import ResultFile, ResultFiles
 from tests.serve_app.fakes import FakeBackend
 from tests.serve_app.servers import http_server
+
+MEGABYTE = 2**20
 
 
 @pytest.fixture
@@ -93,3 +96,19 @@ def test_several_ingresses_need_redis_for_it(tmp_path: object) -> None:
     file.write_text("extends: demo\nresult_urls: {}\ningress: {replicas: 2}\n")
     with pytest.raises(ConfigError, match="need `redis`"):
         load_config(file)
+
+
+def test_what_certainly_finds_no_room_is_refused_before_it_is_made(
+    service: DiffusionService, backend: FakeBackend
+) -> None:
+    files = ResultFiles(ResultUrlsConfig(max_bytes=MEGABYTE), None)
+    asyncio.run(files.put(ResultFile(bytes(MEGABYTE - 150), "png")))
+    with (
+        http_server(create_api(service, result_files=files)) as url,
+        OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        with pytest.raises(openai.InternalServerError, match="no room"):
+            client.images.generate(prompt="a red cup", n=2, response_format="url")
+        assert not backend.asked
+        client.images.generate(prompt="a red cup", n=2)
+    assert len(backend.asked) == 1

@@ -95,6 +95,7 @@ async def test_images_that_fail_are_told_beside_those_that_do_not(
     assert answer["failures"] == [
         {
             "index": 1,
+            "status": "failed",
             "code": "numerical_failure",
             "message": "the network's output was not finite",
             "retryable": False,

@@ -1,0 +1,85 @@
+"""A CLIP text encoder as the engine calls it, run through OpenVINO."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from deployments.engine.openvino.compiler import Compiler
+from deployments.engine.openvino.conversion import Input
+from deployments.engine.openvino.converted_network import Origin
+from deployments.engine.openvino.network import ChangeableNetwork
+
+
+class OpenVinoTextEncoder(ChangeableNetwork):
+    """A CLIP text encoder. Its final layer norm keeps its weights: prompts that skip layers need it.
+
+    Tokens are looked up outside of what is converted, for some stand for learnt vectors.
+    """
+
+    def __init__(self, compiler: Compiler, origin: Origin, text_encoder: Any, load: Callable[[], nn.Module]) -> None:
+        super().__init__(compiler, origin, text_encoder, lambda: self._take_out_tokens(load()))
+        tokens = text_encoder.config.max_position_embeddings
+        place = _place_of_tokens(text_encoder)
+        self.token_embedding = text_encoder.get_submodule(place)
+        self._looked_up, self._looked_up_changed = _LookedUp(), _LookedUp()
+        text_encoder.get_submodule(place.rpartition(".")[0]).token_embedding = self._looked_up
+        width = text_encoder.config.hidden_size
+        embedded = Input("embedded", torch.zeros(1, tokens, width), (0, 1))
+        mask = Input("mask", torch.ones(1, tokens, dtype=torch.int64), (0, 1))
+        self._is_masked = bool(text_encoder.config.to_dict().get("use_attention_mask"))
+        owners = [module for name, module in text_encoder.named_modules() if _is_leaf_but_final_norm(name, module)]
+        inputs = [embedded, mask] if self._is_masked else [embedded]
+        self._run = self.add_part("text encoder behind its tokens", self._call, inputs, owners)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> BaseModelOutput:
+        """Returns the states of `input_ids` [B, tokens]: the last one, and those after each layer."""
+        embedded = self.token_embedding(input_ids)
+        if self.changed is not None:
+            self._looked_up_changed.embedded = embedded
+            own: BaseModelOutput = self.changed(
+                input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
+            )
+            return own
+        states = self._run(embedded, attention_mask) if self._is_masked else self._run(embedded)
+        return BaseModelOutput(last_hidden_state=states[0], hidden_states=states[1:])
+
+    def _take_out_tokens(self, text_encoder: nn.Module) -> nn.Module:
+        """Returns a network that is loaded once more, with the tokens looked up outside of it, too."""
+        parent: Any = text_encoder.get_submodule(_place_of_tokens(text_encoder).rpartition(".")[0])
+        parent.token_embedding = self._looked_up_changed
+        return text_encoder
+
+    def _call(self, embedded: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        self._looked_up.embedded = embedded
+        ids = torch.zeros(embedded.shape[:2], dtype=torch.int64)
+        output = self.network(ids, attention_mask=mask, output_hidden_states=True, return_dict=True)
+        return (output.last_hidden_state, *output.hidden_states)
+
+
+class _LookedUp(nn.Module):
+    """Stands where a text encoder looks up its tokens, and answers with what was looked up before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedded = torch.empty(0)
+
+    def forward(self, _ids: Tensor) -> Tensor:
+        return self.embedded
+
+
+def _place_of_tokens(text_encoder: nn.Module) -> str:
+    places: list[str] = [name for name, _ in text_encoder.named_modules() if name.endswith("token_embedding")]
+    return places[0]
+
+
+def _is_leaf_but_final_norm(name: str, module: nn.Module) -> bool:
+    return not list(module.children()) and not name.endswith("final_layer_norm")

@@ -1,0 +1,47 @@
+"""Makes what a second pass begins from: the first one's picture, enlarged, and encoded by the VAE."""
+
+import threading
+from contextlib import nullcontext
+
+import numpy as np
+from PIL import Image
+
+from deployments.engine.conditioning.image_encoder import Posterior
+from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.inputs import ImageArray
+from deployments.engine.protocol.request import Request
+from deployments.engine.scheduling.device import DeviceMemory
+from deployments.engine.scheduling.memory_plan import MemoryPlan
+from deployments.engine.upscaling.upscalers import Upscalers
+
+
+class Enlarger:
+    """Enlarges pictures and encodes them, on any thread. Records in `plan` what the VAE took of `device`'s memory."""
+
+    def __init__(self, plan: MemoryPlan, device: DeviceMemory, upscalers: Upscalers) -> None:
+        self._plan, self._device, self._upscalers = plan, device, upscalers
+        # The plan counts one such call at a time.
+        self._turn = threading.Lock()
+
+    def encode(self, picture: ImageArray, first: Request, model: LoadedModel) -> Posterior:
+        """Returns the VAE's encoding of the first pass's `picture` [H, W, 3], enlarged. Raises EngineError."""
+        hires, bucket = first.params.hires, first.encoded_bucket
+        assert hires is not None
+        assert bucket is not None
+        size = (bucket.width, bucket.height)
+        if hires.upscaler == "lanczos":
+            enlarged = enlarge_picture(picture, size)
+        else:
+            enlarged = self._upscalers.enlarge_to(hires.upscaler, picture, size)
+        with self._turn:
+            is_known = self._plan.has_measured("encode", bucket, 1)
+            with nullcontext() if is_known else self._device.meter() as meter:
+                encoded = model.image_encoder.encode_once(enlarged)
+            if meter is not None:
+                self._plan.record_peak("encode", bucket, 1, meter.peak)
+            return encoded
+
+
+def enlarge_picture(picture: ImageArray, size: tuple[int, int]) -> ImageArray:
+    """Returns `picture` [H, W, 3] at `size`, width and height in pixels, by Lanczos' interpolation."""
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), dtype=np.uint8)

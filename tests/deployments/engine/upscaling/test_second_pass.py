@@ -1,0 +1,144 @@
+"""A second pass over what a network has enlarged, and what its encoding takes of the memory."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.engine.conditioning.image_encoder import ImageEncoder
+from deployments.engine.device.memory import CpuMemory
+from deployments.engine.engine import Engine
+from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.engine_config import EngineConfig
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.events import Failed, ImageFailed
+from deployments.engine.protocol.inputs import Inputs
+from deployments.engine.protocol.request import Bucket
+from deployments.engine.scheduling.cost_model import CostModel
+from deployments.engine.upscaling.upscalers import Upscalers
+from deployments.engine.worker.warm_up import warm_up
+from tests.deployments.engine.harness import Tape, difference, engine_of, make_reference, request_for
+from tests.deployments.engine.steps.test_second_pass import LARGER, asked
+from tests.deployments.engine.upscaling.networks import save_upscaler
+
+NAME = "tiny x4"
+
+
+@pytest.fixture
+def upscalers(tmp_path: Path) -> Upscalers:
+    upscalers = Upscalers([save_upscaler(tmp_path)])
+    upscalers.start(torch.device("cpu"), torch.float32, CpuMemory())
+    return upscalers
+
+
+def run_with(upscalers: Upscalers, model: LoadedModel, *requests: Any) -> tuple[Tape, Engine]:
+    tape = Tape()
+    engine = Engine([model], tape, EngineConfig(), upscalers=upscalers)
+    try:
+        for request in requests:
+            engine.submit(request)
+        engine.drain()
+    finally:
+        engine.close()
+    return tape, engine
+
+
+def test_a_second_pass_begins_from_what_the_network_has_enlarged(
+    upscalers: Upscalers, tiny_model: LoadedModel, tiny_checkpoint: Path
+) -> None:
+    request = asked(tiny_model, "x", NAME, num_images=2)
+    tape, _ = run_with(upscalers, tiny_model, request)
+    second = request.second_pass
+    assert second is not None
+    for index, made in enumerate(tape.images("x")):
+        first = make_reference(tiny_checkpoint, tiny_model, request, index).astype(np.uint8)
+        enlarged = upscalers.enlarge_to(NAME, first, (LARGER, LARGER))
+        reference = make_reference(tiny_checkpoint, tiny_model, replace(second, inputs=Inputs(image=enlarged)), index)
+        assert difference(made, reference) <= 1
+
+
+def test_a_network_that_is_not_there_fails_its_image_alone(upscalers: Upscalers, tiny_model: LoadedModel) -> None:
+    tape, _ = run_with(upscalers, tiny_model, asked(tiny_model, "x", "another"), request_for(tiny_model, "y"))
+    (failed,) = tape.of("x", ImageFailed)
+    assert isinstance(failed.error, InvalidParameter)
+    assert len(tape.images("y")) == 1
+
+
+def test_upscalers_and_their_tiles_are_part_of_the_memory_plan(upscalers: Upscalers, tiny_model: LoadedModel) -> None:
+    tape = Tape()
+    engine = Engine([tiny_model], tape, EngineConfig(), upscalers=upscalers)
+    plain = engine_of(tiny_model, tape)
+    try:
+        bucket = request_for(tiny_model, "x").bucket
+        more = engine.admission.plan.call_bytes(bucket, 2) - plain.admission.plan.call_bytes(bucket, 2)
+        assert more == upscalers.tile_bytes > 0
+        assert engine.admission._weights - plain.admission._weights == upscalers.bytes > 0
+    finally:
+        engine.close()
+        plain.close()
+
+
+class RoomForSo:
+    """A device on which an encoding runs out of memory beside a call of more than some rows of `bucket`."""
+
+    def __init__(self, engine: Engine, bucket: Bucket, most_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.beside: list[int] = []
+        encode = ImageEncoder.encode_once
+
+        def encode_beside(encoder: ImageEncoder, image: Any, mask: Any = None) -> Any:
+            rows = engine.running.unet_rows(bucket)
+            self.beside.append(rows)
+            if rows > most_rows:
+                raise torch.OutOfMemoryError("injected: an encoding beside too many rows")
+            return encode(encoder, image, mask)
+
+        monkeypatch.setattr(ImageEncoder, "encode_once", encode_beside)
+
+
+def test_an_encoding_is_planned_so_that_it_never_runs_out_beside_others(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether larger calls of so small a network pay is a matter of chance: here memory alone bounds them.
+    monkeypatch.setattr(CostModel, "find_knee", CostModel.knee)
+    double = asked(tiny_model, "probe", "lanczos", hires={"scale": 2.0})
+    encoded = double.encoded_bucket
+    assert encoded is not None
+    tape = Tape()
+    probe = engine_of(tiny_model, tape, max_rows=32)
+    try:
+        warm_up(probe)
+        probe.submit(double)
+        probe.drain()
+        plan = probe.admission.plan
+        assert plan.has_measured("encode", encoded, 1)
+        peaks = plan.export(tiny_model.spec.name)
+        second = double.second_pass
+        assert second is not None
+        # Room for the second pass beside an encoding, and for no more than that.
+        needed = tiny_model.bytes + plan.call_bytes(second.bucket, 2, encoded=encoded)
+    finally:
+        probe.close()
+    tape = Tape()
+    engine = engine_of(tiny_model, tape, max_rows=32, memory=CpuMemory(round(needed / 0.9 * 1.1)))
+    try:
+        warm_up(engine)
+        engine.admission.plan.restore(tiny_model.spec.name, peaks)
+        bucket = double.bucket
+        held = engine.admission.device.held_bytes(engine.admission._weights)
+        alone = engine.admission.plan.rows(bucket, held)
+        beside = engine.admission.plan.rows(bucket, held, encoded=encoded)
+        assert 2 <= beside < alone
+        room = RoomForSo(engine, bucket, beside, monkeypatch)
+        for number in range(3):
+            engine.submit(asked(tiny_model, f"double {number}", "lanczos", hires={"scale": 2.0}))
+            for other in range(4):
+                engine.submit(request_for(tiny_model, f"plain {number} {other}", num_inference_steps=30))
+        engine.drain()
+        assert len(room.beside) == 3
+        assert not any(tape.of(f"double {number}", kind) for number in range(3) for kind in (Failed, ImageFailed))
+        assert all(len(tape.images(f"plain {number} {other}")) == 1 for number in range(3) for other in range(4))
+    finally:
+        engine.close()
