@@ -26,6 +26,7 @@ from deployments.serve_log import log_through_serve
 from deployments.throughput import RateMeter
 from deployments.uploads.enlarging import PictureEnlarger
 from deployments.uploads.intake import Intake
+from deployments.watermark.methods import load_method
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,16 @@ class ModelReplica:
         config: EngineConfig,
         annotators: AnnotatorSpecs = NO_NETWORKS,
         upscalers: Sequence[UpscalerSpec] = (),
+        watermark_method: str | None = None,
     ) -> None:
+        """`watermark_method` is what pictures will be marked with, if they will be.
+
+        Raises ValueError if it is not there: better than after the work of the first picture.
+        """
         bind_to_loopback()
         log_through_serve("deployments")
+        if watermark_method is not None:
+            load_method(watermark_method)
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay light.
         with collector_paused():
             from deployments.engine.worker.engine_worker import EngineWorker

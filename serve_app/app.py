@@ -48,8 +48,10 @@ def build_application(config: AppConfig, replica: type[ModelReplica] = ModelRepl
     annotators = config.annotators.specs()
     upscalers = tuple(upscaler.spec() for upscaler in config.upscalers)
     logs = config.logging.serve_options()
+    watermark = config.labels.watermark
+    method = watermark.method if watermark.enabled else None
     handles = [
-        bind_deployment(deployment, hosted, annotators, replica, logs, upscalers)
+        bind_deployment(deployment, hosted, annotators, replica, logs, upscalers, method)
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options(), logging_config=logs).bind(
@@ -65,12 +67,14 @@ def bind_deployment(
     replica: type[ModelReplica] = ModelReplica,
     logs: Mapping[str, Any] | None = None,
     upscalers: Sequence[UpscalerSpec] = (),
+    watermark_method: str | None = None,
 ) -> Application:
     """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config,
-    `upscalers` enlarge pictures.
+    `upscalers` enlarge pictures, which `watermark_method` marks.
     """
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
-    bound: Application = deployment.bind(specs, config.engine_config(), dict(annotators), tuple(upscalers))
+    told = (specs, config.engine_config(), dict(annotators), tuple(upscalers), watermark_method)
+    bound: Application = deployment.bind(*told)
     return bound
 
 
@@ -94,7 +98,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     redis = None if config.redis is None else RedisTier(config.redis)
     quarantine = None if redis is None else RedisQuarantine(redis, QUARANTINE_SECONDS)
     backend = route_to(deployments, quarantine)
-    labeller = Labeller(config.labels)
+    labeller = Labeller(config.labels, None if redis is None else redis.signing_key("development certificate"))
     setting = {name: {**numerics, "labels": labeller.setting} for name, numerics in config.numerics().items()}
     cache = ResultCache(config.cache, redis, setting)
     templates = with_own([each.template() for each in config.templates])
@@ -105,6 +109,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
         cache=cache,
         redis=redis,
         prompts=prompts,
+        loras=config.loras.catalogue(),
         labeller=labeller,
         upscalers=[upscaler.spec() for upscaler in config.upscalers],
     )

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, Unpack
+from uuid import uuid4
 
 from PIL import Image
 
@@ -21,6 +21,7 @@ from deployments.engine.protocol.inputs import Enlargement, Fit, MaskAlpha, Uplo
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
+from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from deployments.metrics import Sample
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
@@ -56,9 +57,9 @@ class DiffusionService:
     its first use, and `engine` are the fields of `EngineConfig` for it: `device="cuda"`, `backend="torch"`, ...
     `annotators` make hints from photos, for requests and for `image_processor`: besides canny the demo family's if
     neither they nor models are given, else those given. Results are kept where a `cache` is given; `redis` is
-    whatever this process uses Redis for, and shows in `health`. `prompts` says what becomes of prompts.
-    Files say how they were made, and by default no more; `labeller` decides that. `upscalers` are the networks that
-    enlarge pictures; a backend that is given has them already.
+    whatever this process uses Redis for, and shows in `health`. `prompts` says what becomes of prompts, and `loras`
+    finds the LoRAs that requests name. Files say how they were made, and by default no more; `labeller` decides that.
+    `upscalers` are the networks that enlarge pictures; a backend that is given has them already.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class DiffusionService:
         cache: ResultCache | None = None,
         redis: RedisTier | None = None,
         prompts: PromptRules | None = None,
+        loras: LoraCatalogue = NO_LORAS,
         labeller: Labeller | None = None,
         upscalers: Sequence[UpscalerSpec] = (),
         **engine: Unpack[EngineOptions],
@@ -95,7 +97,7 @@ class DiffusionService:
         self.labeller = Labeller() if labeller is None else labeller
         self._cache = ResultCache() if cache is None else cache
         self._redis = redis
-        self.prompts = PromptRules() if prompts is None else prompts
+        self.prompts, self.loras = PromptRules() if prompts is None else prompts, loras
         self.upscalers = tuple(spec.name for spec in upscalers)
         statistics = Statistics()
         self._was_ready = False
@@ -144,10 +146,10 @@ class DiffusionService:
         Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
         """
         rules = self.prompts if for_images else replace(self.prompts, blocklist=NOTHING_BLOCKED)
-        named = (previews, request_id or uuid.uuid4().hex, tenant)
-        asked = (self.models, params, uploads, *named, rules, self.upscalers)
-        # A hostile file's headers take a while to read, and would block the event loop.
-        return prepare(*asked) if uploads is None else await asyncio.to_thread(prepare, *asked)
+        named = (previews, request_id or uuid4().hex, tenant)
+        asked = (self.models, params, uploads, *named, rules, self.upscalers, self.loras)
+        # The headers of a hostile file take a while to read, as a LoRA's digest does: they would block the event loop.
+        return await asyncio.to_thread(prepare, *asked) if uploads or params.loras else prepare(*asked)
 
     def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
         """Yields the events of a prepared request. Closing the generator early cancels it."""

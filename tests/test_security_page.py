@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from deployments.engine.conditioning import prompt_syntax
-from deployments.engine.protocol import params
+from deployments.engine.lora import reader
+from deployments.engine.protocol import lora, params
 from deployments.uploads import file_chunks, image_files
 from serve_app.api.middleware import upload_budget
 from serve_app.api.parsing import body, forms, validation
@@ -49,6 +50,8 @@ MIB = 2**20
         f"{image_files.MAX_PIXELS / 1e6:.1f} million "
         f"pixels, one frame, {file_chunks.MAX_SMALL_PIECES} small chunks |",
         f"| ControlNets of a request | {params.MAX_CONTROLS} |",
+        f"| LoRAs of a request | {lora.MAX_LORAS} |",
+        f"| a LoRA's file | {reader.LARGEST_BYTES // 2**30} GiB |",
     ],
 )
 def test_the_page_tells_the_limits_that_there_are(row: str) -> None:

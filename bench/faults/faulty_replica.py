@@ -63,9 +63,10 @@ class FaultyReplica(ModelReplica):
         config: EngineConfig,
         annotators: AnnotatorSpecs = NO_NETWORKS,
         upscalers: Sequence[UpscalerSpec] = (),
+        watermark_method: str | None = None,
     ) -> None:
         fail_if_ordered(Path(self.folder))
-        super().__init__(specs, config, annotators, upscalers)
+        super().__init__(specs, config, annotators, upscalers, watermark_method)
         self._faults = NetworkFaults()
         engine = self._worker._engine
         assert engine is not None

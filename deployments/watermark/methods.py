@@ -35,13 +35,15 @@ class WatermarkMethod(Protocol):
 def load_method(name: str) -> WatermarkMethod:
     """Returns the method that `name`, as `package.module:Class`, stands for.
 
-    Raises ValueError if there is no such class.
+    Raises ValueError if there is no such class, or it cannot do both.
     """
     module, _, class_name = name.partition(":")
     try:
         method: WatermarkMethod = getattr(import_module(module), class_name)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{name!r} names no class, as package.module:Class, that can be made") from error
+    if not callable(getattr(method, "mark", None)) or not callable(getattr(method, "find", None)):
+        raise ValueError(f"{name!r} does not have both `mark` and `find`")
     return method
 
 

@@ -14,6 +14,7 @@ from deployments.engine.models.hub import locate_file
 from deployments.engine.models.loaded_model import fetch_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
+from deployments.loras.catalogue import LoraSpec
 
 FIRST_PAUSE_S: Final = 10.0
 
@@ -28,12 +29,13 @@ def fetch(
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
     upscalers: Iterable[UpscalerSpec] = (),
+    loras: Iterable[LoraSpec] = (),
 ) -> None:
     """Fetches files into the hub's cache (`HF_HUB_CACHE`), except those already there. No device is needed.
 
     Every download is tried `attempts` times, with pauses that double. Raises ModelLoadError.
     """
-    for name, download in _list_downloads(models, annotators, upscalers):
+    for name, download in _list_downloads(models, annotators, upscalers, loras):
         for attempt in range(1, attempts + 1):
             try:
                 download()
@@ -48,12 +50,16 @@ def fetch(
 
 
 def _list_downloads(
-    models: Iterable[Hosted], annotators: AnnotatorSpecs, upscalers: Iterable[UpscalerSpec]
+    models: Iterable[Hosted],
+    annotators: AnnotatorSpecs,
+    upscalers: Iterable[UpscalerSpec],
+    loras: Iterable[LoraSpec],
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     for spec, device, dtype in models:
         yield f"model {spec.name!r}", partial(fetch_model, spec, pick_dtype(dtype, torch.device(device)))
     for kind, annotator in annotators.items():
         yield f"annotator {kind!r}", partial(fetch_annotator, kind, annotator)
-    for row in upscalers:
-        title = f"upscaler {row.name!r}"
+    rows: list[UpscalerSpec | LoraSpec] = [*upscalers, *loras]
+    for row in rows:
+        title = f"{'LoRA' if isinstance(row, LoraSpec) else 'upscaler'} {row.name!r}"
         yield title, partial(locate_file, title, row.source, row.revision, row.file)

@@ -13,6 +13,7 @@ from deployments.engine.models.components import wants_half
 from deployments.engine.models.hub import select_files
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, UpscalerSpec, as_part
+from deployments.loras.catalogue import LoraSpec
 from deployments.weights.fetching import Hosted
 
 _WITHOUT_WEIGHTS: Final = ("tokenizer", "scheduler")
@@ -31,7 +32,10 @@ class FileSource:
 
 
 def check_hub(
-    models: Iterable[Hosted], annotators: AnnotatorSpecs, upscalers: Iterable[UpscalerSpec] = ()
+    models: Iterable[Hosted],
+    annotators: AnnotatorSpecs,
+    upscalers: Iterable[UpscalerSpec] = (),
+    loras: Iterable[LoraSpec] = (),
 ) -> Iterator[tuple[str, bool]]:
     """Yields a line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
     seen: set[FileSource] = set()
@@ -40,11 +44,12 @@ def check_hub(
             seen.add(row)
             verdict, is_loadable = _check_source(row)
             yield f"{row.title}: {row.part.source}: {verdict}", is_loadable
-    for upscaler in upscalers:
-        part = PartSpec(upscaler.source, upscaler.revision)
-        row = FileSource(f"upscaler {upscaler.name!r}", part, (upscaler.file,), half=False)
+    files: list[UpscalerSpec | LoraSpec] = [*upscalers, *loras]
+    for one in files:
+        title = f"{'LoRA' if isinstance(one, LoraSpec) else 'upscaler'} {one.name!r}"
+        row = FileSource(title, PartSpec(one.source, one.revision), (one.file,), half=False)
         verdict, is_loadable = _check_source(row, _check_file)
-        yield f"{row.title}: {upscaler.source}: {verdict}", is_loadable
+        yield f"{title}: {one.source}: {verdict}", is_loadable
 
 
 def _model_sources(models: Iterable[Hosted]) -> Iterator[FileSource]:

@@ -58,6 +58,7 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
         f"{_ADS}/templates": "key",
         f"{_ADS}/embeddings": "key",
         f"{_ADS}/upscalers": "key",
+        f"{_ADS}/loras": "key",
         f"{_ADS}/tokens": "key",
         f"{_ADS}/hint": "generate",
         f"{_ADS}/text-to-image": "generate",

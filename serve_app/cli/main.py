@@ -1,6 +1,7 @@
 """The `darkroom` command. Errors are one line; exit codes are below `--help`."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.registry import check_source, check_upscaler, with_known_size
 from serve_app.callbacks.signing import WebhookSigner
-from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
+from serve_app.cli import batch, generate, jobs, keys, listing, upscale, webhooks
 from serve_app.cli import k8s as kubernetes_commands
 from serve_app.cli.exits import EXIT_CODES, EXIT_USAGE, exit_with
 from serve_app.config.deployments import IngressConfig
@@ -80,13 +81,16 @@ def fetch(
         for spec in settings.specs_of(deployment)
     ]
     annotators, upscalers = settings.annotators.specs(), [upscaler.spec() for upscaler in settings.upscalers]
+    loras = settings.loras.catalogue().rows
     if check:
-        answers = list(_print_answers(hub_check.check_hub(hosted, annotators, upscalers)))
+        checks = hub_check.check_hub(hosted, annotators, upscalers, loras)
+        answers = list(_print_answers(checks))
         if wrong := answers.count(False):
             raise exit_with(f"{wrong} of {len(answers)} rows cannot be loaded")
         return
     try:
-        fetching.fetch(hosted, annotators, attempts, lambda line: print(line, flush=True), upscalers=upscalers)
+        say = partial(print, flush=True)
+        fetching.fetch(hosted, annotators, attempts, say, upscalers=upscalers, loras=loras)
     except ModelLoadError as error:
         raise exit_with(error.message) from None
 
@@ -131,6 +135,7 @@ app.add_typer(keys.app, name="keys")
 app.command()(batch.batch)
 app.add_typer(jobs.app, name="jobs")
 app.command("list")(listing.list_names)
+app.command()(upscale.upscale)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(kubernetes_commands.app, name="k8s")
 
@@ -159,6 +164,7 @@ def _read_config(config: str) -> AppConfig:
             check_annotator(kind, annotator)
         for upscaler in settings.upscalers:
             check_upscaler(upscaler.spec())
+        settings.loras.catalogue().check_rows()
     except (ConfigError, ModelLoadError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     return settings

@@ -36,6 +36,7 @@ _Seed = Annotated[int | None, typer.Option(help="Drawn if not given; the answer 
 _Side = Annotated[int | None, typer.Option(help="Pixels; what suits the model and the picture if not given.")]
 _Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt.")]
 _Style = Annotated[str | None, typer.Option(help="A preset's name, or free text.", autocompletion=complete_style)]
+_Loras = Annotated[list[str] | None, typer.Option("--lora", help="NAME, or NAME:SCALE; may be there several times.")]
 _Images = Annotated[int | None, typer.Option(help="Image i uses seed + i and is saved as NAME-i.")]
 
 
@@ -64,6 +65,7 @@ PARAMETERS = (
     _option("sampler", Annotated[str | None, typer.Option(autocompletion=complete_sampler)]),
     _option("style", _Style),
     _option("num_images", _Images),
+    _option("loras", _Loras),
     _option("model", Annotated[str | None, typer.Option(autocompletion=complete_model)]),
     _option("priority", Priority),
 )
@@ -106,7 +108,17 @@ def option_of(field: str) -> str:
 def parameters_of(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The request's fields that `shared` and `own` options set, by the names that the HTTP API has for them."""
     options = {option.name: shared[option.name] for option in (PROMPT, *PARAMETERS)} | dict(own)
-    return {FIELDS.get(name, name): value for name, value in options.items() if value is not None}
+    given = {FIELDS.get(name, name): value for name, value in options.items() if value is not None}
+    return given | ({"loras": [_read_lora(text) for text in given["loras"]]} if "loras" in given else {})
+
+
+def _read_lora(text: str) -> dict[str, Any]:
+    """Reads NAME:SCALE; a scale that is no number is left for the field's own rule to refuse."""
+    name, _, scale = text.partition(":")
+    try:
+        return {"name": name, "scale": float(scale)} if scale else {"name": name}
+    except ValueError:
+        return {"name": name, "scale": scale}
 
 
 def with_shared_options(

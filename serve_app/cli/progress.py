@@ -100,7 +100,8 @@ def create_local_service(config: AppConfig, model: str | None) -> DiffusionServi
     for deployment, spec in specs:
         if model is None or spec.has_name(model):
             options = deployment.engine_config().options
-            return DiffusionService(models=[spec], annotators=config.annotators.specs(), **options)
+            loras = config.loras.catalogue()
+            return DiffusionService(models=[spec], annotators=config.annotators.specs(), loras=loras, **options)
     known = [name for _, spec in specs for name in (spec.name, *spec.aliases)]
     raise UnknownModel("model_name", f"there is no such model{suggest(model, known)}")
 

@@ -34,6 +34,7 @@ from serve_app.client.messages import (
     POLL_SECONDS,
     STREAM_SECONDS,
     UNFINISHED,
+    UPSCALE,
     CallbackOptions,
     Entry,
     Listed,
@@ -48,6 +49,7 @@ from serve_app.client.messages import (
     read_health,
     request_path,
     translate_errors,
+    upscale_form,
 )
 from serve_app.client.retries import Tries
 
@@ -177,6 +179,16 @@ class AsyncDarkroomClient:
         """Returns one's own newest jobs, at most a hundred, the newest first, without their results."""
         found: list[dict[str, Any]] = (await self._request("GET", JOBS, needs=("jobs",)))["jobs"]
         return found
+
+    async def upscale(
+        self, image: bytes, *, scale: float = 2.0, upscaler: str | None = None, output_format: str = "png"
+    ) -> bytes:
+        """Returns the picture in the file `image`, `scale` times as wide and high, as a file.
+
+        `upscaler` is one of `list_of("upscalers")`; the server's first without one. Raises DarkroomError.
+        """
+        form = upscale_form(image, scale, upscaler, output_format)
+        return (await self._send("POST", UPSCALE, **form)).content
 
     async def list_of(self, what: Listed) -> list[dict[str, Any]]:
         """Returns the models, samplers, styles, ... that the server has, each with its `name`."""

@@ -21,6 +21,7 @@ BASE: Final = "/ads/v2/diffusion"
 HEALTH: Final = f"{BASE}/health"
 BATCH: Final = f"{BASE}/batch-generate"
 JOBS: Final = f"{BASE}/jobs"
+UPSCALE: Final = f"{BASE}/upscale"
 
 # In a stream the server sends something every 15 seconds; a JSON answer comes once all its images are made.
 CONNECT_SECONDS: Final = 10.0
@@ -32,7 +33,7 @@ UNFINISHED: Final = ("queued", "running")
 
 Entry = GenerationParams | dict[str, Any]
 
-Listed = Literal["models", "samplers", "styles", "templates", "ad-formats"]
+Listed = Literal["models", "samplers", "styles", "templates", "ad-formats", "loras", "upscalers"]
 """What a server lists by name."""
 
 
@@ -82,6 +83,12 @@ def encode_request(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, 
     data = {"params": json.dumps(body | {name: value for name, value in fields.items() if value is not None})}
     files = [(name, (name, content)) for name, content in named if content is not None]
     return f"{BASE}/{path}", {"data": data, "files": files}
+
+
+def upscale_form(image: bytes, scale: float, upscaler: str | None, output_format: str) -> dict[str, Any]:
+    """Returns httpx's arguments for a picture to be enlarged."""
+    fields = {"scale": repr(float(scale)), "upscaler": upscaler or "", "output_format": output_format}
+    return {"data": fields, "files": {"image": ("image", image)}}
 
 
 def params_body(params: GenerationParams | None, fields: dict[str, Any]) -> dict[str, Any]:

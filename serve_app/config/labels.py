@@ -1,6 +1,6 @@
 """The section of the configuration that says what pictures' files tell of themselves (docs/labels.md)."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -10,22 +10,26 @@ from deployments.watermark.methods import OUR_METHOD
 from serve_app.config.secret import Secret
 from serve_app.config.strict import Strict
 
+DEFAULT_PAYLOAD: Final = "44524b4d"
+"""The same for every Darkroom: it says which software marked a picture, and not whose server."""
+
 
 class WatermarkConfig(Strict):
-    """`payload` is four bytes, in hexadecimal digits, that tell your pictures from others'.
+    """`payload` is four bytes, in hexadecimal digits, that tell your pictures from others', unless it is the default.
 
     `method` is the class that marks pictures, on replicas, and finds marks, in the ingress: `package.module:Class`.
     """
 
     enabled: bool = True
-    payload: str = Field(default="44524b4d", pattern=r"^[0-9a-f]{8}$")
+    payload: str = Field(default=DEFAULT_PAYLOAD, pattern=r"^[0-9a-f]{8}$")
     method: str = OUR_METHOD
 
 
 class SigningConfig(Strict):
     """C2PA manifests. `certificate` is the chain in PEM, the signer's own first; `private_key` belongs to it.
 
-    Without them a development certificate is drawn at each start, which says in its name that nobody should trust it.
+    Without them there is a development certificate, which says in its name that nobody should trust it: derived from
+    `redis.key`, and so the same in every ingress, or drawn at each start where there is no Redis.
     """
 
     enabled: bool = True

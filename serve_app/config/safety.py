@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from deployments.engine.protocol.fields import check_lines
 from deployments.engine.protocol.safety import CheckerSpec, SafetySpec
-from deployments.engine.protocol.texts import check_lines
 from serve_app.config.secret import Secret
 from serve_app.config.strict import Strict
 from serve_app.generation.blocklist import MAX_PATTERN, BadPattern, BlockRule, compile_pattern

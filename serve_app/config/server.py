@@ -19,6 +19,7 @@ from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.embeddings import EmbeddingsConfig
 from serve_app.config.errors import ConfigError, describe_errors, suggest
 from serve_app.config.labels import LabelsConfig
+from serve_app.config.loras import LorasConfig
 from serve_app.config.safety import BlockRuleConfig, SafetyConfig
 from serve_app.config.secret import Secret
 from serve_app.config.sections import (
@@ -113,6 +114,7 @@ class AppConfig(Strict):
     deployments: tuple[DeploymentConfig, ...] = Field(min_length=1)
     annotators: AnnotatorsConfig = AnnotatorsConfig()
     upscalers: tuple[UpscalerConfig, ...] = Field(default=(), max_length=64)
+    loras: LorasConfig = LorasConfig()
     ingress: IngressConfig = IngressConfig()
     cache: CacheConfig = CacheConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -147,6 +149,17 @@ class AppConfig(Strict):
         if doubled := find_clashes([spec for deployment in self.deployments for spec in self.specs_of(deployment)]):
             text = f"deployments: more than one hosted model answers to {doubled[0]!r}"
             raise PydanticCustomError("duplicate", "{text}", {"text": text})
+        return self
+
+    @model_validator(mode="after")
+    def _loras_have_models(self) -> "AppConfig":
+        hosted = [spec for deployment in self.deployments for spec in self.specs_of(deployment)]
+        for row in self.loras.named:
+            for name in row.models:
+                if not any(spec.has_name(name) for spec in hosted):
+                    names = [spec.name for spec in hosted]
+                    text = f"loras: {row.name!r} is for {name!r}, which is not hosted{suggest(name, names)}"
+                    raise PydanticCustomError("unknown_model", "{text}", {"text": text})
         return self
 
     @model_validator(mode="after")

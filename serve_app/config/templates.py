@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from deployments.engine.protocol.texts import check_lines
+from deployments.engine.protocol.fields import check_lines
 from serve_app.config.strict import Strict
 from serve_app.generation.templates import PromptTemplate
 

@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from deployments.engine.protocol.fields import check_name
 from deployments.engine.protocol.params import BUILT_IN_UPSCALERS
 from deployments.engine.protocol.spec import UpscalerSpec
-from deployments.engine.protocol.texts import check_name
 from serve_app.config.strict import Strict
 
 UpscalerLabel = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(check_name)]

@@ -10,7 +10,8 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.params import MAX_VALUES, GenerationParams, StrictFields, normalise_fields
+from deployments.engine.protocol.fields import StrictFields, normalise_fields
+from deployments.engine.protocol.params import MAX_VALUES, GenerationParams
 from serve_app.generation.dynamic_prompts import (
     Parts,
     Wildcards,

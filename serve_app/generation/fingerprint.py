@@ -60,6 +60,8 @@ def work_of(request: Request) -> dict[str, Any]:
     return {
         "params": request.params.model_dump(mode="json", exclude=_NOT_THE_WORK),
         "embeddings": [list(file.identity) for file in request.embeddings],
+        # The names are in the files' texts; what is behind them decides the pixels.
+        "loras": [[*use.file.identity, use.scale] for use in request.loras],
         "inputs": [_hash_array(each) for each in (inputs.image, inputs.mask, *inputs.hints)],
         "uploads": None
         if files is None

@@ -12,13 +12,13 @@ from serve_app.generation.result import to_png
 
 LANCZOS: Final = "lanczos"
 
-# A picture may have sixteen million pixels, of which there are several copies while it is enlarged.
-_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="enlarge")
+THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="enlarge")
+"""A picture may have sixteen million pixels, of which there are several copies while it is enlarged and labelled."""
 
 
 async def interpolate(enlargement: Enlargement) -> bytes:
     """Returns the picture as a PNG file of the size asked for. Raises InvalidParameter for a bad file."""
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, _interpolate, enlargement)
+    return await asyncio.get_running_loop().run_in_executor(THREADS, _interpolate, enlargement)
 
 
 def _interpolate(enlargement: Enlargement) -> bytes:

@@ -9,6 +9,7 @@ from deployments.engine.protocol.inputs import Task, Uploads
 from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from serve_app.generation.ad_formats import apply_ad_format
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.prompts import PromptRules
@@ -28,6 +29,7 @@ def prepare(
     tenant: str,
     prompts: PromptRules = _BUILT_IN,
     upscalers: Sequence[str] = (),
+    loras: LoraCatalogue = NO_LORAS,
 ) -> Prepared:
     """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads, params) if uploads else None
@@ -39,7 +41,6 @@ def prepare(
     _check_upscaler(asked, upscalers)
     styled = prompts.write(asked)
     request_id = f"{name}.{secrets.token_hex(4)}"
-    drawn = asked.seed != params.seed
     request = Request(
         request_id,
         styled,
@@ -47,7 +48,8 @@ def prepare(
         uploads=uploads,
         tenant=tenant,
         name=name,
-        seed_drawn=drawn,
+        seed_drawn=asked.seed != params.seed,
+        loras=loras.resolve(asked.loras, spec) if asked.loras else (),
         embeddings=prompts.embeddings.find_in([styled.prompt, styled.negative_prompt]),
     )
     return Prepared(request, asked)

@@ -30,6 +30,7 @@ def find_disagreements(manifests: Manifests) -> Iterator[str]:
     for pod in manifests.ray_pods():
         yield from _check_pod(pod)
     yield from _check_secrets(manifests, config)
+    yield from _check_loras(manifests, config)
     yield from _check_disruption_budgets(manifests)
     yield from _check_pins(config)
 
@@ -118,6 +119,17 @@ def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
         for place in config.embeddings.places:
             if place.is_absolute() and not any(f"{place}/".startswith(f"{mount}/") for mount in mounts):
                 yield f"{pod.name}: embeddings are read from {place}, where nothing is mounted"
+
+
+def _check_loras(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    """Checks that LoRAs' files are where they are found and where they are read: on any worker."""
+    paths = [row.source for row in config.loras.named if not row.file]
+    folder = [] if config.loras.folder is None else [config.loras.folder]
+    for pod in manifests.worker_pods():
+        mounts = [each["mountPath"] for each in pod.main.get("volumeMounts", ())]
+        for path in (*folder, *paths):
+            if not any(path == mount or path.startswith(f"{mount}/") for mount in mounts):
+                yield f"{pod.name}: loras are read from {path}, where nothing is mounted"
 
 
 def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:

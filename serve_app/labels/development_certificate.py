@@ -1,6 +1,7 @@
 """A certificate to sign with where the operator has none yet: it says in its own name that nobody should trust it."""
 
-from datetime import UTC, datetime, timedelta
+import hmac
+from datetime import UTC, datetime
 from typing import Final
 
 from cryptography import x509
@@ -9,13 +10,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 ORGANISATION: Final = "Darkroom development, not trusted"
-_VALID: Final = timedelta(days=365)
+# Fixed, so that the certificate depends on its secret alone. The end is RFC 5280's for a certificate that has none.
+_BEGIN, _END = datetime(2026, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+_CURVE_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
-def make_development_certificate() -> tuple[str, str]:
-    """Returns a chain and its private key, in PEM. Drawn anew each time, and kept nowhere."""
+def make_development_certificate(secret: bytes) -> tuple[str, str]:
+    """Returns a chain and its private key, in PEM: for the same `secret`, of 32 random bytes, the same."""
     # C2PA does not take a certificate that has signed itself.
-    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority_key, key = _derive_key(secret, b"authority"), _derive_key(secret, b"signer")
     authority = _name("Darkroom development authority")
     root = _begin(authority, authority, authority_key.public_key())
     root = root.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -26,8 +29,14 @@ def make_development_certificate() -> tuple[str, str]:
     own = own.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     own = own.add_extension(issuer, critical=False)
-    chain = [each.sign(authority_key, hashes.SHA256()) for each in (own, root)]
+    chain = [each.sign(authority_key, hashes.SHA256(), ecdsa_deterministic=True) for each in (own, root)]
     return "".join(each.public_bytes(serialization.Encoding.PEM).decode() for each in chain), _in_pem(key)
+
+
+def _derive_key(secret: bytes, purpose: bytes) -> ec.EllipticCurvePrivateKey:
+    """Derives a key by reducing more bits than the curve has (FIPS 186-5, A.2.1)."""
+    drawn = int.from_bytes(hmac.digest(secret, purpose, "sha512"), "big")
+    return ec.derive_private_key(drawn % (_CURVE_ORDER - 1) + 1, ec.SECP256R1())
 
 
 def _name(common: str) -> x509.Name:
@@ -36,17 +45,17 @@ def _name(common: str) -> x509.Name:
 
 
 def _begin(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
-        .serial_number(x509.random_serial_number())
-        # Clocks differ.
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + _VALID)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        # Positive, and of at most twenty bytes.
+        .serial_number(int.from_bytes(identifier.digest, "big") >> 1)
+        .not_valid_before(_BEGIN)
+        .not_valid_after(_END)
+        .add_extension(identifier, critical=False)
     )
 
 

@@ -45,6 +45,11 @@ class FileTexts:
     xmp: bytes | None = None
 
 
+def is_jpeg(file: bytes) -> bool:
+    """Whether a file is a JPEG, whose texts are the shortest."""
+    return file.startswith(_JPEG)
+
+
 def add_texts(file: bytes, texts: FileTexts) -> bytes:
     """Returns a PNG, JPEG or WebP file that was made here, with `texts` in it."""
     if file.startswith(_PNG):
@@ -191,17 +196,17 @@ def _read_comment(exif: bytes) -> str | None:
     if not isinstance(comment, bytes) or len(comment) <= _COMMENT_PREFIX:
         return None
     encoding = "utf-16-be" if comment.startswith(_UNICODE) else "utf-8"
-    return _clean(comment[_COMMENT_PREFIX:].decode(encoding, errors="replace"))
+    return clean_text(comment[_COMMENT_PREFIX:].decode(encoding, errors="replace"))
 
 
 def _decode_text(data: bytes) -> str:
     """Decodes UTF-8, or else Latin-1, whichever of a PNG's kinds of text it was in: many programs mix them up."""
     try:
-        return _clean(data.decode())
+        return clean_text(data.decode())
     except UnicodeDecodeError:
-        return _clean(data.decode("latin-1"))
+        return clean_text(data.decode("latin-1"))
 
 
-def _clean(text: str) -> str:
-    """Without what could not stand in a JSON answer, or steers terminals."""
+def clean_text(text: str) -> str:
+    """Returns `text` without what could not stand in a JSON answer, or steers terminals."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", "", text)

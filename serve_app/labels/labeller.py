@@ -1,9 +1,14 @@
 """Labels the files of pictures: how they were made, that a machine made them, and a signature over all of it."""
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
 
 from deployments.engine.protocol.events import ImageDone
 from deployments.engine.protocol.request import Request
@@ -11,21 +16,26 @@ from deployments.watermark.methods import Watermark, load_method
 from serve_app.config.errors import ConfigError
 from serve_app.config.labels import TEXTS_ONLY, LabelsConfig, SigningConfig
 from serve_app.generation.fingerprint import hash_of
-from serve_app.labels.file_metadata import MAX_JPEG_TEXT_BYTES, FileTexts, add_texts, read_texts
+from serve_app.generation.result import to_png
+from serve_app.labels.file_metadata import MAX_JPEG_TEXT_BYTES, FileTexts, add_texts, is_jpeg
 from serve_app.labels.parameters_text import parameters_text
-from serve_app.labels.source_type import CHANGED, MADE, SourceType, read_source_type, xmp_of
+from serve_app.labels.source_type import CHANGED, MADE, SourceType, xmp_of
 
 if TYPE_CHECKING:
     from serve_app.labels.manifests import ManifestSigner, Source
+    from serve_app.labels.reading import LabelReader
 
 
 class Labeller:
     """Labels files as `config` says. Its methods take milliseconds, and may be called by several threads."""
 
-    def __init__(self, config: LabelsConfig = TEXTS_ONLY) -> None:
-        """Raises ConfigError if the certificate or the watermark's method is not there."""
+    def __init__(self, config: LabelsConfig = TEXTS_ONLY, development_secret: bytes | None = None) -> None:
+        """The certificate of who has none is derived from `development_secret`, or drawn where there is none either.
+
+        Raises ConfigError if the certificate or the watermark's method is not there.
+        """
         self._config = config
-        self.signer = _make_signer(config.c2pa)
+        self.signer = _make_signer(config.c2pa, development_secret)
         self.mark: Watermark | None = None
         if config.watermark.enabled:
             try:
@@ -37,7 +47,8 @@ class Labeller:
     @property
     def setting(self) -> str:
         """What files depend on, besides their requests, as one text: other labels are other files."""
-        chain = self.signer.chain if self.signer and not self.signer.is_development else ""
+        # A drawn one is another in each ingress, and all of them share one cache.
+        chain = self.signer.chain if self.signer and self.signer.key_origin != "drawn at this start" else ""
         return hash_of(json.dumps([self._config.model_dump(mode="json"), chain], sort_keys=True).encode())
 
     def describe(self) -> dict[str, Any]:
@@ -46,6 +57,7 @@ class Labeller:
         if self.signer is not None:
             signature = {
                 "certificate": "development, not trusted" if self.signer.is_development else "the operator's",
+                "private_key": self.signer.key_origin,
                 "expires": self.signer.expires.date().isoformat(),
             }
         return {"source_type": self._config.source_type, "watermark": self.mark is not None, "c2pa": signature}
@@ -56,26 +68,41 @@ class Labeller:
         texts = FileTexts(self._parameters(image, request), xmp_of(source_type) if self._config.source_type else None)
         return replace(image, data=self._sign(add_texts(image.data, texts), source_type, _sources_of(request)))
 
-    def label_enlarged(self, file: bytes, original: bytes, *, by_network: bool) -> bytes:
-        """Returns `file`, the enlarged `original`, which may be anybody's, with what that said of how it was made.
+    @cached_property
+    def reader(self) -> "LabelReader":
+        """What reads labels, and knows this server's own."""
+        from serve_app.labels.reading import LabelReader
 
-        Whatever a network has enlarged is labelled as changed by one.
+        return LabelReader(None if self.signer is None else self.signer.certificate, self.mark)
+
+    def label_enlarged(
+        self, png: bytes, original: bytes, *, by_network: bool, save: Callable[[bytes], bytes] = bytes
+    ) -> bytes:
+        """Returns the file that `save` makes of a PNG, with the labels that were lost when `original` was enlarged.
+
+        `original` may be anybody's. What says that a model had a part in it, and how, is said of the new file as well;
+        of what it says besides, nothing is taken over. What a network has enlarged was changed by one, whatever it was,
+        and was marked where that was done. Raises InvalidParameter if `original` is no picture.
         """
-        said = read_texts(original)
-        known: tuple[SourceType, ...] = (MADE, CHANGED)
-        found = read_source_type(said.xmp) if said.xmp else None
-        source_type = next((each for each in known if each == found), CHANGED if by_network else None)
-        parameters = said.parameters
-        if parameters is not None and len(parameters.encode("utf-16-be")) > MAX_JPEG_TEXT_BYTES:
+        found = self.reader.read(original, "image")
+        source_type = found.ai_source_type or (CHANGED if by_network else None)
+        if source_type is None:
+            return save(png)
+        is_marked = by_network
+        if not by_network and found.mark is not None and self.mark is not None:
+            is_marked = found.mark.payload == self.mark.payload
+            png = _mark_again(png, self.mark) if is_marked else png
+        file, parameters = save(png), found.texts.parameters
+        if parameters is not None and is_jpeg(file) and len(parameters.encode("utf-16-be")) > MAX_JPEG_TEXT_BYTES:
             parameters = None
-        # Its XMP is not taken over: it may tell where a photo was taken.
-        xmp = xmp_of(source_type) if source_type is not None and self._config.source_type else None
+        xmp = xmp_of(source_type) if self._config.source_type else None
         labelled = add_texts(file, FileTexts(parameters, xmp))
-        if source_type is None or self.signer is None:
+        if self.signer is None:
             return labelled
-        from serve_app.labels.manifests import Source
+        from serve_app.labels.manifests import Provenance, Source
 
-        return self._sign(labelled, source_type, (Source(original, is_parent=True),))
+        provenance = Provenance(source_type, (Source(original, is_parent=True),), is_marked and self.mark is not None)
+        return self.signer.sign(labelled, replace(provenance, is_resized=not by_network))
 
     def _parameters(self, image: ImageDone, request: Request) -> str | None:
         metadata = request.params.metadata or self._config.metadata
@@ -95,13 +122,22 @@ class Labeller:
         return self.signer.sign(file, Provenance(source_type, sources, self.mark is not None))
 
 
-def _make_signer(config: SigningConfig) -> "ManifestSigner | None":
+def _mark_again(file: bytes, mark: Watermark) -> bytes:
+    """Marks the picture in a PNG file; its transparency stays."""
+    with Image.open(io.BytesIO(file), formats=["PNG"]) as picture:
+        marked = Image.fromarray(mark.apply(np.asarray(picture.convert("RGB"))))
+        if picture.has_transparency_data:
+            marked.putalpha(picture.convert("RGBA").getchannel("A"))
+    return to_png(marked)
+
+
+def _make_signer(config: SigningConfig, development_secret: bytes | None) -> "ManifestSigner | None":
     if not config.enabled:
         return None
     # Imported here: a library of megabytes, which only who signs needs.
     from serve_app.labels.manifests import ManifestSigner
 
-    return ManifestSigner(config)
+    return ManifestSigner(config, development_secret)
 
 
 def _has_image(request: Request) -> bool:

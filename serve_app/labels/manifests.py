@@ -5,14 +5,15 @@ Files may be anybody's, so nothing is ever fetched for a manifest, and what one 
 
 import io
 import json
+import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Final, Literal
 
 import c2pa
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from serve_app.config.errors import ConfigError
 from serve_app.config.labels import SigningConfig
@@ -20,7 +21,9 @@ from serve_app.labels.development_certificate import make_development_certificat
 from serve_app.labels.source_type import NAMESPACE, SourceType
 from serve_app.observability.versions import darkroom_version
 
-State = Literal["none", "trusted", "valid", "invalid", "unreadable"]
+State = Literal["none", "valid", "invalid", "unreadable"]
+
+KeyOrigin = Literal["the operator's", "derived from redis.key", "drawn at this start"]
 
 MAX_INGREDIENT_BYTES: Final = 1024 * 1024
 """What the manifests of a request's own pictures may add to each of its files."""
@@ -33,6 +36,9 @@ _SETTINGS: Final = {
 }
 _MAX_WORDS: Final = 200
 
+# Far more than a manifest store of the size that is unpacked has in earnest.
+_MAX_VALUES: Final = 200_000
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -44,25 +50,31 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a manifest of ours says. `sources` are the request's own pictures, at most one of them a parent."""
+    """What a manifest of ours says. `sources` are the request's own pictures, at most one of them a parent.
+
+    `is_resized` says that the parent has only got another size.
+    """
 
     source_type: SourceType
     sources: Sequence[Source] = ()
     is_watermarked: bool = False
+    is_resized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestReport:
     """What a file's manifest says, and whether the file is still as it was signed.
 
-    `valid` is unchanged since; `trusted` also that the signer is on a list of trust. `invalid` is neither.
+    `valid` is unchanged since, whoever signed it; `is_ours` also that the signer's certificate is our own.
+    `every_source_type` is what the manifests of the pictures that it was made from say, too.
     """
 
     state: State
+    is_ours: bool = False
     signer: str | None = None
-    serial: str | None = None
     generator: str | None = None
     source_types: tuple[str, ...] = ()
+    every_source_type: frozenset[str] = frozenset()
     actions: tuple[str, ...] = ()
     ingredients: int = 0
 
@@ -70,11 +82,15 @@ class ManifestReport:
 class ManifestSigner:
     """Signs files. May be used by several threads."""
 
-    def __init__(self, config: SigningConfig) -> None:
-        """Raises ConfigError if the certificate and the key cannot be read, or do not sign."""
-        self.is_development = config.certificate is None or config.private_key is None
+    def __init__(self, config: SigningConfig, development_secret: bytes | None = None) -> None:
+        """Without a certificate in `config`, one is derived from `development_secret`, or from a drawn one.
+
+        Raises ConfigError if the certificate and the key cannot be read, or do not sign.
+        """
+        self.key_origin: KeyOrigin = "the operator's"
         if config.certificate is None or config.private_key is None:
-            self.chain, key = make_development_certificate()
+            self.key_origin = "derived from redis.key" if development_secret else "drawn at this start"
+            self.chain, key = make_development_certificate(development_secret or secrets.token_bytes(32))
         else:
             self.chain, key = config.certificate.read("labels.c2pa.certificate"), config.private_key.read("labels.c2pa")
         algorithm = "es256" if self.is_development else config.algorithm
@@ -90,21 +106,36 @@ class ManifestSigner:
         except (c2pa.C2paError, ValueError, TypeError, IndexError):
             # The library's own message might repeat the key.
             raise ConfigError("labels.c2pa: the certificate chain and the private key are not a pair in PEM") from None
-        self.serial, self.expires = str(own.serial_number), own.not_valid_after_utc
+        self.certificate, self.expires = own.public_bytes(Encoding.PEM).decode(), own.not_valid_after_utc
+
+    @property
+    def is_development(self) -> bool:
+        """Whether the certificate is one that nobody should trust."""
+        return self.key_origin != "the operator's"
 
     def sign(self, file: bytes, provenance: Provenance) -> bytes:
-        """Returns `file`, a PNG, JPEG or WebP, with a signed manifest. Sources with a broken manifest are left out.
+        """Returns `file`, a PNG, JPEG or WebP, with a signed manifest.
 
-        Raises C2paError if it cannot be signed.
+        Sources with a broken manifest are left out, and those whose manifests are too large together; the parent is
+        the last to be. Raises C2paError if it cannot be signed.
         """
-        if provenance.sources:
-            try:
-                signed = self._sign(file, provenance)
-                if len(signed) - len(file) <= MAX_INGREDIENT_BYTES:
-                    return signed
-            except c2pa.C2paError:
-                pass
-        return self._sign(file, Provenance(provenance.source_type, (), provenance.is_watermarked))
+        if provenance.sources and (signed := self._try_to_sign(file, provenance)) is not None:
+            return signed
+        kept: tuple[Source, ...] = ()
+        best: bytes | None = None
+        for source in sorted(provenance.sources, key=lambda each: not each.is_parent):
+            signed = self._try_to_sign(file, replace(provenance, sources=(*kept, source)))
+            if signed is not None:
+                kept, best = (*kept, source), signed
+        return self._sign(file, replace(provenance, sources=())) if best is None else best
+
+    def _try_to_sign(self, file: bytes, provenance: Provenance) -> bytes | None:
+        """Returns the signed file; None where its sources cannot be read, or are too large."""
+        try:
+            signed = self._sign(file, provenance)
+        except c2pa.C2paError:
+            return None
+        return signed if len(signed) - len(file) <= MAX_INGREDIENT_BYTES else None
 
     def _sign(self, file: bytes, provenance: Provenance) -> bytes:
         signed = io.BytesIO()
@@ -123,8 +154,12 @@ class ManifestSigner:
 class ManifestReader:
     """Reads manifests of anybody's files. May be used by several threads."""
 
-    def __init__(self) -> None:
-        self._context = c2pa.Context.from_dict(_SETTINGS)
+    def __init__(self, own_certificate: str | None = None) -> None:
+        """`own_certificate`, in PEM, is the one whose manifests are ours."""
+        # The whole certificate is compared: its number and its names are anybody's to choose.
+        own = [{"trust_anchors": "", "allowed_list": own_certificate, "trust_uri": "own", "trust_kind": "manifest"}]
+        trust = {"trust": {"anchors": own}} if own_certificate is not None else {}
+        self._context = c2pa.Context.from_dict({**_SETTINGS, **trust})
         self._lock = Lock()
 
     def read(self, file: bytes) -> ManifestReport:
@@ -153,7 +188,8 @@ def _manifest_of(provenance: Provenance) -> dict[str, Any]:
     said = {"digitalSourceType": NAMESPACE + provenance.source_type, "softwareAgent": agent}
     numbered = list(enumerate(provenance.sources))
     parents, inputs = ([f"input {i}" for i, each in numbered if each.is_parent is kind] for kind in (True, False))
-    actions: list[dict[str, Any]] = [{"action": "c2pa.edited" if parents else "c2pa.created", **said}]
+    changed = "c2pa.resized" if provenance.is_resized else "c2pa.edited"
+    actions: list[dict[str, Any]] = [{"action": changed if parents else "c2pa.created", **said}]
     if parents:
         actions.insert(0, {"action": "c2pa.opened", "parameters": {"ingredientIds": parents}})
     if inputs:
@@ -174,13 +210,13 @@ def _report_of(state: str | None, store: Any) -> ManifestReport:
     generator = _object(next(iter(_objects(manifest.get("claim_generator_info"))), {}))
     actions = list(_actions_of(manifest))
     types = (_words(action.get("digitalSourceType")) for action in actions)
-    states: dict[str | None, State] = {"Valid": "valid", "Trusted": "trusted"}
     return ManifestReport(
-        state=states.get(state, "invalid"),
+        state="valid" if state in ("Valid", "Trusted") else "invalid",
+        is_ours=state == "Trusted",
         signer=_words(signature.get("common_name")) or _words(signature.get("issuer")),
-        serial=_words(signature.get("cert_serial_number")),
         generator=_words(generator.get("name")),
         source_types=tuple(each.rpartition("/")[2] for each in types if each),
+        every_source_type=frozenset(_source_types_in(manifests)),
         actions=tuple(each for each in (_words(action.get("action")) for action in actions) if each),
         ingredients=len(list(_objects(manifest.get("ingredients")))),
     )
@@ -190,6 +226,22 @@ def _actions_of(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for assertion in _objects(manifest.get("assertions")):
         if str(assertion.get("label", "")).startswith("c2pa.actions"):
             yield from list(_objects(_object(assertion.get("data")).get("actions")))[:20]
+
+
+def _source_types_in(manifests: dict[str, Any]) -> Iterator[str]:
+    """Yields IPTC's codes, wherever in the manifests they are: in actions, in templates of those, in metadata."""
+    waiting: list[Any] = [manifests]
+    for _ in range(_MAX_VALUES):
+        if not waiting:
+            break
+        value = waiting.pop()
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if isinstance(inner, str) and name.rpartition(":")[2].lower() == "digitalsourcetype":
+                    yield (_words(inner) or "").rpartition("/")[2]
+            value = list(value.values())
+        if isinstance(value, list):
+            waiting.extend(each for each in value if isinstance(each, dict | list))
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, ControlSettings, GenerationParams, HiresSettings
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
+from serve_app.generation.lora_tags import join_tags
+from serve_app.labels.file_metadata import clean_text
 from serve_app.observability.versions import darkroom_version
 
 Value = str | int | float
@@ -46,15 +48,15 @@ def parameters_text(
 ) -> str:
     """Returns the text for an image of `seed`, one of those of complete `params`, whose prompt has its style applied.
 
-    Without `prompts` it is the line of fields alone. `preprocessed` says that hints were made from photos. `further`
-    are fields that a surface has besides, under A1111's own names.
+    LoRAs are tags behind the prompt. Without `prompts` it is the line of fields alone. `preprocessed` says that hints
+    were made from photos. `further` are fields that a surface has besides, under A1111's own names.
     """
     above = _prompt_lines(params) if prompts else []
     fields = dict(_fields_of(params, seed, preprocessed, further))
     if prompts:
         # Read back, the lines must give the prompts; if not, the fields say what they are, and come first.
         read = parse_parameters("\n".join([*above, _join(fields)]))
-        for name, prompt in ((PROMPT, params.prompt), (NEGATIVE, params.negative_prompt)):
+        for name, prompt in ((PROMPT, join_tags(params.prompt, params.loras)), (NEGATIVE, params.negative_prompt)):
             if read[name] != _strip_lines(prompt):
                 fields[name] = prompt
     return "\n".join([*above, _join(fields)])
@@ -82,7 +84,8 @@ def parse_parameters(text: str) -> dict[str, str]:
 def _prompt_lines(params: GenerationParams) -> list[str]:
     """The lines above the fields. ComfyUI's reader looks for the second, so it is there for an empty prompt, too."""
     # A prompt with the mark in it would be cut in two by readers that look for it anywhere.
-    prompt, negative = (each.replace(_MARK, f"{NEGATIVE} :") for each in (params.prompt, params.negative_prompt))
+    tagged = join_tags(params.prompt, params.loras)
+    prompt, negative = (each.replace(_MARK, f"{NEGATIVE} :") for each in (tagged, params.negative_prompt))
     return [prompt, f"{_MARK} {negative}"]
 
 
@@ -207,7 +210,8 @@ def _read_value(line: str, at: int) -> tuple[str, int]:
             pass
         else:
             if line[end : end + 1] in ("", ","):
-                return quoted, end + 1
+                # Escapes stand for any character, also for those that the text itself may not have.
+                return clean_text(quoted), end + 1
     end = _after_comma(line, at)
     return line[at:end].removesuffix(",").rstrip(), end
 

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from cachetools import TTLCache
-from redis.asyncio import Redis
 
 from deployments.engine.protocol.errors import Overloaded
 from serve_app.config.sections import ResultUrlsConfig
@@ -32,6 +31,31 @@ _SLOTS: Final = 8
 
 # More than a call's usual time: an image has to come through.
 _TRANSFER_S: Final = 5.0
+
+# Counts bytes before they are there, in one step: whoever else asks at the same time sees them. What is no number of
+# ours is removed. KEYS: the slots, this moment's first. ARGV: bytes, the most of all, the seconds that a slot is kept.
+_RESERVE: Final = """
+local held = 0
+for _, key in ipairs(KEYS) do
+  local kind = redis.call('type', key).ok
+  local text = kind == 'string' and redis.call('getrange', key, 0, 15) or ''
+  local bytes = tonumber(string.match(text, '^%d+$'))
+  if kind ~= 'none' and not bytes then redis.call('del', key) end
+  held = held + (bytes or 0)
+end
+if held + tonumber(ARGV[1]) > tonumber(ARGV[2]) then return 0 end
+redis.call('incrby', KEYS[1], ARGV[1])
+redis.call('expire', KEYS[1], ARGV[3])
+return 1
+"""
+
+# Removes a file and what is counted for it. KEYS: file, slot. ARGV: bytes.
+_RELEASE: Final = """
+redis.call('del', KEYS[1])
+local held = tonumber(redis.call('get', KEYS[2]) or '0') or 0
+if held > 0 then redis.call('decrby', KEYS[2], math.min(held, tonumber(ARGV[1]))) end
+return 1
+"""
 
 
 class BadAddress(Exception):
@@ -82,7 +106,7 @@ class ResultFiles:
         try:
             held = await self._redis.call(lambda connection: connection.mget(self._slots(self._redis)))
         except RedisGone:
-            raise Overloaded("the images are kept in Redis, which does not answer") from None
+            raise _gone() from None
         return sum(map(number, held))
 
     def _slots(self, redis: RedisTier | None) -> list[str]:
@@ -91,37 +115,46 @@ class ResultFiles:
         slot = int(self._clock() * _SLOTS / self._ttl_s)
         return [f"{redis.prefix}files:{slot - back}" for back in range(_SLOTS + 1)]
 
+    def seconds_left(self, address: FileAddress) -> int:
+        """Returns for how many more seconds an address leads to its file."""
+        return max(0, int(address.expires - self._clock()))
+
     async def put(self, file: ResultFile) -> FileAddress:
         """Keeps a file, and returns where it is found. Raises Overloaded where there is no room, or no Redis."""
-        file_id = secrets.token_urlsafe(16)
-        expires = int(self._clock() + self._ttl_s)
-        if self._redis is None:
-            if len(file.data) > MAX_FILE_BYTES or await self._held_bytes() + len(file.data) > self._max_bytes:
-                raise _full()
-            self._here[file_id] = file
-        else:
-            await self._put_in_redis(self._redis, file_id, file)
-        return FileAddress(file_id, expires, self._sign(file_id, expires))
+        (address,) = await self.put_all([file])
+        return address
 
     async def put_all(self, files: Sequence[ResultFile]) -> list[FileAddress]:
-        """Keeps all of `files`, or none where one cannot be kept. Raises Overloaded."""
-        kept: list[FileAddress] = []
+        """Keeps all of `files`, or none where one cannot be kept, or the caller leaves. Raises Overloaded."""
+        kept: list[_Kept] = []
         try:
             for file in files:
-                kept.append(await self.put(file))
-        except Overloaded:
-            for address in kept:
-                await self._remove(address.file_id)
+                kept.append(await self._keep(file))
+        except BaseException:
+            for each in kept:
+                await self._remove(each)
             raise
-        return kept
+        return [each.address for each in kept]
 
-    async def _remove(self, file_id: str) -> None:
+    async def _keep(self, file: ResultFile) -> "_Kept":
+        file_id = secrets.token_urlsafe(16)
+        expires = int(self._clock() + self._ttl_s)
+        address = FileAddress(file_id, expires, self._sign(file_id, expires))
+        if self._redis is not None:
+            return await self._keep_in_redis(self._redis, address, file)
+        if len(file.data) > MAX_FILE_BYTES or await self._held_bytes() + len(file.data) > self._max_bytes:
+            raise _full()
+        self._here[file_id] = file
+        return _Kept(address)
+
+    async def _remove(self, kept: "_Kept") -> None:
+        """Removes a file, and gives back its bytes."""
         if self._redis is None:
-            self._here.pop(file_id, None)
+            self._here.pop(kept.address.file_id, None)
             return
-        place = self._place(self._redis, file_id)
+        place = self._place(self._redis, kept.address.file_id)
         with suppress(RedisGone):
-            await self._redis.call(lambda redis: redis.delete(place))
+            await self._redis.call(lambda redis: redis.eval(_RELEASE, 2, place, kept.slot, kept.size))
 
     async def get(self, address: FileAddress) -> ResultFile | None:
         """Returns the file; None if it is not there any more. Raises BadAddress, and Overloaded without Redis."""
@@ -137,7 +170,7 @@ class ResultFiles:
             found = await self._redis.call(lambda redis: redis.getrange(place, 0, most), _TRANSFER_S)
             data = content(found, most)
         except RedisGone:
-            raise Overloaded("the images are kept in Redis, which does not answer") from None
+            raise _gone() from None
         except Damaged:
             data = b""
         return None if data is None else self._unpack(self._redis, place, data)
@@ -150,24 +183,29 @@ class ResultFiles:
             return None
         return ResultFile(image, str(image_format))
 
-    async def _put_in_redis(self, redis: RedisTier, file_id: str, file: ResultFile) -> None:
-        place = self._place(redis, file_id)
+    async def _keep_in_redis(self, redis: RedisTier, address: FileAddress, file: ResultFile) -> "_Kept":
+        place, seconds = self._place(redis, address.file_id), max(1, round(self._ttl_s))
         packed = sign(place, file.format, (file.data,), self._key)
-        if len(packed) > MAX_FILE_BYTES or await self._held_bytes() + len(packed) > self._max_bytes:
+        slots = self._slots(redis)
+        kept = _Kept(address, slots[0], len(packed))
+        if kept.size > MAX_FILE_BYTES:
             raise _full()
-        slot = self._slots(redis)[0]
+        amounts = (kept.size, self._max_bytes, 2 * seconds)
         try:
-            await redis.call(lambda connection: self._store(connection, place, packed, slot), _TRANSFER_S)
+            # An answer that is lost leaves bytes counted, and none uncounted, until their slot is old.
+            has_room = await redis.call(lambda connection: connection.eval(_RESERVE, len(slots), *slots, *amounts))
         except RedisGone:
-            raise Overloaded("the images are kept in Redis, which does not answer") from None
-
-    async def _store(self, redis: Redis, place: str, packed: bytes, slot: str) -> Any:
-        seconds = max(1, round(self._ttl_s))
-        async with redis.pipeline(transaction=False) as pipeline:
-            pipeline.set(place, packed, ex=seconds)
-            pipeline.incrby(slot, len(packed))
-            pipeline.expire(slot, 2 * seconds)
-            return await pipeline.execute()
+            raise _gone() from None
+        if not has_room:
+            raise _full()
+        try:
+            await redis.call(lambda connection: connection.set(place, packed, ex=seconds), _TRANSFER_S)
+        except BaseException as error:
+            await self._remove(kept)
+            if isinstance(error, RedisGone):
+                raise _gone() from None
+            raise
+        return kept
 
     def _place(self, redis: RedisTier, file_id: str) -> str:
         return f"{redis.prefix}file:{file_id}"
@@ -175,6 +213,19 @@ class ResultFiles:
     def _sign(self, file_id: str, expires: int) -> str:
         mac = hmac.digest(self._key, f"{file_id}\n{expires}".encode(), "sha256")
         return base64.urlsafe_b64encode(mac).decode().rstrip("=")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A file that is kept, and in which slot how many bytes are counted for it."""
+
+    address: FileAddress
+    slot: str = ""
+    size: int = 0
+
+
+def _gone() -> Overloaded:
+    return Overloaded("the images are kept in Redis, which does not answer")
 
 
 def _full() -> Overloaded:

@@ -94,6 +94,14 @@ def test_a_replica_without_threads_uses_the_cores_that_it_has_whatever_ray_count
     assert [config.threads for config in loaded] == [6, 2]
 
 
+def test_a_replica_without_the_watermark_s_method_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr(EngineWorker, "load", lambda *_, **__: loaded.append(None))
+    with pytest.raises(ValueError, match="nowhere:Nothing"):
+        ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, watermark_method="nowhere:Nothing")
+    assert not loaded
+
+
 async def test_events_pass_through_in_order(replica: ModelReplica, worker: FakeWorker) -> None:
     worker.events = [Accepted("r1", 0), Progress("r1", 1, 1), Finished("r1", Timings())]
     assert [event async for event in replica.generate(REQUEST)] == worker.events

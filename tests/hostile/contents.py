@@ -114,6 +114,19 @@ NAMES: Final = (
         asked(f"the model {name!r}", {"model_name": name}, 422, "invalid_value", "model_name")
         for name in ("tiny\0SECRET", "\n", "tiny\x85")
     ),
+    *(
+        asked(f"the LoRA {name!r}", {"loras": [{"name": name}]}, 422, "invalid_value", "loras/0/name")
+        for name in ("../../SECRET", "/etc/passwd", "file:///SECRET", "C:\\SECRET", "", ".", "<SECRET>", "a:1", "x\0y")
+    ),
+    asked("a LoRA that nobody has", {"loras": [{"name": "SECRET"}]}, 422, "invalid_parameter", "loras"),
+    asked("a thousand LoRAs", {"loras": [{"name": "SECRET"}] * 1000}, 422, "too_long", "loras"),
+    asked(
+        "a LoRA from an address",
+        {"loras": [{"path": "http://169.254.169.254/SECRET"}]},
+        422,
+        "required",
+        "loras/0/name",
+    ),
     asked("a model in a list", {"model_name": ["tiny"]}, *TYPE, "model_name"),
     *(
         asked(f"the sampler {name!r}", {"sampler": name}, 422, "invalid_value", "sampler")

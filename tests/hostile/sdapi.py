@@ -5,7 +5,7 @@ import json
 from typing import Any, Final
 
 from tests.deployments.uploads.test_image_files import file_of, gradient, png_claiming
-from tests.hostile.pictures import FIELD, SVG
+from tests.hostile.pictures import FIELD, SVG, flat, png
 from tests.hostile.rows import Row, got, said
 
 TEXT: Final = "/sdapi/v1/txt2img"
@@ -13,6 +13,7 @@ IMAGE: Final = "/sdapi/v1/img2img"
 INFERENCE: Final = "/hf/tiny"
 PNG: Final = (("Content-Type", "image/png"),)
 EXTRA: Final = "/sdapi/v1/extra-single-image"
+PNG_INFO: Final = "/sdapi/v1/png-info"
 INSIDE: Final = "http://169.254.169.254/SECRET"
 
 
@@ -21,6 +22,7 @@ def encoded(data: bytes) -> str:
 
 
 GOOD: Final = encoded(file_of(gradient()))
+SURROGATE: Final = png(64, 64, (b"tEXt", b'parameters\0Steps: 2, Sampler: a, X: "\\ud800", Seed: 3'), idat=flat(64, 64))
 NO_MODEL: Final = {"override_settings": {"sd_model_checkpoint": "../SECRET"}}
 SIZE: Final = {"width": 64, "height": 64}
 
@@ -114,9 +116,15 @@ ROWS: Final = (
         "an upscaler that is a path",
         json.dumps({"image": GOOD, "upscaler_1": "../SECRET"}).encode(),
         422,
-        "invalid_value",
+        FIELD,
         "upscaler_1",
         door=EXTRA,
+    ),
+    said(
+        "how a picture was made, in an escape", json.dumps({"image": encoded(SURROGATE)}).encode(), 200, door=PNG_INFO
+    ),
+    said(
+        "a picture to enlarge with an escape in it", json.dumps({"image": encoded(SURROGATE)}).encode(), 200, door=EXTRA
     ),
     inference("an image for Hugging Face's client", {"inputs": "SECRET cup", "parameters": SIZE}, 200),
     inference("a picture for it to change", {"inputs": GOOD, "parameters": {"prompt": "SECRET"}}, 200),

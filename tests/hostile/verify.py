@@ -40,6 +40,8 @@ ROWS: Final = (
     saying("a megabyte of parameters", (b"tEXt", b"parameters\0" + b"a: 1, " * 170_000)),
     saying("parameters of quotes", (b"tEXt", b"parameters\0" + b'a: "' * 60_000)),
     saying("parameters of control characters", (b"tEXt", b"parameters\0\x1b[2J\x00\x07Steps: 1")),
+    saying("parameters of an escape that is no character", (b"tEXt", b'parameters\0Steps: 2, X: "\\ud800", Seed: 3')),
+    saying("parameters of escapes that steer", (b"tEXt", b'parameters\0Steps: 2, X: "\\u001b[2J\\u0000", Seed: 3')),
     saying("parameters of no text", (b"iTXt", b"parameters\0\0\0\0\0\xff\xfe\xed\xa0\x80")),
     saying("XMP of entities", (b"iTXt", XMP + ENTITIES)),
     saying("a manifest that lies elsewhere", (b"iTXt", XMP + b'<x dcterms:provenance="' + INSIDE + b'"/>')),

@@ -177,6 +177,10 @@ BROKEN: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
         in_application(lambda said: said["applications"][0].update(import_path="serve_app.app:built")),
         "there is no 'serve_app.app:built'",
     ),
+    "a folder of LoRAs that is not mounted": (
+        at(f"{WORKER}/volumeMounts", []),
+        "group l4: loras are read from /models/loras, where nothing is mounted",
+    ),
     "arguments of no builder": (argument("ingress", "replica", 3), "args: .*replica"),
     "a model that nobody knows": (
         in_application(lambda said: said["applications"][0]["args"]["deployments"][0].update(models=["sd99"])),

@@ -20,8 +20,10 @@ from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.engine.worker.engine_worker import EngineWorker
+from deployments.watermark.methods import OUR_METHOD
 from serve_app.app import bind_deployment, build_app
 from serve_app.backends.ray_serve import RayBackend
+from serve_app.config.labels import LabelsConfig
 from serve_app.config.server import AppConfig, load_config, packaged_configs
 
 SPEC = ModelSpec("demo-sd", "nowhere", native_size=64)
@@ -31,6 +33,7 @@ class EchoWorker:
     """Answers every request with one image that holds the prompt."""
 
     alive = True
+    upscalers = None
 
     def check_room(self, request: Request) -> None:
         pass
@@ -66,6 +69,18 @@ def over_handle(annotators: AnnotatorSpecs) -> RayBackend:
 def request(prompt: str) -> Request:
     params = GenerationParams(prompt=prompt, seed=5, model_name="demo-sd", width=64, height=64)
     return Request(f"id of {prompt}", params)
+
+
+def test_replicas_are_told_the_watermark_s_method_and_none_where_there_is_no_mark() -> None:
+    def told(**watermark: Any) -> list[Any]:
+        labels = {"watermark": watermark}
+        config = load_config("demo").model_copy(update={"labels": LabelsConfig.model_validate(labels)})
+        _, replicas, _ = build_app(config)._bound_deployment.init_args
+        return [each._bound_deployment.init_args[-1] for each in replicas]
+
+    assert set(told(method="a.b:C")) == {"a.b:C"}
+    assert set(told()) == {OUR_METHOD}
+    assert set(told(enabled=False)) == {None}
 
 
 async def test_events_cross_a_handle_unchanged(backend: RayBackend) -> None:

@@ -49,6 +49,15 @@ def with_native_size(spec: ModelSpec) -> ModelSpec:
     return replace(spec, native_size=isqrt(height * width), native_shape=shape)
 
 
+def read_text_width(spec: ModelSpec) -> int | None:
+    """Returns how wide the text is that the model's UNet reads; None if its files are not here, or do not say it."""
+    try:
+        width = _read_part_config(spec, "unet").get("cross_attention_dim")
+    except (ValueError, ModelLoadError):
+        return None
+    return width if isinstance(width, int) else None
+
+
 def _read_sample_size(title: str, unet: Mapping[str, Any]) -> tuple[int, int]:
     """Returns height and width in latents, as diffusers' pipelines understand a UNet's config.
 

@@ -7,8 +7,6 @@ from typing import Final
 
 import safetensors.torch
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -28,28 +26,18 @@ _NUMBERS: Final = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _SETTINGS: Final = ("alpha", "on_input")
 
 
-def read_adapter(file: LoraFile) -> Adapter:
-    """Reads and checks a LoRA, from disk or from the hub.
+def read_adapter(file: LoraFile, path: Path) -> Adapter:
+    """Reads and checks a LoRA, which lies at `path`.
 
     Raises InvalidParameter, which says what is wrong with the file, if it cannot be applied exactly.
     """
     title = f"the LoRA {file.name!r}"
     try:
-        return _read(title, file, _locate(title, file))
+        return _read(title, file, path)
     except ModelLoadError as error:
         raise InvalidParameter("loras", error.message) from None
     except ValueError as error:
         raise InvalidParameter("loras", f"{title} cannot be used: {error}") from None
-
-
-def _locate(title: str, file: LoraFile) -> Path:
-    if not file.file:
-        return Path(file.source)
-    try:
-        # A commit never changes: what is in the cache needs no hub.
-        return Path(hf_hub_download(file.source, file.file, revision=file.revision))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelLoadError(f"{title}: it is not in the cache, and could not be fetched from the hub") from error
 
 
 def _read(title: str, file: LoraFile, path: Path) -> Adapter:

@@ -4,16 +4,17 @@
 `effective_params` fills those in from the model's `ModelSpec`; everything behind it works on complete parameters.
 """
 
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_serializer, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_serializer, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.fields import StrictFields, check_lines, check_name
 from deployments.engine.protocol.inputs import Task
+from deployments.engine.protocol.lora import MAX_LORAS, LoraSettings
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.protocol.texts import check_lines, check_name
 
 MAX_SEED = 2**63 - 1
 MIN_SIDE, MAX_SIDE, SIZE_STEP = 64, 2048, 8
@@ -46,44 +47,7 @@ SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
 """How a request is served; its images do not depend on these."""
 
 
-# Above it one float may stand for several integers.
-_LAST_EXACT: Final = 2**53
-
-
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class StrictFields(BaseModel):
-    """A model with strict fields; but null is the same as leaving an optional field out, and 128.0 is 128."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _normalise(cls, data: Any) -> Any:
-        return normalise_fields(data, cls) if isinstance(data, dict) else data
-
-
-def normalise_fields(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Returns `data` as `model` takes it: without optional fields that are null, and with whole numbers as
-    integers.
-    """
-    read = {}
-    for name, value in data.items():
-        field = model.model_fields.get(name)
-        if field is None or value is not None or field.is_required():
-            read[name] = _as_whole(value) if field is not None and _is_whole(field.annotation) else value
-    return read
-
-
-def _as_whole(value: Any) -> Any:
-    """Converts a float that is a whole number to an integer; other values stay, for the field's own rule to refuse."""
-    whole = isinstance(value, float) and value.is_integer() and abs(value) <= _LAST_EXACT
-    return int(value) if whole else value
-
-
-def _is_whole(annotation: Any) -> bool:
-    return annotation is int or any(_is_whole(part) for part in get_args(annotation))
 
 
 class ControlSettings(StrictFields):
@@ -145,22 +109,22 @@ class GenerationParams(StrictFields):
     mask says what is kept. `mask_fill` is what the masked part begins from where `strength` leaves a trace of it: the
     `original`, the colours of its `surroundings`, latent `noise`, or `zero` latents. With `padding_mask_crop` (pixels)
     only the masked part and that much around it is made, at width x height, and pasted back into the image at its own
-    size, as diffusers' parameter of this name does. `controls` are the
-    ControlNets, each with its hint; with `guess_mode` they act on the prompted half only, and the early maps less
-    (Zhang et al. 2023). `priority` decides who waits for whom. A request whose images cannot be ready `deadline_ms`
-    after its arrival is refused, at once if that can be predicted, and dropped at the deadline if not. A request
-    without a seed is made anew each time, unless `cache` says `reuse`: then an earlier result of any seed will do.
-    `refresh` makes and keeps a new result, `off` bypasses the cache. With `exact` all steps run at one fixed size of
-    batch, so that the image's bytes do not depend on what runs beside it; that costs more. `guidance_interval` limits
-    guidance to the steps from one share of them to another (Kynkäänniemi et al. 2024): the others take half the work,
-    and the image is another one. With `deep_cache` n, the UNet's deep blocks run in every n-th step only (Ma, Fang and
-    Wang, 2023): quicker, and another image as well. `hires` adds a second pass over a larger image, which is the
-    result; for requests that start from no image. `output_size` (width and height in pixels, of any shape) is what the
-    finished image is resized to: `output_fit` crops it to that shape, or pads it. `ad_format` is the name of such a
-    size. `local_contrast`, `contrast` and `sharpen` touch up what was made, in this order; 0, 1 and 0 leave it as it
-    is. `template` is the name of a prompt with places, which `template_values` fill by their names.
-    `output_quality` is that of a lossy file. `metadata` says how much a file tells of how it was made: `minimal` leaves
-    out the prompts; None is the server's own choice.
+    size, as diffusers' parameter of this name does. `controls` are the ControlNets, each with its hint; with
+    `guess_mode` they act on the prompted half only, and the early maps less (Zhang et al. 2023). `loras` change the
+    model for this request alone, all at once. `priority` decides who waits for whom. A request whose images cannot be
+    ready `deadline_ms` after its arrival is refused, at once if that can be predicted, and dropped at the deadline if
+    not. A request without a seed is made anew each time, unless `cache` says `reuse`: then an earlier result of any
+    seed will do. `refresh` makes and keeps a new result, `off` bypasses the cache. With `exact` all steps run at one
+    fixed size of batch, so that the image's bytes do not depend on what runs beside it; that costs more.
+    `guidance_interval` limits guidance to the steps from one share of them to another (Kynkäänniemi et al. 2024): the
+    others take half the work, and the image is another one. With `deep_cache` n, the UNet's deep blocks run in every
+    n-th step only (Ma, Fang and Wang, 2023): quicker, and another image as well. `hires` adds a second pass over a
+    larger image, which is the result; for requests that start from no image. `output_size` (width and height in pixels,
+    of any shape) is what the finished image is resized to: `output_fit` crops it to that shape, or pads it. `ad_format`
+    is the name of such a size. `local_contrast`, `contrast` and `sharpen` touch up what was made, in this order; 0, 1
+    and 0 leave it as it is. `template` is the name of a prompt with places, which `template_values` fill by their
+    names. `output_quality` is that of a lossy file. `metadata` says how much a file tells of how it was made: `minimal`
+    leaves out the prompts; None is the server's own choice.
     """
 
     prompt: Prompt
@@ -183,6 +147,8 @@ class GenerationParams(StrictFields):
     # Not strict: JSON has lists and no tuples.
     controls: tuple[ControlSettings, ...] = Field(default=(), max_length=MAX_CONTROLS, strict=False)
     guess_mode: bool = False
+    # Not strict: JSON has lists and no tuples.
+    loras: tuple[LoraSettings, ...] = Field(default=(), max_length=MAX_LORAS, strict=False)
     output_format: OutputFormat = "png"
     output_quality: int | None = Field(default=None, ge=0, le=100)
     metadata: Metadata | None = None
@@ -235,13 +201,21 @@ class GenerationParams(StrictFields):
     def _write_values(self, values: tuple[tuple[str, str], ...]) -> dict[str, str]:
         return dict(values)
 
-    @field_validator("controls", mode="before")
+    @field_validator("controls", "loras", mode="before")
     @classmethod
-    def _check_count(cls, controls: Any) -> Any:
+    def _check_count(cls, entries: Any, info: ValidationInfo) -> Any:
         """Checks the count before the entries: pydantic would report every one of a hundred thousand."""
-        if isinstance(controls, list | tuple) and len(controls) > MAX_CONTROLS:
-            raise PydanticCustomError("too_long", "too many controls", {"max_length": MAX_CONTROLS})
-        return controls
+        most = MAX_CONTROLS if info.field_name == "controls" else MAX_LORAS
+        if isinstance(entries, list | tuple) and len(entries) > most:
+            raise PydanticCustomError("too_long", "too many entries", {"max_length": most})
+        return entries
+
+    @field_validator("loras")
+    @classmethod
+    def _check_names_differ(cls, loras: tuple[LoraSettings, ...]) -> tuple[LoraSettings, ...]:
+        if len({lora.name for lora in loras}) < len(loras):
+            raise ValueError("must not have a name twice")
+        return loras
 
     @field_validator("output_size")
     @classmethod

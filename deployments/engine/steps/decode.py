@@ -43,11 +43,9 @@ IDLE_S: Final = 1.0
 class DecodedImage:
     """An encoded image of `row`, or the error instead of it. `preview_step` is None for the finished image.
 
-    Of the first of two passes it is the VAE's encoding of the enlarged picture.
-
-    `milliseconds` is the time of a whole VAE call of `batch_size` images; `was_retried` says that the image was decoded
-    again in fp32; `is_invalid` that the row's latents are not finite, so that there was nothing to decode. `safety` is
-    what checkers found.
+    Of the first of two passes it is the VAE's encoding of the enlarged picture. `milliseconds` is the time of a whole
+    VAE call of `batch_size` images; `was_retried` says that the image was decoded again in fp32; `is_invalid` that the
+    row's latents are not finite, so that there was nothing to decode. `safety` is what checkers found.
     """
 
     row: Row
@@ -145,6 +143,7 @@ class Decoder:
         self._thread.join(timeout=10)
         self._checks.close()
         self._encoders.shutdown(wait=True, cancel_futures=True)
+        self._enlarger.close()
 
     def _run_guarded(self, action: Callable[..., object], *arguments: object) -> None:
         """Runs `action` on one of the decoder's threads, and records the error that ends it."""
@@ -186,7 +185,10 @@ class Decoder:
         job, checkers, result = outcome.job, outcome.job.model.checkers, outcome.result
         is_on_the_way = job.preview_step is not None or job.row.request.params.hires is not None
         if not checkers.spec.is_on or is_on_the_way or not isinstance(result, Tensor):
-            self._encoders.submit(self._run_guarded, self._encode, outcome)
+            # A network may enlarge for a minute, and finished images must not wait for that.
+            enlarges = job.preview_step is None and job.row.request.params.hires is not None
+            threads = self._enlarger.thread if enlarges else self._encoders
+            threads.submit(self._run_guarded, self._encode, outcome)
             return
 
         def on_checked(checked: Finding | EngineError) -> None:

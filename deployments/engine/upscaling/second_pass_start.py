@@ -1,6 +1,7 @@
 """Makes what a second pass begins from: the first one's picture, enlarged, and encoded by the VAE."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,12 +17,20 @@ from deployments.engine.upscaling.upscalers import Upscalers
 
 
 class Enlarger:
-    """Enlarges pictures and encodes them, on any thread. Records in `plan` what the VAE took of `device`'s memory."""
+    """Enlarges pictures and encodes them, one at a time, as the plan counts it: on its `thread`.
+
+    Records in `plan` what the VAE took of `device`'s memory.
+    """
 
     def __init__(self, plan: MemoryPlan, device: DeviceMemory, upscalers: Upscalers) -> None:
         self._plan, self._device, self._upscalers = plan, device, upscalers
-        # The plan counts one such call at a time.
-        self._turn = threading.Lock()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="enlarge")
+        self._stopped = threading.Event()
+
+    def close(self) -> None:
+        """Ends the thread at its next tile, and drops what waits."""
+        self._stopped.set()
+        self.thread.shutdown(wait=True, cancel_futures=True)
 
     def encode(self, picture: ImageArray, first: Request, model: LoadedModel) -> Posterior:
         """Returns the VAE's encoding of the first pass's `picture` [H, W, 3], enlarged. Raises EngineError."""
@@ -32,14 +41,13 @@ class Enlarger:
         if hires.upscaler == "lanczos":
             enlarged = enlarge_picture(picture, size)
         else:
-            enlarged = self._upscalers.enlarge_to(hires.upscaler, picture, size)
-        with self._turn:
-            is_known = self._plan.has_measured("encode", bucket, 1)
-            with nullcontext() if is_known else self._device.meter() as meter:
-                encoded = model.image_encoder.encode_once(enlarged)
-            if meter is not None:
-                self._plan.record_peak("encode", bucket, 1, meter.peak)
-            return encoded
+            enlarged = self._upscalers.enlarge_to(hires.upscaler, picture, size, is_stopped=self._stopped.is_set)
+        is_known = self._plan.has_measured("encode", bucket, 1)
+        with nullcontext() if is_known else self._device.meter() as meter:
+            encoded = model.image_encoder.encode_once(enlarged)
+        if meter is not None:
+            self._plan.record_peak("encode", bucket, 1, meter.peak)
+        return encoded
 
 
 def enlarge_picture(picture: ImageArray, size: tuple[int, int]) -> ImageArray:

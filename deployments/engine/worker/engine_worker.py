@@ -14,7 +14,6 @@ from deployments.engine.device.errors import DeviceLost, convert_device_errors
 from deployments.engine.device.memory import memory_of
 from deployments.engine.engine import Engine
 from deployments.engine.heartbeat import Heartbeat
-from deployments.engine.lora.reader import read_adapter
 from deployments.engine.models.backend_choice import start_openvino
 from deployments.engine.models.components import pick_device, pick_dtype, set_threads
 from deployments.engine.models.manager import DiffusionModelManager
@@ -35,6 +34,7 @@ from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 from deployments.engine.worker.background import BackgroundWork
 from deployments.engine.worker.calibration_keeper import CalibrationKeeper
+from deployments.engine.worker.lora_files import read_lora
 from deployments.engine.worker.mailbox import Mailbox
 from deployments.engine.worker.model_access import ModelAccess, check_sampler
 from deployments.engine.worker.model_loading import Inbox, connect
@@ -133,7 +133,7 @@ class EngineWorker:
             models = [hosted[spec.name] for spec in specs if spec.name in hosted]
             memory = memory_of(device, config.device_memory_bytes)
             networks.start(device, dtype, memory)
-            engine = Engine(models, emit, config, memory=memory, read_adapter=read_adapter, upscalers=networks)
+            engine = Engine(models, emit, config, memory=memory, upscalers=networks, read_adapter=read_lora)
             connect(manager, engine, inbox, keeper)
             return engine
 

@@ -9,6 +9,7 @@ from serve_app.api.a1111.running_jobs import timestamp
 from serve_app.api.a1111.sampler_names import split_label
 from serve_app.api.parsing.base64_pictures import encode_picture
 from serve_app.api.responses.schemas import failure_answer
+from serve_app.generation.lora_tags import join_tags
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
 from serve_app.labels.parameters_text import parameters_text
@@ -41,12 +42,13 @@ def _info_of(fields: GenerationFields, prepared: Prepared, result: Result | None
     asked = prepared.asked if result is None else result.parameters
     images = () if result is None else result.images
     seeds = [image.seed for image in images]
-    # The prompt has the styles applied, as A1111's has.
+    # The prompt has the styles applied, and its tags, as A1111's has.
     styled = prepared.request.params
+    prompt = join_tags(styled.prompt, styled.loras)
     sampler, spacing = split_label(asked.sampler or "")
     return {
-        "prompt": styled.prompt,
-        "all_prompts": [styled.prompt] * len(images),
+        "prompt": prompt,
+        "all_prompts": [prompt] * len(images),
         "negative_prompt": styled.negative_prompt,
         "all_negative_prompts": [styled.negative_prompt] * len(images),
         "seed": seeds[0] if seeds else asked.seed,

@@ -28,6 +28,7 @@ _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "controlnet_type": "alwayson_scripts",
         "preprocess": "alwayson_scripts",
         "controls": "alwayson_scripts",
+        "loras": "prompt",
     }
 )
 

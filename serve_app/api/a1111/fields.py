@@ -1,15 +1,15 @@
 """The fields of a generation as A1111's clients send them: theirs are many, and most of them say nothing."""
 
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from deployments.engine.protocol.fields import check_lines
 from deployments.engine.protocol.params import Prompt
-from deployments.engine.protocol.texts import check_lines
 from serve_app.api.parsing.validation import problem_of_errors
+from serve_app.generation.lora_tags import has_tags, split_tags
 from serve_app.generation.styles import STYLES
 
 MAX_IMAGES: Final = 16
@@ -30,8 +30,6 @@ _SAME_IN_BOTH: Final = {
 }
 
 Scripts = dict[str, Any]
-
-_NETWORK: Final = re.compile(r"<(lora|lyco|hypernet)\s*:", re.IGNORECASE)
 
 
 class LenientFields(BaseModel):
@@ -110,11 +108,17 @@ class GenerationFields(LenientFields):
     override_settings_restore_afterwards: bool = True
     send_images: bool = True
 
-    @field_validator("prompt", "negative_prompt")
+    @field_validator("prompt")
     @classmethod
-    def _check_prompts(cls, text: str) -> str:
-        if _NETWORK.search(text):
-            raise ValueError("names a LoRA or a hypernetwork, and this server has none; leave it out")
+    def _check_prompt(cls, text: str) -> str:
+        split_tags(text)
+        return check_lines(text)
+
+    @field_validator("negative_prompt")
+    @classmethod
+    def _check_negative_prompt(cls, text: str) -> str:
+        if has_tags(text):
+            raise ValueError("names a LoRA or a hypernetwork, which have an effect in the prompt only")
         return check_lines(text)
 
     @field_validator("styles")

@@ -15,6 +15,7 @@ from serve_app.api.a1111.sampler_names import find_sampler
 from serve_app.api.a1111.units import FIELD, Units, read_units
 from serve_app.api.parsing.base64_pictures import decode_picture
 from serve_app.api.parsing.validation import read_params
+from serve_app.generation.lora_tags import split_tags
 from serve_app.generation.sizes import fit_scale, fit_to_model
 from serve_app.generation.styles import STYLES
 
@@ -61,9 +62,11 @@ def translate_request(
 
 def _shared_parameters(fields: GenerationFields, options: Options, spec: ModelSpec) -> dict[str, Any]:
     width, height = fit_to_model(fields.width, fields.height, spec)
+    tagged = split_tags(fields.prompt)
     layers = fields.override_settings.clip_layers or options.clip_layers
     return {
-        "prompt": fields.prompt,
+        "prompt": tagged.prompt,
+        "loras": tagged.loras,
         "negative_prompt": fields.negative_prompt,
         "width": width,
         "height": height,

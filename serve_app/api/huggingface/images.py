@@ -1,12 +1,23 @@
 """The endpoints for Hugging Face's inference clients: one per model, for text and pictures, answered by an image."""
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Request, Response
 
+from deployments.engine.protocol.params import INPAINT_FIELDS
 from serve_app.api.dependencies import ServiceDep
-from serve_app.api.huggingface.fields import InferenceRequest, read_inference_body, read_picture
+from serve_app.api.huggingface.errors import inference_errors
+from serve_app.api.huggingface.fields import (
+    NOT_HERE,
+    PROMPT,
+    SCHEDULER,
+    TARGET_SIZE,
+    InferenceRequest,
+    read_inference_body,
+    read_picture,
+)
 from serve_app.api.parsing.body import read_body, read_json_object
 from serve_app.api.parsing.header_values import parse_header_value
 from serve_app.api.problems import Problem
@@ -25,15 +36,34 @@ Name = Annotated[str, Path(max_length=200)]
 
 
 def _request_body() -> dict[str, Any]:
-    schema = openapi.params_schema()["properties"]
-    parameters = {name: schema[name] for name in ("negative_prompt", "width", "height", "num_inference_steps", "seed")}
+    parameters = {"type": ["object", "null"], "properties": _parameters(), "additionalProperties": False}
     properties = {
         "inputs": {"type": "string", "description": "The prompt; or a picture in base64, to be changed."},
-        "parameters": {"type": ["object", "null"], "properties": parameters},
+        "parameters": parameters,
     }
     body = {"type": "object", "properties": properties, "required": ["inputs"], "additionalProperties": False}
     pictures = {name: {"schema": openapi.PICTURE} for name in _PICTURES}
     return {"required": True, "content": {"application/json": {"schema": body}, **pictures}}
+
+
+def _parameters() -> dict[str, Any]:
+    """Every parameter that is taken here, by the names that clients know; each may be null."""
+    ours = openapi.params_schema()["properties"]
+    sides = {name: ours[name] for name in ("width", "height")}
+    theirs = {
+        PROMPT: ours["prompt"] | {"description": "Of a picture in `inputs`: what it is changed to."},
+        SCHEDULER: ours["sampler"],
+        TARGET_SIZE: {
+            "type": "object",
+            "properties": sides,
+            "additionalProperties": False,
+            "description": "Width and height in one.",
+        },
+        "strength": ours["strength"] | {"description": f"{ours['strength']['description']} For pictures only."},
+    }
+    left_out = {*NOT_HERE, *INPAINT_FIELDS}
+    fields = {name: field for name, field in ours.items() if name not in left_out} | theirs
+    return {name: {"anyOf": [field, {"type": "null"}]} for name, field in fields.items()}
 
 
 def _answers() -> dict[int | str, dict[str, Any]]:
@@ -61,7 +91,9 @@ async def _answer(request: Request, service: DiffusionService, model: str) -> Re
     # Before anything large is read.
     name = service.model(model).name
     asked = await _read_request(request, name)
-    return await deliver_image(request, service, asked.params, uploads=asked.uploads)
+    errors = partial(inference_errors, asked.places)
+    with errors():
+        return await deliver_image(request, service, asked.params, uploads=asked.uploads, errors=errors)
 
 
 async def _read_request(request: Request, model: str) -> InferenceRequest:

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from deployments.engine.protocol.fields import StrictFields, check_name
 from deployments.engine.protocol.params import (
     IMAGE_FIELDS,
     MAX_SIDE,
@@ -15,10 +16,8 @@ from deployments.engine.protocol.params import (
     SIZE_STEP,
     GenerationParams,
     OutputFormat,
-    StrictFields,
 )
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.engine.protocol.texts import check_name
 from serve_app.api.openai.errors import RENAMED, translate_fault
 from serve_app.api.openai.model_names import ModelNames
 from serve_app.api.parsing.validation import MAX_FAULTS, fault_of, problem_of_faults, validate_params

@@ -6,7 +6,7 @@ from typing import Any, Final, NoReturn
 
 from pydantic import Field
 
-from deployments.engine.protocol.params import StrictFields
+from deployments.engine.protocol.fields import StrictFields
 from serve_app.api.problems import Fault, Problem, pointer_to
 from serve_app.callbacks.addresses import AddressRefused, AddressRules
 from serve_app.callbacks.callbacks import Callbacks

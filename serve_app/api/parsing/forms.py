@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.fields import check_name
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.protocol.texts import check_name
 from serve_app.api.parsing.body import check_content_headers, parse_json_object, read_body
 from serve_app.api.parsing.multipart import FormPart, parse_parts
 from serve_app.api.parsing.validation import read_params

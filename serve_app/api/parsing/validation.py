@@ -7,9 +7,10 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, ControlSettings, GenerationParams
+from deployments.engine.protocol.lora import LoraSettings
+from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, ControlSettings, GenerationParams, HiresSettings
 from serve_app.api.problems import Fault, Problem, pointer_to
 
 # Other servers' names for our fields.
@@ -64,6 +65,10 @@ _RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 
 _PARAMETERS: Final = tuple(GenerationParams.model_fields)
+
+_PARTS: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
+    {"controls": ControlSettings, "hires": HiresSettings, "loras": LoraSettings}
+)
 
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -138,7 +143,8 @@ def fault_of(
 def _unknown_field(path: Sequence[str], fields: Collection[str], *, hints: bool) -> Fault:
     """Repeats the field's name, which is the caller's own, only if it is harmless."""
     *above, name = path
-    hint = _suggest_field(name, list(ControlSettings.model_fields if above else fields), above) if hints else ""
+    known = _PARTS.get(above[0], ControlSettings).model_fields if above else fields
+    hint = _suggest_field(name, list(known), above) if hints else ""
     if _HARMLESS_NAME.fullmatch(name):
         return Fault(pointer_to("/".join(path)), "unknown_field", f"is not a field{hint}")
     return Fault(pointer_to("/".join(above)), "unknown_field", f"unknown field{hint}")

@@ -1,6 +1,7 @@
 """Answers a request that has been read, in the form that its Accept header asks for."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
@@ -54,19 +55,27 @@ async def deliver(
 
 
 async def deliver_image(
-    request: Request, service: DiffusionService, params: GenerationParams, *, uploads: Uploads | None = None
+    request: Request,
+    service: DiffusionService,
+    params: GenerationParams,
+    *,
+    uploads: Uploads | None = None,
+    errors: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Response:
     """Answers with the one image of `params`, in the format that the Accept header prefers.
 
-    A disconnect frees its place. Raises as `deliver` does.
+    A disconnect frees its place. Raises as `deliver` does; `errors` translates what is kept for an Idempotency-Key.
     """
     offers = [f"image/{name}" for name in sorted(FORMATS, key=lambda name: name != params.output_format)]
     media_type = negotiate(request, offers)
     params = permit(request, params)
     parameters = {"as": media_type, "params": params.model_dump(mode="json"), **options_of(uploads)}
-    return await run_once(
-        request, parameters, files_of(uploads), lambda: _answer_whole(request, service, params, uploads, media_type)
-    )
+
+    async def work() -> Response:
+        with errors():
+            return await _answer_whole(request, service, params, uploads, media_type)
+
+    return await run_once(request, parameters, files_of(uploads), work)
 
 
 async def _answer_whole(

@@ -31,6 +31,7 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "padding_mask_crop": "Makes only the masked part, with that many pixels around it, at `width` x `height`, and "
         "pastes it back into the image at its own size.",
         "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`, `preprocess`.",
+        "loras": "LoRAs by their names in `/ads/v2/diffusion/loras`, each with a `scale` (1).",
         "guess_mode": "Lets ControlNets act on the prompted half only.",
         "output_format": "The files' format. An `Accept: image/...` header wins over it.",
         "output_quality": "Of a webp or jpeg file; 92 if left out.",

@@ -19,6 +19,7 @@ _RARE: Final = IMAGE_FIELDS | {
     "guidance_interval",
     "hires",
     "local_contrast",
+    "loras",
     "metadata",
     "output_fit",
     "output_quality",

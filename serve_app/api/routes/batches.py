@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, ValidationError
 
 from deployments.engine.protocol.errors import BlockedPrompt, EngineError, InvalidParameter
-from deployments.engine.protocol.params import GenerationParams, Priority, normalise_fields
+from deployments.engine.protocol.fields import normalise_fields
+from deployments.engine.protocol.params import GenerationParams, Priority
 from serve_app.api.dependencies import JobsDep, ServiceDep
 from serve_app.api.exchange import exchange_of
 from serve_app.api.middleware.rate_limiting import charge, charge_refused

@@ -10,12 +10,14 @@ from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings
 from deployments.engine.protocol.report import TokenCount
 from serve_app.api.dependencies import ServiceDep
+from serve_app.api.middleware.rate_limiting import charge_pixels
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import read_form
 from serve_app.api.parsing.picture_options import FIT, read_fit
 from serve_app.api.parsing.validation import read_params
 from serve_app.api.principal import principal_of
 from serve_app.api.responses import openapi
+from serve_app.api.responses.disconnect import run_until_disconnect
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
@@ -69,7 +71,10 @@ async def count_tokens(request: Request, service: ServiceDep) -> dict[str, Any]:
     | {200: {"description": "The hint.", "content": {"image/png": {"schema": openapi.PICTURE}}}},
 )
 async def make_hint(request: Request, service: ServiceDep) -> Response:
-    """Makes the hint that `controlnet` with `preprocess` would make from this photo, as a PNG."""
+    """Makes the hint that `controlnet` with `preprocess` would make from this photo, as a PNG.
+
+    It costs what enlarging a picture to its size does. A disconnect ends it.
+    """
     form = await read_form(request, request.app.state.max_upload_bytes, ("control_image",), (FIT, "controlnet_type"))
     kind = form.get_option("controlnet_type")
     if kind is None:
@@ -81,7 +86,9 @@ async def make_hint(request: Request, service: ServiceDep) -> Response:
     uploads = Uploads(hints=(photo,), preprocess=True, fit=read_fit(form))
     params = form.read_params(prompt="", controls=(ControlSettings(type=kind[:64]),))
     prepared = await service.prepare(params, uploads=uploads, tenant=principal_of(request).tenant)
-    (hint,) = await service.make_hints(prepared)
+    bucket = prepared.request.bucket
+    await charge_pixels(request, bucket.width * bucket.height)
+    (hint,) = await run_until_disconnect(request.receive, service.make_hints(prepared))
     return Response(hint, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 

@@ -1,6 +1,7 @@
 """The endpoints that describe the server, under `/ads/v2/diffusion`: models, samplers, styles, statistics, health."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -9,6 +10,9 @@ from fastapi.responses import JSONResponse
 
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
+from deployments.engine.protocol.spec import ModelSpec
+from deployments.loras.catalogue import LoraEntry
+from deployments.loras.file_facts import FileFacts
 from serve_app.api.dependencies import ServiceDep
 from serve_app.api.routes.operations import health_answer
 from serve_app.generation.ad_formats import AD_FORMATS
@@ -80,6 +84,17 @@ async def templates(service: ServiceDep) -> dict[str, Any]:
     return {"templates": [{**asdict(row), "template_values": list(row.places)} for row in rows]}
 
 
+@router.get("/loras")
+async def loras(service: ServiceDep) -> dict[str, Any]:
+    """Lists the LoRAs that requests may name, with the models that each is known or supposed to fit.
+
+    A file that cannot be used is listed with its `problem`.
+    """
+    # Reads the headers of files that are new.
+    entries = await asyncio.to_thread(service.loras.entries)
+    return {"loras": [_describe_lora(entry, service.models) for entry in entries]}
+
+
 @router.get("/embeddings")
 async def embeddings(service: ServiceDep) -> dict[str, Any]:
     """Lists the learnt embeddings that prompts may name, by their tokens, and files that cannot be used."""
@@ -117,6 +132,18 @@ async def stats(service: ServiceDep) -> dict[str, Any]:
 async def health(service: ServiceDep) -> JSONResponse:
     """Returns 200 if images can be made now, else 503."""
     return health_answer(await service.health())
+
+
+def _describe_lora(entry: LoraEntry, models: Sequence[ModelSpec]) -> dict[str, Any]:
+    facts = entry.facts or FileFacts()
+    fitting = [] if entry.problem else [spec.name for spec in models if entry.misfit(spec) is None]
+    return {
+        "name": entry.spec.name,
+        "models": fitting,
+        "networks": list(facts.networks),
+        "size_bytes": facts.size or None,
+        "problem": entry.problem,
+    }
 
 
 def _bounds_of(schema: dict[str, Any]) -> dict[str, dict[str, int]]:

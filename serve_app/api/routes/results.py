@@ -8,13 +8,14 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from deployments.engine.protocol.events import ImageDone
 from serve_app.api.problems import Problem
+from serve_app.api.responses.delivery import FORMATS
 from serve_app.api.responses.openapi import PICTURE, errors
 from serve_app.store.result_files import BadAddress, FileAddress, ResultFile, ResultFiles
 
 router = APIRouter(prefix="/results", tags=["diffusion"])
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "The image.", "content": {f"image/{name}": {"schema": PICTURE} for name in ("png", "webp")}},
+    200: {"description": "The image.", "content": {f"image/{name}": {"schema": PICTURE} for name in FORMATS}},
     **errors(403, 404, 422, 503),
 }
 
@@ -44,13 +45,15 @@ async def fetch(request: Request, file_id: FileId, expires: Expires, signature: 
     if files is None:
         raise Problem(404, "not_found", "this server keeps no images")
     try:
-        found = await files.get(FileAddress(file_id, expires, signature))
+        address = FileAddress(file_id, expires, signature)
+        found = await files.get(address)
     except BadAddress:
         raise Problem(403, "invalid_address", "this address was not given out, or has expired") from None
     if found is None:
         raise Problem(404, "not_found", "the image is not there any more")
     headers = {
-        "Cache-Control": "private, max-age=3600, immutable",
+        # No longer than the address leads there.
+        "Cache-Control": f"private, max-age={files.seconds_left(address)}, immutable",
         "Content-Disposition": f'inline; filename="{file_id}.{found.format}"',
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "X-Content-Type-Options": "nosniff",

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from functools import partial
 from typing import Any, Final, cast, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +16,7 @@ from serve_app.api.middleware.rate_limiting import RESIZED_STEPS, UPSCALED_STEPS
 from serve_app.api.parsing.forms import Form, read_form
 from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.openapi import PICTURE, errors
-from serve_app.generation.interpolation import LANCZOS
+from serve_app.generation.interpolation import LANCZOS, THREADS
 from serve_app.service import DiffusionService
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
@@ -90,10 +91,11 @@ async def upscale(request: Request, service: ServiceDep) -> Response:
     enlarged = await run_until_disconnect(request.receive, service.enlarge(asked))
 
     def finish() -> bytes:
-        return service.labeller.label_enlarged(_save_as(enlarged, output_format, quality), file, by_network=is_network)
+        save = partial(_save_as, output_format=output_format, quality=quality)
+        return service.labeller.label_enlarged(enlarged, file, by_network=is_network, save=save)
 
     return Response(
-        await asyncio.to_thread(finish),
+        await asyncio.get_running_loop().run_in_executor(THREADS, finish),
         media_type=f"image/{output_format}",
         headers={"Cache-Control": "no-store", "X-Upscaler": upscaler.encode("ascii", "replace").decode()},
     )

@@ -1,5 +1,6 @@
 """The endpoint that tells what a picture carries: who signed it, whether a machine made it, and how."""
 
+import asyncio
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -7,12 +8,15 @@ from fastapi import APIRouter, Request
 # pydantic refuses `typing.TypedDict` before Python 3.12.
 from typing_extensions import TypedDict
 
+from deployments.uploads.image_files import read_header
 from serve_app.api.dependencies import VerifierDep
+from serve_app.api.middleware.rate_limiting import charge_pixels
 from serve_app.api.parsing.forms import Form, read_form
 from serve_app.api.parsing.validation import MAX_FAULTS, fault_of, problem_of_faults
+from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.openapi import PICTURE, answers
 from serve_app.labels.parameters_text import parse_parameters
-from serve_app.labels.verification import Verification
+from serve_app.labels.reading import FoundLabels
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
@@ -20,8 +24,8 @@ _FILE: Final = "image"
 
 
 class ManifestAnswer(TypedDict):
-    """The C2PA manifest. `state` is `trusted`, `valid` (unchanged, by a signer on no list of trust), `invalid` (changed
-    since it was signed, or never right), `unreadable`, or `none`.
+    """The C2PA manifest. `state` is `valid` (unchanged since it was signed, by whomever), `invalid` (changed since, or
+    never right), `unreadable`, or `none`.
     """
 
     state: str
@@ -34,12 +38,14 @@ class ManifestAnswer(TypedDict):
 
 
 class WatermarkAnswer(TypedDict):
-    """The mark in the pixels; `payload` is in hexadecimal digits."""
+    """The mark in the pixels; `payload` is in hexadecimal digits. `marked_by_this_server` is null for the default
+    payload, which many servers have.
+    """
 
     found: bool
     payload: str | None
     score: float | None
-    marked_by_this_server: bool
+    marked_by_this_server: bool | None
 
 
 class ParametersAnswer(TypedDict):
@@ -74,11 +80,15 @@ _ANSWERS: Final = {code: answer for code, answer in answers().items() if code no
 async def verify(request: Request, verifier: VerifierDep) -> VerifyAnswer:
     """Tells what a picture carries: its C2PA manifest, IPTC's source type, a watermark, and how it was made.
 
-    That nothing is found does not mean that no machine made it: labels can be lost, or taken away.
+    That nothing is found does not mean that no machine made it: labels can be lost, or taken away. It costs what
+    enlarging a picture of that size does. A disconnect ends it.
     """
     form = await read_form(request, request.app.state.max_upload_bytes, (_FILE,), ())
     _refuse_fields(form)
-    return _answer_of(await verifier.verify(form.require_file(_FILE), _FILE))
+    file = form.require_file(_FILE)
+    header = await asyncio.to_thread(read_header, file, _FILE)
+    await charge_pixels(request, header.width * header.height)
+    return _answer_of(await run_until_disconnect(request.receive, verifier.verify(file, _FILE)))
 
 
 def _refuse_fields(form: Form) -> None:
@@ -89,7 +99,7 @@ def _refuse_fields(form: Form) -> None:
         raise problem_of_faults(tuple(faults), len(names))
 
 
-def _answer_of(found: Verification) -> VerifyAnswer:
+def _answer_of(found: FoundLabels) -> VerifyAnswer:
     manifest, mark, text = found.manifest, found.mark, found.texts.parameters
     return VerifyAnswer(
         ai_made=found.is_ai_made,

@@ -37,3 +37,15 @@ def test_another_method_is_found_by_its_name() -> None:
 def test_a_name_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"package\.module:Class"):
         load_method(name)
+
+
+class HalfAMethod:
+    """Marks, and cannot find."""
+
+    def mark(self, picture: ImageArray, payload: bytes) -> ImageArray:
+        return picture
+
+
+def test_a_class_that_cannot_do_both_is_refused() -> None:
+    with pytest.raises(ValueError, match="`find`"):
+        load_method(f"{__name__}:HalfAMethod")

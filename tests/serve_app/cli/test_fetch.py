@@ -24,6 +24,7 @@ from tests.deployments.engine.models.hub_server import (
     save_repository,
     serve_hub,
 )
+from tests.deployments.loras.files import write_lora
 
 TINY: dict[str, Any] = {"name": "tiny", "source": REPOSITORY, "revision": COMMIT, "native_size": 64}
 
@@ -103,6 +104,32 @@ def test_a_check_asks_for_every_row_and_downloads_nothing(tmp_path: Path, monkey
     assert pickled.exit_code == 1
     assert "its unet has its weights as a pickle only" in pickled.stdout
     assert f"`darkroom convert {REPOSITORY} FOLDER --revision {COMMIT}`" in pickled.stdout
+
+
+def test_loras_are_fetched_and_checked_as_models_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = save_repository(tmp_path / "repository")
+    write_lora(repository / "lora.safetensors")
+    row = {"name": "coffee", "source": REPOSITORY, "revision": COMMIT, "file": "lora.safetensors"}
+    with serve_hub(repository) as hub:
+        environment = client_environment(tmp_path / "home", hub.url)
+        done = fetched(tmp_path, config_of(TINY) | {"loras": {"named": [row]}}, environment)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "LoRA 'coffee' is here"), done.stderr
+        assert "lora.safetensors" in hub.asked
+        monkeypatch.setattr(hub_check, "HfApi", partial(HfApi, endpoint=hub.url))
+        lost = [row, row | {"name": "lost", "file": "lost.safetensors"}]
+        answer = checked(tmp_path, config_of(TINY) | {"loras": {"named": lost}})
+    assert (answer.exit_code, answer.stderr) == (1, "darkroom: 1 of 3 rows cannot be loaded\n")
+    assert "lora.safetensors is in it" in answer.stdout
+    assert "WRONG LoRA 'lost'" in answer.stdout
+    again = fetched(tmp_path, config_of(TINY) | {"loras": {"named": [row]}}, environment | {"HF_HUB_OFFLINE": "1"})
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_loras_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
+    row = {"name": "coffee", "source": str(tmp_path / "lost.safetensors")}
+    answer = checked(tmp_path, config_of(TINY) | {"loras": {"named": [row]}})
+    assert answer.exit_code == 2
+    assert "'coffee': its file is not there" in answer.output
 
 
 def test_a_hub_that_does_not_answer_and_a_gated_repository_are_said(

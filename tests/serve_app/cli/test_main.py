@@ -18,6 +18,7 @@ from serve_app.api.application import create_api
 from serve_app.cli import progress
 from serve_app.cli.exits import EXIT_FAILED, EXIT_NO_IMAGE, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE
 from serve_app.cli.main import app
+from serve_app.cli.options import PARAMETERS, PROMPT, parameters_of
 from serve_app.cli.progress import Failure, FinishedImage, Step, output_format, show_progress
 from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
 from serve_app.gateway.api_keys import hash_of, parse_keys
@@ -45,6 +46,9 @@ def one_line(result: Result) -> str:
         (("--sampler", "eular"), "sampler"),
         (("--seed", "-7"), "seed"),
         (("--guidance", "99"), "guidance"),
+        (("--lora", "coffee:9"), "loras[0].scale"),
+        (("--lora", "coffee:much"), "loras[0].scale"),
+        (("--lora", "../coffee"), "loras[0].name"),
     ],
 )
 def test_a_slip_is_told_without_a_server_and_names_the_field(
@@ -53,6 +57,17 @@ def test_a_slip_is_told_without_a_server_and_names_the_field(
     result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), *options)
     assert result.exit_code == EXIT_USAGE
     assert one_line(result).startswith(f"darkroom: {field}: ")
+
+
+def test_loras_are_named_with_their_scales(tmp_path: Path, fake_server: tuple[str, FakeBackend]) -> None:
+    url, backend = fake_server
+    options = ("--lora", "coffee:0.5", "--lora", "shoe", "--url", url)
+    result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), *options)
+    assert "no LoRA of this name" in one_line(result)
+    assert backend.asked == []
+    unset = dict.fromkeys(each.name for each in (PROMPT, *PARAMETERS))
+    given = parameters_of({**unset, "loras": ["coffee:0.5", "shoe"]}, {})
+    assert given == {"loras": [{"name": "coffee", "scale": 0.5}, {"name": "shoe"}]}
 
 
 @pytest.mark.parametrize("name", ["cup.gif", "cup", "nowhere/cup.png"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deployments.engine.protocol.errors import NumericalFailure
@@ -267,3 +268,15 @@ def test_a_refusal_of_every_image_is_told_with_its_code(url: str, backend: FakeB
     result = run("generate", "a", "-o", str(tmp_path / "a.png"), "--json", url=url)
     assert result.exit_code == 7
     assert lines(result)[0]["error"]["code"] == "numerical_failure"
+
+
+def test_a_picture_is_enlarged_into_the_format_of_its_name(url: str, tmp_path: Path) -> None:
+    small, large = tmp_path / "small.png", tmp_path / "large.webp"
+    Image.new("RGB", (64, 48), "teal").save(small)
+    assert "lanczos" in run("list", "upscalers", url=url).stdout.split()
+    (told,) = lines(run("upscale", str(small), "-o", str(large), "--scale", "3", "--json", url=url))
+    assert told == {"path": str(large), "bytes": large.stat().st_size}
+    with Image.open(large) as picture:
+        assert (picture.size, picture.format) == ((192, 144), "WEBP")
+    assert run("upscale", str(small), "-o", str(large), "--upscaler", "8x", url=url).exit_code != 0
+    assert run("upscale", str(tmp_path / "none.png"), "-o", str(large), url=url).exit_code != 0

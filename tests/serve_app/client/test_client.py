@@ -16,6 +16,7 @@ from PIL import Image
 from deployments.engine.protocol.errors import NumericalFailure, Overloaded
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.spec import UpscalerSpec
 from serve_app.api.application import create_api
 from serve_app.client import BASE, DarkroomClient, DarkroomError
 from serve_app.client.messages import Listed
@@ -387,3 +388,17 @@ def test_a_request_can_be_cancelled_by_its_id(backend: FakeBackend) -> None:
         with pytest.raises(DarkroomError) as caught:
             list(events)
     assert (caught.value.status, caught.value.code) == (499, "cancelled")
+
+
+def test_a_picture_is_enlarged(backend: FakeBackend) -> None:
+    service = DiffusionService(backend, upscalers=[UpscalerSpec("4x", "nowhere")])
+    with DarkroomClient("http://test", transport=Through(service), retries=0) as darkroom:
+        assert [each["name"] for each in darkroom.list_of("upscalers")] == ["4x", "lanczos"]
+        enlarged = darkroom.upscale(PICTURE, scale=1.5, output_format="webp")
+        with Image.open(io.BytesIO(enlarged)) as picture:
+            assert (picture.size, picture.format) == ((96, 96), "WEBP")
+        darkroom.upscale(PICTURE, upscaler="lanczos")
+        assert [each.upscaler for each in backend.enlarged] == ["4x"]
+        with pytest.raises(DarkroomError) as refused:
+            darkroom.upscale(PICTURE, upscaler="8x")
+        assert refused.value.code == "invalid_parameter"

@@ -164,22 +164,21 @@ def test_a_server_that_could_not_be_connected_to_in_time_is_tried_again(asynchro
 
 
 def test_the_body_has_only_the_time_that_its_headers_have_left(clock: Clock) -> None:
+    asked: list[httpx.Request] = []
     limits = []
 
     class Body(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
-            limits.append(request.extensions["timeout"]["read"])
+            limits.append(asked[0].extensions["timeout"]["read"])
             yield b"{"
             clock.now += 3
             yield b"}"
 
-    def handle(asked: httpx.Request) -> httpx.Response:
-        nonlocal request
-        request = asked
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
         clock.now += 8
         return httpx.Response(200, stream=Body())
 
-    request = httpx.Request("GET", "http://test")
     with (
         DarkroomClient("http://test", 10, transport=httpx.MockTransport(handle)) as client,
         pytest.raises(DarkroomError) as caught,

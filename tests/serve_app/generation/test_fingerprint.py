@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from deployments.engine.protocol.inputs import Uploads
+from deployments.engine.protocol.lora import LoraFile, LoraSettings, LoraUse
 from deployments.engine.protocol.params import SERVICE_FIELDS, ControlSettings, GenerationParams, HiresSettings
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
@@ -39,6 +40,7 @@ OTHER_PARAMS: dict[str, Any] = {
     "mask_feather": 1,
     "controls": (ControlSettings(type="canny"),),
     "guess_mode": True,
+    "loras": (LoraSettings(name="coffee"),),
     "output_format": "webp",
     "exact": True,
     "deep_cache": 2,
@@ -100,6 +102,24 @@ def test_every_picture_and_what_is_done_with_it_counts(name: str) -> None:
 )
 def test_the_weights_count(spec: ModelSpec) -> None:
     assert of(spec=spec).work_key != of().work_key
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        LoraUse(LoraFile("coffee", "/x.safetensors", digest="1" * 64), 1.0),
+        LoraUse(LoraFile("coffee", "/x.safetensors", digest="2" * 64), 0.5),
+        LoraUse(LoraFile("coffee", "maker/x", "a" * 40, "x.safetensors"), 1.0),
+        LoraUse(LoraFile("coffee", "maker/x", "b" * 40, "x.safetensors"), 1.0),
+        LoraUse(LoraFile("coffee", "maker/x", "b" * 40, "y.safetensors"), 1.0),
+    ],
+)
+def test_the_weights_behind_a_loras_name_count(use: LoraUse) -> None:
+    """A file that was replaced under its name makes other images."""
+    plain = LoraUse(LoraFile("coffee", "/x.safetensors", digest="2" * 64), 1.0)
+    assert of(replace(REQUEST, loras=(use,))).work_key != of(replace(REQUEST, loras=(plain,))).work_key
+    moved = LoraUse(LoraFile("coffee", "/y.safetensors", digest="2" * 64), 1.0)
+    assert of(replace(REQUEST, loras=(moved,))) == of(replace(REQUEST, loras=(plain,)))
 
 
 def test_the_tenant_the_setting_and_the_numerics_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,25 @@
 """What a file says depends on the request and the configuration, and on nothing else."""
 
-import pytest
+import io
+from dataclasses import replace
 
-from deployments.engine.protocol.inputs import Uploads
+import numpy as np
+import pytest
+from PIL import Image
+
+from deployments.engine.protocol.inputs import ImageArray, Uploads
+from deployments.engine.steps.compression import encode_image
+from deployments.watermark.spread_spectrum import SpreadSpectrum
 from serve_app.config.errors import ConfigError
 from serve_app.config.labels import NO_LABELS, TEXTS_ONLY, LabelsConfig, SigningConfig, WatermarkConfig
-from serve_app.labels.file_metadata import read_texts
+from serve_app.labels.file_metadata import FileTexts, add_texts, read_texts
 from serve_app.labels.labeller import Labeller
-from serve_app.labels.manifests import ManifestReader
+from serve_app.labels.manifests import ManifestReader, ManifestSigner, Provenance
 from serve_app.labels.parameters_text import parse_parameters
 from serve_app.labels.source_type import CHANGED, MADE, read_source_type
-from tests.serve_app.labels.files import FORMATS, file_of
-from tests.serve_app.labels.requests import image_of, request_of
+from tests.deployments.watermark.pictures import photo, resized
+from tests.serve_app.labels.files import FORMATS, file_of, pixels_of
+from tests.serve_app.labels.requests import SIDE, image_of, request_of
 
 ALL = Labeller(LabelsConfig())
 READER = ManifestReader()
@@ -85,22 +93,97 @@ def test_a_prompt_that_a_jpeg_cannot_hold_is_left_out() -> None:
     assert parse_parameters(texts.parameters)["Prompt"] == ""
 
 
+def as_png(picture: ImageArray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PHOTO = photo(SIDE)
+PRIVATE = b'<x xmp:Nick="Secret" DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/%s"/>'
+PARAMETERS = "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 3, Size: 320x320"
+MARKED = replace(request_of(), mark=ALL.mark)
+ORIGINALS = {
+    "ours": ALL.label(image_of(MARKED), MARKED).data,
+    "another's XMP": add_texts(as_png(PHOTO), FileTexts(xmp=PRIVATE % b"trainedAlgorithmicMedia")),
+    "another's manifest": ManifestSigner(SigningConfig()).sign(as_png(PHOTO), Provenance(MADE)),
+    "a mark and nothing else": as_png(SpreadSpectrum().mark(PHOTO, b"else")),
+    "how A1111 made it": add_texts(as_png(PHOTO), FileTexts(PARAMETERS)),
+}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_what_says_that_a_machine_made_a_picture_stays_when_it_is_enlarged(name: str) -> None:
+    original, enlarged = ORIGINALS[name], as_png(resized(PHOTO, 480, 480))
+    made = ALL.label_enlarged(enlarged, original, by_network=False)
+    found = ALL.reader.read(made, "image")
+    assert (found.source_type, found.manifest.source_types, found.signed_here) == (MADE, (MADE,), True)
+    assert found.manifest.actions[:2] == ("c2pa.opened", "c2pa.resized")
+    assert ("c2pa.watermarked.unbound" in found.manifest.actions) == (found.mark is not None) == (name == "ours")
+    assert found.texts.parameters == read_texts(original).parameters
+    assert b"Secret" not in made
+    # Without a key, the texts are there all the same.
+    unsigned = Labeller().label_enlarged(enlarged, original, by_network=False)
+    assert Labeller().reader.read(unsigned, "image").source_type == MADE
+
+
 @every_format
-def test_what_is_made_of_a_labelled_picture_can_be_labelled_like_it(output_format: str) -> None:
-    request = request_of(Uploads(image=file_of("png")), strength=0.5)
+def test_a_changed_picture_stays_a_changed_one_when_it_is_enlarged(output_format: str) -> None:
+    request = request_of(Uploads(image=file_of("png")), strength=0.5, output_format=output_format)
     first = ALL.label(image_of(request), request).data
-    second = ALL.label_enlarged(file_of(output_format), first, by_network=False)
-    assert read_texts(second) == read_texts(first)
-    report = READER.read(second)
-    assert (report.state, report.source_types, report.ingredients) == ("valid", (CHANGED,), 1)
-    assert read_texts(Labeller().label_enlarged(file_of(output_format), first, by_network=True)).parameters
+    found = ALL.reader.read(ALL.label_enlarged(as_png(PHOTO), first, by_network=False), "image")
+    assert (found.source_type, found.manifest.ingredients) == (CHANGED, 1)
 
 
 def test_a_photo_is_labelled_only_where_a_network_has_enlarged_it() -> None:
-    photo = file_of("png")
-    assert ALL.label_enlarged(photo, photo, by_network=False) == photo
-    report = READER.read(ALL.label_enlarged(photo, photo, by_network=True))
-    assert (report.state, report.source_types, report.ingredients) == ("valid", (CHANGED,), 1)
+    original, enlarged = file_of("jpeg"), as_png(PHOTO)
+    assert ALL.label_enlarged(enlarged, original, by_network=False) == enlarged
+    found = ALL.reader.read(ALL.label_enlarged(enlarged, original, by_network=True), "image")
+    assert (found.source_type, found.manifest.actions[:2]) == (CHANGED, ("c2pa.opened", "c2pa.edited"))
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_our_own_mark_is_made_again_and_another_s_is_not_replaced(transparent: bool) -> None:
+    # Another picture: nothing is left of the first mark in it.
+    enlarged = Image.fromarray(photo(512, 3))
+    if transparent:
+        enlarged.putalpha(128)
+    buffer = io.BytesIO()
+    enlarged.save(buffer, "PNG")
+    ours = ALL.reader.read(ALL.label_enlarged(buffer.getvalue(), ORIGINALS["ours"], by_network=False), "image")
+    if transparent:
+        with Image.open(io.BytesIO(ALL.label_enlarged(buffer.getvalue(), ORIGINALS["ours"], by_network=False))) as made:
+            assert made.getchannel("A").getextrema() == (128, 128)
+    else:
+        assert ours.mark is not None
+        assert ours.mark.payload == b"DRKM"
+    others = ALL.label_enlarged(buffer.getvalue(), ORIGINALS["a mark and nothing else"], by_network=False)
+    assert ALL.reader.read(others, "image").mark is None
+
+
+@every_format
+def test_an_enlarged_picture_is_labelled_in_whatever_format_it_is_saved(output_format: str) -> None:
+    def save(png: bytes) -> bytes:
+        return encode_image(pixels_of(png), output_format)  # type: ignore[arg-type]
+
+    made = ALL.label_enlarged(as_png(PHOTO), ORIGINALS["ours"], by_network=False, save=save)
+    found = ALL.reader.read(made, "image")
+    assert (found.header.format.lower(), found.source_type, found.signed_here) == (output_format, MADE, True)
+    assert found.mark is not None
+    assert found.texts.parameters
+    long = add_texts(as_png(PHOTO), FileTexts(PARAMETERS + ", X: " + "x" * 60_000))
+    kept = ALL.reader.read(ALL.label_enlarged(as_png(PHOTO), long, by_network=False, save=save), "image")
+    assert (kept.texts.parameters is None) == (output_format == "jpeg")
+    assert kept.signed_here
+
+
+def test_a_marked_picture_that_is_enlarged_is_found_to_be_marked() -> None:
+    marked = np.asarray(Image.open(io.BytesIO(ORIGINALS["ours"])))
+    for side in (480, 640, 1000):
+        made = ALL.label_enlarged(as_png(resized(marked, side, side)), ORIGINALS["ours"], by_network=False)
+        mark = ALL.reader.read(made, "image").mark
+        assert mark is not None, side
+        assert mark.payload == b"DRKM"
 
 
 def test_other_labels_are_another_setting() -> None:
@@ -114,12 +197,17 @@ def test_other_labels_are_another_setting() -> None:
     )
     assert len({Labeller(config).setting for config in configs}) == len(configs)
     assert Labeller(LabelsConfig()).setting == ALL.setting
+    shared = [Labeller(LabelsConfig(), secret).setting for secret in (b"s" * 32, b"s" * 32, b"t" * 32)]
+    assert shared[0] == shared[1] != shared[2]
 
 
 def test_health_is_told_what_signs() -> None:
     said = ALL.describe()
     assert (said["source_type"], said["watermark"]) == (True, True)
     assert said["c2pa"]["certificate"] == "development, not trusted"
+    assert said["c2pa"]["private_key"] == "drawn at this start"
+    shared = Labeller(LabelsConfig(), b"s" * 32).describe()["c2pa"]
+    assert (shared["certificate"], shared["private_key"]) == ("development, not trusted", "derived from redis.key")
     assert Labeller(NO_LABELS).describe() == {"source_type": False, "watermark": False, "c2pa": None}
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from serve_app.generation.lora_tags import split_tags
 from serve_app.labels.parameters_text import MAX_TEXT, parameters_text, parse_parameters
 
 FIELDS: dict[str, Any] = {
@@ -173,6 +174,19 @@ def test_what_only_some_requests_have_is_said_where_they_have_it() -> None:
     assert not plain.keys() & {"Denoising strength", "Clip skip", "Mask feather", "ControlNet 0", "Deep cache"}
 
 
+@pytest.mark.parametrize("prompt", ["a red cup", *HOSTILE])
+def test_loras_are_tags_behind_the_prompt(prompt: str) -> None:
+    """A1111 takes them out again, wherever in the prompt they are."""
+    loras = ({"name": "coffee", "scale": 0.8}, {"name": "a shoe", "scale": -1})
+    text = parameters_text(params_of(prompt, "text", loras=loras), seed=7)
+    for read in (parse_parameters(text), read_as_a1111_does(text)):
+        tagged = split_tags(read["Prompt"])
+        assert tagged.prompt.strip() == prompt.strip()
+        assert [(each.name, each.scale) for each in tagged.loras] == [("coffee", 0.8), ("a shoe", -1.0)]
+        assert read["Negative prompt"] == "text"
+        assert read.items() >= TRUE_FIELDS.items()
+
+
 def test_without_prompts_there_is_no_word_of_them() -> None:
     text = parameters_text(params_of("a secret cup\nNegative prompt: x", "a secret"), seed=7, prompts=False)
     assert "\n" not in text
@@ -191,3 +205,10 @@ def test_a_hostile_text_is_read_in_no_time(unit: str) -> None:
     began = time.perf_counter()
     parse_parameters(text)
     assert time.perf_counter() - began < 0.5
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\u0007", "\\u001b[2J", "\\u009b", "\\u0000"])
+def test_no_escape_brings_in_what_the_text_may_not_have(escape: str) -> None:
+    fields = parse_parameters(f'Steps: 2, Sampler: a, X: "a{escape}b", Seed: 3')
+    assert fields["X"].replace("[2J", "") == "ab"
+    json.dumps(fields, ensure_ascii=False).encode()

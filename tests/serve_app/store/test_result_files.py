@@ -1,9 +1,12 @@
 """Finished images behind addresses: signed, for a while, from every ingress, and no more than there is room for."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from bench.redis_server import RedisServer, redis_server
 from deployments.engine.protocol.errors import Overloaded
@@ -92,6 +95,83 @@ async def test_there_is_room_for_so_many_bytes_and_again_when_they_are_old(
         await files.put(ResultFile(b"x" * 4000, "png"))
     clock.now += 55
     await files.put(half)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_files_that_were_not_kept_after_all_take_no_room(shared: bool, tiers: list[RedisTier]) -> None:
+    files = ResultFiles(ResultUrlsConfig(max_bytes=MEGABYTE), tiers[0] if shared else None)
+    large, small = ResultFile(b"x" * (MEGABYTE * 3 // 4), "png"), ResultFile(b"y" * (MEGABYTE // 2), "png")
+    for _ in range(5):
+        with pytest.raises(Overloaded):
+            await files.put_all([small, large])
+        with pytest.raises(Overloaded):
+            await files.put_all([small, small, small])
+    address = await files.put(large)
+    assert await files.get(address) == large
+
+
+async def counted(server: RedisServer, tier: RedisTier) -> int:
+    inside = server.client()
+    return sum(int(inside.get(key) or 0) for key in inside.keys(f"{tier.prefix}files:*"))
+
+
+async def test_bytes_that_could_not_be_written_are_given_back(
+    server: RedisServer, tiers: list[RedisTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ResultFiles(ResultUrlsConfig(max_bytes=MEGABYTE), tiers[0])
+    writing = asyncio.Event()
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    async def hang(*_: Any, **__: Any) -> None:
+        writing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Redis, "set", fail)
+    with pytest.raises(Overloaded):
+        await files.put(PNG)
+    assert await counted(server, tiers[0]) == 0
+    # The same where the caller leaves.
+    monkeypatch.setattr(Redis, "set", hang)
+    leaving = asyncio.create_task(files.put(PNG))
+    await writing.wait()
+    assert await counted(server, tiers[0]) > 0
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert await counted(server, tiers[0]) == 0
+
+
+async def test_those_who_ask_at_once_do_not_get_more_room_than_there_is(
+    server: RedisServer, tiers: list[RedisTier]
+) -> None:
+    both = [ResultFiles(ResultUrlsConfig(max_bytes=MEGABYTE), tier) for tier in tiers]
+    file = ResultFile(b"x" * (MEGABYTE // 5), "png")
+    kept = await asyncio.gather(*(both[i % 2].put(file) for i in range(16)), return_exceptions=True)
+    assert len([each for each in kept if not isinstance(each, Overloaded)]) == 4
+    assert MEGABYTE * 4 // 5 < await counted(server, tiers[0]) <= MEGABYTE
+
+
+async def test_a_counter_that_is_none_is_begun_anew(server: RedisServer, tiers: list[RedisTier]) -> None:
+    clock = Clock()
+    files = ResultFiles(ResultUrlsConfig(ttl_s=80), tiers[0], clock)
+    slot = f"{tiers[0].prefix}files:{int(clock.now / 10)}"
+    inside = server.client()
+    for spoil in (lambda: inside.set(slot, "<html>"), lambda: inside.rpush(slot, "1"), lambda: inside.set(slot, "-9")):
+        inside.delete(slot)
+        spoil()
+        assert await files.get(await files.put(PNG)) == PNG
+        assert 0 < int(inside.get(slot) or 0) < 1000
+
+
+async def test_an_address_says_how_long_it_leads_to_its_image() -> None:
+    clock = Clock()
+    files = ResultFiles(ResultUrlsConfig(ttl_s=60), None, clock)
+    address = await files.put(PNG)
+    clock.now += 45
+    assert files.seconds_left(address) in (14, 15)
+    clock.now += 45
+    assert files.seconds_left(address) == 0
 
 
 async def test_without_redis_where_it_is_needed_callers_are_told_to_come_back() -> None:

@@ -19,6 +19,7 @@ from serve_app.api.middleware.rate_limiting import charge_pixels
 from serve_app.api.parsing.base64_pictures import decode_picture, encode_picture
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.principal import principal_of
+from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.large_json import json_response
 from serve_app.service import DiffusionService
 
@@ -70,7 +71,10 @@ async def settings() -> dict[str, int]:
 
 @router.post("/detect", openapi_extra={"requestBody": body_of(DetectFields)}, responses=extra_answers())
 async def detect(request: Request, service: ServiceDep) -> Response:
-    """Makes hints from photos, each in its photo's shape at the native area of a model that has such a ControlNet."""
+    """Makes hints from photos, each in its photo's shape at the native area of a model that has such a ControlNet.
+
+    A disconnect ends it.
+    """
     body = await read_json_object(request, request.app.state.max_upload_bytes)
     fields = validate_fields(DetectFields, body)
     spec, kind = _find_type(service, fields.module)
@@ -81,7 +85,7 @@ async def detect(request: Request, service: ServiceDep) -> Response:
         params = GenerationParams(prompt="", model_name=spec.name, controls=(ControlSettings(type=kind),))
         prepared = await service.prepare(params, uploads=uploads, tenant=principal_of(request).tenant)
         await charge_pixels(request, spec.native_size * spec.native_size)
-        hints += await service.make_hints(prepared)
+        hints += await run_until_disconnect(request.receive, service.make_hints(prepared))
     return await json_response(lambda: {"images": [encode_picture(hint) for hint in hints], "info": "Success"})
 
 

@@ -21,7 +21,7 @@ from serve_app.api.parsing.base64_pictures import decode_picture, encode_picture
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.large_json import json_response
-from serve_app.generation.interpolation import LANCZOS
+from serve_app.generation.interpolation import LANCZOS, THREADS
 from serve_app.generation.result import to_png
 from serve_app.labels.file_metadata import read_texts
 from serve_app.labels.parameters_text import parse_parameters
@@ -86,7 +86,7 @@ Fields = TypeVar("Fields", bound=UpscaleFields)
 
 @router.post("/extra-single-image", openapi_extra={"requestBody": body_of(SingleFields)}, responses=extra_answers())
 async def enlarge_image(request: Request, service: ServiceDep) -> Response:
-    """Enlarges a picture."""
+    """Enlarges a picture. What says that a machine made it stays in its file."""
     fields = await _read_fields(request, SingleFields)
     (enlarged,) = await _enlarge_all(request, service, fields, [(fields.image, "image")])
     return await json_response(lambda: {"html_info": "", "image": enlarged})
@@ -103,7 +103,10 @@ async def enlarge_images(request: Request, service: ServiceDep) -> Response:
 
 @router.post("/png-info", openapi_extra={"requestBody": body_of(PngInfoFields)}, responses=extra_answers())
 async def read_png_info(request: Request) -> Response:
-    """Returns what a picture's file says of how it was made, as text and as fields; nothing if it says nothing."""
+    """Returns what a picture's file says of how it was made, as text and as fields; nothing if it says nothing.
+
+    The picture itself is not decoded, and nothing is charged for it.
+    """
     body = await read_json_object(request, request.app.state.max_upload_bytes)
     text = await asyncio.to_thread(_read_parameters, validate_fields(PngInfoFields, body).image)
     items = {"parameters": text} if text else {}
@@ -168,7 +171,7 @@ async def _enlarge(
         file = _mix(fields, made) if len(made) > 1 or _crops(fields) else made[0]
         return encode_picture(service.labeller.label_enlarged(file, asked.file, by_network=by_network))
 
-    return await asyncio.to_thread(finish)
+    return await asyncio.get_running_loop().run_in_executor(THREADS, finish)
 
 
 def _crops(fields: UpscaleFields) -> bool:

@@ -116,6 +116,14 @@ async def embeddings(service: ServiceDep) -> dict[str, dict[str, Any]]:
     }
 
 
+@router.get("/loras")
+async def loras(service: ServiceDep) -> list[dict[str, Any]]:
+    """Lists the LoRAs that `<lora:NAME:WEIGHT>` can name in a prompt. Paths are nobody's business."""
+    entries = await asyncio.to_thread(service.loras.entries)
+    names = [entry.spec.name for entry in entries if entry.problem is None]
+    return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
+
+
 @router.get("/memory")
 async def memory(service: ServiceDep) -> dict[str, dict[str, Any]]:
     """Says how much memory the engines' devices have, in bytes, as far as they tell."""
@@ -137,7 +145,7 @@ async def cmd_flags() -> dict[str, Any]:
 
 def _add_empty_lists() -> None:
     """Adds the lists of what this server has none of: clients ask for them, and need an array."""
-    for path in ("sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers", "realesrgan-models"):
+    for path in ("sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models"):
         router.add_api_route(f"/{path}", _empty_list, methods=["GET"], name=f"list {path}", operation_id=path)
 
 

@@ -147,7 +147,7 @@ def answers(pipeline: Any) -> tuple[Tensor, Tensor]:
 
 
 def merge_ours(pipeline: Any, path: Path) -> None:
-    adapter = read_adapter(LoraFile("x", str(path)))
+    adapter = read_adapter(LoraFile("x", str(path)), path)
     networks = {name: layers_of(getattr(pipeline, name)) for name in ("unet", "text_encoder")}
     adapter.check(networks)
     for name, layers in networks.items():

@@ -24,7 +24,7 @@ NAMES = {"lora_unet_": "unet", "lora_te_": "text_encoder"}
 
 
 def read(path: Path) -> Adapter:
-    return read_adapter(LoraFile("x", str(path)))
+    return read_adapter(LoraFile("x", str(path)), path)
 
 
 def answer(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:

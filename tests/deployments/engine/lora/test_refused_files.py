@@ -31,7 +31,7 @@ def refusal(read: Callable[[], object]) -> str:
 
 
 def read(path: Path, **known: str) -> Adapter:
-    return read_adapter(LoraFile("x", str(path), **known))
+    return read_adapter(LoraFile("x", str(path), **known), path)
 
 
 @pytest.fixture

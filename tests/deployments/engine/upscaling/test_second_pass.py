@@ -1,5 +1,6 @@
 """A second pass over what a network has enlarged, and what its encoding takes of the memory."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,4 +142,35 @@ def test_an_encoding_is_planned_so_that_it_never_runs_out_beside_others(
         assert not any(tape.of(f"double {number}", kind) for number in range(3) for kind in (Failed, ImageFailed))
         assert all(len(tape.images(f"plain {number} {other}")) == 1 for number in range(3) for other in range(4))
     finally:
+        engine.close()
+
+
+def test_finished_images_do_not_wait_for_a_picture_that_is_being_enlarged(
+    upscalers: Upscalers, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, finished = threading.Event(), threading.Event()
+    enlarge = upscalers.enlarge_to
+
+    def enlarge_late(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert finished.wait(30)
+        return enlarge(*arguments, **options)
+
+    monkeypatch.setattr(upscalers, "enlarge_to", enlarge_late)
+    tape = Tape()
+    engine = Engine([tiny_model], tape, EngineConfig(), upscalers=upscalers)
+    try:
+        # As many as there are threads that compress.
+        for number in range(3):
+            engine.submit(asked(tiny_model, f"double {number}", NAME))
+        while not begun.is_set():
+            engine.step()
+        engine.submit(request_for(tiny_model, "plain"))
+        while not tape.images("plain"):
+            engine.step()
+        finished.set()
+        engine.drain()
+        assert all(len(tape.images(f"double {number}")) == 1 for number in range(3))
+    finally:
+        finished.set()
         engine.close()

@@ -20,11 +20,13 @@ from deployments.engine.protocol.events import Accepted, Preview, Progress
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import UpscalerSpec
+from deployments.loras.catalogue import LoraCatalogue
 from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
 from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
 from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
+from tests.deployments.loras.files import write_lora
 from tests.serve_app.fakes import FOREVER, FakeBackend, Step, image
 from tests.serve_app.servers import http_server
 
@@ -127,6 +129,9 @@ def test_samplers_and_schedulers_mean_what_they_mean_there(
         ({"script_name": "X/Y/Z plot"}, "script_name"),
         ({"styles": ["nowhere"]}, "styles"),
         ({"prompt": f"{CUP} <lora:shoe:0.8>"}, "prompt"),
+        ({"prompt": f"{CUP} <lora:shoe:0.8:0.2>"}, "prompt"),
+        ({"prompt": f"{CUP} <hypernet:shoe:1>"}, "prompt"),
+        ({"negative_prompt": "<lora:shoe:0.8>"}, "negative_prompt"),
         ({"override_settings": {"sd_model_checkpoint": "nowhere"}}, "override_settings/sd_model_checkpoint"),
         ({"override_settings": {"sd_vae": "better.vae"}}, "override_settings/sd_vae"),
         ({"alwayson_scripts": {"ADetailer": {"args": [True, {"ad_model": "face"}]}}}, "alwayson_scripts"),
@@ -351,6 +356,22 @@ def test_a_model_that_is_gone_from_the_configuration_is_no_callers_model_any_mor
         assert backend.asked[-1].params.model_name == "tiny"
         with pytest.raises(RuntimeError, match="no such model"):
             client.txt2img(prompt=CUP, override_settings={"sd_model_checkpoint": "other"})
+
+
+def test_tags_in_prompts_switch_loras_on(backend: FakeBackend, tmp_path: Path) -> None:
+    for name in ("coffee", "a shoe"):
+        write_lora(tmp_path / f"{name}.safetensors")
+    with http_server(create_api(DiffusionService(backend, loras=LoraCatalogue(folder=tmp_path)))) as url:
+        client = client_of(url)
+        assert [each["name"] for each in client.get_loras()] == ["a shoe", "coffee"]
+        made = client.txt2img(prompt=f"{CUP}<lora:coffee:0.8>, <lora:a shoe:1>", seed=7)
+        request = backend.asked[-1]
+        assert request.params.prompt == f"{CUP}, "
+        assert [(use.file.name, use.scale) for use in request.loras] == [("coffee", 0.8), ("a shoe", 1.0)]
+        assert "<lora:coffee:0.8> <lora:a shoe:1>" in made.info["infotexts"][0]
+        assert made.info["prompt"] == f"{CUP},  <lora:coffee:0.8> <lora:a shoe:1>"
+        with pytest.raises(RuntimeError, match="did you mean coffee"):
+            client.txt2img(prompt="<lora:cofee:1>")
 
 
 def test_every_list_that_the_client_asks_for_is_there(client: webuiapi.WebUIApi) -> None:

@@ -1,6 +1,7 @@
 """`huggingface_hub`'s own client, unmodified and over real HTTP."""
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from huggingface_hub.inference._generated.types.image_to_image import ImageToIma
 from PIL import Image
 
 from deployments.engine.protocol.errors import Overloaded
+from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
 from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
@@ -116,6 +118,61 @@ def test_what_is_wrong_is_said(asked: dict[str, Any], said: str, client: Inferen
     assert refused.value.response.status_code == 422
     assert said in refused.value.response.text
     assert not backend.asked
+
+
+PICTURE = "iVBORw0KGgo="
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({"inputs": "\ud800"}, "inputs"),
+        ({"inputs": "word " * 2000}, "inputs"),
+        ({"inputs": "(" * 9000}, "inputs"),
+        ({"inputs": CUP, "parameters": {"width": 100}}, "parameters/width"),
+        ({"inputs": CUP, "parameters": {"target_size": {"width": 100}}}, "parameters/target_size/width"),
+        ({"inputs": CUP, "parameters": {"target_size": {"depth": 100}}}, "parameters/target_size"),
+        ({"inputs": CUP, "parameters": {"scheduler": "Nothing"}}, "parameters/scheduler"),
+        ({"inputs": CUP, "parameters": {"sampler": "Nothing"}}, "parameters/sampler"),
+        ({"inputs": CUP, "parameters": {"style_preset": 3}}, "parameters/style_preset"),
+        ({"inputs": CUP, "parameters": {"strength": 0.5}}, "parameters/strength"),
+        ({"inputs": CUP, "parameters": {"nonsense": 1}}, "parameters/nonsense"),
+        ({"inputs": CUP, "parameters": {"ad_format": "nothing"}}, "parameters/ad_format"),
+        ({"inputs": CUP, "parameters": {"hires": {"scale": 9}}}, "parameters/hires/scale"),
+        ({"inputs": CUP, "parameters": []}, "parameters"),
+        ({"inputs": PICTURE, "parameters": {"prompt": 3}}, "parameters/prompt"),
+        ({"inputs": PICTURE, "parameters": {"prompt": False}}, "parameters/prompt"),
+        ({"inputs": PICTURE, "parameters": {"prompt": CUP}}, "inputs"),
+    ],
+)
+def test_a_fault_is_where_the_client_has_put_the_field(
+    body: dict[str, Any], place: str, url: str, backend: FakeBackend
+) -> None:
+    answers = [
+        httpx.post(f"{url}/hf/tiny", content=json.dumps(body), headers={"Content-Type": "application/json", **key})
+        for key in ({}, {"Idempotency-Key": "k"}, {"Idempotency-Key": "k"})
+    ]
+    for answer in answers:
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["error"]["param"] == place
+        assert answer.json()["errors"][0]["pointer"] == f"#/{place}"
+    assert not backend.asked
+
+
+def test_the_documentation_has_every_parameter_that_is_taken_and_no_other(url: str, backend: FakeBackend) -> None:
+    described = httpx.get(f"{url}/openapi.json").json()["paths"]["/hf/{model}"]["post"]["requestBody"]["content"]
+    parameters = described["application/json"]["schema"]["properties"]["parameters"]["properties"]
+    assert {"prompt", "guidance_scale", "scheduler", "strength", "target_size", "output_format"} <= set(parameters)
+    known = {*GenerationParams.model_fields, "scheduler", "target_size"}
+    assert set(parameters) <= known
+    for name in known:
+        # Null says nothing, but only of a parameter that there is.
+        answer = httpx.post(f"{url}/hf/tiny", json={"inputs": CUP, "parameters": {name: None}})
+        assert answer.status_code == (422 if name == "prompt" else 200), name
+    for name in known - set(parameters):
+        value = {"controls": [], "mask_fill": "noise", "model_name": "tiny"}.get(name, 7)
+        answer = httpx.post(f"{url}/hf/tiny", json={"inputs": CUP, "parameters": {name: value}})
+        assert answer.status_code == 422, name
 
 
 def test_a_model_that_is_not_there_and_a_full_queue_are_told_apart(

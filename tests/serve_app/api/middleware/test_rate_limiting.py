@@ -250,6 +250,24 @@ async def test_what_makes_a_request_dearer_is_charged(
     assert len(backend.asked) == 1
 
 
+@pytest.mark.parametrize("door", ["verify", "hint"])
+async def test_pictures_that_are_only_read_are_charged(door: str, service: DiffusionService, clock: Clock) -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (1024, 1024)).save(photo, "PNG")
+    name, fields = {
+        "verify": ("image", {}),
+        "hint": ("control_image", {"controlnet_type": "canny", "width": "1024", "height": "1024"}),
+    }[door]
+    # 1024 x 1024 pixels, as two steps: 2.1 megapixel-steps.
+    async with caller(limited(service, clock, per_address={"cost_per_minute": 5})) as client:
+
+        async def ask() -> httpx.Response:
+            return await client.post(f"{BASE}/{door}", files={name: photo.getvalue()}, data=fields)
+
+        assert [(await ask()).status_code for _ in range(2)] == [200, 200]
+        assert_problem(await ask(), 429, "rate_limited")
+
+
 async def test_pictures_that_are_only_enlarged_are_charged(service: DiffusionService, clock: Clock) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "PNG")

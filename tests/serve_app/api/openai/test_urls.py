@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import re
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 
 import httpx
 import openai
@@ -46,6 +48,19 @@ def test_an_answer_has_addresses_and_no_images(client: OpenAI, url: str) -> None
         assert answer.headers["x-content-type-options"] == "nosniff"
         with Image.open(io.BytesIO(answer.content)) as picture:
             assert picture.size == (128, 64)
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_an_answer_is_kept_no_longer_than_its_address_leads_there(output_format: str, client: OpenAI, url: str) -> None:
+    made = client.images.generate(prompt="a red cup", response_format="url", output_format=output_format)  # type: ignore[call-overload]
+    address = httpx.URL(made.data[0].url)
+    answer = httpx.get(address)
+    found = re.fullmatch(r"private, max-age=(\d+), immutable", answer.headers["cache-control"])
+    assert found is not None
+    expires = int(address.params["expires"])
+    assert int(found[1]) <= expires - parsedate_to_datetime(answer.headers["date"]).timestamp() + 1
+    described = httpx.get(f"{url}/openapi.json").json()["paths"]["/results/{file_id}"]["get"]["responses"]["200"]
+    assert answer.headers["content-type"] in described["content"]
 
 
 def test_an_edit_has_addresses_too(client: OpenAI) -> None:

@@ -11,10 +11,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.types import Message, Scope
 
 from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
-from serve_app.config.labels import LabelsConfig
+from serve_app.config.labels import LabelsConfig, WatermarkConfig
 from serve_app.config.sections import CacheConfig
 from serve_app.labels.labeller import Labeller
 from serve_app.service import DiffusionService
@@ -24,7 +25,9 @@ from tests.serve_app.labels.files import FORMATS, file_of
 from tests.serve_app.labels.requests import SIDE, photos
 
 DOOR = "/ads/v2/diffusion/verify"
+PAYLOAD = "61626364"
 ASKED = {"prompt": "a red cup", "width": SIDE, "height": SIDE, "seed": 7}
+MARKED = LabelsConfig(watermark=WatermarkConfig(payload=PAYLOAD))
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def service(backend: FakeBackend) -> DiffusionService:
-    return DiffusionService(backend, labeller=Labeller(LabelsConfig()), cache=ResultCache(CacheConfig()))
+    return DiffusionService(backend, labeller=Labeller(MARKED), cache=ResultCache(CacheConfig()))
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def check(found: dict[str, Any], seed: int = 7, prompt: str = "a red cup") -> No
     assert (found["c2pa"]["state"], found["c2pa"]["signed_by_this_server"]) == ("valid", True)
     assert found["c2pa"]["source_types"] == ["trainedAlgorithmicMedia"]
     assert found["digital_source_type"] == "trainedAlgorithmicMedia"
-    assert (found["watermark"]["payload"], found["watermark"]["marked_by_this_server"]) == ("44524b4d", True)
+    assert (found["watermark"]["payload"], found["watermark"]["marked_by_this_server"]) == (PAYLOAD, True)
     assert found["parameters"]["fields"]["Prompt"] == prompt
     assert found["parameters"]["fields"]["Seed"] == str(seed)
 
@@ -115,6 +118,72 @@ async def test_a_cached_file_is_the_labelled_one_and_another_metadata_is_another
     found = await verified(client, quiet.content)
     assert found["parameters"] is None
     assert found["ai_made"]
+
+
+async def test_the_default_payload_does_not_tell_whose_mark_it_is(backend: FakeBackend) -> None:
+    async with http(create_api(DiffusionService(backend, labeller=Labeller(LabelsConfig())))) as client:
+        answer = await client.post(PATH, json=ASKED, headers={"Accept": "image/png"})
+        found = (await verified(client, answer.content))["watermark"]
+    assert (found["found"], found["payload"], found["marked_by_this_server"]) == (True, "44524b4d", None)
+
+
+async def test_who_leaves_is_not_waited_for(service: DiffusionService, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_api(service)
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def verify(*_: object) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    monkeypatch.setattr(app.state.verifier, "verify", verify)
+    request = httpx.Request("POST", f"http://test{DOOR}", files={"image": file_of("png")})
+    caller = Caller(request.read(), request.headers["content-type"])
+    answering = asyncio.create_task(app(scope_of(caller), caller.receive, caller.send))
+    async with asyncio.timeout(10):
+        await begun.wait()
+        caller.left.set()
+        await cancelled.wait()
+        await answering
+
+
+class Caller:
+    """Sends a form, and leaves when it is told to."""
+
+    def __init__(self, body: bytes, content_type: str) -> None:
+        self.body, self.content_type = body, content_type
+        self.left = asyncio.Event()
+        self._has_sent = False
+
+    async def receive(self) -> Message:
+        if not self._has_sent:
+            self._has_sent = True
+            return {"type": "http.request", "body": self.body, "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        pass
+
+
+def scope_of(caller: Caller) -> Scope:
+    headers = {"content-type": caller.content_type, "content-length": str(len(caller.body))}
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": DOOR,
+        "raw_path": DOOR.encode(),
+        "query_string": b"",
+        "scheme": "http",
+        "root_path": "",
+        "server": ("test", 80),
+        "client": ("test", 1),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
 
 
 async def test_only_the_mark_in_the_pixels_survives_a_copy_without_the_texts(client: httpx.AsyncClient) -> None:

@@ -2,13 +2,16 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 
-from deployments.engine.protocol.errors import NumericalFailure, Overloaded
+from deployments.engine.protocol.errors import Filtered, NumericalFailure, Overloaded
+from deployments.engine.protocol.events import ImageDone, ImageFailed
+from deployments.engine.protocol.safety import Finding
 from serve_app.service import DiffusionService
 from tests.serve_app.api.playground.browser.visits import develop, fact, make, photo
 from tests.serve_app.fakes import FakeBackend, failing, refusing, slow, success
@@ -217,6 +220,24 @@ def test_what_fails_is_told_and_what_does_not_is_kept(count: int, page: Page, ba
     page.locator("#make").click()
     expect(page.locator("#stage")).to_contain_text("the image is black")
     expect(page.locator(".print")).to_have_count(count - 1)
+
+
+def test_what_is_kept_back_is_told_and_what_is_flagged_is_a_fact(page: Page, backend: FakeBackend) -> None:
+    backend.script = lambda request: [
+        ImageFailed(request.id, 0, Filtered("nsfw"))
+        if isinstance(event, ImageDone) and event.index == 0
+        else replace(event, safety=Finding("flagged", "logos", 0.9))
+        if isinstance(event, ImageDone)
+        else event
+        for event in success(request)
+    ]
+    page.locator("#num_images").fill("2")
+    page.locator("#make").click()
+    expect(page.locator("#stage")).to_contain_text("1 kept back: the image was filtered by this model's safety policy")
+    assert fact(page, "Flagged") == "logos"
+    page.reload()
+    page.locator(".print").first.click()
+    assert fact(page, "Flagged") == "logos"
 
 
 def test_a_full_queue_says_when_to_come_back(page: Page, backend: FakeBackend) -> None:

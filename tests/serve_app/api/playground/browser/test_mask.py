@@ -28,7 +28,7 @@ def painted(page: Page, backend: FakeBackend) -> np.ndarray:
     assert uploads is not None
     assert uploads.mask is not None
     mask = np.asarray(Image.open(io.BytesIO(uploads.mask)).convert("L")) > 127
-    return mask.reshape(4, 16, 4, 16).mean(axis=(1, 3)).round(2)
+    return np.asarray(mask.reshape(4, 16, 4, 16).mean(axis=(1, 3)).round(2))
 
 
 def move(page: Page, x: float, y: float) -> None:

@@ -110,6 +110,7 @@ def test_copied_code_with_pictures_reads_the_files_that_are_saved_beside_it(
     page.locator("#input-picture input").set_input_files(photo())
     page.get_by_role("button", name="Paint a mask").click()
     page.get_by_label("Area").select_option("Left half")
+    page.get_by_role("button", name="Apply the area").click()
     page.get_by_role("button", name="Use this mask").click()
     page.get_by_text("Follow a shape").click()
     page.locator("#control-picture input").set_input_files(photo())
