@@ -75,7 +75,8 @@ class DeploymentConfig(Strict):
     queue is as long as its callers are patient: seconds times images a second.
 
     `model_memory_gib` bounds the weights in memory. `device_memory_gib` bounds weights and running images together;
-    without it, on CUDA, what is free when the replica starts, and on a CPU nothing does.
+    without it, on CUDA, what is free when the replica starts, and on a CPU nothing does. `lora_memory_gib` bounds the
+    LoRAs that are kept in memory; they never take more than a quarter of the device's.
 
     `threads` are a replica's on a CPU: by default `num_cpus` of 2 or more, and below that, which only counts, all cores
     that it has. Give them where several replicas share a machine.
@@ -99,6 +100,7 @@ class DeploymentConfig(Strict):
     threads: Count | None = None
     model_memory_gib: float | None = Field(default=None, gt=0)
     device_memory_gib: float | None = Field(default=None, gt=0)
+    lora_memory_gib: float = Field(default=2.0, gt=0)
     cache_dir: str | None = "auto"
     backend: Literal["auto", "openvino", "torch"] = "auto"
     num_cpus: Cpus = 1.0
@@ -139,6 +141,7 @@ class DeploymentConfig(Strict):
             threads=self._threads,
             model_memory_bytes=_bytes(self.model_memory_gib),
             device_memory_bytes=_bytes(self.device_memory_gib),
+            lora_memory_bytes=int(self.lora_memory_gib * 2**30),
             cache_dir=self.cache_dir,
             backend=self.backend,
         )

@@ -83,6 +83,7 @@ def _engine_report(engine: EngineReport) -> dict[str, Any]:
         "backlog_seconds": round(engine.load.backlog, 3),
         "knees": dict(engine.knees),
         "memory": asdict(engine.memory),
+        "loras": {**asdict(engine.adapters), "read_seconds": round(engine.adapters.read_seconds, 3)},
         "calls": [asdict(call) for call in engine.calls],
     }
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deployments.engine.cuda.compiled_calls import CompilableNetwork
+from deployments.engine.lora.rows.adapter_cache import AdapterCache
 from deployments.engine.lora.rows.factors import Factors
 from deployments.engine.lora.rows.layers import apply_factors, layers_of
 from deployments.engine.lora.rows.lora_set import AdaptedBase
@@ -20,6 +21,18 @@ def adapted_base(model: LoadedModel) -> AdaptedBase:
         model.device,
         model.dtype,
     )
+
+
+def changes_apart(model: LoadedModel) -> bool:
+    """Returns True if something else than usual runs the calls that LoRAs change, of all their rows."""
+    return hasattr(model.unet, "changed")
+
+
+def bytes_for_loras(adapters: AdapterCache, models: Mapping[str, LoadedModel]) -> int:
+    """Returns the bytes of all LoRAs, and of the weights that are in memory once more for them. From any thread."""
+    # The dictionary is copied in one operation.
+    networks = {network for model in list(models.values()) for network in model.networks}
+    return adapters.count_bytes() + sum(getattr(network, "plain_bytes", 0) for network in networks)
 
 
 @contextmanager

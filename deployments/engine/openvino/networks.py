@@ -1,6 +1,6 @@
 """Diffusers' and transformers' networks as the engine calls them, run through OpenVINO."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from deployments.engine.conditioning.controlnet import AddedMaps
 from deployments.engine.conditioning.cross_attention import context_width
 from deployments.engine.conditioning.deep_cache import DeepCache, can_split
 from deployments.engine.openvino.compiler import Compiler
-from deployments.engine.openvino.conversion import Function, Input, split_gates
-from deployments.engine.openvino.converted_network import ConvertedNetwork, Origin
+from deployments.engine.openvino.conversion import Input, split_gates
+from deployments.engine.openvino.converted_network import Origin
+from deployments.engine.openvino.network import ChangeableNetwork, OpenVinoNetwork
 from deployments.engine.openvino.program import Shape
 
 # Any side that is no multiple of a power of two: then a UNet's trace takes the sizes of its maps from its input, as
@@ -23,39 +24,11 @@ _IMAGE_AXES = (0, 2, 3)
 _ANY = (0, 1, 2, 3)
 
 
-class OpenVinoNetwork(nn.Module):
-    """A network whose functions run through OpenVINO. Its own weights are dropped when they are converted."""
-
-    def __init__(self, compiler: Compiler, origin: Origin, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self._compiler, self._origin = compiler, origin
-        self._parts: list[ConvertedNetwork] = []
-
-    @property
-    def config(self) -> Any:
-        """The network's config."""
-        return self.network.config
-
-    @property
-    def backend(self) -> str:
-        """What runs it: openvino, or torch if one of its functions could not be converted."""
-        return "torch" if any(part.has_failed for part in self._parts) else "openvino"
-
-    def add_part(
-        self, name: str, function: Function, inputs: Sequence[Input], owners: Iterable[nn.Module]
-    ) -> ConvertedNetwork:
-        """Adds a function of the network, to be converted; `owners` are the modules whose weights only it needs."""
-        part = ConvertedNetwork(self._compiler, self._origin, name, function, inputs, owners)
-        self._parts.append(part)
-        return part
-
-
-class OpenVinoUNet(OpenVinoNetwork):
+class OpenVinoUNet(ChangeableNetwork):
     """A UNet whose prompts are an input already (`CrossAttentionCache`)."""
 
-    def __init__(self, compiler: Compiler, origin: Origin, unet: Any) -> None:
-        super().__init__(compiler, origin, unet)
+    def __init__(self, compiler: Compiler, origin: Origin, unet: Any, load: Callable[[], nn.Module]) -> None:
+        super().__init__(compiler, origin, unet, load)
         split_gates(unet)
         config = unet.config
         self._guidance_width: int | None = config.time_cond_proj_dim
@@ -89,6 +62,15 @@ class OpenVinoUNet(OpenVinoNetwork):
 
         Of a UNet that can be split, the answer of its deep blocks is the tuple's second entry.
         """
+        if self.changed is not None:
+            more: dict[str, Any] = {} if timestep_cond is None else {"timestep_cond": timestep_cond}
+            if mid_block_additional_residual is not None:
+                more["down_block_additional_residuals"] = tuple(down_block_additional_residuals)
+                more["mid_block_additional_residual"] = mid_block_additional_residual
+            own: tuple[Tensor, ...] = self.changed(
+                sample, timestep, encoder_hidden_states=encoder_hidden_states, **more, return_dict=False
+            )
+            return own
         residuals: Sequence[Tensor | None] = [None] * self._maps
         if mid_block_additional_residual is not None:
             residuals = (*down_block_additional_residuals, mid_block_additional_residual)
@@ -139,10 +121,14 @@ class OpenVinoDeepCache(DeepCache):
         self._shallow = unet.add_part("UNet without its deep blocks", self._call_shallow, [deep, *first], ())
 
     def run_whole(self, sample: Tensor, time: Tensor, keys: Tensor, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        if self._whole.changed is not None:
+            return DeepCache(self._whole.changed).run_whole(sample, time, keys, more)
         answer, deep = self._whole(sample, time, keys, **more)
         return answer, deep
 
     def run_shallow(self, sample: Tensor, time: Tensor, keys: Tensor, deep: Tensor, more: Mapping[str, Any]) -> Tensor:
+        if self._whole.changed is not None:
+            return DeepCache(self._whole.changed).run_shallow(sample, time, keys, deep, more)
         (answer,) = self._shallow(deep, sample, time, keys, *self._whole.guidance(sample, more.get("timestep_cond")))
         return answer
 

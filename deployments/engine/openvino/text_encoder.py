@@ -1,5 +1,6 @@
 """A CLIP text encoder as the engine calls it, run through OpenVINO."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,21 +10,21 @@ from transformers.modeling_outputs import BaseModelOutput
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Input
 from deployments.engine.openvino.converted_network import Origin
-from deployments.engine.openvino.networks import OpenVinoNetwork
+from deployments.engine.openvino.network import ChangeableNetwork
 
 
-class OpenVinoTextEncoder(OpenVinoNetwork):
+class OpenVinoTextEncoder(ChangeableNetwork):
     """A CLIP text encoder. Its final layer norm keeps its weights: prompts that skip layers need it.
 
     Tokens are looked up outside of what is converted, for some stand for learnt vectors.
     """
 
-    def __init__(self, compiler: Compiler, origin: Origin, text_encoder: Any) -> None:
-        super().__init__(compiler, origin, text_encoder)
+    def __init__(self, compiler: Compiler, origin: Origin, text_encoder: Any, load: Callable[[], nn.Module]) -> None:
+        super().__init__(compiler, origin, text_encoder, lambda: self._take_out_tokens(load()))
         tokens = text_encoder.config.max_position_embeddings
-        place = next(name for name, _ in text_encoder.named_modules() if name.endswith("token_embedding"))
+        place = _place_of_tokens(text_encoder)
         self.token_embedding = text_encoder.get_submodule(place)
-        self._looked_up = _LookedUp()
+        self._looked_up, self._looked_up_changed = _LookedUp(), _LookedUp()
         text_encoder.get_submodule(place.rpartition(".")[0]).token_embedding = self._looked_up
         width = text_encoder.config.hidden_size
         embedded = Input("embedded", torch.zeros(1, tokens, width), (0, 1))
@@ -42,8 +43,20 @@ class OpenVinoTextEncoder(OpenVinoNetwork):
     ) -> BaseModelOutput:
         """Returns the states of `input_ids` [B, tokens]: the last one, and those after each layer."""
         embedded = self.token_embedding(input_ids)
+        if self.changed is not None:
+            self._looked_up_changed.embedded = embedded
+            own: BaseModelOutput = self.changed(
+                input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
+            )
+            return own
         states = self._run(embedded, attention_mask) if self._is_masked else self._run(embedded)
         return BaseModelOutput(last_hidden_state=states[0], hidden_states=states[1:])
+
+    def _take_out_tokens(self, text_encoder: nn.Module) -> nn.Module:
+        """Returns a network that is loaded once more, with the tokens looked up outside of it, too."""
+        parent: Any = text_encoder.get_submodule(_place_of_tokens(text_encoder).rpartition(".")[0])
+        parent.token_embedding = self._looked_up_changed
+        return text_encoder
 
     def _call(self, embedded: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         self._looked_up.embedded = embedded
@@ -61,6 +74,11 @@ class _LookedUp(nn.Module):
 
     def forward(self, _ids: Tensor) -> Tensor:
         return self.embedded
+
+
+def _place_of_tokens(text_encoder: nn.Module) -> str:
+    places: list[str] = [name for name, _ in text_encoder.named_modules() if name.endswith("token_embedding")]
+    return places[0]
 
 
 def _is_leaf_but_final_norm(name: str, module: nn.Module) -> bool:

@@ -65,6 +65,11 @@ class StepCall:
     control_rows: int
 
     @property
+    def is_changed(self) -> bool:
+        """True if LoRAs change one of the calls."""
+        return any(call is not None and call.updates is not None for call in (self.whole, self.shallow))
+
+    @property
     def padded_rows(self) -> int:
         """The number of entries, padding included."""
         return sum(call.size for call in (self.whole, self.shallow) if call is not None)

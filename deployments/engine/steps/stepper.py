@@ -9,10 +9,10 @@ from typing import Final
 
 from deployments.engine.device.errors import DeviceLost, is_out_of_memory, raise_if_sticky
 from deployments.engine.device.streams import Stopwatch, current_stream
+from deployments.engine.models.adaptation import changes_apart
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed
-from deployments.engine.protocol.lora import LoraUse
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.row import Row
 from deployments.engine.scheduling.cost_model import CostModel
@@ -139,12 +139,12 @@ class Stepper:
     def step(
         self, model: LoadedModel, bucket: Bucket, rows: list[Row], counters: Counters
     ) -> Iterator[StepIssued | StepDone | StepFailed]:
-        """Advances every row by one evaluation, in halves if all at once fail, and those that are to be exact apart
-        from other LoRAs. Raises DeviceLost.
+        """Advances every row by one evaluation, in several calls if they may not share one, and in halves if all at
+        once fail. Raises DeviceLost.
 
         Yields what is issued, and what is found done meanwhile, in the order of issue.
         """
-        if len(parts := _separate(rows)) > 1:
+        if len(parts := _separate(rows, model)) > 1:
             for part in parts:
                 yield from self.step(model, bucket, part, counters)
             return
@@ -170,9 +170,10 @@ class Stepper:
         else:
             with _losing_the_device():
                 stopwatch.stop()
-            if meter is not None and not result.shallow_rows:
+            is_usual = not result.shallow_rows and not result.is_changed
+            if meter is not None and is_usual:
                 self._learn(bucket, result, meter)
-            shows_cost = not result.shallow_rows and (meter is None or self._device.is_metering_free)
+            shows_cost = is_usual and (meter is None or self._device.is_metering_free)
             self._in_flight.append(_StepInFlight(stopwatch, bucket, len(rows), result, counters, shows_cost))
             yield StepIssued(rows, result)
             yield from self.finish_done()
@@ -245,16 +246,18 @@ class Stepper:
             self._plan.record_peak("control", bucket, 1, more // result.control_rows)
 
 
-def _separate(rows: list[Row]) -> list[list[Row]]:
-    """Returns what may share a call: all rows, but if one is to be exact, only those of equal LoRAs.
+def _separate(rows: list[Row], model: LoadedModel) -> list[list[Row]]:
+    """Returns the rows that may share a call.
 
-    Others' ranks, or whether there are any, may decide what kernels run.
+    If one is to be exact, they are those of equal LoRAs: others' ranks, or whether there are any, may decide what
+    kernels run. Where something else runs the calls that LoRAs change, rows without any do not join these.
     """
-    if not any(row.request.params.exact for row in rows):
+    is_exact = any(row.request.params.exact for row in rows)
+    if not is_exact and not changes_apart(model):
         return [rows]
-    parts: dict[tuple[LoraUse, ...], list[Row]] = {}
+    parts: dict[object, list[Row]] = {}
     for row in rows:
-        parts.setdefault(row.request.loras, []).append(row)
+        parts.setdefault(row.request.loras if is_exact else bool(row.request.loras), []).append(row)
     return list(parts.values())
 
 

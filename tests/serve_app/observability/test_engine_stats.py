@@ -6,7 +6,7 @@ from collections import Counter
 from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.latencies import PhaseRecorder
-from deployments.engine.protocol.report import CallReport, EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.protocol.report import AdapterReport, CallReport, EngineReport, Load, MemoryReport, ModelReport
 from serve_app.observability.engine_stats import engine_figures
 
 
@@ -29,6 +29,11 @@ TWO = [engine({"sd": model(2, 10), "other": model(1, 10)}, low=2), engine({"sd":
 def test_each_engine_says_what_the_autoscaler_adds_up() -> None:
     (told,) = engine_figures([EngineReport(True, load=Load(worked=1234.56789, backlog=7.25))])["engines"]
     assert (told["work_seconds"], told["backlog_seconds"]) == (1234.568, 7.25)
+
+
+def test_each_engine_says_what_its_loras_take() -> None:
+    (told,) = engine_figures([EngineReport(True, adapters=AdapterReport(2, 80, 100, hits=5, reads=3))])["engines"]
+    assert told["loras"] | {"loaded": 2, "held_bytes": 80, "budget_bytes": 100, "hits": 5, "reads": 3} == told["loras"]
 
 
 def test_each_engine_names_the_attention_that_it_computes_with_and_what_is_compiled() -> None:

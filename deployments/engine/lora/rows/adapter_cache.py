@@ -1,5 +1,6 @@
 """Keeps the latest LoRAs in memory, within a budget, and reads others on threads of its own."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -12,6 +13,8 @@ from deployments.engine.lora.rows.lora_set import AdaptedBase, LoraSet, fit_adap
 from deployments.engine.protocol.errors import DoesNotFit, InvalidParameter, Overloaded
 from deployments.engine.protocol.lora import LoraFile, LoraUse
 from deployments.engine.protocol.report import AdapterReport
+
+log = logging.getLogger(__name__)
 
 _READERS: Final = 2
 
@@ -116,8 +119,10 @@ class AdapterCache:
         assert self._read is not None
         begun = time.perf_counter()
         fitted = fit_adapter(self._read(use.file), use, self._base_of(model))
+        seconds = time.perf_counter() - begun
+        log.info("LoRA %s: %.0f MB read for %s in %.2f s", use.file.name, fitted.bytes / 1e6, model, seconds)
         with self._lock:
-            self._read_seconds += time.perf_counter() - begun
+            self._read_seconds += seconds
         return fitted
 
     def _make_room(self, claimed: LoraSet) -> None:

@@ -39,16 +39,19 @@ def stack_updates(
 
 
 def add_update(layer: nn.Module, given: Tensor, answer: Tensor, factors: Factors) -> Tensor:
-    """Returns the answer of a changed layer; `given` and `answer` are the unchanged layer's, the rows first."""
+    """Returns the answer of a changed layer; `given` and `answer` are the unchanged layer's, the rows first.
+
+    `answer` may be written to.
+    """
     if factors.gain is not None and factors.shift is not None:
         gain, shift = (_per_row(each, answer, layer) for each in (factors.gain, factors.shift))
         answer = answer + (answer * gain + shift)
     if isinstance(layer, nn.Conv2d):
-        return answer + _convolve(layer, given, factors, answer)
+        return answer.add_(_convolve(layer, given, factors, answer))
     groups, _, width = factors.down.shape
     hidden = torch.bmm(given.reshape(groups, -1, width), factors.down.transpose(1, 2))
     whole = answer.reshape(groups, -1, factors.up.shape[1])
-    return torch.baddbmm(whole, hidden, factors.up.transpose(1, 2)).reshape(answer.shape)
+    return whole.baddbmm_(hidden, factors.up.transpose(1, 2)).reshape(answer.shape)
 
 
 def _convolve(layer: nn.Conv2d, given: Tensor, factors: Factors, answer: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def runtime() -> OpenVinoRuntime:
 def pair(runtime: OpenVinoRuntime, network: Any) -> tuple[Any, OpenVinoUNet]:
     """A UNet on torch, and the same one on OpenVINO."""
     CrossAttentionCache(network)
-    return copy.deepcopy(network), runtime.run_unet(network, "the UNet", "")
+    return copy.deepcopy(network), runtime.run_unet(network, "the UNet", "", lambda: network)
 
 
 def inputs_for(unet: Any, rows: int = 2, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +101,7 @@ def test_a_text_encoder_that_masks_padding_is_obeyed(runtime: OpenVinoRuntime) -
     encoder = tiny_text_encoder(tiny_tokenizer())
     encoder.config.use_attention_mask = True
     original = copy.deepcopy(encoder)
-    converted = runtime.run_text_encoder(encoder, "the text encoder", "")
+    converted = runtime.run_text_encoder(encoder, "the text encoder", "", lambda: encoder)
     ids = torch.arange(TOKENS)[None]
     for shown in (10, TOKENS):
         mask = (torch.arange(TOKENS) < shown).long()[None]
@@ -116,7 +116,9 @@ def test_learnt_embeddings_stand_in_prompts_as_they_do_with_torch(runtime: OpenV
     tokenizer = tiny_tokenizer()
     encoder = tiny_text_encoder(tokenizer)
     plain = PromptEncoder(tokenizer, copy.deepcopy(encoder), CPU, torch.float32)
-    converted = PromptEncoder(tokenizer, runtime.run_text_encoder(encoder, "the text encoder", ""), CPU, torch.float32)
+    converted = PromptEncoder(
+        tokenizer, runtime.run_text_encoder(encoder, "the text encoder", "", lambda: encoder), CPU, torch.float32
+    )
     file = save_embedding(tmp_path, "hat", 3)
     for prompt, clip_skip in (("a red cup", 0), ("a (hat:1.2) on the cup", 0), ("hat", 1)):
         wanted = plain.encode(prompt, clip_skip, embeddings=[file])

@@ -34,6 +34,7 @@ def test_every_setting_of_the_configuration_reaches_the_engine() -> None:
             "threads": 2,
             "model_memory_gib": 1,
             "device_memory_gib": 2,
+            "lora_memory_gib": 1,
             "cache_dir": "/var/cache/darkroom",
             "backend": "torch",
         }
