@@ -37,7 +37,7 @@ async def test_a_request_with_a_lora_gives_the_picture_of_diffusers(checkpoint: 
     spec = ModelSpec("tiny", str(checkpoint))
     asked = params_of(loras=[{"name": "coffee", "scale": 0.5}])
     catalogue = LoraCatalogue(folder=tmp_path)
-    async with DiffusionService(models=[spec], device="cpu", backend="torch", loras=catalogue) as service:
+    async with DiffusionService(models=[spec], device="cpu", loras=catalogue) as service:
         (plain,) = await service.generate_text_to_image(params_of())
         (changed,) = await service.generate_text_to_image(asked)
         write_lora(tmp_path / "other.safetensors", width=768)
