@@ -141,7 +141,7 @@ def _measure_cold(adapter: Adapter, base: AdaptedBase, paths: Sequence[str]) -> 
         times = []
         for _ in range(3):
             begun = time.perf_counter()
-            fitted = fit_adapter(read_adapter(file), LoraUse(file, 0.8), base)
+            fitted = fit_adapter(read_adapter(file, path), LoraUse(file, 0.8), base)
             times.append(time.perf_counter() - begun)
     assert set(fitted.unet) == set(paths)
     read_ms, megabytes = round(1000 * median(times), 1), round(fitted.bytes / 1e6, 1)
