@@ -48,6 +48,12 @@ def defer_package(name: str) -> None:
 for _package in ("scipy.stats", *(f"diffusers.models.{networks}" for networks in _NETWORKS)):
     defer_package(_package)
 
-from diffusers import AutoencoderKL, ControlNetModel, ModelMixin, UNet2DConditionModel  # noqa: E402
+from diffusers import (  # noqa: E402
+    AutoencoderKL,
+    ControlNetModel,
+    ModelMixin,
+    Transformer2DModel,
+    UNet2DConditionModel,
+)
 
-__all__ = ["AutoencoderKL", "ControlNetModel", "ModelMixin", "UNet2DConditionModel"]
+__all__ = ["AutoencoderKL", "ControlNetModel", "ModelMixin", "Transformer2DModel", "UNet2DConditionModel"]

@@ -1,6 +1,5 @@
 """Touches up finished pictures: local contrast, contrast, sharpness."""
 
-import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
@@ -34,6 +33,9 @@ def adjust_contrast(image: Image.Image, factor: float) -> Image.Image:
 
 def stretch_contrast(image: Image.Image, limit: float) -> Image.Image:
     """Equalises local contrast (CLAHE, Zuiderveld 1994) in lightness alone, so that colours stay."""
+    # Imported where it is needed: it would be a fifth of a second of every start.
+    import cv2
+
     lab = cv2.cvtColor(np.asarray(image, dtype=np.uint8), cv2.COLOR_RGB2LAB)
     lab[:, :, 0] = cv2.createCLAHE(clipLimit=limit, tileGridSize=(8, 8)).apply(lab[:, :, 0])
     return Image.fromarray(np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8))

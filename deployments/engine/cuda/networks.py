@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from diffusers import Transformer2DModel
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 from torch.utils._pytree import tree_map
 
+from deployments.engine.checkpoints.library_networks import Transformer2DModel
 from deployments.engine.cuda.group_norm import fuse_group_norms
 
 SLOW_FUSION: Final = "loop_reindexing_after_fusion"

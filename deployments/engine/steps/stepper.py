@@ -252,6 +252,8 @@ def _separate(rows: list[Row], model: LoadedModel) -> list[list[Row]]:
     If one is to be exact, they are those of equal LoRAs: others' ranks, or whether there are any, may decide what
     kernels run. Where something else runs the calls that LoRAs change, rows without any do not join these.
     """
+    if not any(row.request.loras for row in rows):
+        return [rows]
     is_exact = any(row.request.params.exact for row in rows)
     if not is_exact and not changes_apart(model):
         return [rows]

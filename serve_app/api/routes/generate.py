@@ -23,8 +23,8 @@ router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
 
 
 def _parse_count(value: Any) -> Any:
-    """Parses digits only, and an empty value as 0; pydantic would also accept ` 1_0`."""
-    return int(value) if re.fullmatch(r"[0-9]{1,9}", str(value)) else value or 0
+    """Parses digits only; pydantic would also accept ` 1_0`."""
+    return int(value) if re.fullmatch(r"[0-9]{1,9}", str(value)) else value
 
 
 Previews = Annotated[

@@ -141,7 +141,7 @@ async def test_a_lost_device_ends_the_process_wherever_it_shows(
 )
 def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exception, monkeypatch: Patch) -> None:
     """Its rows have moved by then: what they hold cannot be told from noise."""
-    made = SimpleNamespace(padded_rows=2, shallow_rows=0, control_rows=0)
+    made = SimpleNamespace(padded_rows=2, shallow_rows=0, control_rows=0, is_changed=False)
     monkeypatch.setattr(stepper, "denoise_step", lambda *_: made)
     monkeypatch.setattr(stepper, "current_stream", lambda _: SimulatedDevice(error=error))
     plan = SimpleNamespace(has_measured=lambda *_: True)
@@ -150,7 +150,7 @@ def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exc
     monkeypatch.setattr(stepper, "StepGraphs", lambda *_: SimpleNamespace(find=lambda _: None))
     params = SimpleNamespace(exact=False)
     row = SimpleNamespace(
-        request=SimpleNamespace(params=params), unet_rows=2, is_shallow=False, controls=(), slot=object()
+        request=SimpleNamespace(params=params, loras=()), unet_rows=2, is_shallow=False, controls=(), slot=object()
     )
     model = SimpleNamespace(device=torch.device("cuda"))
     stepping = stepper.Stepper(cast(Any, plan), cast(Any, None), CpuMemory(), (2,))

@@ -65,8 +65,8 @@ def test_a_lost_engine_is_a_stopped_one_to_callers() -> None:
 def test_every_error_survives_pickling_with_all_that_it_says() -> None:
     kinds: list[Any] = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
     for kind in kinds:
-        fields = [name for name in inspect.signature(kind).parameters if name != "message"]
-        error = kind(**dict.fromkeys(fields, 3.5), message="what happened")
+        takes = inspect.signature(kind).parameters
+        error = kind(**{name: "what happened" if name == "message" else 3.5 for name in takes})
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is kind
         assert vars(again) == vars(error)
