@@ -7,7 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Final
 
-from fastapi import Header, Response
+from fastapi import APIRouter, Header, Response
+from starlette.exceptions import HTTPException
 
 _MEDIA_TYPES: Final = MappingProxyType(
     {
@@ -17,6 +18,8 @@ _MEDIA_TYPES: Final = MappingProxyType(
         ".svg": "image/svg+xml",
     }
 )
+
+_PAGE: Final = "index.html"
 
 IfNoneMatch = Annotated[str | None, Header()]
 
@@ -36,21 +39,35 @@ def read_asset(path: Path) -> Asset:
     return Asset(content, _MEDIA_TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
-def page_headers(content_security_policy: str) -> Mapping[str, str]:
-    """Returns the headers of a page and its files."""
-    return MappingProxyType(
-        {
-            "Content-Security-Policy": content_security_policy,
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Referrer-Policy": "no-referrer",
-            # Kept, and asked for again: after an update all files are of one version.
-            "Cache-Control": "no-cache",
-        }
-    )
+def page_router(path: str, files_at: str, assets: Mapping[str, Asset], content_security_policy: str) -> APIRouter:
+    """Returns the endpoints of a page: `index.html` of `assets` at `path`, other files by name below `files_at`."""
+    headers = {
+        "Content-Security-Policy": content_security_policy,
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        # Kept, and asked for again: after an update all files are of one version.
+        "Cache-Control": "no-cache",
+    }
+    router = APIRouter(include_in_schema=False)
+
+    @router.get(path)
+    async def page(if_none_match: IfNoneMatch = None) -> Response:
+        """Returns the page."""
+        return _answer_with(assets[_PAGE], if_none_match, headers)
+
+    @router.get(f"{files_at}/{{name}}")
+    async def asset(name: str, if_none_match: IfNoneMatch = None) -> Response:
+        """Returns a file that the page refers to. Raises HTTPException 404."""
+        found = assets.get(name)
+        if found is None or name == _PAGE:
+            raise HTTPException(404)
+        return _answer_with(found, if_none_match, headers)
+
+    return router
 
 
-def answer_with(asset: Asset, if_none_match: str | None, headers: Mapping[str, str]) -> Response:
+def _answer_with(asset: Asset, if_none_match: str | None, headers: Mapping[str, str]) -> Response:
     """Returns the file, or 304 where the caller has it."""
     headers = {**headers, "ETag": asset.etag}
     # Weak comparison (RFC 9110): proxies that compress mark the tag as weak.
