@@ -124,11 +124,10 @@ async def test_what_is_no_exact_whole_number_is_not_rounded(number: Any, client:
         assert_problem(answer, 422, "wrong_type")
 
 
-@pytest.mark.parametrize("previews", ["1_0", " 3", "٣", "3.0", "+3"])
+@pytest.mark.parametrize("previews", ["", "1_0", " 3", "٣", "3.0", "+3"])
 async def test_numbers_in_queries_are_plain_digits(previews: str, client: httpx.AsyncClient) -> None:
     assert (await client.post(PATH, json=CUP, params={"previews": previews})).status_code == 422
-    for plain in ("", "3"):
-        assert (await client.post(PATH, json=CUP, params={"previews": plain})).status_code == 200
+    assert (await client.post(PATH, json=CUP, params={"previews": "3"})).status_code == 200
 
 
 def test_a_controls_nulls_are_left_out() -> None:
