@@ -40,7 +40,7 @@ class Row:
     checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale, for a UNet that takes
     it. `deep` is what the UNet's deep blocks answered last, with and without the prompt, of a row that is in no slot.
     `steps_before` and `steps_after` are the evaluations of the image's other pass, if there is one. `loras` are what it
-    changes in the UNet.
+    changes in the UNet. `first_step` are the evaluations that it took over from another image.
     """
 
     request: Request
@@ -64,6 +64,12 @@ class Row:
     steps_before: int = 0
     steps_after: int = 0
     loras: LoraSet | None = field(default=None, repr=False)
+    first_step: int = 0
+
+    @property
+    def own_steps(self) -> int:
+        """The evaluations that were made for it."""
+        return self.step - self.first_step
 
     @property
     def progress(self) -> tuple[int, int]:

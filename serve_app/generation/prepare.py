@@ -37,6 +37,8 @@ def prepare(
     spec = _model_for(models, params, task)
     asked = fill_in_size(apply_ad_format(with_seed(params), spec), header, spec)
     asked = effective_params(asked, spec, task)
+    if asked.cache == "similar" and asked.seed == params.seed:
+        raise InvalidParameter("seed", "cannot be given with `cache` similar: images may begin from others' noise")
     _check_controls(asked, uploads, spec)
     _check_upscaler(asked, upscalers)
     styled = prompts.write(asked)

@@ -81,24 +81,28 @@ class LoadedModel:
         """True if its networks are compiled for the shapes of their calls."""
         return hasattr(self.unet, "compile_for")
 
-    def compile_unet(self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none") -> None:
+    def compile_unet(
+        self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none", *, for_all: bool = False
+    ) -> None:
         """Has the UNet compiled for calls of so many rows of such latents, where calls would compile it themselves.
 
-        `added` says what ControlNets add to its maps.
+        `added` says what ControlNets add to its maps. With `for_all` it is compiled for calls of any shape.
         """
         if hasattr(self.unet, "compile_for"):
-            self.unet.compile_for(rows, height, width, tokens, added)
+            self.unet.compile_for(rows, height, width, tokens, added, for_all=for_all)
 
-    def compile_shallow_unet(self, rows: int, height: int, width: int, tokens: int) -> None:
+    def compile_shallow_unet(self, *shape: int, for_all: bool = False) -> None:
         """Has the UNet without its deep blocks compiled, as `compile_unet` does."""
         if (compile_for := getattr(self.deep_cache, "compile_for", None)) is not None:
-            compile_for(rows, height, width, tokens)
+            compile_for(*shape, for_all=for_all)
 
-    def compile_controlnet(self, rows: int, height: int, width: int, tokens: int, name: str) -> None:
+    def compile_controlnet(
+        self, rows: int, height: int, width: int, tokens: int, name: str, *, for_all: bool = False
+    ) -> None:
         """Has the ControlNet of this name compiled, as `compile_unet` does."""
         network = self.controlnets[name].network
         if hasattr(network, "compile_for"):
-            network.compile_for(rows, height, width, tokens)
+            network.compile_for(rows, height, width, tokens, for_all=for_all)
 
     def compile_decoder(self, height: int, width: int) -> None:
         """Has the VAE's decoder compiled for one of such latents, where calls would compile it themselves."""

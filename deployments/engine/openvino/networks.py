@@ -77,13 +77,18 @@ class OpenVinoUNet(ChangeableNetwork):
         guidance = self.guidance(sample, timestep_cond)
         return self._run(sample, timestep, encoder_hidden_states, *guidance, *residuals)
 
-    def compile_for(self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none") -> None:
-        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps."""
+    def compile_for(
+        self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none", *, for_all: bool = False
+    ) -> None:
+        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps.
+
+        With `for_all`, for any rows, sizes and prompts.
+        """
         maps: list[Shape | None] = [None] * self._maps
         if added != "none":
             sides = _map_shapes(self.config, height, width)
             maps = [(rows, channels, *((1, 1) if added == "averages" else side)) for channels, *side in sides]
-        self._run.compile_for(*self.input_shapes(rows, height, width, tokens), *maps)
+        self._run.compile_for(*self.input_shapes(rows, height, width, tokens), *maps, for_all=for_all)
 
     def input_shapes(self, rows: int, height: int, width: int, tokens: int) -> list[Shape]:
         """Returns the shapes of a call's inputs, but for what ControlNets add."""
@@ -132,10 +137,10 @@ class OpenVinoDeepCache(DeepCache):
         (answer,) = self._shallow(deep, sample, time, keys, *self._whole.guidance(sample, more.get("timestep_cond")))
         return answer
 
-    def compile_for(self, rows: int, height: int, width: int, tokens: int) -> None:
-        """Compiles shallow calls of latents [rows, C, height, width]."""
+    def compile_for(self, rows: int, height: int, width: int, tokens: int, *, for_all: bool = False) -> None:
+        """Compiles shallow calls of latents [rows, C, height, width], with `for_all` of any."""
         shapes = self._whole.input_shapes(rows, height, width, tokens)
-        self._shallow.compile_for((rows, self.channels, height, width), *shapes)
+        self._shallow.compile_for((rows, self.channels, height, width), *shapes, for_all=for_all)
 
     def _call_shallow(
         self, deep: Tensor, sample: Tensor, time: Tensor, keys: Tensor, *guidance: Tensor
@@ -171,13 +176,14 @@ class OpenVinoControlNet(OpenVinoNetwork):
         *down, middle = self._run(sample, timestep, encoder_hidden_states, controlnet_cond)
         return down, middle
 
-    def compile_for(self, rows: int, height: int, width: int, tokens: int) -> None:
-        """Compiles the ControlNet for calls of latents [rows, C, height, width]."""
+    def compile_for(self, rows: int, height: int, width: int, tokens: int, *, for_all: bool = False) -> None:
+        """Compiles the ControlNet for calls of latents [rows, C, height, width], with `for_all` of any."""
         config = self.config
         sample, hint = (
             (rows, channels, height, width) for channels in (config.in_channels, config.block_out_channels[0])
         )
-        self._run.compile_for(sample, (rows,), (rows, tokens, context_width(self.network)), hint)
+        context = (rows, tokens, context_width(self.network))
+        self._run.compile_for(sample, (rows,), context, hint, for_all=for_all)
 
     def _call(self, sample: Tensor, timestep: Tensor, context: Tensor, hint: Tensor) -> tuple[Tensor, ...]:
         down, middle = self.network(sample, timestep, context, hint, return_dict=False)

@@ -1,6 +1,7 @@
 """Denoises many rows with one UNet call: packed guidance, one timestep per row, padded batch sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,11 @@ def denoise_step(
     `captured` does the same as `run_step` for this call, in one go.
     """
     _draw_noise(arena, call, rows)
-    answers = run_step(model, arena, call) if captured is None else captured()
+    if captured is not None:
+        answers = captured()
+    else:
+        with _exact_calls(model) if call.is_exact else nullcontext():
+            answers = run_step(model, arena, call)
     scaled, out = (answer[: len(rows)] for answer in answers)
     for row in rows:
         row.step += 1
@@ -94,6 +99,16 @@ def run_step(model: LoadedModel, arena: Arena, call: StepCall) -> tuple[Tensor, 
     arena.states.index_copy_(0, call.rows, states)
     arena.steps.index_copy_(0, call.rows, steps + 1)
     return scaled, states[:, NEWEST_OUT]
+
+
+@contextmanager
+def _exact_calls(model: LoadedModel) -> Iterator[None]:
+    """Lets the networks' calls inside the context answer with the same bits at any time, even if they must wait."""
+    with ExitStack() as stack:
+        for network in model.networks:
+            if hasattr(network, "exact_calls"):
+                stack.enter_context(network.exact_calls())
+        yield
 
 
 def _predict(model: LoadedModel, arena: Arena, call: StepCall, scaled: Tensor, timesteps: Tensor) -> Tensor:

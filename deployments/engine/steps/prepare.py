@@ -135,6 +135,9 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     if request_state.second_pass is not None:
         row.steps_after = len(request_state.second_pass.schedule)
     row.loras = request_state.loras
+    if (neighbour := request_state.continued.get(index)) is not None:
+        row.state = copy_to_device(neighbour.saved.state, model.device)
+        row.step = row.first_step = neighbour.saved.step
     set_guidance(row, model)
     if inputs.mask is not None:
         if masked is not None:
@@ -142,6 +145,14 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
         elif image is not None:
             row.blend = Blend(*(copy_to_device(each, model.device) for each in (image, noise, inputs.mask)))
     return row
+
+
+def restart_row(row: Row, request_state: RequestState, model: LoadedModel) -> Row:
+    """Returns the row that makes the image of `row` once more, from noise of its own."""
+    request_state.continued.pop(row.index, None)
+    restarted = begin_row(request_state, row.index, model)
+    restarted.due, restarted.was_restarted = row.due, True
+    return restarted
 
 
 def set_guidance(row: Row, model: LoadedModel) -> None:

@@ -37,7 +37,8 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "output_quality": "Of a webp or jpeg file; 92 if left out.",
         "metadata": "How much a file tells of how it was made: `minimal` leaves out the prompts.",
         "priority": "Higher ones go first; nothing waits for ever. A `high` image may replace a running `low` one.",
-        "cache": "`reuse`: without a seed, any seed's result will do; `refresh`: a new result; `off`: no caching.",
+        "cache": "`reuse`: without a seed, any seed's result will do; `similar`: also early states of others whose "
+        "prompts were near; `refresh`: a new result; `off`: no caching.",
         "hires": "A second pass over the result, enlarged `scale` times by `upscaler` (`latent`, `lanczos`, or a "
         "name from `/ads/v2/diffusion/upscalers`), with "
         "`strength` and `steps` as in image-to-image.",
