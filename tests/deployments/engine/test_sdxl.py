@@ -13,7 +13,12 @@ from deployments.engine.protocol.events import Failed, ImageFailed
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.steps.arena import Arena
+from deployments.engine.steps.call import CallPlanner
+from deployments.engine.steps.denoise import denoise_step
 from tests.deployments.engine.harness import Tape, difference, reference_image, request_for, run
+from tests.deployments.engine.steps.test_denoise import Twins
+from tests.deployments.engine.steps.test_graphs import SIZES, Recorder, capture_steps
 from tests.deployments.engine.test_kinds import KINDS, NINE, control, picture, requests_of
 from tests.deployments.engine.tiny_xl import POOLED, SECOND_WIDTH, save_tiny_xl, tiny_xl_controlnet
 
@@ -169,6 +174,27 @@ def test_deep_cache_and_a_second_pass_know_the_sum_and_the_size(xl_model: Loaded
     assert tape.images("hires")[0].shape == (128, 128, 3)
     mean = float(np.abs(tape.images("deep")[0] - tape.images("plain")[0]).mean())
     assert 0 < mean < 20
+
+
+def test_captured_steps_have_the_bits_of_plain_ones(xl_model: LoadedModel) -> None:
+    arena, graphs = capture_steps(xl_model, Recorder(), (77,))
+    asked = [request_for(xl_model, name, sampler="euler_a", **TEXTS[name]) for name in ("text", "negative prompt")]
+    twins = [Twins(xl_model, request) for request in (*asked, request_for(xl_model, "one", guidance_scale=1.0))]
+    ours, theirs = [each.ours for each in twins], [each.theirs for each in twins]
+    plain = Arena(xl_model, ours[0].request.bucket, arena.size)
+    for place, rows in ((arena, ours), (plain, theirs)):
+        for row in rows:
+            place.add(row)
+    planner, other = (CallPlanner(place, SIZES, (77,)) for place in (arena, plain))
+    for _ in range(8):
+        call = planner.plan(xl_model, ours)
+        captured = graphs.find(call)
+        assert captured is not None
+        denoise_step(xl_model, arena, call, ours, captured)
+        denoise_step(xl_model, plain, other.plan(xl_model, theirs), theirs)
+    for row in (*ours, *theirs):
+        row.leave_slot()
+    assert all(each.are_equal for each in twins)
 
 
 def test_a_controlnet_of_another_family_is_refused_by_the_key(

@@ -61,9 +61,8 @@ def requests_for(model: LoadedModel) -> list[Request]:
 def reference(folders: tuple[Path, Path], request: Request) -> Pixels:
     controls = request.params.controls
     net: Any = ControlNetUnionModel.from_pretrained(folders[1])
-    modes: Any = [MODES[each.type] for each in controls]
     if len(controls) > 1:
-        net, modes = MultiControlNetUnionModel([net] * len(controls)), [[mode] for mode in modes]
+        net = MultiControlNetUnionModel([net] * len(controls))
     pipeline = StableDiffusionXLControlNetUnionPipeline.from_pretrained(
         folders[0], controlnet=net, add_watermarker=False
     )
@@ -71,8 +70,8 @@ def reference(folders: tuple[Path, Path], request: Request) -> Pixels:
     pipeline.set_progress_bar_config(disable=True)
     given = arguments([request])
     del given["image"]
-    hints: Any = [Image.fromarray(hint) for hint in request.inputs.hints]
-    given |= {"control_image": hints if len(controls) == 1 else [[hint] for hint in hints], "control_mode": modes}
+    hints = [Image.fromarray(hint) for hint in request.inputs.hints]
+    given |= {"control_image": hints, "control_mode": [MODES[each.type] for each in controls]}
     return np.asarray(pipeline(**given).images[0]).astype(np.int16)
 
 
