@@ -1,12 +1,15 @@
 """Stable Diffusion XL: every kind of request equals diffusers' own pipeline for it, alone and beside other kinds."""
 
+import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any, Final
 
 import numpy as np
 import pytest
 import torch
 
+from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
 from deployments.engine.protocol.events import Failed, ImageFailed
@@ -16,6 +19,7 @@ from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.steps.arena import Arena
 from deployments.engine.steps.call import CallPlanner
 from deployments.engine.steps.denoise import denoise_step
+from deployments.engine.steps.pictures import decode_latents
 from tests.deployments.engine.harness import Tape, difference, reference_image, request_for, run
 from tests.deployments.engine.steps.test_denoise import Twins
 from tests.deployments.engine.steps.test_graphs import SIZES, Recorder, capture_steps
@@ -67,7 +71,7 @@ def crowd(xl_model: LoadedModel) -> tuple[list[Request], Tape]:
     ]
     asked += [request_for(xl_model, name, **more) for name, more in TEXTS.items()]
     tape, _ = run(xl_model, asked, max_rows=32)
-    assert [failed.error for request in asked for failed in tape.of(request.id, (Failed, ImageFailed))] == []
+    assert [each for request in asked for kind in (Failed, ImageFailed) for each in tape.of(request.id, kind)] == []
     return asked, tape
 
 
@@ -174,6 +178,21 @@ def test_deep_cache_and_a_second_pass_know_the_sum_and_the_size(xl_model: Loaded
     assert tape.images("hires")[0].shape == (128, 128, 3)
     mean = float(np.abs(tape.images("deep")[0] - tape.images("plain")[0]).mean())
     assert 0 < mean < 20
+
+
+def test_in_half_precision_the_vae_runs_in_fp32_where_its_config_asks_for_it(
+    xl_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    fitting = copytree(xl_folder, tmp_path / "fitting")
+    config = json.loads((fitting / "vae" / "config.json").read_text())
+    (fitting / "vae" / "config.json").write_text(json.dumps(config | {"force_upcast": False}))
+    parts = Components(CPU, torch.float16)
+    for folder, dtype in ((xl_folder, torch.float32), (fitting, torch.float16), (tiny_checkpoint, torch.float16)):
+        model = load_model(ModelSpec(folder.name, str(folder)), CPU, torch.float16, parts)
+        assert next(iter(model.unet.parameters())).dtype == torch.float16
+        assert (model.vae_dtype, next(iter(model.vae.parameters())).dtype) == (dtype, dtype)
+        assert decode_latents(model, torch.zeros(1, 4, 8, 8)).isfinite().all()
+        assert model.image_encoder.encode(picture(1)).mean.isfinite().all()
 
 
 def test_captured_steps_have_the_bits_of_plain_ones(xl_model: LoadedModel) -> None:
