@@ -124,6 +124,8 @@ class Engine:
     def _measure_weights(self) -> None:
         networks = (network for model in self.models.values() for network in model.networks)
         self.admission.set_weight_bytes(size_of(*networks) + self._upscalers.bytes)
+        tiles = {name: model.tile**2 for name, model in self.models.items() if model.tile is not None}
+        self.admission.plan.set_tiles(tiles)
 
     def submit(self, request: Request) -> None:
         """Queues a request, or refuses it with a `Failed` event. Nothing is encoded yet, so a refusal is cheap.

@@ -106,7 +106,7 @@ def controlnets_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, .
 
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:
-    return spec.source, spec.revision, spec.config, spec.prediction_type
+    return spec.source, spec.revision, spec.file, spec.config, spec.prediction_type
 
 
 def _check_upscaler(params: GenerationParams, upscalers: Sequence[str]) -> None:

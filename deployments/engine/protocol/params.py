@@ -266,6 +266,12 @@ def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "te
     if params.hires is not None:
         _check_hires(params.hires, width, height, spec)
     defaults: dict[str, Any] = {"width": width, "height": height, "model_name": spec.name}
+    for name, default in (
+        ("num_inference_steps", spec.default_steps),
+        ("guidance_scale", spec.default_guidance_scale),
+    ):
+        if default is not None and name not in params.model_fields_set:
+            defaults[name] = default
     if params.sampler is None:
         defaults["sampler"] = resolve_sampler(spec.default_sampler)
     if params.strength is None:
