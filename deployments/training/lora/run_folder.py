@@ -5,6 +5,7 @@ No torch. A training that is killed leaves the folder as it was at its last chec
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -30,6 +31,7 @@ _PROGRESS: Final = "progress.json"
 _LOSSES: Final = "losses.jsonl"
 _CANCEL: Final = "cancel"
 _HEARTBEAT: Final = "heartbeat"
+_LOCK: Final = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,20 @@ class RunFolder:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Writes down how the training in its block ends; what is raised there goes on."""
+        """Writes down how the training in its block ends; what is raised there goes on.
+
+        Raises InvalidParameter if another process trains in this folder.
+        """
+        with (self.path / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InvalidParameter("run", "has a training that another process works on") from None
+            with self._recorded():
+                yield
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
         self.change_progress(state="running", stage="reading", error="", ended="")
         try:
             yield

@@ -206,3 +206,12 @@ def test_what_cannot_be_is_refused_by_its_field(spec: ModelSpec, source: Path, t
     assert field_of(settings(patience=1, validation_share=0.0)) == "patience"
     assert RunFolder(tmp_path).read_progress().state == "failed"
     assert field_of(settings(patience=1, validation_share=0.0, rank=4)) == "rank"
+
+
+def test_one_process_at_a_time_trains_in_a_folder(spec: ModelSpec, source: Path, tmp_path: Path) -> None:
+    run, asked = RunFolder(tmp_path), settings(steps=1)
+    run.begin(asked)
+    with run.recorded():
+        with pytest.raises(InvalidParameter, match="another process"):
+            train_lora(RunFolder(tmp_path), examples(source, asked), asked, spec, LIMITS, device="cpu")
+        assert run.read_progress().state == "running"
