@@ -92,6 +92,7 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
     from serve_app.service import DiffusionService
     from serve_app.store.redis import RedisTier
     from serve_app.store.result_files import ResultFiles
+    from serve_app.trainings.ray_tasks import create_trainings
 
     log_through_serve(*LOGGERS, level=config.logging.level)
     silence_parsers()
@@ -133,4 +134,5 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
         result_files=None if config.result_urls is None else ResultFiles(config.result_urls, redis),
         playground=config.playground,
         callbacks=config.callbacks,
+        training=create_trainings(config, service.models),
     )

@@ -25,6 +25,7 @@ RAY_SIDE = (
     "serve_app/app.py",
     "serve_app/backends/ray_serve.py",
     "serve_app/serving",
+    "serve_app/trainings/ray_tasks.py",
     "serve_app/launch",
     "serve_app/kubernetes",
     "deployments/model_deployment.py",

@@ -1,5 +1,6 @@
 """The HTTP application over a service: wiring only. It imports no Ray, and any ASGI server can serve it."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -47,6 +48,7 @@ from serve_app.api.routes import (
     metadata,
     operations,
     results,
+    trainings,
     upscale,
     verify,
 )
@@ -65,6 +67,7 @@ from serve_app.observability.versions import darkroom_version
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisTier
 from serve_app.store.result_files import ResultFiles
+from serve_app.trainings.manager import Trainings
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ _ROUTERS: Final = (
     metadata.router,
     upscale.router,
     verify.router,
+    trainings.router,
     cache.router,
     operations.router,
     images.router,
@@ -119,6 +123,7 @@ def create_api(
     result_files: ResultFiles | None = None,
     playground: PlaygroundConfig = DEFAULT_PLAYGROUND,
     callbacks: CallbacksConfig | None = None,
+    training: Trainings | None = None,
 ) -> FastAPI:
     """Returns the HTTP application over `service`, which whoever created it also closes.
 
@@ -128,6 +133,7 @@ def create_api(
     `gateway` decides who may ask for how much. Jobs are kept in `job_store`, or in this process without one. `openai`
     is for the endpoints under `/v1`, `playground` for the page at `/`. `callbacks` says whether jobs may have webhooks
     and uploads; these, and what is kept for the callers of A1111's endpoints, are in `redis`, or in this process.
+    `training` are the trainings of LoRAs; without it nobody can have one.
     """
     app = FastAPI(
         title="Darkroom",
@@ -150,6 +156,7 @@ def create_api(
     listener = None if callbacks is None else Callbacks(callbacks, jobs_config, store, redis, counts)
     app.state.callbacks = listener
     app.state.jobs = Jobs(service, jobs_config, entry_document, store, listener=listener)
+    app.state.trainings = training
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.retired_models = openai.retired_models
@@ -199,6 +206,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.openapi()
     tune_garbage_collector()
     yield
+    if app.state.trainings is not None:
+        await asyncio.to_thread(app.state.trainings.stop)
     await app.state.jobs.stop()
     if app.state.callbacks is not None:
         await app.state.callbacks.stop()

@@ -8,7 +8,7 @@ from fastapi import Request
 from deployments.engine.protocol.params import GenerationParams, Priority
 from serve_app.api.exchange import exchange_of
 from serve_app.api.problems import Fault, Problem, pointer_to
-from serve_app.config.sections import NO_LIMITS, Limits
+from serve_app.config.sections import NO_LIMITS, Limits, TrainingAllowance
 from serve_app.gateway.api_keys import Scope
 
 _PRIORITIES: Final = get_args(Priority)
@@ -18,14 +18,16 @@ _PRIORITIES: Final = get_args(Priority)
 class Principal:
     """`tenant` shares engines and caches with nobody else; `priority` is the highest that may be asked for.
 
-    `key` is the id of the key that was given, "" where none is needed. `limits` go before those for all keys.
+    `key` is the id of the key that was given, "" where none is needed. `limits`, and the allowance for
+    `training`, go before those for all keys.
     """
 
     tenant: str = ""
-    scopes: frozenset[Scope] = frozenset({"generate", "operate"})
+    scopes: frozenset[Scope] = frozenset({"generate", "train", "operate"})
     priority: Priority = "high"
     key: str = ""
     limits: Limits = NO_LIMITS
+    training: TrainingAllowance | None = None
 
     def permitted(self, params: GenerationParams) -> GenerationParams:
         """`params`, at the caller's highest priority where the default is more than that.

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-Need = Literal["nothing", "key", "generate", "operate"]
+Need = Literal["nothing", "key", "generate", "train", "operate"]
 
 _ADS: Final = "/ads/v2/diffusion"
 _SDAPI: Final = "/sdapi/v1"
@@ -73,6 +73,11 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
         f"{_ADS}/jobs/{{job_id}}/events": "generate",
         f"{_ADS}/jobs/{{job_id}}/images/{{entry}}/{{image}}": "generate",
         f"{_ADS}/requests/{{request_id}}": "generate",
+        f"{_ADS}/trainings": "train",
+        f"{_ADS}/trainings/{{training_id}}": "train",
+        f"{_ADS}/trainings/{{training_id}}/resume": "train",
+        f"{_ADS}/trainings/{{training_id}}/register": "train",
+        f"{_ADS}/trainings/{{training_id}}/pictures/{{name}}": "train",
         "/v1/models": "key",
         "/v1/models/{model:path}": "key",
         "/v1/images/generations": "generate",

@@ -21,7 +21,9 @@ def keys() -> None:
 @app.command()
 def new(
     tenant: Annotated[str, typer.Option(help="Whose key it is. Keys of one tenant share what they have.")],
-    scopes: Annotated[str, typer.Option(help="What for: generate, operate, or both with a comma.")] = "generate",
+    scopes: Annotated[
+        str, typer.Option(help="What for: generate, train, operate, or several with commas.")
+    ] = "generate",
     priority: Annotated[str, typer.Option(help="The highest that it may ask for: low, normal or high.")] = "normal",
     id: Annotated[str | None, typer.Option(help="Its name in the file and in logs; made up if not given.")] = None,
 ) -> None:

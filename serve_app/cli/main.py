@@ -15,6 +15,7 @@ from serve_app.callbacks.signing import WebhookSigner
 from serve_app.cli import batch, generate, jobs, keys, listing, upscale, webhooks
 from serve_app.cli import k8s as kubernetes_commands
 from serve_app.cli.exits import EXIT_CODES, EXIT_USAGE, exit_with
+from serve_app.cli.training import loras, train
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.server import AppConfig, load_config
@@ -136,6 +137,8 @@ app.command()(batch.batch)
 app.add_typer(jobs.app, name="jobs")
 app.command("list")(listing.list_names)
 app.command()(upscale.upscale)
+app.command()(train.train)
+app.add_typer(loras.app, name="loras")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(kubernetes_commands.app, name="k8s")
 

@@ -1,10 +1,11 @@
-"""The sections of the server's configuration: cache, jobs, limits, idempotency, surfaces, Redis, logging."""
+"""The sections of the server's configuration: cache, jobs, limits, idempotency, surfaces, Redis, logging, training."""
 
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from deployments.training.lora.settings import TrainingLimits
 from serve_app.config.secret import Secret
 from serve_app.config.strict import Strict
 
@@ -151,3 +152,39 @@ class LoggingConfig(Strict):
     def serve_options(self) -> dict[str, Any]:
         """Ray Serve's `logging_config` for a deployment, without its own access log, which says less than ours."""
         return {"encoding": self.encoding.upper(), "log_level": self.level, "enable_access_log": False}
+
+
+class TrainingAllowance(Strict):
+    """The most that one training may take: `pictures`, their `megapixels` together, `steps`, and `minutes`."""
+
+    pictures: int = Field(default=100, ge=1, le=500)
+    megapixels: int = Field(default=400, ge=1, le=2000)
+    steps: int = Field(default=4000, ge=1, le=20_000)
+    minutes: float = Field(default=120.0, gt=0, le=1440)
+
+    def with_overrides(self, own: "TrainingAllowance | None") -> "TrainingAllowance":
+        """Returns this allowance with what `own` sets in its place."""
+        return self if own is None else self.model_copy(update=own.model_dump(exclude_unset=True))
+
+    def limits(self) -> TrainingLimits:
+        """Returns it as trainings take it."""
+        return TrainingLimits(
+            pictures=self.pictures, pixels=self.megapixels * 1_000_000, steps=self.steps, minutes=self.minutes
+        )
+
+
+class TrainingConfig(Strict):
+    """Trainings by HTTP. Each has a folder of its own in `folder`, which all ingress processes see.
+
+    A training runs in a process of its own on `device`. With Ray it waits for `num_cpus` and `num_gpus` that nothing
+    else has; without, it runs beside whatever else the machine does. An ingress process runs `running` at a time; of
+    one tenant `unfinished` may wait or run. `limits` are for each; keys may have their own.
+    """
+
+    folder: str = Field(min_length=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    running: int = Field(default=1, ge=1, le=64)
+    unfinished: int = Field(default=4, ge=1, le=1000)
+    limits: TrainingAllowance = TrainingAllowance()

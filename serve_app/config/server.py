@@ -33,6 +33,7 @@ from serve_app.config.sections import (
     PlaygroundConfig,
     RedisConfig,
     ResultUrlsConfig,
+    TrainingConfig,
 )
 from serve_app.config.strict import Strict
 from serve_app.config.templates import TemplateConfig, WildcardLines, WildcardName
@@ -115,7 +116,7 @@ class AppConfig(Strict):
     `templates` adds to the built-in prompt templates, or replaces those of the same names. `wildcards` are the lists
     that dynamic prompts name. `safety` is for every model without a section of its own.
     `blocklist` refuses prompts.
-    `embeddings` are learnt ones that prompts may name.
+    `embeddings` are learnt ones that prompts may name. With `training` callers may have LoRAs trained.
 
     `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
     it.
@@ -144,6 +145,7 @@ class AppConfig(Strict):
     safety: SafetyConfig | None = None
     blocklist: tuple[BlockRuleConfig, ...] = Field(default=(), max_length=50)
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    training: TrainingConfig | None = None
     redis: RedisConfig | None = None
 
     @model_validator(mode="after")
@@ -171,6 +173,12 @@ class AppConfig(Strict):
                     names = [spec.name for spec in hosted]
                     text = f"loras: {row.name!r} is for {name!r}, which is not hosted{suggest(name, names)}"
                     raise PydanticCustomError("unknown_model", "{text}", {"text": text})
+        return self
+
+    @model_validator(mode="after")
+    def _trained_loras_are_served(self) -> "AppConfig":
+        if self.training is not None and self.loras.folder is None:
+            raise PydanticCustomError("folder", "`training` needs `loras.folder`, where what is trained is served from")
         return self
 
     @model_validator(mode="after")

@@ -21,12 +21,12 @@ from deployments.engine.protocol.params import Priority
 from serve_app.config.deployments import Name
 from serve_app.config.errors import ConfigError, describe_errors
 from serve_app.config.secret import Secret
-from serve_app.config.sections import Limits
+from serve_app.config.sections import Limits, TrainingAllowance
 from serve_app.config.strict import Strict
 
 log = logging.getLogger(__name__)
 
-Scope = Literal["generate", "operate"]
+Scope = Literal["generate", "train", "operate"]
 Clock = Callable[[], float]
 
 # A changed file is noticed at the first request after this many seconds.
@@ -37,7 +37,8 @@ _PREFIX: Final = "dk_"
 
 
 class Key(Strict):
-    """The permissions of one key. `priority` is the highest allowed; `limits` override those for all keys.
+    """The permissions of one key. `priority` is the highest allowed; `limits` override those for all keys, and so
+    does `training` for what one training may take.
 
     Keys of one `tenant` share its part of the engines, its cache, and its jobs.
     """
@@ -48,10 +49,11 @@ class Key(Strict):
     scopes: frozenset[Scope] = Field(default=frozenset({"generate"}), min_length=1)
     priority: Priority = "normal"
     limits: Limits = Limits()
+    training: TrainingAllowance | None = None
 
     def to_line(self) -> str:
         """Formats the key as a line of the key file."""
-        entry = self.model_dump(exclude={"limits"}) | {"scopes": sorted(self.scopes)}
+        entry = self.model_dump(exclude={"limits", "training"}) | {"scopes": sorted(self.scopes)}
         return f"- {json.dumps(entry)}"
 
 

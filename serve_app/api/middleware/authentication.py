@@ -46,7 +46,7 @@ class Authentication:
         if need != "key" and need not in key.scopes:
             headers = {"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{need}"'}
             raise Problem(403, "insufficient_scope", f"this needs a key with the scope `{need}`", headers=headers)
-        return Principal(key.tenant, key.scopes, key.priority, key.id, key.limits)
+        return Principal(key.tenant, key.scopes, key.priority, key.id, key.limits, key.training)
 
     def _key(self, headers: Headers) -> Key:
         given = given_keys(headers)

@@ -14,8 +14,8 @@ from deployments.annotators.catalogue import load_annotator
 from deployments.annotators.models import DEMO_ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.protocol.spec import PartSpec
+from deployments.training import checkpoint
 from deployments.training.demo.annotators import ANNOTATORS, COCO, joint_spots, train_annotator
-from deployments.training.demo.learning import checkpoint
 from deployments.training.demo.models import NATIVE
 from deployments.training.demo.world.figure import JOINTS
 from deployments.training.demo.world.hints import CLASSES, depth_hint, pose_hint, region_colours, segmentation_hint

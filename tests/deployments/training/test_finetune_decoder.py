@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from deployments.training import checkpoint
 from deployments.training.demo.__main__ import main
 from deployments.training.demo.export import SHIPPED
-from deployments.training.demo.learning import checkpoint
 from deployments.training.demo.stages import finetune_decoder as module
 from deployments.training.demo.stages.finetune_decoder import finetune_decoder, load_vae, reconstruction_psnr
 

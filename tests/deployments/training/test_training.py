@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from deployments.training import checkpoint
 from deployments.training.demo.__main__ import main
 from deployments.training.demo.export import SCALING, standardise
-from deployments.training.demo.learning import checkpoint
 from deployments.training.demo.learning.latents import Encoders
 from deployments.training.demo.learning.pupils import Denoiser
 from deployments.training.demo.models import make_text_encoder, make_unet, make_vae

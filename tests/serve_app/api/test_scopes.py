@@ -24,7 +24,7 @@ from tests.serve_app.servers import http_server
 
 BASE = "/ads/v2/diffusion"
 CUP = {"prompt": "a red cup"}
-MAKER, OPERATOR, LOW, NO_KEY = (generate_key() for _ in range(4))
+MAKER, OPERATOR, TRAINER, LOW, NO_KEY = (generate_key() for _ in range(5))
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def app(service: DiffusionService, tmp_path: Path) -> FastAPI:
     keys = [
         {"id": "maker", "hash": hash_of(MAKER), "tenant": "acme"},
         {"id": "operator", "hash": hash_of(OPERATOR), "tenant": "ops", "scopes": ["operate"]},
+        {"id": "trainer", "hash": hash_of(TRAINER), "tenant": "acme", "scopes": ["train"]},
         {"id": "low", "hash": hash_of(LOW), "tenant": "acme", "priority": "low"},
     ]
     file = tmp_path / "keys.yaml"
@@ -79,8 +80,9 @@ async def test_a_key_opens_what_it_is_for_and_nothing_else(app: FastAPI, path: s
 
     assert await refusal({}) == (None if need == "nothing" else 401)
     assert await refusal(bearer(NO_KEY)) == (None if need == "nothing" else 401)
-    assert await refusal(bearer(MAKER)) == (403 if need == "operate" else None)
-    assert await refusal(bearer(OPERATOR)) == (403 if need == "generate" else None)
+    assert await refusal(bearer(MAKER)) == (403 if need in ("operate", "train") else None)
+    assert await refusal(bearer(OPERATOR)) == (403 if need in ("generate", "train") else None)
+    assert await refusal(bearer(TRAINER)) == (403 if need in ("generate", "operate") else None)
 
 
 @pytest.mark.parametrize("path", ["/nowhere", f"{BASE}/stats/", f"{BASE}//stats", "/livez/x", "/LIVEZ", "/-/x"])

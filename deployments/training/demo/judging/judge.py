@@ -42,8 +42,11 @@ class Verdict:
     fit: float
 
 
-def judge(image: Image) -> Verdict | None:
-    """The verdict on an RGB picture [H, W, 3] of any size; None when there is no one thing on a plain background."""
+def judge(image: Image, products: tuple[str, ...] = tuple(SILHOUETTES)) -> Verdict | None:
+    """The verdict on an RGB picture [H, W, 3] of any size; None when there is no one thing on a plain background.
+
+    `products` are those that it may be.
+    """
     small = cv2.resize(image, (_WORK, _WORK), interpolation=cv2.INTER_AREA)
     lab = to_lab(np.asarray(small, dtype=np.uint8))
     inside = _inside(_WORK)
@@ -52,7 +55,7 @@ def judge(image: Image) -> Verdict | None:
     mask = _largest(different)
     if mask is None:
         return None
-    product, fit = _best_product(mask)
+    product, fit = _best_product(mask, products)
     background, size = nearest_colour(ground), _size(mask)
     colour = nearest_colour(most_common(lab[_eroded(mask)]))
     return Verdict(product, colour, background, size, _position(mask), _style(lab, background), fit)
@@ -114,21 +117,19 @@ def _normalised(mask: Mask) -> tuple[Mask, float]:
 
 
 @cache
-def _templates() -> dict[str, tuple[Mask, float]]:
-    def outline(product: str) -> Mask:
-        return np.asarray(draw(Scene(product, "black", "white", "large"), 512).mean(axis=2) < 170, dtype=np.bool_)
-
-    return {product: _normalised(outline(product)) for product in SILHOUETTES}
+def _template(product: str) -> tuple[Mask, float]:
+    outline = draw(Scene(product, "black", "white", "large"), 512).mean(axis=2) < 170
+    return _normalised(np.asarray(outline, dtype=np.bool_))
 
 
-def _best_product(mask: Mask) -> tuple[str, float]:
+def _best_product(mask: Mask, products: tuple[str, ...]) -> tuple[str, float]:
     seen, ratio = _normalised(mask)
 
     def fit(template: Mask, proper: float) -> float:
         overlap = (seen & template).sum() / max(1, (seen | template).sum())
         return float(overlap * np.exp(-abs(np.log(ratio / proper))))
 
-    fits = {name: fit(*template) for name, template in _templates().items()}
+    fits = {name: fit(*_template(name)) for name in products}
     best = max(fits, key=lambda name: fits[name])
     return best, fits[best]
 

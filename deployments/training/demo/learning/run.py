@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.training.demo.learning import checkpoint
+from deployments.training import checkpoint
 from deployments.training.demo.learning.average import Average
 from deployments.training.demo.learning.budget import Budget, cosine
 

@@ -19,9 +19,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from deployments.training import checkpoint
 from deployments.training.demo.export import MODELS, SCALING, SHIPPED, build_pipeline, export, standardise
 from deployments.training.demo.family import FAMILY, Start
-from deployments.training.demo.learning import checkpoint
 from deployments.training.demo.learning.latents import Encoders
 from deployments.training.demo.learning.lessons import whole_scene
 from deployments.training.demo.learning.pupils import Denoiser

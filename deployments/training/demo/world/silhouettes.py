@@ -89,9 +89,24 @@ def _ring() -> Silhouette:
     return Silhouette([[_ellipse(0, 0.16, 0.34, 0.34), _ellipse(0, 0.16, 0.2, 0.2)], [gem]], [gem])
 
 
+def _lamp() -> Silhouette:
+    shade = _points((-0.2, -0.5), (0.2, -0.5), (0.4, 0.0), (-0.4, 0.0))
+    stem = _points((-0.07, 0.0), (0.07, 0.0), (0.07, 0.4), (-0.07, 0.4))
+    foot = _points((-0.28, 0.38), (0.28, 0.38), (0.28, 0.5), (-0.28, 0.5))
+    return Silhouette([[shade], [stem], [foot]], [])
+
+
 SILHOUETTES: Final[dict[str, Silhouette]] = {
     name: build()
     for name, build in dict[str, Callable[[], Silhouette]](
         cup=_cup, bottle=_bottle, shoe=_shoe, box=_box, phone=_phone, star=_star, heart=_heart, ring=_ring
     ).items()
 }
+
+UNSEEN: Final[dict[str, Silhouette]] = {"lamp": _lamp()}
+"""Products that no model of the demo family was shown: for what is learnt later."""
+
+
+def silhouette_of(product: str) -> Silhouette:
+    """Returns the outline of a product, one that the demo family knows or not."""
+    return SILHOUETTES[product] if product in SILHOUETTES else UNSEEN[product]

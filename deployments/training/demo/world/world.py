@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.training.demo.world.palette import COLOURS, Rgb, detail, shade
-from deployments.training.demo.world.silhouettes import SILHOUETTES, Contour
+from deployments.training.demo.world.silhouettes import SILHOUETTES, Contour, silhouette_of
 
 Image = NDArray[np.uint8]  # [H, W, 3] RGB
 
@@ -100,7 +100,7 @@ def product_centre(scene: Scene) -> tuple[float, float]:
 
 def _draw_product(canvas: Canvas, scene: Scene) -> None:
     scale, centre = SIZES[scene.size], np.asarray(product_centre(scene))
-    shape, colour = SILHOUETTES[scene.product], COLOURS[scene.colour]
+    shape, colour = silhouette_of(scene.product), COLOURS[scene.colour]
     for group in shape.body:
         canvas.fill([contour * scale + centre for contour in group], colour)
     for contour in shape.details:

@@ -1,0 +1,105 @@
+"""Loads the networks of a served model for training: diffusers' and transformers' classes, checked as for serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
+from deployments.engine.checkpoints.pipeline_index import check_pipeline
+from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
+from deployments.engine.models.component_fit import check_parts
+from deployments.engine.models.components import Components, PartFolder, fingerprint
+from deployments.engine.models.hub import locate
+from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import INDEX, PARTS, ModelSpec, as_part
+from deployments.engine.sampling.checkpoint_scheduler import read_scheduler
+
+
+@dataclass(frozen=True, eq=False)
+class BaseNetworks:
+    """A model's `unet`, `vae`, `text_encoder` and `tokenizer`, frozen, on one device.
+
+    `sampler` makes its pictures (DPM-Solver++ of second order), and has its training's betas. `fingerprint` identifies
+    the UNet's weights.
+    """
+
+    spec: ModelSpec
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    sampler: DPMSolverMultistepScheduler
+    fingerprint: str
+
+    @property
+    def signal(self) -> Tensor:
+        """The share of the picture in the variance of each training timestep [T] (the cumulative alphas)."""
+        levels: Tensor = self.sampler.alphas_cumprod
+        return levels.to(torch.float32)
+
+    @property
+    def predicts_v(self) -> bool:
+        """True if the UNet predicts v (Salimans & Ho 2022), not the noise."""
+        return str(self.sampler.config.prediction_type) == "v_prediction"
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, in each direction."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def text_width(self) -> int:
+        """How wide the text is that the UNet reads, which tells families apart."""
+        return int(self.unet.config.cross_attention_dim)
+
+
+def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> BaseNetworks:
+    """Loads `spec` onto `device`. Raises ModelLoadError, which says what is missing, or cannot be trained on."""
+    title = f"model {spec.name!r}"
+    if describe_single_file(spec) is not None:
+        raise ModelLoadError(f"{title} is one file; make a folder of it with `darkroom convert` to train on it")
+    components = Components(device, dtype)
+    folders = _locate_parts(title, spec, half=components.is_half)
+
+    def part(name: str) -> PartFolder:
+        return PartFolder(f"{title}: its {name}", spec.source, folders[name])
+
+    tokenizer = load_tokenizer(f"{title}: its tokenizer", folders["tokenizer"])
+    unet, vae = components.unet(part("unet")), components.vae(part("vae"))
+    text = components.text_encoder(part("text_encoder"))
+    check_parts(title, unet, vae, text)
+    check_vocabulary(f"{title}: its tokenizer", tokenizer, text.config)
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise ModelLoadError(f"{title} is for inpainting; train on the model that it was made from")
+    saved = read_scheduler(title, folders["scheduler"], folders["scheduler"].parent / INDEX)
+    sampler = DPMSolverMultistepScheduler.from_config(dict(saved.config))
+    if sampler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ModelLoadError(f"{title} predicts {sampler.config.prediction_type!r}, which is not trained here")
+    return BaseNetworks(
+        spec=with_native_size(spec),
+        unet=unet,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        sampler=sampler,
+        fingerprint=fingerprint(folders["unet"]),
+    )
+
+
+def _locate_parts(title: str, spec: ModelSpec, *, half: bool) -> dict[str, Path]:
+    own = [name for name in PARTS if name not in spec.parts]
+    root = locate(title, spec.source, spec.revision, own, half=half)
+    check_pipeline(title, root, own)
+    folders = {name: root / name for name in own}
+    for name, given in spec.parts.items():
+        found = as_part(given)
+        folders[name] = locate(f"{title}: its {name}", found.source, found.revision, ("",), half=half)
+    if absent := [name for name, folder in folders.items() if not folder.is_dir()]:
+        raise ModelLoadError(f"{title}: there is no {absent[0]}/ in diffusers' layout")
+    return folders

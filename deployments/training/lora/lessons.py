@@ -1,0 +1,137 @@
+"""What is learnt, encoded: the pictures and captions, those kept out to measure with, and what is to stay."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from deployments.training import checkpoint
+from deployments.training.lora.base_networks import BaseNetworks
+from deployments.training.lora.dataset import Example, dataset_hash
+from deployments.training.lora.encoding import encode_pictures, encode_prompts, read_pictures
+from deployments.training.lora.objective import generator_of
+from deployments.training.lora.pictures import PictureMaker
+from deployments.training.lora.run_folder import RunFolder
+from deployments.training.lora.settings import TrainingSettings
+
+_SPLIT: Final = 1
+_PRIOR_STEPS: Final = 12
+"""What is to stay need not be beautiful, but like what the model sees when it is served."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPictures:
+    """`latents` [N, 4, h, w] and the hidden states `words` [N, 77, C] of their captions."""
+
+    latents: Tensor
+    words: Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def pick(self, rows: Tensor) -> EncodedPictures:
+        """Returns the rows [B] of these numbers."""
+        return EncodedPictures(self.latents[rows], self.words[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class SizedLessons:
+    """Pictures of one size: those that are `learnt`, and the model's own that are to `stay` (perhaps none)."""
+
+    learnt: EncodedPictures
+    stay: EncodedPictures
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What is learnt in `whole` size and, before that, in `half` of it, if at all; and what is `kept_out` to measure
+    with (perhaps nothing). `captions` are those that are learnt; `digest` identifies all files and captions.
+    """
+
+    whole: SizedLessons
+    half: SizedLessons | None
+    kept_out: EncodedPictures
+    captions: tuple[str, ...]
+    digest: str
+
+
+def prepare_lessons(
+    base: BaseNetworks,
+    examples: Sequence[Example],
+    settings: TrainingSettings,
+    size: tuple[int, int],
+    run: RunFolder,
+) -> Lessons:
+    """Encodes the examples at `size` (height, width), and has the model make the pictures that are to stay.
+
+    Raises InvalidParameter for a picture that cannot be decoded.
+    """
+    order = torch.randperm(len(examples), generator=generator_of(settings.seed, _SPLIT)).tolist()
+    out = set(order[: int(settings.validation_share * len(examples))])
+    words = encode_prompts(base, [example.caption for example in examples])
+    learnt = [index for index in range(len(examples)) if index not in out]
+
+    def encode(height: int, width: int) -> EncodedPictures:
+        return EncodedPictures(encode_pictures(base, read_pictures(examples, height, width)), words)
+
+    def prepare(pictures: EncodedPictures, height: int, width: int) -> SizedLessons:
+        stay = _make_what_stays(base, examples, settings, (height, width), run)
+        return SizedLessons(pictures.pick(torch.tensor(learnt)), stay)
+
+    whole, (height, width) = encode(*size), _half(size, base.factor)
+    return Lessons(
+        whole=prepare(whole, *size),
+        half=prepare(encode(height, width), height, width) if settings.half_size_share else None,
+        kept_out=whole.pick(torch.tensor(sorted(out), dtype=torch.long)),
+        captions=tuple(examples[index].caption for index in learnt),
+        digest=dataset_hash(examples),
+    )
+
+
+def _half(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Returns half the size, in whole pairs of latents, as every UNet takes them."""
+    height, width = (max(2 * factor, side // 2 // (2 * factor) * 2 * factor) for side in size)
+    return height, width
+
+
+def _make_what_stays(
+    base: BaseNetworks,
+    examples: Sequence[Example],
+    settings: TrainingSettings,
+    size: tuple[int, int],
+    run: RunFolder,
+) -> EncodedPictures:
+    prompts = _prior_prompts(examples, settings)
+    if not prompts:
+        return EncodedPictures(torch.empty(0), torch.empty(0))
+    words = encode_prompts(base, prompts)
+    key = hashlib.sha256("\0".join([base.fingerprint, str(settings.seed), str(size), *prompts]).encode()).hexdigest()
+    file = run.prior_pictures(*size)
+    kept = checkpoint.load(file)
+    if kept is None or kept["key"] != key:
+        seeds = [settings.seed + number for number in range(len(prompts))]
+        maker = PictureMaker(base, *size, settings.guidance, _PRIOR_STEPS)
+        latents = encode_pictures(base, maker.make(prompts, seeds))
+        checkpoint.save(file, key=key, latents=latents.cpu())
+    else:
+        latents = kept["latents"].to(words)
+    return EncodedPictures(latents, words)
+
+
+def _prior_prompts(examples: Sequence[Example], settings: TrainingSettings) -> list[str]:
+    """Returns a prompt per picture that is to stay; every eighth is empty, as guidance needs it to be what it was."""
+    if not (settings.prior_pictures and settings.prior_batch_size and settings.prior_weight):
+        return []
+    named = list(settings.prior_prompts) or [_without(example.caption, settings.trigger) for example in examples]
+    return ["" if number % 8 == 7 else named[number % len(named)] for number in range(settings.prior_pictures)]
+
+
+def _without(caption: str, trigger: str) -> str:
+    place = caption.lower().find(trigger.lower())
+    rest = caption if place < 0 else caption[:place] + caption[place + len(trigger) :]
+    return " ".join(rest.replace(" ,", ",").split()).strip(", ")

@@ -1,0 +1,49 @@
+"""Pictures of a model while it learns: what it makes before, on the way, and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from PIL import Image
+
+from deployments.engine.checkpoints.library_loading import load_exclusively
+from deployments.training.lora.base_networks import BaseNetworks
+
+STEPS: Final = 20
+_BATCH_PIXELS: Final = 4 * 512 * 512
+
+
+class PictureMaker:
+    """Makes pictures with diffusers' own pipeline of a base model's networks, as they are at that moment."""
+
+    def __init__(self, base: BaseNetworks, height: int, width: int, guidance: float, steps: int = STEPS) -> None:
+        """Pictures of `height` x `width` pixels, by `steps` steps of DPM-Solver++ with that `guidance`."""
+        self._size = {"height": height, "width": width}
+        self._settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+        self._batch = max(1, _BATCH_PIXELS // (height * width))
+        with load_exclusively():
+            # Imports half of the library, which warns of what it does not find.
+            from diffusers import StableDiffusionPipeline
+        self._pipeline: Any = StableDiffusionPipeline(
+            vae=base.vae,
+            text_encoder=base.text_encoder,
+            tokenizer=base.tokenizer,
+            unet=base.unet,
+            scheduler=base.sampler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    def make(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """Returns a picture per prompt and seed; noise is drawn on the CPU, so a seed means the same anywhere."""
+        made: list[Image.Image] = []
+        for begin in range(0, len(prompts), self._batch):
+            part = slice(begin, begin + self._batch)
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
+            with torch.no_grad():
+                made += self._pipeline(list(prompts[part]), generator=generators, **self._size, **self._settings).images
+        return made

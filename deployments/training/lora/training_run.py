@@ -1,0 +1,187 @@
+"""One training, from its files to its scores: what the command line and servers run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import torch
+from accelerate import Accelerator
+
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.spec import ModelSpec
+from deployments.training.lora.adapter_layers import add_lora, write_lora
+from deployments.training.lora.base_networks import BaseNetworks, load_base
+from deployments.training.lora.dataset import Example
+from deployments.training.lora.evaluation import UNRELATED, Evaluation, JudgedPrompt, evaluate, write_evaluation
+from deployments.training.lora.lessons import Lessons, prepare_lessons
+from deployments.training.lora.objective import TrainingNoise
+from deployments.training.lora.pictures import PictureMaker
+from deployments.training.lora.run_folder import RunFolder
+from deployments.training.lora.settings import TrainingLimits, TrainingSettings
+from deployments.training.lora.trainer import LoraTrainer
+
+_FAMILIES: Final = {768: ("sd_v1", "stable-diffusion-v1"), 1024: ("sd_v2", "stable-diffusion-v2-768-v")}
+"""By the width of the text: what kohya's scripts, and modelspec, call the base."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What is asked of a model before and after, if the settings name no prompts: with the trigger, and without."""
+
+    mine: Sequence[JudgedPrompt] = ()
+    unrelated: Sequence[JudgedPrompt] = ()
+
+
+def train_lora(
+    run: RunFolder,
+    examples: Sequence[Example],
+    settings: TrainingSettings,
+    spec: ModelSpec,
+    limits: TrainingLimits,
+    *,
+    device: str = "auto",
+    judges: Judges | None = None,
+) -> Evaluation:
+    """Trains on `examples`, or goes on where the folder's checkpoint is, judges the LoRA, and writes both to `run`.
+
+    The folder's progress says how it goes, and how it ended. Raises InvalidParameter, ModelLoadError, Cancelled, and
+    NumericalFailure.
+    """
+    check_limits(settings, limits)
+    run.begin(settings)
+    with run.recorded():
+        return _train(run, examples, settings, spec, limits, make_accelerator(device), judges or find_judges(spec))
+
+
+def _train(
+    run: RunFolder,
+    examples: Sequence[Example],
+    settings: TrainingSettings,
+    spec: ModelSpec,
+    limits: TrainingLimits,
+    accelerator: Accelerator,
+    judges: Judges,
+) -> Evaluation:
+    run.change_progress(stage="encoding", steps=settings.steps)
+    base = load_base(spec, accelerator.device, _precision(accelerator))
+    size = base.spec.native if settings.resolution is None else (settings.resolution, settings.resolution)
+    lessons = prepare_lessons(base, examples, settings, size, run)
+    maker = PictureMaker(base, *base.spec.native, settings.guidance)
+    weights = add_lora(base.unet, settings.rank, settings.layers, settings.seed)
+    trainer = LoraTrainer(
+        base.unet,
+        weights,
+        lessons,
+        _noising(base, settings),
+        settings,
+        accelerator,
+        run,
+        _sampler(maker, settings, run),
+    )
+    base.unet.train()
+    ended = trainer.train(min(settings.max_minutes or limits.minutes, limits.minutes))
+    base.unet.eval()
+    run.change_progress(stage="evaluating", ended=ended)
+    found = evaluate(base.unet, maker, *_questions(settings, lessons, judges), run.sheet)
+    write_evaluation(run.evaluation, found)
+    write_lora(run.lora, base.unet, describe(base, lessons, settings, found, run))
+    return found
+
+
+def check_limits(settings: TrainingSettings, limits: TrainingLimits) -> None:
+    """Raises InvalidParameter if more is asked for than is allowed."""
+    if settings.steps > limits.steps:
+        raise InvalidParameter("steps", f"must be at most {limits.steps}")
+    if settings.max_minutes is not None and settings.max_minutes > limits.minutes:
+        raise InvalidParameter("max_minutes", f"must be at most {limits.minutes:g}")
+
+
+def make_accelerator(device: str) -> Accelerator:
+    """Returns accelerate's own for this process: on a GPU in bfloat16 (float16 where it has none), else on the CPU in
+    float32.
+    """
+    if device == "cpu" or not torch.cuda.is_available():
+        return Accelerator(cpu=True, mixed_precision="no")
+    return Accelerator(mixed_precision="bf16" if torch.cuda.is_bf16_supported() else "fp16")
+
+
+def describe(
+    base: BaseNetworks, lessons: Lessons, settings: TrainingSettings, found: Evaluation, run: RunFolder
+) -> dict[str, str]:
+    """Returns the LoRA's provenance, as its header has it: kohya's and modelspec's keys, and ours."""
+    progress = run.read_progress()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    told = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(settings.rank),
+        "ss_network_alpha": str(settings.rank),
+        "ss_steps": str(progress.step),
+        "ss_learning_rate": str(settings.learning_rate),
+        "ss_num_train_images": str(len(lessons.whole.learnt)),
+        "ss_output_name": settings.name,
+        "modelspec.title": settings.name,
+        "modelspec.trigger_phrase": settings.trigger,
+        "modelspec.date": now,
+        "darkroom.base_model": base.spec.name,
+        "darkroom.base_fingerprint": base.fingerprint,
+        "darkroom.dataset_sha256": lessons.digest,
+        "darkroom.settings": settings.model_dump_json(),
+        "darkroom.training": json.dumps(asdict(progress)),
+        "darkroom.evaluation": json.dumps(found.to_json()),
+        "darkroom.version": version("darkroom"),
+    }
+    if base.text_width in _FAMILIES:
+        kohya, spec = _FAMILIES[base.text_width]
+        told |= {"ss_base_model_version": kohya, "modelspec.architecture": f"{spec}/lora"}
+    return told
+
+
+def find_judges(spec: ModelSpec) -> Judges:
+    """Returns the judges for a model: those of the demo world for the demo family, for others prompts alone."""
+    from deployments.training.demo.export import MODELS
+    from deployments.training.demo.judging.drift import demo_judges
+
+    if Path(spec.source).resolve().is_relative_to(MODELS):
+        return Judges(unrelated=demo_judges())
+    return Judges(unrelated=[JudgedPrompt(prompt) for prompt in UNRELATED])
+
+
+def _questions(
+    settings: TrainingSettings, lessons: Lessons, judges: Judges
+) -> tuple[Sequence[JudgedPrompt], Sequence[JudgedPrompt]]:
+    mine = [JudgedPrompt(settings.fill(prompt)) for prompt in settings.evaluation_prompts] or judges.mine
+    unrelated = [JudgedPrompt(prompt) for prompt in settings.unrelated_prompts] or judges.unrelated
+    return mine or [JudgedPrompt(caption) for caption in lessons.captions[:_SHOWN]], unrelated
+
+
+_SHOWN: Final = 4
+
+
+def _noising(base: BaseNetworks, settings: TrainingSettings) -> TrainingNoise:
+    return TrainingNoise(
+        base.signal.cpu(),
+        base.predicts_v,
+        settings.min_snr_gamma,
+        offset=settings.noise_offset,
+        high_share=settings.high_noise_share,
+    )
+
+
+def _precision(accelerator: Accelerator) -> torch.dtype:
+    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[str(accelerator.mixed_precision)]
+
+
+def _sampler(maker: PictureMaker, settings: TrainingSettings, run: RunFolder) -> Callable[[int], None]:
+    prompts = [settings.fill(prompt) for prompt in settings.sample_prompts]
+
+    def sample(step: int) -> None:
+        for number, picture in enumerate(maker.make(prompts, [settings.seed + n for n in range(len(prompts))])):
+            picture.save(run.samples / f"{step:06d}-{number}.png")
+
+    return sample
