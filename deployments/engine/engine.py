@@ -124,8 +124,7 @@ class Engine:
     def _measure_weights(self) -> None:
         networks = (network for model in self.models.values() for network in model.networks)
         self.admission.set_weight_bytes(size_of(*networks) + self._upscalers.bytes)
-        tiles = {name: model.tile**2 for name, model in self.models.items() if model.tile is not None}
-        self.admission.plan.set_tiles(tiles)
+        self.admission.plan.set_tiles({name: m.tile**2 for name, m in self.models.items() if m.tile is not None})
 
     def submit(self, request: Request) -> None:
         """Queues a request, or refuses it with a `Failed` event. Nothing is encoded yet, so a refusal is cheap.

@@ -23,7 +23,7 @@ from serve_app.service import DiffusionService
 from tests.serve_app.fakes import EVENTS, PATH, FakeBackend, Step, http, success
 from tests.serve_app.servers import http_server
 
-CUP = {"prompt": "a red cup", "cache": "similar"}
+CUP: dict[str, Any] = {"prompt": "a red cup", "cache": "similar"}
 TOLD = {"steps": 6, "distance": 0.0125}
 
 

@@ -128,7 +128,7 @@ def test_what_is_asked_for_later_is_compiled_with_all_that_was_asked_for_before(
     """A plain request with a long prompt may share a call with a controlled one with a short prompt."""
     begun: list[Any] = []
     shapes = ShapeCompiler(SIZES)
-    monkeypatch.setattr(shapes, "_begin", lambda _, each: each.keywords or begun.append(each.args))
+    monkeypatch.setattr(shapes, "_begin", lambda _, each: begun.append(() if each.keywords else each.args))
     hint = Inputs(hints=(np.full((64, 64, 3), 90, dtype=np.uint8),))
     shapes.compile_for(request_state(model, 8, hint, controls=(CANNY,)), model, (), 8)
     shapes.compile_for(request_state(model, 8, prompt="a cup, " * 60), model, (), 8)
@@ -171,7 +171,7 @@ def test_the_engines_thread_compiles_nothing_for_shapes_that_nobody_foresaw(
     monkeypatch.setattr(ShapeCompiler, "compile_for", lambda *_: None)
     monkeypatch.setattr(Compiler, "compile", record)
     monkeypatch.setattr(OpenVinoVae, "decode", lambda *_, **__: (torch.zeros(1, 3, 4 * side, 5 * side),))
-    crowd = {
+    crowd: dict[str, dict[str, Any]] = {
         "short": {},
         "long": {"prompt": "a cup, " * 60},
         "three": {"num_images": 3, "guidance_interval": (0.3, 0.7)},

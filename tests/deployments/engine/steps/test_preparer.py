@@ -11,6 +11,7 @@ from deployments.engine.lora.rows.adapter_cache import AdapterCache
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.scheduling.fair_order import Arrival
 from deployments.engine.scheduling.forecast import Forecast
+from deployments.engine.similar.state_reuse import StateReuse
 from deployments.engine.steps import preparer as preparer_module
 from deployments.engine.steps.preparer import Preparer
 from tests.deployments.engine.harness import request_for
@@ -28,7 +29,7 @@ class Clock:
 def preparer_of(clock: Clock, on_done: Callable[[], object]) -> Preparer:
     """A preparer of requests without LoRAs."""
     adapters = AdapterCache(None, lambda _model: pytest.fail("nothing is adapted"), lambda: ())
-    return Preparer(on_done, (1,), lambda _bucket: ((), 1), adapters, Heartbeat(clock))
+    return Preparer(on_done, (1,), lambda _bucket: ((), 1), adapters, StateReuse(0, 0.0), Heartbeat(clock))
 
 
 def begin(preparer: Preparer, model: LoadedModel, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.registry import SD15_CONTROLNETS
+from deployments.controlnet_rows import SD15_CONTROLNETS
 from serve_app.api.a1111.units import type_of
 
 TYPES = [*SD15_CONTROLNETS, "tile"]
