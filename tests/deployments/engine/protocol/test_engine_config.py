@@ -35,6 +35,8 @@ def test_every_setting_of_the_configuration_reaches_the_engine() -> None:
             "model_memory_gib": 1,
             "device_memory_gib": 2,
             "lora_memory_gib": 1,
+            "similar_memory_gib": 0,
+            "similar_distance": 0.3,
             "cache_dir": "/var/cache/darkroom",
             "backend": "torch",
         }
