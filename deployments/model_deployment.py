@@ -101,6 +101,10 @@ class ModelReplica:
         """
         return self._worker.cancel(name, tenant)
 
+    async def forget_states(self) -> None:
+        """Forgets the states that images have left for others."""
+        self._worker.forget_states()
+
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         """Counts the tokens of the request's prompts, the negative one second. Raises EngineError."""
         return await asyncio.to_thread(self._worker.count_tokens, request)

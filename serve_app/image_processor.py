@@ -83,17 +83,18 @@ class ImageProcessor:
         This and the next two raise InvalidParameter if the type has no annotator or the image is smaller than 64
         pixels, and ModelLoadError if its network cannot be loaded.
         """
-        return self._annotate(image, "depth")
+        return self.make_hint(image, "depth")
 
     def apply_pose_estimation(self, image: Image.Image) -> Image.Image:
         """Makes the hint for a pose ControlNet, of the image's size: people as OpenPose skeletons on black."""
-        return self._annotate(image, "pose")
+        return self.make_hint(image, "pose")
 
     def apply_segmentation(self, image: Image.Image) -> Image.Image:
         """Makes the hint for a segmentation ControlNet, of the image's size: regions in ADE20K's colours."""
-        return self._annotate(image, "segmentation")
+        return self.make_hint(image, "segmentation")
 
-    def _annotate(self, image: Image.Image, controlnet_type: str) -> Image.Image:
+    def make_hint(self, image: Image.Image, controlnet_type: str) -> Image.Image:
+        """Makes the hint for a ControlNet of a type that has an annotator (docs/annotators.md), in the image's size."""
         pixels = np.asarray(to_rgb(image), dtype=np.uint8)
         return Image.fromarray(self._annotators.of(controlnet_type)(pixels))
 

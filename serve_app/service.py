@@ -279,7 +279,11 @@ class DiffusionService:
         return Health(status, report.device, len(report.loaded_models), len(self._cache), report.backend, labels)
 
     async def empty_cache(self) -> int:
-        """Forgets all results, and returns how many this process had (see `ResultCache.empty`). Raises RedisGone."""
+        """Forgets all results, and returns how many this process had (see `ResultCache.empty`). Raises RedisGone.
+
+        Engines forget the states that images have left for others, too.
+        """
+        await self._backend.forget_states()
         return await self._cache.empty()
 
     async def start(self) -> None:

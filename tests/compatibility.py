@@ -11,7 +11,7 @@ from typing import Any, Final
 from deployments.engine.checkpoints.config_keys import ANY_NETWORK, NETWORKS
 from deployments.engine.checkpoints.config_rules import ConfigRules
 from deployments.engine.checkpoints.original_layout import OTHER_CHANNELS, OTHERS
-from deployments.engine.checkpoints.pipeline_index import CLASSES, PIPELINES
+from deployments.engine.checkpoints.pipeline_index import CLASSES, PIPELINES, XL_PIPELINES
 from tests.deployments.engine.checkpoints.cases import SECTIONS, Case
 from tests.deployments.engine.sampling.schedulers import REFUSED, SERVED
 
@@ -22,9 +22,9 @@ _LONGEST: Final = 4
 _HEAD: Final = """\
 # Which checkpoints are served
 
-For any folder or repository that diffusers' `StableDiffusionPipeline.from_pretrained` loads, Darkroom makes that
-pipeline's images, to within 1/255, or refuses it at load with a sentence that names the part, the key or file, and
-what to do. Missing weights are never replaced by random ones.
+For any folder or repository that `from_pretrained` of diffusers' `StableDiffusionPipeline` or
+`StableDiffusionXLPipeline` loads, Darkroom makes that pipeline's images, to within 1/255, or refuses it at load with a
+sentence that names the part, the key or file, and what to do. Missing weights are never replaced by random ones.
 
 This page is made by `python -m tests.compatibility`, and a test fails if it is out of date. The first tables are
 folders that the tests make and load; what is served there was compared with diffusers. The tables of config keys are
@@ -51,7 +51,11 @@ def _section(title: str, lines: Iterable[str]) -> str:
 
 
 def _kinds() -> Iterator[str]:
-    yield "model_index.json may name these pipelines: " + ", ".join(f"`{name}`" for name in PIPELINES) + "."
+    yield (
+        "model_index.json may name these pipelines: "
+        + ", ".join(f"`{name}`" for name in (*PIPELINES, *XL_PIPELINES))
+        + "."
+    )
     yield ""
     yield from _table(
         ("part", "its class"),
@@ -98,8 +102,8 @@ def _short(value: Any) -> str:
 
 
 def _single_files() -> Iterator[str]:
-    yield "`source` may be a `.safetensors` file of Stable Diffusion 1.x or 2.x with 4 or 9 input channels, in any"
-    yield "precision; see [weights.md](weights.md). Other models are recognised and refused:"
+    yield "`source` may be a `.safetensors` file of Stable Diffusion 1.x, 2.x or XL with 4 or 9 input channels, in"
+    yield "any precision; see [weights.md](weights.md). Other models are recognised and refused:"
     yield ""
     rows = {what: f"its tensor `{key}`" for key, what in OTHERS}
     rows |= {what: f"{channels} input channels" for channels, what in OTHER_CHANNELS.items()}

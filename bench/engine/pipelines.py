@@ -16,6 +16,12 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
 )
 from PIL import Image
 
@@ -33,11 +39,21 @@ _CLASSES: Final[Mapping[tuple[Task, bool], Any]] = MappingProxyType(
         ("inpaint", True): StableDiffusionControlNetInpaintPipeline,
     }
 )
+_XL_CLASSES: Final[Mapping[tuple[Task, bool], Any]] = MappingProxyType(
+    {
+        ("text-to-image", False): StableDiffusionXLPipeline,
+        ("image-to-image", False): StableDiffusionXLImg2ImgPipeline,
+        ("inpaint", False): StableDiffusionXLInpaintPipeline,
+        ("text-to-image", True): StableDiffusionXLControlNetPipeline,
+        ("image-to-image", True): StableDiffusionXLControlNetImg2ImgPipeline,
+        ("inpaint", True): StableDiffusionXLControlNetInpaintPipeline,
+    }
+)
 
 
-def pipeline_class(request: Request) -> Any:
-    """Returns the pipeline that a diffusers user would take for `request`."""
-    return _CLASSES[request.inputs.task, bool(request.params.controls)]
+def pipeline_class(request: Request, *, is_xl: bool = False) -> Any:
+    """Returns the pipeline that a diffusers user would take for `request`, of Stable Diffusion or of its XL."""
+    return (_XL_CLASSES if is_xl else _CLASSES)[request.inputs.task, bool(request.params.controls)]
 
 
 def arguments(requests: Sequence[Request], index: int = 0) -> dict[str, Any]:
@@ -47,9 +63,11 @@ def arguments(requests: Sequence[Request], index: int = 0) -> dict[str, Any]:
     ControlNets each: not all of diffusers' pipelines take those.
     """
     shared = requests[0].params
+    negative = [request.params.negative_prompt for request in requests]
     return {
         "prompt": [request.params.prompt for request in requests],
-        "negative_prompt": [request.params.negative_prompt for request in requests],
+        # Not "": to Stable Diffusion XL the empty text is a negative prompt, too.
+        "negative_prompt": negative if any(negative) else None,
         "guidance_scale": shared.guidance_scale,
         "num_inference_steps": shared.num_inference_steps,
         "clip_skip": shared.clip_skip or None,

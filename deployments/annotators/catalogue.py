@@ -6,7 +6,9 @@ from threading import Lock
 from types import MappingProxyType
 from typing import Final
 
+from deployments.annotators.content_shuffle import shuffle_content
 from deployments.annotators.edges import detect_edges
+from deployments.annotators.line_art import detect_soft_edges, detect_straight_lines, draw_lineart, draw_scribble
 from deployments.annotators.spec import AnnotatorSpec, AnnotatorSpecs, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.protocol.errors import (
     EngineError,
@@ -26,8 +28,28 @@ Annotator = Callable[[ImageArray], ImageArray]
 NO_NETWORKS: Final[AnnotatorSpecs] = MappingProxyType({})
 
 
+def _keep(image: ImageArray) -> ImageArray:
+    """Returns the image as it is: what ControlNets follow that change a picture, or add details to it."""
+    return image
+
+
+BUILT_IN: Final = MappingProxyType(
+    {
+        "canny": detect_edges,
+        "lineart": draw_lineart,
+        "scribble": draw_scribble,
+        "softedge": detect_soft_edges,
+        "lines": detect_straight_lines,
+        "shuffle": shuffle_content,
+        "instruct": _keep,
+        "tile": _keep,
+    }
+)
+"""The annotators without a network, by ControlNet type."""
+
+
 class Annotators:
-    """The annotators of one process: canny, and one per entry of `specs`.
+    """The annotators of one process: those without a network, and one per entry of `specs`.
 
     Networks are loaded onto `device` (auto, cpu, cuda, ...) at their first use, once. Safe on any thread.
     `on_device_lost` is called when this process cannot use the device any more.
@@ -39,7 +61,7 @@ class Annotators:
         device: str = "auto",
         on_device_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        self._by_type: dict[str, Annotator] = {"canny": detect_edges}
+        self._by_type: dict[str, Annotator] = dict(BUILT_IN)
         self._by_type |= {kind: _LazyAnnotator(spec, device, on_device_lost) for kind, spec in specs.items()}
 
     def of(self, controlnet_type: str) -> Annotator:

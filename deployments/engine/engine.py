@@ -34,9 +34,10 @@ from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.bucket_share import BucketShare
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.running import RunningRows
+from deployments.engine.similar.state_reuse import StateReuse
 from deployments.engine.step_recorder import StepRecorder
 from deployments.engine.steps.decode import DecodedImage, Decoder
-from deployments.engine.steps.prepare import begin_row
+from deployments.engine.steps.prepare import begin_row, restart_row
 from deployments.engine.steps.previews import predict_previews
 from deployments.engine.steps.second_pass import begin_second_pass
 from deployments.engine.steps.stepper import StepDone, StepFailed, StepIssued, Stepper
@@ -82,7 +83,8 @@ class Engine:
         self._measure_weights()
         self._share = BucketShare()
         self._recorder = StepRecorder(self.admission, self._share, self.tracker)
-        parts = (self.models, self.admission, self.tracker, self.running, self.adapters)
+        self.reuse = StateReuse(config.similar_memory_bytes, config.similar_distance)
+        parts = (self.models, self.admission, self.tracker, self.running, self.adapters, self.reuse)
         self._intake = RequestIntake(*parts, self.sizes, self._attempt, self.wake.set)
         self._decoded: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
         plan, device = self.admission.plan, self.admission.device
@@ -122,6 +124,8 @@ class Engine:
     def _measure_weights(self) -> None:
         networks = (network for model in self.models.values() for network in model.networks)
         self.admission.set_weight_bytes(size_of(*networks) + self._upscalers.bytes)
+        tiles = {name: model.tile**2 for name, model in self.models.items() if model.tile is not None}
+        self.admission.plan.set_tiles(tiles)
 
     def submit(self, request: Request) -> None:
         """Queues a request, or refuses it with a `Failed` event. Nothing is encoded yet, so a refusal is cheap.
@@ -180,6 +184,7 @@ class Engine:
         self._intake.close()
         self._decoder.close()
         self.adapters.close()
+        self.reuse.close()
 
     def _attempt(self, request: Request, action: Callable[[], object], failure: str) -> EngineError | None:
         """Runs `action`, which concerns this request alone, and returns its error, if any. Raises DeviceLost."""
@@ -205,7 +210,7 @@ class Engine:
         waiting, paused = self.admission.remove(request_id)
         accepted = self.tracker.forget(request_id)
         for row in (*paused, *self.running.drop(lambda row: row.request.id == request_id)):
-            self.tracker.counters_of(row.request).wasted_steps += row.step
+            self.tracker.counters_of(row.request).wasted_steps += row.own_steps
         return accepted or waiting
 
     def _expire(self) -> None:
@@ -244,13 +249,14 @@ class Engine:
             match outcome:
                 case StepIssued():
                     self._recorder.record_issued(bucket, outcome, self.running.of(bucket))
+                    self.reuse.save(outcome.rows)
                     for row, clean in predict_previews(model, outcome.rows, outcome.result):
                         self._decoder.decode_preview(row, model, clean)
                 case StepDone():
                     called += self._recorder.record_done([outcome])
                 case StepFailed(failed, error):
                     self.running.drop(lambda row: row is failed)
-                    counters.wasted_steps += failed.step
+                    counters.wasted_steps += failed.own_steps
                     self.tracker.finish_image(failed.request, failed.index, error)
         return called
 
@@ -276,13 +282,11 @@ class Engine:
     def _restart_row(self, row: Row) -> None:
         """Makes an image that is not finite once more, from its noise on: the cause may have been transient."""
         counters = self.tracker.counters_of(row.request)
-        counters.wasted_steps += row.step
+        counters.wasted_steps += row.own_steps
         if row.was_restarted:
             raise NumericalFailure("the network's output for this image was not finite")
         counters.retries += 1
-        restarted = begin_row(self.tracker.requests[row.request.id], row.index, self.models[row.request.model])
-        restarted.due, restarted.was_restarted = row.due, True
-        self.admission.requeue(restarted)
+        self.admission.requeue(restart_row(row, self.tracker.requests[row.request.id], self.models[row.request.model]))
 
     def _put_decoded(self, decoded: DecodedImage) -> None:
         """Passes an image from the decoder's threads to the engine's."""

@@ -15,6 +15,7 @@ from deployments.engine.scheduling.fair_order import Arrival
 from deployments.engine.scheduling.forecast import Forecast
 from deployments.engine.scheduling.forecaster import Forecaster
 from deployments.engine.scheduling.running import RunningRows
+from deployments.engine.similar.state_reuse import StateReuse
 from deployments.engine.steps.prepare import check_request, with_model_facts
 from deployments.engine.steps.preparer import Preparation, Preparer
 from deployments.engine.steps.second_pass import check_second_pass
@@ -39,6 +40,7 @@ class RequestIntake:
         tracker: RequestTracker,
         running: RunningRows,
         adapters: AdapterCache,
+        reuse: StateReuse,
         sizes: Sequence[int],
         attempt: Attempt,
         wake: Callable[[], object],
@@ -46,8 +48,8 @@ class RequestIntake:
         self._models, self._admission, self._tracker, self._running = models, admission, tracker, running
         self._attempt = attempt
         self._most_ahead = sizes[-1]
-        self._adapters = adapters
-        self._preparer = Preparer(wake, tuple(sizes), self._prepared_of, adapters)
+        self._adapters, self._reuse = adapters, reuse
+        self._preparer = Preparer(wake, tuple(sizes), self._prepared_of, adapters, reuse)
         self._forecaster = Forecaster(admission, wake)
 
     @property
@@ -101,6 +103,7 @@ class RequestIntake:
         check_second_pass(request, model)
         if request.loras:
             self._adapters.check_readable()
+        self._reuse.check(request)
         complete = with_model_facts(request, model)
         arrival = self._admission.enqueue(complete)
         self._tracker.record_arrival(complete)

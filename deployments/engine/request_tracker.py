@@ -9,7 +9,16 @@ from heapq import heappop, heappush
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.counters import Counters, sum_counters
 from deployments.engine.protocol.errors import EngineError
-from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, ImageFailed, Progress
+from deployments.engine.protocol.events import (
+    Accepted,
+    Continuation,
+    Event,
+    Failed,
+    Finished,
+    ImageDone,
+    ImageFailed,
+    Progress,
+)
 from deployments.engine.protocol.latencies import PhaseRecorder
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.safety import Finding
@@ -151,8 +160,10 @@ class RequestTracker:
             counters.record_failure(result)
             self.emit(ImageFailed(request.id, index, result))
         else:
-            counters.record_image(safety)
-            self.emit(_image_done(request, index, result, safety))
+            neighbour = request_state.continued.get(index)
+            continued = None if neighbour is None else Continuation(neighbour.saved.step, neighbour.distance)
+            counters.record_image(safety, 0 if continued is None else continued.steps)
+            self.emit(_image_done(request, index, result, safety, continued))
         if request_state.finish_image(decode_ms):
             self.forget(request.id)
             timings = request_state.timings()
@@ -171,7 +182,9 @@ def progress_of(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
     return {request_id: row.progress for request_id, row in slowest.items()}
 
 
-def _image_done(request: Request, index: int, data: bytes, safety: Finding | None) -> ImageDone:
+def _image_done(
+    request: Request, index: int, data: bytes, safety: Finding | None, continued: Continuation | None
+) -> ImageDone:
     width, height = request.picture_size
     return ImageDone(
         request.id,
@@ -182,4 +195,5 @@ def _image_done(request: Request, index: int, data: bytes, safety: Finding | Non
         height,
         data,
         safety,
+        continued,
     )

@@ -38,9 +38,10 @@ class Row:
     `due` is the queue's, kept in case the row is preempted; `was_restarted` says that the image was not finite once and
     began again. `blend` is what an inpaint row puts back after every step; `channels` [5, h, w] is what an inpainting
     checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale, for a UNet that takes
-    it. `deep` is what the UNet's deep blocks answered last, with and without the prompt, of a row that is in no slot.
-    `steps_before` and `steps_after` are the evaluations of the image's other pass, if there is one. `loras` are what it
-    changes in the UNet.
+    it, and `sizes` [6] are those that a network of Stable Diffusion XL's kind is told. `deep` is what the UNet's deep
+    blocks answered last, with and without the prompt, of a row that is in no slot. `steps_before` and `steps_after` are
+    the evaluations of the image's other pass, if there is one. `loras` are what it changes in the UNet.
+    `first_step` are the evaluations that it took over from another image.
     """
 
     request: Request
@@ -55,6 +56,7 @@ class Row:
     blend: Blend | None = field(default=None, repr=False)
     channels: torch.Tensor | None = field(default=None, repr=False)
     guidance: torch.Tensor | None = field(default=None, repr=False)
+    sizes: torch.Tensor | None = field(default=None, repr=False)
     step: int = 0
     due: float = 0.0
     was_restarted: bool = False
@@ -64,6 +66,12 @@ class Row:
     steps_before: int = 0
     steps_after: int = 0
     loras: LoraSet | None = field(default=None, repr=False)
+    first_step: int = 0
+
+    @property
+    def own_steps(self) -> int:
+        """The evaluations that were made for it."""
+        return self.step - self.first_step
 
     @property
     def progress(self) -> tuple[int, int]:

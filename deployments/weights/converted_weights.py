@@ -35,6 +35,7 @@ _NETWORKS: Final[Mapping[str, Any]] = {
     "AutoencoderKL": diffusers.AutoencoderKL,
     "ControlNetModel": diffusers.ControlNetModel,
     "CLIPTextModel": transformers.CLIPTextModel,
+    "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection,
 }
 _ANNOTATORS: Final = frozenset(
     (
@@ -179,7 +180,8 @@ def _write_file(source: Path, target: Path, stamp: Mapping[str, str], config: st
     for name, part in parts_of("it", file).items():
         _write_part(name, part, target / name, stamp)
     inpaints = file.configs["unet"]["in_channels"] != file.configs["vae"]["latent_channels"]
-    index = _build_index(file.configs["scheduler"]["_class_name"], inpaints=inpaints)
+    scheduler = file.configs["scheduler"]["_class_name"]
+    index = _build_index(scheduler, inpaints=inpaints, has_two_texts=file.has_two_texts)
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if path != source:
         path.unlink()
@@ -199,6 +201,7 @@ def _write_part(
         "unet": diffusers.UNet2DConditionModel,
         "vae": diffusers.AutoencoderKL,
         "text_encoder": transformers.CLIPTextModel,
+        "text_encoder_2": transformers.CLIPTextModelWithProjection,
     }[name]
     network = load_file_part(kind, part, part.dtype)
     network.save_pretrained(target)
@@ -209,9 +212,14 @@ def _write_part(
     _check(name, kind, target, variant=None)
 
 
-def _build_index(scheduler: str, *, inpaints: bool) -> dict[str, Any]:
-    return {
-        "_class_name": f"StableDiffusion{'Inpaint' if inpaints else ''}Pipeline",
+def _build_index(scheduler: str, *, inpaints: bool, has_two_texts: bool) -> dict[str, Any]:
+    second = {
+        "force_zeros_for_empty_prompt": True,
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+    return (second if has_two_texts else {}) | {
+        "_class_name": f"StableDiffusion{'XL' if has_two_texts else ''}{'Inpaint' if inpaints else ''}Pipeline",
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "requires_safety_checker": False,

@@ -11,7 +11,7 @@ from deployments.annotators.models import fetch_annotator
 from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.models.components import pick_dtype
 from deployments.engine.models.hub import locate_file
-from deployments.engine.models.loaded_model import fetch_model
+from deployments.engine.models.part_location import fetch_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.loras.catalogue import LoraSpec

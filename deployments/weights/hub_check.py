@@ -1,6 +1,6 @@
 """Checks on the hub, without fetching, that the commits and the weights in them are there."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -12,7 +12,7 @@ from deployments.annotators.spec import AnnotatorSpecs, network_sources
 from deployments.engine.models.components import wants_half
 from deployments.engine.models.hub import select_files
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import PARTS, ModelSpec, PartSpec, UpscalerSpec, as_part
+from deployments.engine.protocol.spec import PARTS, SECOND_PARTS, ModelSpec, PartSpec, UpscalerSpec, as_part
 from deployments.loras.catalogue import LoraSpec
 from deployments.weights.fetching import Hosted
 
@@ -23,12 +23,15 @@ _CHANGE: Final = "change `revision` of this row, in the configuration or in depl
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A source of files: whose it is, which subfolders are needed, and in which precision."""
+    """A source of files: whose it is, which subfolders are needed, and in which precision; or, if it `is_file`, which
+    file.
+    """
 
     title: str
     part: PartSpec
     folders: tuple[str, ...]
     half: bool
+    is_file: bool = False
 
 
 def check_hub(
@@ -47,8 +50,8 @@ def check_hub(
     files: list[UpscalerSpec | LoraSpec] = [*upscalers, *loras]
     for one in files:
         title = f"{'LoRA' if isinstance(one, LoraSpec) else 'upscaler'} {one.name!r}"
-        row = FileSource(title, PartSpec(one.source, one.revision), (one.file,), half=False)
-        verdict, is_loadable = _check_source(row, _check_file)
+        row = FileSource(title, PartSpec(one.source, one.revision), (one.file,), half=False, is_file=True)
+        verdict, is_loadable = _check_source(row)
         yield f"{title}: {one.source}: {verdict}", is_loadable
 
 
@@ -57,7 +60,8 @@ def _model_sources(models: Iterable[Hosted]) -> Iterator[FileSource]:
         half = wants_half(device, dtype)
         own = tuple(name for name in PARTS if name not in spec.parts)
         title = f"model {spec.name!r}"
-        yield FileSource(title, PartSpec(spec.source, spec.revision), own, half)
+        needed = (spec.file,) if spec.file else own
+        yield FileSource(title, PartSpec(spec.source, spec.revision), needed, half, is_file=bool(spec.file))
         yield from _named_sources(spec, title, half)
 
 
@@ -76,11 +80,11 @@ def _annotator_sources(annotators: AnnotatorSpecs) -> Iterator[FileSource]:
             )
 
 
-def _check_source(row: FileSource, check: Callable[[FileSource], tuple[str, bool]] | None = None) -> tuple[str, bool]:
+def _check_source(row: FileSource) -> tuple[str, bool]:
     if Path(row.part.source).exists():
         return "on this machine", True
     try:
-        return (check or _check_repository)(row)
+        return _check_file(row) if row.is_file else _check_repository(row)
     except GatedRepoError:
         return "it is gated: accept its terms on the hub, and set HF_TOKEN", False
     except RevisionNotFoundError:
@@ -127,7 +131,9 @@ def _check_file(row: FileSource) -> tuple[str, bool]:
 def _missing_folders(row: FileSource, files: Sequence[str]) -> list[str]:
     """Returns the needed folders that are networks, and of which nothing would be fetched."""
     there = {_folder(name) for name in files if name.endswith(_WEIGHTS)}
-    return [folder for folder in row.folders if folder and folder not in (*_WITHOUT_WEIGHTS, *there)]
+    # A second text encoder belongs to some models only; one without weights has been refused.
+    optional = (*_WITHOUT_WEIGHTS, *SECOND_PARTS)
+    return [folder for folder in row.folders if folder and folder not in (*optional, *there)]
 
 
 def _folder(name: str) -> str:

@@ -30,6 +30,9 @@ class Layer:
     async def cancel(self, name: str, tenant: str) -> bool:
         return await self.inner.cancel(name, tenant)
 
+    async def forget_states(self) -> None:
+        await self.inner.forget_states()
+
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         return await self.inner.count_tokens(request)
 

@@ -85,10 +85,13 @@ class LocalBackend:
 
     async def cancel(self, name: str, tenant: str) -> bool:
         """Ends the tenant's requests of this name that the engine has."""
-        loading = self._loading
-        if self._closed or loading is None or not loading.done() or loading.exception() is not None:
-            return False
-        return loading.result().cancel(name, tenant)
+        worker = self._loaded_worker()
+        return worker is not None and worker.cancel(name, tenant)
+
+    async def forget_states(self) -> None:
+        """Has the engine forget its states."""
+        if (worker := self._loaded_worker()) is not None:
+            worker.forget_states()
 
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         """Counts the tokens of the request's prompts."""
@@ -121,6 +124,12 @@ class LocalBackend:
         if self._enlarger is not None:
             self._enlarger.close()
         self._loader.shutdown(wait=False)
+
+    def _loaded_worker(self) -> "EngineWorker | None":
+        loading = self._loading
+        if self._closed or loading is None or not loading.done() or loading.exception() is not None:
+            return None
+        return loading.result()
 
     async def _worker(self, first: str) -> "EngineWorker":
         # A caller that leaves while models load must not take the loading away from the others.

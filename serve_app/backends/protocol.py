@@ -58,6 +58,9 @@ class Backend(Protocol):
         False where no engine has one.
         """
 
+    async def forget_states(self) -> None:
+        """Has the engines forget what images have left for others (`cache` similar), as far as they answer."""
+
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         """Counts the tokens of the request's prompts, the negative one second, and makes nothing.
 

@@ -58,6 +58,10 @@ class RayBackend:
         answers = await self._ask_replicas(f"request {name}: no cancellation could be sent", "cancel", name, tenant)
         return any(answer is True for answer in answers)
 
+    async def forget_states(self) -> None:
+        """Has every replica forget its states."""
+        await self._ask_replicas("states may not have been forgotten", "forget_states")
+
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         """Has a replica count the tokens of the request's prompts."""
         counts: tuple[TokenCount, TokenCount]

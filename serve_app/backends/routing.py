@@ -51,6 +51,10 @@ class RoutingBackend:
         """Ends the tenant's requests of this name in every backend."""
         return any(await asyncio.gather(*(backend.cancel(name, tenant) for backend in self._backends)))
 
+    async def forget_states(self) -> None:
+        """Has the engines of every backend do so."""
+        await asyncio.gather(*(backend.forget_states() for backend in self._backends))
+
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         return await self._by_model[request.model].count_tokens(request)
 

@@ -75,7 +75,7 @@ class ResultCache:
                     yield event
             return
         fingerprint = await self._fingerprint(request, spec)
-        any_seed = request.seed_drawn and request.params.cache == "reuse"
+        any_seed = request.seed_drawn and request.params.cache in {"reuse", "similar"}
         asks = any_seed or not (request.seed_drawn or request.params.cache == "refresh")
         # Who does not find it here hears of an emptied cache as Redis is asked for it: one wait for Redis at most.
         if self._shared is not None and (not asks or self._in_memory(fingerprint, any_seed)):
@@ -189,7 +189,8 @@ class ResultCache:
         images, epoch = list[ImageDone](), self._epoch
         async with aclosing(make(request)) as events:
             async for event in events:
-                if isinstance(event, ImageDone):
+                # What has begun from another image is not what its parameters say.
+                if isinstance(event, ImageDone) and event.continued is None:
                     images.append(event)
                 elif isinstance(event, Finished) and len(images) == request.params.num_images and epoch == self._epoch:
                     self._keep(fingerprint, images, event.timings)

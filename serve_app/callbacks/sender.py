@@ -12,6 +12,7 @@ import httpx
 
 from serve_app.callbacks.addresses import AddressRefused, AddressRules, CheckedNetwork
 from serve_app.observability.versions import darkroom_version
+from serve_app.retry_after import read_retry_after
 
 # What servers that ask for more patience are believed.
 LONGEST_ASKED_S: Final = 3600.0
@@ -82,6 +83,6 @@ def _is_about_tls(error: BaseException) -> bool:
 
 
 def _retry_after_s(headers: list[tuple[bytes, bytes]]) -> float | None:
-    """Reads Retry-After in seconds; a date, which few send, counts as none."""
-    text = next((value for name, value in headers if name.lower() == b"retry-after"), b"").strip()
-    return min(LONGEST_ASKED_S, float(text)) if text.isdigit() and len(text) < 10 else None
+    text = next((value for name, value in headers if name.lower() == b"retry-after"), b"").decode("latin-1")
+    asked = read_retry_after(text)
+    return None if asked is None else min(LONGEST_ASKED_S, asked)

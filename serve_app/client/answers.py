@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from PIL import Image
 
+from serve_app.retry_after import read_retry_after
+
 # What a proxy answers for a server that it cannot reach now, or that has too much to do.
 _PASSES: Final = frozenset((429, 502, 503, 504))
 
@@ -66,7 +68,7 @@ class ServerAnswer:
         if self.is_success:
             return
         error = error_of(self.body, self.status)
-        error.retry_after = _seconds_of(self.headers)
+        error.retry_after = read_retry_after(self.headers.get("retry-after", ""))
         raise error
 
 
@@ -92,6 +94,7 @@ class ServedImage:
     """An image as the server made it; `data` is the file's content.
 
     `safety` is what checkers found, if the model's images are checked: its `status` is passed, flagged or unchecked.
+    `continued` says after how many `steps` it took over another image's state, and the `distance` of their prompts.
     """
 
     index: int
@@ -101,6 +104,7 @@ class ServedImage:
     height: int
     data: bytes = field(repr=False)
     safety: Mapping[str, Any] | None = None
+    continued: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, image: Mapping[str, Any], data: bytes | None = None) -> "ServedImage":
@@ -113,6 +117,7 @@ class ServedImage:
             height=image["height"],
             data=base64.b64decode(image["data"]) if data is None else data,
             safety=image.get("safety"),
+            continued=image.get("continued"),
         )
 
     def picture(self) -> Image.Image:
@@ -200,9 +205,3 @@ def images_of(answer: Mapping[str, Any]) -> list[ServedImage]:
         failure.images = tuple(images)
         raise failure
     return images
-
-
-def _seconds_of(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds that a server asks to wait for; None where it does not."""
-    text = headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None

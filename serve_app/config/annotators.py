@@ -1,7 +1,7 @@
 """The `annotators` section: the networks that make hints from photos, by ControlNet type. Canny needs no entry."""
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -25,7 +25,7 @@ class WeightsConfig(Strict):
     def weights(self, row: PartSpec | None) -> PartSpec:
         """Returns a row's weights with this entry's settings over them, or a network of its own."""
         settings = {"source": self.source, "revision": self.revision, "licence": self.licence}
-        given = {key: value for key, value in settings.items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         if row is not None:
             # A commit belongs to one repository: the row's means nothing to another source.
             row = row if self.source is None else replace(row, revision=None)

@@ -76,7 +76,9 @@ class DeploymentConfig(Strict):
 
     `model_memory_gib` bounds the weights in memory. `device_memory_gib` bounds weights and running images together;
     without it, on CUDA, what is free when the replica starts, and on a CPU nothing does. `lora_memory_gib` bounds the
-    LoRAs that are kept in memory; they never take more than a quarter of the device's.
+    LoRAs that are kept in memory; they never take more than a quarter of the device's. `similar_memory_gib` of main
+    memory are for the early states of images whose requests have `cache` similar, 0 refuses these; others continue them
+    whose prompts are no farther than `similar_distance` (docs/similar.md).
 
     `threads` are a replica's on a CPU: by default `num_cpus` of 2 or more, and below that, which only counts, all cores
     that it has. Give them where several replicas share a machine.
@@ -101,6 +103,8 @@ class DeploymentConfig(Strict):
     model_memory_gib: float | None = Field(default=None, gt=0)
     device_memory_gib: float | None = Field(default=None, gt=0)
     lora_memory_gib: float = Field(default=2.0, gt=0)
+    similar_memory_gib: float = Field(default=0.25, ge=0)
+    similar_distance: float = Field(default=0.1, ge=0, le=2)
     cache_dir: str | None = "auto"
     backend: Literal["auto", "openvino", "torch"] = "auto"
     num_cpus: Cpus = 1.0
@@ -142,6 +146,8 @@ class DeploymentConfig(Strict):
             model_memory_bytes=_bytes(self.model_memory_gib),
             device_memory_bytes=_bytes(self.device_memory_gib),
             lora_memory_bytes=int(self.lora_memory_gib * 2**30),
+            similar_memory_bytes=int(self.similar_memory_gib * 2**30),
+            similar_distance=self.similar_distance,
             cache_dir=self.cache_dir,
             backend=self.backend,
         )

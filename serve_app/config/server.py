@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.protocol.numerics import numerics_of
+from deployments.engine.protocol.params import MAX_STEPS
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import find_clashes, known_models
@@ -42,15 +43,21 @@ _PACKAGED = Path(__file__).parent / "packaged"
 
 
 class PartConfig(Strict):
-    """The source of a ControlNet, or of another part of a model: a folder, or a hub repository at a revision."""
+    """The source of a ControlNet, or of another part of a model: a folder, or a hub repository at a revision. `mode` is
+    the number by which a union ControlNet knows this kind of hint.
+    """
 
     source: str
     revision: str | None = None
     licence: str = ""
+    mode: int | None = Field(default=None, ge=0)
 
     def spec(self) -> PartSpec:
         """The specification that the engine takes."""
-        return PartSpec(self.source, self.revision, self.licence)
+        return PartSpec(self.source, self.revision, self.licence, self.mode)
+
+
+PartName = Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler", "text_encoder_2", "tokenizer_2"]
 
 
 class ModelConfig(Strict):
@@ -63,12 +70,16 @@ class ModelConfig(Strict):
     native_size: int | None = Field(default=None, ge=64, le=2048)
     max_pixels: int | None = Field(default=None, ge=64 * 64)
     default_sampler: str | None = None
+    default_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    default_guidance_scale: float | None = Field(default=None, ge=0.0, le=50.0)
     licence: str | None = None
     inpaints_only: bool | None = None
+    vae_tiling: bool | None = None
+    file: str | None = None
     config: str | None = None
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     controlnets: dict[Name, PartConfig] | None = None
-    parts: dict[Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"], PartConfig] | None = None
+    parts: dict[PartName, PartConfig] | None = None
     safety: SafetyConfig | None = None
 
     @field_validator("default_sampler")

@@ -98,11 +98,14 @@ def _weights_of(spec: ModelSpec) -> list[Any]:
         *({name: _source_of(each) for name, each in named.items()} for named in made_of),
         # What was made unchecked is not served where images are checked.
         *([asdict(spec.safety)] if spec.safety.is_on else []),
+        *([{"file": spec.file}] if spec.file else []),
+        *(["decoded in tiles"] if spec.vae_tiling else []),
     ]
 
 
 def _source_of(part: Any) -> list[str | None]:
-    return [as_part(part).source, as_part(part).revision]
+    given = as_part(part)
+    return [given.source, given.revision, *([] if given.mode is None else [str(given.mode)])]
 
 
 def _hash_array(image: ImageArray | Mask | None) -> list[Any] | None:

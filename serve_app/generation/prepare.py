@@ -37,6 +37,8 @@ def prepare(
     spec = _model_for(models, params, task)
     asked = fill_in_size(apply_ad_format(with_seed(params), spec), header, spec)
     asked = effective_params(asked, spec, task)
+    if asked.cache == "similar" and asked.seed == params.seed:
+        raise InvalidParameter("seed", "cannot be given with `cache` similar: images may begin from others' noise")
     _check_controls(asked, uploads, spec)
     _check_upscaler(asked, upscalers)
     styled = prompts.write(asked)
@@ -104,7 +106,7 @@ def controlnets_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, .
 
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:
-    return spec.source, spec.revision, spec.config, spec.prediction_type
+    return spec.source, spec.revision, spec.file, spec.config, spec.prediction_type
 
 
 def _check_upscaler(params: GenerationParams, upscalers: Sequence[str]) -> None:

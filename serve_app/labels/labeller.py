@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,9 +109,16 @@ class Labeller:
         if metadata == "none":
             return None
         preprocessed = request.uploads is not None and request.uploads.preprocess
-        text = parameters_text(request.params, seed=image.seed, prompts=metadata == "full", preprocessed=preprocessed)
+        told = partial(
+            parameters_text,
+            request.params,
+            seed=image.seed,
+            preprocessed=preprocessed,
+            further={} if image.continued is None else {"Continued after": image.continued.steps},
+        )
+        text = told(prompts=metadata == "full")
         if image.format == "jpeg" and len(text.encode("utf-16-be")) > MAX_JPEG_TEXT_BYTES:
-            text = parameters_text(request.params, seed=image.seed, prompts=False, preprocessed=preprocessed)
+            text = told(prompts=False)
         return text
 
     def _sign(self, file: bytes, source_type: SourceType, sources: "Sequence[Source]") -> bytes:

@@ -18,6 +18,8 @@ SKIPPED = 'ray_diffusion_cache_errors_total{WorkerId="a", kind="redis_skipped"}'
 READY = 'ray_diffusion_engine_ready{WorkerId="a"}'
 BROKEN = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="broken", code="internal_error"}'
 LOST = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="cancelled", code=""}'
+GIVEN_UP = 'ray_diffusion_callbacks_total{WorkerId="a", kind="webhook", outcome="failed"}'
+DELIVERED = 'ray_diffusion_callbacks_total{WorkerId="a", kind="webhook", outcome="delivered"}'
 INFLIGHT = 'ray_diffusion_inflight_requests{WorkerId="a"}'
 ANSWERED = 'ray_serve_num_http_requests_total{{application="darkroom", method="POST", status_code="{}"}}'
 FINISHED = 'ray_diffusion_requests_total{WorkerId="a", model="sd15", outcome="finished", code=""}'
@@ -45,6 +47,9 @@ def answered(well: str, otherwise: dict[str, str]) -> dict[str, str]:
         ("DarkroomPicturesAreNotFinite", {FAILED: "6x60"}, "40m", False),
         ("DarkroomCacheBreakerOpen", {SKIPPED: "0+50x60"}, "30m", True),
         ("DarkroomCacheBreakerOpen", {SKIPPED: "0+50x10 500x60"}, "40m", False),
+        ("DarkroomCallbacksFail", {GIVEN_UP: "0+1x60", DELIVERED: "0x60"}, "40m", True),
+        ("DarkroomCallbacksFail", {GIVEN_UP: "0+1x60", DELIVERED: "0+2x60"}, "40m", False),
+        ("DarkroomCallbacksFail", {GIVEN_UP: "0 1 2 3 4 5x60", DELIVERED: "0x60"}, "40m", False),
         ("DarkroomNoEngine", {READY: "1x10 0x30"}, "20m", True),
         ("DarkroomNoEngine", {READY: "1x10 _x30"}, "20m", True),
         ("DarkroomNoEngine", {READY: "1x30"}, "20m", False),

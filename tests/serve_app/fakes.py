@@ -55,6 +55,7 @@ class FakeBackend:
         self.enlarged: list[Enlargement] = []
         self.cancelled: list[str] = []
         self.asked_to_cancel: list[tuple[str, str]] = []
+        self.forgotten = 0
         self.running = 0
         self.most_running = 0
         done = ModelReport(Counters(unet_calls=4, unet_rows=10))
@@ -103,6 +104,9 @@ class FakeBackend:
     async def cancel(self, name: str, tenant: str) -> bool:
         self.asked_to_cancel.append((name, tenant))
         return False
+
+    async def forget_states(self) -> None:
+        self.forgotten += 1
 
     async def report(self) -> BackendReport:
         return self.now

@@ -20,7 +20,7 @@ def _is_one_width(value: Any) -> bool:
 
 
 _WIDTH: Final = ConfigRule(
-    "the text encoder's `hidden_size`", _is_one_width, "all blocks attend to the one text encoder of the model"
+    "the text encoder's `hidden_size`, or the sum of two", _is_one_width, "all blocks attend to the same text"
 )
 
 _SHARED: Final[dict[str, ConfigRule]] = {
@@ -39,9 +39,9 @@ _SHARED: Final[dict[str, ConfigRule]] = {
     "use_linear_projection": anything(),
     "upcast_attention": anything(),
     "resnet_time_scale_shift": anything(),
-    "addition_time_embed_dim": anything("any, without effect"),
+    "addition_time_embed_dim": anything("any"),
     "addition_embed_type_num_heads": anything("any, without effect"),
-    "projection_class_embeddings_input_dim": anything("any, without effect"),
+    "projection_class_embeddings_input_dim": anything("as wide as six numbers and the second text encoder's answer"),
     "cross_attention_dim": _WIDTH,
     "down_block_types": each_of("CrossAttnDownBlock2D", "DownBlock2D", why=_OTHER_CONTEXT),
     "mid_block_type": only("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None, why=_OTHER_CONTEXT),
@@ -50,7 +50,7 @@ _SHARED: Final[dict[str, ConfigRule]] = {
     "encoder_hid_dim_type": only(None, why=_OTHER_PIPELINE),
     "class_embed_type": only(None, why=_MORE_INPUTS),
     "num_class_embeds": only(None, why=_MORE_INPUTS),
-    "addition_embed_type": only(None, why=_MORE_INPUTS),
+    "addition_embed_type": only(None, "text_time", why=_MORE_INPUTS),
 }
 
 _UNET_ALONE: Final[dict[str, ConfigRule]] = {
@@ -94,6 +94,19 @@ CONTROLNET: Final[ConfigRules] = MappingProxyType(
 )
 """`diffusers.ControlNetModel`."""
 
+UNION_CONTROLNET: Final[ConfigRules] = MappingProxyType(
+    {key: rule for key, rule in CONTROLNET.items() if key not in ("mid_block_type",)}
+    | {
+        "controlnet_conditioning_channel_order": only("rgb", why="diffusers' network takes no other"),
+        "num_control_type": anything("more than the `mode` of its row"),
+        "num_trans_channel": anything(),
+        "num_trans_head": anything(),
+        "num_trans_layer": anything(),
+        "num_proj_channel": anything(),
+    }
+)
+"""`diffusers.ControlNetUnionModel`."""
+
 VAE: Final[ConfigRules] = MappingProxyType(
     {
         "in_channels": only(3, why="pictures have three colours"),
@@ -112,9 +125,11 @@ VAE: Final[ConfigRules] = MappingProxyType(
             "latents are divided by it",
         ),
         "shift_factor": anything("any, without effect, as in Stable Diffusion's pipelines"),
-        "latents_mean": anything("any, without effect, as in Stable Diffusion's pipelines"),
-        "latents_std": anything("any, without effect, as in Stable Diffusion's pipelines"),
-        "force_upcast": anything("any, without effect, as in Stable Diffusion's pipelines"),
+        "latents_mean": anything(
+            "any, without effect, as in Stable Diffusion's pipelines; none with two text encoders"
+        ),
+        "latents_std": anything("any, without effect, as in Stable Diffusion's pipelines; none with two text encoders"),
+        "force_upcast": anything("any; with two text encoders the VAE then runs in fp32 where the model runs in fp16"),
         "use_quant_conv": anything(),
         "use_post_quant_conv": anything(),
         "mid_block_add_attention": anything(),
@@ -145,6 +160,14 @@ TEXT_ENCODER: Final[ConfigRules] = MappingProxyType(
 )
 """`transformers.CLIPTextConfig`."""
 
+SECOND_TEXT_ENCODER: Final[ConfigRules] = MappingProxyType(
+    {
+        **TEXT_ENCODER,
+        "projection_dim": anything("what the UNet's `projection_class_embeddings_input_dim` has room for"),
+    }
+)
+"""The same, of a model's second text encoder."""
+
 ANY_NETWORK: Final[ConfigRules] = MappingProxyType(
     {
         "quantization_config": only(
@@ -159,8 +182,10 @@ NETWORKS: Final[Mapping[str, ConfigRules]] = MappingProxyType(
     {
         "UNet2DConditionModel": UNET,
         "ControlNetModel": CONTROLNET,
+        "ControlNetUnionModel": UNION_CONTROLNET,
         "AutoencoderKL": VAE,
         "CLIPTextModel": TEXT_ENCODER,
+        "CLIPTextModelWithProjection": SECOND_TEXT_ENCODER,
     }
 )
 """The rules, by the class that reads the config."""

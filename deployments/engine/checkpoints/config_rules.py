@@ -8,6 +8,10 @@ from typing import Any, Final
 from deployments.engine.protocol.errors import ModelLoadError
 
 _SHOWN: Final = 60
+# Union ControlNets are older than diffusers' class for them: a row says that it is one, and its weights show it.
+_OTHER_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "ControlNetUnionModel": ("ControlNetModel", "ControlNetModel_Union"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def check_class(title: str, config: Mapping[str, Any], kind: str) -> None:
     """
     named = config.get("_class_name")
     classes = [named] if named is not None else config.get("architectures") or [kind]
-    if kind not in classes:
+    if not {kind, *_OTHER_NAMES.get(kind, ())}.intersection(classes):
         raise ModelLoadError(
             f"{title} is a {classes[0]} by its config.json, and served is a {kind}; bring one of those"
         )

@@ -51,9 +51,17 @@ for _package in ("scipy.stats", *(f"diffusers.models.{networks}" for networks in
 from diffusers import (  # noqa: E402
     AutoencoderKL,
     ControlNetModel,
+    ControlNetUnionModel,
     ModelMixin,
     Transformer2DModel,
     UNet2DConditionModel,
 )
 
-__all__ = ["AutoencoderKL", "ControlNetModel", "ModelMixin", "Transformer2DModel", "UNet2DConditionModel"]
+__all__ = [
+    "AutoencoderKL",
+    "ControlNetModel",
+    "ControlNetUnionModel",
+    "ModelMixin",
+    "Transformer2DModel",
+    "UNet2DConditionModel",
+]

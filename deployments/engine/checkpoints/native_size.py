@@ -20,13 +20,15 @@ _LEAST: Final = 64
 
 
 def describe_single_file(spec: ModelSpec) -> SingleFile | None:
-    """Describes the single file that `spec` comes from; None if it comes from elsewhere.
+    """Describes the single file that `spec` comes from; None if it comes from elsewhere, or is still on the hub.
 
     Raises ModelLoadError for a file that is not served, and for settings that only files have.
     """
     title, path = f"model {spec.name!r}", Path(spec.source)
     if path.is_file():
         return describe_file(title, path, config=spec.config, prediction_type=spec.prediction_type, others=spec.parts)
+    if spec.file:
+        return None
     for setting in ("config", "prediction_type"):
         if spec.config if setting == "config" else spec.prediction_type:
             raise ModelLoadError(f"{title}: `{setting}` is for a `source` that is one file; folders have their own")

@@ -32,6 +32,19 @@ _UNET_2: Final[Mapping[str, Any]] = {
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
 }
+_UNET_XL: Final[Mapping[str, Any]] = {
+    **_UNET_1,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+    "projection_class_embeddings_input_dim": 2816,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
+    "use_linear_projection": True,
+}
 VAE: Final[Mapping[str, Any]] = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
@@ -46,6 +59,8 @@ VAE: Final[Mapping[str, Any]] = {
     "scaling_factor": 0.18215,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
+# In half precision its numbers overflow.
+VAE_XL: Final[Mapping[str, Any]] = {**VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
 _TEXT_1: Final[Mapping[str, Any]] = {
     "architectures": ["CLIPTextModel"],
     "bos_token_id": 0,
@@ -72,6 +87,17 @@ _TEXT_2: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 23,
     "projection_dim": 512,
 }
+# OpenCLIP's ViT-bigG/14, whole.
+_SECOND_TEXT: Final[Mapping[str, Any]] = {
+    **_TEXT_1,
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
 _SCHEDULER: Final[Mapping[str, Any]] = {
     "_class_name": "PNDMScheduler",
     "beta_end": 0.012,
@@ -93,24 +119,38 @@ class Family:
     image.
     """
 
-    version: Literal[1, 2]
+    version: Literal[1, 2, "XL"]
     inpainting: bool
 
     @property
     def title(self) -> str:
         """The name that people use."""
-        return f"Stable Diffusion {self.version}.x" + (" inpainting" if self.inpainting else "")
+        version = self.version if self.version == "XL" else f"{self.version}.x"
+        return f"Stable Diffusion {version}" + (" inpainting" if self.inpainting else "")
 
     @property
     def pad_token(self) -> str:
         """The token that pads prompts: OpenCLIP's text encoder was trained with token 0."""
-        return "<|endoftext|>" if self.version == 1 else "!"
+        return "!" if self.version == 2 else "<|endoftext|>"
 
     def configs(self, prediction_type: PredictionType) -> Mapping[str, Mapping[str, Any]]:
         """Returns the config of each part but the tokenizer, which has none.
 
         2.1 at 768 pixels is the one that predicts v.
         """
+        if self.version == "XL":
+            return {
+                "unet": {**_UNET_XL, "in_channels": 9 if self.inpainting else 4, "sample_size": 128},
+                "vae": VAE_XL,
+                "text_encoder": _TEXT_1,
+                "text_encoder_2": _SECOND_TEXT,
+                "scheduler": {
+                    **_SCHEDULER,
+                    "_class_name": "EulerDiscreteScheduler",
+                    "prediction_type": prediction_type,
+                    "timestep_spacing": "leading",
+                },
+            }
         large = self.version == 2 and prediction_type == "v_prediction"
         unet: dict[str, Any] = {
             **(_UNET_1 if self.version == 1 else _UNET_2),

@@ -18,15 +18,16 @@ UNET: Final = "model.diffusion_model."
 VAE_PREFIXES: Final = ("first_stage_model.", "vae.")
 CLIP: Final = "cond_stage_model.transformer.text_model."
 OPEN_CLIP: Final = "cond_stage_model.model."
+CLIP_XL: Final = "conditioner.embedders.0.transformer.text_model."
+OPEN_CLIP_XL: Final = "conditioner.embedders.1.model."
 _OLD_CLIP: Final = "cond_stage_model.transformer."
 _FIRST: Final = f"{UNET}input_blocks.0.0.weight"
+_XL: Final = f"{UNET}label_emb.0.0.weight"
 
 # By a key that only they have, in the order of diffusers' `infer_diffusers_model_type`.
 OTHERS: Final[tuple[tuple[str, str], ...]] = (
     ("edm_mean", "Playground 2.5, a Stable Diffusion XL"),
-    ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", "a Stable Diffusion XL"),
     ("conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias", "a Stable Diffusion XL refiner"),
-    (f"{UNET}label_emb.0.0.weight", "a Stable Diffusion XL's UNet"),
     (f"{UNET}input_blocks.10.0.skip_connection.bias", "the x4 upscaler"),
     (f"{UNET}label_emb.weight", "an upscaler"),
     ("control_model.time_embed.0.weight", "a ControlNet, which belongs under `controlnets`, as a folder"),
@@ -62,6 +63,11 @@ class SingleFile:
     pad_token: str
     config_folder: Path | None
 
+    @property
+    def has_two_texts(self) -> bool:
+        """True if it is a Stable Diffusion XL, which has two text encoders."""
+        return _XL in self.header.tensors
+
 
 def describe_file(
     title: str, path: Path, *, config: str, prediction_type: str, others: Iterable[str] = ()
@@ -76,11 +82,14 @@ def describe_file(
     _refuse_other_models(title, path, header)
     if "vae" not in missing and not any(name.startswith(VAE_PREFIXES) for name in header.tensors):
         raise ModelLoadError(f"{title}: {path.name!r} has no VAE; give one under `parts: vae`")
-    if "text_encoder" not in missing:
+    if _XL in header.tensors:
+        _check_text_encoders_of_xl(title, path, header, missing)
+    elif "text_encoder" not in missing:
         _check_text_encoder(title, path, header)
     if config:
         folder = Path(config)
-        return SingleFile(path, header, _read_configs(title, folder, prediction_type, missing), "", folder)
+        configs = _read_configs(title, folder, prediction_type, missing, has_two_texts=_XL in header.tensors)
+        return SingleFile(path, header, configs, "", folder)
     family = _detect_family(title, path, header)
     predicted = _prediction_type(title, path, header, family, prediction_type, has_scheduler="scheduler" in missing)
     return SingleFile(path, header, family.configs(predicted), family.pad_token, None)
@@ -94,7 +103,7 @@ def _refuse_other_models(title: str, path: Path, header: SafetensorsHeader) -> N
         # A whole checkpoint has its VAE under a prefix, so that the keys of single networks do not meet it.
         if key in names or f"{UNET}{key}" in names:
             raise ModelLoadError(
-                f"{title}: {path.name!r} is {what}; single files are served of Stable Diffusion 1.x and 2.x"
+                f"{title}: {path.name!r} is {what}; single files are served of Stable Diffusion 1.x, 2.x and XL"
             )
     if _FIRST not in names:
         what = "has a VAE and no UNet" if any(name.startswith(VAE_PREFIXES) for name in names) else "has no UNet"
@@ -113,6 +122,12 @@ def _check_text_encoder(title: str, path: Path, header: SafetensorsHeader) -> No
     raise ModelLoadError(f"{title}: {path.name!r} {what}; give one under `parts: text_encoder`")
 
 
+def _check_text_encoders_of_xl(title: str, path: Path, header: SafetensorsHeader, missing: set[str]) -> None:
+    for part, prefix in (("text_encoder", CLIP_XL), ("text_encoder_2", OPEN_CLIP_XL)):
+        if part not in missing and not any(name.startswith(prefix) for name in header.tensors):
+            raise ModelLoadError(f"{title}: {path.name!r} has no {part}; give one under `parts: {part}`")
+
+
 def _detect_family(title: str, path: Path, header: SafetensorsHeader) -> Family:
     channels = header.tensors[_FIRST].shape[1]
     if channels not in (4, 9):
@@ -127,9 +142,11 @@ def _detect_family(title: str, path: Path, header: SafetensorsHeader) -> Family:
         return Family(1, channels == 9)
     if widths == {1024}:
         return Family(2, channels == 9)
+    if widths == {2048} and _XL in header.tensors:
+        return Family("XL", channels == 9)
     raise ModelLoadError(
-        f"{title}: {path.name!r} is neither a Stable Diffusion 1.x, whose text is 768 wide, nor a 2.x with 1024; give "
-        "`config`, a folder in diffusers' layout whose configs describe it"
+        f"{title}: {path.name!r} is neither a Stable Diffusion 1.x, whose text is 768 wide, nor a 2.x with 1024, nor "
+        "an XL with 2048; give `config`, a folder in diffusers' layout whose configs describe it"
     )
 
 
@@ -147,7 +164,7 @@ def _prediction_type(
     said = header.metadata.get("modelspec.prediction_type", "")
     if said in _SAID:
         return cast(PredictionType, _SAID[said])
-    if family.version == 1 or family.inpainting:
+    if family.version != 2 or family.inpainting:
         return "epsilon"
     raise ModelLoadError(
         f"{title}: a Stable Diffusion 2.x file does not say what it predicts; set `prediction_type` to v_prediction "
@@ -155,8 +172,11 @@ def _prediction_type(
     )
 
 
-def _read_configs(title: str, folder: Path, prediction_type: str, missing: set[str]) -> Mapping[str, Mapping[str, Any]]:
-    names = {name: "config.json" for name in ("unet", "vae", "text_encoder")} | {"scheduler": "scheduler_config.json"}
+def _read_configs(
+    title: str, folder: Path, prediction_type: str, missing: set[str], *, has_two_texts: bool
+) -> Mapping[str, Mapping[str, Any]]:
+    networks = ("unet", "vae", "text_encoder", *(["text_encoder_2"] if has_two_texts else []))
+    names = dict.fromkeys(networks, "config.json") | {"scheduler": "scheduler_config.json"}
     configs: dict[str, Mapping[str, Any]] = {}
     for part, file in names.items():
         if part in missing:

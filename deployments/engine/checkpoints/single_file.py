@@ -17,18 +17,27 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from deployments.engine.checkpoints.clip_tokenizer import build_clip_tokenizer
 from deployments.engine.checkpoints.library_networks import AutoencoderKL, UNet2DConditionModel
 from deployments.engine.checkpoints.original_configs import VAE
-from deployments.engine.checkpoints.original_layout import CLIP, OPEN_CLIP, UNET, VAE_PREFIXES, SingleFile
+from deployments.engine.checkpoints.original_layout import (
+    CLIP,
+    CLIP_XL,
+    OPEN_CLIP,
+    OPEN_CLIP_XL,
+    UNET,
+    VAE_PREFIXES,
+    SingleFile,
+)
 from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from deployments.engine.checkpoints.vocabulary import load_tokenizer
 from deployments.engine.checkpoints.weight_files import list_first
 from deployments.engine.protocol.errors import ModelLoadError
 
 _CHUNK: Final = 1 << 20
+_TEXT_ENCODERS: Final = (CLIPTextModel, CLIPTextModelWithProjection)
 # The networks of a VAE's file; the rest, such as a loss, was only for its training.
 _VAE_NETWORKS: Final = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 # A buffer that only counts up: some files have it, some do not, and nothing reads it.
@@ -76,15 +85,21 @@ class FileScheduler:
 
 def parts_of(title: str, file: SingleFile) -> dict[str, FilePart | FileTokenizer | FileScheduler]:
     """Locates each part of the checkpoint `file`."""
-    prefixes = {"unet": (UNET,), "vae": VAE_PREFIXES, "text_encoder": (CLIP, OPEN_CLIP)}
-    tokenizer = file.config_folder and file.config_folder / "tokenizer"
+    prefixes = {
+        "unet": (UNET,),
+        "vae": VAE_PREFIXES,
+        "text_encoder": (CLIP, OPEN_CLIP, CLIP_XL),
+        "text_encoder_2": (OPEN_CLIP_XL,),
+    }
+    folder = file.config_folder
     return {
         **{
             name: FilePart(f"{title}: its {name}", file.path, file.header, prefixes[name], file.configs[name])
             for name in prefixes
             if name in file.configs
         },
-        "tokenizer": FileTokenizer(tokenizer, file.pad_token),
+        "tokenizer": FileTokenizer(folder and folder / "tokenizer", file.pad_token),
+        **({"tokenizer_2": FileTokenizer(folder and folder / "tokenizer_2", "!")} if file.has_two_texts else {}),
         **({"scheduler": FileScheduler(file.configs["scheduler"])} if "scheduler" in file.configs else {}),
     }
 
@@ -145,7 +160,7 @@ def _build_empty(kind: Any, config: Mapping[str, Any]) -> nn.Module:
     """Builds the network that `config` describes, without memory for its weights."""
     with init_empty_weights():
         network: nn.Module = (
-            kind(CLIPTextConfig.from_dict(dict(config))) if kind is CLIPTextModel else kind.from_config(dict(config))
+            kind(CLIPTextConfig.from_dict(dict(config))) if kind in _TEXT_ENCODERS else kind.from_config(dict(config))
         )
     return network.eval()
 
@@ -190,7 +205,9 @@ def _converter_for(kind: type, network: Any, part: FilePart) -> Callable[[dict[s
 
 
 def _convert_text_encoder(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if any(name.startswith(CLIP) for name in tensors):
+    if isinstance(network, CLIPTextModelWithProjection):
+        found = convert_open_clip_checkpoint(network, tensors, prefix=OPEN_CLIP_XL)
+    elif any(name.startswith((CLIP, CLIP_XL)) for name in tensors):
         found = convert_ldm_clip_checkpoint(tensors)
     else:
         found = convert_open_clip_checkpoint(network, tensors)
@@ -203,7 +220,7 @@ def _convert_text_encoder(network: Any, tensors: dict[str, Tensor]) -> dict[str,
 
 def _is_reshaped(name: str) -> bool:
     """Returns True if a conversion slices or transposes this tensor, as with OpenCLIP's, whose last layer is unused."""
-    return name.startswith(OPEN_CLIP)
+    return name.startswith((OPEN_CLIP, OPEN_CLIP_XL))
 
 
 def _check(part: FilePart, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

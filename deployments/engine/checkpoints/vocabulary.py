@@ -76,6 +76,15 @@ def check_vocabulary(title: str, tokenizer: Any, config: Any) -> None:
     _check_wrapping(title, tokenizer)
 
 
+def check_same_words(title: str, second: Any, first: Any) -> None:
+    """Raises ModelLoadError if two tokenizers of one model would cut its prompts differently."""
+    if second.get_vocab() != first.get_vocab() or second.model_max_length != first.model_max_length:
+        raise ModelLoadError(
+            f"{title} has other words than the model's tokenizer, or another `model_max_length`: the two would cut "
+            "prompts differently; bring the two that belong together"
+        )
+
+
 def added_tokens_of(tokenizer: Any) -> Mapping[str, int]:
     """Returns the tokens that textual inversion or DreamBooth added to CLIP's: not start, end, padding and unknown."""
     special = {getattr(tokenizer, f"{name}_token") for name in _SPECIAL}

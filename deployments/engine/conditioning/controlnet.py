@@ -25,18 +25,20 @@ class ControlNet:
     `maps` is the number of its outputs, the middle one included.
     """
 
-    def __init__(self, name: str, network: Any) -> None:
-        """`network` is diffusers' `ControlNetModel`; it is changed, and must not be used elsewhere."""
+    def __init__(self, name: str, network: Any, embedder: Any = None) -> None:
+        """`network` is diffusers' `ControlNetModel`; it is changed, and must not be used elsewhere. With an `embedder`
+        it is a `UnionKind`, whose hint encoder that is.
+        """
         self.name = name
         # Counted now: what runs the network later, in its place, need not have its modules.
         self.maps = len(network.controlnet_down_blocks) + 1
         self.network: Any = network
-        self.embedder: Any = network.controlnet_cond_embedding
+        self.embedder: Any = take_out_hint_encoder(network) if embedder is None else embedder
         weight = next(self.embedder.parameters())
         self._device, self._dtype = weight.device, weight.dtype
         self._is_bgr = network.config.controlnet_conditioning_channel_order == "bgr"
-        network.controlnet_cond_embedding = nn.Identity()
-        network.register_to_config(controlnet_conditioning_channel_order="rgb")
+        if self._is_bgr:
+            network.register_to_config(controlnet_conditioning_channel_order="rgb")
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -55,6 +57,13 @@ class ControlNet:
         pixels = pixels.flip(0) if self._is_bgr else pixels
         embedded: Tensor = self.embedder(pixels[None].to(self._device, self._dtype))[0]
         return embedded
+
+
+def take_out_hint_encoder(network: Any) -> Any:
+    """Takes the hint encoder out of a ControlNet of diffusers', whose hints are embedded ones from now on."""
+    embedder = network.controlnet_cond_embedding
+    network.controlnet_cond_embedding = nn.Identity()
+    return embedder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,14 +136,18 @@ def plan_controls(
 
 
 def compute_residuals(
-    calls: Sequence[ControlCall], latents: Tensor, time: Tensor, embeddings: Tensor
+    calls: Sequence[ControlCall],
+    latents: Tensor,
+    time: Tensor,
+    embeddings: Tensor,
+    added: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Any]:
     """Returns the UNet's extra arguments: what all ControlNets add to its maps, zeros for entries without one.
 
-    `latents` [U, C, h, w], `time` [U] and `embeddings` [U, tokens, dim] are those of the whole, padded UNet call.
-    `calls` has at least one.
+    `latents` [U, C, h, w], `time` [U], `embeddings` [U, tokens, dim] and the `added` conditions, if the UNet takes any,
+    are those of the whole, padded UNet call. `calls` has at least one.
     """
-    answers = [_run_net(call, latents, time, embeddings) for call in calls]
+    answers = [_run_net(call, latents, time, embeddings, added) for call in calls]
     totals = [
         latents.new_zeros((len(latents), *torch.broadcast_shapes(*(each.shape[1:] for each in level))))
         for level in zip(*answers, strict=True)
@@ -173,13 +186,19 @@ def _plan_call(
     )
 
 
-def _run_net(call: ControlCall, latents: Tensor, time: Tensor, embeddings: Tensor) -> list[Tensor]:
+def _run_net(
+    call: ControlCall, latents: Tensor, time: Tensor, embeddings: Tensor, added: Mapping[str, Mapping[str, Tensor]]
+) -> list[Tensor]:
     """Runs one net for its users, and returns its weighted outputs, the middle map last."""
     down, middle = call.net.network(
         latents.index_select(0, call.entries),
         time.index_select(0, call.entries),
         encoder_hidden_states=embeddings.index_select(0, call.entries),
         controlnet_cond=call.hints,
+        **{
+            argument: {name: each.index_select(0, call.entries) for name, each in conditions.items()}
+            for argument, conditions in added.items()
+        },
         return_dict=False,
     )
     return [answer[: call.users] * weight for answer, weight in zip((*down, middle), call.weights, strict=True)]

@@ -20,11 +20,13 @@ class EncodedPrompt:
     """A prompt as the networks need it.
 
     `embedding` [tokens, dim] is the text encoder's, for ControlNets; `keys` [tokens, width] are the keys and values of
-    all cross-attention layers side by side, for the UNet.
+    all cross-attention layers side by side, for the UNet. `pooled` [width] is the text as a whole, for networks that
+    are told it.
     """
 
     embedding: Tensor
     keys: Tensor
+    pooled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -56,9 +58,13 @@ class CrossAttentionCache:
 
     @torch.inference_mode()
     def project(
-        self, embedding: Tensor, updates: Mapping[str, LayerUpdate] | None = None, updates_key: Hashable = ()
+        self,
+        embedding: Tensor,
+        updates: Mapping[str, LayerUpdate] | None = None,
+        updates_key: Hashable = (),
+        pooled: Tensor | None = None,
     ) -> EncodedPrompt:
-        """Returns `embedding` [tokens, dim] with its projections, changed by `updates`, by their paths.
+        """Returns `embedding` [tokens, dim] with its projections, changed by `updates`, by their paths, and `pooled`.
 
         `updates_key` tells these updates from others. Do not modify it: requests with one prompt share it.
         """
@@ -71,7 +77,7 @@ class CrossAttentionCache:
             layers = {path: each.projection for path, each in self._projections.items()}
             for path, factors in stack_updates([updates or {}], layers).items():
                 keys[path] = add_update(layers[path], given, keys[path], factors)
-            found = EncodedPrompt(embedding, torch.cat([each[0] for each in keys.values()], dim=1))
+            found = EncodedPrompt(embedding, torch.cat([each[0] for each in keys.values()], dim=1), pooled)
             if found.bytes <= self._cache.maxsize:
                 self._cache[key] = found
         return found

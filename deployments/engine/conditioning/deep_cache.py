@@ -35,6 +35,7 @@ class DeepCache:
             if getattr(block, "has_cross_attention", False):
                 layers += block.attentions[chosen]
         ends = (unet.time_proj, unet.time_embedding, unet.conv_in, unet.conv_norm_out, unet.conv_out)
+        ends += () if unet.config.addition_embed_type is None else (unet.add_time_proj, unet.add_embedding)
         return [*layers, *(each for each in ends if each is not None)]
 
     def run_whole(self, sample: Tensor, time: Tensor, keys: Tensor, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,9 @@ class DeepCache:
         """Returns the UNet's answer [B, C, h, w] if its deep blocks answered `deep`; `more` as for `run_whole`."""
         unet = self._unet
         embedding = unet.time_embedding(unet.time_proj(time).to(sample.dtype), more.get("timestep_cond"))
+        added = unet.get_aug_embed(embedding, keys, more.get("added_cond_kwargs"))
+        if added is not None:
+            embedding = embedding + added
         skips = [unet.conv_in(sample)]
         for layer in range(SHALLOW_LAYERS - 1):
             skips.append(_run_layer(self._first, layer, skips[-1], embedding, keys))

@@ -24,7 +24,7 @@ def find_vectors(title: str, path: Path) -> tuple[str, int, int]:
     tensors = read_header(title, path).tensors
     if CLIP_G in tensors:
         raise ModelLoadError(
-            f"{title} is for SDXL: it has `{CLIP_G}`, for a second text encoder, which no model here has"
+            f"{title} is for SDXL: it has `{CLIP_G}`, for a second text encoder, and embeddings are served for one"
         )
     if len(tensors) != 1:
         raise ModelLoadError(

@@ -1,15 +1,18 @@
 """Encodes prompts for the UNet: CLIP hidden states, for prompts of any length up to a stated limit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from cachetools import LRUCache
-from torch import Tensor, nn
+from torch import Tensor
 
 from deployments.engine.conditioning.learnt_vectors import LearntVectors
 from deployments.engine.conditioning.prompt_syntax import parse_weighted
+from deployments.engine.conditioning.text_network import EncodedText, TextNetwork
 from deployments.engine.conditioning.tokens import TextTokenizer
 from deployments.engine.lora.rows.factors import stack_updates
 from deployments.engine.lora.rows.layers import apply_factors, layers_of
@@ -38,13 +41,16 @@ class _Chunk:
 
 
 class PromptEncoder:
-    """Encodes prompts with one model's CLIP text encoder, and caches the latest ones.
+    """Encodes prompts with one model's CLIP text encoder, or its two, and caches the latest ones.
 
     A prompt is cut into chunks of 75 tokens, and wherever it says BREAK; each is wrapped in the start and end tokens,
     padded to 77 and encoded alone, so that a prompt's embedding never depends on what else is encoded. The number of
     chunks is rounded up to a power of two with empty ones: then any two lengths divide each other, and prompts of
     different lengths share a UNet call through `repeat_to`. If the tokenizer's `model_max_length` is less than 77,
     chunks are shorter accordingly.
+
+    Two text encoders read the same chunks, and their states stand side by side. The pooled embedding, for which one
+    text has one place, is that of the first chunk, as in the web UI.
 
     The vectors of a learnt embedding stand where its token does, and never in two chunks, as in the web UI.
 
@@ -60,27 +66,33 @@ class PromptEncoder:
         dtype: torch.dtype,
         max_chunks: int = 4,
         cache_size: int = 256,
+        *,
+        second: tuple[Any, Any] | None = None,
+        has_zeros_for_nothing: bool = False,
     ) -> None:
-        """`tokenizer` and `text_encoder` are transformers' CLIP classes; `max_chunks` is a power of two."""
+        """`tokenizer` and `text_encoder` are transformers' CLIP classes; `max_chunks` is a power of two.
+
+        `second` are another tokenizer, of the same words, and another text encoder, with a projection.
+        `has_zeros_for_nothing` says that no negative prompt means zeros to the model.
+        """
         if max_chunks < 1 or max_chunks & (max_chunks - 1):
             raise ValueError(f"max_chunks must be a power of two, got {max_chunks}")
         self._tokenizer = tokenizer
         self._tokenize = TextTokenizer(tokenizer)
-        self._text_encoder = text_encoder
-        self._final_layer_norm = _find_final_layer_norm(text_encoder)
+        pairs = [(tokenizer, text_encoder), *([] if second is None else [second])]
+        self._networks = [TextNetwork(*pair, device, dtype, is_alone=second is None) for pair in pairs]
+        self._has_zeros_for_nothing = has_zeros_for_nothing
         self._learnt = LearntVectors(text_encoder, device)
-        self._device = device
-        self._dtype = dtype
         # A tokenizer may be configured shorter than the text encoder: diffusers pads to its length.
-        self._chunk_tokens = min(tokenizer.model_max_length, int(text_encoder.config.max_position_embeddings)) - 2
+        self._chunk_tokens = min(network.positions for network in self._networks) - 2
         self._max_chunks = max_chunks
-        self._cache: LRUCache[tuple[Any, ...], Tensor] = LRUCache(cache_size)
+        self._cache: LRUCache[tuple[Any, ...], EncodedText] = LRUCache(cache_size)
         self._hits = self._misses = 0
 
     @property
-    def text_encoder(self) -> Any:
-        """The network, which other models may share."""
-        return self._text_encoder
+    def text_encoders(self) -> list[Any]:
+        """The networks, which other models may share."""
+        return [network.network for network in self._networks]
 
     @property
     def max_tokens(self) -> int:
@@ -99,9 +111,9 @@ class PromptEncoder:
         field: str = "prompt",
         loras: LoraSet | None = None,
         embeddings: Iterable[EmbeddingFile] = (),
-    ) -> Tensor:
+    ) -> EncodedText:
         """Returns the embedding [77 * chunks, dim] of `prompt`, chunks being 1, 2, 4, ... up to `max_chunks`, as the
-        text encoder makes it that `loras` have changed. Do not modify it.
+        text encoders make it that `loras` have changed. Do not modify it.
 
         `clip_skip` counts the last layers left out, as in diffusers: 0 is the last hidden state. `field` is the
         parameter that errors name. `embeddings` are those whose tokens stand for vectors. Raises InvalidParameter for a
@@ -118,14 +130,19 @@ class PromptEncoder:
         self._misses += 1
         self._check_clip_skip(clip_skip)
         chunks = self._chunks(prompt, field, tokens)
-        if loras is None or not loras.text:
-            embedding = self._encode(chunks, clip_skip)
-        else:
-            factors = stack_updates([loras.text], layers_of(self._text_encoder))
-            with apply_factors(self._text_encoder, factors):
-                embedding = self._encode(chunks, clip_skip)
-        self._cache[key] = embedding
-        return embedding
+        with self._changed_by(loras):
+            found = self._cache[key] = self._encode(chunks, clip_skip)
+        return found
+
+    @cached_property
+    def nothing(self) -> EncodedText | None:
+        """What no negative prompt is to a model that has zeros for it; None for others, which encode the empty text."""
+        if not self._has_zeros_for_nothing:
+            return None
+        empty = self.encode("")
+        return EncodedText(
+            torch.zeros_like(empty.states), None if empty.pooled is None else torch.zeros_like(empty.pooled)
+        )
 
     def count(self, prompt: str, field: str = "prompt", embeddings: Iterable[EmbeddingFile] = ()) -> TokenCount:
         """Counts the tokens of `prompt`, also of one that is too long. May be called from any thread.
@@ -137,9 +154,10 @@ class PromptEncoder:
         return TokenCount(tokens, len(chunks), self._chunk_tokens, self._max_chunks)
 
     def _check_clip_skip(self, clip_skip: int) -> None:
-        layers = int(self._text_encoder.config.num_hidden_layers)
-        if not 0 <= clip_skip < layers:
-            rule = f"must be between 0 and {layers - 1} for this model, whose text encoder has {layers} layers"
+        most = min(network.most_skipped for network in self._networks)
+        if not 0 <= clip_skip <= most:
+            layers = min(int(network.network.config.num_hidden_layers) for network in self._networks)
+            rule = f"must be between 0 and {most} for this model, whose text encoder has {layers} layers"
             raise InvalidParameter("clip_skip", rule)
 
     def _chunks(self, prompt: str, field: str, learnt: EmbeddingTokens) -> list[_Chunk]:
@@ -170,6 +188,9 @@ class PromptEncoder:
             chunks[-1].weights.append(weight)
 
     def _add_learnt(self, chunks: list[_Chunk], file: EmbeddingFile, weight: float, field: str) -> None:
+        if len(self._networks) > 1:
+            rule = "for one text encoder, and this model has two"
+            raise InvalidParameter(field, f"names the embedding {file.name!r}, which is {rule}")
         self._learnt.check_width(file, field)
         if file.vectors > self._chunk_tokens:
             rule = f"has {file.vectors} vectors, and a chunk of this model's prompts has {self._chunk_tokens} places"
@@ -191,43 +212,38 @@ class PromptEncoder:
             f"{self._max_chunks * self._chunk_tokens} tokens, in {self._max_chunks} chunks of {self._chunk_tokens}",
         )
 
-    @torch.no_grad()
-    def _encode(self, chunks: list[_Chunk], clip_skip: int) -> Tensor:
-        return torch.cat([self._encode_chunk(chunk, clip_skip) for chunk in chunks])
+    @contextmanager
+    def _changed_by(self, loras: LoraSet | None) -> Iterator[None]:
+        """Has the text encoders answer as `loras` change them."""
+        changes = [] if loras is None else [loras.text, loras.second_text]
+        with ExitStack() as contexts:
+            for network, updates in zip(self.text_encoders, changes, strict=False):
+                if updates:
+                    contexts.enter_context(apply_factors(network, stack_updates([updates], layers_of(network))))
+            yield
 
-    def _encode_chunk(self, chunk: _Chunk, clip_skip: int) -> Tensor:
+    @torch.no_grad()
+    def _encode(self, chunks: list[_Chunk], clip_skip: int) -> EncodedText:
+        encoded = [self._encode_chunk(chunk, clip_skip) for chunk in chunks]
+        return EncodedText(torch.cat([each.states for each in encoded]), encoded[0].pooled)
+
+    def _encode_chunk(self, chunk: _Chunk, clip_skip: int) -> EncodedText:
         vectors = {
             1 + begin + i: vector
             for begin, file in chunk.learnt.items()
             for i, vector in enumerate(self._learnt.of(file))
         }
+        wrapped = [self._tokenizer.bos_token_id, *chunk.ids, self._tokenizer.eos_token_id]
         with self._learnt.put_in(vectors):
-            hidden = self._hidden_states(chunk.ids, clip_skip)
+            read = [network.read(wrapped, clip_skip) for network in self._networks]
+        return EncodedText(torch.cat([self._weigh(each.states, chunk) for each in read], dim=-1), read[-1].pooled)
+
+    def _weigh(self, states: Tensor, chunk: _Chunk) -> Tensor:
         if all(weight == 1.0 for weight in chunk.weights):
-            return hidden
-        weights = hidden.new_ones(self._chunk_tokens + 2, 1, dtype=torch.float32)
+            return states
+        weights = states.new_ones(self._chunk_tokens + 2, 1, dtype=torch.float32)
         weights[1 : 1 + len(chunk.weights), 0] = torch.tensor(chunk.weights)
-        return emphasise(hidden, weights)
-
-    def _hidden_states(self, ids: list[int], clip_skip: int) -> Tensor:
-        tokenizer, padding = self._tokenizer, self._chunk_tokens - len(ids)
-        wrapped = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * padding]
-        # A few text encoders say in their config that padding is masked; diffusers obeys it, and so must this.
-        mask = None
-        if self._text_encoder.config.to_dict().get("use_attention_mask"):
-            mask = self._batch_of_one([1] * (len(ids) + 2) + [0] * padding)
-        # Named, because a config may ask for tuples.
-        output = self._text_encoder(
-            self._batch_of_one(wrapped), attention_mask=mask, output_hidden_states=clip_skip > 0, return_dict=True
-        )
-        hidden = output.last_hidden_state
-        if clip_skip:
-            hidden = self._final_layer_norm(output.hidden_states[-(clip_skip + 1)])
-        embedding: Tensor = hidden[0].to(device=self._device, dtype=self._dtype)
-        return embedding
-
-    def _batch_of_one(self, values: list[int]) -> Tensor:
-        return torch.tensor([values], device=self._device)
+        return emphasise(states, weights)
 
 
 def repeat_to(embedding: Tensor, tokens: int) -> Tensor:
@@ -258,9 +274,3 @@ def emphasise(hidden: Tensor, weights: Tensor) -> Tensor:
     scale = before.mean() / after.mean()
     meaningful = (before.mean().abs() > 0.01 * before.square().mean().sqrt()) & (scale > 0.1) & (scale < 10.0)
     return (after * torch.where(meaningful, scale, 1.0)).to(hidden.dtype)
-
-
-def _find_final_layer_norm(text_encoder: nn.Module) -> nn.Module:
-    # By name, because transformers moved it: once under `text_model`, now an attribute of the encoder itself.
-    modules: dict[str, nn.Module] = dict(text_encoder.named_modules())
-    return next(module for name, module in modules.items() if name.endswith("final_layer_norm"))

@@ -16,10 +16,11 @@ def adapted_base(model: LoadedModel) -> AdaptedBase:
     """Returns what LoRAs change in `model`. From any thread; it may have to wait until a network is converted."""
     return AdaptedBase(
         layers_of(model.unet),
-        layers_of(model.prompt_encoder.text_encoder),
+        layers_of(model.prompt_encoder.text_encoders[0]),
         model.attention_cache.paths,
         model.device,
         model.dtype,
+        *(layers_of(network) for network in model.prompt_encoder.text_encoders[1:]),
     )
 
 

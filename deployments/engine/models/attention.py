@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from deployments.engine.conditioning.added_conditions import sample_conditions
 from deployments.engine.conditioning.cross_attention import context_width
 from deployments.engine.cuda.attention_kernels import (
     TORCH,
@@ -122,6 +123,7 @@ def sample_inputs(
         "timestep": torch.full((rows,), 500.0, device=device),
         "encoder_hidden_states": noise(tokens, context_width(unet)),
         "return_dict": False,
+        **sample_conditions(unet, rows, device, dtype),
     }
 
 

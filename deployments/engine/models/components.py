@@ -11,15 +11,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from deployments.engine.calibration.kept_files import NOTHING_KEPT, KeptFiles
-from deployments.engine.checkpoints.library_networks import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from deployments.engine.checkpoints.library_networks import (
+    AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
+    UNet2DConditionModel,
+)
 from deployments.engine.checkpoints.networks import check_finite, load_network
 from deployments.engine.checkpoints.single_file import FilePart, FileScheduler, file_fingerprint, load_file_part
-from deployments.engine.conditioning.controlnet import ControlNet
+from deployments.engine.conditioning.controlnet import ControlNet, take_out_hint_encoder
 from deployments.engine.conditioning.cross_attention import CrossAttentionCache
 from deployments.engine.conditioning.deep_cache import DeepCache, can_split
+from deployments.engine.conditioning.union_controlnet import UnionControlNet, UnionKind
 from deployments.engine.cuda.compiled_calls import CompilableNetwork, CompilableVae
 from deployments.engine.cuda.networks import Backend, prepare_for_cuda
 from deployments.engine.cuda.settings import configure_cuda
@@ -37,6 +43,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CHUNK = 1 << 20
+_CONVOLUTIONAL = (UNet2DConditionModel, AutoencoderKL, ControlNetModel, ControlNetUnionModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,57 +107,70 @@ class Components:
         plain = unet.plain if isinstance(unet, CompilableNetwork) else unet
         return DeepCache(plain) if can_split(plain) else None
 
-    def vae(self, part: PartFolder | FilePart) -> AutoencoderKL:
-        """Loads the VAE in `part`, or returns the shared one."""
+    def vae(self, part: PartFolder | FilePart, *, obeys_upcast: bool = False) -> AutoencoderKL:
+        """Loads the VAE in `part`, or returns the shared one.
+
+        With `obeys_upcast` one whose config has `force_upcast` runs in fp32 where others run in fp16, as in diffusers'
+        pipelines for Stable Diffusion XL.
+        """
         openvino = self._openvino
+        upcasts = obeys_upcast and self.dtype == torch.float16
 
         def load(digest: str) -> Any:
             vae = self._load_network(AutoencoderKL, part)
+            if upcasts and vae.config.force_upcast:
+                vae = vae.float()
             if openvino is not None:
                 return openvino.run_vae(vae, part.title, digest)
             return vae if self._compile_with is None else CompilableVae(vae, part.title, self._compile_with)
 
-        return self._load_shared(AutoencoderKL, part, load)
+        return self._load_shared(AutoencoderKL, part, load, "upcast" if upcasts else "")
 
     def text_encoder(self, part: PartFolder | FilePart) -> CLIPTextModel:
         """Loads the text encoder in `part`, or returns the shared one."""
-        openvino = self._openvino
+        return self._load_text_encoder(CLIPTextModel, part)
 
-        def load(digest: str) -> Any:
-            encoder = self._load_network(CLIPTextModel, part)
-            if openvino is None:
-                return encoder
-            again = partial(self._load_network, CLIPTextModel, part)
-            return openvino.run_text_encoder(encoder, part.title, digest, again)
+    def second_text_encoder(self, part: PartFolder | FilePart) -> CLIPTextModelWithProjection:
+        """Loads a second text encoder, which has a projection, or returns the shared one."""
+        return self._load_text_encoder(CLIPTextModelWithProjection, part)
 
-        return self._load_shared(CLIPTextModel, part, load)
-
-    def samplers(self, title: str, place: Path | FileScheduler, index: Path | None = None) -> PipelineSamplers:
+    def samplers(
+        self, title: str, place: Path | FileScheduler, index: Path | None = None, *, corrects: bool = True
+    ) -> PipelineSamplers:
         """Returns the samplers for the scheduler in `place`, shared with the schedules and checks that they have made.
 
-        `index` is the `model_index.json` of the checkpoint that it belongs to. Raises ModelLoadError, which begins with
-        `title`.
+        `index` is the `model_index.json` of the checkpoint that it belongs to; `corrects` says that diffusers'
+        pipelines for it correct its scheduler. Raises ModelLoadError, which begins with `title`.
         """
         if isinstance(place, FileScheduler):
             saved, digest = SavedScheduler(place.config["_class_name"], place.config), file_fingerprint(place)
         else:
             saved, digest = read_scheduler(title, place, index), fingerprint(place)
-        key = f"{saved.class_name}/{digest}"
-        return self._get_or_load((PipelineSamplers, key), lambda: PipelineSamplers(saved, self._kept))
+        key = f"{saved.class_name}/{digest}/{corrects}"
+        return self._get_or_load(
+            (PipelineSamplers, key), lambda: PipelineSamplers(saved, self._kept, corrects=corrects)
+        )
 
-    def controlnet(self, name: str, part: PartFolder) -> ControlNet:
-        """Loads the ControlNet in `part`, or returns the one shared by models that call it by the same name."""
+    def controlnet(self, name: str, part: PartFolder, mode: int | None = None) -> ControlNet:
+        """Loads the ControlNet in `part`, or returns the one shared by models that call it by the same name.
+
+        With a `mode` it is a union ControlNet, whose other kinds share its weights, but for OpenVINO's.
+        """
         digest = fingerprint(part.folder)
 
         def load() -> ControlNet:
-            net = ControlNet(name, self._load_network(ControlNetModel, part))
+            if mode is None:
+                net = ControlNet(name, self._load_network(ControlNetModel, part))
+            else:
+                union = self._union_controlnet(part, digest)
+                net = ControlNet(name, UnionKind(part.title, union, mode), union.embedder)
             if self._openvino is not None:
-                self._openvino.run_controlnet(net, part.title, digest)
+                self._openvino.run_controlnet(net, part.title, digest if mode is None else f"{digest}/{mode}")
             elif self._compile_with is not None:
                 net.network = CompilableNetwork(net.network, part.title, self._compile_with)
             return net
 
-        return self._get_or_load((ControlNet, f"{name}/{digest}"), load)
+        return self._get_or_load((ControlNet, f"{name}/{digest}/{mode}"), load)
 
     def concept_checker(self, title: str, source: str, root: Path) -> "ConceptChecker":
         """Loads Stable Diffusion's own safety checker from the folder `root`, or returns the shared one."""
@@ -162,15 +182,35 @@ class Components:
             lambda: load_concept_checker(title, source, root, self.dtype, self.device, half=self.is_half),
         )
 
+    def _union_controlnet(self, part: PartFolder, digest: str) -> UnionControlNet:
+        def load() -> UnionControlNet:
+            network = self._load_network(ControlNetUnionModel, part)
+            return UnionControlNet(network, take_out_hint_encoder(network))
+
+        # OpenVINO converts each kind, and drops the weights that it was made of.
+        return load() if self._openvino is not None else self._get_or_load((UnionControlNet, digest), load)
+
     def _load_projected_unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
         """Loads the UNet in `part` as models have it: its prompts are an input."""
         unet = self.unet(part)
         CrossAttentionCache(unet)
         return unet
 
-    def _load_shared(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[str], T]) -> T:
+    def _load_text_encoder(self, kind: type[T], part: PartFolder | FilePart) -> T:
+        openvino = self._openvino
+
+        def load(digest: str) -> Any:
+            encoder = self._load_network(kind, part)
+            if openvino is None:
+                return encoder
+            again: Callable[[], Any] = partial(self._load_network, kind, part)
+            return openvino.run_text_encoder(encoder, part.title, digest, again)
+
+        return self._load_shared(kind, part, load)
+
+    def _load_shared(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[str], T], how: str = "") -> T:
         digest = _digest_of(part)
-        return self._get_or_load((kind, digest), lambda: load(digest))
+        return self._get_or_load((kind, digest + how), lambda: load(digest))
 
     def _get_or_load(self, key: tuple[type, str], load: Callable[[], T]) -> T:
         found: T | None = self._shared.get(key)
@@ -181,7 +221,7 @@ class Components:
 
     def _load_network(self, kind: type[T], part: PartFolder | FilePart) -> T:
         network = self._load_from_file(kind, part) if isinstance(part, FilePart) else self._load_from_folder(kind, part)
-        if self.device.type == "cuda" and isinstance(network, UNet2DConditionModel | AutoencoderKL | ControlNetModel):
+        if self.device.type == "cuda" and isinstance(network, _CONVOLUTIONAL):
             prepare_for_cuda(network)
         return network
 

@@ -20,9 +20,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from deployments.engine.checkpoints.pipeline_index import names_part
 from deployments.engine.checkpoints.weight_files import choose_weights, is_weights_file, missing_weights_error
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import INDEX
+from deployments.engine.protocol.spec import INDEX, SECOND_PARTS
 
 _PLAIN: Final = (".json", ".txt")
 _CONFIG: Final = "config.json"
@@ -123,7 +124,8 @@ def _find_cached(source: str, revision: str, parts: Sequence[str], half: bool) -
     except LocalEntryNotFoundError:
         return None
     described = "" in parts or (found / INDEX).exists()
-    return found if described and all(_is_whole(found / part, half) for part in parts) else None
+    needed = [part for part in parts if part not in SECOND_PARTS or names_part(source, found, part)]
+    return found if described and all(_is_whole(found / part, half) for part in needed) else None
 
 
 def _is_whole(folder: Path, half: bool) -> bool:

@@ -11,17 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
-from deployments.engine.checkpoints.pipeline_index import check_pipeline
-from deployments.engine.checkpoints.single_file import (
-    FilePart,
-    FileScheduler,
-    FileTokenizer,
-    describe_vae_file,
-    load_file_tokenizer,
-    parts_of,
-)
-from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
+from deployments.engine.checkpoints.native_size import with_native_size
+from deployments.engine.checkpoints.original_configs import VAE_XL
+from deployments.engine.checkpoints.pipeline_index import has_zeros_for_no_prompt
+from deployments.engine.checkpoints.single_file import FilePart, FileTokenizer, load_file_tokenizer
+from deployments.engine.checkpoints.vocabulary import check_same_words, check_vocabulary, load_tokenizer
+from deployments.engine.conditioning.added_conditions import pooled_width, takes_added_conditions
 from deployments.engine.conditioning.controlnet import AddedMaps, ControlNet
 from deployments.engine.conditioning.cross_attention import CrossAttentionCache
 from deployments.engine.conditioning.deep_cache import DeepCache
@@ -30,28 +25,26 @@ from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.cuda.compiled_calls import is_compiled
 from deployments.engine.models.attention import AttentionChoice, adopt_attention, choose_attention
 from deployments.engine.models.component_fit import check_controlnet, check_parts
-from deployments.engine.models.components import Components, PartFolder, is_half, size_of
+from deployments.engine.models.components import Components, PartFolder, size_of
 from deployments.engine.models.guidance_embedding import embedding_width
-from deployments.engine.models.hub import locate
-from deployments.engine.models.model_checkers import fetch_checkers, load_checkers
+from deployments.engine.models.model_checkers import load_checkers
+from deployments.engine.models.part_location import FILES, controlnet_title, locate_controlnet, locate_parts, title_of
+from deployments.engine.models.vae_tiles import tile_side
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.inputs import PipelineKind, Task
 from deployments.engine.protocol.sampler_names import resolve_sampler
-from deployments.engine.protocol.spec import INDEX, PARTS, ModelSpec, PartSpec, as_part
+from deployments.engine.protocol.spec import INDEX, SECOND_PARTS, ModelSpec, PartSpec, as_part
 from deployments.engine.safety.checkers import NO_CHECKERS, Checkers
 from deployments.engine.sampling.samplers import PipelineSamplers
 
 log = logging.getLogger(__name__)
 
-PartLocation = Path | FilePart | FileTokenizer | FileScheduler
-"""A part's location: a folder, or inside a file."""
-
-_FILES = "it needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in diffusers' layout, weights as safetensors"
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """Everything that rows of one model share. `unet` and `vae` are diffusers' networks in `dtype` on `device`."""
+    """Everything that rows of one model share. `unet` and `vae` are diffusers' networks on `device`, in `dtype` and in
+    `vae_dtype`.
+    """
 
     spec: ModelSpec
     unet: Any
@@ -62,6 +55,7 @@ class LoadedModel:
     prediction_type: str
     device: torch.device
     dtype: torch.dtype
+    vae_dtype: torch.dtype
     attention: AttentionChoice
     image_encoder: ImageEncoder
     attention_cache: CrossAttentionCache
@@ -81,29 +75,39 @@ class LoadedModel:
         """True if its networks are compiled for the shapes of their calls."""
         return hasattr(self.unet, "compile_for")
 
-    def compile_unet(self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none") -> None:
+    def compile_unet(
+        self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none", *, for_all: bool = False
+    ) -> None:
         """Has the UNet compiled for calls of so many rows of such latents, where calls would compile it themselves.
 
-        `added` says what ControlNets add to its maps.
+        `added` says what ControlNets add to its maps. With `for_all` it is compiled for calls of any shape.
         """
         if hasattr(self.unet, "compile_for"):
-            self.unet.compile_for(rows, height, width, tokens, added)
+            self.unet.compile_for(rows, height, width, tokens, added, for_all=for_all)
 
-    def compile_shallow_unet(self, rows: int, height: int, width: int, tokens: int) -> None:
+    def compile_shallow_unet(self, *shape: int, for_all: bool = False) -> None:
         """Has the UNet without its deep blocks compiled, as `compile_unet` does."""
         if (compile_for := getattr(self.deep_cache, "compile_for", None)) is not None:
-            compile_for(rows, height, width, tokens)
+            compile_for(*shape, for_all=for_all)
 
-    def compile_controlnet(self, rows: int, height: int, width: int, tokens: int, name: str) -> None:
+    def compile_controlnet(
+        self, rows: int, height: int, width: int, tokens: int, name: str, *, for_all: bool = False
+    ) -> None:
         """Has the ControlNet of this name compiled, as `compile_unet` does."""
         network = self.controlnets[name].network
         if hasattr(network, "compile_for"):
-            network.compile_for(rows, height, width, tokens)
+            network.compile_for(rows, height, width, tokens, for_all=for_all)
 
     def compile_decoder(self, height: int, width: int) -> None:
-        """Has the VAE's decoder compiled for one of such latents, where calls would compile it themselves."""
+        """Has the VAE's decoder compiled for one of such latents, or tiles, where calls would compile it themselves."""
         if hasattr(self.vae, "compile_for"):
-            self.vae.compile_for(height, width)
+            most = max(height, width) if self.tile is None else self.tile // self.factor
+            self.vae.compile_for(min(height, most), min(width, most))
+
+    @property
+    def tile(self) -> int | None:
+        """The side in pixels of the tiles that larger pictures are decoded in; None if they are not."""
+        return tile_side(self.vae) if self.spec.vae_tiling else None
 
     @property
     def backend(self) -> str:
@@ -126,6 +130,11 @@ class LoadedModel:
     def guidance_width(self) -> int | None:
         """The width of the guidance embedding that the UNet takes; None if it takes none."""
         return embedding_width(self.unet)
+
+    @property
+    def pooled_width(self) -> int | None:
+        """The width of the pooled text that the UNet takes, beside sizes; None if it takes none."""
+        return pooled_width(self.unet)
 
     @property
     def deep_channels(self) -> int:
@@ -157,65 +166,17 @@ def load_model(
     which part, or that a revision must be pinned.
     """
     parts = parts or Components(device, dtype)
-    places = _locate_parts(spec, half=parts.is_half)
+    places = locate_parts(spec, half=parts.is_half)
     # Parts in files stay as they were given: their configs are known without fetching anything.
     found = {name: as_part(part) for name, part in spec.parts.items()}
     found |= {name: PartSpec(str(place)) for name, place in places.items() if isinstance(place, Path)}
-    scheduler = places["scheduler"]
-    index = scheduler.parent / INDEX if "scheduler" not in spec.parts and isinstance(scheduler, Path) else None
+    roots = [place.parent for name, place in places.items() if name not in spec.parts and isinstance(place, Path)]
+    index = roots[0] / INDEX if roots else None
     try:
         model = _load(with_native_size(replace(spec, parts=found)), spec, places, index, parts, attention)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ModelLoadError(f"{_title(spec)} could not be loaded from {spec.source!r}: {_FILES}") from error
+        raise ModelLoadError(f"{title_of(spec)} could not be loaded from {spec.source!r}: {FILES}") from error
     return replace(model, spec=replace(model.spec, parts=spec.parts))
-
-
-def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Fetches all files that `load_model` would read, without loading them. Raises ModelLoadError."""
-    _locate_parts(spec, half=is_half(dtype))
-    for name in spec.controlnets:
-        _locate_controlnet(spec, name, half=is_half(dtype))
-    fetch_checkers(spec, half=is_half(dtype))
-
-
-def _locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, PartLocation]:
-    """Locates each part: in the model's own folder or file, or wherever `spec.parts` says."""
-    title = _title(spec)
-    named = {name: _locate_named(_title(spec, name), name, as_part(part), half) for name, part in spec.parts.items()}
-    own = [name for name in PARTS if name not in spec.parts]
-    if (file := describe_single_file(spec)) is not None:
-        inside = parts_of(title, file)
-        return {name: inside[name] for name in own} | named
-    root = locate(title, spec.source, spec.revision, own, half=half)
-    check_pipeline(title, root, own)
-    absent = [name for name in own if not (root / name).is_dir()]
-    if absent:
-        raise ModelLoadError(f"{title} could not be loaded from {spec.source!r}: there is no {absent[0]}/; {_FILES}")
-    return {name: root / name for name in own} | named
-
-
-def _locate_named(title: str, name: str, part: PartSpec, half: bool) -> PartLocation:
-    if Path(part.source).is_file():
-        if name != "vae":
-            raise ModelLoadError(f"{title}: a single file can only be a VAE; give its folder in diffusers' layout")
-        return describe_vae_file(title, Path(part.source))
-    return _locate_part(title, part, half=half)
-
-
-def _locate_controlnet(spec: ModelSpec, name: str, *, half: bool) -> Path:
-    return _locate_part(_controlnet_title(spec, name), as_part(spec.controlnets[name]), half=half)
-
-
-def _locate_part(title: str, part: PartSpec, *, half: bool) -> Path:
-    return locate(title, part.source, part.revision, ("",), half=half)
-
-
-def _title(spec: ModelSpec, part: str = "") -> str:
-    return f"model {spec.name!r}" + (f": its {part}" if part else "")
-
-
-def _controlnet_title(spec: ModelSpec, name: str) -> str:
-    return _title(spec, f"ControlNet {name!r}")
 
 
 def _load(
@@ -226,50 +187,84 @@ def _load(
     parts: Components,
     attention: AttentionChoice | None,
 ) -> LoadedModel:
-    """Loads from `places`, those of all parts; `asked` says where they come from; `index` is the model_index.json."""
+    """Loads from `places`, those of all parts; `asked` says where they come from; `index` is its own model_index.json,
+    if it has parts in a folder of its own.
+    """
     started = time.perf_counter()
     device, dtype = parts.device, parts.dtype
 
     def part(name: str) -> PartFolder | FilePart:
         place = places[name]
         source = as_part(asked.parts[name]).source if name in asked.parts else asked.source
-        return place if isinstance(place, FilePart) else PartFolder(_title(spec, name), source, place)
+        return place if isinstance(place, FilePart) else PartFolder(title_of(spec, name), source, place)
 
     # The small files first: their errors need not wait for the weights.
-    tokenizer = _load_tokenizer(_title(spec, "tokenizer"), places["tokenizer"])
-    unet, vae, text_encoder = parts.unet(part("unet")), parts.vae(part("vae")), parts.text_encoder(part("text_encoder"))
-    check_parts(_title(spec), unet, vae, text_encoder)
-    check_vocabulary(_title(spec, "tokenizer"), tokenizer, text_encoder.config)
+    tokenizer = _load_tokenizer(title_of(spec, "tokenizer"), places["tokenizer"])
+    unet = parts.unet(part("unet"))
+    has_two_texts = takes_added_conditions(unet)
+    if has_two_texts and (missing := [name for name in SECOND_PARTS if name not in places]):
+        raise ModelLoadError(
+            f"{title_of(spec)}: its UNet's `addition_embed_type` is text_time, as Stable Diffusion XL's, and there is "
+            f"no {missing[0]}/; bring the whole checkpoint, or give {missing[0]} under `parts`"
+        )
+    if not has_two_texts and (odd := [name for name in SECOND_PARTS if name in asked.parts]):
+        raise ModelLoadError(f"{title_of(spec)}: {odd[0]} is given under `parts`, and its UNet reads one text only")
+    vae_part = part("vae")
+    if has_two_texts and isinstance(vae_part, FilePart) and "vae" in asked.parts:
+        # A VAE's file does not say whose it is, and Stable Diffusion XL's has another scale.
+        vae_part = replace(vae_part, config=VAE_XL)
+    vae = parts.vae(vae_part, obeys_upcast=has_two_texts)
+    text_encoders: list[Any] = [parts.text_encoder(part("text_encoder"))]
+    if has_two_texts:
+        text_encoders.append(parts.second_text_encoder(part("text_encoder_2")))
+    check_parts(title_of(spec), unet, vae, text_encoders)
+    check_vocabulary(title_of(spec, "tokenizer"), tokenizer, text_encoders[0].config)
+    second = _load_second(spec, places, tokenizer, text_encoders[1]) if has_two_texts else None
     if spec.inpaints_only and unet.config.in_channels == vae.config.latent_channels:
         raise ModelLoadError(f"model {spec.name!r}: `inpaints_only` is set, but its UNet has no channels for a mask")
-    samplers = parts.samplers(_title(spec), places["scheduler"], index)
+    own_index = None if "scheduler" in asked.parts else index
+    samplers = parts.samplers(title_of(spec), places["scheduler"], own_index, corrects=not has_two_texts)
     kinds = pipeline_kinds(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
     _check_default_sampler(spec, samplers, kinds)
     controlnets = {name: _load_controlnet(spec, name, parts) for name in spec.controlnets}
     for name, net in controlnets.items():
-        check_controlnet(_controlnet_title(spec, name), net.network, unet, vae, text_encoder)
+        check_controlnet(controlnet_title(spec, name), net.network, unet, vae, text_encoders)
     checkers = load_checkers(asked, parts)
     # Before its attention is chosen: it is timed as it will run.
     attention_cache = CrossAttentionCache(unet)
     chosen = adopt_attention(unet, attention) if attention else choose_attention(unet, device, dtype)
     unet = parts.finish_unet(unet, part("unet"))
+    vae_dtype = next(iter(vae.parameters())).dtype
     model = LoadedModel(
         spec=spec,
         unet=unet,
         vae=vae,
-        prompt_encoder=PromptEncoder(tokenizer, text_encoder, device, dtype),
+        prompt_encoder=PromptEncoder(
+            tokenizer,
+            text_encoders[0],
+            device,
+            dtype,
+            second=second,
+            has_zeros_for_nothing=has_two_texts and has_zeros_for_no_prompt(title_of(spec), index),
+        ),
         samplers=samplers,
         alphas_cumprod=samplers.alphas_cumprod,
         prediction_type=samplers.prediction_type,
         device=device,
         dtype=dtype,
+        vae_dtype=vae_dtype,
         attention=chosen,
-        image_encoder=ImageEncoder(vae, device, dtype),
+        image_encoder=ImageEncoder(vae, device, vae_dtype),
         attention_cache=attention_cache,
         deep_cache=parts.deep_cache(unet),
         controlnets=controlnets,
         checkers=checkers,
-        networks=(unet, vae, text_encoder, *chain(*(net.networks for net in controlnets.values()), checkers.networks)),
+        networks=(
+            unet,
+            vae,
+            *text_encoders,
+            *chain(*(net.networks for net in controlnets.values()), checkers.networks),
+        ),
     )
     seconds = time.perf_counter() - started
     log.info("model %s: %.0f MB loaded in %.1f s", spec.name, model.bytes / 1e6, seconds)
@@ -280,10 +275,19 @@ def _load_tokenizer(title: str, place: Path | FileTokenizer) -> Any:
     return load_file_tokenizer(title, place) if isinstance(place, FileTokenizer) else load_tokenizer(title, place)
 
 
+def _load_second(spec: ModelSpec, places: Mapping[str, Any], tokenizer: Any, text_encoder: Any) -> tuple[Any, Any]:
+    """Returns the second tokenizer and `text_encoder`, which go with a first `tokenizer`."""
+    title = title_of(spec, "tokenizer_2")
+    second = _load_tokenizer(title, places["tokenizer_2"])
+    check_vocabulary(title, second, text_encoder.config)
+    check_same_words(title, second, tokenizer)
+    return second, text_encoder
+
+
 def _load_controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNet:
-    folder = _locate_controlnet(spec, name, half=parts.is_half)
-    source = as_part(spec.controlnets[name]).source
-    return parts.controlnet(name, PartFolder(_controlnet_title(spec, name), source, folder))
+    folder = locate_controlnet(spec, name, half=parts.is_half)
+    given = as_part(spec.controlnets[name])
+    return parts.controlnet(name, PartFolder(controlnet_title(spec, name), given.source, folder), given.mode)
 
 
 def pipeline_kinds(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:

@@ -1,13 +1,19 @@
 """Compiles converted models for the CPU."""
 
-from collections.abc import Sequence
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import openvino
 
+from deployments.engine.device.errors import raise_if_sticky
 from deployments.engine.openvino.converted_files import ConvertedFiles
 from deployments.engine.openvino.program import Program, Shape
+
+log = logging.getLogger(__name__)
 
 _CPU: Final = "CPU"
 
@@ -18,6 +24,7 @@ class Compiler:
     def __init__(self, threads: int, folder: Path | None = None) -> None:
         self.core = openvino.Core()
         self.files = ConvertedFiles(folder)
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="compile-unforeseen")
         self._settings = {
             # Never bf16, which it would choose by itself where the CPU has it.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -42,6 +49,20 @@ class Compiler:
                 parameter.set_partial_shape(openvino.PartialShape(list(shape)))
         own.validate_nodes_and_infer_types()
         return Program(self.core.compile_model(own, _CPU, self._settings), is_static)
+
+    def call_beside(self, method: Callable[..., object], *shapes: Shape | None) -> None:
+        """Calls a method that compiles for `shapes` on a thread of its own, unless its object is gone by then."""
+        self._threads.submit(_try, weakref.WeakMethod(method), shapes)
+
+
+def _try(reference: "weakref.WeakMethod[Callable[..., object]]", shapes: Sequence[Shape | None]) -> None:
+    """Compiles for `shapes`; if it fails, calls go on with what they have."""
+    try:
+        if (method := reference()) is not None:
+            method(*shapes)
+    except Exception as error:
+        raise_if_sticky(error)
+        log.exception("a network could not be compiled for a shape that nobody foresaw")
 
 
 def _replace_by_zero(model: openvino.Model, parameter: openvino.op.Parameter) -> None:

@@ -36,6 +36,9 @@ FEWEST_PROGRAMS: Final = 16
 
 _TOLERANCE: Final = 1e-3
 
+_Key = tuple[Shape | None, ...]
+_Presence = tuple[bool, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -47,10 +50,14 @@ class Origin:
 
 @dataclass(slots=True, eq=False)
 class _Compiled:
-    """A program for some shapes, or the place of one; `lock` is held while it is compiled."""
+    """A program for some shapes, or the place of one; `lock` is held while it is compiled.
+
+    `is_begun` says that a call has asked for it to be compiled beside it.
+    """
 
     program: Program | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    is_begun: bool = False
 
 
 class ConvertedNetwork:
@@ -82,10 +89,13 @@ class ConvertedNetwork:
         self._is_static = weight_bytes <= STATIC_BYTES
         self._work_bytes = 0.0
         kept = max(FEWEST_PROGRAMS, KEPT_BYTES // max(1, weight_bytes))
-        self._programs: LRUCache[tuple[Shape | bool, ...], _Compiled] = LRUCache(kept)
-        self._lock = threading.Lock()  # of `_programs`, held for moments
+        self._programs: LRUCache[_Key, _Compiled] = LRUCache(kept)
+        self._open_programs: dict[_Presence, _Compiled] = {}
+        self._lock = threading.Lock()  # of both, held for moments
         self._converting = threading.Lock()
         self.has_failed = False
+        self.is_exact = False
+        """True while calls wait for the programs of their own shapes: the other one may give other last bits."""
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Returns the function's outputs. What is None is left out: the function adds nothing for it."""
@@ -93,22 +103,30 @@ class ConvertedNetwork:
             self._prepare(inputs)
         if self.has_failed:
             return self._function(*inputs)
-        program = self._program_for(_shapes_of(inputs))
+        program = self._program_now(_shapes_of(inputs))
         # Never written to: shows meters, which see torch's memory only, what OpenVINO needs beside it.
         work = torch.empty(int(self._work_bytes * _elements(inputs)), dtype=torch.uint8)
         answers = program(self._cast(inputs))
         del work
         return answers
 
-    def compile_for(self, *shapes: Shape | None) -> None:
+    def compile_for(self, *shapes: Shape | None, for_all: bool = False) -> None:
         """Converts the function, and compiles it for inputs of these shapes, as far as that was not done before.
 
-        Calls of other shapes go on meanwhile; one of these waits for it.
+        Calls of other shapes go on meanwhile; one of these waits for it. With `for_all` it is compiled for inputs of
+        any shapes, but for those that are None, and calls of shapes without a program of their own need not wait.
         """
+        if not self._can_compile(shapes):
+            return
+        if for_all:
+            self._open_program_for(shapes)
+        else:
+            self._program_for(shapes)
+
+    def _can_compile(self, shapes: Sequence[Shape | None]) -> bool:
         if self._model is None and not self.has_failed:
             self._prepare(self._random_inputs(shapes))
-        if not self.has_failed:
-            self._program_for(shapes)
+        return not self.has_failed
 
     def _random_inputs(self, shapes: Sequence[Shape | None]) -> list[Tensor | None]:
         random = torch.Generator().manual_seed(0)
@@ -121,23 +139,42 @@ class ConvertedNetwork:
         pairs = zip(inputs, self._inputs, strict=True)
         return [given.to(own.example.dtype).contiguous() for given, own in pairs if given is not None]
 
-    def _program_for(self, shapes: Sequence[Shape | None]) -> Program:
-        assert self._model is not None
+    def _program_now(self, shapes: Sequence[Shape | None]) -> Program:
+        """Returns the program for these shapes; while there is none, the one for all, if there is that."""
+        if not self._is_static or self.is_exact:
+            return self._program_for(shapes)
         with self._lock:
-            compiled = self._programs.setdefault(self._key(shapes), _Compiled())
+            own = self._programs.setdefault(tuple(shapes), _Compiled())
+            for_all = self._open_programs.get(_presence(shapes), _Compiled())
+        if own.program is not None or for_all.program is None:
+            return self._fill(own, shapes, is_static=True)
+        if not own.is_begun:
+            own.is_begun = True
+            self._compiler.call_beside(self.compile_for, *shapes)
+        return for_all.program
+
+    def _program_for(self, shapes: Sequence[Shape | None]) -> Program:
+        """Returns the program for these shapes, compiled if need be; of a large network, the one for all."""
+        if not self._is_static:
+            return self._open_program_for(shapes)
+        with self._lock:
+            own = self._programs.setdefault(tuple(shapes), _Compiled())
+        return self._fill(own, shapes, is_static=True)
+
+    def _open_program_for(self, shapes: Sequence[Shape | None]) -> Program:
+        with self._lock:
+            for_all = self._open_programs.setdefault(_presence(shapes), _Compiled())
+        return self._fill(for_all, shapes, is_static=False)
+
+    def _fill(self, compiled: _Compiled, shapes: Sequence[Shape | None], *, is_static: bool) -> Program:
+        assert self._model is not None
         with compiled.lock:
             if compiled.program is None:
-                compiled.program = self._compile(self._model, shapes)
+                compiled.program = self._compile(self._model, shapes, is_static=is_static)
             return compiled.program
 
-    def _key(self, shapes: Sequence[Shape | None]) -> tuple[Shape | bool, ...]:
-        """Returns what a program is compiled for: the inputs' shapes, or which of them there are."""
-        if self._is_static:
-            return tuple(shape is not None and shape for shape in shapes)
-        return tuple(shape is not None for shape in shapes)
-
-    def _compile(self, model: openvino.Model, shapes: Sequence[Shape | None]) -> Program:
-        return self._compiler.compile(model, shapes, is_static=self._is_static)
+    def _compile(self, model: openvino.Model, shapes: Sequence[Shape | None], *, is_static: bool) -> Program:
+        return self._compiler.compile(model, shapes, is_static=is_static)
 
     def _prepare(self, inputs: Sequence[Tensor | None]) -> None:
         """Converts the network on a thread of its own: the caller's may be in inference mode, or metered."""
@@ -155,6 +192,7 @@ class ConvertedNetwork:
                 raise
             log.warning("%s cannot run on OpenVINO; torch runs its %s: %s", self._origin.title, self._part, error)
             self._programs.clear()
+            self._open_programs.clear()
             self.has_failed = True
 
     def _convert(self, inputs: Sequence[Tensor | None]) -> None:
@@ -179,8 +217,11 @@ class ConvertedNetwork:
         with CpuMemory().meter() as meter:
             wanted = self._function(*inputs)
         shapes = _shapes_of(inputs)
-        program = self._compile(model, shapes)
-        self._programs[self._key(shapes)] = _Compiled(program)
+        program = self._compile(model, shapes, is_static=self._is_static)
+        if self._is_static:
+            self._programs[tuple(shapes)] = _Compiled(program)
+        else:
+            self._open_programs[_presence(shapes)] = _Compiled(program)
         answers = program(self._cast(inputs))
         for answer, right in zip(answers, wanted, strict=True):
             error = float((answer - right).abs().max() / right.abs().max().clamp(min=1.0))
@@ -191,6 +232,11 @@ class ConvertedNetwork:
 
 def _shapes_of(inputs: Sequence[Tensor | None]) -> list[Shape | None]:
     return [None if given is None else tuple(given.shape) for given in inputs]
+
+
+def _presence(shapes: Sequence[Shape | None]) -> _Presence:
+    """Returns which of the inputs there are, all that a program for all shapes depends on."""
+    return tuple(shape is not None for shape in shapes)
 
 
 def _elements(inputs: Sequence[Tensor | None]) -> int:

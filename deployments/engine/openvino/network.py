@@ -33,6 +33,17 @@ class OpenVinoNetwork(nn.Module):
         """What runs it: openvino, or torch if one of its functions could not be converted."""
         return "torch" if any(part.has_failed for part in self._parts) else "openvino"
 
+    @contextmanager
+    def exact_calls(self) -> Iterator[None]:
+        """Lets calls inside the context wait for the programs of their own shapes. For one thread at a time."""
+        for part in self._parts:
+            part.is_exact = True
+        try:
+            yield
+        finally:
+            for part in self._parts:
+                part.is_exact = False
+
     def add_part(
         self, name: str, function: Function, inputs: Sequence[Input], owners: Iterable[nn.Module]
     ) -> ConvertedNetwork:

@@ -16,6 +16,7 @@ from deployments.engine.openvino.conversion import Input, split_gates
 from deployments.engine.openvino.converted_network import Origin
 from deployments.engine.openvino.network import ChangeableNetwork, OpenVinoNetwork
 from deployments.engine.openvino.program import Shape
+from deployments.engine.openvino.row_inputs import RowInputs
 
 # Any side that is no multiple of a power of two: then a UNet's trace takes the sizes of its maps from its input, as
 # such sizes need it, and does not double them.
@@ -31,15 +32,14 @@ class OpenVinoUNet(ChangeableNetwork):
         super().__init__(compiler, origin, unet, load)
         split_gates(unet)
         config = unet.config
-        self._guidance_width: int | None = config.time_cond_proj_dim
+        self.row_inputs = RowInputs(unet)
         self._maps = _count_maps(config)
         inputs = [
             Input("sample", torch.zeros(2, config.in_channels, *_SIDES), _IMAGE_AXES),
             Input("timestep", torch.zeros(2)),
             Input("keys", torch.zeros(2, 4, context_width(unet)), (0, 1)),
         ]
-        if self._guidance_width is not None:
-            inputs.append(Input("guidance", torch.zeros(2, self._guidance_width)))
+        inputs += self.row_inputs.inputs
         inputs += [Input(f"residual_{i}", torch.zeros(1, 1, 1, 1), _ANY) for i in range(self._maps)]
         self._split = DeepCache(unet) if can_split(unet) else None
         # What a shallow call runs is little, and its conversion needs the weights when it comes.
@@ -56,14 +56,16 @@ class OpenVinoUNet(ChangeableNetwork):
         timestep_cond: Tensor | None = None,
         down_block_additional_residuals: Sequence[Tensor] = (),
         mid_block_additional_residual: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor, ...]:
         """Returns the answer [B, C, h, w], in a tuple. `encoder_hidden_states` are keys [B, tokens, width].
 
         Of a UNet that can be split, the answer of its deep blocks is the tuple's second entry.
         """
+        more: dict[str, Any] = {} if timestep_cond is None else {"timestep_cond": timestep_cond}
+        more |= {} if added_cond_kwargs is None else {"added_cond_kwargs": added_cond_kwargs}
         if self.changed is not None:
-            more: dict[str, Any] = {} if timestep_cond is None else {"timestep_cond": timestep_cond}
             if mid_block_additional_residual is not None:
                 more["down_block_additional_residuals"] = tuple(down_block_additional_residuals)
                 more["mid_block_additional_residual"] = mid_block_additional_residual
@@ -74,32 +76,29 @@ class OpenVinoUNet(ChangeableNetwork):
         residuals: Sequence[Tensor | None] = [None] * self._maps
         if mid_block_additional_residual is not None:
             residuals = (*down_block_additional_residuals, mid_block_additional_residual)
-        guidance = self.guidance(sample, timestep_cond)
-        return self._run(sample, timestep, encoder_hidden_states, *guidance, *residuals)
+        return self._run(sample, timestep, encoder_hidden_states, *self.row_inputs.gather(sample, more), *residuals)
 
-    def compile_for(self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none") -> None:
-        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps."""
+    def compile_for(
+        self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none", *, for_all: bool = False
+    ) -> None:
+        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps.
+
+        With `for_all`, for any rows, sizes and prompts.
+        """
         maps: list[Shape | None] = [None] * self._maps
         if added != "none":
             sides = _map_shapes(self.config, height, width)
             maps = [(rows, channels, *((1, 1) if added == "averages" else side)) for channels, *side in sides]
-        self._run.compile_for(*self.input_shapes(rows, height, width, tokens), *maps)
+        self._run.compile_for(*self.input_shapes(rows, height, width, tokens), *maps, for_all=for_all)
 
     def input_shapes(self, rows: int, height: int, width: int, tokens: int) -> list[Shape]:
         """Returns the shapes of a call's inputs, but for what ControlNets add."""
-        guidance = [] if self._guidance_width is None else [(rows, self._guidance_width)]
         keys = (rows, tokens, context_width(self.network))
-        return [(rows, self.config.in_channels, height, width), (rows,), keys, *guidance]
-
-    def guidance(self, sample: Tensor, timestep_cond: Tensor | None) -> tuple[Tensor, ...]:
-        """Returns the embedded guidance scales [B, width] as an input of their own, for a UNet that has it."""
-        if self._guidance_width is None:
-            return ()
-        return (sample.new_zeros(len(sample), self._guidance_width) if timestep_cond is None else timestep_cond,)
+        return [(rows, self.config.in_channels, height, width), (rows,), keys, *self.row_inputs.shapes(rows)]
 
     def _call(self, sample: Tensor, timestep: Tensor, keys: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
         residuals = more[-self._maps :]
-        extra: dict[str, Any] = {} if self._guidance_width is None else {"timestep_cond": more[0]}
+        extra = self.row_inputs.arguments(more[: -self._maps])
         if residuals[-1] is not None:
             extra["down_block_additional_residuals"] = residuals[:-1]
             extra["mid_block_additional_residual"] = residuals[-1]
@@ -129,19 +128,18 @@ class OpenVinoDeepCache(DeepCache):
     def run_shallow(self, sample: Tensor, time: Tensor, keys: Tensor, deep: Tensor, more: Mapping[str, Any]) -> Tensor:
         if self._whole.changed is not None:
             return DeepCache(self._whole.changed).run_shallow(sample, time, keys, deep, more)
-        (answer,) = self._shallow(deep, sample, time, keys, *self._whole.guidance(sample, more.get("timestep_cond")))
+        (answer,) = self._shallow(deep, sample, time, keys, *self._whole.row_inputs.gather(sample, more))
         return answer
 
-    def compile_for(self, rows: int, height: int, width: int, tokens: int) -> None:
-        """Compiles shallow calls of latents [rows, C, height, width]."""
+    def compile_for(self, rows: int, height: int, width: int, tokens: int, *, for_all: bool = False) -> None:
+        """Compiles shallow calls of latents [rows, C, height, width], with `for_all` of any."""
         shapes = self._whole.input_shapes(rows, height, width, tokens)
-        self._shallow.compile_for((rows, self.channels, height, width), *shapes)
+        self._shallow.compile_for((rows, self.channels, height, width), *shapes, for_all=for_all)
 
     def _call_shallow(
-        self, deep: Tensor, sample: Tensor, time: Tensor, keys: Tensor, *guidance: Tensor
+        self, deep: Tensor, sample: Tensor, time: Tensor, keys: Tensor, *more: Tensor
     ) -> tuple[Tensor, ...]:
-        more = {"timestep_cond": guidance[0]} if guidance else {}
-        return (super().run_shallow(sample, time, keys, deep, more),)
+        return (super().run_shallow(sample, time, keys, deep, self._whole.row_inputs.arguments(more)),)
 
 
 class OpenVinoControlNet(OpenVinoNetwork):
@@ -157,6 +155,8 @@ class OpenVinoControlNet(OpenVinoNetwork):
             Input("context", torch.zeros(2, 4, context_width(network)), (0, 1)),
             Input("hint", torch.zeros(2, config.block_out_channels[0], *_SIDES), _IMAGE_AXES),
         ]
+        self._row_inputs = RowInputs(network)
+        inputs += self._row_inputs.inputs
         self._run = self.add_part("ControlNet", self._call, inputs, [network])
 
     def forward(
@@ -165,22 +165,29 @@ class OpenVinoControlNet(OpenVinoNetwork):
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         controlnet_cond: Tensor,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
         return_dict: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
         """Returns what it adds to the UNet's maps: those on the way down, and the middle one."""
-        *down, middle = self._run(sample, timestep, encoder_hidden_states, controlnet_cond)
+        more = self._row_inputs.gather(sample, {"added_cond_kwargs": added_cond_kwargs})
+        *down, middle = self._run(sample, timestep, encoder_hidden_states, controlnet_cond, *more)
         return down, middle
 
-    def compile_for(self, rows: int, height: int, width: int, tokens: int) -> None:
-        """Compiles the ControlNet for calls of latents [rows, C, height, width]."""
+    def compile_for(self, rows: int, height: int, width: int, tokens: int, *, for_all: bool = False) -> None:
+        """Compiles the ControlNet for calls of latents [rows, C, height, width], with `for_all` of any."""
         config = self.config
         sample, hint = (
             (rows, channels, height, width) for channels in (config.in_channels, config.block_out_channels[0])
         )
-        self._run.compile_for(sample, (rows,), (rows, tokens, context_width(self.network)), hint)
+        context = (rows, tokens, context_width(self.network))
+        more = self._row_inputs.shapes(rows)
+        self._run.compile_for(sample, (rows,), context, hint, *more, for_all=for_all)
 
-    def _call(self, sample: Tensor, timestep: Tensor, context: Tensor, hint: Tensor) -> tuple[Tensor, ...]:
-        down, middle = self.network(sample, timestep, context, hint, return_dict=False)
+    def _call(
+        self, sample: Tensor, timestep: Tensor, context: Tensor, hint: Tensor, *more: Tensor
+    ) -> tuple[Tensor, ...]:
+        named = self._row_inputs.arguments(more)
+        down, middle = self.network(sample, timestep, context, hint, **named, return_dict=False)
         return (*down, middle)
 
 

@@ -1,20 +1,24 @@
-"""A CLIP text encoder as the engine calls it, run through OpenVINO."""
+"""CLIP text encoders as the engine calls them, run through OpenVINO."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Input
 from deployments.engine.openvino.converted_network import Origin
 from deployments.engine.openvino.network import ChangeableNetwork
 
+_UNKNOWN_END: Final = 2
+
 
 class OpenVinoTextEncoder(ChangeableNetwork):
-    """A CLIP text encoder. Its final layer norm keeps its weights: prompts that skip layers need it.
+    """A CLIP text encoder, with a projection or without. Its final layer norm keeps its weights, which prompts that
+    skip layers need, and so does its projection, through which the end token's state alone goes.
 
     Tokens are looked up outside of what is converted, for some stand for learnt vectors.
     """
@@ -30,7 +34,8 @@ class OpenVinoTextEncoder(ChangeableNetwork):
         embedded = Input("embedded", torch.zeros(1, tokens, width), (0, 1))
         mask = Input("mask", torch.ones(1, tokens, dtype=torch.int64), (0, 1))
         self._is_masked = bool(text_encoder.config.to_dict().get("use_attention_mask"))
-        owners = [module for name, module in text_encoder.named_modules() if _is_leaf_but_final_norm(name, module)]
+        self._projection: nn.Module | None = getattr(text_encoder, "text_projection", None)
+        owners = [module for name, module in text_encoder.named_modules() if _is_leaf_but_ends(name, module)]
         inputs = [embedded, mask] if self._is_masked else [embedded]
         self._run = self.add_part("text encoder behind its tokens", self._call, inputs, owners)
 
@@ -40,17 +45,32 @@ class OpenVinoTextEncoder(ChangeableNetwork):
         attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         return_dict: bool = True,
-    ) -> BaseModelOutput:
-        """Returns the states of `input_ids` [B, tokens]: the last one, and those after each layer."""
+    ) -> BaseModelOutput | CLIPTextModelOutput:
+        """Returns the states of `input_ids` [B, tokens]: the last one, and those after each layer; of an encoder with a
+        projection, what it makes of the end token's, too.
+        """
         embedded = self.token_embedding(input_ids)
         if self.changed is not None:
             self._looked_up_changed.embedded = embedded
-            own: BaseModelOutput = self.changed(
+            own: BaseModelOutput | CLIPTextModelOutput = self.changed(
                 input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
             )
             return own
         states = self._run(embedded, attention_mask) if self._is_masked else self._run(embedded)
-        return BaseModelOutput(last_hidden_state=states[0], hidden_states=states[1:])
+        if self._projection is None:
+            return BaseModelOutput(last_hidden_state=states[0], hidden_states=states[1:])
+        return CLIPTextModelOutput(
+            text_embeds=self._projection(states[0][torch.arange(len(input_ids)), self._find_ends(input_ids)]),
+            last_hidden_state=states[0],
+            hidden_states=states[1:],
+        )
+
+    def _find_ends(self, input_ids: Tensor) -> Tensor:
+        """Returns where the texts' end tokens are [B]: by the config, or, in old configs, which name another, the
+        highest; as in transformers.
+        """
+        end = self.config.eos_token_id
+        return (input_ids if end == _UNKNOWN_END else (input_ids == end).int()).argmax(dim=-1)
 
     def _take_out_tokens(self, text_encoder: nn.Module) -> nn.Module:
         """Returns a network that is loaded once more, with the tokens looked up outside of it, too."""
@@ -81,5 +101,5 @@ def _place_of_tokens(text_encoder: nn.Module) -> str:
     return places[0]
 
 
-def _is_leaf_but_final_norm(name: str, module: nn.Module) -> bool:
-    return not list(module.children()) and not name.endswith("final_layer_norm")
+def _is_leaf_but_ends(name: str, module: nn.Module) -> bool:
+    return not list(module.children()) and not name.endswith(("final_layer_norm", "text_projection"))

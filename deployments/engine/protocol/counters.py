@@ -17,7 +17,8 @@ class Counters:
     accepted, `expired` ones missed their deadline; `paused` images were preempted, `retries` were made again from their
     start or decoded again in fp32, `splits` batches were halved, and memory ran out `out_of_memory` times. `filtered`
     images were kept back by the model's safety policy; of `images`, `flagged` ones were delivered all the same, and
-    the checks of `unchecked` ones failed: by the policy these were delivered, or are `failures`.
+    the checks of `unchecked` ones failed: by the policy these were delivered, or are `failures`. `continued` images
+    took over `saved_steps` evaluations from others.
     """
 
     unet_calls: int = 0
@@ -38,12 +39,16 @@ class Counters:
     out_of_memory: int = 0
     row_steps: int = 0
     wasted_steps: int = 0
+    continued: int = 0
+    saved_steps: int = 0
     denoise_seconds: float = 0.0
     batch_sizes: Counter[int] = field(default_factory=Counter)
 
-    def record_image(self, safety: Finding | None) -> None:
-        """Counts an image, by what checkers found in it."""
+    def record_image(self, safety: Finding | None, saved_steps: int = 0) -> None:
+        """Counts an image, by what checkers found in it, and the evaluations that it took over from another one."""
         self.images += 1
+        self.continued += saved_steps > 0
+        self.saved_steps += saved_steps
         if safety is not None:
             self.flagged += safety.status == "flagged"
             self.unchecked += safety.status == "unchecked"

@@ -27,6 +27,8 @@ class EngineOptions(TypedDict, total=False):
     cache_dir: str | None
     backend: str
     lora_memory_bytes: int
+    similar_memory_bytes: int
+    similar_distance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,9 @@ class EngineConfig:
     `cache_dir` is the folder that keeps for the next start what this one has made (docs/cold-start.md); auto is
     `darkroom` in the user's cache, "" and None keep nothing. `backend` is what runs the networks: torch, openvino,
     which needs a CPU and fp32, or auto: openvino wherever it can. `lora_memory_bytes` bounds the LoRAs that are kept in
-    memory, beside the weights; they never take more than a quarter of `device_memory_bytes`.
+    memory, beside the weights; they never take more than a quarter of `device_memory_bytes`. `similar_memory_bytes` of
+    main memory keep the early states of images for requests with `cache: similar`, 0 switches these off; they continue
+    states whose prompts are no farther than the cosine distance `similar_distance`.
 
     Raises ValueError for a `max_rows` below 2, for sizes that do not ascend to it, and for another `backend`.
     """
@@ -60,6 +64,8 @@ class EngineConfig:
     cache_dir: str | None = "auto"
     backend: str = "auto"
     lora_memory_bytes: int = 2 * 2**30
+    similar_memory_bytes: int = 2**28
+    similar_distance: float = 0.1
 
     def __post_init__(self) -> None:
         if self.max_rows < 2:

@@ -78,8 +78,19 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """An image took over another one's state after `steps` evaluations; their prompts' cosine distance is told."""
+
+    steps: int
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
 class ImageDone:
-    """Image `index`, encoded as `format` (png, webp, jpeg). `safety` is what its checkers found, if it has any."""
+    """Image `index`, encoded as `format` (png, webp, jpeg). `safety` is what its checkers found, if it has any.
+
+    `continued` is there if it did not begin from noise of its own: then its parameters alone do not give it again.
+    """
 
     request_id: str
     index: int
@@ -89,6 +100,7 @@ class ImageDone:
     height: int
     data: bytes = field(repr=False)
     safety: Finding | None = None
+    continued: Continuation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ MAX_VALUES = 32
 OutputFormat = Literal["png", "webp", "jpeg"]
 Metadata = Literal["full", "minimal", "none"]
 Priority = Literal["low", "normal", "high"]
-CacheUse = Literal["default", "reuse", "refresh", "off"]
+CacheUse = Literal["default", "reuse", "similar", "refresh", "off"]
 UpscalerName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MaskFill = Literal["original", "surroundings", "noise", "zero"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
@@ -44,7 +44,7 @@ IMAGE_FIELDS: Final = frozenset(("strength", "controls", "guess_mode", *INPAINT_
 """Parameters that mean something only in requests that bring images."""
 
 SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
-"""How a request is served; its images do not depend on these."""
+"""How a request is served; its images do not depend on these, unless they continue others'."""
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -114,7 +114,8 @@ class GenerationParams(StrictFields):
     model for this request alone, all at once. `priority` decides who waits for whom. A request whose images cannot be
     ready `deadline_ms` after its arrival is refused, at once if that can be predicted, and dropped at the deadline if
     not. A request without a seed is made anew each time, unless `cache` says `reuse`: then an earlier result of any
-    seed will do. `refresh` makes and keeps a new result, `off` bypasses the cache. With `exact` all steps run at one
+    seed will do; or `similar`, and where there is none the images may continue the early states of others whose prompts
+    were near. `refresh` makes and keeps a new result, `off` bypasses the cache. With `exact` all steps run at one
     fixed size of batch, so that the image's bytes do not depend on what runs beside it; that costs more.
     `guidance_interval` limits guidance to the steps from one share of them to another (Kynkäänniemi et al. 2024): the
     others take half the work, and the image is another one. With `deep_cache` n, the UNet's deep blocks run in every
@@ -260,9 +261,17 @@ def effective_params(params: GenerationParams, spec: ModelSpec, task: Task = "te
             "width", f"width x height must be at most {spec.max_pixels} pixels for this model, got {width * height}"
         )
     _check_task(params, task)
+    if params.cache == "similar":
+        _check_similar(params, task)
     if params.hires is not None:
         _check_hires(params.hires, width, height, spec)
     defaults: dict[str, Any] = {"width": width, "height": height, "model_name": spec.name}
+    for name, default in (
+        ("num_inference_steps", spec.default_steps),
+        ("guidance_scale", spec.default_guidance_scale),
+    ):
+        if default is not None and name not in params.model_fields_set:
+            defaults[name] = default
     if params.sampler is None:
         defaults["sampler"] = resolve_sampler(spec.default_sampler)
     if params.strength is None:
@@ -277,6 +286,13 @@ def _check_hires(hires: HiresSettings, width: int, height: int, spec: ModelSpec)
     if max(larger) > MAX_SIDE or larger[0] * larger[1] > spec.max_pixels:
         rule = f"gives {larger[0]} x {larger[1]}, and may give at most {MAX_SIDE} a side and {spec.max_pixels} in all"
         raise InvalidParameter("hires", f"{rule}: ask for a smaller scale, width or height")
+
+
+def _check_similar(params: GenerationParams, task: Task) -> None:
+    if task != "text-to-image" or params.controls or params.hires is not None:
+        raise InvalidParameter("cache", "can be `similar` only for requests without images, ControlNets and `hires`")
+    if params.exact or params.deep_cache > 1:
+        raise InvalidParameter("cache", "can be `similar` only without `exact` and `deep_cache`")
 
 
 def _check_task(params: GenerationParams, task: Task) -> None:

@@ -79,6 +79,10 @@ _ROWS = (
     # Without `skip_prk_steps` it would be the Runge-Kutta start of the paper, which no Stable Diffusion config uses.
     Sampler("pndm", "PNDMScheduler", "PLMS", _LIU, _settings(skip_prk_steps=True), warm_up=1),
     Sampler("euler", "EulerDiscreteScheduler", "Euler", _KARRAS),
+    # What SDXL-Lightning was distilled with (Lin, Wang and Yang, 2024): steps that begin at the last training timestep.
+    Sampler(
+        "euler_trailing", "EulerDiscreteScheduler", "Euler trailing", _KARRAS, _settings(timestep_spacing="trailing")
+    ),
     Sampler("euler_karras", "EulerDiscreteScheduler", "Euler Karras", _KARRAS, _KARRAS_SIGMAS),
     Sampler(
         "euler_a",

@@ -10,14 +10,21 @@ from deployments.engine.protocol.sampler_names import CHECKPOINT
 
 @dataclass(frozen=True, slots=True)
 class PartSpec:
-    """The source of a network or a tokenizer: a folder of its own, or a repository on the hub at `revision`."""
+    """The source of a network or a tokenizer: a folder of its own, or a repository on the hub at `revision`.
+
+    `mode` is for a union ControlNet, of several kinds of hints: the number that it knows this kind by.
+    """
 
     source: str
     revision: str | None = None
     licence: str = ""
+    mode: int | None = None
 
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SECOND_PARTS: Final = ("text_encoder_2", "tokenizer_2")
+"""The parts that only models with two text encoders have (Stable Diffusion XL)."""
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *SECOND_PARTS)
 """The parts of a model: the subfolders of its source that are read."""
 
 INDEX: Final = "model_index.json"
@@ -29,16 +36,21 @@ class ModelSpec:
     """One servable model.
 
     `source` is a folder in diffusers' layout, a checkpoint in one file (safetensors in the original layout of Stable
-    Diffusion 1.x and 2.x), or a repository on the hub; `revision` pins the latter to a commit. For a file only:
+    Diffusion 1.x, 2.x and XL), or a repository on the hub; `revision` pins the latter to a commit, and `file` names the
+    one file in it that is the checkpoint, if it is no folder. For a file only:
     `config`, a folder in diffusers' layout whose configs and tokenizer describe a model that differs from the published
     ones, and `prediction_type` (epsilon, v_prediction), if the file does not say it. `native_size` is the side in
     pixels that the model was trained for; 0 reads it from the folder. If the native size is no square, `native_shape`
     is height and width, and `native_size` the side of a square of the same area. `default_sampler` is for callers who
-    name none; CHECKPOINT is the one that the checkpoint's own files name. `aliases` are other names that callers may
+    name none; CHECKPOINT is the one that the checkpoint's own files name. `default_steps` and `default_guidance_scale`
+    are for callers who say nothing of these, of a model for which the server's own do not fit: one that was distilled
+    to few steps. `aliases` are other names that callers may
     use for it. `controlnets` are the ControlNets that it hosts, by the type that callers name; a plain string is a
     source. `parts` are those of PARTS that its source lacks, or that others replace: a VAE of better colours, or what
     several models have in common. `inpaints_only` is for checkpoints whose UNet also sees a mask and an image: callers
-    who name no model get one for inpainting, and for nothing else. `safety` says how its finished images are checked.
+    who name no model get one for inpainting, and for nothing else. With `vae_tiling` pictures larger than its VAE was
+    trained for are decoded in tiles, as with diffusers' `enable_tiling`: it takes less memory, and the picture is a
+    slightly different one. `safety` says how its finished images are checked.
     """
 
     name: str
@@ -49,8 +61,12 @@ class ModelSpec:
     native_shape: tuple[int, int] | None = None
     max_pixels: int = 1024 * 1024
     default_sampler: str = CHECKPOINT
+    default_steps: int | None = None
+    default_guidance_scale: float | None = None
     licence: str = ""
     inpaints_only: bool = False
+    vae_tiling: bool = False
+    file: str = ""
     config: str = ""
     prediction_type: str = ""
     controlnets: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)

@@ -81,12 +81,12 @@ _HARMLESS: Mapping[str, Any] = MappingProxyType(
 class PipelineSamplers:
     """The samplers of one checkpoint in every kind of pipeline; kinds that correct the same settings share them.
 
-    `kept` remembers their checks from one start to the next. Safe from any thread.
+    `corrects` says that its pipelines do so: Stable Diffusion XL's take every scheduler as it is. `kept` remembers
+    their checks from one start to the next. Safe from any thread.
     """
 
-    def __init__(self, saved: SavedScheduler, kept: KeptFiles = NOTHING_KEPT) -> None:
-        self._saved = saved
-        self._kept = kept
+    def __init__(self, saved: SavedScheduler, kept: KeptFiles = NOTHING_KEPT, *, corrects: bool = True) -> None:
+        self._saved, self._kept, self._corrects = saved, kept, corrects
         self._lock = Lock()
         self._made: dict[frozenset[tuple[str, Any]], DiffusionSchedulerFactory] = {}
         self._scheduler: Scheduler | None = None
@@ -99,7 +99,7 @@ class PipelineSamplers:
 
     def of(self, pipeline: PipelineKind) -> "DiffusionSchedulerFactory":
         """Returns the samplers as they are in a pipeline of that kind."""
-        changes = find_corrections(self._settings, pipeline)
+        changes = find_corrections(self._settings, pipeline) if self._corrects else {}
         key = frozenset(changes.items())
         with self._lock:
             if key not in self._made:

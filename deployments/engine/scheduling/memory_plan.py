@@ -8,7 +8,7 @@ Steps that were captured as CUDA graphs keep their memory, in a pool, as long as
 pool beside every call, which may be of a kind that is not captured.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Literal
@@ -59,6 +59,7 @@ class MemoryPlan(Synchronized):
         self._too_much: dict[tuple[Bucket, int], float] = {}
         self._pools: dict[Bucket, int] = {}
         self._aside = 0
+        self._tiles: Mapping[str, int] = {}
 
     @property
     def limit(self) -> float:
@@ -97,6 +98,11 @@ class MemoryPlan(Synchronized):
         self._aside = size
 
     @synchronized
+    def set_tiles(self, tiles: Mapping[str, int]) -> None:
+        """Sets the pixels of a tile, by model, of those whose larger pictures are decoded in tiles."""
+        self._tiles = tiles
+
+    @synchronized
     def pool_bytes(self) -> int:
         """Returns the bytes that all captured steps keep to themselves."""
         return sum(self._pools.values())
@@ -126,7 +132,10 @@ class MemoryPlan(Synchronized):
         if not known or not rows:
             return 0
         near = min(known, key=lambda other: (other.model != bucket.model, abs(bucket.area_ratio(other) - 1)))
-        return round(_fit(self._peaks[kind, near]).bytes(rows) * bucket.area_ratio(near))
+        ratio = bucket.area_ratio(near)
+        if kind == "decode":
+            ratio = self._decoded_at_once(bucket) / self._decoded_at_once(near)
+        return round(_fit(self._peaks[kind, near]).bytes(rows) * ratio)
 
     @synchronized
     def call_bytes(
@@ -187,6 +196,11 @@ class MemoryPlan(Synchronized):
         """Takes over what `export` returned for an equal model at an earlier start."""
         for peak in peaks:
             self._peaks.setdefault((peak.kind, Bucket(model, peak.height, peak.width)), {})[peak.rows] = peak.bytes
+
+    def _decoded_at_once(self, bucket: Bucket) -> int:
+        """Returns the pixels of a picture that are decoded at once."""
+        pixels = bucket.height * bucket.width
+        return min(pixels, self._tiles.get(bucket.model, pixels))
 
     def _has_run_out(self, bucket: Bucket, size: int) -> bool:
         """Returns True if a call of this size, or a smaller one, ran out of memory lately."""

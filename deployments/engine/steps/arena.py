@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from deployments.engine.conditioning.added_conditions import SIZES
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.prompt_encoder import repeat_to
 from deployments.engine.device.streams import copy_to_device
@@ -34,7 +35,8 @@ class Arena:
     current step drew. Where `mask` [S, 1, h, w] is 0, latents are put back to `image` and its first `image_noise`, both
     [S, C, h, w].
     `channels` [S, C + 1, h, w] is what an inpainting checkpoint sees beside the latents, and `guidance` [S, width] the
-    embedded guidance scale; both None for models that have no such input. `deep` [S, 2, channels, h, w] is what the
+    embedded guidance scale, and `sizes` [S, 6] those of the images, in pixels; each None for models that have no such
+    input. `deep` [S, 2, channels, h, w] is what the
     UNet's deep blocks answered last, with and without the prompt; None until a row needs it. `updates` are what the
     rows' LoRAs change in the UNet.
     """
@@ -54,6 +56,7 @@ class Arena:
         self._deep_shape = model.deep_channels, *latents[1:]
         self._dtype = model.dtype
         self.guidance = None if model.guidance_width is None else zeros(model.guidance_width)
+        self.sizes = None if model.pooled_width is None else zeros(SIZES)
         self.updates = UpdateStacks(model)
         self._prompts: dict[int, PromptSlots] = {}
         self._free = list(range(slots))[::-1]
@@ -72,7 +75,7 @@ class Arena:
     def tensors(self) -> list[Tensor]:
         """All that slots are made of: tensors whose first index is the slot."""
         own = (self.states, self.tables, self.steps, self.noise, self.image, self.image_noise, self.mask)
-        return [*own, *(each for each in (self.channels, self.guidance, self.deep) if each is not None)]
+        return [*own, *(each for each in (self.channels, self.guidance, self.sizes, self.deep) if each is not None)]
 
     @property
     def slot_bytes(self) -> int:
@@ -100,6 +103,8 @@ class Arena:
             self.channels[index] = row.channels
         if self.guidance is not None:
             self.guidance[index] = 0 if row.guidance is None else row.guidance
+        if self.sizes is not None and row.sizes is not None:
+            self.sizes[index] = row.sizes
         if row.keeps_deep:
             if self.deep is None:
                 self.deep = self.states.new_zeros((self.size, 2, *self._deep_shape), dtype=self._dtype)
@@ -136,7 +141,8 @@ class Slot:
 
 
 class PromptSlots:
-    """The latest prompts of one length, in slots: `keys` [S, tokens, width] for the UNet, `embeddings` for ControlNets.
+    """The latest prompts of one length, in slots: `keys` [S, tokens, width] for the UNet, `embeddings` for ControlNets,
+    and `pooled` [S, width] for both, of models that are told the text as a whole.
 
     Shorter prompts are repeated once, when they come in.
     """
@@ -144,7 +150,7 @@ class PromptSlots:
     def __init__(self, slots: int, tokens: int) -> None:
         self._slots, self.tokens = slots, tokens
         self._indices: dict[EncodedPrompt, int] = {}
-        self.keys = self.embeddings = torch.empty(0)
+        self.keys = self.embeddings = self.pooled = torch.empty(0)
 
     @torch.inference_mode()
     def place(self, prompts: Sequence[EncodedPrompt]) -> list[int]:
@@ -166,7 +172,11 @@ class PromptSlots:
         keys, embedding = (repeat_to(each, self.tokens) for each in (prompt.keys, prompt.embedding))
         if not len(self.keys):
             self.keys, self.embeddings = (each.new_zeros((self._slots, *each.shape)) for each in (keys, embedding))
+            if prompt.pooled is not None:
+                self.pooled = prompt.pooled.new_zeros((self._slots, *prompt.pooled.shape))
         self.keys[index], self.embeddings[index] = keys, embedding
+        if prompt.pooled is not None:
+            self.pooled[index] = prompt.pooled
         self._indices[prompt] = index
 
 

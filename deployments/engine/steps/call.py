@@ -50,7 +50,8 @@ class StepCall:
     """The calls for R rows' next evaluation: of the `whole` UNet, and one without its deep blocks, `shallow`.
 
     `rows` [R] are slots, and `offsets` [R] where their tables begin. `prompted` and `partner` [R] are a row's entries,
-    of both calls one after the other, with and without its prompt; the same one for a row without guidance.
+    of both calls one after the other, with and without its prompt; the same one for a row without guidance. `is_exact`
+    says that one of the rows is to be the same to the byte whatever runs beside it.
     """
 
     rows: Tensor
@@ -63,6 +64,7 @@ class StepCall:
     whole_rows: int
     shallow_rows: int
     control_rows: int
+    is_exact: bool = False
 
     @property
     def is_changed(self) -> bool:
@@ -184,6 +186,7 @@ class _Layout:
             whole_rows=len(whole),
             shallow_rows=len(shallow),
             control_rows=sum(slot.active_controls for slot in self._call_slots(whole)),
+            is_exact=_is_exact(self._rows),
         )
 
     def _lay_out_call(self, entries: list[_Entry], slots: Mapping[_Entry, int]) -> UNetCall | None:

@@ -1,12 +1,14 @@
 """Denoises many rows with one UNet call: packed guidance, one timestep per row, padded batch sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deployments.engine.conditioning.added_conditions import added_conditions
 from deployments.engine.conditioning.controlnet import compute_residuals
 from deployments.engine.cuda.update import guide_and_advance
 from deployments.engine.device.streams import copy_to_device
@@ -58,7 +60,11 @@ def denoise_step(
     `captured` does the same as `run_step` for this call, in one go.
     """
     _draw_noise(arena, call, rows)
-    answers = run_step(model, arena, call) if captured is None else captured()
+    if captured is not None:
+        answers = captured()
+    else:
+        with _exact_calls(model) if call.is_exact else nullcontext():
+            answers = run_step(model, arena, call)
     scaled, out = (answer[: len(rows)] for answer in answers)
     for row in rows:
         row.step += 1
@@ -96,6 +102,16 @@ def run_step(model: LoadedModel, arena: Arena, call: StepCall) -> tuple[Tensor, 
     return scaled, states[:, NEWEST_OUT]
 
 
+@contextmanager
+def _exact_calls(model: LoadedModel) -> Iterator[None]:
+    """Lets the networks' calls inside the context answer with the same bits at any time, even if they must wait."""
+    with ExitStack() as stack:
+        for network in model.networks:
+            if hasattr(network, "exact_calls"):
+                stack.enter_context(network.exact_calls())
+        yield
+
+
 def _predict(model: LoadedModel, arena: Arena, call: StepCall, scaled: Tensor, timesteps: Tensor) -> Tensor:
     """Returns the UNet's answers to all entries [E, C, h, w]."""
     answers = []
@@ -110,10 +126,11 @@ def _call_whole(
     model: LoadedModel, arena: Arena, call: StepCall, unet: UNetCall, scaled: Tensor, timesteps: Tensor
 ) -> Tensor:
     latents, time = scaled.index_select(0, unet.owner).to(model.dtype), timesteps.index_select(0, unet.owner)
-    more = _embed_guidance(model, arena, unet)
+    added, more = _add_conditions(model, arena, call, unet), _embed_guidance(model, arena, unet)
     if unet.controls:
         embeddings = call.prompts.embeddings.index_select(0, unet.prompts)
-        more |= compute_residuals(unet.controls, latents, time, embeddings)
+        more |= compute_residuals(unet.controls, latents, time, embeddings, added)
+    more |= added
     sample, keys = _append_channels(arena, unet, latents), call.prompts.keys.index_select(0, unet.prompts)
     with changed_unet(model, unet.updates) as network:
         if not unet.keeps_deep:
@@ -134,8 +151,9 @@ def _call_shallow(
     latents, time = scaled.index_select(0, unet.owner).to(model.dtype), timesteps.index_select(0, unet.owner)
     sample, keys = _append_channels(arena, unet, latents), call.prompts.keys.index_select(0, unet.prompts)
     deep = arena.deep.flatten(0, 1).index_select(0, unet.deep)
+    more = _embed_guidance(model, arena, unet) | _add_conditions(model, arena, call, unet)
     with changed_unet(model, unet.updates):
-        return model.deep_cache.run_shallow(sample, time, keys, deep, _embed_guidance(model, arena, unet))
+        return model.deep_cache.run_shallow(sample, time, keys, deep, more)
 
 
 def _embed_guidance(model: LoadedModel, arena: Arena, unet: UNetCall) -> dict[str, Any]:
@@ -143,6 +161,14 @@ def _embed_guidance(model: LoadedModel, arena: Arena, unet: UNetCall) -> dict[st
     if arena.guidance is None:
         return {}
     return {"timestep_cond": arena.guidance.index_select(0, unet.rows).to(model.dtype)}
+
+
+def _add_conditions(model: LoadedModel, arena: Arena, call: StepCall, unet: UNetCall) -> dict[str, Any]:
+    """Returns the pooled texts and the sizes, for networks that take them."""
+    if arena.sizes is None:
+        return {}
+    pooled = call.prompts.pooled.index_select(0, unet.prompts)
+    return added_conditions(pooled, arena.sizes.index_select(0, unet.rows).to(model.dtype))
 
 
 def _append_channels(arena: Arena, unet: UNetCall, latents: Tensor) -> Tensor:

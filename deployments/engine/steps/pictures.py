@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deployments.engine.device.streams import WorkStream
 from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.models.vae_tiles import decode_in_tiles
 
 DARKEST: Final = 0.5 / 255
 """A picture none of whose values reach this is black."""
@@ -32,16 +33,21 @@ class Pictures:
 @torch.inference_mode()
 def decode_latents(model: LoadedModel, latents: Tensor) -> Tensor:
     """Returns pixels [B, H, W, 3] in 0..1 (fp32) of latents [B, C, h, w]; NaN where the network answers NaN."""
-    scaled = latents.to(model.dtype) / model.vae.config.scaling_factor
-    image: Tensor = model.vae.decode(scaled, return_dict=False)[0]
+    scaled = latents.to(model.vae_dtype) / model.vae.config.scaling_factor
+
+    def decode(latents: Tensor) -> Tensor:
+        decoded: Tensor = model.vae.decode(latents, return_dict=False)[0]
+        return decoded
+
+    image = decode(scaled) if model.tile is None else decode_in_tiles(decode, scaled, model.tile, model.factor)
     return (image.float() * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def decode_in_fp32(model: LoadedModel, latents: Tensor) -> Tensor:
     """Decodes as `decode_latents` does, with a copy of the VAE in full precision that is dropped afterwards."""
-    if model.dtype == torch.float32:
+    if model.vae_dtype == torch.float32:
         return decode_latents(model, latents)
-    return decode_latents(replace(model, vae=copy.deepcopy(model.vae).float(), dtype=torch.float32), latents)
+    return decode_latents(replace(model, vae=copy.deepcopy(model.vae).float(), vae_dtype=torch.float32), latents)
 
 
 def make_in_fp32(model: LoadedModel, latents: Tensor, stream: WorkStream) -> Pictures:

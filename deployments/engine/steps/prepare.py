@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from deployments.engine.conditioning.added_conditions import sizes_of
 from deployments.engine.conditioning.controlnet import Control
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.image_encoder import to_latent_mask
@@ -92,10 +93,12 @@ def _encode_prompt(
     loras: LoraSet | None,
 ) -> EncodedPrompt:
     text = request.params.prompt if field == "prompt" else request.params.negative_prompt
-    embedding = model.prompt_encoder.encode(text, clip_skip, field, loras, request.embeddings)
+    nothing = model.prompt_encoder.nothing if field == "negative_prompt" and not text else None
+    encoded = nothing or model.prompt_encoder.encode(text, clip_skip, field, loras, request.embeddings)
+    cache = model.attention_cache
     if loras is None:
-        return model.attention_cache.project(embedding)
-    return model.attention_cache.project(embedding, loras.projections, loras.projection_key)
+        return cache.project(encoded.states, pooled=encoded.pooled)
+    return cache.project(encoded.states, loras.projections, loras.projection_key, encoded.pooled)
 
 
 def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Row:
@@ -135,7 +138,10 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     if request_state.second_pass is not None:
         row.steps_after = len(request_state.second_pass.schedule)
     row.loras = request_state.loras
-    set_guidance(row, model)
+    if (neighbour := request_state.continued.get(index)) is not None:
+        row.state = copy_to_device(neighbour.saved.state, model.device)
+        row.step = row.first_step = neighbour.saved.step
+    set_conditions(row, model)
     if inputs.mask is not None:
         if masked is not None:
             row.channels = copy_to_device(torch.cat((inputs.mask, masked)), model.device)
@@ -144,11 +150,22 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     return row
 
 
-def set_guidance(row: Row, model: LoadedModel) -> None:
-    """Gives a row the embedding of its guidance scale, if its model takes one."""
+def restart_row(row: Row, request_state: RequestState, model: LoadedModel) -> Row:
+    """Returns the row that makes the image of `row` once more, from noise of its own."""
+    request_state.continued.pop(row.index, None)
+    restarted = begin_row(request_state, row.index, model)
+    restarted.due, restarted.was_restarted = row.due, True
+    return restarted
+
+
+def set_conditions(row: Row, model: LoadedModel) -> None:
+    """Gives a row the embedding of its guidance scale, and its size, if its model takes them."""
     if row.request.embeds_guidance and model.guidance_width is not None:
         embedded = embed_guidance(row.request.params.guidance_scale, model.guidance_width)
         row.guidance = copy_to_device(embedded, model.device)
+    if model.pooled_width is not None:
+        bucket = row.request.bucket
+        row.sizes = copy_to_device(sizes_of(bucket.height, bucket.width), model.device)
 
 
 def _fill_latents(request: Request, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.scheduling.fair_order import Arrival
 from deployments.engine.scheduling.forecast import Forecast
+from deployments.engine.similar.state_reuse import StateReuse
 from deployments.engine.steps.prepare import prepare
 from deployments.engine.steps.request_state import RequestState
 from deployments.engine.steps.second_pass import prepare_second_pass
@@ -38,6 +39,7 @@ class Preparer:
     A request's LoRAs are read before, on other threads. `on_done` is called on the thread on which a preparation has
     ended. All methods are for the engine's thread, apart from `is_alive`. `sizes` are those of the engine's calls;
     `beside` returns, from any thread, the prepared requests of a bucket, and how many rows of it may run at once.
+    `reuse` finds the states that requests may continue.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Preparer:
         sizes: tuple[int, ...],
         beside: Callable[[Bucket], tuple[Sequence[Request], int]],
         adapters: AdapterCache,
+        reuse: StateReuse,
         heartbeat: Heartbeat | None = None,
     ) -> None:
         self._on_done = on_done
         self._beside = beside
         self._adapters = adapters
+        self._reuse = reuse
         self._shapes = ShapeCompiler(sizes)
         self._heartbeat = heartbeat or Heartbeat()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -130,6 +134,7 @@ class Preparer:
         claimed = None if loras is None else self._adapters.claim(loras)
         request_state = prepare(arrival.request, model, arrival.at, claimed)
         request_state.second_pass = prepare_second_pass(arrival.request, model)
+        request_state.continued = self._reuse.find(arrival.request, request_state.prompt.embedding)
         self._compile_shapes(request_state, model)
         wait([forecast])
         self._heartbeat.end()

@@ -13,6 +13,7 @@ from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.request import Request
 from deployments.engine.sampling.samplers import Schedule
+from deployments.engine.similar.saved_states import Neighbour
 
 POSITION_EVERY_S: Final = 1.0
 """The least seconds between two reports of a position: a queue of hundreds moves several times a second."""
@@ -43,7 +44,7 @@ class SecondPass:
 @dataclass(slots=True, eq=False)
 class RequestState:
     """An accepted request. Times are `time.perf_counter` seconds: when it `arrived`, when its preparation had `begun`,
-    and so on.
+    and so on. `continued` are the states that its images begin from, by their indices; the others begin from noise.
     """
 
     request: Request
@@ -55,6 +56,7 @@ class RequestState:
     begun: float
     loras: LoraSet | None = field(default=None, repr=False)
     second_pass: SecondPass | None = None
+    continued: dict[int, Neighbour] = field(default_factory=dict)
     encoded: float = field(default_factory=time.perf_counter)
     admitted: float | None = None
     last_denoised: float | None = None

@@ -18,7 +18,7 @@ from deployments.engine.protocol.sampler_names import SamplerNotLinear
 from deployments.engine.row import Row
 from deployments.engine.sampling.latents import draw_noise, initial_state
 from deployments.engine.sampling.samplers import DiffusionSchedulerFactory
-from deployments.engine.steps.prepare import embed_hints, set_guidance
+from deployments.engine.steps.prepare import embed_hints, set_conditions
 from deployments.engine.steps.request_state import RequestState, SecondPass
 from deployments.engine.upscaling.second_pass_start import enlarge_picture
 
@@ -84,7 +84,7 @@ def begin_second_pass(first: Row, request_state: RequestState, model: LoadedMode
     row.due, row.was_restarted = first.due, first.was_restarted
     row.steps_before = len(first.schedule)
     row.loras = request_state.loras
-    set_guidance(row, model)
+    set_conditions(row, model)
     return row
 
 

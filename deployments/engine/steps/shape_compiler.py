@@ -55,7 +55,8 @@ class ShapeCompiler:
 
     That takes half a second for each of the `sizes` of calls, and the engine's thread would do it in the middle of
     everybody's steps. It is done for the UNet, whole and without its deep blocks, with ControlNets and without them,
-    for ControlNets, and for the decoder. A call of a size that nobody foresaw still waits until it is compiled.
+    for ControlNets, and for the decoder. For calls of shapes that nobody foresaw, each kind is also compiled for all
+    shapes, when it is first asked for.
     """
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
@@ -63,6 +64,7 @@ class ShapeCompiler:
         self._seen: weakref.WeakKeyDictionary[LoadedModel, LRUCache[tuple[int, int, bool], _Seen]] = (
             weakref.WeakKeyDictionary()
         )
+        self._for_all: weakref.WeakKeyDictionary[LoadedModel, set[Kind]] = weakref.WeakKeyDictionary()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="compile-shapes")
 
     def compile_for(
@@ -97,6 +99,10 @@ class ShapeCompiler:
             if (kind == PLAIN or rows <= fullest) and (kind, rows, length) not in seen.begun:
                 seen.begun.add((kind, rows, length))
                 self._begin(model, partial(_compile, kind, rows, height, width, length))
+        for_all = self._for_all.setdefault(model, set())
+        for kind in [kind for kind in alone if kind not in for_all]:
+            for_all.add(kind)
+            self._begin(model, partial(_compile, kind, 1, height, width, tokens, for_all=True))
 
     def close(self) -> None:
         """Ends the thread, and drops what still waits."""
@@ -152,9 +158,11 @@ def _calls_together(crowd: Sequence[Calls]) -> Calls:
     return {kind: {number} for kind, number in rows.items()}
 
 
-def _compile(kind: Kind, rows: int, height: int, width: int, tokens: int, model: LoadedModel) -> None:
+def _compile(
+    kind: Kind, rows: int, height: int, width: int, tokens: int, model: LoadedModel, *, for_all: bool = False
+) -> None:
     method, *more = kind
-    method(model, rows, height, width, tokens, *more)
+    method(model, rows, height, width, tokens, *more, for_all=for_all)
 
 
 def _try(reference: weakref.ref[LoadedModel], compile_shape: Callable[[LoadedModel], object]) -> None:

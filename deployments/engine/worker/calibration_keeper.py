@@ -86,7 +86,8 @@ def _conditions_of(model: LoadedModel, config: EngineConfig) -> dict[str, Any]:
 
 def _architecture_of(model: LoadedModel) -> dict[str, Any]:
     """Describes the networks: their classes, settings and sizes, and the image size that figures are measured at."""
-    parts = {"unet": model.unet, "vae": model.vae, "text_encoder": model.prompt_encoder.text_encoder}
+    parts = {"unet": model.unet, "vae": model.vae}
+    parts |= zip(("text_encoder", "text_encoder_2"), model.prompt_encoder.text_encoders, strict=False)
     parts |= {f"controlnet {name}": net.network for name, net in model.controlnets.items()}
     return {
         "native": model.spec.native,

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from deployments.engine.conditioning.added_conditions import sample_conditions
 from deployments.engine.conditioning.controlnet import ControlNet
 from deployments.engine.conditioning.cross_attention import context_width
 from deployments.engine.cuda.compiled_calls import CompilableNetwork, CompilableVae
@@ -34,7 +35,7 @@ def compile_networks(model: LoadedModel, in_use: Collection[object] = ()) -> Non
     model.unet.calls.compile(*inputs.unet, **inputs.unet_named)
     if isinstance(model.vae, CompilableVae) and model.vae not in in_use:
         for batch in (_ROWS, 1):
-            model.vae.calls.compile(inputs.latents[:batch], return_dict=False)
+            model.vae.calls.compile(inputs.latents[:batch].to(model.vae_dtype), return_dict=False)
     for net in model.controlnets.values():
         if isinstance(net.network, CompilableNetwork) and net.network not in in_use:
             given, named = inputs.controlnet(net)
@@ -62,6 +63,7 @@ class _Inputs:
         self.unet_named: dict[str, Any] = {
             "encoder_hidden_states": self._zeros(TOKENS[0], context_width(model.unet)),
             "return_dict": False,
+            **sample_conditions(model.unet, _ROWS, model.device, model.dtype),
         }
         if model.guidance_width is not None:
             self.unet_named["timestep_cond"] = self._zeros(model.guidance_width)
@@ -73,6 +75,7 @@ class _Inputs:
             "encoder_hidden_states": self._zeros(TOKENS[0], context_width(net.network)),
             "controlnet_cond": self._zeros(hint, *self._size),
             "return_dict": False,
+            **sample_conditions(net.network, _ROWS, self._model.device, self._model.dtype),
         }
         return (self.latents, self._time), named
 

@@ -213,6 +213,10 @@ class EngineWorker:
             self.abort(request_id)
         return bool(found)
 
+    def forget_states(self) -> None:
+        """Forgets the states that images have left for others."""
+        self._send(lambda engine: engine.reuse.forget())
+
     def report(self) -> EngineReport:
         """Returns the engine's report."""
         return EngineReport() if self._engine is None else report_of(self._engine, self.is_alive)
@@ -254,8 +258,7 @@ class EngineWorker:
             self._engine.wake.set()
 
     def _emit(self, event: Event) -> None:
-        mailbox = self._mailboxes.get(event.request_id)
-        if mailbox is not None:
+        if (mailbox := self._mailboxes.get(event.request_id)) is not None:
             mailbox.put(event)
 
     def _run(self) -> None:
@@ -303,9 +306,7 @@ class EngineWorker:
             pass
 
     def _drain(self, engine: Engine) -> None:
-        """Drains the engine as `Engine.drain` does, and times its iterations: their length is first learnt in the
-        warm-up.
-        """
+        """Drains the engine as `Engine.drain` does, and times its iterations: so their length is learnt."""
         while engine.is_busy:
             engine.wake.clear()
             if not self._iterate(engine) and engine.is_busy:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deployments.engine.conditioning.added_conditions import sample_conditions
 from deployments.engine.conditioning.cross_attention import context_width
 from deployments.engine.device.errors import DeviceLost, convert_device_errors, is_out_of_memory, raise_if_sticky
 from deployments.engine.engine import Engine
@@ -103,7 +104,7 @@ def warm_model(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
 
 @torch.inference_mode()
 def _call_networks(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
-    if model.prompt_encoder.text_encoder not in in_use:
+    if not any(network in in_use for network in model.prompt_encoder.text_encoders):
         model.prompt_encoder.encode("warm-up", 0, "prompt")
     inputs = sample_inputs(model.unet, _ROWS, model.device, model.dtype)
     latents: torch.Tensor = model.unet(**inputs)[0]
@@ -115,6 +116,7 @@ def _call_networks(model: LoadedModel, in_use: Collection[nn.Module]) -> None:
             hint = net.embed(np.full((size, size, 3), 128, dtype=np.uint8)).expand(_ROWS, -1, -1, -1)
             context = torch.zeros((_ROWS, 77, context_width(net.network)), device=model.device, dtype=model.dtype)
             own = {"sample": inputs["sample"][:, : model.channels], "encoder_hidden_states": context}
+            own |= sample_conditions(net.network, _ROWS, model.device, model.dtype)
             net.network(**inputs | own, controlnet_cond=hint)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

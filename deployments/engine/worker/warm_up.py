@@ -33,6 +33,7 @@ LONG_S: Final = 3.0
 """Calls slower than this are not tried with more rows, which bounds how long the warm-up takes."""
 
 _ROWS_PER_IMAGE: Final = 2
+_GUIDED: Final = 7.5
 
 
 def start_up(
@@ -171,7 +172,7 @@ def _warm_up_request(model: LoadedModel, name: str, hints: tuple[ImageArray, ...
     """Returns a request of the model's native size; for an inpainting checkpoint, with a grey image to paint on."""
     grey = _grey_image(model)
     inputs = Inputs(image=grey, mask=grey[:, :, 0]) if model.inpaints_only else Inputs()
-    params = GenerationParams(prompt="warm-up", seed=0).model_copy(update=asked)
+    params = GenerationParams(prompt="warm-up", seed=0, guidance_scale=_GUIDED).model_copy(update=asked)
     effective = effective_params(params, model.spec, inputs.task)
     request = Request(f"warm-up {model.spec.name} {name}", effective, inputs=replace(inputs, hints=hints))
     # With ControlNets or for inpainting diffusers corrects fewer settings, so the default sampler may be refused there.

@@ -71,8 +71,7 @@ def _shared_parameters(fields: GenerationFields, options: Options, spec: ModelSp
         "width": width,
         "height": height,
         "num_images": fields.num_images,
-        "guidance_scale": fields.cfg_scale,
-        "num_inference_steps": fields.steps,
+        **_asked_of_model(fields, spec),
         "seed": fields.seed,
         "model_name": spec.name,
         # Several are one text, as A1111 appends them all.
@@ -81,6 +80,18 @@ def _shared_parameters(fields: GenerationFields, options: Options, spec: ModelSp
         "clip_skip": max(layers, 1) - 1,
         "output_format": options.output_format,
     }
+
+
+def _asked_of_model(fields: GenerationFields, spec: ModelSpec) -> dict[str, Any]:
+    """Returns steps and guidance: those of the fields, or nothing where the caller leaves them to a model that has
+    defaults of its own.
+    """
+    asked: dict[str, Any] = {}
+    if spec.default_steps is None or "steps" in fields.model_fields_set:
+        asked["num_inference_steps"] = fields.steps
+    if spec.default_guidance_scale is None or "cfg_scale" in fields.model_fields_set:
+        asked["guidance_scale"] = fields.cfg_scale
+    return asked
 
 
 def _find_upscaler(asked: str, upscalers: Sequence[str]) -> str:

@@ -34,6 +34,9 @@ _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "depth": ("depth",),
     "pose": ("pose",),
     "segmentation": ("seg", "oneformer", "ofade20k", "ofcoco"),
+    "softedge": ("softedge", "hed", "pidi"),
+    "lines": ("mlsd",),
+    "instruct": ("ip2p", "instruct"),
 }
 
 
@@ -128,7 +131,12 @@ def type_of(name: str, types: Sequence[str]) -> str | None:
     """Returns the ControlNet of `types` that A1111's name of a network or an annotator stands for, or None."""
     asked = name.strip().casefold()
     exact = next((kind for kind in types if kind.casefold() == asked.partition(" [")[0]), None)
-    return exact or next((kind for kind in types if any(word in asked for word in _WORDS.get(kind, (kind,)))), None)
+
+    def length(kind: str) -> int:
+        # The longest word counts: "scribble_hed" makes scribbles.
+        return max((len(word) for word in _WORDS.get(kind, (kind,)) if word in asked), default=0)
+
+    return exact or max((kind for kind in types if length(kind)), key=length, default=None)
 
 
 def list_modules(types: Sequence[str]) -> list[str]:

@@ -25,7 +25,14 @@ from deployments.engine.protocol.events import (
 from serve_app.api.openai.errors import translate
 from serve_app.api.openai.fields import ImagesRequest
 from serve_app.api.problems import problem_of
-from serve_app.api.responses.schemas import FailureAnswer, SafetyAnswer, failure_answer, safety_answer
+from serve_app.api.responses.schemas import (
+    ContinuationAnswer,
+    FailureAnswer,
+    SafetyAnswer,
+    continuation_answer,
+    failure_answer,
+    safety_answer,
+)
 from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
@@ -44,6 +51,7 @@ class ImageData(TypedDict):
     url: NotRequired[str]
     seed: int
     safety: NotRequired[SafetyAnswer]
+    continued: NotRequired[ContinuationAnswer]
     revised_prompt: NotRequired[str]
 
 
@@ -117,6 +125,8 @@ def _describe_images(result: Result, urls: Sequence[str] | None) -> list[ImageDa
     for each, image in zip(described, result.images, strict=True):
         if image.safety is not None:
             each["safety"] = safety_answer(image.safety)
+        if image.continued is not None:
+            each["continued"] = continuation_answer(image.continued)
     return described
 
 
@@ -191,6 +201,8 @@ class ImagesEventEncoder:
         ours: dict[str, Any] = {"index": image.index, "seed": image.seed, "cached": cached}
         if image.safety is not None:
             ours["safety"] = safety_answer(image.safety)
+        if image.continued is not None:
+            ours["continued"] = continuation_answer(image.continued)
         return self._completed, {**shown, "usage": _usage(), **more, **ours}
 
     def _describe(self, name: str, data: str, output_format: str, size: str) -> Mapping[str, Any]:

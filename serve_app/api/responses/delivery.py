@@ -159,6 +159,8 @@ def _image_response(result: Result, media_type: str) -> Response:
         "X-Model": quote(result.model, safe="/:@"),
         "Content-Disposition": f'inline; filename="{result.id}.{image.format}"',
     }
+    if image.continued is not None:
+        headers["X-Continued"] = f"steps={image.continued.steps}; distance={image.continued.distance:.6f}"
     return Response(image.data, media_type=media_type, headers=headers)
 
 

@@ -16,8 +16,9 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "width": "Pixels; the model's native size if left out.",
         "height": "Pixels; the model's native size if left out.",
         "num_images": "How many images of this prompt; image i uses `seed + i`.",
-        "guidance_scale": "How closely to follow the prompt; 1 or less switches guidance off, for half the work.",
-        "num_inference_steps": "Denoising steps.",
+        "guidance_scale": "How closely to follow the prompt; 1 or less switches guidance off, for half the work. "
+        "A model may have a default of its own, which its row in `/ads/v2/diffusion/models` tells.",
+        "num_inference_steps": "Denoising steps. A model may have a default of its own, as for `guidance_scale`.",
         "seed": "The seed of the first image. If left out or -1, one is drawn, and returned in the answer.",
         "model_name": "A name or alias from `/ads/v2/diffusion/models`; the first model if left out.",
         "style_preset": "A name from `/ads/v2/diffusion/styles`, or free text that is appended to the prompt.",
@@ -37,7 +38,8 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "output_quality": "Of a webp or jpeg file; 92 if left out.",
         "metadata": "How much a file tells of how it was made: `minimal` leaves out the prompts.",
         "priority": "Higher ones go first; nothing waits for ever. A `high` image may replace a running `low` one.",
-        "cache": "`reuse`: without a seed, any seed's result will do; `refresh`: a new result; `off`: no caching.",
+        "cache": "`reuse`: without a seed, any seed's result will do; `similar`: also early states of others whose "
+        "prompts were near; `refresh`: a new result; `off`: no caching.",
         "hires": "A second pass over the result, enlarged `scale` times by `upscaler` (`latent`, `lanczos`, or a "
         "name from `/ads/v2/diffusion/upscalers`), with "
         "`strength` and `steps` as in image-to-image.",

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, NotRequired
 # pydantic refuses `typing.TypedDict` before Python 3.12.
 from typing_extensions import TypedDict
 
-from deployments.engine.protocol.events import ImageDone, ImageFailed, Timings, is_filtered
+from deployments.engine.protocol.events import Continuation, ImageDone, ImageFailed, Timings, is_filtered
 from deployments.engine.protocol.params import IMAGE_FIELDS, SERVICE_FIELDS, GenerationParams
 from deployments.engine.protocol.safety import Finding, SafetyStatus
 from serve_app.generation.result import Result
@@ -38,8 +38,18 @@ class SafetyAnswer(TypedDict):
     score: float | None
 
 
+class ContinuationAnswer(TypedDict):
+    """An image took over another one's state after `steps` evaluations. `distance` is that of their prompts, 0 to 2."""
+
+    steps: int
+    distance: float
+
+
 class ImageAnswer(TypedDict):
-    """One image; `data` is the file in base64. `safety` is there if the model's images are checked."""
+    """One image; `data` is the file in base64. `safety` is there if the model's images are checked.
+
+    `continued` is there if it began from another image's early state, as `cache` similar allows.
+    """
 
     index: int
     seed: int
@@ -48,6 +58,7 @@ class ImageAnswer(TypedDict):
     height: int
     data: str
     safety: NotRequired[SafetyAnswer]
+    continued: NotRequired[ContinuationAnswer]
 
 
 class FailureAnswer(TypedDict):
@@ -121,7 +132,14 @@ def image_answer(image: ImageDone) -> ImageAnswer:
     )
     if image.safety is not None:
         answer["safety"] = safety_answer(image.safety)
+    if image.continued is not None:
+        answer["continued"] = continuation_answer(image.continued)
     return answer
+
+
+def continuation_answer(continued: Continuation) -> ContinuationAnswer:
+    """What an image has begun from, for JSON."""
+    return ContinuationAnswer(steps=continued.steps, distance=round(continued.distance, 6))
 
 
 def safety_answer(finding: Finding) -> SafetyAnswer:

@@ -32,6 +32,10 @@ async def models(service: ServiceDep) -> dict[str, Any]:
                 "native_size": spec.native_size,
                 "limits": {"max_pixels": spec.max_pixels, **_BOUNDS},
                 "default_sampler": spec.default_sampler,
+                "default_steps": spec.default_steps or _DEFAULTS["num_inference_steps"],
+                "default_guidance_scale": (
+                    _DEFAULTS["guidance_scale"] if spec.default_guidance_scale is None else spec.default_guidance_scale
+                ),
                 "controlnets": list(spec.controlnets),
                 "licence": spec.licence,
                 "safety": spec.safety.policy,
@@ -156,5 +160,8 @@ def _bounds_of(schema: dict[str, Any]) -> dict[str, dict[str, int]]:
     return found
 
 
+_DEFAULTS: Final = {
+    name: GenerationParams.model_fields[name].default for name in ("num_inference_steps", "guidance_scale")
+}
 # Computed once: a schema takes milliseconds.
 _BOUNDS: Final = _bounds_of(GenerationParams.model_json_schema()["properties"])

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from deployments.annotators import catalogue
-from deployments.annotators.catalogue import Annotator, Annotators
-from deployments.annotators.edges import detect_edges
+from deployments.annotators.catalogue import BUILT_IN, Annotator, Annotators
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec, SegmentationSpec
 from deployments.engine.protocol.errors import (
     EngineLost,
@@ -52,7 +51,8 @@ def test_every_type_has_the_annotator_that_it_was_given(specs: dict[str, Annotat
     annotators, image = Annotators(specs, "cpu"), patches()
     for kind, spec in specs.items():
         assert (annotators.of(kind)(image) == catalogue.load_annotator(spec, "cpu")(image)).all()
-    assert (annotators.of("canny")(image) == detect_edges(image)).all()
+    for kind, annotate in BUILT_IN.items():
+        assert (annotators.of(kind)(image) == annotate(image)).all()
 
 
 def test_nothing_is_loaded_before_it_is_asked_for_and_then_only_that(
@@ -83,10 +83,11 @@ def test_two_replicas_share_nothing(specs: dict[str, AnnotatorSpec], loads: list
 
 
 def test_a_type_without_an_annotator_is_refused_with_those_there_are(specs: dict[str, AnnotatorSpec]) -> None:
-    with pytest.raises(InvalidParameter, match="it has: canny, depth, pose, segmentation") as refused:
-        Annotators(specs).of("scribble")
+    without = ", ".join(BUILT_IN)
+    with pytest.raises(InvalidParameter, match=f"it has: {without}, depth, pose, segmentation") as refused:
+        Annotators(specs).of("normal")
     assert refused.value.field == "preprocess"
-    with pytest.raises(InvalidParameter, match=r"it has: canny$"):
+    with pytest.raises(InvalidParameter, match=f"it has: {without}$"):
         Annotators().of("depth")
 
 

@@ -134,9 +134,11 @@ def use_sampler(pipeline: Any, sampler: str | None) -> None:
 
 def _pipeline(folder: Path, model: LoadedModel, request: Request) -> Any:
     controls = request.params.controls
+    is_xl = model.pooled_width is not None
     nets = [ControlNetModel.from_pretrained(model.spec.controlnets[control.type]) for control in controls]
     more: dict[str, Any] = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
-    return pipeline_class(request).from_pretrained(folder, safety_checker=None, requires_safety_checker=False, **more)
+    more |= {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
+    return pipeline_class(request, is_xl=is_xl).from_pretrained(folder, **more)
 
 
 def difference(one: Pixels, other: Pixels) -> int:

@@ -53,7 +53,7 @@ def save_tiny_checkpoint(
 
 def tiny_unet(seed: int = 3, *, sample_size: int = 8, in_channels: int = 4) -> UNet2DConditionModel:
     """Latents [B, 4, h, w], h and w even, with text [B, tokens, 32]; the lower of two levels sees the text."""
-    unet: UNet2DConditionModel = _seed(
+    unet: UNet2DConditionModel = seed_weights(
         seed,
         lambda: UNet2DConditionModel(
             sample_size=sample_size,
@@ -71,8 +71,8 @@ def tiny_unet(seed: int = 3, *, sample_size: int = 8, in_channels: int = 4) -> U
     for name, module in unet.named_modules():
         # At its initial scale the text hardly moves a picture, and guidance would go untested.
         if name.endswith(("attn2.to_v", "attn2.to_k")):
-            _scale(module, 3.0)
-    _scale(unet.conv_out, 2.0)
+            scale_weight(module, 3.0)
+    scale_weight(unet.conv_out, 2.0)
     return unet
 
 
@@ -84,7 +84,7 @@ def save_tiny_controlnet(folder: Path, *, seed: int, **config: Any) -> Path:
 
 def tiny_controlnet(seed: int, **config: Any) -> ControlNetModel:
     """A ControlNet whose hint shows: at its birth all its outputs are zero."""
-    net: ControlNetModel = _seed(
+    net: ControlNetModel = seed_weights(
         seed,
         lambda: ControlNetModel(
             **{
@@ -108,13 +108,13 @@ def tiny_controlnet(seed: int, **config: Any) -> ControlNetModel:
     for module in net.controlnet_cond_embedding.modules():
         # Eight layers at their initial scale forget the hint.
         if isinstance(module, nn.Conv2d):
-            _scale(module, 2.0)
+            scale_weight(module, 2.0)
     return net
 
 
 def tiny_vae(seed: int = 1) -> AutoencoderKL:
     """Pictures [B, 3, H, W] to latents [B, 4, H/8, W/8] and back."""
-    vae: AutoencoderKL = _seed(
+    vae: AutoencoderKL = seed_weights(
         seed,
         lambda: AutoencoderKL(
             block_out_channels=(8, 8, 8, 8),
@@ -126,7 +126,7 @@ def tiny_vae(seed: int = 1) -> AutoencoderKL:
             sample_size=64,
         ),
     )
-    _scale(vae.decoder.conv_out, 1.5)
+    scale_weight(vae.decoder.conv_out, 1.5)
     return vae
 
 
@@ -144,15 +144,15 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer, seed: int = 2, *, layers: int = 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    encoder: CLIPTextModel = _seed(seed, lambda: CLIPTextModel(config))
+    encoder: CLIPTextModel = seed_weights(seed, lambda: CLIPTextModel(config))
     for name, module in encoder.named_modules():
         # transformers' 0.02 makes every prompt almost the same prompt.
         if isinstance(module, nn.Linear) or name.endswith("token_embedding"):
-            _scale(module, 8.0)
+            scale_weight(module, 8.0)
     return encoder
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer(pad_token: str = _END) -> CLIPTokenizer:
     """A byte-level BPE whose vocabulary has every byte, a few whole words and, last, the two special tokens."""
     merges = list(dict.fromkeys(pair for word in _WORDS for pair in _spelling(word)))
     joined = ["".join(pair) for pair in merges]
@@ -164,7 +164,7 @@ def tiny_tokenizer() -> CLIPTokenizer:
         bos_token=_START,
         eos_token=_END,
         unk_token=_END,
-        pad_token=_END,
+        pad_token=pad_token,
         model_max_length=TOKENS,
     )
 
@@ -186,13 +186,13 @@ def tiny_scheduler(prediction_type: PredictionType = "epsilon") -> PNDMScheduler
     return scheduler
 
 
-def _seed(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def seed_weights(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval().requires_grad_(False)
 
 
-def _scale(module: nn.Module, factor: float) -> None:
+def scale_weight(module: nn.Module, factor: float) -> None:
     for name, weight in module.named_parameters(recurse=False):
         if name == "weight":
             weight.data.mul_(factor)

@@ -1,7 +1,9 @@
 """Callbacks reach public addresses only, and the very ones that were checked."""
 
 import socket
+import time
 from collections.abc import AsyncIterator
+from email.utils import formatdate
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,17 @@ async def test_a_name_is_looked_up_once_and_called_where_it_was_checked(
     with pytest.raises(SendError, match="address_not_allowed") as caught:
         await calling.send("POST", local.url(host="rebound.example"), {}, b"hello", 5)
     assert caught.value.final
+    await calling.close()
+
+
+@pytest.mark.parametrize("asked", ["3500", formatdate(time.time() + 3500, usegmt=True)])
+async def test_an_answer_says_when_to_come_back_in_seconds_or_by_a_date(asked: str, local: Receiver) -> None:
+    local.behaves(
+        "/hook", (503, {"Retry-After": asked}), (503, {"Retry-After": "99999"}), (503, {"Retry-After": "soon"})
+    )
+    calling = sender(local, allow_networks=["127.0.0.1/32"])
+    waits = [(await calling.send("POST", local.url(), {}, b"", 5)).retry_after_s for _ in range(3)]
+    assert waits == [pytest.approx(3500, abs=300), 3600, None]
     await calling.close()
 
 

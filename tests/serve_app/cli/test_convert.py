@@ -15,7 +15,7 @@ from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmen
 from typer.testing import CliRunner, Result
 
 from deployments.engine.models.components import Components, PartFolder
-from deployments.engine.models.loaded_model import fetch_model
+from deployments.engine.models.part_location import fetch_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.weights import conversion, converted_weights

@@ -98,6 +98,9 @@ def test_every_picture_and_what_is_done_with_it_counts(name: str) -> None:
         replace(SPEC, revision=None),
         replace(SPEC, parts={"vae": "another/vae"}),
         replace(SPEC, controlnets={"canny": PartSpec("nets/canny", "abc")}),
+        replace(SPEC, controlnets={"canny": PartSpec("nets/canny", mode=3)}),
+        replace(SPEC, file="one.safetensors"),
+        replace(SPEC, vae_tiling=True),
     ],
 )
 def test_the_weights_count(spec: ModelSpec) -> None:

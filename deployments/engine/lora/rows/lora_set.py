@@ -1,7 +1,7 @@
 """The LoRAs of a request as one, ready to be applied to its rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -21,18 +21,19 @@ class LoraSet:
     """What the LoRAs `uses` change in one model, on its device in its precision, by the layers' paths.
 
     `unet` are the updates of the UNet without those of cross-attention's projections of the prompt, `projections`;
-    `text` are those of the text encoder.
+    `text` are those of the text encoder, and `second_text` those of a second one.
     """
 
     uses: tuple[LoraUse, ...]
     unet: Updates
     projections: Updates
     text: Updates
+    second_text: Updates = field(default_factory=dict)
 
     @property
     def text_key(self) -> tuple[LoraUse, ...]:
-        """What tells its texts' embeddings from others: nothing if it leaves the text encoder as it is."""
-        return self.uses if self.text else ()
+        """What tells its texts' embeddings from others: nothing if it leaves the text encoders as they are."""
+        return self.uses if self.text or self.second_text else ()
 
     @property
     def projection_key(self) -> tuple[LoraUse, ...]:
@@ -42,7 +43,7 @@ class LoraSet:
     @cached_property
     def bytes(self) -> int:
         """The bytes of all updates."""
-        return sum(map(_bytes_of, (self.unet, self.projections, self.text)))
+        return sum(map(_bytes_of, (self.unet, self.projections, self.text, self.second_text)))
 
     @cached_property
     def unet_bytes(self) -> int:
@@ -54,7 +55,8 @@ class LoraSet:
 class AdaptedBase:
     """What LoRAs change: the layers of a model's UNet and text encoder, and where and how the UNet runs.
 
-    `projections` are the paths of cross-attention's projections of the prompt.
+    `projections` are the paths of cross-attention's projections of the prompt; `second_text` is there for a model with
+    two text encoders.
     """
 
     unet: Layers
@@ -62,6 +64,7 @@ class AdaptedBase:
     projections: frozenset[str]
     device: torch.device
     dtype: torch.dtype
+    second_text: Layers | None = None
 
 
 @torch.inference_mode()
@@ -75,14 +78,16 @@ def fit_adapter(adapter: Adapter, use: LoraUse, base: AdaptedBase) -> LoraSet:
         raise InvalidParameter(
             "loras", f"the LoRA {adapter.name!r} brings textual inversions along ({words}), which are not applied here"
         )
-    adapter.check({"unet": base.unet, "text_encoder": base.text})
-    unet = adapter.updates("unet", base.unet, use.scale)
-    text = adapter.updates("text_encoder", base.text, use.scale)
+    second = {} if base.second_text is None else {"text_encoder_2": base.second_text}
+    networks = {"unet": base.unet, "text_encoder": base.text} | second
+    adapter.check(networks)
+    unet, text, *more = (adapter.updates(name, layers, use.scale) for name, layers in networks.items())
     return LoraSet(
         (use,),
         _move({path: each for path, each in unet.items() if path not in base.projections}, base),
         _move({path: each for path, each in unet.items() if path in base.projections}, base),
         _move(text, base),
+        *(_move(each, base) for each in more),
     )
 
 
@@ -96,6 +101,7 @@ def unite(sets: Sequence[LoraSet]) -> LoraSet:
         combine([each.unet for each in sets]),
         combine([each.projections for each in sets]),
         combine([each.text for each in sets]),
+        combine([each.second_text for each in sets]),
     )
 
 

@@ -250,7 +250,7 @@ KEYS: Final = (
     *(Case(f"`{key}` {json.dumps(value)} of the UNet", partial(set_key, file=_IN, key=key, value=value),
            ("its unet", f"`{key}`"))
       for key, value in (
-          ("addition_embed_type", "text_time"), ("encoder_hid_dim", 64), ("encoder_hid_dim_type", "text_proj"),
+          ("addition_embed_type", "text_image"), ("encoder_hid_dim", 64), ("encoder_hid_dim_type", "text_proj"),
           ("class_embed_type", "timestep"), ("num_class_embeds", 1000), ("attention_type", "gated"),
           ("class_embeddings_concat", True), ("dual_cross_attention", True), ("cross_attention_norm", "layer_norm"),
           ("num_attention_heads", 4), ("mid_block_type", "UNetMidBlock2DSimpleCrossAttn"),

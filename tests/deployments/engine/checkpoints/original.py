@@ -22,6 +22,8 @@ _RESNET = {
 _UNET = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -44,6 +46,24 @@ def original_checkpoint(folder: Path, *, layers: int = 1, open_clip: bool = Fals
         "cond_stage_model.transformer.text_model.embeddings.position_ids"
         if not open_clip
         else "cond_stage_model.model.logit_scale": torch.arange(77).float(),
+    }
+
+
+def original_xl_checkpoint(folder: Path) -> Tensors:
+    """The networks of a Stable Diffusion XL checkpoint in diffusers' layout, named as Stability named them."""
+    unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    first = load_file(folder / "text_encoder" / "model.safetensors")
+    second = load_file(folder / "text_encoder_2" / "model.safetensors")
+    vae = original_vae(folder / "vae")
+    projection = second.pop("text_projection.weight")
+    text = _open_clip(second, "conditioner.embedders.1.model.")
+    text["conditioner.embedders.1.model.text_projection"] = projection.T
+    return {
+        **{f"model.diffusion_model.{_unet_name(name, 1, unet)}": tensor for name, tensor in unet.items()},
+        **{f"first_stage_model.{name}": tensor for name, tensor in vae.items()},
+        **{f"conditioner.embedders.0.transformer.text_model.{_bare(name)}": each for name, each in first.items()},
+        **text,
+        "conditioner.embedders.1.model.logit_scale": torch.zeros(()),
     }
 
 
@@ -106,8 +126,7 @@ def _clip(text: Mapping[str, Tensor]) -> Tensors:
     return {f"cond_stage_model.transformer.text_model.{_bare(name)}": tensor for name, tensor in text.items()}
 
 
-def _open_clip(text: Mapping[str, Tensor]) -> Tensors:
-    prefix = "cond_stage_model.model."
+def _open_clip(text: Mapping[str, Tensor], prefix: str = "cond_stage_model.model.") -> Tensors:
     bare = {_bare(name): tensor for name, tensor in text.items()}
     made: Tensors = {}
     for name, tensor in bare.items():

@@ -13,7 +13,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextConfig
 
-from deployments.engine.checkpoints.config_keys import CONTROLNET, NETWORKS, TEXT_ENCODER, UNET, VAE
+from deployments.engine.checkpoints.config_keys import (
+    CONTROLNET,
+    NETWORKS,
+    SECOND_TEXT_ENCODER,
+    TEXT_ENCODER,
+    UNET,
+    UNION_CONTROLNET,
+    VAE,
+)
 from deployments.engine.checkpoints.config_rules import check_config
 from deployments.engine.checkpoints.vocabulary import load_tokenizer
 from deployments.engine.conditioning.tokens import TextTokenizer
@@ -87,7 +95,12 @@ def test_what_is_refused_is_refused_at_load_by_its_name(case: Case, folder: Path
 
 @pytest.mark.parametrize(
     ("name", "served"),
-    [("UNet2DConditionModel", UNET), ("ControlNetModel", CONTROLNET), ("AutoencoderKL", VAE)],
+    [
+        ("UNet2DConditionModel", UNET),
+        ("ControlNetModel", CONTROLNET),
+        ("ControlNetUnionModel", UNION_CONTROLNET),
+        ("AutoencoderKL", VAE),
+    ],
 )
 def test_every_key_that_diffusers_reads_is_decided_and_its_default_is_served(name: str, served: Any) -> None:
     keys = inspect.signature(getattr(diffusers, name).__init__).parameters
@@ -100,6 +113,7 @@ def test_every_key_of_clips_text_config_is_decided_and_its_default_is_served() -
     # Not the class's own, and obeyed by diffusers' pipelines.
     assert set(TEXT_ENCODER) == own | {"model_type", "use_attention_mask"}
     check_config("it", CLIPTextConfig().to_dict(), TEXT_ENCODER)
+    assert set(SECOND_TEXT_ENCODER) == set(TEXT_ENCODER)
 
 
 def test_half_precision_that_is_made_full_is_said(
@@ -136,7 +150,7 @@ def test_beside_learnt_tokens_start_and_end_still_mean_their_characters(special:
 def test_weights_beside_learnt_tokens_weigh_them(folder: Path, parts: Components) -> None:
     learnt_tokens(folder)
     encoder = load(folder, parts).prompt_encoder
-    plain, weighted = encoder.encode("a <s0> cup"), encoder.encode("a (<s0>:1.5) cup")
+    plain, weighted = encoder.encode("a <s0> cup").states, encoder.encode("a (<s0>:1.5) cup").states
     assert torch.allclose(weighted[2], 1.5 * plain[2])
     assert torch.equal(weighted[[0, 1, 3, 4, 76]], plain[[0, 1, 3, 4, 76]])
 

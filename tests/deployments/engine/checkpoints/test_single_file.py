@@ -17,7 +17,8 @@ from deployments.engine.checkpoints.native_size import with_native_size
 from deployments.engine.checkpoints.original_layout import describe_file
 from deployments.engine.checkpoints.single_file import FilePart, parts_of
 from deployments.engine.models.components import Components, PartFolder
-from deployments.engine.models.loaded_model import LoadedModel, fetch_model, load_model
+from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.models.part_location import fetch_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
@@ -229,13 +230,13 @@ def test_what_a_file_predicts_is_said_by_it_or_asked_for(tmp_path: Path) -> None
         check_source(ModelSpec("mine", str(path)))
 
 
-XL = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
+REFINER = "conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({XL: (1280,)}, "is a Stable Diffusion XL;"),
+        ({REFINER: (1280,)}, "is a Stable Diffusion XL refiner;"),
         (
             {"model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias": (1,)},
             "is a Stable Diffusion 3;",

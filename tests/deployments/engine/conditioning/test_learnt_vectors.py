@@ -62,9 +62,9 @@ def test_a_prompt_is_encoded_as_diffusers_does(
     file = save_embedding(tmp_path, "cat-toy", count, key=key, token="<cat-toy>")
     pipeline = pipeline_of(tiny_checkpoint, file)
     for clip_skip in (0, 1):
-        made = encoder.encode(prompt, clip_skip, embeddings=[file])
+        made = encoder.encode(prompt, clip_skip, embeddings=[file]).states
         assert torch.allclose(made, reference(pipeline, prompt, clip_skip or None), atol=1e-6)
-    assert not torch.allclose(made, encoder.encode(prompt, 1), atol=1e-3)
+    assert not torch.allclose(made, encoder.encode(prompt, 1).states, atol=1e-3)
 
 
 def test_a_single_vector_without_a_second_dimension_is_read(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_a_token_is_whole_and_of_any_case(encoder: PromptEncoder, tmp_path: Path
     files = [cat, cats]
     for with_it in ("a CAT", "(cat:1.2)", "cat, cup", "[cat]", "cat cup BREAK cat", "x.cat"):
         assert encoder.count(with_it, embeddings=files) == encoder.count(with_it)
-        assert not torch.equal(encoder.encode(with_it, embeddings=files), encoder.encode(with_it))
+        assert not torch.equal(encoder.encode(with_it, embeddings=files).states, encoder.encode(with_it).states)
     for without in ("cats", "acat", "cat_s", "cat-3", "my-cat"):
-        assert torch.equal(encoder.encode(without, embeddings=files), encoder.encode(without))
+        assert torch.equal(encoder.encode(without, embeddings=files).states, encoder.encode(without).states)
     assert list(EmbeddingTokens(files).split("a cat-2 and cat")) == ["a ", cats, " and ", cat]
 
 
@@ -137,14 +137,14 @@ def test_its_vectors_count_as_tokens_and_never_stand_in_two_chunks(encoder: Prom
     assert encoder.count("a red hat cup", embeddings=[file]).tokens == 10
     filled = "word " * 70 + "hat cup"
     assert (encoder.count(filled).chunks, encoder.count(filled, embeddings=[file]).chunks) == (1, 2)
-    together = encoder.encode(filled, embeddings=[file])
-    assert torch.equal(together[:77], encoder.encode("word " * 70))
-    assert torch.equal(together[77:], encoder.encode("hat cup", embeddings=[file]))
+    together = encoder.encode(filled, embeddings=[file]).states
+    assert torch.equal(together[:77], encoder.encode("word " * 70).states)
+    assert torch.equal(together[77:], encoder.encode("hat cup", embeddings=[file]).states)
 
 
 def test_a_weight_is_that_of_all_its_vectors(encoder: PromptEncoder, tmp_path: Path) -> None:
     file = save_embedding(tmp_path, "hat", 3)
-    plain, weighted = (encoder.encode(text, embeddings=[file]) for text in ("a hat cup", "a (hat:1.5) cup"))
+    plain, weighted = (encoder.encode(text, embeddings=[file]).states for text in ("a hat cup", "a (hat:1.5) cup"))
     assert torch.allclose(weighted[2:5], 1.5 * plain[2:5])
     assert torch.equal(weighted[[0, 1, 5, 76]], plain[[0, 1, 5, 76]])
 
@@ -153,23 +153,23 @@ def test_prompts_are_kept_by_the_files_that_they_name(encoder: PromptEncoder, tm
     one = save_embedding(tmp_path, "hat")
     other = save_embedding(tmp_path, "other")
     changed = replace(one, path=other.path, digest=other.digest)
-    first = encoder.encode("a hat", embeddings=[one])
-    assert encoder.encode("a hat", embeddings=[one, other]) is first
-    assert not torch.equal(encoder.encode("a hat", embeddings=[changed]), first)
-    assert encoder.encode("a hat", embeddings=[one]) is first
+    first = encoder.encode("a hat", embeddings=[one]).states
+    assert encoder.encode("a hat", embeddings=[one, other]).states is first
+    assert not torch.equal(encoder.encode("a hat", embeddings=[changed]).states, first)
+    assert encoder.encode("a hat", embeddings=[one]).states is first
 
 
 def test_nothing_stays_in_the_text_encoder(encoder: PromptEncoder, tmp_path: Path) -> None:
-    before = encoder.encode("a red cup").clone()
-    state = {name: weight.clone() for name, weight in encoder.text_encoder.state_dict().items()}
+    before = encoder.encode("a red cup").states.clone()
+    state = {name: weight.clone() for name, weight in encoder.text_encoders[0].state_dict().items()}
     file = save_embedding(tmp_path, "hat", 4)
     encoder.encode("a red hat", embeddings=[file])
     broken = replace(file, digest="0" * 64)
     with pytest.raises(ModelLoadError):
         encoder.encode("the hat", embeddings=[broken])
-    assert all(torch.equal(weight, state[name]) for name, weight in encoder.text_encoder.state_dict().items())
+    assert all(torch.equal(weight, state[name]) for name, weight in encoder.text_encoders[0].state_dict().items())
     encoder._cache.clear()
-    assert torch.equal(encoder.encode("a red cup"), before)
+    assert torch.equal(encoder.encode("a red cup").states, before)
 
 
 def test_another_width_is_refused_by_name(encoder: PromptEncoder, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_another_width_is_refused_by_name(encoder: PromptEncoder, tmp_path: Path
     assert caught.value.field == "negative_prompt"
     with pytest.raises(InvalidParameter, match="'wide'"):
         encoder.count("a wide cup", embeddings=[wide])
-    assert torch.equal(encoder.encode("a cup", embeddings=[wide]), encoder.encode("a cup"))
+    assert torch.equal(encoder.encode("a cup", embeddings=[wide]).states, encoder.encode("a cup").states)
 
 
 @pytest.mark.parametrize(

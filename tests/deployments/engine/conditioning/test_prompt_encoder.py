@@ -76,7 +76,7 @@ def own_tokens(pipeline: Any, seen: list[list[int]]) -> list[int]:
 def test_an_unweighted_prompt_is_bit_for_bit_diffusers(
     pipeline: Any, encoder: PromptEncoder, prompt: str, clip_skip: int
 ) -> None:
-    assert torch.equal(encoder.encode(prompt, clip_skip), reference(pipeline, prompt, clip_skip or None))
+    assert torch.equal(encoder.encode(prompt, clip_skip).states, reference(pipeline, prompt, clip_skip or None))
 
 
 def test_another_padding_token_is_obeyed(pipeline: Any) -> None:
@@ -85,25 +85,25 @@ def test_another_padding_token_is_obeyed(pipeline: Any) -> None:
     components = pipeline.components | {"tokenizer": tokenizer}
     other = StableDiffusionPipeline(**components, requires_safety_checker=False)
     encoder = PromptEncoder(tokenizer, pipeline.text_encoder, CPU, torch.float32)
-    assert torch.equal(encoder.encode("a red cup"), reference(other, "a red cup"))
-    assert not torch.equal(encoder.encode("a red cup"), reference(pipeline, "a red cup"))
+    assert torch.equal(encoder.encode("a red cup").states, reference(other, "a red cup"))
+    assert not torch.equal(encoder.encode("a red cup").states, reference(pipeline, "a red cup"))
 
 
 def test_a_text_encoder_that_masks_padding_is_obeyed(
     pipeline: Any, record_tokens: PromptEncoder, recording: RecordingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline.text_encoder.config, "use_attention_mask", True, raising=False)
-    assert torch.equal(record_tokens.encode("a red cup"), reference(pipeline, "a red cup"))
+    assert torch.equal(record_tokens.encode("a red cup").states, reference(pipeline, "a red cup"))
     assert recording.masks[0] is not None
     assert recording.masks[0].sum() == 5
 
 
 def test_a_weight_of_one_is_no_weight(encoder: PromptEncoder) -> None:
-    assert torch.equal(encoder.encode("a (red:1.0) cup"), encoder.encode("a red cup"))
+    assert torch.equal(encoder.encode("a (red:1.0) cup").states, encoder.encode("a red cup").states)
 
 
 def test_weights_change_tokens_in_proportion(pipeline: Any, encoder: PromptEncoder) -> None:
-    plain, weighted = encoder.encode("a red cup"), encoder.encode("a (red:1.5) cup")
+    plain, weighted = encoder.encode("a red cup").states, encoder.encode("a (red:1.5) cup").states
     # This encoder's final layer norm has no bias, so its mean is nothing to restore.
     assert torch.allclose(weighted[2], 1.5 * plain[2])
     assert torch.equal(weighted[[0, 1, 3, 4, 76]], plain[[0, 1, 3, 4, 76]])
@@ -130,20 +130,20 @@ def test_long_prompts_use_more_chunks_and_lose_no_token(
     pipeline: Any, record_tokens: PromptEncoder, recording: RecordingEncoder, tokens: int, chunks: int
 ) -> None:
     words = " ".join(("a", "red", "cup", "the", "cat")[i % 5] for i in range(tokens))
-    assert record_tokens.encode(words).shape == (77 * chunks, WIDTH)
+    assert record_tokens.encode(words).states.shape == (77 * chunks, WIDTH)
     assert all(len(ids) == 77 and ids[0] == pipeline.tokenizer.bos_token_id for ids in recording.seen)
     assert own_tokens(pipeline, recording.seen) == pipeline.tokenizer(words).input_ids[1:-1]
 
 
 def test_a_chunk_is_encoded_as_if_alone(encoder: PromptEncoder) -> None:
-    first, second = encoder.encode("a red cup BREAK the cat").split(77)
-    assert torch.equal(first, encoder.encode("a red cup"))
-    assert torch.equal(second, encoder.encode("the cat"))
+    first, second = encoder.encode("a red cup BREAK the cat").states.split(77)
+    assert torch.equal(first, encoder.encode("a red cup").states)
+    assert torch.equal(second, encoder.encode("the cat").states)
 
 
 @pytest.mark.parametrize(("prompt", "chunks"), [("a BREAK", 1), ("BREAK a", 2), ("a BREAK BREAK b", 4), ("BREAK", 1)])
 def test_break_starts_a_chunk(encoder: PromptEncoder, prompt: str, chunks: int) -> None:
-    assert len(encoder.encode(prompt)) == 77 * chunks
+    assert len(encoder.encode(prompt).states) == 77 * chunks
 
 
 @pytest.mark.parametrize(("prompt", "tokens", "chunks"), [("a " * 301, 301, 5), ("a BREAK " * 5 + "a", 6, 6)])
@@ -176,18 +176,18 @@ def test_a_clip_skip_that_leaves_no_layer_is_refused(encoder: PromptEncoder, cli
 
 def test_embeddings_carry_no_graph_and_the_asked_dtype(pipeline: Any) -> None:
     encoder = PromptEncoder(pipeline.tokenizer, pipeline.text_encoder, CPU, torch.float64)
-    embedding = encoder.encode("a (red:1.2) cup")
+    embedding = encoder.encode("a (red:1.2) cup").states
     assert embedding.dtype == torch.float64
     assert not embedding.requires_grad
 
 
 @pytest.mark.parametrize("copies", [2, 4])
 def test_a_repeated_embedding_gives_the_same_picture(encoder: PromptEncoder, copies: int) -> None:
-    unet, embedding = tiny_unet(), encoder.encode("a red cup")
+    unet, embedding = tiny_unet(), encoder.encode("a red cup").states
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     once, repeated, other = (
         unet(latents, 500, text[None]).sample
-        for text in (embedding, repeat_to(embedding, 77 * copies), encoder.encode("the cat"))
+        for text in (embedding, repeat_to(embedding, 77 * copies), encoder.encode("the cat").states)
     )
     assert torch.allclose(once, repeated, atol=1e-5, rtol=0)
     assert not torch.allclose(once, other, atol=1e-2, rtol=0)
@@ -203,20 +203,20 @@ def test_repeating_needs_a_multiple() -> None:
 
 
 def test_a_known_prompt_is_not_encoded_again(record_tokens: PromptEncoder, recording: RecordingEncoder) -> None:
-    first = record_tokens.encode("a red cup")
-    assert record_tokens.encode("a red cup", field="negative_prompt") is first
-    assert record_tokens.encode("a red cup", 1) is not first
+    first = record_tokens.encode("a red cup").states
+    assert record_tokens.encode("a red cup", field="negative_prompt").states is first
+    assert record_tokens.encode("a red cup", 1).states is not first
     assert record_tokens.cache_stats == CacheStats(hits=1, misses=2, entries=2)
     assert len(recording.seen) == 2
 
 
 def test_the_least_recently_used_prompt_leaves_a_full_cache(pipeline: Any) -> None:
     encoder = PromptEncoder(pipeline.tokenizer, pipeline.text_encoder, CPU, torch.float32, cache_size=2)
-    first = encoder.encode("a")
+    first = encoder.encode("a").states
     encoder.encode("b")
     encoder.encode("a")
     encoder.encode("c")
-    assert encoder.encode("a") is first
+    assert encoder.encode("a").states is first
     encoder.encode("b")
     assert encoder.cache_stats == CacheStats(hits=2, misses=4, entries=2)
 
@@ -235,7 +235,7 @@ def test_tokens_are_counted_as_encoding_would_lay_them_out(
 ) -> None:
     assert encoder.count(prompt) == TokenCount(tokens, chunks, 75, 4)
     if chunks <= 4:
-        assert encoder.encode(prompt).shape[0] == 77 * (1 << (chunks - 1).bit_length())
+        assert encoder.encode(prompt).states.shape[0] == 77 * (1 << (chunks - 1).bit_length())
     else:
         with pytest.raises(InvalidParameter, match=f"it has {tokens} tokens, in {chunks} chunks"):
             encoder.encode(prompt)

@@ -1,5 +1,6 @@
 """Fetching from a hub of our own on loopback, with the real client: what is fetched, what is not, and the errors."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.deployments.engine.models.hub_server import (
     serve_hub,
 )
 from tests.deployments.engine.tiny import save_tiny_checkpoint
+from tests.deployments.engine.tiny_xl import save_tiny_xl
 
 LOAD = """
 import sys, torch
@@ -179,3 +181,15 @@ def test_a_cache_that_another_program_filled_serves_without_a_hub_as_far_as_it_i
     (snapshot / "model_index.json").unlink()
     with pytest.raises(ModelLoadError, match="hub is out of reach"):
         found(half=True)
+
+
+def test_a_cached_model_of_two_text_encoders_is_whole_with_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    snapshot = save_tiny_xl(tmp_path / "models--maker--tiny" / "snapshots" / COMMIT)
+    assert locate("it", REPOSITORY, COMMIT, PARTS, half=False) == snapshot
+    shutil.rmtree(snapshot / "text_encoder_2")
+    with pytest.raises(ModelLoadError, match="hub is out of reach"):
+        locate("it", REPOSITORY, COMMIT, PARTS, half=False)

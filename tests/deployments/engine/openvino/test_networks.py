@@ -50,6 +50,11 @@ def inputs_for(unet: Any, rows: int = 2, height: int = 8, width: int = 8) -> tup
     return sample, torch.linspace(1, 999, rows), keys
 
 
+def compiled_for(unet: OpenVinoUNet) -> set[object]:
+    """The shapes of latents that it has programs of their own for."""
+    return {key[0] for key, compiled in unet._run._programs.items() if compiled.program is not None}
+
+
 def distance(one: Tensor, other: Tensor) -> float:
     """The largest difference, relative to the largest number if that is above 1."""
     return float((one - other).abs().max() / other.abs().max().clamp(min=1))
@@ -121,9 +126,9 @@ def test_learnt_embeddings_stand_in_prompts_as_they_do_with_torch(runtime: OpenV
     )
     file = save_embedding(tmp_path, "hat", 3)
     for prompt, clip_skip in (("a red cup", 0), ("a (hat:1.2) on the cup", 0), ("hat", 1)):
-        wanted = plain.encode(prompt, clip_skip, embeddings=[file])
-        assert distance(converted.encode(prompt, clip_skip, embeddings=[file]), wanted) < CLOSE
-    assert converted.text_encoder.backend == "openvino"
+        wanted = plain.encode(prompt, clip_skip, embeddings=[file]).states
+        assert distance(converted.encode(prompt, clip_skip, embeddings=[file]).states, wanted) < CLOSE
+    assert converted.text_encoders[0].backend == "openvino"
 
 
 def test_threads_that_call_at_the_same_time_do_not_disturb_one_another(runtime: OpenVinoRuntime) -> None:
@@ -244,11 +249,11 @@ def test_calls_go_on_while_another_shape_is_compiled_and_all_who_want_it_share_i
     begun, may_end, compiled = threading.Event(), threading.Event(), []
     compile_one = unet._run._compile
 
-    def compile_slowly(model: Any, shapes: Any) -> Any:
+    def compile_slowly(model: Any, shapes: Any, **named: Any) -> Any:
         compiled.append(shapes[0][0])
         begun.set()
         assert may_end.wait(60)
-        return compile_one(model, shapes)
+        return compile_one(model, shapes, **named)
 
     monkeypatch.setattr(unet._run, "_compile", compile_slowly)
     with ThreadPoolExecutor(2) as threads:
@@ -263,6 +268,40 @@ def test_calls_go_on_while_another_shape_is_compiled_and_all_who_want_it_share_i
     assert compiled == [3]
 
 
+def test_a_call_of_a_shape_that_nobody_foresaw_does_not_wait_until_it_is_compiled(
+    runtime: OpenVinoRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_unet, unet = pair(runtime, tiny_unet())
+    unet.compile_for(1, 8, 8, TOKENS, for_all=True)
+    may_end, compile_one = threading.Event(), unet._run._compile
+    compiled: list[str] = []
+
+    def compile_slowly(model: Any, shapes: Any, **named: Any) -> Any:
+        compiled.append(threading.current_thread().name)
+        assert may_end.wait(60)
+        return compile_one(model, shapes, **named)
+
+    monkeypatch.setattr(unet._run, "_compile", compile_slowly)
+    inputs = inputs_for(torch_unet, 3, 12, 20)
+    expected = torch_unet(*inputs, return_dict=False)[0]
+    for _ in range(2):
+        assert distance(unet(*inputs)[0], expected) < CLOSE
+    assert (3, 4, 12, 20) not in compiled_for(unet)
+    may_end.set()
+    unet._compiler._threads.submit(lambda: None).result(timeout=60)
+    assert (3, 4, 12, 20) in compiled_for(unet)
+    assert compiled == ["compile-unforeseen_0"]
+    assert distance(unet(*inputs)[0], expected) < CLOSE
+
+
+def test_an_exact_call_waits_for_the_program_of_its_shape(runtime: OpenVinoRuntime) -> None:
+    torch_unet, unet = pair(runtime, tiny_unet())
+    unet.compile_for(1, 8, 8, TOKENS, for_all=True)
+    with unet.exact_calls():
+        unet(*inputs_for(torch_unet, 3))
+    assert (3, 4, 8, 8) in compiled_for(unet)
+
+
 def test_a_shape_that_could_not_be_compiled_is_tried_again(
     runtime: OpenVinoRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +309,7 @@ def test_a_shape_that_could_not_be_compiled_is_tried_again(
     unet(*inputs_for(torch_unet, 2))
     inputs = inputs_for(torch_unet, 3)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("not now")
 
     with monkeypatch.context() as patched:

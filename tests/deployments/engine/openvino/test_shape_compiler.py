@@ -16,14 +16,16 @@ from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.converted_network import ConvertedNetwork
+from deployments.engine.openvino.networks import OpenVinoVae
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.request import NO_INPUTS
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.steps.prepare import prepare, with_model_facts
-from deployments.engine.steps.shape_compiler import ShapeCompiler
+from deployments.engine.steps.shape_compiler import PLAIN, SHALLOW, ShapeCompiler, _compile
 from deployments.engine.worker.background import _chores_of
 from deployments.engine.worker.model_loading import warm_model
 from tests.deployments.engine.harness import request_for, run
+from tests.deployments.engine.tiny import TOKENS
 
 SIZES = (1, 2, 4, 8)
 
@@ -126,7 +128,7 @@ def test_what_is_asked_for_later_is_compiled_with_all_that_was_asked_for_before(
     """A plain request with a long prompt may share a call with a controlled one with a short prompt."""
     begun: list[Any] = []
     shapes = ShapeCompiler(SIZES)
-    monkeypatch.setattr(shapes, "_begin", lambda _, each: begun.append(each.args))
+    monkeypatch.setattr(shapes, "_begin", lambda _, each: each.keywords or begun.append(each.args))
     hint = Inputs(hints=(np.full((64, 64, 3), 90, dtype=np.uint8),))
     shapes.compile_for(request_state(model, 8, hint, controls=(CANNY,)), model, (), 8)
     shapes.compile_for(request_state(model, 8, prompt="a cup, " * 60), model, (), 8)
@@ -136,6 +138,51 @@ def test_what_is_asked_for_later_is_compiled_with_all_that_was_asked_for_before(
     tokens = {each[2] for each in asked}
     assert len(tokens) == 2
     assert asked == {(kind, rows, each) for kind, sizes in needed.items() for rows in sizes for each in tokens}
+
+
+def test_each_kind_of_call_is_compiled_for_all_shapes_once(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    shapes = ShapeCompiler(SIZES)
+    monkeypatch.setattr(shapes, "_begin", lambda _, each: begun.append(each))
+    hint = Inputs(hints=(np.full((64, 64, 3), 90, dtype=np.uint8),))
+    for side in (14, 15):
+        shapes.compile_for(request_state(model, side), model, (), 8)
+        shapes.compile_for(request_state(model, side, deep_cache=2), model, (), 8)
+    shapes.compile_for(request_state(model, 8, hint, controls=(CANNY,)), model, (), 8)
+    shapes.close()
+    for_all = [each.args[0][1:] for each in begun if each.keywords.get("for_all")]
+    assert sorted(for_all) == [(), ("canny",), ("none",), ("whole",)]
+
+
+def test_the_engines_thread_compiles_nothing_for_shapes_that_nobody_foresaw(
+    new_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side, made = 8 * new_model.factor, []
+    run(new_model, [request_for(new_model, "first", deep_cache=2)])
+    for kind in (PLAIN, SHALLOW):
+        _compile(kind, 1, 8, 8, TOKENS, new_model, for_all=True)
+    threads: set[str] = set()
+    compile_one = Compiler.compile
+
+    def record(*given: Any, **named: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return compile_one(*given, **named)
+
+    monkeypatch.setattr(ShapeCompiler, "compile_for", lambda *_: None)
+    monkeypatch.setattr(Compiler, "compile", record)
+    monkeypatch.setattr(OpenVinoVae, "decode", lambda *_, **__: (torch.zeros(1, 3, 4 * side, 5 * side),))
+    crowd = {
+        "short": {},
+        "long": {"prompt": "a cup, " * 60},
+        "three": {"num_images": 3, "guidance_interval": (0.3, 0.7)},
+        "without deep blocks": {"deep_cache": 3},
+    }
+    asked = [request_for(new_model, name, width=5 * side, height=4 * side, **more) for name, more in crowd.items()]
+    tape, _ = run(new_model, asked, max_rows=8)
+    for request in asked:
+        made += tape.images(request.id)
+    assert len(made) == 6
+    assert threads == {"compile-unforeseen_0"}
 
 
 def test_what_joins_others_is_compiled_for_the_call_that_they_share(model: LoadedModel) -> None:
@@ -180,7 +227,7 @@ def test_a_size_is_compiled_once(model: LoadedModel, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shapes, "_begin", lambda *each: begun.append(each))
     for seed in (1, 2):
         shapes.compile_for(request_state(model, 8, seed=seed), model, (), 8)
-    assert len(begun) == 1 + len(SIZES)
+    assert len(begun) == 2 + len(SIZES)
     shapes.close()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.models.loaded_model import LoadedModel, fetch_model, load_model
+from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.models.part_location import fetch_model
 from deployments.engine.protocol.errors import Filtered, ModelLoadError, SafetyCheckFailed
 from deployments.engine.protocol.events import Finished, ImageDone, ImageFailed, Preview
 from deployments.engine.protocol.safety import CheckerSpec, SafetySpec

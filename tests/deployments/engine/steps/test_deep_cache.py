@@ -28,7 +28,7 @@ def test_a_shallow_call_on_what_the_deep_blocks_just_answered_is_the_whole_call(
     model = tiny_model_9 if nine_channels else tiny_model
     assert model.deep_cache is not None
     generator = torch.Generator().manual_seed(0)
-    prompt = model.attention_cache.project(model.prompt_encoder.encode("a cup")).keys
+    prompt = model.attention_cache.project(model.prompt_encoder.encode("a cup").states).keys
     sample = torch.randn((3, 9 if nine_channels else 4, 8, 8), generator=generator)
     time, keys = torch.tensor([900.0, 500.0, 3.0]), torch.stack([prompt, prompt * 2, prompt - 1])
     answer, deep = model.deep_cache.run_whole(sample, time, keys, {})

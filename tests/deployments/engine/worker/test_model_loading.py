@@ -100,7 +100,7 @@ async def test_a_model_that_comes_back_is_warm_before_it_serves_and_the_loop_goe
 def test_warming_calls_every_network_that_nobody_else_uses(tiny_controlled: LoadedModel) -> None:
     model, called = tiny_controlled, []
     nets = {f"net {name}": net.network for name, net in model.controlnets.items()}
-    watched = {"unet": model.unet, "text": model.prompt_encoder.text_encoder, "vae": model.vae.decoder} | nets
+    watched = {"unet": model.unet, "text": model.prompt_encoder.text_encoders[0], "vae": model.vae.decoder} | nets
     hooks = [
         network.register_forward_pre_hook(lambda *_, name=name: called.append(name))
         for name, network in watched.items()

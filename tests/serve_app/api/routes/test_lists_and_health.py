@@ -1,6 +1,8 @@
 """Models, samplers, styles, statistics, health, and the documentation."""
 
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import httpx
 import pytest
@@ -8,9 +10,10 @@ import pytest
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.params import IMAGE_FIELDS, GenerationParams
 from deployments.engine.protocol.sampler_names import resolve_sampler
+from serve_app.api.application import create_api
 from serve_app.backends.protocol import BackendReport
 from serve_app.service import DiffusionService
-from tests.serve_app.fakes import PATH, FakeBackend
+from tests.serve_app.fakes import OTHER, PATH, TINY, FakeBackend, http
 
 BASE = "/ads/v2/diffusion"
 
@@ -75,6 +78,22 @@ async def test_models_tell_names_limits_and_licence(client: httpx.AsyncClient) -
     assert tiny["limits"]["width"] == {"min": 64, "max": 2048, "multiple_of": 8}
     assert tiny["limits"]["max_pixels"] == 1024 * 1024
     assert other["licence"] == "MIT"
+
+
+async def test_models_of_few_steps_tell_their_defaults_and_have_them_where_callers_say_nothing() -> None:
+    few = replace(OTHER, default_steps=4, default_guidance_scale=0.0)
+    backend = FakeBackend(models=(few, TINY))
+    async with http(create_api(DiffusionService(backend))) as client:
+        listed = {each["name"]: each for each in (await client.get(f"{BASE}/models")).json()["models"]}
+        assert (listed["other"]["default_steps"], listed["other"]["default_guidance_scale"]) == (4, 0.0)
+        assert (listed["tiny"]["default_steps"], listed["tiny"]["default_guidance_scale"]) == (50, 7.5)
+        given: list[dict[str, Any]] = [{}, {"num_inference_steps": 9, "guidance_scale": 2.0}, {"guidance_scale": None}]
+        for more in given:
+            await client.post(PATH, json={"prompt": "a cup", **more})
+        await client.post("/sdapi/v1/txt2img", json={"prompt": "a cup"})
+        await client.post("/sdapi/v1/txt2img", json={"prompt": "a cup", "steps": 20, "cfg_scale": 7})
+    asked = [(each.params.num_inference_steps, each.params.guidance_scale) for each in backend.asked]
+    assert asked == [(4, 0.0), (9, 2.0), (4, 0.0), (4, 0.0), (20, 7.0)]
 
 
 async def test_every_listed_sampler_name_is_understood(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,1 @@
+"""Continues the early states of images whose prompts were near (`cache: similar`)."""
