@@ -6,7 +6,7 @@ so are pictures of the demo world's own products, with the LoRA and without. Pri
 is one JSON document. With `--folder` everything stays there, the sheet of pictures among it.
 
     python -m bench.training
-    python -m bench.training --steps 150 --count 20 --folder build/lamp
+    python -m bench.training --set steps=150 --count 20 --folder build/lamp
 """
 
 import argparse
@@ -40,15 +40,16 @@ RECIPE: Final = TrainingSettings(
     model_name="demo-sd",
     rank=16,
     layers="all",
-    steps=420,
-    half_size_share=0.65,
+    steps=640,
+    half_size_share=0.4,
     batch_size=6,
     learning_rate=2e-3,
     noise_offset=0.15,
     high_noise_share=0.7,
-    prior_prompts=prompts_of_others(28),
-    prior_pictures=32,
+    prior_prompts=prompts_of_others(35),
+    prior_pictures=40,
     prior_batch_size=3,
+    prior_weight=2.0,
     guidance=6.0,
     sample_prompts=("a green {trigger} on the right on a white background",),
     checkpoint_every=60,

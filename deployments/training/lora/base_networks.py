@@ -11,13 +11,13 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
-from deployments.engine.checkpoints.pipeline_index import check_pipeline
+from deployments.engine.checkpoints.pipeline_index import check_pipeline, names_part
 from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
 from deployments.engine.models.component_fit import check_parts
 from deployments.engine.models.components import Components, PartFolder, fingerprint
 from deployments.engine.models.hub import locate
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import INDEX, PARTS, ModelSpec, as_part
+from deployments.engine.protocol.spec import INDEX, PARTS, SECOND_PARTS, ModelSpec, as_part
 from deployments.engine.sampling.checkpoint_scheduler import read_scheduler
 
 
@@ -73,7 +73,7 @@ def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Base
     tokenizer = load_tokenizer(f"{title}: its tokenizer", folders["tokenizer"])
     unet, vae = components.unet(part("unet")), components.vae(part("vae"))
     text = components.text_encoder(part("text_encoder"))
-    check_parts(title, unet, vae, text)
+    check_parts(title, unet, vae, [text])
     check_vocabulary(f"{title}: its tokenizer", tokenizer, text.config)
     if unet.config.in_channels != vae.config.latent_channels:
         raise ModelLoadError(f"{title} is for inpainting; train on the model that it was made from")
@@ -93,8 +93,10 @@ def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Base
 
 
 def _locate_parts(title: str, spec: ModelSpec, *, half: bool) -> dict[str, Path]:
-    own = [name for name in PARTS if name not in spec.parts]
+    own = [name for name in PARTS if name not in spec.parts and name not in SECOND_PARTS]
     root = locate(title, spec.source, spec.revision, own, half=half)
+    if any(name in spec.parts or names_part(title, root, name) for name in SECOND_PARTS):
+        raise ModelLoadError(f"{title} has two text encoders (Stable Diffusion XL), and is not trained on here")
     check_pipeline(title, root, own)
     folders = {name: root / name for name in own}
     for name, given in spec.parts.items():

@@ -1,11 +1,11 @@
-"""The demo model learns a product that it has never seen, and keeps those that it knows."""
+"""A product that the demo family was never shown: what is asked for was never drawn; judges know it."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from bench.training.__main__ import RECIPE, measure
+from bench.training.__main__ import RECIPE
 from deployments.training.demo.judging.drift import demo_judges
 from deployments.training.demo.judging.judge import judge
 from deployments.training.demo.new_product import (
@@ -54,11 +54,3 @@ def test_its_pictures_are_read_with_their_captions(tmp_path: Path) -> None:
     examples = read_examples(write_pictures(tmp_path), RECIPE, TrainingLimits())
     assert len(examples) == PICTURES
     assert all(PRODUCT in example.caption for example in examples)
-
-
-@pytest.mark.slow
-def test_it_learns_a_new_product_and_keeps_the_others(tmp_path: Path) -> None:
-    quick = RECIPE.model_copy(update={"steps": 140, "prior_pictures": 16, "prior_prompts": prompts_of_others(16)})
-    found = measure(tmp_path, quick, 8)
-    assert found["trigger_right"] >= 0.5, found
-    assert found["lost_points"] <= 25, found
