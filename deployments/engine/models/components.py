@@ -5,7 +5,6 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +17,6 @@ from deployments.engine.checkpoints.library_networks import AutoencoderKL, Contr
 from deployments.engine.checkpoints.networks import check_finite, load_network
 from deployments.engine.checkpoints.single_file import FilePart, FileScheduler, file_fingerprint, load_file_part
 from deployments.engine.conditioning.controlnet import ControlNet
-from deployments.engine.conditioning.cross_attention import CrossAttentionCache
 from deployments.engine.conditioning.deep_cache import DeepCache, can_split
 from deployments.engine.cuda.compiled_calls import CompilableNetwork, CompilableVae
 from deployments.engine.cuda.networks import Backend, prepare_for_cuda
@@ -88,7 +86,7 @@ class Components:
     def finish_unet(self, unet: UNet2DConditionModel, part: PartFolder | FilePart) -> Any:
         """Returns the UNet loaded from `part`, and changed since, as it is to run."""
         if self._openvino is not None:
-            return self._openvino.run_unet(unet, part.title, _digest_of(part), partial(self._load_projected_unet, part))
+            return self._openvino.run_unet(unet, part.title, _digest_of(part))
         return unet if self._compile_with is None else CompilableNetwork(unet, part.title, self._compile_with)
 
     def deep_cache(self, unet: Any) -> DeepCache | None:
@@ -118,10 +116,7 @@ class Components:
 
         def load(digest: str) -> Any:
             encoder = self._load_network(CLIPTextModel, part)
-            if openvino is None:
-                return encoder
-            again = partial(self._load_network, CLIPTextModel, part)
-            return openvino.run_text_encoder(encoder, part.title, digest, again)
+            return encoder if openvino is None else openvino.run_text_encoder(encoder, part.title, digest)
 
         return self._load_shared(CLIPTextModel, part, load)
 
@@ -161,12 +156,6 @@ class Components:
             (ConceptChecker, digest),
             lambda: load_concept_checker(title, source, root, self.dtype, self.device, half=self.is_half),
         )
-
-    def _load_projected_unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
-        """Loads the UNet in `part` as models have it: its prompts are an input."""
-        unet = self.unet(part)
-        CrossAttentionCache(unet)
-        return unet
 
     def _load_shared(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[str], T]) -> T:
         digest = _digest_of(part)

@@ -28,6 +28,7 @@ from deployments.engine.conditioning.deep_cache import DeepCache
 from deployments.engine.conditioning.image_encoder import ImageEncoder
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.cuda.compiled_calls import is_compiled
+from deployments.engine.lora.rows.changes import Changes
 from deployments.engine.models.attention import AttentionChoice, adopt_attention, choose_attention
 from deployments.engine.models.component_fit import check_controlnet, check_parts
 from deployments.engine.models.components import Components, PartFolder, is_half, size_of
@@ -81,18 +82,20 @@ class LoadedModel:
         """True if its networks are compiled for the shapes of their calls."""
         return hasattr(self.unet, "compile_for")
 
-    def compile_unet(self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none") -> None:
+    def compile_unet(
+        self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none", changes: Changes = "none"
+    ) -> None:
         """Has the UNet compiled for calls of so many rows of such latents, where calls would compile it themselves.
 
-        `added` says what ControlNets add to its maps.
+        `added` says what ControlNets add to its maps, `changes` what LoRAs change.
         """
         if hasattr(self.unet, "compile_for"):
-            self.unet.compile_for(rows, height, width, tokens, added)
+            self.unet.compile_for(rows, height, width, tokens, added, changes)
 
-    def compile_shallow_unet(self, rows: int, height: int, width: int, tokens: int) -> None:
+    def compile_shallow_unet(self, rows: int, height: int, width: int, tokens: int, changes: Changes = "none") -> None:
         """Has the UNet without its deep blocks compiled, as `compile_unet` does."""
         if (compile_for := getattr(self.deep_cache, "compile_for", None)) is not None:
-            compile_for(rows, height, width, tokens)
+            compile_for(rows, height, width, tokens, changes)
 
     def compile_controlnet(self, rows: int, height: int, width: int, tokens: int, name: str) -> None:
         """Has the ControlNet of this name compiled, as `compile_unet` does."""

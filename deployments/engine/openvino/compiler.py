@@ -31,11 +31,12 @@ class Compiler:
     def compile(self, model: openvino.Model, shapes: Sequence[Shape | None], *, is_static: bool) -> Program:
         """Compiles `model` for inputs of these shapes, or of any shapes unless `is_static`.
 
-        An input without a shape becomes the number 0, and what adds it disappears.
+        An input without a shape becomes the number 0, and what adds it disappears. Inputs behind those that `shapes`
+        are of may have any.
         """
         own = model.clone()
         parameters = own.get_parameters()
-        for parameter, shape in zip(parameters, shapes, strict=True):
+        for parameter, shape in zip(parameters, shapes, strict=False):
             if shape is None:
                 _replace_by_zero(own, parameter)
             elif is_static:

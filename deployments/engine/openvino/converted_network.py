@@ -3,9 +3,11 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import openvino
@@ -15,9 +17,21 @@ from torch import Tensor, nn
 
 from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky
 from deployments.engine.device.memory import CpuMemory
+from deployments.engine.lora.rows.changes import Changes, changes_of
+from deployments.engine.lora.rows.factors import Factors
+from deployments.engine.lora.rows.layers import Layers, apply_factors
+from deployments.engine.openvino.changed_model import (
+    add_updates,
+    arrange_factors,
+    has_gains,
+    layers_changed,
+    name_weights,
+    no_factors,
+    weighted_layers,
+)
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Function, Input, convert
-from deployments.engine.openvino.program import Program, Shape
+from deployments.engine.openvino.program import Program, Shape, share
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +47,11 @@ KEPT_BYTES: Final = 2**29
 
 FEWEST_PROGRAMS: Final = 16
 """The shapes that it stays compiled for in any case, the latest ones."""
+
+KEPT_GROUPS: Final = 8
+"""The numbers of groups for which it is kept what layers are given that nothing changes: some kilobytes each."""
+
+NOTHING: Final[Mapping[str, Factors]] = MappingProxyType({})
 
 _TOLERANCE: Final = 1e-3
 
@@ -53,6 +72,14 @@ class _Compiled:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+class _Given:
+    """The factors of one layer as programs take them, with gains last; what they share memory with is kept."""
+
+    def __init__(self, factors: Factors, layer: nn.Linear | nn.Conv2d) -> None:
+        self._arranged = arrange_factors(factors, layer)
+        self.tensors = [share(each) for each in self._arranged]
+
+
 class ConvertedNetwork:
     """A function of a torch network that runs through OpenVINO. May be called from any thread.
 
@@ -69,72 +96,127 @@ class ConvertedNetwork:
         function: Function,
         inputs: Sequence[Input],
         owners: Iterable[nn.Module],
+        network: nn.Module,
+        layers: Layers,
     ) -> None:
-        """`part` tells apart the functions of one network. `owners` are the modules whose weights nothing but
-        `function` needs: they are dropped once it is converted.
+        """`part` tells apart the functions of one `network`. `owners` are the modules whose weights nothing but
+        `function` needs: they are dropped once it is converted. `layers` are those that LoRAs can change.
         """
         self._compiler, self._origin, self._part = compiler, origin, part
         self._function = function
         self._inputs = tuple(inputs)
         self._owners = tuple(owners)
+        self._network, self._layers = network, layers
         self._model: openvino.Model | None = None
-        weight_bytes = sum(weight.nbytes for *_, weight in _weights_of(self._owners))
-        self._is_static = weight_bytes <= STATIC_BYTES
+        self._weight_bytes = sum(weight.nbytes for *_, weight in _weights_of(self._owners))
+        self._is_static = self._weight_bytes <= STATIC_BYTES
         self._work_bytes = 0.0
-        kept = max(FEWEST_PROGRAMS, KEPT_BYTES // max(1, weight_bytes))
-        self._programs: LRUCache[tuple[Shape | bool, ...], _Compiled] = LRUCache(kept)
+        kept = max(FEWEST_PROGRAMS, KEPT_BYTES // max(1, self._weight_bytes))
+        self._programs: LRUCache[tuple[Shape | bool | Changes, ...], _Compiled] = LRUCache(kept)
+        # By what is stacked, as long as it is; by the number of groups for layers that nothing changes.
+        self._given: weakref.WeakKeyDictionary[Factors, _Given] = weakref.WeakKeyDictionary()
+        self._unchanged: LRUCache[int, dict[str, _Given]] = LRUCache(KEPT_GROUPS)
+        self._weighted: Layers | None = None
         self._lock = threading.Lock()  # of `_programs`, held for moments
         self._converting = threading.Lock()
         self.has_failed = False
 
-    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        """Returns the function's outputs. What is None is left out: the function adds nothing for it."""
+    def __call__(self, *inputs: Tensor | None, factors: Mapping[str, Factors] = NOTHING) -> tuple[Tensor, ...]:
+        """Returns the function's outputs, with its layers changed by `factors`, of which those of others do not count.
+
+        What is None is left out: the function adds nothing for it. Calls with factors are for one thread at a time.
+        """
+        own = {path: each for path, each in factors.items() if path in self._layers}
         if self._model is None and not self.has_failed:
             self._prepare(inputs)
         if self.has_failed:
-            return self._function(*inputs)
-        program = self._program_for(_shapes_of(inputs))
+            with apply_factors(self._network, own):
+                return self._function(*inputs)
+        changes = changes_of(own)
+        program = self._program_for(_shapes_of(inputs), changes)
         # Never written to: shows meters, which see torch's memory only, what OpenVINO needs beside it.
         work = torch.empty(int(self._work_bytes * _elements(inputs)), dtype=torch.uint8)
-        answers = program(self._cast(inputs))
+        answers = program(self._cast(inputs), self._arrange(own, changes))
         del work
         return answers
 
-    def compile_for(self, *shapes: Shape | None) -> None:
-        """Converts the function, and compiles it for inputs of these shapes, as far as that was not done before.
+    def compile_for(self, *shapes: Shape | None, changes: Changes = "none") -> None:
+        """Converts the function, and compiles it for inputs of these shapes and what LoRAs change, as far as that was
+        not done before.
 
         Calls of other shapes go on meanwhile; one of these waits for it.
         """
         if self._model is None and not self.has_failed:
             self._prepare(self._random_inputs(shapes))
         if not self.has_failed:
-            self._program_for(shapes)
+            self._program_for(shapes, changes)
+
+    def weighted_layers(self) -> Layers:
+        """Returns the layers that LoRAs can change, with weights. From any thread; converts the function before."""
+        if self._model is None and not self.has_failed:
+            self._prepare(self._random_inputs([tuple(each.example.shape) for each in self._inputs]))
+        if self._model is None:
+            return self._layers
+        if self._weighted is None:
+            self._weighted = weighted_layers(self._model, self._layers)
+        return self._weighted
+
+    @property
+    def changed_bytes(self) -> int:
+        """The bytes of the weights of programs for calls that LoRAs change; of a small network, as little as for more
+        shapes of calls, nothing counts.
+        """
+        if self._is_static:
+            return 0
+        with self._lock:
+            return self._weight_bytes * sum(key[-1] != "none" for key in self._programs)
 
     def _random_inputs(self, shapes: Sequence[Shape | None]) -> list[Tensor | None]:
         random = torch.Generator().manual_seed(0)
-        return [
-            None if shape is None else torch.randn(shape, generator=random).to(own.example.dtype)
-            for shape, own in zip(shapes, self._inputs, strict=True)
-        ]
+
+        def draw(shape: Shape, own: Input) -> Tensor:
+            # What is no fraction is a mask.
+            is_float = own.example.is_floating_point()
+            return torch.randn(shape, generator=random) if is_float else torch.ones(shape, dtype=own.example.dtype)
+
+        pairs = zip(shapes, self._inputs, strict=True)
+        return [None if shape is None else draw(shape, own) for shape, own in pairs]
 
     def _cast(self, inputs: Sequence[Tensor | None]) -> list[Tensor]:
         pairs = zip(inputs, self._inputs, strict=True)
         return [given.to(own.example.dtype).contiguous() for given, own in pairs if given is not None]
 
-    def _program_for(self, shapes: Sequence[Shape | None]) -> Program:
+    def _arrange(self, factors: Mapping[str, Factors], changes: Changes) -> list[openvino.Tensor]:
+        """Returns what a program for `changes` is given besides its inputs."""
+        if changes == "none":
+            return []
+        groups = len(next(iter(factors.values())).down)
+        unchanged = self._unchanged.setdefault(groups, {})
+        given: list[openvino.Tensor] = []
+        for path, layer in layers_changed(self._layers, changes).items():
+            each = factors.get(path)
+            if each is None:
+                found = unchanged.get(path) or unchanged.setdefault(path, _Given(no_factors(layer, groups), layer))
+            else:
+                found = self._given.get(each) or self._given.setdefault(each, _Given(each, layer))
+            given += found.tensors[: 3 if has_gains(changes) else 2]
+        return given
+
+    def _program_for(self, shapes: Sequence[Shape | None], changes: Changes) -> Program:
         assert self._model is not None
         with self._lock:
-            compiled = self._programs.setdefault(self._key(shapes), _Compiled())
+            compiled = self._programs.setdefault(self._key(shapes, changes), _Compiled())
         with compiled.lock:
             if compiled.program is None:
-                compiled.program = self._compile(self._model, shapes)
+                model = self._model if changes == "none" else add_updates(self._model, self._layers, changes)
+                compiled.program = self._compile(model, shapes)
             return compiled.program
 
-    def _key(self, shapes: Sequence[Shape | None]) -> tuple[Shape | bool, ...]:
-        """Returns what a program is compiled for: the inputs' shapes, or which of them there are."""
+    def _key(self, shapes: Sequence[Shape | None], changes: Changes) -> tuple[Shape | bool | Changes, ...]:
+        """Returns what a program is compiled for: the inputs' shapes, or which of them there are, and `changes`."""
         if self._is_static:
-            return tuple(shape is not None and shape for shape in shapes)
-        return tuple(shape is not None for shape in shapes)
+            return *(shape is not None and shape for shape in shapes), changes
+        return *(shape is not None for shape in shapes), changes
 
     def _compile(self, model: openvino.Model, shapes: Sequence[Shape | None]) -> Program:
         return self._compiler.compile(model, shapes, is_static=self._is_static)
@@ -163,7 +245,8 @@ class ConvertedNetwork:
         found = files.load(core, origin)
         if found is None:
             started = time.perf_counter()
-            model = convert(self._function, self._inputs)
+            model = convert(self._function, self._inputs, self._network)
+            name_weights(model, self._layers)
             found = files.keep(core, origin, model, lambda kept: self._check(kept, inputs))
             seconds = time.perf_counter() - started
             log.info("%s: its %s was converted for OpenVINO in %.1f s", self._origin.title, self._part, seconds)
@@ -180,7 +263,7 @@ class ConvertedNetwork:
             wanted = self._function(*inputs)
         shapes = _shapes_of(inputs)
         program = self._compile(model, shapes)
-        self._programs[self._key(shapes)] = _Compiled(program)
+        self._programs[self._key(shapes, "none")] = _Compiled(program)
         answers = program(self._cast(inputs))
         for answer, right in zip(answers, wanted, strict=True):
             error = float((answer - right).abs().max() / right.abs().max().clamp(min=1.0))
@@ -200,10 +283,12 @@ def _elements(inputs: Sequence[Tensor | None]) -> int:
 
 
 def _weights_of(owners: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Yields where each weight is held, and the weight."""
+    """Yields where each weight is held, and the weight; biases of layers aside, which LoRAs' gains need."""
     for module in {each: None for owner in owners for each in owner.modules()}:
+        is_layer = isinstance(module, nn.Linear | nn.Conv2d)
         for held in (module._parameters, module._buffers):
-            yield from ((held, name, tensor) for name, tensor in held.items() if tensor is not None)
+            present = ((name, tensor) for name, tensor in held.items() if tensor is not None)
+            yield from ((held, name, tensor) for name, tensor in present if not is_layer or name != "bias")
 
 
 def _drop_weights(owners: Iterable[nn.Module]) -> None:
