@@ -1,6 +1,6 @@
 """Encodes prompts for the UNet: CLIP hidden states, for prompts of any length up to a stated limit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,11 +104,13 @@ class PromptEncoder:
         text encoder makes it that `loras` have changed. Do not modify it.
 
         `clip_skip` counts the last layers left out, as in diffusers: 0 is the last hidden state. `field` is the
-        parameter that errors name. `embeddings` are those whose tokens stand for vectors. Raises InvalidParameter for a
-        prompt beyond the limit (nothing is ever cut off), for a weight out of range, for a `clip_skip` that leaves no
-        layer and for an embedding of another width, and ModelLoadError for one that cannot be read.
+        parameter that errors name. `embeddings` are those whose tokens stand for vectors; those of `loras` go before
+        them. Raises InvalidParameter for a prompt beyond the limit (nothing is ever cut off), for a weight out of
+        range, for a `clip_skip` that leaves no layer and for an embedding of another width, and ModelLoadError for one
+        that cannot be read.
         """
-        tokens = EmbeddingTokens(embeddings)
+        bundled: Mapping[EmbeddingFile, Tensor] = {} if loras is None else loras.embeddings
+        tokens = EmbeddingTokens([*embeddings, *bundled])
         named = tuple(file.identity for file in tokens.find_in([prompt]))
         key = prompt, clip_skip, () if loras is None else loras.text_key, named
         cached = self._cache.get(key)
@@ -119,11 +121,11 @@ class PromptEncoder:
         self._check_clip_skip(clip_skip)
         chunks = self._chunks(prompt, field, tokens)
         if loras is None or not loras.text:
-            embedding = self._encode(chunks, clip_skip)
+            embedding = self._encode(chunks, clip_skip, bundled)
         else:
             factors = stack_updates([loras.text], layers_of(self._text_encoder))
             with apply_factors(self._text_encoder, factors):
-                embedding = self._encode(chunks, clip_skip)
+                embedding = self._encode(chunks, clip_skip, bundled)
         self._cache[key] = embedding
         return embedding
 
@@ -192,14 +194,14 @@ class PromptEncoder:
         )
 
     @torch.no_grad()
-    def _encode(self, chunks: list[_Chunk], clip_skip: int) -> Tensor:
-        return torch.cat([self._encode_chunk(chunk, clip_skip) for chunk in chunks])
+    def _encode(self, chunks: list[_Chunk], clip_skip: int, bundled: Mapping[EmbeddingFile, Tensor]) -> Tensor:
+        return torch.cat([self._encode_chunk(chunk, clip_skip, bundled) for chunk in chunks])
 
-    def _encode_chunk(self, chunk: _Chunk, clip_skip: int) -> Tensor:
+    def _encode_chunk(self, chunk: _Chunk, clip_skip: int, bundled: Mapping[EmbeddingFile, Tensor]) -> Tensor:
         vectors = {
             1 + begin + i: vector
             for begin, file in chunk.learnt.items()
-            for i, vector in enumerate(self._learnt.of(file))
+            for i, vector in enumerate(bundled[file] if file in bundled else self._learnt.of(file))
         }
         with self._learnt.put_in(vectors):
             hidden = self._hidden_states(chunk.ids, clip_skip)
