@@ -50,7 +50,9 @@ class StepRecorder:
     def _record_oldest(self, seconds: float) -> float:
         step = self._unfinished.popleft()
         estimator, result = self._admission.estimator, step.result
-        estimator.record_call(step.bucket, result.unet_rows, result.work, result.control_rows, seconds)
+        estimator.record_call(
+            step.bucket, result.unet_rows, result.work, result.control_rows, result.changed_rows, seconds
+        )
         self._share.charge(step.bucket, seconds, step.priorities)
         self._tracker.report_progress(step.progress, estimator.seconds_left)
         for request_id in step.last:

@@ -54,8 +54,6 @@ def _read_facts(name: str, path: Path, version: tuple[int, ...]) -> FileFacts:
         return FileFacts(size, problem=str(error).removeprefix(f"the LoRA {name!r}: "))
     except (LookupError, TypeError):
         return FileFacts(size, problem="its header has shapes that no LoRA has")
-    if names.embeddings:
-        return FileFacts(size, problem="it brings textual inversions along, which no engine applies")
     return FileFacts(size, None, width, tuple(sorted(names.networks)))
 
 

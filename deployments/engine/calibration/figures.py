@@ -62,11 +62,14 @@ class PeakFigure(_Kept):
 
 
 class CostFigures(_Kept):
-    """What a `CostModel` knows of one model: `controls` are seconds per row, `decodes` per image."""
+    """What a `CostModel` knows of one model: `controls`, and `changes` by LoRAs, are seconds per row, `decodes` per
+    image.
+    """
 
     knees: tuple[KneeFigure, ...] = Field(max_length=MOST_ENTRIES)
     calls: tuple[CallFigure, ...] = Field(max_length=MOST_ENTRIES)
     controls: tuple[ShapeFigure, ...] = Field(max_length=MOST_ENTRIES)
+    changes: tuple[ShapeFigure, ...] = Field((), max_length=MOST_ENTRIES)
     decodes: tuple[ShapeFigure, ...] = Field(max_length=MOST_ENTRIES)
 
 

@@ -1,6 +1,6 @@
 """Encodes prompts for the UNet: CLIP hidden states, for prompts of any length up to a stated limit."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -116,11 +116,13 @@ class PromptEncoder:
         text encoders make it that `loras` have changed. Do not modify it.
 
         `clip_skip` counts the last layers left out, as in diffusers: 0 is the last hidden state. `field` is the
-        parameter that errors name. `embeddings` are those whose tokens stand for vectors. Raises InvalidParameter for a
-        prompt beyond the limit (nothing is ever cut off), for a weight out of range, for a `clip_skip` that leaves no
-        layer and for an embedding of another width, and ModelLoadError for one that cannot be read.
+        parameter that errors name. `embeddings` are those whose tokens stand for vectors; those of `loras` go before
+        them. Raises InvalidParameter for a prompt beyond the limit (nothing is ever cut off), for a weight out of
+        range, for a `clip_skip` that leaves no layer and for an embedding of another width, and ModelLoadError for one
+        that cannot be read.
         """
-        tokens = EmbeddingTokens(embeddings)
+        bundled: Mapping[EmbeddingFile, Tensor] = {} if loras is None else loras.embeddings
+        tokens = EmbeddingTokens([*embeddings, *bundled])
         named = tuple(file.identity for file in tokens.find_in([prompt]))
         key = prompt, clip_skip, () if loras is None else loras.text_key, named
         cached = self._cache.get(key)
@@ -131,7 +133,7 @@ class PromptEncoder:
         self._check_clip_skip(clip_skip)
         chunks = self._chunks(prompt, field, tokens)
         with self._changed_by(loras):
-            found = self._cache[key] = self._encode(chunks, clip_skip)
+            found = self._cache[key] = self._encode(chunks, clip_skip, bundled)
         return found
 
     @cached_property
@@ -223,15 +225,15 @@ class PromptEncoder:
             yield
 
     @torch.no_grad()
-    def _encode(self, chunks: list[_Chunk], clip_skip: int) -> EncodedText:
-        encoded = [self._encode_chunk(chunk, clip_skip) for chunk in chunks]
+    def _encode(self, chunks: list[_Chunk], clip_skip: int, bundled: Mapping[EmbeddingFile, Tensor]) -> EncodedText:
+        encoded = [self._encode_chunk(chunk, clip_skip, bundled) for chunk in chunks]
         return EncodedText(torch.cat([each.states for each in encoded]), encoded[0].pooled)
 
-    def _encode_chunk(self, chunk: _Chunk, clip_skip: int) -> EncodedText:
+    def _encode_chunk(self, chunk: _Chunk, clip_skip: int, bundled: Mapping[EmbeddingFile, Tensor]) -> EncodedText:
         vectors = {
             1 + begin + i: vector
             for begin, file in chunk.learnt.items()
-            for i, vector in enumerate(self._learnt.of(file))
+            for i, vector in enumerate(bundled[file] if file in bundled else self._learnt.of(file))
         }
         wrapped = [self._tokenizer.bos_token_id, *chunk.ids, self._tokenizer.eos_token_id]
         with self._learnt.put_in(vectors):

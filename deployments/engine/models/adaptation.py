@@ -26,14 +26,14 @@ def adapted_base(model: LoadedModel) -> AdaptedBase:
 
 def changes_apart(model: LoadedModel) -> bool:
     """Returns True if something else than usual runs the calls that LoRAs change, of all their rows."""
-    return hasattr(model.unet, "changed")
+    return hasattr(model.unet, "changed_bytes")
 
 
 def bytes_for_loras(adapters: AdapterCache, models: Mapping[str, LoadedModel]) -> int:
     """Returns the bytes of all LoRAs, and of the weights that are in memory once more for them. From any thread."""
     # The dictionary is copied in one operation.
     networks = {network for model in list(models.values()) for network in model.networks}
-    return adapters.count_bytes() + sum(getattr(network, "plain_bytes", 0) for network in networks)
+    return adapters.count_bytes() + sum(getattr(network, "changed_bytes", 0) for network in networks)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +22,6 @@ from deployments.engine.checkpoints.library_networks import (
 from deployments.engine.checkpoints.networks import check_finite, load_network
 from deployments.engine.checkpoints.single_file import FilePart, FileScheduler, file_fingerprint, load_file_part
 from deployments.engine.conditioning.controlnet import ControlNet, take_out_hint_encoder
-from deployments.engine.conditioning.cross_attention import CrossAttentionCache
 from deployments.engine.conditioning.deep_cache import DeepCache, can_split
 from deployments.engine.conditioning.union_controlnet import UnionControlNet, UnionKind
 from deployments.engine.cuda.compiled_calls import CompilableNetwork, CompilableVae
@@ -95,7 +93,7 @@ class Components:
     def finish_unet(self, unet: UNet2DConditionModel, part: PartFolder | FilePart) -> Any:
         """Returns the UNet loaded from `part`, and changed since, as it is to run."""
         if self._openvino is not None:
-            return self._openvino.run_unet(unet, part.title, _digest_of(part), partial(self._load_projected_unet, part))
+            return self._openvino.run_unet(unet, part.title, _digest_of(part))
         return unet if self._compile_with is None else CompilableNetwork(unet, part.title, self._compile_with)
 
     def deep_cache(self, unet: Any) -> DeepCache | None:
@@ -190,21 +188,12 @@ class Components:
         # OpenVINO converts each kind, and drops the weights that it was made of.
         return load() if self._openvino is not None else self._get_or_load((UnionControlNet, digest), load)
 
-    def _load_projected_unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
-        """Loads the UNet in `part` as models have it: its prompts are an input."""
-        unet = self.unet(part)
-        CrossAttentionCache(unet)
-        return unet
-
     def _load_text_encoder(self, kind: type[T], part: PartFolder | FilePart) -> T:
         openvino = self._openvino
 
         def load(digest: str) -> Any:
             encoder = self._load_network(kind, part)
-            if openvino is None:
-                return encoder
-            again: Callable[[], Any] = partial(self._load_network, kind, part)
-            return openvino.run_text_encoder(encoder, part.title, digest, again)
+            return encoder if openvino is None else openvino.run_text_encoder(encoder, part.title, digest)
 
         return self._load_shared(kind, part, load)
 

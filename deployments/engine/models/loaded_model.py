@@ -23,6 +23,7 @@ from deployments.engine.conditioning.deep_cache import DeepCache
 from deployments.engine.conditioning.image_encoder import ImageEncoder
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.cuda.compiled_calls import is_compiled
+from deployments.engine.lora.rows.changes import Changes
 from deployments.engine.models.attention import AttentionChoice, adopt_attention, choose_attention
 from deployments.engine.models.component_fit import check_controlnet, check_parts
 from deployments.engine.models.components import Components, PartFolder, size_of
@@ -76,19 +77,21 @@ class LoadedModel:
         return hasattr(self.unet, "compile_for")
 
     def compile_unet(
-        self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none", *, for_all: bool = False
+        self, rows: int, height: int, width: int, tokens: int, *more: AddedMaps | Changes, for_all: bool = False
     ) -> None:
         """Has the UNet compiled for calls of so many rows of such latents, where calls would compile it themselves.
 
-        `added` says what ControlNets add to its maps. With `for_all` it is compiled for calls of any shape.
+        `more` is what ControlNets add to its maps, and what LoRAs change. With `for_all` it is compiled for any shape.
         """
         if hasattr(self.unet, "compile_for"):
-            self.unet.compile_for(rows, height, width, tokens, added, for_all=for_all)
+            self.unet.compile_for(rows, height, width, tokens, *more, for_all=for_all)
 
-    def compile_shallow_unet(self, *shape: int, for_all: bool = False) -> None:
+    def compile_shallow_unet(
+        self, rows: int, height: int, width: int, tokens: int, changes: Changes = "none", *, for_all: bool = False
+    ) -> None:
         """Has the UNet without its deep blocks compiled, as `compile_unet` does."""
         if (compile_for := getattr(self.deep_cache, "compile_for", None)) is not None:
-            compile_for(*shape, for_all=for_all)
+            compile_for(rows, height, width, tokens, changes, for_all=for_all)
 
     def compile_controlnet(
         self, rows: int, height: int, width: int, tokens: int, name: str, *, for_all: bool = False

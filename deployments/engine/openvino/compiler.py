@@ -38,11 +38,12 @@ class Compiler:
     def compile(self, model: openvino.Model, shapes: Sequence[Shape | None], *, is_static: bool) -> Program:
         """Compiles `model` for inputs of these shapes, or of any shapes unless `is_static`.
 
-        An input without a shape becomes the number 0, and what adds it disappears.
+        An input without a shape becomes the number 0, and what adds it disappears. Inputs behind those that `shapes`
+        are of may have any.
         """
         own = model.clone()
         parameters = own.get_parameters()
-        for parameter, shape in zip(parameters, shapes, strict=True):
+        for parameter, shape in zip(parameters, shapes, strict=False):
             if shape is None:
                 _replace_by_zero(own, parameter)
             elif is_static:
@@ -50,16 +51,16 @@ class Compiler:
         own.validate_nodes_and_infer_types()
         return Program(self.core.compile_model(own, _CPU, self._settings), is_static)
 
-    def call_beside(self, method: Callable[..., object], *shapes: Shape | None) -> None:
-        """Calls a method that compiles for `shapes` on a thread of its own, unless its object is gone by then."""
-        self._threads.submit(_try, weakref.WeakMethod(method), shapes)
+    def call_beside(self, method: Callable[..., object], *given: object) -> None:
+        """Calls a method that compiles something on a thread of its own, unless its object is gone by then."""
+        self._threads.submit(_try, weakref.WeakMethod(method), given)
 
 
-def _try(reference: "weakref.WeakMethod[Callable[..., object]]", shapes: Sequence[Shape | None]) -> None:
-    """Compiles for `shapes`; if it fails, calls go on with what they have."""
+def _try(reference: "weakref.WeakMethod[Callable[..., object]]", given: Sequence[object]) -> None:
+    """Compiles; if it fails, calls go on with what they have."""
     try:
         if (method := reference()) is not None:
-            method(*shapes)
+            method(*given)
     except Exception as error:
         raise_if_sticky(error)
         log.exception("a network could not be compiled for a shape that nobody foresaw")

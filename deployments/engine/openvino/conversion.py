@@ -2,7 +2,8 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,18 +19,24 @@ from torch.nn import functional
 Function = Callable[..., tuple[Tensor, ...]]
 """A function of tensors alone that runs a torch network."""
 
-# Silencing warnings is for the whole process: one conversion at a time.
+# Silencing warnings is for the whole process, and networks are changed for their traces: one conversion at a time.
 _lock = threading.Lock()
 
 
-def split_gates(network: nn.Module) -> None:
-    """Has each gated linear unit of `network` (GEGLU, Shazeer 2020) compute its two halves apart.
+@contextmanager
+def split_gates(network: nn.Module) -> Iterator[None]:
+    """Has each gated linear unit of `network` (GEGLU, Shazeer 2020) compute its two halves apart inside the context.
 
     OpenVINO copies both halves of one product before it multiplies them: 5 % of a UNet's call of sixteen rows.
     """
-    for module in network.modules():
-        if isinstance(module, GEGLU):
-            module.forward = partial(_run_gated_unit, module)
+    units = [module for module in network.modules() if isinstance(module, GEGLU)]
+    for unit in units:
+        unit.forward = partial(_run_gated_unit, unit)
+    try:
+        yield
+    finally:
+        for unit in units:
+            del unit.forward
 
 
 def _run_gated_unit(unit: GEGLU, states: Tensor) -> Tensor:
@@ -54,15 +61,15 @@ class Input:
         return [-1 if i in self.varying else size for i, size in enumerate(self.example.shape)]
 
 
-def convert(function: Function, inputs: Sequence[Input]) -> openvino.Model:
-    """Traces `function` with the examples, and returns it as a model whose inputs are `inputs`.
+def convert(function: Function, inputs: Sequence[Input], network: nn.Module) -> openvino.Model:
+    """Traces `function`, which runs `network`, with the examples, and returns it as a model whose inputs are `inputs`.
 
     The model shares the network's weights as long as they live. Raises whatever torch or OpenVINO raises for what it
     cannot trace or has no operation for.
     """
     # Not `openvino.convert_model`: it checks traces by running them twice more, reports its use to its makers over the
     # network, and takes three times as long. A function is traced faster than a module, of which a copy would be made.
-    with _lock, warnings.catch_warnings(), torch.no_grad():
+    with _lock, warnings.catch_warnings(), torch.no_grad(), split_gates(network):
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(
             lambda *given: function(*given), tuple(each.example for each in inputs), check_trace=False, strict=False

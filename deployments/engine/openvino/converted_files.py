@@ -16,7 +16,7 @@ import openvino
 
 log = logging.getLogger(__name__)
 
-CONVERSION_VERSION: Final = 3
+CONVERSION_VERSION: Final = 4
 """Part of every key. Raise it with any change of what is traced, or of how."""
 
 _MADE_WITH: Final = ("openvino", "torch", "diffusers", "transformers")

@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import openvino
@@ -15,8 +16,13 @@ from torch import Tensor, nn
 
 from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky
 from deployments.engine.device.memory import CpuMemory
+from deployments.engine.lora.rows.changes import Changes, changes_of
+from deployments.engine.lora.rows.factors import Factors
+from deployments.engine.lora.rows.layers import Layers, apply_factors
+from deployments.engine.openvino.changed_model import add_updates, name_weights, weighted_layers
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Function, Input, convert
+from deployments.engine.openvino.given_factors import GivenFactors
 from deployments.engine.openvino.program import Program, Shape
 
 log = logging.getLogger(__name__)
@@ -34,10 +40,12 @@ KEPT_BYTES: Final = 2**29
 FEWEST_PROGRAMS: Final = 16
 """The shapes that it stays compiled for in any case, the latest ones."""
 
+NOTHING: Final[Mapping[str, Factors]] = MappingProxyType({})
+
 _TOLERANCE: Final = 1e-3
 
-_Key = tuple[Shape | None, ...]
-_Presence = tuple[bool, ...]
+_Key = tuple[Shape | Changes | None, ...]
+_OpenKey = tuple[bool | Changes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,42 +84,54 @@ class ConvertedNetwork:
         function: Function,
         inputs: Sequence[Input],
         owners: Iterable[nn.Module],
+        network: nn.Module,
+        layers: Layers,
     ) -> None:
-        """`part` tells apart the functions of one network. `owners` are the modules whose weights nothing but
-        `function` needs: they are dropped once it is converted.
+        """`part` tells apart the functions of one `network`. `owners` are the modules whose weights nothing but
+        `function` needs: they are dropped once it is converted. `layers` are those that LoRAs can change.
         """
         self._compiler, self._origin, self._part = compiler, origin, part
         self._function = function
         self._inputs = tuple(inputs)
         self._owners = tuple(owners)
+        self._network, self._layers = network, layers
         self._model: openvino.Model | None = None
-        weight_bytes = sum(weight.nbytes for *_, weight in _weights_of(self._owners))
-        self._is_static = weight_bytes <= STATIC_BYTES
+        self._weight_bytes = sum(weight.nbytes for *_, weight in _weights_of(self._owners))
+        self._is_static = self._weight_bytes <= STATIC_BYTES
         self._work_bytes = 0.0
-        kept = max(FEWEST_PROGRAMS, KEPT_BYTES // max(1, weight_bytes))
+        kept = max(FEWEST_PROGRAMS, KEPT_BYTES // max(1, self._weight_bytes))
         self._programs: LRUCache[_Key, _Compiled] = LRUCache(kept)
-        self._open_programs: dict[_Presence, _Compiled] = {}
-        self._lock = threading.Lock()  # of both, held for moments
+        self._open_programs: dict[_OpenKey, _Compiled] = {}
+        self._given = GivenFactors(layers)
+        self._weighted: Layers | None = None
+        self._lock = threading.Lock()  # of all programs, held for moments
         self._converting = threading.Lock()
         self.has_failed = False
         self.is_exact = False
         """True while calls wait for the programs of their own shapes: the other one may give other last bits."""
 
-    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        """Returns the function's outputs. What is None is left out: the function adds nothing for it."""
+    def __call__(self, *inputs: Tensor | None, factors: Mapping[str, Factors] = NOTHING) -> tuple[Tensor, ...]:
+        """Returns the function's outputs, with its layers changed by `factors`, of which those of others do not count.
+
+        What is None is left out: the function adds nothing for it. Calls with factors are for one thread at a time.
+        """
+        own = {path: each for path, each in factors.items() if path in self._layers}
         if self._model is None and not self.has_failed:
             self._prepare(inputs)
         if self.has_failed:
-            return self._function(*inputs)
-        program = self._program_now(_shapes_of(inputs))
+            with apply_factors(self._network, own):
+                return self._function(*inputs)
+        changes = changes_of(own)
+        program = self._program_now(_shapes_of(inputs), changes)
         # Never written to: shows meters, which see torch's memory only, what OpenVINO needs beside it.
         work = torch.empty(int(self._work_bytes * _elements(inputs)), dtype=torch.uint8)
-        answers = program(self._cast(inputs))
+        answers = program(self._cast(inputs), self._given.arrange(own, changes))
         del work
         return answers
 
-    def compile_for(self, *shapes: Shape | None, for_all: bool = False) -> None:
-        """Converts the function, and compiles it for inputs of these shapes, as far as that was not done before.
+    def compile_for(self, *shapes: Shape | None, changes: Changes = "none", for_all: bool = False) -> None:
+        """Converts the function, and compiles it for inputs of these shapes and what LoRAs change, as far as that was
+        not done before.
 
         Calls of other shapes go on meanwhile; one of these waits for it. With `for_all` it is compiled for inputs of
         any shapes, but for those that are None, and calls of shapes without a program of their own need not wait.
@@ -119,58 +139,85 @@ class ConvertedNetwork:
         if not self._can_compile(shapes):
             return
         if for_all:
-            self._open_program_for(shapes)
+            self._open_program_for(shapes, changes)
         else:
-            self._program_for(shapes)
+            self._program_for(shapes, changes)
 
     def _can_compile(self, shapes: Sequence[Shape | None]) -> bool:
         if self._model is None and not self.has_failed:
             self._prepare(self._random_inputs(shapes))
         return not self.has_failed
 
+    def weighted_layers(self) -> Layers:
+        """Returns the layers that LoRAs can change, with weights. From any thread; converts the function before."""
+        if self._model is None and not self.has_failed:
+            self._prepare(self._random_inputs([tuple(each.example.shape) for each in self._inputs]))
+        if self._model is None:
+            return self._layers
+        if self._weighted is None:
+            self._weighted = weighted_layers(self._model, self._layers)
+        return self._weighted
+
+    @property
+    def changed_bytes(self) -> int:
+        """The bytes of the weights of programs for calls that LoRAs change; of a small network, as little as for more
+        shapes of calls, nothing counts.
+        """
+        if self._is_static:
+            return 0
+        with self._lock:
+            return self._weight_bytes * sum(key[-1] != "none" for key in self._open_programs)
+
     def _random_inputs(self, shapes: Sequence[Shape | None]) -> list[Tensor | None]:
         random = torch.Generator().manual_seed(0)
-        return [
-            None if shape is None else torch.randn(shape, generator=random).to(own.example.dtype)
-            for shape, own in zip(shapes, self._inputs, strict=True)
-        ]
+
+        def draw(shape: Shape, own: Input) -> Tensor:
+            # What is no fraction is a mask.
+            is_float = own.example.is_floating_point()
+            return torch.randn(shape, generator=random) if is_float else torch.ones(shape, dtype=own.example.dtype)
+
+        pairs = zip(shapes, self._inputs, strict=True)
+        return [None if shape is None else draw(shape, own) for shape, own in pairs]
 
     def _cast(self, inputs: Sequence[Tensor | None]) -> list[Tensor]:
         pairs = zip(inputs, self._inputs, strict=True)
         return [given.to(own.example.dtype).contiguous() for given, own in pairs if given is not None]
 
-    def _program_now(self, shapes: Sequence[Shape | None]) -> Program:
+    def _program_now(self, shapes: Sequence[Shape | None], changes: Changes) -> Program:
         """Returns the program for these shapes; while there is none, the one for all, if there is that."""
         if not self._is_static or self.is_exact:
-            return self._program_for(shapes)
+            return self._program_for(shapes, changes)
         with self._lock:
-            own = self._programs.setdefault(tuple(shapes), _Compiled())
-            for_all = self._open_programs.get(_presence(shapes), _Compiled())
+            own = self._programs.setdefault((*shapes, changes), _Compiled())
+            for_all = self._open_programs.get((*_presence(shapes), changes), _Compiled())
         if own.program is not None or for_all.program is None:
-            return self._fill(own, shapes, is_static=True)
+            return self._fill(own, shapes, changes, is_static=True)
         if not own.is_begun:
             own.is_begun = True
-            self._compiler.call_beside(self.compile_for, *shapes)
+            self._compiler.call_beside(self._program_for, shapes, changes)
         return for_all.program
 
-    def _program_for(self, shapes: Sequence[Shape | None]) -> Program:
+    def _program_for(self, shapes: Sequence[Shape | None], changes: Changes) -> Program:
         """Returns the program for these shapes, compiled if need be; of a large network, the one for all."""
         if not self._is_static:
-            return self._open_program_for(shapes)
+            return self._open_program_for(shapes, changes)
         with self._lock:
-            own = self._programs.setdefault(tuple(shapes), _Compiled())
-        return self._fill(own, shapes, is_static=True)
+            own = self._programs.setdefault((*shapes, changes), _Compiled())
+        return self._fill(own, shapes, changes, is_static=True)
 
-    def _open_program_for(self, shapes: Sequence[Shape | None]) -> Program:
+    def _open_program_for(self, shapes: Sequence[Shape | None], changes: Changes) -> Program:
         with self._lock:
-            for_all = self._open_programs.setdefault(_presence(shapes), _Compiled())
-        return self._fill(for_all, shapes, is_static=False)
+            for_all = self._open_programs.setdefault((*_presence(shapes), changes), _Compiled())
+        return self._fill(for_all, shapes, changes, is_static=False)
 
-    def _fill(self, compiled: _Compiled, shapes: Sequence[Shape | None], *, is_static: bool) -> Program:
+    def _fill(
+        self, compiled: _Compiled, shapes: Sequence[Shape | None], changes: Changes, *, is_static: bool
+    ) -> Program:
         assert self._model is not None
         with compiled.lock:
             if compiled.program is None:
-                compiled.program = self._compile(self._model, shapes, is_static=is_static)
+                model = self._model if changes == "none" else add_updates(self._model, self._layers, changes)
+                compiled.program = self._compile(model, shapes, is_static=is_static)
             return compiled.program
 
     def _compile(self, model: openvino.Model, shapes: Sequence[Shape | None], *, is_static: bool) -> Program:
@@ -201,7 +248,8 @@ class ConvertedNetwork:
         found = files.load(core, origin)
         if found is None:
             started = time.perf_counter()
-            model = convert(self._function, self._inputs)
+            model = convert(self._function, self._inputs, self._network)
+            name_weights(model, self._layers)
             found = files.keep(core, origin, model, lambda kept: self._check(kept, inputs))
             seconds = time.perf_counter() - started
             log.info("%s: its %s was converted for OpenVINO in %.1f s", self._origin.title, self._part, seconds)
@@ -219,9 +267,9 @@ class ConvertedNetwork:
         shapes = _shapes_of(inputs)
         program = self._compile(model, shapes, is_static=self._is_static)
         if self._is_static:
-            self._programs[tuple(shapes)] = _Compiled(program)
+            self._programs[*shapes, "none"] = _Compiled(program)
         else:
-            self._open_programs[_presence(shapes)] = _Compiled(program)
+            self._open_programs[*_presence(shapes), "none"] = _Compiled(program)
         answers = program(self._cast(inputs))
         for answer, right in zip(answers, wanted, strict=True):
             error = float((answer - right).abs().max() / right.abs().max().clamp(min=1.0))
@@ -234,7 +282,7 @@ def _shapes_of(inputs: Sequence[Tensor | None]) -> list[Shape | None]:
     return [None if given is None else tuple(given.shape) for given in inputs]
 
 
-def _presence(shapes: Sequence[Shape | None]) -> _Presence:
+def _presence(shapes: Sequence[Shape | None]) -> tuple[bool, ...]:
     """Returns which of the inputs there are, all that a program for all shapes depends on."""
     return tuple(shape is not None for shape in shapes)
 
@@ -246,10 +294,12 @@ def _elements(inputs: Sequence[Tensor | None]) -> int:
 
 
 def _weights_of(owners: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Yields where each weight is held, and the weight."""
+    """Yields where each weight is held, and the weight; biases of layers aside, which LoRAs' gains need."""
     for module in {each: None for owner in owners for each in owner.modules()}:
+        is_layer = isinstance(module, nn.Linear | nn.Conv2d)
         for held in (module._parameters, module._buffers):
-            yield from ((held, name, tensor) for name, tensor in held.items() if tensor is not None)
+            present = ((name, tensor) for name, tensor in held.items() if tensor is not None)
+            yield from ((held, name, tensor) for name, tensor in present if not is_layer or name != "bias")
 
 
 def _drop_weights(owners: Iterable[nn.Module]) -> None:

@@ -1,14 +1,14 @@
-"""What networks on OpenVINO have in common: functions that are converted, and torch's network where LoRAs change it."""
+"""What networks on OpenVINO have in common: functions that are converted, and layers that LoRAs can change."""
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from deployments.engine.lora.rows.factors import Factors
-from deployments.engine.lora.rows.layers import Layers, apply_factors, layers_of
+from deployments.engine.lora.rows.layers import Layers, layers_of
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Function, Input
 from deployments.engine.openvino.converted_network import ConvertedNetwork, Origin
@@ -45,50 +45,51 @@ class OpenVinoNetwork(nn.Module):
                 part.is_exact = False
 
     def add_part(
-        self, name: str, function: Function, inputs: Sequence[Input], owners: Iterable[nn.Module]
+        self,
+        name: str,
+        function: Function,
+        inputs: Sequence[Input],
+        owners: Iterable[nn.Module],
+        layers: Layers = MappingProxyType({}),
     ) -> ConvertedNetwork:
-        """Adds a function of the network, to be converted; `owners` are the modules whose weights only it needs."""
-        part = ConvertedNetwork(self._compiler, self._origin, name, function, inputs, owners)
+        """Adds a function of the network, to be converted; `owners` are the modules whose weights only it needs, and
+        `layers` those of its layers that LoRAs can change.
+        """
+        part = ConvertedNetwork(self._compiler, self._origin, name, function, inputs, owners, self.network, layers)
         self._parts.append(part)
         return part
 
 
 class ChangeableNetwork(OpenVinoNetwork):
-    """A network whose layers LoRAs can change: torch runs the calls that they change, on weights loaded once more."""
+    """A network whose layers LoRAs can change."""
 
-    def __init__(self, compiler: Compiler, origin: Origin, network: nn.Module, load: Callable[[], nn.Module]) -> None:
-        """`load` loads the torch network again, from any thread, when it is first needed."""
+    def __init__(self, compiler: Compiler, origin: Origin, network: nn.Module) -> None:
         super().__init__(compiler, origin, network)
-        self._load, self._loading = load, threading.Lock()
-        # In lists: what is a module's attribute becomes a part of it, while other threads may look at its parts.
-        self._plain: list[nn.Module] = []
-        self._changed: list[nn.Module] = []
-        self.plain_bytes = 0
-        """The bytes of the weights that were loaded once more."""
+        self.changeable = {path: layer for path, layer in layers_of(network).items() if _is_in_place(network, path)}
+        """The layers that LoRAs change when it is called, by their paths; torch drops their weights."""
+        self.factors: Mapping[str, Factors] = {}
+        """What changes in calls now."""
 
     @property
-    def changed(self) -> Any:
-        """The torch network while updates are applied to it, else None."""
-        return self._changed[-1] if self._changed else None
+    def changed_bytes(self) -> int:
+        """The bytes of the weights that are in memory once more for calls that LoRAs change."""
+        return sum(part.changed_bytes for part in self._parts)
 
     def weighted_layers(self) -> Layers:
-        """Returns the layers that LoRAs can change, with their weights. From any thread; may take seconds."""
-        return layers_of(self._load_plain())
+        """Returns all layers that LoRAs can change, with their weights. From any thread; may take seconds."""
+        whole = self._parts[0]
+        return {**layers_of(self.network), **whole.weighted_layers()}
 
     @contextmanager
     def apply_factors(self, factors: Mapping[str, Factors]) -> Iterator[None]:
         """Lets calls inside the context give the answers of the changed layers. For one thread at a time."""
-        plain = self._load_plain()
-        with apply_factors(plain, factors):
-            self._changed.append(plain)
-            try:
-                yield
-            finally:
-                self._changed.pop()
+        self.factors = factors
+        try:
+            yield
+        finally:
+            self.factors = {}
 
-    def _load_plain(self) -> nn.Module:
-        with self._loading:
-            if not self._plain:
-                self._plain.append(self._load())
-                self.plain_bytes = sum(weight.nbytes for weight in self._plain[0].parameters())
-            return self._plain[0]
+
+def _is_in_place(network: nn.Module, path: str) -> bool:
+    """Returns False for a projection that `CrossAttentionCache` has taken out."""
+    return isinstance(network.get_submodule(path), nn.Linear | nn.Conv2d)

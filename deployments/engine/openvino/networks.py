@@ -1,6 +1,6 @@
 """Diffusers' and transformers' networks as the engine calls them, run through OpenVINO."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from deployments.engine.conditioning.controlnet import AddedMaps
 from deployments.engine.conditioning.cross_attention import context_width
 from deployments.engine.conditioning.deep_cache import DeepCache, can_split
+from deployments.engine.lora.rows.changes import Changes
 from deployments.engine.openvino.compiler import Compiler
-from deployments.engine.openvino.conversion import Input, split_gates
+from deployments.engine.openvino.conversion import Input
 from deployments.engine.openvino.converted_network import Origin
 from deployments.engine.openvino.network import ChangeableNetwork, OpenVinoNetwork
 from deployments.engine.openvino.program import Shape
@@ -28,9 +29,8 @@ _ANY = (0, 1, 2, 3)
 class OpenVinoUNet(ChangeableNetwork):
     """A UNet whose prompts are an input already (`CrossAttentionCache`)."""
 
-    def __init__(self, compiler: Compiler, origin: Origin, unet: Any, load: Callable[[], nn.Module]) -> None:
-        super().__init__(compiler, origin, unet, load)
-        split_gates(unet)
+    def __init__(self, compiler: Compiler, origin: Origin, unet: Any) -> None:
+        super().__init__(compiler, origin, unet)
         config = unet.config
         self.row_inputs = RowInputs(unet)
         self._maps = _count_maps(config)
@@ -45,7 +45,7 @@ class OpenVinoUNet(ChangeableNetwork):
         # What a shallow call runs is little, and its conversion needs the weights when it comes.
         kept = [module for name, module in unet.named_modules() if name.endswith(".projection")]
         kept += [] if self._split is None else self._split.modules
-        self._run = self.add_part("UNet", self._call, inputs, _leaves_but(unet, kept))
+        self._run = self.add_part("UNet", self._call, inputs, _leaves_but(unet, kept), self.changeable)
         self.deep_cache = None if self._split is None else OpenVinoDeepCache(self, unet, inputs)
 
     def forward(
@@ -65,31 +65,31 @@ class OpenVinoUNet(ChangeableNetwork):
         """
         more: dict[str, Any] = {} if timestep_cond is None else {"timestep_cond": timestep_cond}
         more |= {} if added_cond_kwargs is None else {"added_cond_kwargs": added_cond_kwargs}
-        if self.changed is not None:
-            if mid_block_additional_residual is not None:
-                more["down_block_additional_residuals"] = tuple(down_block_additional_residuals)
-                more["mid_block_additional_residual"] = mid_block_additional_residual
-            own: tuple[Tensor, ...] = self.changed(
-                sample, timestep, encoder_hidden_states=encoder_hidden_states, **more, return_dict=False
-            )
-            return own
         residuals: Sequence[Tensor | None] = [None] * self._maps
         if mid_block_additional_residual is not None:
             residuals = (*down_block_additional_residuals, mid_block_additional_residual)
-        return self._run(sample, timestep, encoder_hidden_states, *self.row_inputs.gather(sample, more), *residuals)
+        by_row = self.row_inputs.gather(sample, more)
+        return self._run(sample, timestep, encoder_hidden_states, *by_row, *residuals, factors=self.factors)
 
     def compile_for(
-        self, rows: int, height: int, width: int, tokens: int, added: AddedMaps = "none", *, for_all: bool = False
+        self,
+        rows: int,
+        height: int,
+        width: int,
+        tokens: int,
+        added: AddedMaps = "none",
+        changes: Changes = "none",
+        *,
+        for_all: bool = False,
     ) -> None:
-        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps.
-
-        With `for_all`, for any rows, sizes and prompts.
+        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps, and
+        what LoRAs change; with `for_all`, for any rows, sizes and prompts.
         """
         maps: list[Shape | None] = [None] * self._maps
         if added != "none":
             sides = _map_shapes(self.config, height, width)
             maps = [(rows, channels, *((1, 1) if added == "averages" else side)) for channels, *side in sides]
-        self._run.compile_for(*self.input_shapes(rows, height, width, tokens), *maps, for_all=for_all)
+        self._run.compile_for(*self.input_shapes(rows, height, width, tokens), *maps, changes=changes, for_all=for_all)
 
     def input_shapes(self, rows: int, height: int, width: int, tokens: int) -> list[Shape]:
         """Returns the shapes of a call's inputs, but for what ControlNets add."""
@@ -117,24 +117,26 @@ class OpenVinoDeepCache(DeepCache):
         self._whole = unet
         first = [each for each in inputs if not each.name.startswith("residual")]
         deep = Input("deep", torch.zeros(2, self.channels, *_SIDES), _IMAGE_AXES)
-        self._shallow = unet.add_part("UNet without its deep blocks", self._call_shallow, [deep, *first], ())
+        shallow = {module for each in self.modules for module in each.modules()}
+        layers = {path: layer for path, layer in unet.changeable.items() if layer in shallow}
+        self._shallow = unet.add_part("UNet without its deep blocks", self._call_shallow, [deep, *first], (), layers)
 
     def run_whole(self, sample: Tensor, time: Tensor, keys: Tensor, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        if self._whole.changed is not None:
-            return DeepCache(self._whole.changed).run_whole(sample, time, keys, more)
         answer, deep = self._whole(sample, time, keys, **more)
         return answer, deep
 
     def run_shallow(self, sample: Tensor, time: Tensor, keys: Tensor, deep: Tensor, more: Mapping[str, Any]) -> Tensor:
-        if self._whole.changed is not None:
-            return DeepCache(self._whole.changed).run_shallow(sample, time, keys, deep, more)
-        (answer,) = self._shallow(deep, sample, time, keys, *self._whole.row_inputs.gather(sample, more))
+        by_row = self._whole.row_inputs.gather(sample, more)
+        (answer,) = self._shallow(deep, sample, time, keys, *by_row, factors=self._whole.factors)
         return answer
 
-    def compile_for(self, rows: int, height: int, width: int, tokens: int, *, for_all: bool = False) -> None:
-        """Compiles shallow calls of latents [rows, C, height, width], with `for_all` of any."""
+    def compile_for(
+        self, rows: int, height: int, width: int, tokens: int, changes: Changes = "none", *, for_all: bool = False
+    ) -> None:
+        """Compiles shallow calls of latents [rows, C, height, width], with `for_all` of any, and what LoRAs change."""
         shapes = self._whole.input_shapes(rows, height, width, tokens)
-        self._shallow.compile_for((rows, self.channels, height, width), *shapes, for_all=for_all)
+        latents = (rows, self.channels, height, width)
+        self._shallow.compile_for(latents, *shapes, changes=changes, for_all=for_all)
 
     def _call_shallow(
         self, deep: Tensor, sample: Tensor, time: Tensor, keys: Tensor, *more: Tensor
@@ -147,7 +149,6 @@ class OpenVinoControlNet(OpenVinoNetwork):
 
     def __init__(self, compiler: Compiler, origin: Origin, network: Any) -> None:
         super().__init__(compiler, origin, network)
-        split_gates(network)
         config = network.config
         inputs = [
             Input("sample", torch.zeros(2, config.in_channels, *_SIDES), _IMAGE_AXES),

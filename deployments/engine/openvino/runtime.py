@@ -1,10 +1,7 @@
 """Runs the networks of a process through OpenVINO."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from deployments.engine.conditioning.controlnet import ControlNet
 from deployments.engine.openvino.compiler import Compiler
@@ -26,23 +23,20 @@ class OpenVinoRuntime:
         self.folder = folder
         self._compiler = Compiler(threads, folder)
 
-    def run_unet(self, unet: Any, title: str, digest: str, load: Callable[[], nn.Module]) -> OpenVinoUNet:
+    def run_unet(self, unet: Any, title: str, digest: str) -> OpenVinoUNet:
         """Returns `unet`, whose prompts are an input already, to run here.
 
-        `title` names it in messages, and `digest` is of its weights; so it is for the others. `load` loads the same
-        network once more, if LoRAs are to change it.
+        `title` names it in messages, and `digest` is of its weights; so it is for the others.
         """
-        return OpenVinoUNet(self._compiler, Origin(title, digest), unet, load)
+        return OpenVinoUNet(self._compiler, Origin(title, digest), unet)
 
     def run_vae(self, vae: Any, title: str, digest: str) -> OpenVinoVae:
         """Returns `vae` to run here."""
         return OpenVinoVae(self._compiler, Origin(title, digest), vae)
 
-    def run_text_encoder(
-        self, text_encoder: Any, title: str, digest: str, load: Callable[[], nn.Module]
-    ) -> OpenVinoTextEncoder:
-        """Returns `text_encoder` to run here; `load` loads it once more, if LoRAs are to change it."""
-        return OpenVinoTextEncoder(self._compiler, Origin(title, digest), text_encoder, load)
+    def run_text_encoder(self, text_encoder: Any, title: str, digest: str) -> OpenVinoTextEncoder:
+        """Returns `text_encoder` to run here."""
+        return OpenVinoTextEncoder(self._compiler, Origin(title, digest), text_encoder)
 
     def run_controlnet(self, net: ControlNet, title: str, digest: str) -> None:
         """Lets both networks of `net` run here."""

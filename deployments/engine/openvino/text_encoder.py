@@ -1,6 +1,5 @@
 """CLIP text encoders as the engine calls them, run through OpenVINO."""
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -23,12 +22,12 @@ class OpenVinoTextEncoder(ChangeableNetwork):
     Tokens are looked up outside of what is converted, for some stand for learnt vectors.
     """
 
-    def __init__(self, compiler: Compiler, origin: Origin, text_encoder: Any, load: Callable[[], nn.Module]) -> None:
-        super().__init__(compiler, origin, text_encoder, lambda: self._take_out_tokens(load()))
+    def __init__(self, compiler: Compiler, origin: Origin, text_encoder: Any) -> None:
+        super().__init__(compiler, origin, text_encoder)
         tokens = text_encoder.config.max_position_embeddings
         place = _place_of_tokens(text_encoder)
         self.token_embedding = text_encoder.get_submodule(place)
-        self._looked_up, self._looked_up_changed = _LookedUp(), _LookedUp()
+        self._looked_up = _LookedUp()
         text_encoder.get_submodule(place.rpartition(".")[0]).token_embedding = self._looked_up
         width = text_encoder.config.hidden_size
         embedded = Input("embedded", torch.zeros(1, tokens, width), (0, 1))
@@ -37,7 +36,7 @@ class OpenVinoTextEncoder(ChangeableNetwork):
         self._projection: nn.Module | None = getattr(text_encoder, "text_projection", None)
         owners = [module for name, module in text_encoder.named_modules() if _is_leaf_but_ends(name, module)]
         inputs = [embedded, mask] if self._is_masked else [embedded]
-        self._run = self.add_part("text encoder behind its tokens", self._call, inputs, owners)
+        self._run = self.add_part("text encoder behind its tokens", self._call, inputs, owners, self.changeable)
 
     def forward(
         self,
@@ -50,13 +49,8 @@ class OpenVinoTextEncoder(ChangeableNetwork):
         projection, what it makes of the end token's, too.
         """
         embedded = self.token_embedding(input_ids)
-        if self.changed is not None:
-            self._looked_up_changed.embedded = embedded
-            own: BaseModelOutput | CLIPTextModelOutput = self.changed(
-                input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
-            )
-            return own
-        states = self._run(embedded, attention_mask) if self._is_masked else self._run(embedded)
+        given = (embedded, attention_mask) if self._is_masked else (embedded,)
+        states = self._run(*given, factors=self.factors)
         if self._projection is None:
             return BaseModelOutput(last_hidden_state=states[0], hidden_states=states[1:])
         return CLIPTextModelOutput(
@@ -71,12 +65,6 @@ class OpenVinoTextEncoder(ChangeableNetwork):
         """
         end = self.config.eos_token_id
         return (input_ids if end == _UNKNOWN_END else (input_ids == end).int()).argmax(dim=-1)
-
-    def _take_out_tokens(self, text_encoder: nn.Module) -> nn.Module:
-        """Returns a network that is loaded once more, with the tokens looked up outside of it, too."""
-        parent: Any = text_encoder.get_submodule(_place_of_tokens(text_encoder).rpartition(".")[0])
-        parent.token_embedding = self._looked_up_changed
-        return text_encoder
 
     def _call(self, embedded: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         self._looked_up.embedded = embedded

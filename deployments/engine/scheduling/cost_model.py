@@ -39,19 +39,25 @@ class CostModel(Synchronized):
         self._sizes = tuple(sizes)
         self._calls: Measured = {}
         self._controls: dict[Bucket, deque[float]] = {}
+        self._changes: dict[Bucket, deque[float]] = {}
         self._decodes: dict[Bucket, deque[float]] = {}
         self._knees: dict[Bucket, int] = {}
 
     @synchronized
-    def record_call(self, bucket: Bucket, padded: int, control_rows: int, seconds: float) -> None:
-        """Records a UNet call of `padded` rows, with ControlNets on `control_rows` of them."""
-        if not control_rows:
+    def record_call(
+        self, bucket: Bucket, padded: int, control_rows: int, seconds: float, changed_rows: int = 0
+    ) -> None:
+        """Records a UNet call of `padded` rows, with ControlNets on `control_rows` of them, and LoRAs on
+        `changed_rows`. One with both teaches nothing: it does not tell which of them took how much.
+        """
+        if not control_rows and not changed_rows:
             evict_oldest(self._calls, (bucket, padded))
             self._calls.setdefault((bucket, padded), deque(maxlen=KEPT_MEASUREMENTS)).append(seconds)
-        elif (bare := self._calls.get((bucket, padded))) is not None:
-            per_row = max(0.0, seconds - median(bare)) / control_rows
-            evict_oldest(self._controls, bucket)
-            self._controls.setdefault(bucket, deque(maxlen=KEPT_MEASUREMENTS)).append(per_row)
+        elif (bare := self._calls.get((bucket, padded))) is not None and not (control_rows and changed_rows):
+            per_row = max(0.0, seconds - median(bare)) / (control_rows or changed_rows)
+            added = self._controls if control_rows else self._changes
+            evict_oldest(added, bucket)
+            added.setdefault(bucket, deque(maxlen=KEPT_MEASUREMENTS)).append(per_row)
 
     @synchronized
     def record_decode(self, bucket: Bucket, seconds: float) -> None:
@@ -60,10 +66,13 @@ class CostModel(Synchronized):
         self._decodes.setdefault(bucket, deque(maxlen=KEPT_MEASUREMENTS)).append(seconds)
 
     @synchronized
-    def call_seconds(self, bucket: Bucket, rows: int, control_rows: int = 0) -> float:
-        """Returns the seconds of a UNet call for `rows`, with ControlNets on `control_rows`."""
+    def call_seconds(self, bucket: Bucket, rows: int, control_rows: int = 0, changed_rows: int = 0) -> float:
+        """Returns the seconds of a UNet call for `rows`, with ControlNets on `control_rows` of them, and LoRAs on
+        `changed_rows`.
+        """
         padded = padded_size(min(rows, self._sizes[-1]), self._sizes)
-        return self._bare(bucket, padded) + control_rows * self.control_seconds(bucket)
+        added = control_rows * self.control_seconds(bucket) + changed_rows * self.changed_seconds(bucket)
+        return self._bare(bucket, padded) + added
 
     @synchronized
     def row_seconds(self, bucket: Bucket) -> float:
@@ -78,6 +87,15 @@ class CostModel(Synchronized):
         """
         measured = self._controls.get(bucket)
         return median(measured) if measured else self._bare(bucket, self._sizes[0]) / self._sizes[0] / 3
+
+    @synchronized
+    def changed_seconds(self, bucket: Bucket) -> float:
+        """Returns the seconds that LoRAs add to a row of a UNet call; 0 before a row had any.
+
+        At other sizes than measured ones they are taken to be in proportion to the pixels.
+        """
+        near = _nearest(bucket, [known for known in self._changes if known.model == bucket.model])
+        return median(self._changes[near]) * bucket.area_ratio(near) if near else 0.0
 
     @synchronized
     def decode_seconds(self, bucket: Bucket) -> float:
@@ -155,6 +173,7 @@ class CostModel(Synchronized):
                 if where.model == model
             ),
             controls=_export_shapes(self._controls, model),
+            changes=_export_shapes(self._changes, model),
             decodes=_export_shapes(self._decodes, model),
         )
 
@@ -169,7 +188,12 @@ class CostModel(Synchronized):
         for call in figures.calls:
             if call.rows in self._sizes:
                 self._calls[Bucket(model, call.height, call.width), call.rows] = _measurements(call.seconds)
-        for kept, shapes in ((self._controls, figures.controls), (self._decodes, figures.decodes)):
+        pairs = (
+            (self._controls, figures.controls),
+            (self._changes, figures.changes),
+            (self._decodes, figures.decodes),
+        )
+        for kept, shapes in pairs:
             for shape in shapes:
                 kept[Bucket(model, shape.height, shape.width)] = _measurements(shape.seconds)
 

@@ -35,13 +35,17 @@ class Estimator:
         """Returns the device's seconds for a request, in calls at the knee."""
         return seconds_of(request, self._costs)
 
-    def record_call(self, bucket: Bucket, unet_rows: int, work: float, control_rows: int, seconds: float) -> None:
-        """Records a call of `unet_rows` rows that took `seconds`, with ControlNets on `control_rows`.
+    def record_call(
+        self, bucket: Bucket, unet_rows: int, work: float, control_rows: int, changed_rows: int, seconds: float
+    ) -> None:
+        """Records a call of `unet_rows` rows that took `seconds`, with ControlNets on `control_rows` and LoRAs on
+        `changed_rows`.
 
         `work` is what the rows were worth, in rows of whole UNet calls.
         """
         costs = self._costs
-        self.work_done += work * costs.row_seconds(bucket) + control_rows * costs.control_seconds(bucket)
+        self.work_done += work * costs.row_seconds(bucket)
+        self.work_done += control_rows * costs.control_seconds(bucket) + changed_rows * costs.changed_seconds(bucket)
         before = self._usual_rows.get(bucket, float(unet_rows))
         self._usual_rows[bucket] = unet_rows + (before - unet_rows) * exp(-seconds / USUAL_S)
 

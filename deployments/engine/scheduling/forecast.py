@@ -6,7 +6,7 @@ is done the next that waits takes its place. An event is a row's end, so the wor
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -22,7 +22,9 @@ NOTHING_USUAL: Final[Mapping[Bucket, float]] = MappingProxyType({})
 
 @dataclass(slots=True)
 class PlannedWork:
-    """`images` of a request: `steps` evaluations each, of `unet_rows` rows, with `controls` ControlNets on them."""
+    """`images` of a request: `steps` evaluations each, of `unet_rows` rows, with `controls` ControlNets on them, and
+    LoRAs if they are `changed`.
+    """
 
     request_id: str
     bucket: Bucket
@@ -30,6 +32,7 @@ class PlannedWork:
     unet_rows: int
     controls: int = 0
     images: int = 1
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,9 @@ class _SimulatedBucket:
     def steps_per_second(self, costs: CostModel) -> float:
         """Returns the steps per second with the device to itself."""
         used = max(sum(work.unet_rows for work in self.rows), round(self.usual))
-        return 1 / costs.call_seconds(self.bucket, used, sum(work.unet_rows * work.controls for work in self.rows))
+        controlled = sum(work.unet_rows * work.controls for work in self.rows)
+        changed = sum(work.unet_rows for work in self.rows if work.changed)
+        return 1 / costs.call_seconds(self.bucket, used, controlled, changed)
 
 
 def forecast(
@@ -135,10 +140,7 @@ def forecast(
 
 
 def _split_images(work: PlannedWork) -> Iterable[PlannedWork]:
-    return (
-        PlannedWork(work.request_id, work.bucket, max(work.steps, _DONE), work.unet_rows, work.controls)
-        for _ in range(work.images)
-    )
+    return (replace(work, steps=max(work.steps, _DONE), images=1) for _ in range(work.images))
 
 
 def _advance_to_next_end(busy: Sequence[_SimulatedBucket], costs: CostModel) -> float:

@@ -51,9 +51,11 @@ def plan_work(request: Request, steps: int, images: int = 1) -> PlannedWork:
     That is planned where the first is: its size is in its evaluations.
     """
     controls, later = len(request.params.controls), request.later_evaluations
-    return PlannedWork(request.id, request.bucket, steps + later, request.unet_rows, controls, images)
+    changed = bool(request.loras)
+    return PlannedWork(request.id, request.bucket, steps + later, request.unet_rows, controls, images, changed)
 
 
 def seconds_of(request: Request, costs: CostModel) -> float:
     """Returns the device's seconds for a request, in calls at the knee."""
-    return request.work * request.params.num_images * costs.row_seconds(request.bucket)
+    row = costs.row_seconds(request.bucket) + (costs.changed_seconds(request.bucket) if request.loras else 0.0)
+    return request.work * request.params.num_images * row

@@ -28,7 +28,7 @@ class UNetCall:
     `owner` [E] says whose latents an entry has, as an index into the step's rows; `rows` [E] the same as slots.
     `prompts` [E] are its prompts' slots, and `deep` [E] its places in the arena's `deep`, both first indices as one.
     `keeps_deep` says that what the deep blocks answer is kept, or, for a shallow call, used. `updates` are what LoRAs
-    change in the UNet, by layer; None if no entry has any.
+    change in the UNet, by layer; None if no entry has any, and `changed_rows` the entries that have some.
     """
 
     owner: Tensor
@@ -38,6 +38,7 @@ class UNetCall:
     controls: tuple[ControlCall, ...]
     keeps_deep: bool
     updates: Mapping[str, Factors] | None = None
+    changed_rows: int = 0
 
     @property
     def size(self) -> int:
@@ -67,9 +68,9 @@ class StepCall:
     is_exact: bool = False
 
     @property
-    def is_changed(self) -> bool:
-        """True if LoRAs change one of the calls."""
-        return any(call is not None and call.updates is not None for call in (self.whole, self.shallow))
+    def changed_rows(self) -> int:
+        """The entries that LoRAs change."""
+        return sum(call.changed_rows for call in (self.whole, self.shallow) if call is not None)
 
     @property
     def padded_rows(self) -> int:
@@ -202,6 +203,7 @@ class _Layout:
             controls=plan_controls(self._call_slots(entries), sizes, self._model.device, self._model.dtype),
             keeps_deep=any(self._rows[entry.owner].keeps_deep for entry in entries),
             updates=self._stack_updates(entries, len(padded)),
+            changed_rows=sum(self._is_changed(entry) for entry in entries),
         )
 
     def _stack_updates(self, entries: list[_Entry], size: int) -> Mapping[str, Factors] | None:
@@ -211,6 +213,10 @@ class _Layout:
 
     def _loras(self, entry: _Entry) -> LoraSet | None:
         return self._rows[entry.owner].loras
+
+    def _is_changed(self, entry: _Entry) -> bool:
+        loras = self._loras(entry)
+        return loras is not None and bool(loras.unet)
 
     def _call_slots(self, entries: Sequence[_Entry]) -> list[CallSlot]:
         return [

@@ -29,7 +29,7 @@ class StepResult:
     """The result of one step. `scaled` and `out` [B, C, h, w] are the model's inputs and guided answers, for previews.
 
     `whole_rows` and `shallow_rows` are those of the UNet's calls, `control_rows` those that ControlNets ran on, for
-    each net separately. `is_changed` says that LoRAs have changed a call.
+    each net separately, and `changed_rows` those that LoRAs have changed.
     """
 
     scaled: Tensor
@@ -38,7 +38,7 @@ class StepResult:
     shallow_rows: int
     padded_rows: int
     control_rows: int
-    is_changed: bool
+    changed_rows: int
 
     @property
     def unet_rows(self) -> int:
@@ -70,7 +70,7 @@ def denoise_step(
         row.step += 1
         row.noise = None
     return StepResult(
-        scaled, out, call.whole_rows, call.shallow_rows, call.padded_rows, call.control_rows, call.is_changed
+        scaled, out, call.whole_rows, call.shallow_rows, call.padded_rows, call.control_rows, call.changed_rows
     )
 
 

@@ -15,6 +15,7 @@ from cachetools import LRUCache
 
 from deployments.engine.conditioning.controlnet import Control, ControlNet
 from deployments.engine.device.errors import raise_if_sticky
+from deployments.engine.lora.rows.changes import Changes, changes_of
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import padded_size
 from deployments.engine.protocol.request import Request
@@ -84,14 +85,17 @@ class ShapeCompiler:
         tokens = max(len(prompt) for prompt in prompts if prompt is not None)
         tokens = model.prompt_encoder.max_tokens if is_exact else tokens
         alone = _calls_of(request, model)
-        together = _calls_together([alone, *(_calls_of(other, model) for other in beside)])
+        # Rows with LoRAs and those without share no calls.
+        sharing = [_calls_of(other, model) for other in beside if bool(other.loras) == bool(request.loras)]
+        together = _calls_together([alone, *sharing])
+        changes: Changes = "none" if request_state.loras is None else changes_of(request_state.loras.unet)
         for kind, numbers in together.items():
             for size in {padded_size(min(number, most_rows), sizes) for number in numbers}:
-                _compile(kind, size, height, width, tokens, model)
+                _compile(_changed(kind, changes), size, height, width, tokens, model)
         seen = self._seen.setdefault(model, LRUCache(MAX_ENTRIES)).setdefault((height, width, is_exact), _Seen())
         if not seen.kinds:
             self._begin(model, partial(LoadedModel.compile_decoder, height=height, width=width))
-        seen.kinds.update(dict.fromkeys(alone))
+        seen.kinds.update(dict.fromkeys(_changed(kind, changes) for kind in alone))
         seen.tokens[tokens] = None
         fullest = max(padded_size(min(number, most_rows), sizes) for numbers in together.values() for number in numbers)
         for kind, rows, length in product(seen.kinds, sizes, seen.tokens):
@@ -100,7 +104,7 @@ class ShapeCompiler:
                 seen.begun.add((kind, rows, length))
                 self._begin(model, partial(_compile, kind, rows, height, width, length))
         for_all = self._for_all.setdefault(model, set())
-        for kind in [kind for kind in alone if kind not in for_all]:
+        for kind in [kind for each in alone if (kind := _changed(each, changes)) not in for_all]:
             for_all.add(kind)
             self._begin(model, partial(_compile, kind, 1, height, width, tokens, for_all=True))
 
@@ -133,6 +137,11 @@ def _calls_of(request: Request, model: LoadedModel) -> Calls:
         for net, number in users.items():
             calls[LoadedModel.compile_controlnet, net.name].add(params.num_images * number)
     return calls
+
+
+def _changed(kind: Kind, changes: Changes) -> Kind:
+    """Returns a kind of call as it is where LoRAs change the UNet."""
+    return kind if changes == "none" or kind[0] is LoadedModel.compile_controlnet else (*kind, changes)
 
 
 def _unet_kind(active: Collection[ControlNet]) -> Kind:

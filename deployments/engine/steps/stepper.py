@@ -170,10 +170,9 @@ class Stepper:
         else:
             with _losing_the_device():
                 stopwatch.stop()
-            is_usual = not result.shallow_rows and not result.is_changed
-            if meter is not None and is_usual:
+            if meter is not None and not result.shallow_rows and not result.changed_rows:
                 self._learn(bucket, result, meter)
-            shows_cost = is_usual and (meter is None or self._device.is_metering_free)
+            shows_cost = not result.shallow_rows and (meter is None or self._device.is_metering_free)
             self._in_flight.append(_StepInFlight(stopwatch, bucket, len(rows), result, counters, shows_cost))
             yield StepIssued(rows, result)
             yield from self.finish_done()
@@ -211,7 +210,7 @@ class Stepper:
             seconds = step.stopwatch.wait()
         result = step.result
         if step.shows_cost:
-            self._costs.record_call(step.bucket, result.padded_rows, result.control_rows, seconds)
+            self._costs.record_call(step.bucket, result.padded_rows, result.control_rows, seconds, result.changed_rows)
         step.counters.record_step(step.rows, result.unet_rows, result.padded_rows, seconds)
         return StepDone(seconds)
 

@@ -46,12 +46,18 @@ def load_of(engine: Engine) -> Load:
 
 
 def count_tokens(engine: Engine | None, request: Request) -> tuple[TokenCount, TokenCount]:
-    """Counts the tokens of the request's prompts. Raises EngineStopped if the model is not in memory."""
+    """Counts the tokens of the request's prompts, with embeddings that its LoRAs bring along.
+
+    Raises EngineStopped if the model is not in memory, and what reading a LoRA raises. From any thread; not quick.
+    """
     model = None if engine is None else engine.models.get(request.model)
-    if model is None:
+    if engine is None or model is None:
         raise EngineStopped("the model is not in memory now")
     counting, params = model.prompt_encoder.count, request.params
     learnt = request.embeddings
+    if request.loras:
+        engine.adapters.check_readable()
+        learnt = (*learnt, *engine.adapters.begin(request.model, request.loras).result().embeddings)
     return counting(params.prompt, "prompt", learnt), counting(params.negative_prompt, "negative_prompt", learnt)
 
 

@@ -141,7 +141,7 @@ async def test_a_lost_device_ends_the_process_wherever_it_shows(
 )
 def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exception, monkeypatch: Patch) -> None:
     """Its rows have moved by then: what they hold cannot be told from noise."""
-    made = SimpleNamespace(padded_rows=2, shallow_rows=0, control_rows=0, is_changed=False)
+    made = SimpleNamespace(padded_rows=2, shallow_rows=0, control_rows=0, changed_rows=0)
     monkeypatch.setattr(stepper, "denoise_step", lambda *_: made)
     monkeypatch.setattr(stepper, "current_stream", lambda _: SimulatedDevice(error=error))
     plan = SimpleNamespace(has_measured=lambda *_: True)

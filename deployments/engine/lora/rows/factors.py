@@ -10,7 +10,7 @@ from torch.nn import functional
 from deployments.engine.lora.layer_update import LayerUpdate
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Factors:
     """What changes in one layer for N groups of rows, each of the same number of rows, one group after the other.
 

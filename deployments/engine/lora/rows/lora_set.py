@@ -11,6 +11,7 @@ from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.layer_update import LayerUpdate, combine
 from deployments.engine.lora.rows.layers import Layers
 from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 from deployments.engine.protocol.lora import LoraUse
 
 Updates = Mapping[str, LayerUpdate]
@@ -21,7 +22,8 @@ class LoraSet:
     """What the LoRAs `uses` change in one model, on its device in its precision, by the layers' paths.
 
     `unet` are the updates of the UNet without those of cross-attention's projections of the prompt, `projections`;
-    `text` are those of the text encoder, and `second_text` those of a second one.
+    `text` are those of the text encoder, and `second_text` those of a second one. `embeddings` are the learnt
+    embeddings that their files bring along, each with its vectors [vectors, width], whatever the scale.
     """
 
     uses: tuple[LoraUse, ...]
@@ -29,6 +31,7 @@ class LoraSet:
     projections: Updates
     text: Updates
     second_text: Updates = field(default_factory=dict)
+    embeddings: Mapping[EmbeddingFile, Tensor] = field(default_factory=dict)
 
     @property
     def text_key(self) -> tuple[LoraUse, ...]:
@@ -43,7 +46,8 @@ class LoraSet:
     @cached_property
     def bytes(self) -> int:
         """The bytes of all updates."""
-        return sum(map(_bytes_of, (self.unet, self.projections, self.text, self.second_text)))
+        vectors = sum(each.nbytes for each in self.embeddings.values())
+        return vectors + sum(map(_bytes_of, (self.unet, self.projections, self.text, self.second_text)))
 
     @cached_property
     def unet_bytes(self) -> int:
@@ -71,13 +75,8 @@ class AdaptedBase:
 def fit_adapter(adapter: Adapter, use: LoraUse, base: AdaptedBase) -> LoraSet:
     """Returns what `adapter` changes in `base`, as strongly as `use` says.
 
-    Raises InvalidParameter, which names the LoRA, if it was made for another base, or needs what is not applied here.
+    Raises InvalidParameter, which names the LoRA, if it was made for another base.
     """
-    if adapter.embeddings:
-        words = ", ".join(adapter.embeddings)
-        raise InvalidParameter(
-            "loras", f"the LoRA {adapter.name!r} brings textual inversions along ({words}), which are not applied here"
-        )
     second = {} if base.second_text is None else {"text_encoder_2": base.second_text}
     networks = {"unet": base.unet, "text_encoder": base.text} | second
     adapter.check(networks)
@@ -87,13 +86,16 @@ def fit_adapter(adapter: Adapter, use: LoraUse, base: AdaptedBase) -> LoraSet:
         _move({path: each for path, each in unet.items() if path not in base.projections}, base),
         _move({path: each for path, each in unet.items() if path in base.projections}, base),
         _move(text, base),
-        *(_move(each, base) for each in more),
+        _move(more[0], base) if more else {},
+        {_describe(adapter, token): vectors.to(base.device) for token, vectors in adapter.embeddings.items()},
     )
 
 
 @torch.inference_mode()
 def unite(sets: Sequence[LoraSet]) -> LoraSet:
-    """Returns several sets of one model as one."""
+    """Returns several sets of one model as one. Raises InvalidParameter if two of them mean different vectors by a
+    token.
+    """
     if len(sets) == 1:
         return sets[0]
     return LoraSet(
@@ -102,7 +104,24 @@ def unite(sets: Sequence[LoraSet]) -> LoraSet:
         combine([each.projections for each in sets]),
         combine([each.text for each in sets]),
         combine([each.second_text for each in sets]),
+        _unite_embeddings(sets),
     )
+
+
+def _describe(adapter: Adapter, token: str) -> EmbeddingFile:
+    vectors, width = adapter.embeddings[token].shape
+    # It has no place of its own, and is identified by the file that it came with.
+    return EmbeddingFile(token, token, "", f"{adapter.digest} {token}", vectors, width)
+
+
+def _unite_embeddings(sets: Sequence[LoraSet]) -> dict[EmbeddingFile, Tensor]:
+    found: dict[str, tuple[EmbeddingFile, Tensor]] = {}
+    for each in sets:
+        for file, vectors in each.embeddings.items():
+            other = found.setdefault(file.token.casefold(), (file, vectors))
+            if not torch.equal(other[1], vectors):
+                raise InvalidParameter("loras", f"bring different textual inversions of {file.token!r} along")
+    return dict(found.values())
 
 
 def _move(updates: Updates, base: AdaptedBase) -> Updates:

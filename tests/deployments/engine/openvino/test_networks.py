@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deployments.engine.conditioning.cross_attention import CrossAttentionCache, context_width
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.device.memory import CpuMemory
+from deployments.engine.lora.rows.layers import layers_of
 from deployments.engine.models.components import Components, size_of
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.models.manager import DiffusionModelManager
@@ -40,7 +41,7 @@ def runtime() -> OpenVinoRuntime:
 def pair(runtime: OpenVinoRuntime, network: Any) -> tuple[Any, OpenVinoUNet]:
     """A UNet on torch, and the same one on OpenVINO."""
     CrossAttentionCache(network)
-    return copy.deepcopy(network), runtime.run_unet(network, "the UNet", "", lambda: network)
+    return copy.deepcopy(network), runtime.run_unet(network, "the UNet", "")
 
 
 def inputs_for(unet: Any, rows: int = 2, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,9 +84,11 @@ def test_a_unet_answers_as_torch_does_at_any_size_with_and_without_a_controlnet(
 def test_a_gated_unit_computes_its_halves_apart_and_gives_what_it_gave(bias: bool) -> None:
     unit, states = GEGLU(8, 16, bias).requires_grad_(requires_grad=False), torch.randn(2, 5, 8)
     wanted = unit(states)
-    split_gates(nn.Sequential(unit))
-    assert distance(unit(states), wanted) < 1e-6
-    model = convert(lambda given: (unit(given),), [Input("states", states)])
+    network = nn.Sequential(unit)
+    with split_gates(network):
+        assert distance(unit(states), wanted) < 1e-6
+    assert torch.equal(unit(states), wanted)
+    model = convert(lambda given: (network(given),), [Input("states", states)], network)
     # A weight that is split is a constant; what is computed is not.
     split = [op.input_value(0).get_node().get_type_name() for op in model.get_ops() if "Split" in op.get_type_name()]
     assert set(split) <= {"Constant"}
@@ -106,7 +109,7 @@ def test_a_text_encoder_that_masks_padding_is_obeyed(runtime: OpenVinoRuntime) -
     encoder = tiny_text_encoder(tiny_tokenizer())
     encoder.config.use_attention_mask = True
     original = copy.deepcopy(encoder)
-    converted = runtime.run_text_encoder(encoder, "the text encoder", "", lambda: encoder)
+    converted = runtime.run_text_encoder(encoder, "the text encoder", "")
     ids = torch.arange(TOKENS)[None]
     for shown in (10, TOKENS):
         mask = (torch.arange(TOKENS) < shown).long()[None]
@@ -121,9 +124,7 @@ def test_learnt_embeddings_stand_in_prompts_as_they_do_with_torch(runtime: OpenV
     tokenizer = tiny_tokenizer()
     encoder = tiny_text_encoder(tokenizer)
     plain = PromptEncoder(tokenizer, copy.deepcopy(encoder), CPU, torch.float32)
-    converted = PromptEncoder(
-        tokenizer, runtime.run_text_encoder(encoder, "the text encoder", "", lambda: encoder), CPU, torch.float32
-    )
+    converted = PromptEncoder(tokenizer, runtime.run_text_encoder(encoder, "the text encoder", ""), CPU, torch.float32)
     file = save_embedding(tmp_path, "hat", 3)
     for prompt, clip_skip in (("a red cup", 0), ("a (hat:1.2) on the cup", 0), ("hat", 1)):
         wanted = plain.encode(prompt, clip_skip, embeddings=[file]).states
@@ -185,8 +186,11 @@ def test_torch_keeps_no_second_copy_of_the_weights_and_sizes_are_as_before(
     assert fast_controlled.deep_cache is not None
     shallow = {weight for module in fast_controlled.deep_cache.modules for weight in module.parameters()}
     weights = list(fast_controlled.unet.named_parameters())
-    # Keys of prompts are made by torch, outside the loop; what a shallow call runs is converted when there is one.
-    assert all(weight.is_meta != (".projection." in name or weight in shallow) for name, weight in weights)
+    # Keys of prompts are made by torch, outside the loop; what a shallow call runs is converted when there is one. What
+    # gains of LoRAs do depends on biases.
+    kept = {name for name, weight in weights if ".projection." in name or weight in shallow}
+    kept |= {f"network.{path}.bias" for path in layers_of(fast_controlled.unet.network)}
+    assert all(weight.is_meta != (name in kept) for name, weight in weights)
     assert fast_controlled.bytes == tiny_controlled.bytes
 
 

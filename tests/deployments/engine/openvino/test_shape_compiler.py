@@ -192,7 +192,7 @@ def test_what_joins_others_is_compiled_for_the_call_that_they_share(model: Loade
     hint = Inputs(hints=(np.full((64, 64, 3), 90, dtype=np.uint8),))
     controlled, plain = request_state(model, 9, hint, controls=(CANNY,)), request_state(model, 9)
     shapes.compile_for(plain, model, [controlled.request], 8)
-    with_maps = {key[0][0] for key in dict(model.unet._run._programs) if key[0][2:] == (9, 9) and key[-1]}
+    with_maps = {key[0][0] for key in dict(model.unet._run._programs) if key[0][2:] == (9, 9) and key[-2]}
     assert with_maps == {4}
     assert sizes_compiled(model, 9) == {4}
 

@@ -44,6 +44,30 @@ def test_a_controlnet_costs_what_it_adds() -> None:
     assert costs.call_seconds(SMALL, 2) == pytest.approx(0.2)
 
 
+def test_loras_cost_what_they_add_to_a_row_once_some_have_run() -> None:
+    costs = measure({2: 0.2, 4: 0.3})
+    assert costs.call_seconds(SMALL, 4, changed_rows=4) == costs.call_seconds(SMALL, 4)
+    costs.record_call(SMALL, 4, 0, 0.4, changed_rows=2)
+    assert costs.call_seconds(SMALL, 4, changed_rows=4) == pytest.approx(0.3 + 4 * 0.05)
+    assert costs.changed_seconds(LARGE) == pytest.approx(4 * 0.05)
+    assert costs.changed_seconds(OTHER) == 0
+    assert costs.call_seconds(SMALL, 4) == 0.3
+
+
+def test_a_call_with_loras_and_controlnets_does_not_tell_which_of_them_took_how_much() -> None:
+    costs = measure({2: 0.2})
+    before = costs.control_seconds(SMALL)
+    costs.record_call(SMALL, 2, 2, 9.0, changed_rows=2)
+    assert (costs.control_seconds(SMALL), costs.changed_seconds(SMALL)) == (before, 0)
+
+
+def test_what_loras_cost_is_known_at_the_next_start() -> None:
+    costs, again = measure({2: 0.2}), CostModel(SIZES)
+    costs.record_call(SMALL, 2, 0, 0.3, changed_rows=2)
+    again.restore("m", costs.export("m"))
+    assert again.changed_seconds(SMALL) == costs.changed_seconds(SMALL) == pytest.approx(0.05)
+
+
 def test_the_knee_is_where_more_rows_stop_paying() -> None:
     costs = measure({2: 0.2, 4: 0.3, 8: 0.5, 16: 1.0})
     assert costs.find_knee(SMALL) == 8

@@ -36,6 +36,13 @@ def test_decoding_comes_on_top_one_after_the_other() -> None:
     assert estimate.finish == pytest.approx(10 * 0.5 + 3 * 0.5)
 
 
+def test_rows_with_loras_take_what_these_have_been_seen_to_add() -> None:
+    measured = costs()
+    measured.record_call(SMALL, 4, 0, 0.4, changed_rows=4)
+    works = [PlannedWork("a", SMALL, 10, 2, changed=True), PlannedWork("b", SMALL, 10, 2)]
+    assert forecast([], works, lambda _: 8, measured)["a"].finish == pytest.approx(10 * (0.3 + 2 * 0.025))
+
+
 def test_what_finds_no_room_starts_when_the_first_row_is_done() -> None:
     running = [PlannedWork("a", SMALL, 5, 2), PlannedWork("b", SMALL, 9, 2)]
     estimates = forecast(running, [PlannedWork("c", SMALL, 4, 2)], lambda _: 4, costs())
