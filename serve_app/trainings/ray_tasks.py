@@ -1,10 +1,10 @@
 """Runs trainings as Ray tasks, each on CPUs and GPUs of its own: Ray waits until nothing else has them."""
 
-import subprocess
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
@@ -13,6 +13,8 @@ from deployments.loras.versions import LoraVersions
 from serve_app.config.server import AppConfig
 from serve_app.trainings.manager import Trainings
 from serve_app.trainings.runner import TrainingProcess, TrainingRunner, launch_process
+
+_LOOK_S: Final = 0.5
 
 
 def create_trainings(config: AppConfig, models: Sequence[ModelSpec]) -> Trainings | None:
@@ -35,11 +37,13 @@ def launch_task(folder: Path, *, num_cpus: float, num_gpus: float) -> TrainingPr
 def _train(folder: Path) -> int:
     """In a process of its own, as elsewhere: a worker that stays must not keep torch and a GPU's memory."""
     process = launch_process(folder)
-    assert isinstance(process, subprocess.Popen)
     try:
-        return int(process.wait())
+        # Ray's cancelling interrupts Python between two steps of it, and never a wait in the system.
+        while (code := process.poll()) is None:
+            time.sleep(_LOOK_S)
+        return code
     finally:
-        process.kill()
+        process.terminate()
 
 
 class _Task:

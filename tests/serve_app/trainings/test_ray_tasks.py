@@ -28,8 +28,14 @@ def wait(condition):
     deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.1)
-wait(lambda: first.poll() is not None)
-waited = not (long / "log.txt").exists()
+early = []
+def first_is_over():
+    begun = (long / "log.txt").exists()
+    over = first.poll() is not None
+    early.append(begun and not over)
+    return over
+wait(first_is_over)
+waited = not any(early)
 step = lambda: json.loads((long / "progress.json").read_text())["step"] if (long / "progress.json").exists() else 0
 wait(lambda: step() > 0)
 second.terminate()
