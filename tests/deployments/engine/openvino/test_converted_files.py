@@ -8,7 +8,7 @@ from pathlib import Path
 import openvino
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deployments.engine.openvino import converted_files
 from deployments.engine.openvino.conversion import Input, convert
@@ -20,7 +20,7 @@ CORE = openvino.Core()
 
 def doubled() -> openvino.Model:
     weight = torch.full((4,), 2.0)
-    return convert(lambda x: (x * weight,), [Input("x", torch.zeros(1, 4))])
+    return convert(lambda x: (x * weight,), [Input("x", torch.zeros(1, 4))], nn.Identity())
 
 
 def answer(model: openvino.Model) -> list[float]:
@@ -114,6 +114,6 @@ def test_what_is_converted_does_not_depend_on_the_example(files: ConvertedFiles)
     def add(x: Tensor) -> tuple[Tensor, ...]:
         return (x + x.shape[0],)
 
-    model = convert(add, [Input("x", torch.zeros(1, 4))])
+    model = convert(add, [Input("x", torch.zeros(1, 4))], nn.Identity())
     compiled = CORE.compile_model(model, "CPU")
     assert compiled([torch.zeros(3, 4).numpy()])[0].max() == 3

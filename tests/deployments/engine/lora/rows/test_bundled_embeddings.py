@@ -52,7 +52,8 @@ def reference(folder: Path, model: LoadedModel, request: Request) -> Pixels:
 
 
 def asked_of(model: LoadedModel) -> list[Request]:
-    prompt, settings = "a my-cup on the worn cup", {"num_inference_steps": 4, "sampler": "euler_a", "guidance_scale": 4}
+    prompt = "a my-cup on the worn cup"
+    settings: dict[str, Any] = {"num_inference_steps": 4, "sampler": "euler_a", "guidance_scale": 4}
     cup, hat = LORAS["cup"].use(0.7), LORAS["hat"].use(0.9)
     return [
         with_loras(request_for(model, "named", prompt=prompt, **settings), cup),
