@@ -7,7 +7,7 @@ counts against the engine.
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -21,11 +21,13 @@ from bench.engine.pipelines import arguments, pipeline_class, restore_unmasked
 from bench.engine.workload import like
 from bench.timing import synchronize
 from deployments.engine.engine import Engine
+from deployments.engine.lora.adapter import Adapter
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, ImageFailed
 from deployments.engine.protocol.inputs import ImageArray
+from deployments.engine.protocol.lora import LoraFile
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import as_part
 
@@ -64,11 +66,16 @@ class Inbox:
 
 
 def serve_with_engine(
-    models: Sequence[LoadedModel], requests: Sequence[Request], **options: Unpack[EngineOptions]
+    models: Sequence[LoadedModel],
+    requests: Sequence[Request],
+    read_adapter: Callable[[LoraFile], Adapter] | None = None,
+    **options: Unpack[EngineOptions],
 ) -> Outcome:
-    """Serves all `requests` at once with a fresh engine; `options` are those of `EngineConfig`. Raises refusals."""
+    """Serves all `requests` at once with a fresh engine; `options` are those of `EngineConfig`, and `read_adapter`
+    reads LoRAs. Raises refusals.
+    """
     inbox = Inbox()
-    engine = Engine(models, inbox, EngineConfig(**options))
+    engine = Engine(models, inbox, EngineConfig(**options), read_adapter=read_adapter)
     try:
         started = time.perf_counter()
         for request in requests:

@@ -31,6 +31,12 @@ GATES: Final = (
         ("engine", "diffusers_compiled_8"),
         lambda parts: _speed(parts, "engine") / _speed(parts, "diffusers_compiled_8"),
     ),
+    Gate(
+        "16 rows with LoRAs to 16 rows without",
+        0.90,
+        ("loras",),
+        lambda parts: float(parts["loras"][str(FULL_ROWS)]["share"]),
+    ),
 )
 
 

@@ -19,11 +19,13 @@ from bench.engine.workload import CONTROL, request
 from bench.timing import median_ms
 from deployments.engine.cuda.networks import Backend
 from deployments.engine.engine import Engine
+from deployments.engine.lora.adapter import Adapter
 from deployments.engine.models.attention import sample_inputs
 from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.events import Event
+from deployments.engine.protocol.lora import LoraFile
 from deployments.engine.protocol.request import Request
 from deployments.engine.worker.compilation import compile_networks
 
@@ -32,6 +34,7 @@ FORECAST_CEILING_TFLOPS = 790.0
 FORECAST_UNET_MS = {2: 5.7, 4: 9.7, 8: 17.4, 16: 32.4, 32: 62.0}
 FORECAST_VAE_MS = {"eager": 24.0, "compiled": 7.5}
 FORECAST_IMAGES_PER_SECOND = {20: 11.5, 50: 4.9}
+FORECAST_LORAS_SHARE = {"eager": 0.80, "captured": 0.92}
 
 ENGINE_ROWS = 16
 PIPELINE_BATCH = 8
@@ -170,10 +173,15 @@ def with_other_neighbours(value: Any) -> Any:
     return torch.cat((value[:1], (value[1:] * 0.5).flip(0)))
 
 
-def serve(subject: Subject, model: LoadedModel, requests: Sequence[Request]) -> Outcome:
+def serve(
+    subject: Subject,
+    model: LoadedModel,
+    requests: Sequence[Request],
+    read_adapter: Callable[[LoraFile], Adapter] | None = None,
+) -> Outcome:
     """Serves `requests` as the server does: with its settings, on a thread that is the engine's own."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(serve_with_engine, [model], requests, **subject.options).result()
+        return thread.submit(serve_with_engine, [model], requests, read_adapter, **subject.options).result()
 
 
 def engine_speed(subject: Subject, model: LoadedModel, steps: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from bench.engine.contenders import Pipelines, largest_difference
 from bench.engine.workload import mixed, text
 from bench.gpu.gates import GATED_ROWS
+from bench.gpu.loras import engine_loras, loras, loras_captured
 from bench.gpu.meters import (
     ENGINE_ROWS,
     FORECAST_CEILING_TFLOPS,
@@ -202,10 +203,13 @@ PARTS: dict[str, Part] = {
     "ticks": Part(ticks, 60),
     "engine": Part(engine, 90),
     "diffusers_eager": Part(diffusers_eager, 120),
+    "loras": Part(loras, 60),
+    "engine_loras": Part(engine_loras, 60),
     "like_rows": Part(like_rows, 60),
     "vae": Part(vae, 30),
     "attention": Part(attention, 30),
     "invariance": Part(invariance, 30),
+    "loras_captured": Part(loras_captured, 60),
     "unet_compiled": Part(unet_compiled, 180),
     "engine_compiled": Part(engine_compiled, 240),
     "diffusers_compiled_8": Part(diffusers_compiled_8, 180),

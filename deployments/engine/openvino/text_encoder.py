@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
+from deployments.engine.lora.rows.factors import add_update
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Input
 from deployments.engine.openvino.converted_network import Origin
 from deployments.engine.openvino.network import ChangeableNetwork
 
 _UNKNOWN_END: Final = 2
+_PROJECTION: Final = "text_projection"
 
 
 class OpenVinoTextEncoder(ChangeableNetwork):
@@ -33,10 +35,12 @@ class OpenVinoTextEncoder(ChangeableNetwork):
         embedded = Input("embedded", torch.zeros(1, tokens, width), (0, 1))
         mask = Input("mask", torch.ones(1, tokens, dtype=torch.int64), (0, 1))
         self._is_masked = bool(text_encoder.config.to_dict().get("use_attention_mask"))
-        self._projection: nn.Module | None = getattr(text_encoder, "text_projection", None)
+        self._projection: nn.Module | None = getattr(text_encoder, _PROJECTION, None)
         owners = [module for name, module in text_encoder.named_modules() if _is_leaf_but_ends(name, module)]
         inputs = [embedded, mask] if self._is_masked else [embedded]
-        self._run = self.add_part("text encoder behind its tokens", self._call, inputs, owners, self.changeable)
+        # The projection stays torch's.
+        inside = {path: layer for path, layer in self.changeable.items() if layer is not self._projection}
+        self._run = self.add_part("text encoder behind its tokens", self._call, inputs, owners, inside)
 
     def forward(
         self,
@@ -54,10 +58,16 @@ class OpenVinoTextEncoder(ChangeableNetwork):
         if self._projection is None:
             return BaseModelOutput(last_hidden_state=states[0], hidden_states=states[1:])
         return CLIPTextModelOutput(
-            text_embeds=self._projection(states[0][torch.arange(len(input_ids)), self._find_ends(input_ids)]),
+            text_embeds=self._project(states[0][torch.arange(len(input_ids)), self._find_ends(input_ids)]),
             last_hidden_state=states[0],
             hidden_states=states[1:],
         )
+
+    def _project(self, ends: Tensor) -> Tensor:
+        assert self._projection is not None
+        projected: Tensor = self._projection(ends)
+        factors = self.factors.get(_PROJECTION)
+        return projected if factors is None else add_update(self._projection, ends, projected, factors)
 
     def _find_ends(self, input_ids: Tensor) -> Tensor:
         """Returns where the texts' end tokens are [B]: by the config, or, in old configs, which name another, the
@@ -90,4 +100,4 @@ def _place_of_tokens(text_encoder: nn.Module) -> str:
 
 
 def _is_leaf_but_ends(name: str, module: nn.Module) -> bool:
-    return not list(module.children()) and not name.endswith(("final_layer_norm", "text_projection"))
+    return not list(module.children()) and not name.endswith(("final_layer_norm", _PROJECTION))

@@ -41,10 +41,12 @@ function show(left, right) {
 
 const rowOf = (cell, ...texts) => make("tr", {}, ...texts.map((text) => make(cell, {}, String(text))));
 
+const textOf = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+
 function valuesOf({ run, picture }) {
   const { num_images: _, model_name: __, ...used } = run.answer?.parameters ?? run.request.fields;
   const values = { ...used, model: run.answer?.model, seed: picture.seed, kind: kindOf(run.request) || "from the prompt" };
-  return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, String(value ?? "")]));
+  return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, textOf(value ?? "")]));
 }
 
 function move() {

@@ -7,6 +7,7 @@ import { Control } from "./control.js";
 import { announce, download, find } from "./dom.js";
 import { examplesFor } from "./examples.js";
 import { clearFaults, connectForm, Mistake, readFields, setInput, showFaults, showOffered, writeFields } from "./form.js";
+import { Loras } from "./loras.js";
 import { makePictures, stop, Stopped } from "./making.js";
 import { MaskPainter } from "./mask.js";
 import { connectPaste, PictureInput } from "./picture-input.js";
@@ -27,6 +28,7 @@ let busy = false;
 
 const input = new PictureInput("input-picture", "Picture to start from", useInput);
 const control = new Control();
+const loras = new Loras();
 const painter = new MaskPainter(useMask);
 
 function useInput(blob) {
@@ -53,6 +55,8 @@ function readRequest() {
   const followed = control.read();
   const files = { init: input.blob, mask: input.blob && mask, control: followed && control.input.blob };
   const fields = readFields({ hasInput: files.init !== null, hasMask: files.mask !== null });
+  const used = loras.read();
+  if (used) fields.loras = used;
   return { fields, control: followed, files };
 }
 
@@ -63,6 +67,7 @@ async function writeRequest({ fields, control: asked, files }) {
   await painter.usePicture(files.init, files.mask);
   useMask(files.mask);
   control.write(asked, files.control);
+  loras.write(fields.loras);
   find("input-fold").open ||= files.init !== null;
 }
 
@@ -220,6 +225,7 @@ async function loadServer() {
   }
   showOffered();
   control.showTypes();
+  loras.show();
   const guidance = find("guidance_scale");
   if (guidance.value === guidance.defaultValue) setInput("guidance_scale", defaults().guidance_scale ?? guidance.value);
   if (isEmpty() && isFree()) welcome();

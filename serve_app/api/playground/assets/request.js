@@ -19,7 +19,12 @@ export function partsOf(request) {
   const { fields, control, files } = request;
   const path = pathOf(request);
   if (path.endsWith("text-to-image")) return null;
-  const parts = Object.entries(fields).map(([name, value]) => [name, String(value)]);
+  const isList = ([, value]) => typeof value === "object";
+  const entries = Object.entries(fields);
+  const parts = entries.filter((entry) => !isList(entry)).map(([name, value]) => [name, String(value)]);
+  // Forms have texts; what is more than one comes as JSON.
+  const lists = entries.filter(isList);
+  if (lists.length) parts.push(["params", JSON.stringify(Object.fromEntries(lists))]);
   if (path.endsWith("controlnet")) {
     parts.push(["control_image", files.control, "control.png"]);
     parts.push(["controlnet_type", control.type], ["preprocess", String(control.preprocess)]);

@@ -8,7 +8,7 @@ const AWAY_EVERY_MS = 1500;
 const NOT_ALLOWED = new Set([401, 403]);
 
 /** What can be chosen; empty until it is known. */
-export const offered = { models: [], samplers: [], styles: [], ad_formats: [] };
+export const offered = { models: [], samplers: [], styles: [], ad_formats: [], loras: [] };
 
 let statisticsAllowed = true;
 let away = false;
@@ -16,7 +16,7 @@ let timer = 0;
 
 /** Reads what can be chosen. Throws as `ask` does. */
 export async function loadOffered() {
-  const lists = ["models", "samplers", "styles", "ad-formats"];
+  const lists = ["models", "samplers", "styles", "ad-formats", "loras"];
   Object.assign(offered, ...(await Promise.all(lists.map((name) => askJson(`${BASE}/${name}`)))));
   statisticsAllowed = true;
 }
