@@ -2,10 +2,12 @@
 
     FOLDER/NAME.safetensors           what is served, and FOLDER/NAME.md, its card
     FOLDER/versions/NAME/3/...        every version whole: lora.safetensors, card.md, sheet.png
+    FOLDER/versions/NAME/owner        the tenant that may add versions; without it only the operator may
 
 A version is served by a rename: requests get the old one or the new one, and no server restarts.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -22,6 +24,7 @@ from deployments.loras.file_facts import digest_of, facts_of
 WEIGHTS: Final = "lora.safetensors"
 CARD: Final = "card.md"
 SHEET: Final = "sheet.png"
+OWNER: Final = "owner"
 
 _VERSIONS: Final = "versions"
 _TRIES: Final = 20
@@ -58,14 +61,27 @@ class LoraVersions:
             raise InvalidParameter("version", f"{name!r} has no version {number}; it has {known}")
         return versions[number]
 
-    def add(self, name: str, weights: Path, card: str, sheet: Path | None) -> LoraVersion:
-        """Adds a version with these files, and serves it.
+    def check_owner(self, name: str, owner: str) -> None:
+        """Raises InvalidParameter if a LoRA of that name is not the tenant's own: nobody replaces another one's."""
+        self._check(name)
+        home = self._home(name)
+        try:
+            is_free = (home / OWNER).read_text() == owner
+        except FileNotFoundError:
+            is_free = not list(_numbered(home))
+        if not is_free:
+            raise InvalidParameter("name", f"{name!r} is somebody else's LoRA; take another name")
+
+    def add(self, name: str, weights: Path, card: str, sheet: Path | None, owner: str | None = None) -> LoraVersion:
+        """Adds a version with these files for the tenant `owner`, or for the operator, and serves it.
 
         Raises InvalidParameter if the name is not free for it, or the file cannot be served.
         """
         self._check(name)
         if (problem := facts_of(name, weights).problem) is not None:
             raise InvalidParameter("name", f"its file cannot be served: {problem}")
+        if owner is not None:
+            self._claim(name, owner)
         home = self._home(name)
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=home) as scratch:
@@ -135,6 +151,19 @@ class LoraVersions:
             raise InvalidParameter("name", f"{name!r} is a LoRA of the configuration; take another name")
         if not list(_numbered(self._home(name))) and (self._folder / f"{name}{SUFFIX}").exists():
             raise InvalidParameter("name", f"there is a file named {name!r} that no training has made")
+
+    def _claim(self, name: str, owner: str) -> None:
+        """Makes a new name the tenant's. Raises InvalidParameter for another one's."""
+        self.check_owner(name, owner)
+        home = self._home(name)
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=home, prefix=".") as file:
+            file.write(owner)
+            file.flush()
+            # Whole, or not at all: two tenants may claim it at the same time.
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, home / OWNER)
+        self.check_owner(name, owner)
 
     def _settle(self, home: Path, fresh: Path) -> int:
         """Gives a new version the next number; another process may take one at the same time."""

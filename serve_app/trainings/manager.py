@@ -73,6 +73,7 @@ class Trainings:
         limits = self._config.limits.with_overrides(own).limits()
         spec = self._find_model(settings.model_name)
         _check(settings, limits)
+        self._versions.check_owner(settings.name, tenant)
         self._check_room(tenant)
         training = Training(uuid4().hex, tenant, time.time(), RunFolder(self._folder / "new"))
         home = self._folder / training.id
@@ -120,7 +121,7 @@ class Trainings:
 
     def register(self, training: Training) -> LoraVersion:
         """Serves what it has made as the newest version of its name. Raises InvalidParameter."""
-        return register(training.run, self._versions)
+        return register(training.run, self._versions, owner=training.tenant)
 
     def picture(self, training: Training, name: str) -> bytes | None:
         """Returns the sample picture, or the sheet, of that name; None if there is none."""

@@ -12,10 +12,11 @@ from deployments.training.lora.run_folder import RunFolder
 _OF_THE_CARD: Final = ("rank", "layers", "steps", "batch_size", "learning_rate", "lr_schedule", "prior_weight", "seed")
 
 
-def register(run: RunFolder, versions: LoraVersions, name: str | None = None) -> LoraVersion:
+def register(run: RunFolder, versions: LoraVersions, name: str | None = None, owner: str | None = None) -> LoraVersion:
     """Adds what a training has made as the newest version of its LoRA, or of `name`, and serves it.
 
-    Raises InvalidParameter if the training has not ended well, and with scores.
+    `owner` is the tenant that it is for. Raises InvalidParameter if the training has not ended well, and with scores,
+    and for the name of another tenant's LoRA.
     """
     settings = run.read_settings()
     if settings is None or run.read_progress().state != "succeeded" or run.read_evaluation() is None:
@@ -23,7 +24,7 @@ def register(run: RunFolder, versions: LoraVersions, name: str | None = None) ->
     name = name or settings.name
     header = read_header(f"the LoRA {name!r}", run.lora)
     card = "\n".join(write_card(name, header.metadata))
-    return versions.add(name, run.lora, card, run.sheet if run.sheet.is_file() else None)
+    return versions.add(name, run.lora, card, run.sheet if run.sheet.is_file() else None, owner)
 
 
 def write_card(name: str, metadata: Mapping[str, str]) -> Iterator[str]:

@@ -90,6 +90,20 @@ def test_nobody_elses_file_is_replaced_or_deleted(folder: Path, tmp_path: Path) 
     assert "of the configuration" in refusal(lambda: named.add("film", weights, "", None))
 
 
+def test_only_a_loras_own_tenant_and_the_operator_add_versions(folder: Path, tmp_path: Path) -> None:
+    weights, versions = write_lora(tmp_path / "1.safetensors"), LoraVersions(folder)
+    for number in (1, 2):
+        assert versions.add("lamp", weights, "", None, "acme").number == number
+    assert "somebody else's" in refusal(lambda: versions.add("lamp", weights, "", None, "other"))
+    assert "somebody else's" in refusal(lambda: versions.check_owner("lamp", "other"))
+    assert versions.add("lamp", weights, "", None).number == 3
+    assert versions.add("lamp", weights, "", None, "acme").number == 4
+    versions.delete("lamp")
+    assert versions.add("lamp", weights, "", None, "other").number == 1
+    versions.add("cup", weights, "", None)
+    assert "somebody else's" in refusal(lambda: versions.add("cup", weights, "", None, "acme"))
+
+
 @pytest.mark.parametrize("name", ["../lamp", "a/b", "", ".", "x" * 101])
 def test_a_name_is_never_a_path(name: str, folder: Path, tmp_path: Path) -> None:
     assert refusal(lambda: add(folder, tmp_path, 1, name)).startswith("name:")

@@ -130,6 +130,9 @@ async def test_pictures_become_a_lora_that_is_served(tmp_path: Path, model: Mode
             assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
         assert (await client.post(f"{place}/register")).json() == {"name": "cup", "version": 1}
         assert (await client.post(f"{place}/register")).json() == {"name": "cup", "version": 2}
+        taken = await begin(client, THEIRS)
+        assert_problem(taken, 422, "invalid_parameter")
+        assert "somebody else's" in taken.json()["error"]["message"]
     assert [entry.spec.name for entry in LoraCatalogue(folder=tmp_path / "loras").entries()] == ["cup"]
 
 
