@@ -16,6 +16,7 @@ let shown = null;
 export function requestOfPicture({ request, answer }, picture) {
   const fields = { ...request.fields, seed: picture.seed };
   delete fields.num_images;
+  delete fields.cache;
   if (!fields.ad_format) Object.assign(fields, { width: picture.width, height: picture.height });
   if (answer) fields.model_name = answer.model;
   // What the server has filled in where nothing was chosen: a default may be another one tomorrow.

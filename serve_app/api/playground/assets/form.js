@@ -62,8 +62,8 @@ function showCustomSize() {
   find("custom-size").hidden = find("shape").value !== "custom";
 }
 
-/** The fields as the server takes them. Throws Mistake. `hasInput` and `hasMask` say which files come along. */
-export function readFields({ hasInput, hasMask }) {
+/** The fields as the server takes them. Throws Mistake. `hasInput` and the others say which files come along. */
+export function readFields({ hasInput, hasMask, hasControl }) {
   const fields = { prompt: find("prompt").value };
   for (const name of TEXTS) if (find(name).value) fields[name] = find(name).value;
   for (const name of NUMBERS) setNumber(fields, name);
@@ -72,6 +72,7 @@ export function readFields({ hasInput, hasMask }) {
   else if (shape.startsWith(AD)) fields.ad_format = shape.slice(AD.length);
   else if (shape) [fields.width, fields.height] = shape.split("x").map(Number);
   if (find("seed").value.trim()) fields.seed = readSeed();
+  if (find("similar").checked && !("seed" in fields) && !hasInput && !hasControl) fields.cache = "similar";
   if (hasInput) setNumber(fields, "strength");
   if (hasMask && readNumber("mask_feather") > 0) setNumber(fields, "mask_feather");
   return fields;
@@ -109,6 +110,7 @@ export function writeFields(fields) {
   find("height").value = fields.height ?? "";
   showCustomSize();
   find("seed").value = fields.seed ?? "";
+  find("similar").checked = fields.cache === "similar";
   setInput("strength", fields.strength ?? "");
   setInput("mask_feather", fields.mask_feather ?? 0);
   find("negative-fold").open ||= Boolean(fields.negative_prompt);

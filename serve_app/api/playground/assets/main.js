@@ -54,7 +54,11 @@ function useMask(painted) {
 function readRequest() {
   const followed = control.read();
   const files = { init: input.blob, mask: input.blob && mask, control: followed && control.input.blob };
-  const fields = readFields({ hasInput: files.init !== null, hasMask: files.mask !== null });
+  const fields = readFields({
+    hasInput: files.init !== null,
+    hasMask: files.mask !== null,
+    hasControl: followed !== null,
+  });
   const used = loras.read();
   if (used) fields.loras = used;
   return { fields, control: followed, files };

@@ -51,8 +51,8 @@ function take({ name, data }, made, view) {
   if (name === "progress") view.progress(data);
   else if (name === "preview") view.preview(data.index, decode(data.data, "image/jpeg"));
   else if (name === "image") {
-    const { index, seed, width, height, safety } = data;
-    const picture = { index, seed, width, height, safety, blob: decode(data.data, `image/${data.format}`) };
+    const { index, seed, width, height, safety, continued } = data;
+    const picture = { index, seed, width, height, safety, continued, blob: decode(data.data, `image/${data.format}`) };
     made.pictures.push(picture);
     made.pictures.sort((a, b) => a.index - b.index);
     view.picture(picture);

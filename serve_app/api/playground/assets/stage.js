@@ -148,6 +148,7 @@ function factsOf({ answer, request }, picture) {
   if (used.style_preset) facts.push(["Style", used.style_preset]);
   if (used.loras?.length) facts.push(["LoRAs", used.loras.map(({ name, scale }) => `${name} ${scale}`).join(", ")]);
   if (kindOf(request)) facts.push(["Kind", kindOf(request)]);
+  if (picture.continued) facts.push(["Begun from", `a near picture, ${picture.continued.steps} steps on`]);
   if (picture.safety?.status === "flagged") facts.push(["Flagged", picture.safety.category]);
   if (picture.safety?.status === "unchecked") facts.push(["Safety", "could not be checked"]);
   if (answer?.cached) facts.push(["From", "the cache"]);
