@@ -35,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionServi
     from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
 
     folder = tmp_path_factory.mktemp("tiny")
-    names = ("canny", "depth", "scribble")
+    names = ("canny", "depth", "normal")
     nets = {name: str(save_tiny_controlnet(folder / name, seed=i)) for i, name in enumerate(names)}
     depth = DepthSpec(PartSpec(str(save_tiny_depth(folder / "annotator"))), near_is_large=False)
     plain = ModelSpec("plain", str(save_tiny_checkpoint(folder / "plain")))
@@ -128,7 +128,7 @@ def test_depth_controls_as_a_hint_and_from_a_photo(service: DiffusionService) ->
     [
         ("pose", None, False, "controlnet_type"),
         ("canny", "nine", False, "controlnet_type"),
-        ("scribble", None, True, "preprocess"),
+        ("normal", None, True, "preprocess"),
     ],
 )
 def test_a_control_that_cannot_be_is_refused(

@@ -1,12 +1,10 @@
 """LoRAs are kept within a budget, read once, and refused where they cannot be applied."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 import pytest
-import torch
 
 from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.rows.adapter_cache import AdapterCache, share_for_loras
@@ -124,16 +122,9 @@ def _of_another_base(adapter: Adapter) -> Adapter:
     return replace(adapter, layers={"unet": {"conv_in": adapter.layers["unet"]["mid_block_attentions_0_proj_in"]}})
 
 
-def _with_words(adapter: Adapter) -> Adapter:
-    return replace(adapter, embeddings={"<word>": torch.zeros(1, 32)})
-
-
-@pytest.mark.parametrize("change", [_of_another_base, _with_words])
-def test_what_cannot_be_applied_is_refused_and_costs_no_step(
-    change: Callable[[Adapter], Adapter], tiny_model: LoadedModel
-) -> None:
+def test_what_cannot_be_applied_is_refused_and_costs_no_step(tiny_model: LoadedModel) -> None:
     asked = [with_loras(request_for(tiny_model, "bad"), LORAS["a"].use()), request_for(tiny_model, "good")]
-    tape, _ = run(tiny_model, asked, read_adapter=lambda file: change(LORAS[file.name].adapter()))
+    tape, _ = run(tiny_model, asked, read_adapter=lambda file: _of_another_base(LORAS[file.name].adapter()))
     (refused,) = tape.of("bad", Failed)
     assert isinstance(refused.error, InvalidParameter)
     assert refused.error.field == "loras"
