@@ -288,7 +288,15 @@ async def test_health_is_good_again_after_a_replica_died(client: httpx.AsyncClie
 # limits and no faults of these kinds.
 NEVER_HERE = {
     f"ray_diffusion_{name}_total"
-    for name in ("cache_errors", "cache_requests", "cache_saved_seconds", "oom", "quarantined", "rate_limited")
+    for name in (
+        "callbacks",
+        "cache_errors",
+        "cache_requests",
+        "cache_saved_seconds",
+        "oom",
+        "quarantined",
+        "rate_limited",
+    )
 }
 
 
