@@ -32,3 +32,9 @@ def fast_model_9(tiny_checkpoint_9: Path, tiny_controlnets: dict[str, str], comp
     """`tiny_model_9`, on OpenVINO."""
     spec = ModelSpec("tiny-9", str(tiny_checkpoint_9), controlnets=tiny_controlnets)
     return load_model(spec, CPU, torch.float32, components)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> OpenVinoRuntime:
+    """Keeps nothing on disk."""
+    return OpenVinoRuntime(threads=1)

@@ -8,30 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deployments.engine.conditioning.cross_attention import CrossAttentionCache
 from deployments.engine.conditioning.deep_cache import DeepCache
 from deployments.engine.lora.layer_update import LayerUpdate
 from deployments.engine.lora.rows.changes import in_attention
 from deployments.engine.lora.rows.factors import Factors, stack_updates
 from deployments.engine.lora.rows.layers import Layers, apply_factors, layers_of
 from deployments.engine.openvino import converted_network
-from deployments.engine.openvino.networks import OpenVinoUNet
 from deployments.engine.openvino.runtime import OpenVinoRuntime
-from tests.deployments.engine.openvino.test_networks import Unconvertible, distance, inputs_for
+from tests.deployments.engine.openvino.test_networks import CLOSE, Unconvertible, distance, inputs_for, pair
 from tests.deployments.engine.tiny import TOKENS, tiny_text_encoder, tiny_tokenizer, tiny_unet
-
-CLOSE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def runtime() -> OpenVinoRuntime:
-    return OpenVinoRuntime(threads=1)
-
-
-def pair(runtime: OpenVinoRuntime, network: Any) -> tuple[Any, OpenVinoUNet]:
-    """A UNet on torch, and the same one on OpenVINO."""
-    CrossAttentionCache(network)
-    return copy.deepcopy(network), runtime.run_unet(network, "the UNet", "")
 
 
 def in_place(layers: Layers, *, only_attention: bool = False) -> Layers:

@@ -33,11 +33,6 @@ CPU = torch.device("cpu")
 CLOSE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def runtime() -> OpenVinoRuntime:
-    return OpenVinoRuntime(threads=1)
-
-
 def pair(runtime: OpenVinoRuntime, network: Any) -> tuple[Any, OpenVinoUNet]:
     """A UNet on torch, and the same one on OpenVINO."""
     CrossAttentionCache(network)

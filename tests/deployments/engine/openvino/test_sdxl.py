@@ -29,11 +29,6 @@ from tests.deployments.engine.tiny_xl import (
 )
 
 
-@pytest.fixture(scope="module")
-def runtime() -> OpenVinoRuntime:
-    return OpenVinoRuntime(threads=1)
-
-
 @pytest.mark.parametrize("guidance", [None, 16])
 def test_a_unet_that_is_told_texts_and_sizes_answers_as_torch_does(
     guidance: int | None, runtime: OpenVinoRuntime
