@@ -37,7 +37,7 @@ from deployments.engine.lora.reader import read_adapter
 from deployments.engine.lora.rows.factors import Factors, stack_updates
 from deployments.engine.lora.rows.layers import apply_factors, layers_of
 from deployments.engine.lora.rows.lora_set import AdaptedBase, LoraSet, fit_adapter
-from deployments.engine.protocol.lora import LoraFile, LoraUse
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 
 FORECAST: Final = {
     "grouped": "93 % of the rows per second of the plain call: 2.8 % more operations at rank 32, and the additions",

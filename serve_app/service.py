@@ -18,8 +18,9 @@ from deployments.engine.protocol.engine_config import EngineConfig, EngineOption
 from deployments.engine.protocol.errors import EngineError, EngineStopped
 from deployments.engine.protocol.events import Event
 from deployments.engine.protocol.inputs import Enlargement, Fit, MaskAlpha, Uploads
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import TokenCount
+from deployments.engine.protocol.settings import ControlSettings
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from deployments.metrics import Sample

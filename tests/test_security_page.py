@@ -12,7 +12,7 @@ import yaml
 
 from deployments.engine.conditioning import prompt_syntax
 from deployments.engine.lora import reader
-from deployments.engine.protocol import lora, params
+from deployments.engine.protocol import params, settings
 from deployments.uploads import file_chunks, image_files
 from serve_app.api.middleware import upload_budget
 from serve_app.api.parsing import body, forms, validation
@@ -49,8 +49,9 @@ MIB = 2**20
         f"| picture file | {image_files.MIN_SIDE} to {image_files.MAX_SIDE} a side, "
         f"{image_files.MAX_PIXELS / 1e6:.1f} million "
         f"pixels, one frame, {file_chunks.MAX_SMALL_PIECES} small chunks |",
-        f"| ControlNets of a request | {params.MAX_CONTROLS} |",
-        f"| LoRAs of a request | {lora.MAX_LORAS} |",
+        f"| ControlNets of a request | {settings.MAX_CONTROLS} |",
+        f"| LoRAs of a request | {settings.MAX_LORAS} |",
+        f"| reference images of a request | {settings.MAX_REFERENCES} |",
         f"| a LoRA's file | {reader.LARGEST_BYTES // 2**30} GiB |",
     ],
 )

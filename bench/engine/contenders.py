@@ -26,8 +26,8 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone, ImageFailed
+from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.inputs import ImageArray
-from deployments.engine.protocol.lora import LoraFile
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import as_part
 

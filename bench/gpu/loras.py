@@ -20,7 +20,7 @@ from deployments.engine.lora.rows.layers import apply_factors, layers_of
 from deployments.engine.lora.rows.lora_set import LoraSet, fit_adapter
 from deployments.engine.models.adaptation import adapted_base
 from deployments.engine.models.attention import sample_inputs
-from deployments.engine.protocol.lora import LoraFile, LoraUse
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 
 RANK: Final = 32
 IMAGE_ROWS: Final = 2

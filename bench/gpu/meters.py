@@ -25,7 +25,7 @@ from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.events import Event
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.request import Request
 from deployments.engine.worker.compilation import compile_networks
 

@@ -25,7 +25,7 @@ from deployments.engine.protocol.errors import (
     Overloaded,
 )
 from deployments.engine.protocol.events import Event, Failed, Preview
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.request_intake import RequestIntake
 from deployments.engine.request_tracker import RequestTracker

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
-from deployments.engine.protocol.lora import LoraFile, LoraSettings, LoraUse, check_lora_name
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
+from deployments.engine.protocol.settings import LoraSettings, check_lora_name
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.loras.file_facts import FileFacts, digest_of, facts_of
 from deployments.registry import text_width_of

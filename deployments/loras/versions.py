@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.lora import check_lora_name
+from deployments.engine.protocol.settings import check_lora_name
 from deployments.loras.catalogue import SUFFIX
 from deployments.loras.file_facts import digest_of, facts_of
 

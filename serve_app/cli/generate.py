@@ -12,7 +12,8 @@ from rich.console import Console
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import MaskAlpha, Uploads
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.settings import ControlSettings
 from serve_app.cli import progress
 from serve_app.cli.exits import EXIT_NO_IMAGE, exit_on_errors, exit_with
 from serve_app.cli.options import OwnInputs, ReadInputs, option_of, parameters_of, with_shared_options

@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from deployments.engine.protocol.lora import check_lora_name
+from deployments.engine.protocol.settings import check_lora_name
 from deployments.loras.catalogue import SUFFIX, LoraCatalogue, LoraSpec
 from serve_app.config.strict import Strict
 

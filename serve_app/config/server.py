@@ -10,8 +10,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.protocol.numerics import numerics_of
-from deployments.engine.protocol.params import MAX_STEPS
 from deployments.engine.protocol.sampler_names import resolve_sampler
+from deployments.engine.protocol.settings import MAX_STEPS
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import find_clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig

@@ -63,6 +63,7 @@ def work_of(request: Request) -> dict[str, Any]:
         # The names are in the files' texts; what is behind them decides the pixels.
         "loras": [[*use.file.identity, use.scale] for use in request.loras],
         "inputs": [_hash_array(each) for each in (inputs.image, inputs.mask, *inputs.hints)],
+        "references": [_hash_array(each) for each in inputs.references],
         "uploads": None
         if files is None
         else {
@@ -71,6 +72,7 @@ def work_of(request: Request) -> dict[str, Any]:
             "mask_type": files.mask_type,
             "mask_alpha": files.mask_alpha,
             "hints": [_hash_file(hint) for hint in files.hints],
+            "references": [_hash_file(reference) for reference in files.references],
             "preprocess": files.preprocess,
             "fit": files.fit,
         },
@@ -100,6 +102,7 @@ def _weights_of(spec: ModelSpec) -> list[Any]:
         *([asdict(spec.safety)] if spec.safety.is_on else []),
         *([{"file": spec.file}] if spec.file else []),
         *(["decoded in tiles"] if spec.vae_tiling else []),
+        *([{name: asdict(adapter) for name, adapter in spec.ip_adapters.items()}] if spec.ip_adapters else []),
     ]
 
 

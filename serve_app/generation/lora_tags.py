@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from deployments.engine.protocol.lora import MAX_LORAS, LoraSettings
+from deployments.engine.protocol.settings import MAX_LORAS, LoraSettings
 
 _TAG: Final = re.compile(r"<(lora|lyco|hypernet)\s*:([^<>]*)>", re.IGNORECASE)
 _BEGINNING: Final = re.compile(r"<(lora|lyco|hypernet)\s*:", re.IGNORECASE)

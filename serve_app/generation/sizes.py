@@ -2,7 +2,8 @@
 
 from math import sqrt
 
-from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, SIZE_STEP, HiresSettings
+from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE
+from deployments.engine.protocol.settings import SIZE_STEP, HiresSettings
 from deployments.engine.protocol.spec import ModelSpec
 
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, ControlSettings, GenerationParams, HiresSettings
+from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
+from deployments.engine.protocol.settings import ControlSettings, HiresSettings
 from serve_app.generation.lora_tags import join_tags
 from serve_app.labels.file_metadata import clean_text
 from serve_app.observability.versions import darkroom_version

@@ -15,9 +15,10 @@ from deployments.annotators.spec import AnnotatorSpecs, DepthSpec
 from deployments.engine.protocol.errors import EngineError, InvalidParameter, ModelLoadError, Overloaded
 from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, Timings
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.settings import ControlSettings
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.engine.worker.engine_worker import EngineWorker
 from deployments.watermark.methods import OUR_METHOD

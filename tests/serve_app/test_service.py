@@ -12,7 +12,8 @@ from PIL import Image
 from deployments.engine.protocol.errors import NumericalFailure, Overloaded, UnknownModel
 from deployments.engine.protocol.events import Accepted, Finished
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.settings import ControlSettings
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.backends.protocol import BackendReport
 from serve_app.generation import prepare

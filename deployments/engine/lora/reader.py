@@ -17,7 +17,7 @@ from deployments.engine.lora.layer_formats import read_change
 from deployments.engine.lora.peft_settings import PeftSettings, read_peft_settings
 from deployments.engine.lora.tensor_names import FileNames, read_names
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 
 LARGEST_BYTES: Final = 2**32
 """Differences of all of a Stable Diffusion's weights, in full precision, are smaller."""

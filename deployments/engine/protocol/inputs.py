@@ -58,13 +58,15 @@ class Inputs:
     """A request's images. `image` is what image-to-image or inpaint starts from, `mask` says where it is repainted.
 
     `hints` are ready for the ControlNets that the request's `controls` name, in the same order. `whole` is there if
-    `image` and `mask` are a part of it, or `image` is not what is kept outside the mask.
+    `image` and `mask` are a part of it, or `image` is not what is kept outside the mask. `references` are those of the
+    request's `reference`, of sizes of their own.
     """
 
     image: ImageArray | None = None
     mask: Mask | None = None
     hints: tuple[ImageArray, ...] = ()
     whole: WholeImage | None = None
+    references: tuple[ImageArray, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -107,10 +109,11 @@ class Uploads:
     preprocess: bool = False
     fit: Fit = "cover"
     image_field: str = "image"
+    references: tuple[bytes, ...] = ()
 
     def drop(self) -> None:
         """Drops the files: for an owner that has decoded them, while others still hold the request."""
-        self.image, self.mask, self.hints = None, None, ()
+        self.image, self.mask, self.hints, self.references = None, None, (), ()
 
     @property
     def task(self) -> Task:

@@ -4,29 +4,36 @@
 `effective_params` fills those in from the model's `ModelSpec`; everything behind it works on complete parameters.
 """
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, StringConstraints, ValidationInfo, field_serializer, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_serializer, field_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.fields import StrictFields, check_lines, check_name
 from deployments.engine.protocol.inputs import Task
-from deployments.engine.protocol.lora import MAX_LORAS, LoraSettings
 from deployments.engine.protocol.sampler_names import resolve_sampler
+from deployments.engine.protocol.settings import (
+    MAX_CONTROLS,
+    MAX_LORAS,
+    MAX_STEPS,
+    SIZE_STEP,
+    ControlSettings,
+    HiresSettings,
+    LoraSettings,
+    ReferenceSettings,
+    Share,
+)
 from deployments.engine.protocol.spec import ModelSpec
 
 MAX_SEED = 2**63 - 1
-MIN_SIDE, MAX_SIDE, SIZE_STEP = 64, 2048, 8
-MAX_CONTROLS = 4
-MAX_STEPS = 150
+MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_VALUES = 32
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 Metadata = Literal["full", "minimal", "none"]
 Priority = Literal["low", "normal", "high"]
 CacheUse = Literal["default", "reuse", "similar", "refresh", "off"]
-UpscalerName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MaskFill = Literal["original", "surroundings", "noise", "zero"]
 Prompt = Annotated[str, StringConstraints(max_length=8_000)]
 TemplateValue = Annotated[str, StringConstraints(max_length=1_000)]
@@ -47,57 +54,6 @@ SERVICE_FIELDS: Final = frozenset(("priority", "deadline_ms", "cache"))
 """How a request is served; its images do not depend on these, unless they continue others'."""
 
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class ControlSettings(StrictFields):
-    """Settings of one ControlNet: its `type` (canny, depth, ...), how strongly it acts, and from where to where.
-
-    `start` and `end` are shares of the steps. Its hint, an image, comes beside the parameters; with `preprocess` it is
-    a photo that the hint is made from.
-    """
-
-    type: str = Field(max_length=64)
-    scale: float = Field(default=1.0, ge=0.0, le=2.0)
-    start: Share = 0.0
-    end: Share = 1.0
-    preprocess: bool = False
-
-    @field_validator("type")
-    @classmethod
-    def _check_type(cls, kind: str) -> str:
-        return check_name(kind)
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.start >= self.end:
-            raise ValueError("start must be less than end")
-        return self
-
-
-class HiresSettings(StrictFields):
-    """A second pass over a larger image: the first one's result is enlarged `scale` times by `upscaler`, and denoised
-    again from `strength` on, as image-to-image does.
-
-    The upscaler `latent` enlarges its latents, `lanczos` or a network of the configuration's its pixels. `steps` are
-    those of the whole schedule, of which `strength` leaves a share; None takes the first pass's.
-    """
-
-    scale: float = Field(default=2.0, gt=1.0, le=4.0)
-    upscaler: UpscalerName = "latent"
-    strength: float = Field(default=0.7, gt=0.0, le=1.0)
-    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
-
-    @field_validator("upscaler")
-    @classmethod
-    def _check_upscaler(cls, name: str) -> str:
-        return check_name(name)
-
-    def enlarge(self, pixels: int) -> int:
-        """Returns the side that becomes of one of `pixels`, in whole steps."""
-        return round(pixels * self.scale / SIZE_STEP) * SIZE_STEP
-
-
 class GenerationParams(StrictFields):
     """The parameters of one request. Frozen; unknown fields and wrong types are refused.
 
@@ -110,22 +66,23 @@ class GenerationParams(StrictFields):
     `original`, the colours of its `surroundings`, latent `noise`, or `zero` latents. With `padding_mask_crop` (pixels)
     only the masked part and that much around it is made, at width x height, and pasted back into the image at its own
     size, as diffusers' parameter of this name does. `controls` are the ControlNets, each with its hint; with
-    `guess_mode` they act on the prompted half only, and the early maps less (Zhang et al. 2023). `loras` change the
-    model for this request alone, all at once. `priority` decides who waits for whom. A request whose images cannot be
-    ready `deadline_ms` after its arrival is refused, at once if that can be predicted, and dropped at the deadline if
-    not. A request without a seed is made anew each time, unless `cache` says `reuse`: then an earlier result of any
-    seed will do; or `similar`, and where there is none the images may continue the early states of others whose prompts
-    were near. `refresh` makes and keeps a new result, `off` bypasses the cache. With `exact` all steps run at one
-    fixed size of batch, so that the image's bytes do not depend on what runs beside it; that costs more.
-    `guidance_interval` limits guidance to the steps from one share of them to another (Kynkäänniemi et al. 2024): the
-    others take half the work, and the image is another one. With `deep_cache` n, the UNet's deep blocks run in every
-    n-th step only (Ma, Fang and Wang, 2023): quicker, and another image as well. `hires` adds a second pass over a
-    larger image, which is the result; for requests that start from no image. `output_size` (width and height in pixels,
-    of any shape) is what the finished image is resized to: `output_fit` crops it to that shape, or pads it. `ad_format`
-    is the name of such a size. `local_contrast`, `contrast` and `sharpen` touch up what was made, in this order; 0, 1
-    and 0 leave it as it is. `template` is the name of a prompt with places, which `template_values` fill by their
-    names. `output_quality` is that of a lossy file. `metadata` says how much a file tells of how it was made: `minimal`
-    leaves out the prompts; None is the server's own choice.
+    `guess_mode` they act on the prompted half only, and the early maps less (Zhang et al. 2023). `reference` says what
+    reference images do, which come beside it. `loras` change the model for this request alone, all at once. `priority`
+    decides who waits for whom. A request whose images cannot be ready `deadline_ms` after its arrival is refused, at
+    once if that can be predicted, and dropped at the deadline if not. A request without a seed is made anew each time,
+    unless `cache` says `reuse`: then an earlier result of any seed will do; or `similar`, and where there is none the
+    images may continue the early states of others whose prompts were near. `refresh` makes and keeps a new result,
+    `off` bypasses the cache. With `exact` all steps run at one fixed size of batch, so that the image's bytes do not
+    depend on what runs beside it; that costs more. `guidance_interval` limits guidance to the steps from one share of
+    them to another (Kynkäänniemi et al. 2024): the others take half the work, and the image is another one. With
+    `deep_cache` n, the UNet's deep blocks run in every n-th step only (Ma, Fang and Wang, 2023): quicker, and another
+    image as well. `hires` adds a second pass over a larger image, which is the result; for requests that start from no
+    image. `output_size` (width and height in pixels, of any shape) is what the finished image is resized to:
+    `output_fit` crops it to that shape, or pads it. `ad_format` is the name of such a size. `local_contrast`,
+    `contrast` and `sharpen` touch up what was made, in this order; 0, 1 and 0 leave it as it is. `template` is the name
+    of a prompt with places, which `template_values` fill by their names. `output_quality` is that of a lossy file.
+    `metadata` says how much a file tells of how it was made: `minimal` leaves out the prompts; None is the server's own
+    choice.
     """
 
     prompt: Prompt
@@ -148,6 +105,7 @@ class GenerationParams(StrictFields):
     # Not strict: JSON has lists and no tuples.
     controls: tuple[ControlSettings, ...] = Field(default=(), max_length=MAX_CONTROLS, strict=False)
     guess_mode: bool = False
+    reference: ReferenceSettings | None = None
     # Not strict: JSON has lists and no tuples.
     loras: tuple[LoraSettings, ...] = Field(default=(), max_length=MAX_LORAS, strict=False)
     output_format: OutputFormat = "png"
@@ -289,7 +247,7 @@ def _check_hires(hires: HiresSettings, width: int, height: int, spec: ModelSpec)
 
 
 def _check_similar(params: GenerationParams, task: Task) -> None:
-    if task != "text-to-image" or params.controls or params.hires is not None:
+    if task != "text-to-image" or params.controls or params.reference is not None or params.hires is not None:
         raise InvalidParameter("cache", "can be `similar` only for requests without images, ControlNets and `hires`")
     if params.exact or params.deep_cache > 1:
         raise InvalidParameter("cache", "can be `similar` only without `exact` and `deep_cache`")

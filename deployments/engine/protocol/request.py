@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from deployments.engine.protocol.files.embeddings import EmbeddingFile
+from deployments.engine.protocol.files.loras import LoraUse
 from deployments.engine.protocol.inputs import Inputs, PictureMark, PipelineKind, Uploads
-from deployments.engine.protocol.lora import LoraUse
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.sampler_names import SAMPLERS
 

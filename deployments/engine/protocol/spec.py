@@ -21,6 +21,24 @@ class PartSpec:
     mode: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class IpAdapterSpec:
+    """The source of an IP-Adapter (Ye et al. 2023), which makes pictures take after reference images.
+
+    `source` is a safetensors file, or a repository on the hub, pinned to a commit by `revision`, with the `file` in it.
+    `image_encoder` is the CLIP vision model that it was trained with: a folder, or a repository, in which it is in
+    `subfolder`.
+    """
+
+    source: str
+    image_encoder: str
+    revision: str | None = None
+    file: str = ""
+    image_encoder_revision: str | None = None
+    subfolder: str = ""
+    licence: str = ""
+
+
 SECOND_PARTS: Final = ("text_encoder_2", "tokenizer_2")
 """The parts that only models with two text encoders have (Stable Diffusion XL)."""
 
@@ -37,20 +55,20 @@ class ModelSpec:
 
     `source` is a folder in diffusers' layout, a checkpoint in one file (safetensors in the original layout of Stable
     Diffusion 1.x, 2.x and XL), or a repository on the hub; `revision` pins the latter to a commit, and `file` names the
-    one file in it that is the checkpoint, if it is no folder. For a file only:
-    `config`, a folder in diffusers' layout whose configs and tokenizer describe a model that differs from the published
-    ones, and `prediction_type` (epsilon, v_prediction), if the file does not say it. `native_size` is the side in
-    pixels that the model was trained for; 0 reads it from the folder. If the native size is no square, `native_shape`
-    is height and width, and `native_size` the side of a square of the same area. `default_sampler` is for callers who
-    name none; CHECKPOINT is the one that the checkpoint's own files name. `default_steps` and `default_guidance_scale`
-    are for callers who say nothing of these, of a model for which the server's own do not fit: one that was distilled
-    to few steps. `aliases` are other names that callers may
-    use for it. `controlnets` are the ControlNets that it hosts, by the type that callers name; a plain string is a
-    source. `parts` are those of PARTS that its source lacks, or that others replace: a VAE of better colours, or what
-    several models have in common. `inpaints_only` is for checkpoints whose UNet also sees a mask and an image: callers
-    who name no model get one for inpainting, and for nothing else. With `vae_tiling` pictures larger than its VAE was
-    trained for are decoded in tiles, as with diffusers' `enable_tiling`: it takes less memory, and the picture is a
-    slightly different one. `safety` says how its finished images are checked.
+    one file in it that is the checkpoint, if it is no folder. For a file only: `config`, a folder in diffusers' layout
+    whose configs and tokenizer describe a model that differs from the published ones, and `prediction_type` (epsilon,
+    v_prediction), if the file does not say it. `native_size` is the side in pixels that the model was trained for; 0
+    reads it from the folder. If the native size is no square, `native_shape` is height and width, and `native_size` the
+    side of a square of the same area. `default_sampler` is for callers who name none; CHECKPOINT is the one that the
+    checkpoint's own files name. `default_steps` and `default_guidance_scale` are for callers who say nothing of these,
+    of a model for which the server's own do not fit: one that was distilled to few steps. `aliases` are other names
+    that callers may use for it. `controlnets` are the ControlNets that it hosts, by the type that callers name; a plain
+    string is a source. `parts` are those of PARTS that its source lacks, or that others replace: a VAE of better
+    colours, or what several models have in common. `inpaints_only` is for checkpoints whose UNet also sees a mask and
+    an image: callers who name no model get one for inpainting, and for nothing else. With `vae_tiling` pictures larger
+    than its VAE was trained for are decoded in tiles, as with diffusers' `enable_tiling`: it takes less memory, and the
+    picture is a slightly different one. `ip_adapters` are those that it hosts, by the name that callers use. `safety`
+    says how its finished images are checked.
     """
 
     name: str
@@ -71,6 +89,7 @@ class ModelSpec:
     prediction_type: str = ""
     controlnets: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
     parts: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
+    ip_adapters: Mapping[str, IpAdapterSpec] = field(default_factory=dict, hash=False)
     safety: SafetySpec = UNCHECKED_MODEL
 
     def __post_init__(self) -> None:
@@ -109,11 +128,14 @@ def as_part(given: PartSpec | str) -> PartSpec:
 
 
 def sources_of(spec: ModelSpec) -> tuple[PartSpec, ...]:
-    """Returns every source of `spec`'s files: its own, and those of its parts, ControlNets and checkers."""
+    """Returns every source of `spec`'s files, of its parts, ControlNets, IP-Adapters and checkers, too."""
     named = (*spec.parts.values(), *spec.controlnets.values())
+    adapters = spec.ip_adapters.values()
     checkers = [checker for checker in spec.safety.checkers if spec.safety.is_on and checker.source is not None]
     return (
         PartSpec(spec.source, spec.revision),
         *(as_part(given) for given in named),
+        *(PartSpec(each.source, each.revision) for each in adapters),
+        *(PartSpec(each.image_encoder, each.image_encoder_revision) for each in adapters),
         *(PartSpec(checker.source, checker.revision) for checker in checkers if checker.source is not None),
     )

@@ -9,7 +9,7 @@ from deployments.engine.lora.rows.factors import Factors, stack_updates
 from deployments.engine.lora.rows.layers import layers_of
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.loaded_model import LoadedModel
-from deployments.engine.protocol.lora import LoraUse
+from deployments.engine.protocol.files.loras import LoraUse
 
 _KEPT: Final = 2
 """The stacks that are kept: of a step's whole call and its shallow one."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.reader import read_adapter
 from deployments.engine.models.hub import locate_file
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 
 
 def read_lora(file: LoraFile) -> Adapter:

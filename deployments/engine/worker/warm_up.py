@@ -15,9 +15,10 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.events import Event, Failed, ImageFailed, is_filtered
 from deployments.engine.protocol.inputs import ImageArray, Inputs
-from deployments.engine.protocol.params import ControlSettings, GenerationParams, effective_params
+from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.protocol.sampler_names import SAMPLERS, resolve_sampler
+from deployments.engine.protocol.settings import ControlSettings
 from deployments.engine.steps.prepare import begin_row, prepare, with_model_facts
 from deployments.engine.worker.calibration_keeper import CalibrationKeeper
 from deployments.engine.worker.compilation import compile_networks

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from deployments.engine.protocol.fields import StrictFields, check_lines, check_name
-from deployments.engine.protocol.lora import check_lora_name
+from deployments.engine.protocol.settings import check_lora_name
 
 TRIGGER: Final = "{trigger}"
 """Stands for the trigger in templates and prompts."""

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit, Uploads
-from deployments.engine.protocol.params import MAX_STEPS, GenerationParams, MaskFill
+from deployments.engine.protocol.params import GenerationParams, MaskFill
+from deployments.engine.protocol.settings import MAX_STEPS
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.api.a1111.fields import HR_UPSCALERS, GenerationFields, ImageToImageFields, TextToImageFields
 from serve_app.api.a1111.options import Options

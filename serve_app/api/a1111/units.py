@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit
-from deployments.engine.protocol.params import MAX_CONTROLS, ControlSettings
+from deployments.engine.protocol.settings import MAX_CONTROLS, ControlSettings
 from serve_app.api.a1111.fields import MAX_UNITS, LenientFields, Scripts, validate_fields
 from serve_app.api.parsing.base64_pictures import decode_picture
 from serve_app.api.problems import Problem

@@ -9,14 +9,8 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from deployments.engine.protocol.fields import StrictFields, check_name
-from deployments.engine.protocol.params import (
-    IMAGE_FIELDS,
-    MAX_SIDE,
-    MIN_SIDE,
-    SIZE_STEP,
-    GenerationParams,
-    OutputFormat,
-)
+from deployments.engine.protocol.params import IMAGE_FIELDS, MAX_SIDE, MIN_SIDE, GenerationParams, OutputFormat
+from deployments.engine.protocol.settings import SIZE_STEP
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.api.openai.errors import RENAMED, translate_fault
 from serve_app.api.openai.model_names import ModelNames

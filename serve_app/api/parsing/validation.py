@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from deployments.engine.protocol.lora import LoraSettings
-from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, ControlSettings, GenerationParams, HiresSettings
+from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, GenerationParams
+from deployments.engine.protocol.settings import ControlSettings, HiresSettings, LoraSettings
 from serve_app.api.problems import Fault, Problem, pointer_to
 
 # Other servers' names for our fields.

@@ -7,8 +7,8 @@ from typing_extensions import TypedDict
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import ControlSettings
 from deployments.engine.protocol.report import TokenCount
+from deployments.engine.protocol.settings import ControlSettings
 from serve_app.api.dependencies import ServiceDep
 from serve_app.api.middleware.rate_limiting import charge_pixels
 from serve_app.api.parsing.body import read_json_object

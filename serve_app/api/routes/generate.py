@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import ControlSettings
+from deployments.engine.protocol.settings import ControlSettings
 from serve_app.api.dependencies import ServiceDep
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import Form, read_form

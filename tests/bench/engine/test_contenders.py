@@ -10,8 +10,8 @@ from bench.engine.contenders import Pipelines, largest_difference, serve_with_en
 from bench.engine.workload import mixed, text
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import EngineError
-from deployments.engine.protocol.params import ControlSettings
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.settings import ControlSettings
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from deployments.engine.lora.adapter import Adapter
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.engine_config import EngineConfig, EngineOptions
 from deployments.engine.protocol.events import Event, ImageDone
+from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.inputs import Inputs
-from deployments.engine.protocol.lora import LoraFile
 from deployments.engine.protocol.params import GenerationParams, effective_params
 from deployments.engine.protocol.request import NO_INPUTS, Request
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS

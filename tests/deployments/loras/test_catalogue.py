@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.lora import LoraSettings
+from deployments.engine.protocol.settings import LoraSettings
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.loras.catalogue import LoraCatalogue, LoraSpec
 from deployments.registry import known_models

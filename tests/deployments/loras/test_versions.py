@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.lora import LoraSettings
+from deployments.engine.protocol.settings import LoraSettings
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.loras.catalogue import LoraCatalogue
 from deployments.loras.versions import LoraVersions

@@ -22,8 +22,9 @@ from deployments.engine.protocol.errors import (
 )
 from deployments.engine.protocol.events import Accepted, Event, Failed
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.settings import ControlSettings
 from deployments.engine.protocol.spec import PartSpec
 from deployments.uploads import intake as intake_module
 from deployments.uploads.intake import Intake, decode_uploads

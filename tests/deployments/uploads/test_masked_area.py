@@ -16,8 +16,9 @@ from deployments.annotators.catalogue import Annotators
 from deployments.engine.conditioning.compositing import paste
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Inputs, Uploads
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.settings import ControlSettings
 from deployments.uploads.intake import decode_uploads
 from deployments.uploads.masked_area import crop_to_mask, fill_mask, find_box
 

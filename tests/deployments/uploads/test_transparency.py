@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 from deployments.annotators.catalogue import Annotators
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import MaskAlpha, Uploads
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.settings import ControlSettings
 from deployments.uploads.image_files import decode, decode_layer
 from deployments.uploads.intake import decode_uploads
 from deployments.uploads.transparency import hint_of, mask_of

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from deployments.engine.protocol.lora import LoraSettings
+from deployments.engine.protocol.settings import LoraSettings
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.loras.catalogue import LoraCatalogue
 from deployments.training.lora.run_folder import RunFolder

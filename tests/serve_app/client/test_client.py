@@ -15,7 +15,8 @@ from PIL import Image
 
 from deployments.engine.protocol.errors import NumericalFailure, Overloaded
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.settings import ControlSettings
 from deployments.engine.protocol.spec import UpscalerSpec
 from serve_app.api.application import create_api
 from serve_app.client import BASE, DarkroomClient, DarkroomError

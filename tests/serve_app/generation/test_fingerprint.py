@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.lora import LoraFile, LoraSettings, LoraUse
-from deployments.engine.protocol.params import SERVICE_FIELDS, ControlSettings, GenerationParams, HiresSettings
+from deployments.engine.protocol.params import SERVICE_FIELDS, GenerationParams
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.settings import ControlSettings, HiresSettings, LoraSettings
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from serve_app.generation import fingerprint
 from serve_app.generation.fingerprint import Fingerprint, fingerprint_of

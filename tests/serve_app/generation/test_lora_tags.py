@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.protocol.lora import LoraSettings
+from deployments.engine.protocol.settings import LoraSettings
 from serve_app.generation.lora_tags import has_tags, join_tags, split_tags
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sd_parsers import ParserManager
 
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.settings import ControlSettings
 from serve_app.generation.lora_tags import split_tags
 from serve_app.labels.parameters_text import MAX_TEXT, parameters_text, parse_parameters
 

@@ -11,7 +11,7 @@ from typing import Final
 from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.rows.lora_set import AdaptedBase, LoraSet, fit_adapter, unite
 from deployments.engine.protocol.errors import DoesNotFit, InvalidParameter, Overloaded
-from deployments.engine.protocol.lora import LoraFile, LoraUse
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 from deployments.engine.protocol.report import AdapterReport
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from deployments.engine.lora.layer_update import LayerUpdate, combine
 from deployments.engine.lora.rows.layers import Layers
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.files.embeddings import EmbeddingFile
-from deployments.engine.protocol.lora import LoraUse
+from deployments.engine.protocol.files.loras import LoraUse
 
 Updates = Mapping[str, LayerUpdate]
 

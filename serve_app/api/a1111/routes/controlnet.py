@@ -8,7 +8,8 @@ from pydantic import Field
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
-from deployments.engine.protocol.params import MAX_CONTROLS, ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.settings import MAX_CONTROLS, ControlSettings
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.api.a1111.errors import A1111Route
 from serve_app.api.a1111.fields import LenientFields, validate_fields

@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
-from deployments.engine.protocol.params import MAX_CONTROLS
+from deployments.engine.protocol.settings import MAX_CONTROLS
 from serve_app.api.a1111.callers import CallersDep, caller_of
 from serve_app.api.a1111.errors import A1111Route
 from serve_app.api.a1111.fields import HR_UPSCALERS, LATENT

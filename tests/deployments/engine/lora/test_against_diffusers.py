@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deployments.engine.lora.reader import read_adapter
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 from tests.deployments.engine.lora.formats import LOCON, layers_of, random, write_kohya
 
 FILE: Final = "lora.safetensors"

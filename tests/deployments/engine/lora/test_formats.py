@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.layer_update import LayerUpdate, combine
 from deployments.engine.lora.reader import read_adapter
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 from tests.deployments.engine.lora.formats import FORMATS, LOCON, Layer, layers_of, write_kohya
 from tests.deployments.engine.tiny import tiny_text_encoder, tiny_tokenizer, tiny_unet
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.events import Failed
-from deployments.engine.protocol.lora import LoraFile, LoraUse
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 from tests.deployments.engine.harness import request_for, run
 
 

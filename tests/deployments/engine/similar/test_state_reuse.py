@@ -11,9 +11,10 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.events import Failed, ImageDone
 from deployments.engine.protocol.files.embeddings import EmbeddingFile
-from deployments.engine.protocol.lora import LoraFile, LoraUse
-from deployments.engine.protocol.params import GenerationParams, HiresSettings
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
+from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.settings import HiresSettings
 from deployments.engine.similar.saved_states import SavedStates
 from deployments.engine.similar.state_reuse import NOT_THE_STATE, kind_of, saved_step
 from tests.deployments.engine.harness import Tape, difference, engine_of, request_for

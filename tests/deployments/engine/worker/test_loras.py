@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.events import Failed, ImageDone
-from deployments.engine.protocol.lora import LoraFile, LoraUse
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.worker.engine_worker import EngineWorker
 from tests.deployments.engine.harness import difference, pixels_of

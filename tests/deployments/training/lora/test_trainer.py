@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from deployments.engine.lora.reader import read_adapter
 from deployments.engine.protocol.errors import Cancelled, InvalidParameter
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.training.lora import trainer as training
 from deployments.training.lora.adapter_layers import add_lora, lora_weights, without_lora

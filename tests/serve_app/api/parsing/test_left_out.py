@@ -6,7 +6,8 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from deployments.engine.protocol.params import ControlSettings, GenerationParams
+from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.settings import ControlSettings
 from tests.serve_app.api.parsing.test_hostile import assert_problem
 from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, field, file, part, picture
 from tests.serve_app.fakes import PATH, FakeBackend

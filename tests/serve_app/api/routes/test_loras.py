@@ -7,7 +7,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from deployments.engine.protocol.lora import MAX_LORAS
+from deployments.engine.protocol.settings import MAX_LORAS
 from deployments.loras.catalogue import LoraCatalogue, LoraSpec
 from serve_app.cache.result_cache import ResultCache
 from serve_app.config.sections import CacheConfig

@@ -16,7 +16,7 @@ from bench.engine.pipelines import arguments, restore_unmasked
 from deployments.engine.lora.adapter import Adapter, LayerChange
 from deployments.engine.lora.low_rank import LowRank
 from deployments.engine.models.loaded_model import LoadedModel
-from deployments.engine.protocol.lora import LoraFile, LoraUse
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 from deployments.engine.protocol.request import Request
 from tests.deployments.engine.changes import TEXT as TEXT_WEIGHTS
 from tests.deployments.engine.changes import UNET as UNET_WEIGHTS

@@ -13,7 +13,7 @@ from deployments.engine.models.adaptation import adapted_base
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, InvalidParameter, Overloaded
 from deployments.engine.protocol.events import Accepted, Failed, ImageDone
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 from tests.deployments.engine.harness import Tape, engine_of, request_for, run
 from tests.deployments.engine.lora.rows.loras import TinyLora, reading, with_loras
 

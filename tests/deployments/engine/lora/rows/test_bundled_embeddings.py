@@ -15,7 +15,7 @@ from deployments.engine.lora.adapter import Adapter
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.events import Failed
-from deployments.engine.protocol.lora import LoraFile
+from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.request import Request
 from tests.deployments.engine.embedding_files import save_embedding, vectors_of
 from tests.deployments.engine.harness import Pixels, difference, load_reference, request_for, run

@@ -13,7 +13,7 @@ from deployments.engine.lora.reader import read_adapter
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.events import Failed
-from deployments.engine.protocol.lora import LoraFile, LoraUse
+from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 from deployments.engine.protocol.spec import ModelSpec
 from tests.deployments.engine.harness import difference, reference_image, request_for, run
 from tests.deployments.engine.lora.rows.loras import with_loras
