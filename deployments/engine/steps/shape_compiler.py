@@ -15,9 +15,10 @@ from cachetools import LRUCache
 
 from deployments.engine.conditioning.controlnet import Control, ControlNet
 from deployments.engine.device.errors import raise_if_sticky
-from deployments.engine.lora.rows.changes import Changes, changes_of
+from deployments.engine.lora.rows.changes import Changes, changes_of, join_changes
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import padded_size
+from deployments.engine.protocol.files.loras import LoraUse
 from deployments.engine.protocol.request import Request
 from deployments.engine.scheduling.bounded_measurements import MAX_ENTRIES
 from deployments.engine.steps.request_state import RequestState
@@ -65,6 +66,9 @@ class ShapeCompiler:
         self._seen: weakref.WeakKeyDictionary[LoadedModel, LRUCache[tuple[int, int, bool], _Seen]] = (
             weakref.WeakKeyDictionary()
         )
+        self._changes: weakref.WeakKeyDictionary[LoadedModel, LRUCache[tuple[LoraUse, ...], Changes]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._for_all: weakref.WeakKeyDictionary[LoadedModel, set[Kind]] = weakref.WeakKeyDictionary()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="compile-shapes")
 
@@ -86,16 +90,17 @@ class ShapeCompiler:
         tokens = model.prompt_encoder.max_tokens if is_exact else tokens
         alone = _calls_of(request, model)
         # Rows with LoRAs and those without share no calls.
-        sharing = [_calls_of(other, model) for other in beside if bool(other.loras) == bool(request.loras)]
-        together = _calls_together([alone, *sharing])
-        changes: Changes = "none" if request_state.loras is None else changes_of(request_state.loras.unet)
-        for kind, numbers in together.items():
+        sharing = [other for other in beside if bool(other.loras) == bool(request.loras)]
+        together = _calls_together([alone, *(_calls_of(other, model) for other in sharing)])
+        changes = self._changes_of_calls(request_state, model, sharing)
+        for (kind, numbers), each in product(together.items(), changes):
             for size in {padded_size(min(number, most_rows), sizes) for number in numbers}:
-                _compile(_changed(kind, changes), size, height, width, tokens, model)
+                _compile(_changed(kind, each), size, height, width, tokens, model)
         seen = self._seen.setdefault(model, LRUCache(MAX_ENTRIES)).setdefault((height, width, is_exact), _Seen())
         if not seen.kinds:
             self._begin(model, partial(LoadedModel.compile_decoder, height=height, width=width))
-        seen.kinds.update(dict.fromkeys(_changed(kind, changes) for kind in alone))
+        kinds = dict.fromkeys(_changed(kind, each) for kind in alone for each in changes)
+        seen.kinds.update(kinds)
         seen.tokens[tokens] = None
         fullest = max(padded_size(min(number, most_rows), sizes) for numbers in together.values() for number in numbers)
         for kind, rows, length in product(seen.kinds, sizes, seen.tokens):
@@ -104,9 +109,26 @@ class ShapeCompiler:
                 seen.begun.add((kind, rows, length))
                 self._begin(model, partial(_compile, kind, rows, height, width, length))
         for_all = self._for_all.setdefault(model, set())
-        for kind in [kind for each in alone if (kind := _changed(each, changes)) not in for_all]:
+        for kind in [kind for kind in kinds if kind not in for_all]:
             for_all.add(kind)
             self._begin(model, partial(_compile, kind, 1, height, width, tokens, for_all=True))
+
+    def _changes_of_calls(
+        self, request_state: RequestState, model: LoadedModel, sharing: Sequence[Request]
+    ) -> Collection[Changes]:
+        """Returns what LoRAs may change in the calls of a request: its own, alone and beside those of `sharing`.
+
+        Of these the ones that are known count: the others come here themselves before they run, and find this one.
+        """
+        loras = request_state.loras
+        own: Changes = "none" if loras is None else changes_of(loras.unet)
+        known = self._changes.setdefault(model, LRUCache(MAX_ENTRIES))
+        known[request_state.request.loras] = own
+        found: dict[Changes, None] = {own: None}
+        for other in sharing:
+            if (theirs := known.get(other.loras)) is not None:
+                found |= dict.fromkeys([join_changes(each, theirs) for each in found])
+        return found
 
     def close(self) -> None:
         """Ends the thread, and drops what still waits."""

@@ -22,6 +22,17 @@ def changes_of(updates: Mapping[str, LayerUpdate] | Mapping[str, Factors]) -> Ch
     return "all with gains" if has_gains else "all"
 
 
+def join_changes(first: Changes, second: Changes) -> Changes:
+    """Returns what a call changes in which some rows' updates are of the one kind, and some of the other."""
+    kinds = [each for each in (first, second) if each != "none"]
+    if not kinds:
+        return "none"
+    has_gains = any(each.endswith("gains") for each in kinds)
+    if any(each.startswith("all") for each in kinds):
+        return "all with gains" if has_gains else "all"
+    return "attention with gains" if has_gains else "attention"
+
+
 def in_attention(path: str) -> bool:
     """Returns True for a layer of a UNet's attention blocks."""
     return _ATTENTION in path

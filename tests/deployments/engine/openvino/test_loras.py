@@ -1,13 +1,20 @@
 """On OpenVINO, too, a row with LoRAs is the picture of the weights with these merged into them."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from deployments.engine.lora.adapter import Adapter
+from deployments.engine.lora.low_rank import LowRank
+from deployments.engine.lora.whole_weights import Decomposed
 from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.openvino import converted_network
+from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.protocol.events import ImageDone
+from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.spec import ModelSpec
 from tests.deployments.engine.harness import difference, request_for, run
 from tests.deployments.engine.lora.rows.loras import LINEAR, TEXT, TinyLora, reading, save_merged, with_loras
@@ -75,3 +82,42 @@ def test_a_row_without_loras_is_the_same_to_the_byte_beside_others_that_have_som
     beside, _ = run(fast_controlled, [request, changed], read_adapter=reading(LORAS), max_rows=4)
     assert alone.of("x", ImageDone)[0].data == beside.of("x", ImageDone)[0].data
     assert fast_controlled.backend == "openvino"
+
+
+def read_with_gains(file: LoraFile) -> Adapter:
+    """Reads `linear` as a DoRA, whose updates have gains."""
+    adapter = LORAS[file.name].adapter()
+    if file.name == "all":
+        return adapter
+    layers = {
+        path: Decomposed(change, torch.full((len(change.up),), 0.7), on_input=False)
+        for path, change in adapter.layers["unet"].items()
+        if isinstance(change, LowRank)
+    }
+    return Adapter(adapter.name, adapter.digest, {**adapter.layers, "unet": layers})
+
+
+def test_the_engines_thread_compiles_nothing_where_loras_of_different_kinds_meet(
+    fast_controlled: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One changes attention, with gains, the other all layers: neither alone changes all layers with gains."""
+    side, threads, kinds = 17 * fast_controlled.factor, set(), set()
+    compile_model, add = Compiler.compile, converted_network.add_updates
+
+    def record_thread(*given: Any, **named: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return compile_model(*given, **named)
+
+    def record_kind(*given: Any) -> Any:
+        kinds.add(given[-1])
+        return add(*given)
+
+    monkeypatch.setattr(Compiler, "compile", record_thread)
+    monkeypatch.setattr(converted_network, "add_updates", record_kind)
+    asked = [
+        with_loras(request_for(fast_controlled, name, width=side, height=side), lora.use(0.8))
+        for name, lora in LORAS.items()
+    ]
+    run(fast_controlled, asked, read_adapter=read_with_gains, max_rows=8)
+    assert kinds == {"all", "attention with gains", "all with gains"}
+    assert threading.current_thread().name not in threads
