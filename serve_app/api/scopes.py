@@ -75,6 +75,7 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
         f"{_ADS}/requests/{{request_id}}": "generate",
         f"{_ADS}/trainings": "train",
         f"{_ADS}/trainings/{{training_id}}": "train",
+        f"{_ADS}/trainings/{{training_id}}/events": "train",
         f"{_ADS}/trainings/{{training_id}}/resume": "train",
         f"{_ADS}/trainings/{{training_id}}/register": "train",
         f"{_ADS}/trainings/{{training_id}}/pictures/{{name}}": "train",

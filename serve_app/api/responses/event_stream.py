@@ -105,6 +105,12 @@ def _encode_event(number: str | None, name: str, data: Mapping[str, Any]) -> byt
     return b"".join((f"event: {name}\ndata: ".encode(), encode_json(data, ascii_only=True), end.encode()))
 
 
+def read_last_event_id(request: Request) -> int:
+    """Returns how many numbered events the client has had, by its Last-Event-ID; 0 if that is malformed."""
+    value = request.headers.get("last-event-id", "")
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else 0
+
+
 async def number_events(
     events: AsyncGenerator[NamedEvent, None], request_id: str
 ) -> AsyncGenerator[NumberedEvent, None]:

@@ -11,7 +11,7 @@ from serve_app.api.dependencies import JobsDep
 from serve_app.api.exchange import exchange_of
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem, problem_of
-from serve_app.api.responses.event_stream import EventStream, NumberedEvent
+from serve_app.api.responses.event_stream import EventStream, NumberedEvent, read_last_event_id
 from serve_app.api.responses.job_schemas import entry_link, job_answer, job_summary
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.openapi import job_answers
@@ -72,7 +72,7 @@ async def follow_job(request: Request, job_id: str, jobs: JobsDep) -> Response:
     job = await _find(request, jobs, job_id)
     states = jobs.follow(job.id, job.tenant)
     return EventStream(
-        _encode_stream(states, _read_last_event_id(request), exchange_of(request.scope).request_id), states
+        _encode_stream(states, read_last_event_id(request), exchange_of(request.scope).request_id), states
     )
 
 
@@ -102,12 +102,6 @@ async def _encode_stream(
         yield None, ("error", problem_of(error).body(request_id))
         return
     yield None, ("error", _job_not_found().body(request_id))
-
-
-def _read_last_event_id(request: Request) -> int:
-    """The number of entries that the client has had, according to its Last-Event-ID; 0 if that is malformed."""
-    value = request.headers.get("last-event-id", "")
-    return int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else 0
 
 
 async def _find(request: Request, jobs: JobsDep, job_id: str) -> Job:

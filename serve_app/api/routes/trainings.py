@@ -1,9 +1,6 @@
 """The endpoints for trainings: pictures become a LoRA, which is judged, and then served. A tenant sees only its own."""
 
 import asyncio
-import json
-from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -18,19 +15,24 @@ from serve_app.api.parsing.forms import Form, convert_text, json_types_of, read_
 from serve_app.api.parsing.validation import problem_of_errors
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem
+from serve_app.api.responses.event_stream import EventStream, read_last_event_id
 from serve_app.api.responses.json_schema import inline_schema
 from serve_app.api.responses.openapi import PICTURE, error_response, errors
+from serve_app.api.responses.training_schemas import (
+    TRAININGS,
+    training_answer,
+    training_events,
+    training_path,
+    training_summary,
+)
 from serve_app.trainings.manager import Training
 
-PATH: Final = "/ads/v2/diffusion/trainings"
-router = APIRouter(prefix=PATH, tags=["trainings"])
+router = APIRouter(prefix=TRAININGS, tags=["trainings"])
 
 _FILES: Final = ("zip", "pictures")
 _CAPTIONS: Final = "captions_of_pictures"
 _JSON_TYPES: Final = json_types_of(TrainingSettings)
 _NO_STORE: Final = {"Cache-Control": "no-store"}
-_POINTS: Final = 500
-"""A loss curve has at most so many points; of a longer one, evenly spread ones are shown."""
 
 
 def _request_body() -> dict[str, Any]:
@@ -64,15 +66,15 @@ async def begin_training(request: Request, trainings: TrainingsDep) -> JSONRespo
     settings, files = _read_settings(form), _read_files(form)
     principal = principal_of(request)
     training = await asyncio.to_thread(trainings.start, principal.tenant, settings, files, principal.training)
-    place = {"Location": f"{PATH}/{training.id}"}
-    return JSONResponse(await asyncio.to_thread(_summarise, training), 202, headers=_NO_STORE | place)
+    place = {"Location": training_path(training)}
+    return JSONResponse(await asyncio.to_thread(training_summary, training), 202, headers=_NO_STORE | place)
 
 
 @router.get("", responses=_REFUSALS)
 async def list_trainings(request: Request, trainings: TrainingsDep) -> JSONResponse:
     """Lists the caller's newest trainings, at most a hundred, newest first."""
     tenant = principal_of(request).tenant
-    found = await asyncio.to_thread(lambda: [_summarise(each) for each in trainings.of_tenant(tenant)])
+    found = await asyncio.to_thread(lambda: [training_summary(each) for each in trainings.of_tenant(tenant)])
     return JSONResponse({"trainings": found}, headers=_NO_STORE)
 
 
@@ -80,7 +82,23 @@ async def list_trainings(request: Request, trainings: TrainingsDep) -> JSONRespo
 async def read_training(request: Request, training_id: str, trainings: TrainingsDep) -> JSONResponse:
     """Returns how a training goes: its progress, loss curve, sample pictures as links, and, at its end, the scores."""
     training = await _find(request, trainings, training_id)
-    return JSONResponse(await asyncio.to_thread(_describe, training), headers=_NO_STORE)
+    return JSONResponse(await asyncio.to_thread(training_answer, training), headers=_NO_STORE)
+
+
+@router.get(
+    "/{training_id}/events",
+    response_class=Response,
+    responses={**_REFUSALS, 200: {"description": "The events.", "content": {"text/event-stream": {}}}},
+)
+async def follow_training(request: Request, training_id: str, trainings: TrainingsDep) -> Response:
+    """Streams a training: `training`, all there is to know now; `progress`, with the loss; each `sample` picture, as a
+    link; and `done`, with the scores.
+
+    Samples have ids: a client that reconnects with `Last-Event-ID` gets only the samples after that.
+    """
+    training = await _find(request, trainings, training_id)
+    events = training_events(training, read_last_event_id(request))
+    return EventStream(events, events)
 
 
 @router.delete("/{training_id}", responses=_REFUSALS)
@@ -88,7 +106,7 @@ async def cancel_training(request: Request, training_id: str, trainings: Trainin
     """Ends a training at its next step, with a checkpoint. Has no effect on one that is over."""
     training = await _find(request, trainings, training_id)
     await asyncio.to_thread(trainings.cancel, training)
-    return JSONResponse(await asyncio.to_thread(_summarise, training), headers=_NO_STORE)
+    return JSONResponse(await asyncio.to_thread(training_summary, training), headers=_NO_STORE)
 
 
 @router.post("/{training_id}/resume", responses={**_REFUSALS, **errors(422, 503)})
@@ -96,7 +114,7 @@ async def resume_training(request: Request, training_id: str, trainings: Trainin
     """Has a training that was interrupted, cancelled, or has failed go on from its last checkpoint."""
     training = await _find(request, trainings, training_id)
     await asyncio.to_thread(trainings.resume, training)
-    return JSONResponse(await asyncio.to_thread(_summarise, training), headers=_NO_STORE)
+    return JSONResponse(await asyncio.to_thread(training_summary, training), headers=_NO_STORE)
 
 
 @router.post("/{training_id}/register", responses={**_REFUSALS, **errors(422)})
@@ -156,28 +174,3 @@ async def _find(request: Request, trainings: TrainingsDep, id: str) -> Training:
     if found is None:
         raise Problem(404, "training_not_found", "there is no such training")
     return found
-
-
-def _summarise(training: Training) -> dict[str, Any]:
-    settings = training.run.read_settings()
-    return {
-        "id": training.id,
-        "created_at": datetime.fromtimestamp(training.created, UTC).isoformat(timespec="seconds"),
-        "name": None if settings is None else settings.name,
-        "model_name": None if settings is None else settings.model_name,
-        **asdict(training.progress()),
-    }
-
-
-def _describe(training: Training) -> dict[str, Any]:
-    settings, losses, run = training.run.read_settings(), training.run.read_losses(), training.run
-    every = -(-len(losses) // _POINTS) or 1
-    link = f"{PATH}/{training.id}/pictures"
-    sheet = f"{link}/{run.sheet.name}" if run.sheet.is_file() else None
-    return _summarise(training) | {
-        "settings": None if settings is None else json.loads(settings.model_dump_json()),
-        "losses": [asdict(point) for point in losses[every - 1 :: every]],
-        "samples": [f"{link}/{path.name}" for path in run.list_samples()],
-        "sheet": sheet,
-        "evaluation": run.read_evaluation(),
-    }

@@ -107,6 +107,17 @@ async def begin(client: httpx.AsyncClient, key: str = OURS, **changes: Any) -> h
     return await client.post(BASE, files={"zip": archive()}, data={"params": params}, headers=headers)
 
 
+def events_of(response: httpx.Response) -> list[tuple[str | None, str, Any]]:
+    """The id, the name and the data of each event of a stream that has ended."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    read = []
+    for block in filter(None, response.text.split("\n\n")):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            read.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
+    return read
+
+
 async def test_pictures_become_a_lora_that_is_served(tmp_path: Path, model: ModelSpec) -> None:
     trainings = trainings_in(tmp_path, model, TrainingRunner())
     async with http(app_of(tmp_path, trainings)) as client:
@@ -115,6 +126,7 @@ async def test_pictures_become_a_lora_that_is_served(tmp_path: Path, model: Mode
         assert begun.status_code == 202, begun.text
         place = begun.headers["location"]
         assert begun.json()["state"] == "queued"
+        followed = asyncio.create_task(client.get(f"{place}/events"))
         too_early = await client.post(f"{place}/register")
         assert_problem(too_early, 422, "invalid_parameter")
         async with asyncio.timeout(120):
@@ -125,6 +137,13 @@ async def test_pictures_become_a_lora_that_is_served(tmp_path: Path, model: Mode
         assert [point["step"] for point in found["losses"]] == [1, 2, 3, 4]
         assert found["evaluation"]["drift"] is not None
         assert len(found["samples"]) == 2
+        events = events_of(await followed)
+        assert {name for _, name, _ in events[1:-1]} == {"progress", "sample"}
+        assert [events[0][1], events[-1][1:]] == ["training", ("done", found)]
+        samples = [(number, data["picture"]) for number, name, data in events if name == "sample"]
+        assert samples == [("1", found["samples"][0]), ("2", found["samples"][1])]
+        again = events_of(await client.get(f"{place}/events", headers={"Last-Event-ID": "1"}))
+        assert [(number, name) for number, name, _ in again] == [(None, "training"), ("2", "sample"), (None, "done")]
         for link in (*found["samples"], found["sheet"]):
             shown = await client.get(link)
             assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
@@ -159,7 +178,13 @@ async def test_a_tenant_sees_its_own_only(idle: httpx.AsyncClient) -> None:
     assert [each["name"] for each in (await idle.get(BASE)).json()["trainings"]] == ["cup"]
     theirs = {"Authorization": f"Bearer {THEIRS}"}
     assert (await idle.get(BASE, headers=theirs)).json() == {"trainings": []}
-    for method, path in (("GET", place), ("DELETE", place), ("POST", f"{place}/register"), ("POST", f"{place}/resume")):
+    for method, path in (
+        ("GET", place),
+        ("GET", f"{place}/events"),
+        ("DELETE", place),
+        ("POST", f"{place}/register"),
+        ("POST", f"{place}/resume"),
+    ):
         assert_problem(await idle.request(method, path, headers=theirs), 404, "training_not_found")
     assert_problem(await idle.get(f"{place}/pictures/owner.json"), 404, "image_not_found")
     assert_problem(await idle.get(f"{BASE}/..%2F..%2Fkeys.yaml"), 404, "not_found")
