@@ -101,7 +101,7 @@ def _weights_of(spec: ModelSpec) -> list[Any]:
         # What was made unchecked is not served where images are checked.
         *([asdict(spec.safety)] if spec.safety.is_on else []),
         *([{"file": spec.file}] if spec.file else []),
-        *(["decoded in tiles"] if spec.vae_tiling else []),
+        *(["encoded and decoded in tiles"] if spec.vae_tiling else []),
         *([{name: asdict(adapter) for name, adapter in spec.ip_adapters.items()}] if spec.ip_adapters else []),
     ]
 

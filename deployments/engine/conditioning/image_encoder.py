@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from cachetools import LRUCache
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from deployments.engine.conditioning.compositing import threshold_mask
+from deployments.engine.models.vae_tiles import encode_in_tiles, latent_factor
 from deployments.engine.protocol.inputs import ImageArray, Mask
 from deployments.engine.sampling.latents import draw_noise
 
@@ -35,8 +37,18 @@ class ImageEncoder:
     `encode` is used from one thread.
     """
 
-    def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype, cache_size: int = 32) -> None:
+    def __init__(
+        self,
+        vae: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        cache_size: int = 32,
+        *,
+        tile: int | None = None,
+    ) -> None:
+        """`tile` is the side in pixels of the tiles that larger images are encoded in; None encodes them at once."""
         self._vae = vae
+        self._tile = tile
         self._device = device
         self._dtype = dtype
         self._cache: LRUCache[bytes, Posterior] = LRUCache(cache_size)
@@ -55,9 +67,18 @@ class ImageEncoder:
         pixels = to_unit_pixels(image) * 2 - 1
         if mask is not None:
             pixels = pixels * torch.from_numpy(~threshold_mask(mask))
-        answer = self._vae.encode(pixels[None].to(self._device, self._dtype)).latent_dist
+        given = pixels[None].to(self._device, self._dtype)
+        if self._tile is None:
+            parameters = self._run(given)
+        else:
+            parameters = encode_in_tiles(self._run, given, self._tile, latent_factor(self._vae))
+        answer = DiagonalGaussianDistribution(parameters)
         scale = float(self._vae.config.scaling_factor)
         return Posterior(answer.mean[0].float().cpu() * scale, answer.std[0].float().cpu() * scale)
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        parameters: Tensor = self._vae.encode(pixels).latent_dist.parameters
+        return parameters
 
 
 def to_unit_pixels(image: ImageArray) -> Tensor:

@@ -30,7 +30,7 @@ from deployments.engine.models.components import Components, PartFolder, size_of
 from deployments.engine.models.guidance_embedding import embedding_width
 from deployments.engine.models.model_checkers import load_checkers
 from deployments.engine.models.part_location import FILES, controlnet_title, locate_controlnet, locate_parts, title_of
-from deployments.engine.models.vae_tiles import tile_side
+from deployments.engine.models.vae_tiles import latent_factor, tile_side
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.inputs import PipelineKind, Task
 from deployments.engine.protocol.sampler_names import resolve_sampler
@@ -109,7 +109,7 @@ class LoadedModel:
 
     @property
     def tile(self) -> int | None:
-        """The side in pixels of the tiles that larger pictures are decoded in; None if they are not."""
+        """The side in pixels of the tiles in which its VAE sees larger pictures; None if it sees them whole."""
         return tile_side(self.vae) if self.spec.vae_tiling else None
 
     @property
@@ -152,7 +152,7 @@ class LoadedModel:
     @property
     def factor(self) -> int:
         """Pixels per latent, in each direction."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return latent_factor(self.vae)
 
 
 def load_model(
@@ -257,7 +257,7 @@ def _load(
         dtype=dtype,
         vae_dtype=vae_dtype,
         attention=chosen,
-        image_encoder=ImageEncoder(vae, device, vae_dtype),
+        image_encoder=ImageEncoder(vae, device, vae_dtype, tile=tile_side(vae) if spec.vae_tiling else None),
         attention_cache=attention_cache,
         deep_cache=parts.deep_cache(unet),
         controlnets=controlnets,

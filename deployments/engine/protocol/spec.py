@@ -66,9 +66,9 @@ class ModelSpec:
     string is a source. `parts` are those of PARTS that its source lacks, or that others replace: a VAE of better
     colours, or what several models have in common. `inpaints_only` is for checkpoints whose UNet also sees a mask and
     an image: callers who name no model get one for inpainting, and for nothing else. With `vae_tiling` pictures larger
-    than its VAE was trained for are decoded in tiles, as with diffusers' `enable_tiling`: it takes less memory, and the
-    picture is a slightly different one. `ip_adapters` are those that it hosts, by the name that callers use. `safety`
-    says how its finished images are checked.
+    than its VAE was trained for are encoded and decoded in tiles, as with diffusers' `enable_tiling`: it takes less
+    memory, and the picture is a slightly different one. `ip_adapters` are those that it hosts, by the name that callers
+    use. `safety` says how its finished images are checked.
     """
 
     name: str

@@ -99,7 +99,7 @@ class MemoryPlan(Synchronized):
 
     @synchronized
     def set_tiles(self, tiles: Mapping[str, int]) -> None:
-        """Sets the pixels of a tile, by model, of those whose larger pictures are decoded in tiles."""
+        """Sets the pixels of a tile, by model, of those whose VAE sees larger pictures in tiles."""
         self._tiles = tiles
 
     @synchronized
@@ -133,8 +133,8 @@ class MemoryPlan(Synchronized):
             return 0
         near = min(known, key=lambda other: (other.model != bucket.model, abs(bucket.area_ratio(other) - 1)))
         ratio = bucket.area_ratio(near)
-        if kind == "decode":
-            ratio = self._decoded_at_once(bucket) / self._decoded_at_once(near)
+        if kind in ("decode", "encode"):
+            ratio = self._pixels_at_once(bucket) / self._pixels_at_once(near)
         return round(_fit(self._peaks[kind, near]).bytes(rows) * ratio)
 
     @synchronized
@@ -197,8 +197,8 @@ class MemoryPlan(Synchronized):
         for peak in peaks:
             self._peaks.setdefault((peak.kind, Bucket(model, peak.height, peak.width)), {})[peak.rows] = peak.bytes
 
-    def _decoded_at_once(self, bucket: Bucket) -> int:
-        """Returns the pixels of a picture that are decoded at once."""
+    def _pixels_at_once(self, bucket: Bucket) -> int:
+        """Returns the pixels of a picture that the VAE sees at once."""
         pixels = bucket.height * bucket.width
         return min(pixels, self._tiles.get(bucket.model, pixels))
 
