@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,9 @@ from deployments.training.lora.run_folder import replace_text
 from deployments.training.lora.settings import TrainingLimits
 
 _FILE: Final = "order.json"
+
+_NOT_TRAINED_ON: Final = {"controlnets", "ip_adapters", "safety"}
+"""What a model hosts beside the networks that a LoRA is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,8 @@ class TrainingOrder:
     def write(self, folder: Path) -> None:
         """Writes it into a training's folder."""
         parts = {name: asdict(as_part(part)) for name, part in self.spec.parts.items()}
-        model = {
-            name: getattr(self.spec, name) for name in ("name", "source", "revision", "native_size", "native_shape")
-        }
+        plain = {each.name for each in fields(ModelSpec)} - _NOT_TRAINED_ON - {"parts"}
+        model = {name: getattr(self.spec, name) for name in sorted(plain)}
         told: Mapping[str, Any] = {
             "model": model | {"parts": parts},
             "source": str(self.source),
@@ -41,7 +43,8 @@ def read_order(folder: Path) -> TrainingOrder:
     """Returns the order in a training's folder."""
     told = json.loads((folder / _FILE).read_text())
     model = told["model"]
-    shape = model.pop("native_shape")
     parts = {name: PartSpec(**part) for name, part in model.pop("parts").items()}
-    spec = ModelSpec(**model, native_shape=None if shape is None else tuple(shape), parts=parts)
+    # JSON has lists and no tuples.
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
+    spec = ModelSpec(**plain, parts=parts)
     return TrainingOrder(spec, Path(told["source"]), TrainingLimits(**told["limits"]), told["device"])
