@@ -8,7 +8,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
@@ -17,29 +17,13 @@ from PIL import Image
 
 from bench.prometheus import Exported, scrape_until, total
 from serve_app.launch.local_cluster import HEALTH_PATH
-from tests.deployments.engine.tiny import save_tiny_checkpoint
 from tests.k8s.queries import QUERIES, used
-from tests.serve_app.servers import Launched, ray_server, tiny_config
+from tests.serve_app.servers import Launched
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 BASE = "/ads/v2/diffusion"
 PROMPT: dict[str, Any] = {"prompt": "a red cup", "num_inference_steps": 4, "seed": 7, "width": 64, "height": 64}
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
-    """ONE cluster for all tests of this file: it takes about as long to start as they take together."""
-    folder = tmp_path_factory.mktemp("serving")
-    save_tiny_checkpoint(folder / "tiny")
-    with ray_server(tiny_config(folder / "tiny"), folder) as server:
-        yield server
-
-
-@pytest.fixture
-async def client(server: Launched) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60) as client:
-        yield client
 
 
 async def stats(client: httpx.AsyncClient) -> dict[str, Any]:
