@@ -130,9 +130,9 @@ def read_embedding(name: str, path: Path, token: str = "") -> EmbeddingFile:
         raise ModelLoadError(f"{title}: there is no file {path.name!r}")
     if path.stat().st_size > LARGEST:
         raise ModelLoadError(f"{title}: {path.name} has more than {LARGEST} bytes, which no embedding needs")
-    _, vectors, width = find_vectors(title, path)
+    found = find_vectors(title, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return EmbeddingFile(name, token or name, str(path), digest, vectors, width)
+    return EmbeddingFile(name, token or name, str(path), digest, found.vectors, *found.widths)
 
 
 def _read(path: Path) -> EmbeddingFile | str:

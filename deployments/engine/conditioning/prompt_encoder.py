@@ -82,7 +82,7 @@ class PromptEncoder:
         pairs = [(tokenizer, text_encoder), *([] if second is None else [second])]
         self._networks = [TextNetwork(*pair, device, dtype, is_alone=second is None) for pair in pairs]
         self._has_zeros_for_nothing = has_zeros_for_nothing
-        self._learnt = LearntVectors(text_encoder, device)
+        self._learnt = LearntVectors(self.text_encoders, device)
         # A tokenizer may be configured shorter than the text encoder: diffusers pads to its length.
         self._chunk_tokens = min(network.positions for network in self._networks) - 2
         self._max_chunks = max_chunks
@@ -190,18 +190,16 @@ class PromptEncoder:
             chunks[-1].weights.append(weight)
 
     def _add_learnt(self, chunks: list[_Chunk], file: EmbeddingFile, weight: float, field: str) -> None:
-        if len(self._networks) > 1:
-            rule = "for one text encoder, and this model has two"
-            raise InvalidParameter(field, f"names the embedding {file.name!r}, which is {rule}")
-        self._learnt.check_width(file, field)
+        self._learnt.check_widths(file, field)
         if file.vectors > self._chunk_tokens:
             rule = f"has {file.vectors} vectors, and a chunk of this model's prompts has {self._chunk_tokens} places"
             raise InvalidParameter(field, f"names the embedding {file.name!r}, which {rule}")
         if len(chunks[-1].ids) + file.vectors > self._chunk_tokens:
             chunks.append(_Chunk())
         chunks[-1].learnt[len(chunks[-1].ids)] = file
-        # Their places hold any token's id: what is looked up for it is replaced.
-        chunks[-1].ids.extend([self._tokenizer.pad_token_id] * file.vectors)
+        # What is looked up for their places is replaced. Not the end token's id, nor a higher one: by that a text
+        # encoder finds where the text ends, and its pooled embedding.
+        chunks[-1].ids.extend([self._tokenizer.bos_token_id] * file.vectors)
         chunks[-1].weights.extend([weight] * file.vectors)
 
     def _check_length(self, chunks: list[_Chunk], field: str) -> None:
@@ -230,11 +228,10 @@ class PromptEncoder:
         return EncodedText(torch.cat([each.states for each in encoded]), encoded[0].pooled)
 
     def _encode_chunk(self, chunk: _Chunk, clip_skip: int, bundled: Mapping[EmbeddingFile, Tensor]) -> EncodedText:
-        vectors = {
-            1 + begin + i: vector
-            for begin, file in chunk.learnt.items()
-            for i, vector in enumerate(bundled[file] if file in bundled else self._learnt.of(file))
-        }
+        vectors: dict[int, tuple[Tensor, ...]] = {}
+        for begin, file in chunk.learnt.items():
+            of_encoders = (bundled[file],) if file in bundled else self._learnt.of(file)
+            vectors |= enumerate(zip(*of_encoders, strict=True), start=1 + begin)
         wrapped = [self._tokenizer.bos_token_id, *chunk.ids, self._tokenizer.eos_token_id]
         with self._learnt.put_in(vectors):
             read = [network.read(wrapped, clip_skip) for network in self._networks]

@@ -112,6 +112,7 @@ async def embeddings(service: ServiceDep) -> dict[str, Any]:
                 "token": file.token,
                 "vectors": file.vectors,
                 "width": file.width,
+                "second_width": file.second_width,
                 "digest": file.digest,
             }
             for file in files

@@ -25,3 +25,11 @@ def save_embedding(
     path = folder / f"{name}.safetensors"
     save_file({key: vectors_of(name, count, width)}, path)
     return read_embedding(name, path, token)
+
+
+def save_xl_embedding(folder: Path, name: str, widths: tuple[int, int], count: int = 1) -> EmbeddingFile:
+    """The same for two text encoders."""
+    path = folder / f"{name}.safetensors"
+    pairs = zip(("clip_l", "clip_g"), widths, strict=True)
+    save_file({key: vectors_of(f"{name} {key}", count, width) for key, width in pairs}, path)
+    return read_embedding(name, path)

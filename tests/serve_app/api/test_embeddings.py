@@ -38,7 +38,8 @@ async def service(backend: FakeBackend, toy: EmbeddingFile, tmp_path: Path) -> A
 
 async def test_they_are_listed_with_what_prompts_call_them(client: httpx.AsyncClient, toy: EmbeddingFile) -> None:
     answer = (await client.get("/ads/v2/diffusion/embeddings")).json()
-    assert answer["embeddings"] == [{"name": "toy", "token": "<toy>", "vectors": 3, "width": 32, "digest": toy.digest}]
+    known = {"name": "toy", "token": "<toy>", "vectors": 3, "width": 32, "second_width": None, "digest": toy.digest}
+    assert answer["embeddings"] == [known]
     assert [each["name"] for each in answer["skipped"]] == ["broken"]
 
 

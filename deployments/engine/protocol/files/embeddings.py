@@ -10,7 +10,8 @@ class EmbeddingFile:
     """A file of the registry under its `name`; in prompts, `token` stands for its vectors.
 
     `path` is that of a safetensors file. `digest` is the SHA-256 of its bytes in hexadecimal: a file that changes
-    becomes another embedding. It has `vectors` vectors of `width` numbers each.
+    becomes another embedding. It has `vectors` vectors of `width` numbers each; one for models with two text
+    encoders has as many for the second, of `second_width`.
     """
 
     name: str
@@ -19,6 +20,12 @@ class EmbeddingFile:
     digest: str
     vectors: int
     width: int
+    second_width: int | None = None
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths of its vectors, for each text encoder that it is for."""
+        return (self.width,) if self.second_width is None else (self.width, self.second_width)
 
     @property
     def identity(self) -> tuple[str, str]:

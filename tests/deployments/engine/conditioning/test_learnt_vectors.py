@@ -72,7 +72,7 @@ def test_a_single_vector_without_a_second_dimension_is_read(tmp_path: Path) -> N
     save_file({"<flat>": vectors_of("flat")[0].half()}, file.path)
     again = save_embedding(tmp_path, "other")
     flat = replace(again, path=file.path, digest=digest_of(Path(file.path)))
-    assert torch.equal(read_vectors(flat), vectors_of("flat").half().float())
+    assert torch.equal(read_vectors(flat)[0], vectors_of("flat").half().float())
 
 
 def requests_of(model: LoadedModel, files: tuple[EmbeddingFile, ...]) -> list[Request]:
@@ -187,7 +187,8 @@ def test_another_width_is_refused_by_name(encoder: PromptEncoder, tmp_path: Path
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 64)}, "is for SDXL"),
+        ({"clip_l": torch.ones(1, 32), "clip_g": torch.ones(2, 64)}, "as many vectors for one text encoder"),
+        ({"clip_g": torch.ones(1, 64)}, "has `clip_g` alone"),
         ({"a": torch.ones(1, 32), "b": torch.ones(1, 32)}, "must have one tensor.*it has 2"),
         ({"a": torch.ones(1, 2, 32)}, r"\[1, 2, 32\]"),
         ({"a": torch.ones(MOST_VECTORS + 1, 32)}, "1 to 75 vectors"),
