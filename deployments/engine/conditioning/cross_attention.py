@@ -8,6 +8,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor, nn
 
+from deployments.engine.conditioning.reference_attention import ReferenceAttention
 from deployments.engine.lora.layer_update import LayerUpdate
 from deployments.engine.lora.rows.factors import add_update, stack_updates
 
@@ -42,7 +43,7 @@ class CrossAttentionCache:
 
     def __init__(self, unet: Any, kept_bytes: int = KEPT_BYTES) -> None:
         """`unet` is diffusers' and is changed: from now on its `encoder_hidden_states` are keys [B, tokens, width], as
-        `project` makes them, in place of embeddings.
+        `project` makes them, in place of embeddings; or an `AttentionContext`, with references beside them.
 
         The keys of the latest prompts are kept, as far as they fit into `kept_bytes`.
         """
@@ -55,6 +56,12 @@ class CrossAttentionCache:
     def paths(self) -> frozenset[str]:
         """The paths that the projections had in the UNet."""
         return frozenset(self._projections)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The outputs and inputs of the projections, in the order of the keys' columns: a layer's keys, its values."""
+        projections = (each.projection for each in self._projections.values())
+        return tuple((each.out_features, each.in_features) for each in projections)
 
     @torch.inference_mode()
     def project(
@@ -113,4 +120,5 @@ def _take_out_projections(unet: nn.Module) -> dict[str, _Columns]:
             columns = taken[f"{path}.{name}"] = _Columns(projection, begin, begin + projection.out_features)
             layer.add_module(name, columns)
             begin = columns.end
+        layer.set_processor(ReferenceAttention())
     return taken

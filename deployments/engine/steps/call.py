@@ -10,6 +10,7 @@ from torch import Tensor
 from deployments.engine.conditioning.controlnet import CallSlot, ControlCall, plan_controls
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.device.streams import copy_to_device
+from deployments.engine.ip_adapter.reference import EXACT_TOKENS, Reference, StackedReferences, stack_references
 from deployments.engine.lora.rows.factors import Factors
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.loaded_model import LoadedModel
@@ -28,7 +29,8 @@ class UNetCall:
     `owner` [E] says whose latents an entry has, as an index into the step's rows; `rows` [E] the same as slots.
     `prompts` [E] are its prompts' slots, and `deep` [E] its places in the arena's `deep`, both first indices as one.
     `keeps_deep` says that what the deep blocks answer is kept, or, for a shallow call, used. `updates` are what LoRAs
-    change in the UNet, by layer; None if no entry has any, and `changed_rows` the entries that have some.
+    change in the UNet, by layer; None if no entry has any, and `changed_rows` the entries that have some. `references`
+    are what cross-attention sees beside the prompts; None if no entry has any.
     """
 
     owner: Tensor
@@ -39,6 +41,7 @@ class UNetCall:
     keeps_deep: bool
     updates: Mapping[str, Factors] | None = None
     changed_rows: int = 0
+    references: StackedReferences | None = None
 
     @property
     def size(self) -> int:
@@ -136,7 +139,8 @@ def _key_of(row: Row) -> Key:
         for control in row.controls
         for prompted in (True, False)
     )
-    return row.slot, row.prompt, row.negative, row.loras, row.is_guided, row.is_shallow, active
+    reference = row.reference if row.is_referring else None
+    return row.slot, row.prompt, row.negative, row.loras, reference, row.is_guided, row.is_shallow, active
 
 
 class _Entry(NamedTuple):
@@ -204,12 +208,24 @@ class _Layout:
             keeps_deep=any(self._rows[entry.owner].keeps_deep for entry in entries),
             updates=self._stack_updates(entries, len(padded)),
             changed_rows=sum(self._is_changed(entry) for entry in entries),
+            references=self._stack_references(entries, len(padded)),
         )
 
     def _stack_updates(self, entries: list[_Entry], size: int) -> Mapping[str, Factors] | None:
         # What pads the call is not looked at.
         loras = [*(self._loras(entry) for entry in entries), *[None] * (size - len(entries))]
         return self._arena.updates.stack(loras, is_exact=_is_exact(self._rows))
+
+    def _stack_references(self, entries: list[_Entry], size: int) -> StackedReferences | None:
+        is_exact = _is_exact(self._rows)
+        own = {entry: row.reference for entry in entries for row in [self._rows[entry.owner]] if row.is_referring}
+        # To be exact, a call has them where some of its rows ever do, whatever step those are at.
+        held = [row.reference for row in self._rows if row.reference is not None] if is_exact else list(own.values())
+        if not held:
+            return None
+        tokens = EXACT_TOKENS if is_exact else max(reference.tokens for reference in held)
+        keys = [None if (r := own.get(e)) is None else r.half(prompted=e.is_prompted) for e in entries]
+        return stack_references([*keys, *[None] * (size - len(entries))], held[0].keys, tokens)
 
     def _loras(self, entry: _Entry) -> LoraSet | None:
         return self._rows[entry.owner].loras
