@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from cachetools import LRUCache
@@ -88,6 +88,23 @@ class CrossAttentionCache:
             if found.bytes <= self._cache.maxsize:
                 self._cache[key] = found
         return found
+
+
+class LayerColumns(NamedTuple):
+    """The columns of keys that one layer takes for its own keys and values, from where to where, and its heads."""
+
+    key: tuple[int, int]
+    value: tuple[int, int]
+    heads: int
+
+
+def layer_columns(unet: Any) -> dict[str, LayerColumns]:
+    """Returns the columns of all cross-attention layers of a UNet that a `CrossAttentionCache` has changed, by path."""
+    layers = ((path, layer) for path, layer in unet.named_modules() if path.endswith(".attn2"))
+    return {
+        path: LayerColumns((layer.to_k.begin, layer.to_k.end), (layer.to_v.begin, layer.to_v.end), layer.heads)
+        for path, layer in layers
+    }
 
 
 def context_width(unet: Any) -> int:

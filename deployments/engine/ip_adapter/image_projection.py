@@ -6,6 +6,7 @@ those it does not know; here every one has a place, or the file is refused.
 
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -28,21 +29,23 @@ _BLOCKS: Final = 4
 """The blocks of a plus adapter; diffusers knows no others."""
 
 _PLAIN: Final = re.compile(r"(proj|norm)\.(weight|bias)")
-_BLOCK: Final = re.compile(r"layers\.(\d)\.(\d)\.(.+)")
+_BLOCK: Final = re.compile(rf"layers\.([0-{_BLOCKS - 1}])\.(.+)")
 _RESAMPLER: Final = re.compile(r"latents|(proj_in|proj_out|norm_out)\.(weight|bias)")
 
-_IN_BLOCK: Final[Mapping[tuple[str, str], str]] = {
-    ("0", "norm1.weight"): "ln0.weight",
-    ("0", "norm1.bias"): "ln0.bias",
-    ("0", "norm2.weight"): "ln1.weight",
-    ("0", "norm2.bias"): "ln1.bias",
-    ("0", "to_q.weight"): "attn.to_q.weight",
-    ("0", "to_out.weight"): "attn.to_out.0.weight",
-    ("1", "0.weight"): "ff.0.weight",
-    ("1", "0.bias"): "ff.0.bias",
-    ("1", "1.weight"): "ff.1.net.0.proj.weight",
-    ("1", "3.weight"): "ff.1.net.2.weight",
-}
+_IN_BLOCK: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "0.norm1.weight": "ln0.weight",
+        "0.norm1.bias": "ln0.bias",
+        "0.norm2.weight": "ln1.weight",
+        "0.norm2.bias": "ln1.bias",
+        "0.to_q.weight": "attn.to_q.weight",
+        "0.to_out.weight": "attn.to_out.0.weight",
+        "1.0.weight": "ff.0.weight",
+        "1.0.bias": "ff.0.bias",
+        "1.1.weight": "ff.1.net.0.proj.weight",
+        "1.3.weight": "ff.1.net.2.weight",
+    }
+)
 """A block's attention (0) and feed-forward network (1): the files' names, and diffusers'."""
 
 _OTHERS: Final = (
@@ -120,15 +123,14 @@ def _new_plus(tensors: Mapping[str, Tensor]) -> IPAdapterPlusImageProjection:
 def _rename(tensors: Mapping[str, Tensor], *, is_plus: bool) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors by diffusers' names. Raises ValueError for a name that has none there."""
     for name, tensor in tensors.items():
-        block = _BLOCK.fullmatch(name)
         if not is_plus and _PLAIN.fullmatch(name):
             yield name.replace("proj.", "image_embeds."), tensor
         elif is_plus and _RESAMPLER.fullmatch(name):
             yield name, tensor
-        elif is_plus and block and int(block[1]) < _BLOCKS and (block[2], block[3]) in _IN_BLOCK:
-            yield f"layers.{block[1]}.{_IN_BLOCK[block[2], block[3]]}", tensor
-        elif is_plus and block and int(block[1]) < _BLOCKS and block[2:4] == ("0", "to_kv.weight"):
-            for part, half in zip(("to_k", "to_v"), tensor.chunk(2), strict=True):
-                yield f"layers.{block[1]}.attn.{part}.weight", half
+        elif is_plus and (found := _BLOCK.fullmatch(name)) and (part := found[2]) == "0.to_kv.weight":
+            for kind, half in zip(("to_k", "to_v"), tensor.chunk(2), strict=True):
+                yield f"layers.{found[1]}.attn.{kind}.weight", half
+        elif is_plus and found and part in _IN_BLOCK:
+            yield f"layers.{found[1]}.{_IN_BLOCK[part]}", tensor
         else:
             raise ValueError(f"its projection has a weight {name!r} that neither a plain nor a plus IP-Adapter has")

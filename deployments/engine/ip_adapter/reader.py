@@ -71,9 +71,7 @@ def _attention_names(names: Mapping[str, object], layers: int) -> list[str]:
 
     Raises ValueError for a file that has other weights.
     """
-    if not any(name.startswith(_PROJECTION) for name in names) or not any(
-        name.startswith(_ATTENTION) for name in names
-    ):
+    if not all(any(name.startswith(start) for name in names) for start in (_PROJECTION, _ATTENTION)):
         raise ValueError(f"it has no weights {_PROJECTION}* and {_ATTENTION}*, as an IP-Adapter's file has")
     if any("lora" in name for name in names):
         raise ValueError("it is FaceID, which needs a face recogniser's embeddings, and brings LoRAs along")

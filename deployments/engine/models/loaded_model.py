@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -79,21 +79,22 @@ class LoadedModel:
         return hasattr(self.unet, "compile_for")
 
     def compile_unet(
-        self, rows: int, height: int, width: int, tokens: int, *more: AddedMaps | Changes, for_all: bool = False
+        self, rows: int, height: int, width: int, tokens: int, *more: AddedMaps | Changes | int, for_all: bool = False
     ) -> None:
         """Has the UNet compiled for calls of so many rows of such latents, where calls would compile it themselves.
 
-        `more` is what ControlNets add to its maps, and what LoRAs change. With `for_all` it is compiled for any shape.
+        `more` is what ControlNets add to its maps, what LoRAs change, and the length of references. With `for_all` it
+        is compiled for any shape.
         """
         if hasattr(self.unet, "compile_for"):
             self.unet.compile_for(rows, height, width, tokens, *more, for_all=for_all)
 
     def compile_shallow_unet(
-        self, rows: int, height: int, width: int, tokens: int, changes: Changes = "none", *, for_all: bool = False
+        self, rows: int, height: int, width: int, tokens: int, *more: Changes | int, for_all: bool = False
     ) -> None:
-        """Has the UNet without its deep blocks compiled, as `compile_unet` does."""
+        """Has the UNet without its deep blocks compiled, as `compile_unet` does, but for maps."""
         if (compile_for := getattr(self.deep_cache, "compile_for", None)) is not None:
-            compile_for(rows, height, width, tokens, changes, for_all=for_all)
+            compile_for(rows, height, width, tokens, *more, for_all=for_all)
 
     def compile_controlnet(
         self, rows: int, height: int, width: int, tokens: int, name: str, *, for_all: bool = False

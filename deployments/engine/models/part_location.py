@@ -31,7 +31,7 @@ FILES: Final = (
 
 
 def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Fetches all files that the model may need, of its IP-Adapters, too, without loading them. Raises ModelLoadError."""
+    """Fetches all files that the model needs, or its IP-Adapters will, without loading them. Raises ModelLoadError."""
     locate_parts(spec, half=is_half(dtype))
     for name in spec.controlnets:
         locate_controlnet(spec, name, half=is_half(dtype))

@@ -10,7 +10,7 @@ from torch import Tensor
 from deployments.engine.conditioning.controlnet import CallSlot, ControlCall, plan_controls
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.device.streams import copy_to_device
-from deployments.engine.ip_adapter.reference import EXACT_TOKENS, Reference, StackedReferences, stack_references
+from deployments.engine.ip_adapter.reference import EXACT_TOKENS, StackedReferences, stack_references
 from deployments.engine.lora.rows.factors import Factors
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.loaded_model import LoadedModel

@@ -70,7 +70,7 @@ class _CapturedStep:
 class StepGraphs:
     """The captured steps of one arena, by padded size and length of prompts.
 
-    Steps with ControlNets, LoRAs or references, or without the UNet's deep blocks, and those of other sizes and lengths,
+    Steps with ControlNets, LoRAs, references or without the UNet's deep blocks, and those of other sizes and lengths,
     are not captured.
     """
 

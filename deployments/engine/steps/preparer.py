@@ -37,10 +37,10 @@ class Preparation:
 class Preparer:
     """Prepares one request after the other; encoders and their caches are used from its thread alone.
 
-    A request's LoRAs are read before, and its IP-Adapter is loaded, on other threads. `on_done` is called on the thread on which a preparation has
-    ended. All methods are for the engine's thread, apart from `is_alive`. `sizes` are those of the engine's calls;
-    `beside` returns, from any thread, the prepared requests of a bucket, and how many rows of it may run at once.
-    `reuse` finds the states that requests may continue.
+    A request's LoRAs are read before, and its IP-Adapter is loaded, on other threads. `on_done` is called on the thread
+    on which a preparation has ended. All methods are for the engine's thread, apart from `is_alive`. `sizes` are those
+    of the engine's calls; `beside` returns, from any thread, the prepared requests of a bucket, and how many rows of it
+    may run at once. `reuse` finds the states that requests may continue.
     """
 
     def __init__(

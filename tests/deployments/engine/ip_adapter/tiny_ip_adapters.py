@@ -1,6 +1,7 @@
 """Tiny IP-Adapters in the layouts of the published ones, and diffusers' pipelines with these loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,9 +115,10 @@ def attention_state(unet: UNet2DConditionModel, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def refer(*images: ImageArray, **settings: Any) -> tuple[tuple[ImageArray, ...], ReferenceSettings]:
-    """Reference images and what is said of them."""
-    return images, ReferenceSettings(**settings)
+def with_images(request: Request, images: Sequence[ImageArray], **settings: Any) -> Request:
+    """`request` with reference images, and what is said of them."""
+    params = request.params.model_copy(update={"reference": ReferenceSettings(**settings)})
+    return replace(request, params=params, inputs=replace(request.inputs, references=tuple(images)))
 
 
 def reference_with_images(
@@ -124,9 +126,16 @@ def reference_with_images(
 ) -> Pixels:
     """What a diffusers user gets who loads the request's IP-Adapter, and switches it on and off between steps."""
     pipeline = load_reference(folder, model, request)
-    asked = request.params.reference
-    if asked is not None:
-        options |= load_adapter(pipeline, adapters[model.ip_adapters.resolve(asked)], request, asked)
+    return call_with_images(pipeline, model, request, adapters, **options)
+
+
+def call_with_images(
+    pipeline: Any, model: LoadedModel, request: Request, adapters: Mapping[str, IpAdapterSpec], **options: Any
+) -> Pixels:
+    """The same with a pipeline that has been loaded."""
+    if request.params.reference is not None:
+        spec = adapters[model.ip_adapters.resolve(request.params.reference)]
+        options = load_adapter(pipeline, spec, request, request.params.reference) | options
     made = pipeline(**(arguments([request], 0) | options)).images[0]
     return np.asarray(restore_unmasked(made, request)).astype(np.int16)
 
