@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from bench.engine.pipelines import arguments
-from deployments.engine.ip_adapter.reference import stack_references
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.events import Failed, ImageDone, ImageFailed
 from deployments.engine.protocol.inputs import ImageArray, Inputs
@@ -187,22 +186,3 @@ def test_steps_without_the_deep_blocks_see_the_reference(tiny_referring: LoadedM
     assert 0 < float(np.abs(cached - whole).mean()) < 20
     alone, _ = run(tiny_referring, asked[1:2])
     assert difference(cached, alone.images("y")[0]) <= 1
-
-
-@torch.inference_mode()
-def test_a_shallow_call_on_what_the_deep_blocks_just_answered_is_the_whole_call(tiny_referring: LoadedModel) -> None:
-    deep_cache, reference = tiny_referring.deep_cache, tiny_referring.ip_adapters.begin("plus").result()
-    assert deep_cache is not None
-    prompt = tiny_referring.attention_cache.project(tiny_referring.prompt_encoder.encode("a cup").states).keys
-    found = reference.refer([WIDE], with_images(request_for(tiny_referring, "x"), [WIDE]).params.reference, guided=True)
-    assert found is not None
-    stacked = stack_references([found.keys, None, found.negative], prompt, 32)
-    context = stacked.beside(torch.stack([prompt] * 3))
-    sample = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    time = torch.tensor([900.0, 500.0, 3.0])
-    answer, deep = deep_cache.run_whole(sample, time, context, {})
-    assert torch.equal(answer, tiny_referring.unet(sample, time, encoder_hidden_states=context).sample)
-    assert torch.equal(deep_cache.run_shallow(sample, time, context, deep, {}), answer)
-    assert not torch.equal(deep_cache.run_shallow(sample, time, context.prompts, deep, {})[0], answer[0])
-    plain = tiny_referring.unet(sample, time, encoder_hidden_states=context.prompts).sample
-    assert torch.equal(answer[1], plain[1])

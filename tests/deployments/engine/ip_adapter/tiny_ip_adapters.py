@@ -20,6 +20,7 @@ from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.settings import ReferenceSettings
 from deployments.engine.protocol.spec import IpAdapterSpec
+from deployments.engine.steps.prepare import with_model_facts
 from tests.deployments.engine.harness import Pixels, load_reference
 from tests.deployments.engine.tiny import scale_weight, seed_weights
 
@@ -134,7 +135,7 @@ def call_with_images(
 ) -> Pixels:
     """The same with a pipeline that has been loaded."""
     if request.params.reference is not None:
-        spec = adapters[model.ip_adapters.resolve(request.params.reference)]
+        spec, request = adapters[model.ip_adapters.resolve(request.params.reference)], with_model_facts(request, model)
         options = load_adapter(pipeline, spec, request, request.params.reference) | options
     made = pipeline(**(arguments([request], 0) | options)).images[0]
     return np.asarray(restore_unmasked(made, request)).astype(np.int16)
