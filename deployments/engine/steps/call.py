@@ -24,7 +24,7 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UNetCall:
-    """One call of the UNet with E entries, the last of them padding, which repeats the first.
+    """One call of the UNet with E entries, the last of them padding, which repeats the last one before.
 
     `owner` [E] says whose latents an entry has, as an index into the step's rows; `rows` [E] the same as slots.
     `prompts` [E] are its prompts' slots, and `deep` [E] its places in the arena's `deep`, both first indices as one.
@@ -198,7 +198,8 @@ class _Layout:
         if not entries:
             return None
         sizes = _sizes_for(self._rows, self._sizes)
-        padded = entries + entries[:1] * (padded_size(len(entries), sizes) - len(entries))
+        # With all that belongs to it: what the deep blocks answer is kept for an entry and for its repetitions alike.
+        padded = entries + entries[-1:] * (padded_size(len(entries), sizes) - len(entries))
         return UNetCall(
             owner=self._index([entry.owner for entry in padded]),
             rows=self._index([self._slots[entry.owner] for entry in padded]),
@@ -206,17 +207,15 @@ class _Layout:
             deep=self._index([2 * self._slots[entry.owner] + (not entry.is_prompted) for entry in padded]),
             controls=plan_controls(self._call_slots(entries), sizes, self._model.device, self._model.dtype),
             keeps_deep=any(self._rows[entry.owner].keeps_deep for entry in entries),
-            updates=self._stack_updates(entries, len(padded)),
+            updates=self._stack_updates(padded),
             changed_rows=sum(self._is_changed(entry) for entry in entries),
-            references=self._stack_references(entries, len(padded)),
+            references=self._stack_references(padded),
         )
 
-    def _stack_updates(self, entries: list[_Entry], size: int) -> Mapping[str, Factors] | None:
-        # What pads the call is not looked at.
-        loras = [*(self._loras(entry) for entry in entries), *[None] * (size - len(entries))]
-        return self._arena.updates.stack(loras, is_exact=_is_exact(self._rows))
+    def _stack_updates(self, entries: list[_Entry]) -> Mapping[str, Factors] | None:
+        return self._arena.updates.stack([self._loras(entry) for entry in entries], is_exact=_is_exact(self._rows))
 
-    def _stack_references(self, entries: list[_Entry], size: int) -> StackedReferences | None:
+    def _stack_references(self, entries: list[_Entry]) -> StackedReferences | None:
         is_exact = _is_exact(self._rows)
         own = {entry: row.reference for entry in entries for row in [self._rows[entry.owner]] if row.is_referring}
         # To be exact, a call has them where some of its rows ever do, whatever step those are at.
@@ -225,7 +224,7 @@ class _Layout:
             return None
         tokens = EXACT_TOKENS if is_exact else max(reference.tokens for reference in held)
         keys = [None if (r := own.get(e)) is None else r.half(prompted=e.is_prompted) for e in entries]
-        return stack_references([*keys, *[None] * (size - len(entries))], held[0].keys, tokens)
+        return stack_references(keys, held[0].keys, tokens)
 
     def _loras(self, entry: _Entry) -> LoraSet | None:
         return self._rows[entry.owner].loras

@@ -185,4 +185,5 @@ def test_steps_without_the_deep_blocks_see_the_reference(tiny_referring: LoadedM
     assert difference(cached, tape.images("x")[0]) > 4
     assert 0 < float(np.abs(cached - whole).mean()) < 20
     alone, _ = run(tiny_referring, asked[1:2])
+    # Together they were six entries, padded to eight.
     assert difference(cached, alone.images("y")[0]) <= 1
