@@ -1,5 +1,6 @@
 """On OpenVINO, too, a row with reference images is the picture of torch's networks, among rows with others and none."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from deployments.engine.models.components import Components
 from deployments.engine.models.loaded_model import LoadedModel, load_model
+from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.converted_network import ConvertedNetwork
 from deployments.engine.openvino.runtime import OpenVinoRuntime
 from deployments.engine.protocol.events import Failed, ImageDone, ImageFailed
@@ -78,6 +80,30 @@ def test_to_be_exact_is_to_have_the_same_bits_beside_any_others(fast_referring: 
     for request in asked:
         alone, _ = run(fast_referring, [request])
         assert difference(together.images(request.id)[0], alone.images(request.id)[0]) == 0, request.id
+
+
+@pytest.mark.parametrize("name", ["plain", "three images of plus", "for a while", "deep", "exact"])
+def test_the_engines_thread_compiles_nothing_for_a_request_alone(
+    name: str, fast_referring: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A side of its own for each: nothing was compiled for it before."""
+    names = ["plain", "three images of plus", "for a while", "deep", "exact"]
+    side = (10 + names.index(name)) * fast_referring.factor
+    more: dict[str, Any] = {"deep": {"deep_cache": 2}, "exact": {"exact": True}}.get(name, {})
+    request = request_for(fast_referring, name, **SETTINGS | more, width=side, height=side)
+    request = refer(request, name if name in REFERENCES else "plain")
+    threads: set[str] = set()
+    compile_model = Compiler.compile
+
+    def record(*given: Any, **named: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return compile_model(*given, **named)
+
+    monkeypatch.setattr(Compiler, "compile", record)
+    tape, _ = run(fast_referring, [request], max_rows=8)
+    assert tape.images(name)
+    assert threads
+    assert threading.current_thread().name not in threads
 
 
 def test_without_openvino_torch_runs_calls_with_references(
