@@ -218,7 +218,7 @@ def check_source(spec: ModelSpec) -> None:
         named, setting = f"{title}, IP-Adapter {name!r}", f"`ip_adapters: {name}`"
         _check_file(named, setting, adapter)
         encoder = PartSpec(adapter.image_encoder, adapter.image_encoder_revision)
-        check_part(f"{named}, its image encoder", f"{setting}: `image_encoder_revision`", encoder)
+        check_part(f"{named}, its image encoder", f"`ip_adapters: {name}: image_encoder_revision`", encoder)
     for checker in spec.safety.checkers if spec.safety.is_on else ():
         if checker.source is not None:
             setting = "the checker's `revision` under `safety:`"

@@ -120,8 +120,8 @@ def test_an_ip_adapter_is_checked_with_its_image_encoder(tmp_path: Path) -> None
         ({"file": "models/ip-adapter.bin"}, "is no safetensors file"),
         ({"source": str(tmp_path)}, "is a folder; give the safetensors file"),
         ({"source": "./none.safetensors"}, "there is no file"),
-        ({"image_encoder_revision": None}, "its image encoder: pin `ip_adapters: mine`: `image_encoder_revision`"),
-        ({"image_encoder": "./none"}, "its image encoder: there is no folder"),
+        ({"image_encoder_revision": None}, "its image encoder: pin `ip_adapters: mine: image_encoder_revision`"),
+        ({"image_encoder": "./none", "image_encoder_revision": None}, "its image encoder: there is no folder"),
     ):
         changed = dataclasses.replace(adapter, **changes)
         with pytest.raises(ModelLoadError, match=f"'sd15', IP-Adapter 'mine'.*{reason}"):

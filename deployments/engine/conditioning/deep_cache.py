@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deployments.engine.conditioning.reference_attention import AttentionContext
+from deployments.engine.conditioning.cross_attention import AttentionContext
 
 SHALLOW_LAYERS: Final = 2
 """The layers at the end of a UNet that still run, with as many, less one, at its start: the more, the truer."""

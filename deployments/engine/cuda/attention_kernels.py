@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from deployments.engine.conditioning.reference_attention import AttentionContext, attend_to_references, split_heads
+from deployments.engine.conditioning.cross_attention import AttentionContext, attend_to_references, split_heads
 
 Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """Takes queries, keys and values [B, heads, tokens, width] and the scale of the products, and returns the mixed values,

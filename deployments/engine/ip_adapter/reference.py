@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from deployments.engine.conditioning.reference_attention import MASKED, AttentionContext
+from deployments.engine.conditioning.cross_attention import MASKED, AttentionContext
 from deployments.engine.ip_adapter.image_projection import MOST_TOKENS
 from deployments.engine.protocol.settings import MAX_REFERENCES
 

@@ -9,9 +9,8 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 
 from deployments.engine.conditioning.controlnet import AddedMaps
-from deployments.engine.conditioning.cross_attention import context_width
+from deployments.engine.conditioning.cross_attention import AttentionContext, context_width
 from deployments.engine.conditioning.deep_cache import DeepCache, can_split
-from deployments.engine.conditioning.reference_attention import AttentionContext
 from deployments.engine.lora.rows.changes import Changes
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Input

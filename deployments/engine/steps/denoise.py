@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deployments.engine.conditioning.added_conditions import added_conditions
 from deployments.engine.conditioning.controlnet import compute_residuals
-from deployments.engine.conditioning.reference_attention import AttentionContext
+from deployments.engine.conditioning.cross_attention import AttentionContext
 from deployments.engine.cuda.update import guide_and_advance
 from deployments.engine.device.streams import copy_to_device
 from deployments.engine.models.adaptation import changed_unet

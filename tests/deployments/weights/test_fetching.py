@@ -45,7 +45,7 @@ def test_an_ip_adapter_is_fetched_with_its_image_encoder(tmp_path: Path, monkeyp
     file.touch()
     adapter = IpAdapterSpec(str(file), str(tmp_path), subfolder="encoder")
     spec = ModelSpec("tiny", str(folder), native_size=64, ip_adapters={"brand": adapter})
-    with pytest.raises(ModelLoadError, match="its IP-Adapter 'brand', its image encoder: .* has no folder 'encoder'"):
+    with pytest.raises(ModelLoadError, match=r"its IP-Adapter 'brand', its image encoder: .* has no folder 'encoder'"):
         fetch([(spec, "cpu", "float32")], {}, 1, [].append)
     (tmp_path / "encoder").mkdir()
     fetch([(spec, "cpu", "float32")], {}, 1, [].append)

@@ -9,9 +9,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from torch import Tensor
 
-from deployments.engine.conditioning.cross_attention import CrossAttentionCache, context_width
+from deployments.engine.conditioning.cross_attention import AttentionContext, CrossAttentionCache, context_width
 from deployments.engine.conditioning.deep_cache import DeepCache
-from deployments.engine.conditioning.reference_attention import AttentionContext
 from deployments.engine.cuda.attention_kernels import ShapedAttention
 from deployments.engine.ip_adapter.reference import padded_tokens, stack_references
 from deployments.engine.openvino.converted_network import ConvertedNetwork
