@@ -215,10 +215,10 @@ def check_source(spec: ModelSpec) -> None:
             setting = f"`{place}: {name}: revision` under `models:`"
             check_part(f"{title}, {noun} {name!r}", setting, as_part(given))
     for name, adapter in spec.ip_adapters.items():
-        named, setting = f"{title}, IP-Adapter {name!r}", f"`ip_adapters: {name}`"
-        _check_file(named, setting, adapter)
+        of_adapter = f"{title}, IP-Adapter {name!r}"
+        _check_file(of_adapter, f"`ip_adapters: {name}`", adapter)
         encoder = PartSpec(adapter.image_encoder, adapter.image_encoder_revision)
-        check_part(f"{named}, its image encoder", f"`ip_adapters: {name}: image_encoder_revision`", encoder)
+        check_part(f"{of_adapter}, its image encoder", f"`ip_adapters: {name}: image_encoder_revision`", encoder)
     for checker in spec.safety.checkers if spec.safety.is_on else ():
         if checker.source is not None:
             setting = "the checker's `revision` under `safety:`"

@@ -144,7 +144,8 @@ class ReferenceAttention:
 def attend_to_references(attn: Any, query: Tensor, context: AttentionContext) -> Tensor:
     """Returns what `query` [B, heads, tokens, width] finds in the references, in its shape."""
     key, value = (split_heads(each(context.references), attn.heads) for each in (attn.to_k, attn.to_v))
-    return scaled_dot_product_attention(query, key, value, attn_mask=context.bias[:, None, None])
+    found: Tensor = scaled_dot_product_attention(query, key, value, attn_mask=context.bias[:, None, None])
+    return found
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

@@ -9,7 +9,7 @@ from cachetools import LRUCache
 from torch import Tensor, nn
 
 from deployments.engine.conditioning.image_encoder import digest_picture
-from deployments.engine.ip_adapter.image_projection import ImageProjection, count_tokens, input_width
+from deployments.engine.ip_adapter.image_projection import count_tokens, input_width, is_plain
 from deployments.engine.ip_adapter.reader import IpAdapterWeights
 from deployments.engine.ip_adapter.reference import Reference
 from deployments.engine.ip_adapter.vision_encoder import VisionEncoder
@@ -36,7 +36,7 @@ class IpAdapter:
         """Raises ModelLoadError, which begins with `title`, for an image encoder of other widths than it reads."""
         self._encoder = encoder
         self._projection = weights.projection.to(device, dtype).eval().requires_grad_(False)
-        self._is_plain = isinstance(weights.projection, ImageProjection)
+        self._is_plain = is_plain(weights.projection)
         reads, given = input_width(self._projection), encoder.embedding_width if self._is_plain else encoder.state_width
         if reads != given:
             raise ModelLoadError(

@@ -7,15 +7,15 @@ those it does not know; here every one has a place, or the file is refused.
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import torch
 from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
-from torch import Tensor
+from torch import Tensor, nn
 
 from deployments.engine.checkpoints.weight_files import list_first
 
-Projection = ImageProjection | IPAdapterPlusImageProjection
+Projection = nn.Module
 """A plain adapter's, of a picture's embedding [B, width], or a plus adapter's, of its patches [B, patches, width]."""
 
 PLAIN_TOKENS: Final = 4
@@ -67,7 +67,7 @@ def build_projection(tensors: Mapping[str, Tensor]) -> Projection:
     is_plus = "latents" in tensors
     named = dict(_rename(tensors, is_plus=is_plus))
     try:
-        projection = _new_plus(tensors) if is_plus else _new_plain(tensors)
+        projection: Projection = _new_plus(tensors) if is_plus else _new_plain(tensors)
     except (LookupError, ArithmeticError, ValueError, RuntimeError):
         raise ValueError("its projection has weights of other shapes than a plain or a plus IP-Adapter's") from None
     if missing := sorted(projection.state_dict().keys() - named.keys()):
@@ -81,20 +81,23 @@ def build_projection(tensors: Mapping[str, Tensor]) -> Projection:
     return projection
 
 
-def count_tokens(projection: Projection) -> int:
+def is_plain(projection: Projection) -> bool:
+    """Returns True for the projection of a plain adapter."""
+    return isinstance(projection, ImageProjection)
+
+
+def count_tokens(projection: Any) -> int:
     """Returns the tokens that become of a picture."""
-    if isinstance(projection, ImageProjection):
-        return int(projection.num_image_text_embeds)
-    return int(projection.latents.shape[1])
+    return int(projection.num_image_text_embeds if is_plain(projection) else projection.latents.shape[1])
 
 
-def input_width(projection: Projection) -> int:
+def input_width(projection: Any) -> int:
     """Returns the width of what it reads of a picture."""
-    first = projection.image_embeds if isinstance(projection, ImageProjection) else projection.proj_in
+    first = projection.image_embeds if is_plain(projection) else projection.proj_in
     return int(first.in_features)
 
 
-def _new_plain(tensors: Mapping[str, Tensor]) -> ImageProjection:
+def _new_plain(tensors: Mapping[str, Tensor]) -> Any:
     outputs, inputs = tensors["proj.weight"].shape
     (width,) = tensors["norm.weight"].shape
     if outputs != PLAIN_TOKENS * width:
@@ -103,7 +106,7 @@ def _new_plain(tensors: Mapping[str, Tensor]) -> ImageProjection:
         return ImageProjection(inputs, width, PLAIN_TOKENS)
 
 
-def _new_plus(tensors: Mapping[str, Tensor]) -> IPAdapterPlusImageProjection:
+def _new_plus(tensors: Mapping[str, Tensor]) -> Any:
     _, queries, hidden = tensors["latents"].shape
     heads, odd = divmod(len(tensors["layers.0.0.to_q.weight"]), _HEAD_WIDTH)
     if odd:

@@ -216,14 +216,16 @@ class _Layout:
         return self._arena.updates.stack([self._loras(entry) for entry in entries], is_exact=_is_exact(self._rows))
 
     def _stack_references(self, entries: list[_Entry]) -> StackedReferences | None:
-        is_exact = _is_exact(self._rows)
-        own = {entry: row.reference for entry in entries for row in [self._rows[entry.owner]] if row.is_referring}
+        rows = [self._rows[entry.owner] for entry in entries]
+        own = [row.reference if row.is_referring else None for row in rows]
         # To be exact, a call has them where some of its rows ever do, whatever step those are at.
-        held = [row.reference for row in self._rows if row.reference is not None] if is_exact else list(own.values())
+        is_exact = _is_exact(self._rows)
+        held = [each for each in ([row.reference for row in rows] if is_exact else own) if each is not None]
         if not held:
             return None
         tokens = EXACT_TOKENS if is_exact else max(reference.tokens for reference in held)
-        keys = [None if (r := own.get(e)) is None else r.half(prompted=e.is_prompted) for e in entries]
+        pairs = zip(entries, own, strict=True)
+        keys = [None if each is None else each.half(prompted=entry.is_prompted) for entry, each in pairs]
         return stack_references(keys, held[0].keys, tokens)
 
     def _loras(self, entry: _Entry) -> LoraSet | None:

@@ -134,9 +134,9 @@ def call_with_images(
     pipeline: Any, model: LoadedModel, request: Request, adapters: Mapping[str, IpAdapterSpec], **options: Any
 ) -> Pixels:
     """The same with a pipeline that has been loaded."""
-    if request.params.reference is not None:
-        spec, request = adapters[model.ip_adapters.resolve(request.params.reference)], with_model_facts(request, model)
-        options = load_adapter(pipeline, spec, request, request.params.reference) | options
+    if (asked := request.params.reference) is not None:
+        spec, request = adapters[model.ip_adapters.resolve(asked)], with_model_facts(request, model)
+        options = load_adapter(pipeline, spec, request, asked) | options
     made = pipeline(**(arguments([request], 0) | options)).images[0]
     return np.asarray(restore_unmasked(made, request)).astype(np.int16)
 
