@@ -8,6 +8,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor, nn
 
+from deployments.engine.checkpoints.networks import check_finite
 from deployments.engine.conditioning.image_encoder import digest_picture
 from deployments.engine.ip_adapter.image_projection import count_tokens, input_width, is_plain
 from deployments.engine.ip_adapter.reader import IpAdapterWeights
@@ -33,7 +34,9 @@ class IpAdapter:
         dtype: torch.dtype,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """Raises ModelLoadError, which begins with `title`, for an image encoder of other widths than it reads."""
+        """Raises ModelLoadError, which begins with `title`, for an image encoder of other widths than it reads, and for
+        weights that are not finite in `dtype`.
+        """
         self._encoder = encoder
         self._projection = weights.projection.to(device, dtype).eval().requires_grad_(False)
         self._is_plain = is_plain(weights.projection)
@@ -44,6 +47,8 @@ class IpAdapter:
                 "`image_encoder` that it was trained with"
             )
         self._to_keys = _join(weights.attention).to(device, dtype)
+        for network in (self._projection, self._to_keys):
+            check_finite(title, network, dtype)
         widths = [len(each) for each in weights.attention]
         is_value = [torch.full((width,), bool(i % 2)) for i, width in enumerate(widths)]
         self._is_value = torch.cat(is_value).to(device)

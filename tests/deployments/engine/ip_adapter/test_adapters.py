@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from deployments.engine.ip_adapter.adapter import IpAdapter
@@ -201,6 +202,19 @@ def test_an_image_encoder_of_other_widths_is_refused(
         model.ip_adapters.begin("plain").result()
     # The states of the patches are as wide as before.
     model.ip_adapters.begin("plus").result()
+
+
+@pytest.mark.parametrize("name", ["image_proj.norm.weight", "ip_adapter.1.to_v_ip.weight"])
+def test_weights_that_are_not_finite_are_refused(
+    name: str, tiny_checkpoint: Path, ip_adapters: dict[str, IpAdapterSpec], tmp_path: Path
+) -> None:
+    state = load_file(ip_adapters["plain"].source)
+    path = tmp_path / "spoilt.safetensors"
+    save_file({key: each * (float("nan") if key == name else 1) for key, each in state.items()}, path)
+    specs = {"mine": replace(ip_adapters["plain"], source=str(path))}
+    model = load_model(ModelSpec("tiny", str(tiny_checkpoint), ip_adapters=specs), CPU, torch.float32)
+    with pytest.raises(ModelLoadError, match="its IP-Adapter 'mine' has weights that are not finite"):
+        model.ip_adapters.begin("mine").result()
 
 
 @pytest.mark.parametrize("given", [None, {"size": {"shortest_edge": 20}, "crop_size": {"height": 28, "width": 28}}])
