@@ -150,7 +150,8 @@ def attend_to_references(attn: Any, query: Tensor, context: AttentionContext) ->
 
 def split_heads(states: Tensor, heads: int) -> Tensor:
     """Returns `states` [B, tokens, channels] as [B, heads, tokens, width]."""
-    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split
 
 
 class LayerColumns(NamedTuple):
