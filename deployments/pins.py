@@ -60,6 +60,7 @@ PINS: Final[Mapping[str, Pin]] = MappingProxyType(
         "xinsir/controlnet-union-sdxl-1.0": Pin(
             "801a4a3fa3d4c936f4feea95b98607bc6726f80c", 7, "code, hashes, document"
         ),
+        "h94/IP-Adapter": Pin("018e402774aeeddd60609b4ecdb7e298259dc729", 12, "code, hashes, cache, document"),
         "lllyasviel/control_v11p_sd15_canny": Pin(
             "115a470d547982438f70198e353a921996e2e819", 8, "code, cache, document"
         ),

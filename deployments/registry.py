@@ -12,7 +12,8 @@ from typing import Final
 from deployments.controlnet_rows import SD15_CONTROLNETS, SD21_CONTROLNETS, SDXL_CONTROLNETS, SDXL_UNION
 from deployments.engine.checkpoints.native_size import describe_single_file, read_text_width, with_native_size
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import ModelSpec, PartSpec, UpscalerSpec, as_part
+from deployments.engine.protocol.spec import IpAdapterSpec, ModelSpec, PartSpec, UpscalerSpec, as_part
+from deployments.ip_adapter_rows import SD15_IP_ADAPTERS, SDXL_IP_ADAPTERS
 from deployments.pins import PINS, convert_command
 
 # For a hub repository without a commit: loading refuses it, and says where to pin. A branch name would let a stranger's
@@ -40,6 +41,7 @@ _SD15: Final = ModelSpec(
     native_size=512,
     max_pixels=_TWICE_512,
     licence=_OPENRAIL,
+    ip_adapters=SD15_IP_ADAPTERS,
 )
 _SD21: Final = ModelSpec(
     name="sd21",
@@ -60,6 +62,7 @@ _SDXL: Final = ModelSpec(
     max_pixels=_TWICE_1024,
     vae_tiling=True,
     licence=_OPENRAIL_PLUS,
+    ip_adapters=SDXL_IP_ADAPTERS,
 )
 
 MODELS: tuple[ModelSpec, ...] = (
@@ -83,6 +86,7 @@ MODELS: tuple[ModelSpec, ...] = (
         max_pixels=_TWICE_512,
         licence=_OPENRAIL,
         inpaints_only=True,
+        ip_adapters=SD15_IP_ADAPTERS,
     ),
     _SDXL,
     replace(
@@ -130,6 +134,7 @@ MODELS: tuple[ModelSpec, ...] = (
         default_steps=4,
         default_guidance_scale=8.0,
         licence="MIT (see the repository)",
+        ip_adapters=SD15_IP_ADAPTERS,
     ),
     # One ControlNet a deployment, each scaled on its own...
     *(
@@ -209,6 +214,11 @@ def check_source(spec: ModelSpec) -> None:
                 continue
             setting = f"`{place}: {name}: revision` under `models:`"
             check_part(f"{title}, {noun} {name!r}", setting, as_part(given))
+    for name, adapter in spec.ip_adapters.items():
+        of_adapter = f"{title}, IP-Adapter {name!r}"
+        _check_file(of_adapter, f"`ip_adapters: {name}`", adapter)
+        encoder = PartSpec(adapter.image_encoder, adapter.image_encoder_revision)
+        check_part(f"{of_adapter}, its image encoder", f"`ip_adapters: {name}: image_encoder_revision`", encoder)
     for checker in spec.safety.checkers if spec.safety.is_on else ():
         if checker.source is not None:
             setting = "the checker's `revision` under `safety:`"
@@ -242,7 +252,10 @@ def check_part(title: str, setting: str, part: PartSpec) -> None:
 
 def check_upscaler(spec: UpscalerSpec) -> None:
     """Raises ModelLoadError if an upscaler's file certainly cannot be loaded."""
-    title = f"upscaler {spec.name!r}"
+    _check_file(f"upscaler {spec.name!r}", "`upscalers`", spec)
+
+
+def _check_file(title: str, setting: str, spec: UpscalerSpec | IpAdapterSpec) -> None:
     source = Path(spec.source)
     if source.is_dir():
         raise ModelLoadError(f"{title}: {spec.source!r} is a folder; give the safetensors file in it")
@@ -251,7 +264,7 @@ def check_upscaler(spec: UpscalerSpec) -> None:
             raise ModelLoadError(f"{title}: there is no file {spec.source!r}")
         if spec.revision is UNPINNED or not spec.file:
             raise ModelLoadError(
-                f"{title}: name `file` under `upscalers`, and pin `revision` there to a commit of {spec.source!r}, or "
+                f"{title}: name `file` under {setting}, and pin `revision` there to a commit of {spec.source!r}, or "
                 "set `source` to a local file"
             )
     if Path(spec.file or spec.source).suffix != ".safetensors":

@@ -107,8 +107,10 @@ class RequestIntake:
         complete = with_model_facts(request, model)
         arrival = self._admission.enqueue(complete)
         self._tracker.record_arrival(complete)
-        # They are read while the request waits.
+        # Adapters are read while the request waits.
         self._adapters.prefetch(complete.model, complete.loras)
+        if complete.params.reference is not None:
+            model.ip_adapters.begin(model.ip_adapters.resolve(complete.params.reference))
         if complete.params.deadline_ms is not None:
             self._forecaster.check_deadline(arrival, self._running)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from deployments.engine.conditioning.controlnet import Control
     from deployments.engine.conditioning.cross_attention import EncodedPrompt
+    from deployments.engine.ip_adapter.reference import Reference
     from deployments.engine.lora.rows.lora_set import LoraSet
     from deployments.engine.sampling.latents import Blend
     from deployments.engine.sampling.samplers import Schedule
@@ -40,7 +41,8 @@ class Row:
     checkpoint sees beside the latents instead. `guidance` is the embedding of the guidance scale, for a UNet that takes
     it, and `sizes` [6] are those that a network of Stable Diffusion XL's kind is told. `deep` is what the UNet's deep
     blocks answered last, with and without the prompt, of a row that is in no slot. `steps_before` and `steps_after` are
-    the evaluations of the image's other pass, if there is one. `loras` are what it changes in the UNet.
+    the evaluations of the image's other pass, if there is one. `loras` are what it changes in the UNet, and `reference`
+    what its cross-attention sees beside the prompts.
     `first_step` are the evaluations that it took over from another image.
     """
 
@@ -66,6 +68,7 @@ class Row:
     steps_before: int = 0
     steps_after: int = 0
     loras: LoraSet | None = field(default=None, repr=False)
+    reference: Reference | None = field(default=None, repr=False)
     first_step: int = 0
 
     @property
@@ -91,19 +94,25 @@ class Row:
     def bytes(self) -> int:
         """Bytes held for the row between steps, without its prompts, which other rows may share.
 
-        A call needs its LoRAs at most once for each of its rows.
+        A call needs its LoRAs, and its reference, at most once for each of its rows.
         """
         held = [self.state, self.channels, self.deep, *(control.hint for control in self.controls)]
         if self.blend is not None:
             held += [self.blend.image, self.blend.noise, self.blend.mask]
         more = 0 if self.slot is None else self.slot.bytes
         more += 0 if self.loras is None else self.most_unet_rows * self.loras.unet_bytes
+        more += 0 if self.reference is None else self.most_unet_rows * self.reference.bytes
         return more + sum(tensor.nbytes for tensor in held if tensor is not None)
 
     @property
     def is_guided(self) -> bool:
         """True if its next evaluation has classifier-free guidance."""
         return self.step in self.guided
+
+    @property
+    def is_referring(self) -> bool:
+        """True if its reference acts on its next evaluation."""
+        return self.reference is not None and self.reference.is_active(self.step, len(self.schedule))
 
     @property
     def unet_rows(self) -> int:

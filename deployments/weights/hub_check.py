@@ -70,6 +70,11 @@ def _named_sources(spec: ModelSpec, title: str, half: bool) -> Iterator[FileSour
         yield FileSource(f"{title}: its {name}", as_part(part), ("",), half)
     for name, part in spec.controlnets.items():
         yield FileSource(f"{title}: its ControlNet {name!r}", as_part(part), ("",), half)
+    for name, adapter in spec.ip_adapters.items():
+        named = f"{title}: its IP-Adapter {name!r}"
+        yield FileSource(named, PartSpec(adapter.source, adapter.revision), (adapter.file,), half, is_file=True)
+        encoder = PartSpec(adapter.image_encoder, adapter.image_encoder_revision)
+        yield FileSource(f"{named}, its image encoder", encoder, (adapter.subfolder,), half)
 
 
 def _annotator_sources(annotators: AnnotatorSpecs) -> Iterator[FileSource]:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from deployments.engine.protocol.numerics import numerics_of
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.settings import MAX_STEPS
-from deployments.engine.protocol.spec import ModelSpec, PartSpec
+from deployments.engine.protocol.spec import IpAdapterSpec, ModelSpec, PartSpec
 from deployments.registry import find_clashes, known_models
 from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.callbacks import CallbacksConfig
@@ -57,6 +57,25 @@ class PartConfig(Strict):
         return PartSpec(self.source, self.revision, self.licence, self.mode)
 
 
+class IpAdapterConfig(Strict):
+    """An IP-Adapter: a safetensors file, or one in a pinned hub repository, and the image encoder that goes with it.
+
+    `image_encoder` is a folder, or a repository at `image_encoder_revision`; in it the encoder is in `subfolder`.
+    """
+
+    source: str
+    image_encoder: str
+    revision: str | None = None
+    file: str = ""
+    image_encoder_revision: str | None = None
+    subfolder: str = ""
+    licence: str = ""
+
+    def spec(self) -> IpAdapterSpec:
+        """The specification that the engine takes."""
+        return IpAdapterSpec(**self.model_dump())
+
+
 PartName = Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler", "text_encoder_2", "tokenizer_2"]
 
 
@@ -80,6 +99,7 @@ class ModelConfig(Strict):
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     controlnets: dict[Name, PartConfig] | None = None
     parts: dict[PartName, PartConfig] | None = None
+    ip_adapters: dict[Name, IpAdapterConfig] | None = None
     safety: SafetyConfig | None = None
 
     @field_validator("default_sampler")
@@ -89,13 +109,13 @@ class ModelConfig(Strict):
 
     def spec(self) -> ModelSpec:
         """Returns the registry's row with this entry's settings over it, or a row of its own."""
-        made_of = {"controlnets": self.controlnets, "parts": self.parts}
+        made_of = {"controlnets": self.controlnets, "parts": self.parts, "ip_adapters": self.ip_adapters}
         given = self.model_dump(exclude={*made_of, "safety"}, exclude_none=True)
         if self.safety is not None:
             given["safety"] = self.safety.spec()
         for place, named in made_of.items():
             if named is not None:
-                given[place] = {name: part.spec() for name, part in named.items()}
+                given[place] = {name: each.spec() for name, each in named.items()}
         row = known_models().get(self.name)
         if row is not None:
             # A commit belongs to one repository: the row's means nothing to another source.

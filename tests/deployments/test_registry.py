@@ -108,3 +108,23 @@ def test_what_the_demo_family_shares_is_stored_once() -> None:
         for part, given in spec.parts.items():
             assert Path(as_part(given).source) == Path(first.source) / part
             assert not (Path(spec.source) / part).exists()
+
+
+def test_an_ip_adapter_is_checked_with_its_image_encoder(tmp_path: Path) -> None:
+    row = known_models()["sd15"]
+    adapter = row.ip_adapters["ip-adapter"]
+    (tmp_path / "mine.safetensors").touch()
+    for changes, reason in (
+        ({"revision": None}, "name `file` under `ip_adapters: mine`, and pin `revision`"),
+        ({"file": ""}, "name `file` under `ip_adapters: mine`"),
+        ({"file": "models/ip-adapter.bin"}, "is no safetensors file"),
+        ({"source": str(tmp_path)}, "is a folder; give the safetensors file"),
+        ({"source": "./none.safetensors"}, "there is no file"),
+        ({"image_encoder_revision": None}, "its image encoder: pin `ip_adapters: mine: image_encoder_revision`"),
+        ({"image_encoder": "./none", "image_encoder_revision": None}, "its image encoder: there is no folder"),
+    ):
+        changed = dataclasses.replace(adapter, **changes)
+        with pytest.raises(ModelLoadError, match=f"'sd15', IP-Adapter 'mine'.*{reason}"):
+            check_source(dataclasses.replace(row, ip_adapters={"mine": changed}))
+    local = dataclasses.replace(adapter, source=str(tmp_path / "mine.safetensors"), image_encoder=str(tmp_path))
+    check_source(dataclasses.replace(row, ip_adapters={"mine": local}))

@@ -1,18 +1,26 @@
-"""Takes cross-attention's keys and values out of a UNet: they depend on the prompt alone, and become its input."""
+"""Takes cross-attention's keys and values out of a UNet: they depend on the prompt alone, and become its input.
+
+Beside the prompts it can look at references, whose keys and values come from elsewhere (IP-Adapter: Ye et al. 2023).
+"""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from cachetools import LRUCache
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from deployments.engine.lora.layer_update import LayerUpdate
 from deployments.engine.lora.rows.factors import add_update, stack_updates
 
 KEPT_BYTES: Final = 128 * 2**20
 """The size of the cache of the latest prompts' keys; a chunk of 77 tokens takes 3.8 MB with SD1.5 in fp16."""
+
+MASKED: Final = -1e4
+"""What is added to the products with a key that is not there: in every precision its share is 0 then."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +50,7 @@ class CrossAttentionCache:
 
     def __init__(self, unet: Any, kept_bytes: int = KEPT_BYTES) -> None:
         """`unet` is diffusers' and is changed: from now on its `encoder_hidden_states` are keys [B, tokens, width], as
-        `project` makes them, in place of embeddings.
+        `project` makes them, in place of embeddings; or an `AttentionContext`, with references beside them.
 
         The keys of the latest prompts are kept, as far as they fit into `kept_bytes`.
         """
@@ -55,6 +63,12 @@ class CrossAttentionCache:
     def paths(self) -> frozenset[str]:
         """The paths that the projections had in the UNet."""
         return frozenset(self._projections)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The outputs and inputs of the projections, in the order of the keys' columns: a layer's keys, its values."""
+        projections = (each.projection for each in self._projections.values())
+        return tuple((each.out_features, each.in_features) for each in projections)
 
     @torch.inference_mode()
     def project(
@@ -81,6 +95,80 @@ class CrossAttentionCache:
             if found.bytes <= self._cache.maxsize:
                 self._cache[key] = found
         return found
+
+
+class AttentionContext(NamedTuple):
+    """What a call's cross-attention looks at, in place of the prompts alone.
+
+    `prompts` [B, tokens, width] and `references` [B, T, width] are the keys and values of all layers side by side.
+    `bias` [B, T] is added to the products with the references' keys: 0, or MASKED where a row has fewer of them.
+    """
+
+    prompts: Tensor
+    references: Tensor
+    bias: Tensor
+
+
+class ReferenceAttention:
+    """An attention processor for the cross-attention of diffusers' transformers.
+
+    To a tensor it is diffusers' own. To an `AttentionContext` it adds what the same queries find in the references. The
+    layers are as Stable Diffusion's: without norms of their own.
+    """
+
+    def __init__(self) -> None:
+        self._plain = AttnProcessor2_0()
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | AttentionContext | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Attends from `hidden_states` [B, tokens, channels]."""
+        if not isinstance(encoder_hidden_states, AttentionContext):
+            answer: Tensor = self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return answer
+        context, prompts = encoder_hidden_states, encoder_hidden_states.prompts
+        query, key, value = (
+            split_heads(each, attn.heads) for each in (attn.to_q(hidden_states), attn.to_k(prompts), attn.to_v(prompts))
+        )
+        mixed = scaled_dot_product_attention(query, key, value)
+        mixed = mixed + attend_to_references(attn, query, context)
+        changed: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return changed
+
+
+def attend_to_references(attn: Any, query: Tensor, context: AttentionContext) -> Tensor:
+    """Returns what `query` [B, heads, tokens, width] finds in the references, in its shape."""
+    key, value = (split_heads(each(context.references), attn.heads) for each in (attn.to_k, attn.to_v))
+    found: Tensor = scaled_dot_product_attention(query, key, value, attn_mask=context.bias[:, None, None])
+    return found
+
+
+def split_heads(states: Tensor, heads: int) -> Tensor:
+    """Returns `states` [B, tokens, channels] as [B, heads, tokens, width]."""
+    split: Tensor = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split
+
+
+class LayerColumns(NamedTuple):
+    """The columns of keys that one layer takes for its own keys and values, from where to where, and its heads."""
+
+    key: tuple[int, int]
+    value: tuple[int, int]
+    heads: int
+
+
+def layer_columns(unet: Any) -> dict[str, LayerColumns]:
+    """Returns the columns of all cross-attention layers of a UNet that a `CrossAttentionCache` has changed, by path."""
+    layers = ((path, layer) for path, layer in unet.named_modules() if path.endswith(".attn2"))
+    return {
+        path: LayerColumns((layer.to_k.begin, layer.to_k.end), (layer.to_v.begin, layer.to_v.end), layer.heads)
+        for path, layer in layers
+    }
 
 
 def context_width(unet: Any) -> int:
@@ -113,4 +201,5 @@ def _take_out_projections(unet: nn.Module) -> dict[str, _Columns]:
             columns = taken[f"{path}.{name}"] = _Columns(projection, begin, begin + projection.out_features)
             layer.add_module(name, columns)
             begin = columns.end
+        layer.set_processor(ReferenceAttention())
     return taken

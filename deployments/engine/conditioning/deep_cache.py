@@ -6,6 +6,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from deployments.engine.conditioning.cross_attention import AttentionContext
+
 SHALLOW_LAYERS: Final = 2
 """The layers at the end of a UNet that still run, with as many, less one, at its start: the more, the truer."""
 
@@ -38,7 +40,9 @@ class DeepCache:
         ends += () if unet.config.addition_embed_type is None else (unet.add_time_proj, unet.add_embedding)
         return [*layers, *(each for each in ends if each is not None)]
 
-    def run_whole(self, sample: Tensor, time: Tensor, keys: Tensor, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def run_whole(
+        self, sample: Tensor, time: Tensor, keys: Tensor | AttentionContext, more: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         """Returns the UNet's answer [B, C, h, w] and that of its deep blocks [B, channels, h, w].
 
         `more` are further arguments of the UNet.
@@ -52,7 +56,9 @@ class DeepCache:
             hook.remove()
         return answer, found[0]
 
-    def run_shallow(self, sample: Tensor, time: Tensor, keys: Tensor, deep: Tensor, more: Mapping[str, Any]) -> Tensor:
+    def run_shallow(
+        self, sample: Tensor, time: Tensor, keys: Tensor | AttentionContext, deep: Tensor, more: Mapping[str, Any]
+    ) -> Tensor:
         """Returns the UNet's answer [B, C, h, w] if its deep blocks answered `deep`; `more` as for `run_whole`."""
         unet = self._unet
         embedding = unet.time_embedding(unet.time_proj(time).to(sample.dtype), more.get("timestep_cond"))
@@ -77,7 +83,7 @@ def can_split(unet: Any) -> bool:
     return down in _DOWN and up in _UP and len(unet.down_blocks[0].resnets) >= SHALLOW_LAYERS - 1
 
 
-def _run_layer(block: Any, layer: int, hidden: Tensor, embedding: Tensor, keys: Tensor) -> Tensor:
+def _run_layer(block: Any, layer: int, hidden: Tensor, embedding: Tensor, keys: Tensor | AttentionContext) -> Tensor:
     """Runs one layer of a block: a resnet, and the attention behind it if the block has any."""
     hidden = block.resnets[layer](hidden, embedding)
     if getattr(block, "has_cross_attention", False):

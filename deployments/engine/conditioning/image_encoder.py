@@ -55,7 +55,7 @@ class ImageEncoder:
 
     def encode(self, image: ImageArray, mask: Mask | None = None) -> Posterior:
         """Encodes `image` [H, W, 3]; with a mask, only what is outside of it, the rest being mid-grey."""
-        key = _digest(image, mask)
+        key = digest_picture(image, mask)
         found = self._cache.get(key)
         if found is None:
             found = self._cache[key] = self.encode_once(image, mask)
@@ -94,7 +94,8 @@ def to_latent_mask(mask: Mask, factor: int) -> Tensor:
     return torch.from_numpy(threshold_mask(mask))[None, ::factor, ::factor].float()
 
 
-def _digest(image: ImageArray, mask: Mask | None) -> bytes:
+def digest_picture(image: ImageArray, mask: Mask | None = None) -> bytes:
+    """Returns a digest of the pixels, and of a mask's."""
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(image.tobytes())
     if mask is not None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from deployments.engine.conditioning.cross_attention import AttentionContext, attend_to_references, split_heads
+
 Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """Takes queries, keys and values [B, heads, tokens, width] and the scale of the products, and returns the mixed values,
 [B, heads, tokens, width].
@@ -77,21 +79,23 @@ class ShapedAttention:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Tensor | AttentionContext | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Attends from `hidden_states` [B, tokens, channels] to `encoder_hidden_states`, or to itself without them."""
         if attention_mask is not None:
             raise ValueError("attention is not masked here")
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        given = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        context = given.prompts if isinstance(given, AttentionContext) else given
         query, key, value = (
-            each.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for each in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+            split_heads(each, attn.heads) for each in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
         width = query.shape[-1]
         kernel = self._kernels.get((query.shape[2], key.shape[2], attn.heads, width), self._default)
-        mixed = kernel(query, key, value, 1 / math.sqrt(width)).transpose(1, 2).flatten(2)
-        answer: Tensor = attn.to_out[0](mixed)
+        mixed = kernel(query, key, value, 1 / math.sqrt(width))
+        if isinstance(given, AttentionContext):
+            mixed = mixed + attend_to_references(attn, query, given)
+        answer: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
         return answer
 
 

@@ -1,4 +1,7 @@
-"""Lets LoRAs change a loaded model: what they can change in it, and calls of its UNet that are changed."""
+"""Lets LoRAs change a loaded model: what they can change in it, and calls of its UNet that are changed.
+
+And counts what requests have brought into memory beside the models.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +12,7 @@ from deployments.engine.lora.rows.adapter_cache import AdapterCache
 from deployments.engine.lora.rows.factors import Factors
 from deployments.engine.lora.rows.layers import apply_factors, layers_of
 from deployments.engine.lora.rows.lora_set import AdaptedBase
+from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
 
 
@@ -29,11 +33,16 @@ def changes_apart(model: LoadedModel) -> bool:
     return hasattr(model.unet, "changed_bytes")
 
 
-def bytes_for_loras(adapters: AdapterCache, models: Mapping[str, LoadedModel]) -> int:
-    """Returns the bytes of all LoRAs, and of the weights that are in memory once more for them. From any thread."""
+def bytes_for_adapters(adapters: AdapterCache, models: Mapping[str, LoadedModel]) -> int:
+    """Returns the bytes of all LoRAs and IP-Adapters, and of the weights that are in memory once more for them.
+
+    From any thread.
+    """
     # The dictionary is copied in one operation.
-    networks = {network for model in list(models.values()) for network in model.networks}
-    return adapters.count_bytes() + sum(getattr(network, "changed_bytes", 0) for network in networks)
+    held = list(models.values())
+    networks = {network for model in held for network in model.networks}
+    ip_adapters = size_of(*(network for model in held for network in model.ip_adapters.networks))
+    return adapters.count_bytes() + ip_adapters + sum(getattr(network, "changed_bytes", 0) for network in networks)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,9 @@ from deployments.engine.conditioning.union_controlnet import UnionControlNet, Un
 from deployments.engine.cuda.compiled_calls import CompilableNetwork, CompilableVae
 from deployments.engine.cuda.networks import Backend, prepare_for_cuda
 from deployments.engine.cuda.settings import configure_cuda
+from deployments.engine.ip_adapter.adapter import IpAdapter
+from deployments.engine.ip_adapter.reader import LayerShapes, read_ip_adapter
+from deployments.engine.ip_adapter.vision_encoder import VisionEncoder, load_vision_encoder
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.safety import CHECKER_PARTS
 from deployments.engine.sampling.checkpoint_scheduler import SavedScheduler, read_scheduler
@@ -78,6 +82,8 @@ class Components:
         self._kept = kept
         self._openvino, self._compile_with = openvino, compile_with
         self._shared: weakref.WeakValueDictionary[tuple[type, str], Any] = weakref.WeakValueDictionary()
+        # Held while a part loads: IP-Adapters are loaded beside models. Parts are made of parts.
+        self._loading = threading.RLock()
         if device.type == "cuda":
             configure_cuda()
 
@@ -180,6 +186,21 @@ class Components:
             lambda: load_concept_checker(title, source, root, self.dtype, self.device, half=self.is_half),
         )
 
+    def ip_adapter(self, title: str, path: Path, layers: LayerShapes, encoder: PartFolder) -> IpAdapter:
+        """Loads the IP-Adapter in the file `path`, for UNets of these `layers`, with its image encoder, or returns the
+        shared one.
+        """
+
+        def load() -> IpAdapter:
+            vision = self._get_or_load((VisionEncoder, of_encoder), lambda: self._vision_encoder(encoder))
+            return IpAdapter(title, read_ip_adapter(title, path, layers), vision, self.device, self.dtype)
+
+        of_encoder = fingerprint(encoder.folder)
+        return self._get_or_load((IpAdapter, f"{_digest_files([path])}/{tuple(layers)}/{of_encoder}"), load)
+
+    def _vision_encoder(self, part: PartFolder) -> VisionEncoder:
+        return load_vision_encoder(part.title, part.source, part.folder, self.dtype, self.device, half=self.is_half)
+
     def _union_controlnet(self, part: PartFolder, digest: str) -> UnionControlNet:
         def load() -> UnionControlNet:
             network = self._load_network(ControlNetUnionModel, part)
@@ -202,11 +223,12 @@ class Components:
         return self._get_or_load((kind, digest + how), lambda: load(digest))
 
     def _get_or_load(self, key: tuple[type, str], load: Callable[[], T]) -> T:
-        found: T | None = self._shared.get(key)
-        if found is None:
-            found = load()
-            self._shared[key] = found
-        return found
+        with self._loading:
+            found: T | None = self._shared.get(key)
+            if found is None:
+                found = load()
+                self._shared[key] = found
+            return found
 
     def _load_network(self, kind: type[T], part: PartFolder | FilePart) -> T:
         network = self._load_from_file(kind, part) if isinstance(part, FilePart) else self._load_from_folder(kind, part)
@@ -235,8 +257,12 @@ def _digest_of(part: PartFolder | FilePart) -> str:
 
 def fingerprint(folder: Path) -> str:
     """Returns a digest of a part's configs and weights, which identifies the part."""
+    return _digest_files(sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))))
+
+
+def _digest_files(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
+    for path in paths:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):

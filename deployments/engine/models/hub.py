@@ -23,10 +23,12 @@ from huggingface_hub.errors import (
 from deployments.engine.checkpoints.pipeline_index import names_part
 from deployments.engine.checkpoints.weight_files import choose_weights, is_weights_file, missing_weights_error
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import INDEX, SECOND_PARTS
+from deployments.engine.protocol.safety import CHECKER_PARTS
+from deployments.engine.protocol.spec import INDEX, PARTS, SECOND_PARTS
 
 _PLAIN: Final = (".json", ".txt")
 _CONFIG: Final = "config.json"
+_DESCRIBED: Final = (*PARTS, *CHECKER_PARTS)
 
 
 def locate(title: str, source: str, revision: str | None, parts: Sequence[str], *, half: bool) -> Path:
@@ -123,7 +125,8 @@ def _find_cached(source: str, revision: str, parts: Sequence[str], half: bool) -
         found = Path(snapshot_download(source, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    described = "" in parts or (found / INDEX).exists()
+    # Only of a model's own parts the index says which there are.
+    described = not set(parts).intersection(_DESCRIBED) or (found / INDEX).exists()
     needed = [part for part in parts if part not in SECOND_PARTS or names_part(source, found, part)]
     return found if described and all(_is_whole(found / part, half) for part in needed) else None
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -23,17 +23,18 @@ from deployments.engine.conditioning.deep_cache import DeepCache
 from deployments.engine.conditioning.image_encoder import ImageEncoder
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.cuda.compiled_calls import is_compiled
+from deployments.engine.ip_adapter.adapters import IpAdapters
 from deployments.engine.lora.rows.changes import Changes
 from deployments.engine.models.attention import AttentionChoice, adopt_attention, choose_attention
 from deployments.engine.models.component_fit import check_controlnet, check_parts
 from deployments.engine.models.components import Components, PartFolder, size_of
 from deployments.engine.models.guidance_embedding import embedding_width
 from deployments.engine.models.model_checkers import load_checkers
+from deployments.engine.models.model_ip_adapters import offer_ip_adapters
 from deployments.engine.models.part_location import FILES, controlnet_title, locate_controlnet, locate_parts, title_of
+from deployments.engine.models.pipeline_kinds import check_default_sampler, pipeline_kinds
 from deployments.engine.models.vae_tiles import latent_factor, tile_side
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.inputs import PipelineKind, Task
-from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import INDEX, SECOND_PARTS, ModelSpec, PartSpec, as_part
 from deployments.engine.safety.checkers import NO_CHECKERS, Checkers
 from deployments.engine.sampling.samplers import PipelineSamplers
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """Everything that rows of one model share. `unet` and `vae` are diffusers' networks on `device`, in `dtype` and in
-    `vae_dtype`.
+    `vae_dtype`. `networks` are all that it has but those of its IP-Adapters, which are loaded later.
     """
 
     spec: ModelSpec
@@ -60,6 +61,7 @@ class LoadedModel:
     attention: AttentionChoice
     image_encoder: ImageEncoder
     attention_cache: CrossAttentionCache
+    ip_adapters: IpAdapters
     deep_cache: DeepCache | None = None
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
     checkers: Checkers = NO_CHECKERS
@@ -68,8 +70,8 @@ class LoadedModel:
 
     @property
     def bytes(self) -> int:
-        """The bytes of all its networks' weights, including those it shares with other models."""
-        return size_of(*self.networks)
+        """The bytes of all weights that it has in memory, including those it shares with other models."""
+        return size_of(*self.networks, *self.ip_adapters.networks)
 
     @property
     def compiles_shapes(self) -> bool:
@@ -77,21 +79,22 @@ class LoadedModel:
         return hasattr(self.unet, "compile_for")
 
     def compile_unet(
-        self, rows: int, height: int, width: int, tokens: int, *more: AddedMaps | Changes, for_all: bool = False
+        self, rows: int, height: int, width: int, tokens: int, *more: AddedMaps | Changes | int, for_all: bool = False
     ) -> None:
         """Has the UNet compiled for calls of so many rows of such latents, where calls would compile it themselves.
 
-        `more` is what ControlNets add to its maps, and what LoRAs change. With `for_all` it is compiled for any shape.
+        `more` is what ControlNets add to its maps, what LoRAs change, and the length of references. With `for_all` it
+        is compiled for any shape.
         """
         if hasattr(self.unet, "compile_for"):
             self.unet.compile_for(rows, height, width, tokens, *more, for_all=for_all)
 
     def compile_shallow_unet(
-        self, rows: int, height: int, width: int, tokens: int, changes: Changes = "none", *, for_all: bool = False
+        self, rows: int, height: int, width: int, tokens: int, *more: Changes | int, for_all: bool = False
     ) -> None:
-        """Has the UNet without its deep blocks compiled, as `compile_unet` does."""
+        """Has the UNet without its deep blocks compiled, as `compile_unet` does, but for maps."""
         if (compile_for := getattr(self.deep_cache, "compile_for", None)) is not None:
-            compile_for(rows, height, width, tokens, changes, for_all=for_all)
+            compile_for(rows, height, width, tokens, *more, for_all=for_all)
 
     def compile_controlnet(
         self, rows: int, height: int, width: int, tokens: int, name: str, *, for_all: bool = False
@@ -228,7 +231,7 @@ def _load(
     own_index = None if "scheduler" in asked.parts else index
     samplers = parts.samplers(title_of(spec), places["scheduler"], own_index, corrects=not has_two_texts)
     kinds = pipeline_kinds(spec, inpaints_only=unet.config.in_channels != vae.config.latent_channels)
-    _check_default_sampler(spec, samplers, kinds)
+    check_default_sampler(spec, samplers, kinds)
     controlnets = {name: _load_controlnet(spec, name, parts) for name in spec.controlnets}
     for name, net in controlnets.items():
         check_controlnet(controlnet_title(spec, name), net.network, unet, vae, text_encoders)
@@ -259,6 +262,7 @@ def _load(
         attention=chosen,
         image_encoder=ImageEncoder(vae, device, vae_dtype, tile=tile_side(vae) if spec.vae_tiling else None),
         attention_cache=attention_cache,
+        ip_adapters=offer_ip_adapters(asked, parts, attention_cache.shapes),
         deep_cache=parts.deep_cache(unet),
         controlnets=controlnets,
         checkers=checkers,
@@ -291,29 +295,3 @@ def _load_controlnet(spec: ModelSpec, name: str, parts: Components) -> ControlNe
     folder = locate_controlnet(spec, name, half=parts.is_half)
     given = as_part(spec.controlnets[name])
     return parts.controlnet(name, PartFolder(controlnet_title(spec, name), given.source, folder), given.mode)
-
-
-def pipeline_kinds(spec: ModelSpec, *, inpaints_only: bool) -> list[PipelineKind]:
-    """Returns the kinds of pipeline that a model serves, the one in most demand first."""
-    tasks: tuple[Task, ...] = ("inpaint",) if inpaints_only else ("text-to-image", "image-to-image", "inpaint")
-    return [
-        PipelineKind(task, controlled) for controlled in (False, True)[: 1 + bool(spec.controlnets)] for task in tasks
-    ]
-
-
-def _check_default_sampler(spec: ModelSpec, samplers: PipelineSamplers, pipelines: Sequence[PipelineKind]) -> None:
-    """Logs what is corrected. Raises ModelLoadError if the default sampler cannot be served exactly.
-
-    The other samplers are checked when they are asked for, or in the background, whichever comes first.
-    """
-    title = f"model {spec.name!r}"
-    error = samplers.of(pipelines[0]).refusal(resolve_sampler(spec.default_sampler))
-    if error is not None:
-        raise ModelLoadError(
-            f"{title}: its default sampler: {error.message}; name another one as its `default_sampler`"
-        )
-    for factory, kinds in samplers.by_factory(pipelines):
-        for key, value in factory.corrected.items():
-            log.warning(
-                "%s: %s is %s for %s, as in diffusers' pipelines; its files say otherwise", title, key, value, kinds
-            )

@@ -164,7 +164,8 @@ class DiffusionModelManager:
         held.used = self._clock
 
     def _bytes(self) -> int:
-        return size_of(*(network for held in self._held.values() for network in held.model.networks))
+        models = [held.model for held in self._held.values()]
+        return size_of(*(network for model in models for network in (*model.networks, *model.ip_adapters.networks)))
 
     def _make_room(self) -> None:
         while self._budget is not None and self._bytes() > self._budget:

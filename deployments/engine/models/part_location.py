@@ -18,6 +18,7 @@ from deployments.engine.checkpoints.single_file import (
 from deployments.engine.models.components import is_half
 from deployments.engine.models.hub import locate, locate_file
 from deployments.engine.models.model_checkers import fetch_checkers
+from deployments.engine.models.model_ip_adapters import fetch_ip_adapters
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS, SECOND_PARTS, ModelSpec, PartSpec, as_part
 
@@ -30,11 +31,12 @@ FILES: Final = (
 
 
 def fetch_model(spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Fetches all files that `load_model` would read, without loading them. Raises ModelLoadError."""
+    """Fetches all files that the model needs, or its IP-Adapters will, without loading them. Raises ModelLoadError."""
     locate_parts(spec, half=is_half(dtype))
     for name in spec.controlnets:
         locate_controlnet(spec, name, half=is_half(dtype))
     fetch_checkers(spec, half=is_half(dtype))
+    fetch_ip_adapters(spec, half=is_half(dtype))
 
 
 def locate_parts(spec: ModelSpec, *, half: bool) -> dict[str, PartLocation]:

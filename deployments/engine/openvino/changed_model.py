@@ -40,7 +40,7 @@ def name_weights(model: openvino.Model, layers: Layers) -> None:
 
 def weighted_layers(model: openvino.Model, layers: Layers) -> Layers:
     """Returns `layers`, of which torch has dropped the weights, with those in `model`. These are not copied."""
-    weights = _weights_of(model)
+    weights = named_weights(model)
     return {path: _with_weight(layer, weights[path]) for path, layer in layers.items()}
 
 
@@ -67,7 +67,7 @@ def add_updates(model: openvino.Model, layers: Layers, changes: Changes) -> open
     `layers_changed` returns, in its order.
     """
     changed, groups = model.clone(), None
-    weights = _weights_of(changed)
+    weights = named_weights(changed)
     for path, layer in layers_changed(layers, changes).items():
         branch = _Branch(layer, groups, has_gains=has_gains(changes))
         groups = branch.groups
@@ -125,7 +125,7 @@ class _Branch:
 
     def add_to(self, weight: Any) -> None:
         """Adds the branch where `weight` is used."""
-        products = list(_products_of(weight))
+        products = list(products_with(weight))
         hidden = self._reduce(products[0].input_value(0))
         ups, gains = self._up.outputs(), [None] if self._gain is None else self._gain.outputs()
         if len(products) > 1:
@@ -184,13 +184,13 @@ def _padding(layer: nn.Conv2d) -> list[int]:
     return [int(side) for side in layer.padding]
 
 
-def _products_of(weight: Any) -> Iterator[Any]:
+def products_with(weight: Any) -> Iterator[Any]:
     """Yields the products with a weight, in the order of its answers."""
     for output in weight.outputs():
         for user in output.get_target_inputs():
             node = user.get_node()
             if node.get_type_name() in _PASSED:
-                yield from _products_of(node)
+                yield from products_with(node)
             elif node.get_type_name() in _PRODUCTS:
                 yield node
 
@@ -199,7 +199,8 @@ def _constants_of(model: openvino.Model) -> Iterator[Any]:
     return (each for each in model.get_ops() if each.get_type_name() == "Constant")
 
 
-def _weights_of(model: openvino.Model) -> dict[str, Any]:
+def named_weights(model: openvino.Model) -> dict[str, Any]:
+    """Returns the weights in `model` that `name_weights` has named, by their layers' paths."""
     named = ((each.get_friendly_name(), each) for each in _constants_of(model))
     return {name.removeprefix(_NAMED): each for name, each in named if name.startswith(_NAMED)}
 

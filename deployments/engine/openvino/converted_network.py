@@ -3,11 +3,12 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import openvino
 import torch
@@ -23,9 +24,13 @@ from deployments.engine.openvino.changed_model import add_updates, name_weights,
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Function, Input, convert
 from deployments.engine.openvino.given_factors import GivenFactors
+from deployments.engine.openvino.held_weights import drop_weights, weights_of
 from deployments.engine.openvino.program import Program, Shape
+from deployments.engine.openvino.referring_model import NO_ATTENTION, AttentionLayers, add_references
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STATIC_BYTES: Final = 32 * 2**20
 """Networks with at most so many bytes of weights are compiled for each shape of their inputs.
@@ -86,17 +91,19 @@ class ConvertedNetwork:
         owners: Iterable[nn.Module],
         network: nn.Module,
         layers: Layers,
+        attention: AttentionLayers = NO_ATTENTION,
     ) -> None:
         """`part` tells apart the functions of one `network`. `owners` are the modules whose weights nothing but
-        `function` needs: they are dropped once it is converted. `layers` are those that LoRAs can change.
+        `function` needs: they are dropped once it is converted. `layers` are those that LoRAs can change. `attention`
+        are its cross-attention layers, which can be given references: as further inputs of `function`.
         """
         self._compiler, self._origin, self._part = compiler, origin, part
         self._function = function
         self._inputs = tuple(inputs)
         self._owners = tuple(owners)
-        self._network, self._layers = network, layers
+        self._network, self._layers, self._attention = network, layers, attention
         self._model: openvino.Model | None = None
-        self._weight_bytes = sum(weight.nbytes for *_, weight in _weights_of(self._owners))
+        self._weight_bytes = sum(weight.nbytes for *_, weight in weights_of(self._owners))
         self._is_static = self._weight_bytes <= STATIC_BYTES
         self._work_bytes = 0.0
         kept = max(FEWEST_PROGRAMS, KEPT_BYTES // max(1, self._weight_bytes))
@@ -113,11 +120,12 @@ class ConvertedNetwork:
     def __call__(self, *inputs: Tensor | None, factors: Mapping[str, Factors] = NOTHING) -> tuple[Tensor, ...]:
         """Returns the function's outputs, with its layers changed by `factors`, of which those of others do not count.
 
-        What is None is left out: the function adds nothing for it. Calls with factors are for one thread at a time.
+        What is None is left out: the function adds nothing for it. References come behind the function's own inputs, if
+        there are any. Calls with factors are for one thread at a time.
         """
         own = {path: each for path, each in factors.items() if path in self._layers}
         if self._model is None and not self.has_failed:
-            self._prepare(inputs)
+            self._prepare(self._own(inputs))
         if self.has_failed:
             with apply_factors(self._network, own):
                 return self._function(*inputs)
@@ -145,8 +153,12 @@ class ConvertedNetwork:
 
     def _can_compile(self, shapes: Sequence[Shape | None]) -> bool:
         if self._model is None and not self.has_failed:
-            self._prepare(self._random_inputs(shapes))
+            self._prepare(self._random_inputs(self._own(shapes)))
         return not self.has_failed
+
+    def _own(self, given: Sequence[T]) -> Sequence[T]:
+        """Returns of what is given for each input that for the function's own: without references."""
+        return given[: len(self._inputs)]
 
     def weighted_layers(self) -> Layers:
         """Returns the layers that LoRAs can change, with weights. From any thread; converts the function before."""
@@ -160,13 +172,14 @@ class ConvertedNetwork:
 
     @property
     def changed_bytes(self) -> int:
-        """The bytes of the weights of programs for calls that LoRAs change; of a small network, as little as for more
-        shapes of calls, nothing counts.
+        """The bytes of the weights of programs for calls that LoRAs or references change; of a small network, as little
+        as for more shapes of calls, nothing counts.
         """
         if self._is_static:
             return 0
         with self._lock:
-            return self._weight_bytes * sum(key[-1] != "none" for key in self._open_programs)
+            own = len(self._inputs)
+            return self._weight_bytes * sum(key[-1] != "none" or len(key) > own + 1 for key in self._open_programs)
 
     def _random_inputs(self, shapes: Sequence[Shape | None]) -> list[Tensor | None]:
         random = torch.Generator().manual_seed(0)
@@ -180,8 +193,9 @@ class ConvertedNetwork:
         return [None if shape is None else draw(shape, own) for shape, own in pairs]
 
     def _cast(self, inputs: Sequence[Tensor | None]) -> list[Tensor]:
-        pairs = zip(inputs, self._inputs, strict=True)
-        return [given.to(own.example.dtype).contiguous() for given, own in pairs if given is not None]
+        dtypes = chain((own.example.dtype for own in self._inputs), repeat(torch.float32))
+        pairs = zip(inputs, dtypes, strict=False)
+        return [given.to(dtype).contiguous() for given, dtype in pairs if given is not None]
 
     def _program_now(self, shapes: Sequence[Shape | None], changes: Changes) -> Program:
         """Returns the program for these shapes; while there is none, the one for all, if there is that."""
@@ -216,7 +230,11 @@ class ConvertedNetwork:
         assert self._model is not None
         with compiled.lock:
             if compiled.program is None:
-                model = self._model if changes == "none" else add_updates(self._model, self._layers, changes)
+                model = self._model
+                if len(shapes) > len(self._inputs):
+                    model = add_references(model, self._attention)
+                if changes != "none":
+                    model = add_updates(model, self._layers, changes)
                 compiled.program = self._compile(model, shapes, is_static=is_static)
             return compiled.program
 
@@ -254,7 +272,7 @@ class ConvertedNetwork:
             seconds = time.perf_counter() - started
             log.info("%s: its %s was converted for OpenVINO in %.1f s", self._origin.title, self._part, seconds)
         self._work_bytes, self._model = found.work_bytes, found.model
-        _drop_weights(self._owners)
+        drop_weights(self._owners)
 
     @torch.no_grad()
     def _check(self, model: openvino.Model, inputs: Sequence[Tensor | None]) -> float:
@@ -291,19 +309,3 @@ def _elements(inputs: Sequence[Tensor | None]) -> int:
     first = inputs[0]
     assert first is not None
     return first.numel()
-
-
-def _weights_of(owners: Iterable[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Yields where each weight is held, and the weight; biases of layers aside, which LoRAs' gains need."""
-    for module in {each: None for owner in owners for each in owner.modules()}:
-        is_layer = isinstance(module, nn.Linear | nn.Conv2d)
-        for held in (module._parameters, module._buffers):
-            present = ((name, tensor) for name, tensor in held.items() if tensor is not None)
-            yield from ((held, name, tensor) for name, tensor in present if not is_layer or name != "bias")
-
-
-def _drop_weights(owners: Iterable[nn.Module]) -> None:
-    """Frees the weights of `owners`; what remains of them are their shapes, from which sizes are counted."""
-    for held, name, tensor in list(_weights_of(owners)):
-        empty = torch.empty_like(tensor, device="meta")
-        held[name] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

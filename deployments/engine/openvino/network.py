@@ -12,6 +12,7 @@ from deployments.engine.lora.rows.layers import Layers, layers_of
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.openvino.conversion import Function, Input
 from deployments.engine.openvino.converted_network import ConvertedNetwork, Origin
+from deployments.engine.openvino.referring_model import NO_ATTENTION, AttentionLayers
 
 
 class OpenVinoNetwork(nn.Module):
@@ -51,11 +52,13 @@ class OpenVinoNetwork(nn.Module):
         inputs: Sequence[Input],
         owners: Iterable[nn.Module],
         layers: Layers = MappingProxyType({}),
+        attention: AttentionLayers = NO_ATTENTION,
     ) -> ConvertedNetwork:
-        """Adds a function of the network, to be converted; `owners` are the modules whose weights only it needs, and
-        `layers` those of its layers that LoRAs can change.
+        """Adds a function of the network, to be converted; `owners` are the modules whose weights only it needs,
+        `layers` those of its layers that LoRAs can change, and `attention` those that can be given references.
         """
-        part = ConvertedNetwork(self._compiler, self._origin, name, function, inputs, owners, self.network, layers)
+        of_network = (self.network, layers, attention)
+        part = ConvertedNetwork(self._compiler, self._origin, name, function, inputs, owners, *of_network)
         self._parts.append(part)
         return part
 

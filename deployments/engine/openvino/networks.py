@@ -9,7 +9,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 
 from deployments.engine.conditioning.controlnet import AddedMaps
-from deployments.engine.conditioning.cross_attention import context_width
+from deployments.engine.conditioning.cross_attention import AttentionContext, context_width
 from deployments.engine.conditioning.deep_cache import DeepCache, can_split
 from deployments.engine.lora.rows.changes import Changes
 from deployments.engine.openvino.compiler import Compiler
@@ -17,6 +17,7 @@ from deployments.engine.openvino.conversion import Input
 from deployments.engine.openvino.converted_network import Origin
 from deployments.engine.openvino.network import ChangeableNetwork, OpenVinoNetwork
 from deployments.engine.openvino.program import Shape
+from deployments.engine.openvino.referring_model import attention_layers
 from deployments.engine.openvino.row_inputs import RowInputs
 
 # Any side that is no multiple of a power of two: then a UNet's trace takes the sizes of its maps from its input, as
@@ -45,21 +46,23 @@ class OpenVinoUNet(ChangeableNetwork):
         # What a shallow call runs is little, and its conversion needs the weights when it comes.
         kept = [module for name, module in unet.named_modules() if name.endswith(".projection")]
         kept += [] if self._split is None else self._split.modules
-        self._run = self.add_part("UNet", self._call, inputs, _leaves_but(unet, kept), self.changeable)
+        attention = attention_layers(unet, self.changeable)
+        self._run = self.add_part("UNet", self._call, inputs, _leaves_but(unet, kept), self.changeable, attention)
         self.deep_cache = None if self._split is None else OpenVinoDeepCache(self, unet, inputs)
 
     def forward(
         self,
         sample: Tensor,
         timestep: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | AttentionContext,
         timestep_cond: Tensor | None = None,
         down_block_additional_residuals: Sequence[Tensor] = (),
         mid_block_additional_residual: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Returns the answer [B, C, h, w], in a tuple. `encoder_hidden_states` are keys [B, tokens, width].
+        """Returns the answer [B, C, h, w], in a tuple. `encoder_hidden_states` are keys [B, tokens, width], with or
+        without references.
 
         Of a UNet that can be split, the answer of its deep blocks is the tuple's second entry.
         """
@@ -69,7 +72,8 @@ class OpenVinoUNet(ChangeableNetwork):
         if mid_block_additional_residual is not None:
             residuals = (*down_block_additional_residuals, mid_block_additional_residual)
         by_row = self.row_inputs.gather(sample, more)
-        return self._run(sample, timestep, encoder_hidden_states, *by_row, *residuals, factors=self.factors)
+        keys, *references = _parts_of(encoder_hidden_states)
+        return self._run(sample, timestep, keys, *by_row, *residuals, *references, factors=self.factors)
 
     def compile_for(
         self,
@@ -79,32 +83,41 @@ class OpenVinoUNet(ChangeableNetwork):
         tokens: int,
         added: AddedMaps = "none",
         changes: Changes = "none",
+        references: int = 0,
         *,
         for_all: bool = False,
     ) -> None:
-        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps, and
-        what LoRAs change; with `for_all`, for any rows, sizes and prompts.
+        """Compiles the UNet for calls of latents [rows, C, height, width], with what ControlNets add to its maps, what
+        LoRAs change, and references of so many tokens; with `for_all`, for any rows, sizes and prompts.
         """
         maps: list[Shape | None] = [None] * self._maps
         if added != "none":
             sides = _map_shapes(self.config, height, width)
             maps = [(rows, channels, *((1, 1) if added == "averages" else side)) for channels, *side in sides]
-        self._run.compile_for(*self.input_shapes(rows, height, width, tokens), *maps, changes=changes, for_all=for_all)
+        shapes = [*self.input_shapes(rows, height, width, tokens), *maps, *self.reference_shapes(rows, references)]
+        self._run.compile_for(*shapes, changes=changes, for_all=for_all)
 
     def input_shapes(self, rows: int, height: int, width: int, tokens: int) -> list[Shape]:
         """Returns the shapes of a call's inputs, but for what ControlNets add."""
         keys = (rows, tokens, context_width(self.network))
         return [(rows, self.config.in_channels, height, width), (rows,), keys, *self.row_inputs.shapes(rows)]
 
+    def reference_shapes(self, rows: int, tokens: int) -> list[Shape]:
+        """Returns the shapes of what references add to a call's inputs: nothing for no tokens."""
+        return [(rows, tokens, context_width(self.network)), (rows, tokens)] if tokens else []
+
     def _call(self, sample: Tensor, timestep: Tensor, keys: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        residuals = more[-self._maps :]
-        extra = self.row_inputs.arguments(more[: -self._maps])
+        ends = len(self.row_inputs), len(self.row_inputs) + self._maps
+        by_row, residuals, references = more[: ends[0]], more[ends[0] : ends[1]], more[ends[1] :]
+        extra, context = self.row_inputs.arguments(by_row), _context_of(keys, references)
         if residuals[-1] is not None:
             extra["down_block_additional_residuals"] = residuals[:-1]
             extra["mid_block_additional_residual"] = residuals[-1]
         if self._split is not None:
-            return self._split.run_whole(sample, timestep, keys, extra)
-        answer: tuple[Tensor] = self.network(sample, timestep, encoder_hidden_states=keys, **extra, return_dict=False)
+            return self._split.run_whole(sample, timestep, context, extra)
+        answer: tuple[Tensor] = self.network(
+            sample, timestep, encoder_hidden_states=context, **extra, return_dict=False
+        )
         return answer
 
 
@@ -119,29 +132,46 @@ class OpenVinoDeepCache(DeepCache):
         deep = Input("deep", torch.zeros(2, self.channels, *_SIDES), _IMAGE_AXES)
         shallow = {module for each in self.modules for module in each.modules()}
         layers = {path: layer for path, layer in unet.changeable.items() if layer in shallow}
-        self._shallow = unet.add_part("UNet without its deep blocks", self._call_shallow, [deep, *first], (), layers)
+        name, attention = "UNet without its deep blocks", attention_layers(network, layers)
+        self._shallow = unet.add_part(name, self._call_shallow, [deep, *first], (), layers, attention)
 
-    def run_whole(self, sample: Tensor, time: Tensor, keys: Tensor, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def run_whole(
+        self, sample: Tensor, time: Tensor, keys: Tensor | AttentionContext, more: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         answer, deep = self._whole(sample, time, keys, **more)
         return answer, deep
 
-    def run_shallow(self, sample: Tensor, time: Tensor, keys: Tensor, deep: Tensor, more: Mapping[str, Any]) -> Tensor:
-        by_row = self._whole.row_inputs.gather(sample, more)
-        (answer,) = self._shallow(deep, sample, time, keys, *by_row, factors=self._whole.factors)
+    def run_shallow(
+        self, sample: Tensor, time: Tensor, keys: Tensor | AttentionContext, deep: Tensor, more: Mapping[str, Any]
+    ) -> Tensor:
+        by_row, (prompts, *references) = self._whole.row_inputs.gather(sample, more), _parts_of(keys)
+        (answer,) = self._shallow(deep, sample, time, prompts, *by_row, *references, factors=self._whole.factors)
         return answer
 
     def compile_for(
-        self, rows: int, height: int, width: int, tokens: int, changes: Changes = "none", *, for_all: bool = False
+        self,
+        rows: int,
+        height: int,
+        width: int,
+        tokens: int,
+        changes: Changes = "none",
+        references: int = 0,
+        *,
+        for_all: bool = False,
     ) -> None:
-        """Compiles shallow calls of latents [rows, C, height, width], with `for_all` of any, and what LoRAs change."""
-        shapes = self._whole.input_shapes(rows, height, width, tokens)
+        """Compiles shallow calls of latents [rows, C, height, width], with `for_all` of any, with what LoRAs change and
+        references of so many tokens.
+        """
+        shapes = self._whole.input_shapes(rows, height, width, tokens) + self._whole.reference_shapes(rows, references)
         latents = (rows, self.channels, height, width)
         self._shallow.compile_for(latents, *shapes, changes=changes, for_all=for_all)
 
     def _call_shallow(
         self, deep: Tensor, sample: Tensor, time: Tensor, keys: Tensor, *more: Tensor
     ) -> tuple[Tensor, ...]:
-        return (super().run_shallow(sample, time, keys, deep, self._whole.row_inputs.arguments(more)),)
+        by_row, references = more[: len(self._whole.row_inputs)], more[len(self._whole.row_inputs) :]
+        named = self._whole.row_inputs.arguments(by_row)
+        return (super().run_shallow(sample, time, _context_of(keys, references), deep, named),)
 
 
 class OpenVinoControlNet(OpenVinoNetwork):
@@ -241,6 +271,15 @@ class OpenVinoVae(OpenVinoNetwork):
         """Returns the distribution of latents of `pixels` [B, 3, H, W]."""
         (parameters,) = self._encode(pixels)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(parameters))
+
+
+def _parts_of(context: Tensor | AttentionContext) -> tuple[Tensor, ...]:
+    """Returns the prompts' keys, and what references add to a call's inputs, if there are any."""
+    return tuple(context) if isinstance(context, AttentionContext) else (context,)
+
+
+def _context_of(keys: Tensor, references: Sequence[Tensor]) -> Tensor | AttentionContext:
+    return AttentionContext(keys, *references) if references else keys
 
 
 def _count_maps(config: Any) -> int:

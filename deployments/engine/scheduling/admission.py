@@ -25,7 +25,7 @@ class Admission:
     """Admits images to the running rows.
 
     `decode_batch` is how many images a VAE call decodes; `sizes` are what UNet calls are padded to, ascending.
-    `adapter_bytes` returns, from any thread, what LoRAs take in memory.
+    `adapter_bytes` returns, from any thread, what LoRAs and IP-Adapters take in memory.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from torch import Tensor
 from deployments.engine.conditioning.controlnet import CallSlot, ControlCall, plan_controls
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.device.streams import copy_to_device
+from deployments.engine.ip_adapter.reference import EXACT_TOKENS, StackedReferences, stack_references
 from deployments.engine.lora.rows.factors import Factors
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.loaded_model import LoadedModel
@@ -23,12 +24,13 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UNetCall:
-    """One call of the UNet with E entries, the last of them padding, which repeats the first.
+    """One call of the UNet with E entries, the last of them padding, which repeats the last one before.
 
     `owner` [E] says whose latents an entry has, as an index into the step's rows; `rows` [E] the same as slots.
     `prompts` [E] are its prompts' slots, and `deep` [E] its places in the arena's `deep`, both first indices as one.
     `keeps_deep` says that what the deep blocks answer is kept, or, for a shallow call, used. `updates` are what LoRAs
-    change in the UNet, by layer; None if no entry has any, and `changed_rows` the entries that have some.
+    change in the UNet, by layer; None if no entry has any, and `changed_rows` the entries that have some. `references`
+    are what cross-attention sees beside the prompts; None if no entry has any.
     """
 
     owner: Tensor
@@ -39,6 +41,7 @@ class UNetCall:
     keeps_deep: bool
     updates: Mapping[str, Factors] | None = None
     changed_rows: int = 0
+    references: StackedReferences | None = None
 
     @property
     def size(self) -> int:
@@ -136,7 +139,8 @@ def _key_of(row: Row) -> Key:
         for control in row.controls
         for prompted in (True, False)
     )
-    return row.slot, row.prompt, row.negative, row.loras, row.is_guided, row.is_shallow, active
+    reference = row.reference if row.is_referring else None
+    return row.slot, row.prompt, row.negative, row.loras, reference, row.is_guided, row.is_shallow, active
 
 
 class _Entry(NamedTuple):
@@ -194,7 +198,8 @@ class _Layout:
         if not entries:
             return None
         sizes = _sizes_for(self._rows, self._sizes)
-        padded = entries + entries[:1] * (padded_size(len(entries), sizes) - len(entries))
+        # With all that belongs to it: what the deep blocks answer is kept for an entry and for its repetitions alike.
+        padded = entries + entries[-1:] * (padded_size(len(entries), sizes) - len(entries))
         return UNetCall(
             owner=self._index([entry.owner for entry in padded]),
             rows=self._index([self._slots[entry.owner] for entry in padded]),
@@ -202,14 +207,26 @@ class _Layout:
             deep=self._index([2 * self._slots[entry.owner] + (not entry.is_prompted) for entry in padded]),
             controls=plan_controls(self._call_slots(entries), sizes, self._model.device, self._model.dtype),
             keeps_deep=any(self._rows[entry.owner].keeps_deep for entry in entries),
-            updates=self._stack_updates(entries, len(padded)),
+            updates=self._stack_updates(padded),
             changed_rows=sum(self._is_changed(entry) for entry in entries),
+            references=self._stack_references(padded),
         )
 
-    def _stack_updates(self, entries: list[_Entry], size: int) -> Mapping[str, Factors] | None:
-        # What pads the call is not looked at.
-        loras = [*(self._loras(entry) for entry in entries), *[None] * (size - len(entries))]
-        return self._arena.updates.stack(loras, is_exact=_is_exact(self._rows))
+    def _stack_updates(self, entries: list[_Entry]) -> Mapping[str, Factors] | None:
+        return self._arena.updates.stack([self._loras(entry) for entry in entries], is_exact=_is_exact(self._rows))
+
+    def _stack_references(self, entries: list[_Entry]) -> StackedReferences | None:
+        rows = [self._rows[entry.owner] for entry in entries]
+        own = [row.reference if row.is_referring else None for row in rows]
+        # To be exact, a call has them where some of its rows ever do, whatever step those are at.
+        is_exact = _is_exact(self._rows)
+        held = [each for each in ([row.reference for row in rows] if is_exact else own) if each is not None]
+        if not held:
+            return None
+        tokens = EXACT_TOKENS if is_exact else max(reference.tokens for reference in held)
+        pairs = zip(entries, own, strict=True)
+        keys = [None if each is None else each.half(prompted=entry.is_prompted) for entry, each in pairs]
+        return stack_references(keys, held[0].keys, tokens)
 
     def _loras(self, entry: _Entry) -> LoraSet | None:
         return self._rows[entry.owner].loras

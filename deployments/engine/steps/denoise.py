@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deployments.engine.conditioning.added_conditions import added_conditions
 from deployments.engine.conditioning.controlnet import compute_residuals
+from deployments.engine.conditioning.cross_attention import AttentionContext
 from deployments.engine.cuda.update import guide_and_advance
 from deployments.engine.device.streams import copy_to_device
 from deployments.engine.models.adaptation import changed_unet
@@ -131,14 +132,14 @@ def _call_whole(
         embeddings = call.prompts.embeddings.index_select(0, unet.prompts)
         more |= compute_residuals(unet.controls, latents, time, embeddings, added)
     more |= added
-    sample, keys = _append_channels(arena, unet, latents), call.prompts.keys.index_select(0, unet.prompts)
+    sample, context = _append_channels(arena, unet, latents), _context_of(call, unet)
     with changed_unet(model, unet.updates) as network:
         if not unet.keeps_deep:
-            answer: Tensor = network(sample, time, encoder_hidden_states=keys, **more, return_dict=False)[0]
+            answer: Tensor = network(sample, time, encoder_hidden_states=context, **more, return_dict=False)[0]
             return answer
         assert model.deep_cache is not None
         assert arena.deep is not None
-        answer, deep = model.deep_cache.run_whole(sample, time, keys, more)
+        answer, deep = model.deep_cache.run_whole(sample, time, context, more)
     arena.deep.flatten(0, 1).index_copy_(0, unet.deep, deep)
     return answer
 
@@ -149,11 +150,17 @@ def _call_shallow(
     assert model.deep_cache is not None
     assert arena.deep is not None
     latents, time = scaled.index_select(0, unet.owner).to(model.dtype), timesteps.index_select(0, unet.owner)
-    sample, keys = _append_channels(arena, unet, latents), call.prompts.keys.index_select(0, unet.prompts)
+    sample, context = _append_channels(arena, unet, latents), _context_of(call, unet)
     deep = arena.deep.flatten(0, 1).index_select(0, unet.deep)
     more = _embed_guidance(model, arena, unet) | _add_conditions(model, arena, call, unet)
     with changed_unet(model, unet.updates):
-        return model.deep_cache.run_shallow(sample, time, keys, deep, more)
+        return model.deep_cache.run_shallow(sample, time, context, deep, more)
+
+
+def _context_of(call: StepCall, unet: UNetCall) -> Tensor | AttentionContext:
+    """Returns what cross-attention sees: the prompts' keys [E, tokens, width], and references, if there are any."""
+    keys = call.prompts.keys.index_select(0, unet.prompts)
+    return keys if unet.references is None else unet.references.beside(keys)
 
 
 def _embed_guidance(model: LoadedModel, arena: Arena, unet: UNetCall) -> dict[str, Any]:

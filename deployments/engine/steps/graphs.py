@@ -70,8 +70,8 @@ class _CapturedStep:
 class StepGraphs:
     """The captured steps of one arena, by padded size and length of prompts.
 
-    Steps with ControlNets, LoRAs or without the UNet's deep blocks, and those of other sizes and lengths, are not
-    captured.
+    Steps with ControlNets, LoRAs, references or without the UNet's deep blocks, and those of other sizes and lengths,
+    are not captured.
     """
 
     def __init__(self, arena: Arena) -> None:
@@ -120,6 +120,8 @@ class StepGraphs:
         """Returns a captured step that does what `call` asks for, for more rows maybe; None if there is none."""
         unet = call.whole
         if unet is None or call.shallow is not None or unet.controls or unet.keeps_deep or unet.updates:
+            return None
+        if unet.references is not None:
             return None
         captured = self._captured.get((unet.size, call.prompts.tokens))
         if captured is not None and call is not self._latest:

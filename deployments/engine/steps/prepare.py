@@ -13,6 +13,7 @@ from deployments.engine.conditioning.controlnet import Control
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.image_encoder import to_latent_mask
 from deployments.engine.device.streams import copy_to_device
+from deployments.engine.ip_adapter.reference import Reference
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.guidance_embedding import embed_guidance, passes_guidance_scale
 from deployments.engine.models.loaded_model import LoadedModel
@@ -21,6 +22,7 @@ from deployments.engine.protocol.inputs import ImageArray, Inputs
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.protocol.sampler_names import SamplerNotLinear
+from deployments.engine.protocol.settings import MAX_REFERENCES, ReferenceSettings
 from deployments.engine.row import Row
 from deployments.engine.sampling.latents import Blend, draw_noise, initial_state
 from deployments.engine.steps.request_state import EncodedInputs, RequestState
@@ -42,6 +44,7 @@ def check_request(request: Request, model: LoadedModel) -> None:
         raise InvalidParameter("deep_cache", "cannot be combined with ControlNets, which act on the deep blocks")
     if params.deep_cache > 1 and model.deep_cache is None:
         raise InvalidParameter("deep_cache", "is not for this model: its UNet has other blocks than Stable Diffusion's")
+    _check_references(params.reference, len(request.inputs.references), model)
     if len(params.controls) != len(request.inputs.hints):
         raise InvalidParameter("control_image", "must be there once for each ControlNet that is asked for")
     for asked in params.controls:
@@ -81,8 +84,8 @@ def prepare(request: Request, model: LoadedModel, arrived: float, loras: LoraSet
     if request.unet_rows > 1:
         # diffusers skips no layers for the negative prompt, and diffusers' images are the reference.
         negative = _encode_prompt(request, model, "negative_prompt", 0, loras)
-    inputs = _encode_inputs(request, model)
-    return RequestState(request, schedule, prompt, negative, inputs, arrived, begun, loras)
+    inputs, reference = _encode_inputs(request, model), _encode_references(request, model)
+    return RequestState(request, schedule, prompt, negative, inputs, arrived, begun, loras, reference)
 
 
 def _encode_prompt(
@@ -99,6 +102,15 @@ def _encode_prompt(
     if loras is None:
         return cache.project(encoded.states, pooled=encoded.pooled)
     return cache.project(encoded.states, loras.projections, loras.projection_key, encoded.pooled)
+
+
+def _encode_references(request: Request, model: LoadedModel) -> Reference | None:
+    asked = request.params.reference
+    if asked is None:
+        return None
+    # It was loaded before, or else is now.
+    adapter = model.ip_adapters.begin(model.ip_adapters.resolve(asked)).result()
+    return adapter.refer(request.inputs.references, asked, guided=request.unet_rows > 1)
 
 
 def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Row:
@@ -137,7 +149,7 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     )
     if request_state.second_pass is not None:
         row.steps_after = len(request_state.second_pass.schedule)
-    row.loras = request_state.loras
+    row.loras, row.reference = request_state.loras, request_state.reference
     if (neighbour := request_state.continued.get(index)) is not None:
         row.state = copy_to_device(neighbour.saved.state, model.device)
         row.step = row.first_step = neighbour.saved.step
@@ -210,6 +222,20 @@ def embed_hints(params: GenerationParams, hints: Sequence[ImageArray], model: Lo
         Control(net, net.embed(hint), asked.scale, asked.start, asked.end, params.guess_mode)
         for net, asked, hint in zip(nets, params.controls, hints, strict=True)
     )
+
+
+def _check_references(asked: ReferenceSettings | None, images: int, model: LoadedModel) -> None:
+    if asked is None:
+        if images:
+            raise InvalidParameter("reference_images", "are for requests with a `reference` only")
+        return
+    if not images:
+        raise InvalidParameter("reference", "needs pictures: give them as `reference_images`")
+    if images > MAX_REFERENCES:
+        raise InvalidParameter("reference_images", f"must be at most {MAX_REFERENCES}, got {images}")
+    if asked.weights and len(asked.weights) != images:
+        raise InvalidParameter("reference", f"must have no `weights` or one for each of the {images} reference images")
+    model.ip_adapters.resolve(asked)
 
 
 def _check_inputs(inputs: Inputs, bucket: Bucket, model: LoadedModel) -> None:

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.lora.rows.adapter_cache import AdapterCache
@@ -36,10 +37,10 @@ class Preparation:
 class Preparer:
     """Prepares one request after the other; encoders and their caches are used from its thread alone.
 
-    A request's LoRAs are read before, on other threads. `on_done` is called on the thread on which a preparation has
-    ended. All methods are for the engine's thread, apart from `is_alive`. `sizes` are those of the engine's calls;
-    `beside` returns, from any thread, the prepared requests of a bucket, and how many rows of it may run at once.
-    `reuse` finds the states that requests may continue.
+    A request's LoRAs are read before, and its IP-Adapter is loaded, on other threads. `on_done` is called on the thread
+    on which a preparation has ended. All methods are for the engine's thread, apart from `is_alive`. `sizes` are those
+    of the engine's calls; `beside` returns, from any thread, the prepared requests of a bucket, and how many rows of it
+    may run at once. `reuse` finds the states that requests may continue.
     """
 
     def __init__(
@@ -74,14 +75,14 @@ class Preparer:
 
     @property
     def _is_preparing(self) -> bool:
-        """True while the thread has something to prepare: not what has ended, nor what waits for its LoRAs."""
+        """True while the thread has something to prepare: not what has ended, nor what waits for adapters."""
         return self._ended.qsize() + len(self._reading) < len(self._under_way)
 
     @property
     def unet_rows(self) -> int:
         """The rows of a UNet call that all images of the requests under way would take.
 
-        Those whose LoRAs are still being read do not count: others need not wait with them.
+        Those whose adapters are still being read do not count: others need not wait with them.
         """
         return sum(a.unet_rows for request_id, a in self._under_way.items() if request_id not in self._reading)
 
@@ -91,11 +92,11 @@ class Preparer:
         # In this order: what is under way and not read is what the thread has to prepare.
         self._reading.add(request.id)
         self._under_way[request.id] = arrival
-        if not request.loras:
-            self._submit(arrival, model, forecast)
-            return
-        loras = self._adapters.begin(request.model, request.loras)
-        loras.add_done_callback(lambda done: self._submit(arrival, model, forecast, done))
+        loras = self._adapters.begin(request.model, request.loras) if request.loras else None
+        adapters: list[Future[Any]] = [] if loras is None else [loras]
+        if request.params.reference is not None:
+            adapters.append(model.ip_adapters.begin(model.ip_adapters.resolve(request.params.reference)))
+        _call_after(adapters, partial(self._submit, arrival, model, forecast, loras))
 
     def collect(self, *, wait: bool) -> Iterator[Preparation]:
         """Yields what has ended since; with `wait` also what is still under way, for `PATIENCE_S` at most."""
@@ -120,7 +121,7 @@ class Preparer:
         forecast: Future[Forecast],
         loras: Future[LoraSet] | None = None,
     ) -> None:
-        """Queues a request whose LoRAs have been read, or could not be. From any thread."""
+        """Queues a request whose adapters have been read, or could not be. From any thread."""
         if not self._is_preparing:
             self._heartbeat.begin()
         self._reading.discard(arrival.request.id)
@@ -153,3 +154,11 @@ class Preparer:
     def _put(self, preparation: Preparation) -> None:
         self._ended.put(preparation)
         self._on_done()
+
+
+def _call_after(futures: Sequence[Future[Any]], action: Callable[[], object]) -> None:
+    """Calls `action` when all of `futures` are done, whatever came of them; on the thread of the last one."""
+    if futures:
+        futures[0].add_done_callback(lambda _: _call_after(futures[1:], action))
+    else:
+        action()

@@ -9,6 +9,7 @@ from torch import Tensor
 from deployments.engine.conditioning.controlnet import Control
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.image_encoder import Posterior
+from deployments.engine.ip_adapter.reference import Reference
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.request import Request
@@ -55,6 +56,7 @@ class RequestState:
     arrived: float
     begun: float
     loras: LoraSet | None = field(default=None, repr=False)
+    reference: Reference | None = field(default=None, repr=False)
     second_pass: SecondPass | None = None
     continued: dict[int, Neighbour] = field(default_factory=dict)
     encoded: float = field(default_factory=time.perf_counter)

@@ -83,7 +83,7 @@ def begin_second_pass(first: Row, request_state: RequestState, model: LoadedMode
     )
     row.due, row.was_restarted = first.due, first.was_restarted
     row.steps_before = len(first.schedule)
-    row.loras = request_state.loras
+    row.loras, row.reference = request_state.loras, request_state.reference
     set_conditions(row, model)
     return row
 

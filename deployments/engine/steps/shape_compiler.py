@@ -15,6 +15,7 @@ from cachetools import LRUCache
 
 from deployments.engine.conditioning.controlnet import Control, ControlNet
 from deployments.engine.device.errors import raise_if_sticky
+from deployments.engine.ip_adapter.reference import EXACT_TOKENS, padded_tokens
 from deployments.engine.lora.rows.changes import Changes, changes_of, join_changes
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import padded_size
@@ -25,7 +26,7 @@ from deployments.engine.steps.request_state import RequestState
 
 log = logging.getLogger(__name__)
 
-Kind = tuple[Callable[..., None], *tuple[str, ...]]
+Kind = tuple[Callable[..., None], *tuple[str | int, ...]]
 """A kind of network call: the method of `LoadedModel` that compiles for it, and what it is told beside the shape."""
 
 PLAIN: Final[Kind] = (LoadedModel.compile_unet, "none")
@@ -56,9 +57,9 @@ class ShapeCompiler:
     """Compiles networks for a size of pictures when it is first asked for, where calls would do so themselves.
 
     That takes half a second for each of the `sizes` of calls, and the engine's thread would do it in the middle of
-    everybody's steps. It is done for the UNet, whole and without its deep blocks, with ControlNets and without them,
-    for ControlNets, and for the decoder. For calls of shapes that nobody foresaw, each kind is also compiled for all
-    shapes, when it is first asked for.
+    everybody's steps. It is done for the UNet, whole and without its deep blocks, with and without ControlNets, LoRAs
+    and references, for ControlNets, and for the decoder. For calls of shapes that nobody foresaw, each kind is also
+    compiled for all shapes, when it is first asked for.
     """
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
@@ -90,16 +91,21 @@ class ShapeCompiler:
         tokens = model.prompt_encoder.max_tokens if is_exact else tokens
         alone = _calls_of(request, model)
         # Rows with LoRAs and those without share no calls.
-        sharing = [other for other in beside if bool(other.loras) == bool(request.loras)]
-        together = _calls_together([alone, *(_calls_of(other, model) for other in sharing)])
-        changes = self._changes_of_calls(request_state, model, sharing)
+        others = [other for other in beside if bool(other.loras) == bool(request.loras)]
+        together = _calls_together([alone, *(_calls_of(other, model) for other in others)])
+        changes = self._changes_of_calls(request_state, model, others)
+        own = _reference_lengths(request_state)
+        # Rows with references and those without do.
+        longest = max(own[-1], *(0 if is_exact else _reference_tokens(other, model) for other in others), 0)
         for (kind, numbers), each in product(together.items(), changes):
             for size in {padded_size(min(number, most_rows), sizes) for number in numbers}:
-                _compile(_changed(kind, each), size, height, width, tokens, model)
+                for length in dict.fromkeys((*own[:-1], longest)):
+                    _compile(_changed(kind, each, length), size, height, width, tokens, model)
         seen = self._seen.setdefault(model, LRUCache(MAX_ENTRIES)).setdefault((height, width, is_exact), _Seen())
         if not seen.kinds:
             self._begin(model, partial(LoadedModel.compile_decoder, height=height, width=width))
-        kinds = dict.fromkeys(_changed(kind, each) for kind in alone for each in changes)
+        all_kinds = product(changes, (*own, longest), alone)
+        kinds = dict.fromkeys(_changed(kind, each, length) for each, length, kind in all_kinds)
         seen.kinds.update(kinds)
         seen.tokens[tokens] = None
         fullest = max(padded_size(min(number, most_rows), sizes) for numbers in together.values() for number in numbers)
@@ -161,9 +167,30 @@ def _calls_of(request: Request, model: LoadedModel) -> Calls:
     return calls
 
 
-def _changed(kind: Kind, changes: Changes) -> Kind:
-    """Returns a kind of call as it is where LoRAs change the UNet."""
-    return kind if changes == "none" or kind[0] is LoadedModel.compile_controlnet else (*kind, changes)
+def _changed(kind: Kind, changes: Changes, references: int) -> Kind:
+    """Returns a kind of call as it is where LoRAs change the UNet, and with references of so many tokens."""
+    if kind[0] is LoadedModel.compile_controlnet or (changes == "none" and not references):
+        return kind
+    return (*kind, changes, references) if references else (*kind, changes)
+
+
+def _reference_lengths(request_state: RequestState) -> tuple[int, ...]:
+    """Returns the lengths of references in calls of a request's rows alone, ascending; 0 for calls without any."""
+    reference = request_state.reference
+    if reference is None:
+        return (0,)
+    if request_state.request.params.exact:
+        return (EXACT_TOKENS,)
+    return (reference.tokens,) if (reference.start, reference.end) == (0.0, 1.0) else (0, reference.tokens)
+
+
+def _reference_tokens(request: Request, model: LoadedModel) -> int:
+    """Returns the length of a request's references in calls; 0 if it has none, or its IP-Adapter is not there yet."""
+    asked = request.params.reference
+    if asked is None:
+        return 0
+    tokens = model.ip_adapters.tokens_of(model.ip_adapters.resolve(asked)) * len(request.inputs.references)
+    return padded_tokens(tokens) if tokens else 0
 
 
 def _unet_kind(active: Collection[ControlNet]) -> Kind:

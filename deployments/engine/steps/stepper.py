@@ -248,17 +248,17 @@ class Stepper:
 def _separate(rows: list[Row], model: LoadedModel) -> list[list[Row]]:
     """Returns the rows that may share a call.
 
-    If one is to be exact, they are those of equal LoRAs: others' ranks, or whether there are any, may decide what
-    kernels run. Where something else runs the calls that LoRAs change, rows without any do not join these.
+    If one is to be exact, they are those of equal LoRAs, with references or without: others' ranks, or whether there
+    are any, may decide what kernels run. Where something else runs the calls that LoRAs change, rows without any do not
+    join these.
     """
-    if not any(row.request.loras for row in rows):
-        return [rows]
     is_exact = any(row.request.params.exact for row in rows)
-    if not is_exact and not changes_apart(model):
-        return [rows]
+    is_apart = changes_apart(model)
     parts: dict[object, list[Row]] = {}
     for row in rows:
-        parts.setdefault(row.request.loras if is_exact else bool(row.request.loras), []).append(row)
+        apart = is_apart and bool(row.request.loras)
+        key = (row.request.loras, row.reference is not None) if is_exact else apart
+        parts.setdefault(key, []).append(row)
     return list(parts.values())
 
 

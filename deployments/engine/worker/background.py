@@ -14,7 +14,8 @@ from typing import Final
 from deployments.engine.device.errors import raise_if_sticky
 from deployments.engine.engine import Engine
 from deployments.engine.models.attention import TOKENS
-from deployments.engine.models.loaded_model import LoadedModel, pipeline_kinds
+from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.models.pipeline_kinds import pipeline_kinds
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import PipelineKind
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS, resolve_sampler

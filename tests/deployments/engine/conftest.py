@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from deployments.engine.models.loaded_model import LoadedModel, load_model
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import IpAdapterSpec, ModelSpec
+from tests.deployments.engine.ip_adapter.tiny_ip_adapters import save_ip_adapters
 from tests.deployments.engine.tiny import save_tiny_checkpoint, save_tiny_controlnet
 
 
@@ -63,4 +65,20 @@ def tiny_model_9(tiny_checkpoint_9: Path, tiny_controlnets: dict[str, str]) -> L
 def tiny_controlled(tiny_checkpoint: Path, tiny_controlnets: dict[str, str]) -> LoadedModel:
     """`tiny_checkpoint`, loaded, with its ControlNets."""
     spec = ModelSpec("tiny", str(tiny_checkpoint), controlnets=tiny_controlnets)
+    return load_model(spec, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def ip_adapters(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, IpAdapterSpec]:
+    """IP-Adapters for `tiny_checkpoint`: two plain ones, and a plus one."""
+    unet = UNet2DConditionModel.from_pretrained(tiny_checkpoint / "unet")
+    return save_ip_adapters(tmp_path_factory.mktemp("ip_adapters"), unet)
+
+
+@pytest.fixture(scope="session")
+def tiny_referring(
+    tiny_checkpoint: Path, tiny_controlnets: dict[str, str], ip_adapters: dict[str, IpAdapterSpec]
+) -> LoadedModel:
+    """`tiny_controlled`, with IP-Adapters."""
+    spec = ModelSpec("tiny", str(tiny_checkpoint), controlnets=tiny_controlnets, ip_adapters=ip_adapters)
     return load_model(spec, torch.device("cpu"), torch.float32)

@@ -11,7 +11,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from deployments.annotators.models import ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec
-from deployments.engine.protocol.spec import PartSpec
+from deployments.engine.protocol.spec import IpAdapterSpec, PartSpec
 from deployments.model_deployment import ModelReplica
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError
@@ -185,6 +185,24 @@ def test_a_rows_commit_means_nothing_to_another_source() -> None:
 
 def annotators(settings: dict[str, Any]) -> dict[str, AnnotatorSpec]:
     return AppConfig.model_validate({"annotators": settings, "deployments": [DEPLOYMENT]}).annotators.specs()
+
+
+def test_a_models_ip_adapters_are_those_that_it_names() -> None:
+    given = {"source": "a.safetensors", "image_encoder": "someone/clip", "subfolder": "encoder"}
+    more = {"file": "a.safetensors", "revision": "0" * 40, "image_encoder_revision": "1" * 40, "licence": "mine"}
+    mine = {"name": "mine", "source": "/models/mine", "ip_adapters": {"one": given, "two": given | more}}
+    bare = {"name": "sd15", "ip_adapters": {}}
+    deployments = [{"name": "a", "models": ["mine", "sd15", "sdxl"]}]
+    config = AppConfig.model_validate({"models": [mine, bare], "deployments": deployments})
+    own, without, row = config.specs_of(config.deployments[0])
+    assert own.ip_adapters == {
+        "one": IpAdapterSpec("a.safetensors", "someone/clip", subfolder="encoder"),
+        "two": IpAdapterSpec(
+            "a.safetensors", "someone/clip", "0" * 40, "a.safetensors", "1" * 40, subfolder="encoder", licence="mine"
+        ),
+    }
+    assert without.ip_adapters == {}
+    assert list(row.ip_adapters) == ["ip-adapter", "ip-adapter-plus"]
 
 
 def test_there_are_no_annotators_but_those_that_are_configured() -> None:

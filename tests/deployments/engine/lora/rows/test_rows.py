@@ -111,6 +111,16 @@ def test_at_a_fixed_padded_size_neighbours_do_not_change_a_bit(tiny_model: Loade
         assert difference(together.images(request.id)[0], alone.images(request.id)[0]) == 0, request.id
 
 
+def test_what_pads_a_call_does_not_change_what_the_deep_blocks_have_answered(tiny_model: LoadedModel) -> None:
+    settings: dict[str, Any] = {"num_inference_steps": 5, "sampler": "ddim"}
+    request = with_loras(request_for(tiny_model, "x", deep_cache=2, **settings), LORAS["everything"].use(0.5))
+    others = [request_for(tiny_model, name, **settings) for name in ("one", "two")]
+    alone, _ = run(tiny_model, [request], read_adapter=reading(LORAS))
+    # Six entries, padded to eight.
+    together, _ = run(tiny_model, [request, *others], read_adapter=reading(LORAS))
+    assert difference(together.images("x")[0], alone.images("x")[0]) <= 1
+
+
 def test_a_call_with_loras_leaves_the_network_as_it_was(tiny_model: LoadedModel) -> None:
     request = request_for(tiny_model, "none", num_inference_steps=4)
     before, _ = run(tiny_model, [request])
