@@ -87,6 +87,7 @@ class AsyncDarkroomClient:
         params: GenerationParams | None = None,
         *,
         uploads: Uploads | None = None,
+        reference_images: Sequence[bytes] = (),
         request_id: str | None = None,
         on_event: Callable[[ServerEvent], object] | None = None,
         **fields: Any,
@@ -95,12 +96,15 @@ class AsyncDarkroomClient:
         body = params_body(params, fields)
         if on_event is not None:
             watched = WatchedImages()
-            async with aclosing(self.stream(None, uploads=uploads, request_id=request_id, **body)) as events:
+            stream = self.stream(
+                None, uploads=uploads, reference_images=reference_images, request_id=request_id, **body
+            )
+            async with aclosing(stream) as events:
                 async for event in events:
                     on_event(event)
                     watched.add(event.name, event.data)
             return watched.images()
-        path, options = encode_request(body, uploads)
+        path, options = encode_request(body, uploads, reference_images)
         answer = await self._request(
             "POST", path, needs=("images",), headers=headers_of(request_id, once=True), **options
         )
@@ -111,12 +115,13 @@ class AsyncDarkroomClient:
         params: GenerationParams | None = None,
         *,
         uploads: Uploads | None = None,
+        reference_images: Sequence[bytes] = (),
         previews: int = 0,
         request_id: str | None = None,
         **fields: Any,
     ) -> AsyncGenerator[ServerEvent, None]:
         """Yields the request's events as they come; closing the iterator cancels the request. Raises DarkroomError."""
-        path, options = encode_request(params_body(params, fields), uploads)
+        path, options = encode_request(params_body(params, fields), uploads, reference_images)
         options |= {
             "params": {"previews": previews},
             "headers": {"Accept": "text/event-stream", **headers_of(request_id)},

@@ -91,24 +91,27 @@ class DarkroomClient:
         params: GenerationParams | None = None,
         *,
         uploads: Uploads | None = None,
+        reference_images: Sequence[bytes] = (),
         request_id: str | None = None,
         on_event: Callable[[ServerEvent], object] | None = None,
         **fields: Any,
     ) -> list[ServedImage]:
         """Returns the images, in order. Give `params`, or their fields as keywords; `request_id` is for `cancel`.
 
-        With `uploads` it is image-to-image, inpainting or ControlNet. `on_event` is called with every event of the
-        request, its progress among them, and is not tried again. Raises DarkroomError, even if only some of the images
-        failed.
+        With `uploads` it is image-to-image, inpainting or ControlNet. The images take after those in the files
+        `reference_images`, as the field `reference` says. `on_event` is called with every event of the request, its
+        progress among them, and is not tried again. Raises DarkroomError, even if only some of the images failed.
         """
         body = params_body(params, fields)
         if on_event is not None:
             watched = WatchedImages()
-            for event in self.stream(None, uploads=uploads, request_id=request_id, **body):
+            for event in self.stream(
+                None, uploads=uploads, reference_images=reference_images, request_id=request_id, **body
+            ):
                 on_event(event)
                 watched.add(event.name, event.data)
             return watched.images()
-        path, options = encode_request(body, uploads)
+        path, options = encode_request(body, uploads, reference_images)
         answer = self._request("POST", path, needs=("images",), headers=headers_of(request_id, once=True), **options)
         return images_of(answer)
 
@@ -117,6 +120,7 @@ class DarkroomClient:
         params: GenerationParams | None = None,
         *,
         uploads: Uploads | None = None,
+        reference_images: Sequence[bytes] = (),
         previews: int = 0,
         request_id: str | None = None,
         **fields: Any,
@@ -125,7 +129,7 @@ class DarkroomClient:
 
         The first event has its `id`.
         """
-        path, options = encode_request(params_body(params, fields), uploads)
+        path, options = encode_request(params_body(params, fields), uploads, reference_images)
         options |= {
             "params": {"previews": previews},
             "headers": {"Accept": "text/event-stream", **headers_of(request_id)},

@@ -5,6 +5,7 @@ from typing import Final
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import MAX_SIDE, GenerationParams
+from deployments.engine.protocol.settings import MAX_REFERENCES
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.uploads.image_files import ImageHeader, read_header
 from deployments.uploads.masks import MASK_TYPES
@@ -29,6 +30,10 @@ def check_uploads(uploads: Uploads, params: GenerationParams) -> ImageHeader | N
             raise InvalidParameter("mask", f"must have the image's size, {image.width} x {image.height} pixels")
     elif uploads.mask_type is not None and uploads.mask_type not in MASK_TYPES:
         raise InvalidParameter("mask_type", f"must be one of {', '.join(MASK_TYPES)}")
+    if len(uploads.references) > MAX_REFERENCES:
+        raise InvalidParameter("reference_images", f"must be at most {MAX_REFERENCES} pictures")
+    for reference in uploads.references:
+        read_header(reference, "reference_images")
     hints = [read_header(hint, "control_image") for hint in uploads.hints]
     return image or next(iter(hints), None)
 

@@ -38,7 +38,10 @@ def json_types_of(model: type[BaseModel]) -> Mapping[str, frozenset[str]]:
     properties = model.model_json_schema()["properties"]
     return MappingProxyType(
         {
-            name: frozenset(part.get("type", "") for part in schema.get("anyOf", [schema]))
+            # What is defined elsewhere in the schema, and referred to, is a model of its own.
+            name: frozenset(
+                part.get("type", "object" if "$ref" in part else "") for part in schema.get("anyOf", [schema])
+            )
             for name, schema in properties.items()
         }
     )
@@ -98,6 +101,11 @@ class Form:
     def read_params(self, **more: Any) -> GenerationParams:
         """Validates the parameters, with `more` that the endpoint has worked out. Raises Problem 422."""
         return read_params({**self.parameters, **more})
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body is announced as a form."""
+    return request.headers.get("content-type", "").strip().lower().startswith("multipart/")
 
 
 async def read_form(request: Request, max_bytes: int, files: Collection[str], options: Collection[str]) -> Form:
@@ -160,8 +168,19 @@ def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str]) 
             raise InvalidParameter(name, "is there twice, as a field and in `params`")
         is_list = name in options or len(sent) > 1
         kinds = _JSON_TYPES.get(name, frozenset())
-        values[name] = _convert_all(kinds, sent) if is_list else convert_text(sent[0], kinds)
+        if "object" in kinds and not is_list:
+            values[name] = _parse_object(name, sent[0])
+        else:
+            values[name] = _convert_all(kinds, sent) if is_list else convert_text(sent[0], kinds)
     return values
+
+
+def _parse_object(name: str, text: str) -> Any:
+    """Parses a parameter that is an object, as `hires` and `reference` are. Raises InvalidParameter."""
+    try:
+        return parse_json_object(text.encode())
+    except Problem:
+        raise InvalidParameter(name, "must be an object in JSON") from None
 
 
 def _read_texts(name: str, value: Any) -> tuple[str, ...]:
