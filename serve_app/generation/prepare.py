@@ -99,7 +99,7 @@ def fill_in_reference(params: GenerationParams, images: int, spec: ModelSpec) ->
         return params
     known = ", ".join(spec.ip_adapters)
     if not known:
-        raise InvalidParameter("reference_images", f"model {spec.name} has no IP-Adapter that could look at them")
+        raise InvalidParameter("reference_images", f"need a model with an IP-Adapter, and {spec.name} has none")
     asked = params.reference or ReferenceSettings()
     if asked.adapter is None and len(spec.ip_adapters) > 1:
         raise InvalidParameter("reference", f"must name an adapter, of which model {spec.name} has several: {known}")
@@ -132,6 +132,12 @@ def controlnets_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, .
     """Returns the ControlNets that images of `spec`'s weights can follow, whichever model of these weights has them."""
     same = [each for each in models if _weights(each) == _weights(spec)]
     return tuple(dict.fromkeys(kind for each in (spec, *same) for kind in each.controlnets))
+
+
+def adapters_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, ...]:
+    """Returns the IP-Adapters that images of `spec`'s weights can have, whichever model of these weights has them."""
+    same = [each for each in models if _weights(each) == _weights(spec)]
+    return tuple(dict.fromkeys(name for each in (spec, *same) for name in each.ip_adapters))
 
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:

@@ -134,7 +134,7 @@ async def test_no_pictures_are_pictures_left_out(given: Any, client: httpx.Async
         ({"reference_images": [text_of(PICTURE)], "reference": {"adapter": "none"}, "model_name": "styled"},
          "reference", "it has: style"),
         ({"reference_images": [text_of(PICTURE)], "model_name": "two-styles"}, "reference", "several: style, face"),
-        ({"reference_images": [text_of(PICTURE)], "model_name": "tiny"}, "reference_images", "tiny has no IP-Adapter"),
+        ({"reference_images": [text_of(PICTURE)], "model_name": "tiny"}, "reference_images", "and tiny has none"),
         ({"reference_images": [text_of(PICTURE)], "cache": "similar", "seed": None}, "cache", "without images"),
     ],
 )  # fmt: skip
