@@ -33,6 +33,7 @@ from serve_app.client.messages import (
     JOBS,
     POLL_SECONDS,
     STREAM_SECONDS,
+    STYLE_TRANSFERS,
     UNFINISHED,
     UPSCALE,
     CallbackOptions,
@@ -48,6 +49,7 @@ from serve_app.client.messages import (
     params_body,
     read_health,
     request_path,
+    restyle_form,
     translate_errors,
     upscale_form,
 )
@@ -174,6 +176,33 @@ class AsyncDarkroomClient:
         headers |= {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         answer = await self._request("POST", BATCH, needs=("id",), json=body, headers=headers)
         job_id: str = answer["id"]
+        return job_id
+
+    async def restyle(
+        self, images: Sequence[bytes], reference_images: Sequence[bytes], **fields: Any
+    ) -> list[ServedEntry]:
+        """Returns each of the pictures in the files `images`, restyled after `reference_images`, in order.
+
+        `fields` are image-to-image's, and all of them share these; the prompt may be left out. Waits for the job.
+        """
+        answer = await self.job(await self.submit_restyle(images, reference_images, **fields))
+        while answer["state"] in UNFINISHED:
+            await sleep(POLL_SECONDS)
+            answer = await self.job(answer["id"])
+        return entries_in_order(await self.entries_of(answer), len(images))
+
+    async def submit_restyle(
+        self,
+        images: Sequence[bytes],
+        reference_images: Sequence[bytes],
+        *,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> str:
+        """Submits what `restyle` waits for as a job, and returns its id. `fields` may have a `webhook_url`, too."""
+        form = restyle_form(images, reference_images, fields)
+        headers = headers_of(once=True) | ({} if idempotency_key is None else {"Idempotency-Key": idempotency_key})
+        job_id: str = (await self._request("POST", STYLE_TRANSFERS, needs=("id",), headers=headers, **form))["id"]
         return job_id
 
     async def job(self, job_id: str) -> dict[str, Any]:

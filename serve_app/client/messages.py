@@ -22,6 +22,7 @@ BASE: Final = "/ads/v2/diffusion"
 HEALTH: Final = f"{BASE}/health"
 BATCH: Final = f"{BASE}/batch-generate"
 JOBS: Final = f"{BASE}/jobs"
+STYLE_TRANSFERS: Final = f"{BASE}/style-transfers"
 UPSCALE: Final = f"{BASE}/upscale"
 
 # In a stream the server sends something every 15 seconds; a JSON answer comes once all its images are made.
@@ -96,6 +97,14 @@ def encode_request(
     data = {"params": json.dumps(body | {name: value for name, value in fields.items() if value is not None})}
     files = [(name, (name, content)) for name, content in named if content is not None]
     return f"{BASE}/{path}", {"data": data, "files": files}
+
+
+def restyle_form(
+    images: Sequence[bytes], reference_images: Sequence[bytes], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns httpx's arguments for a set of pictures to be restyled."""
+    named = [*(("images", file) for file in images), *(("reference_images", file) for file in reference_images)]
+    return {"data": {"params": json.dumps(fields)}, "files": [(name, (name, file)) for name, file in named]}
 
 
 def upscale_form(image: bytes, scale: float, upscaler: str | None, output_format: str) -> dict[str, Any]:

@@ -108,7 +108,13 @@ def is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").strip().lower().startswith("multipart/")
 
 
-async def read_form(request: Request, max_bytes: int, files: Collection[str], options: Collection[str]) -> Form:
+async def read_form(
+    request: Request,
+    max_bytes: int,
+    files: Collection[str],
+    options: Collection[str],
+    max_files: int = MAX_FILES,
+) -> Form:
     """Reads the request's form. `files` and `options` name the endpoint's own parts; all others are parameters.
 
     An empty field counts as left out, and so does a file input without a chosen file.
@@ -117,15 +123,21 @@ async def read_form(request: Request, max_bytes: int, files: Collection[str], op
     content_type = check_content_headers(request, "multipart/form-data")
     body = await read_body(request, max_bytes)
     # In a thread, so that other requests are served meanwhile.
-    return await asyncio.to_thread(parse_form, body, content_type, files, options)
+    return await asyncio.to_thread(parse_form, body, content_type, files, options, max_files)
 
 
-def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str], options: Collection[str]) -> Form:
+def parse_form(
+    body: bytes,
+    content_type: dict[str, str],
+    files: Collection[str],
+    options: Collection[str],
+    max_files: int = MAX_FILES,
+) -> Form:
     """Parses a body that has been read, given the parameters of its content type. Raises as `read_form` does."""
     found: dict[str, list[bytes]] = {}
     texts: dict[str, list[str]] = {}
-    parts = parse_parts(body, content_type, MAX_FILES + MAX_FIELDS)
-    _check_counts(parts, files)
+    parts = parse_parts(body, content_type, max_files + MAX_FIELDS)
+    _check_counts(parts, files, max_files)
     for part in parts:
         if part.name in files:
             _check_transfer_encoding(part)
@@ -141,11 +153,11 @@ def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str]
     return Form({name: tuple(each) for name, each in found.items()}, chosen, values)
 
 
-def _check_counts(parts: Collection[FormPart], files: Collection[str]) -> None:
+def _check_counts(parts: Collection[FormPart], files: Collection[str], max_files: int) -> None:
     """Raises Problem for too many files or fields."""
     count = sum(part.name in files or part.filename is not None for part in parts)
-    if count > MAX_FILES or len(parts) - count > MAX_FIELDS:
-        message = f"the form cannot be read: it may have at most {MAX_FILES} files and {MAX_FIELDS} fields"
+    if count > max_files or len(parts) - count > MAX_FIELDS:
+        message = f"the form cannot be read: it may have at most {max_files} files and {MAX_FIELDS} fields"
         raise Problem(400, "invalid_form", message)
 
 

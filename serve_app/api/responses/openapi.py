@@ -62,6 +62,7 @@ REFERENCE_IMAGES = {
     "maxItems": MAX_REFERENCES,
     "description": "Pictures that the image takes after, by an IP-Adapter of the model's.",
 }
+_WHOLE = {"type": "string", "description": "All parameters at once, as a JSON object, instead of as fields."}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
 # The parts of an endpoint's form besides parameters, and which of them are required.
@@ -161,6 +162,8 @@ def batch_body() -> dict[str, Any]:
         "properties": {
             "requests": {"type": "array", "minItems": 1, "items": {"anyOf": [entry, anything]}},
             "expand": _EXPANSION,
+            "reference_images": base64_pictures(REFERENCE_IMAGES)
+            | {"description": "Pictures that all entries take after, as each one's `reference` says."},
             "priority": fields["priority"] | {"description": "For entries without their own."},
             "deadline_ms": fields["deadline_ms"] | {"description": "For entries without their own; from now on."},
             **callback_schema(),
@@ -181,12 +184,32 @@ def batch_body() -> dict[str, Any]:
 def form_body(endpoint: str) -> dict[str, Any]:
     """The OpenAPI request body of an endpoint that takes images."""
     parts, required = _FORMS[endpoint]
-    whole = {"type": "string", "description": "All parameters at once, as a JSON object, instead of as fields."}
-    properties = {**params_schema()["properties"], "params": whole, **parts}
+    properties = {**params_schema()["properties"], "params": _WHOLE, **parts}
     for name in _NOT_IN_FORMS.get(endpoint, ()):
         del properties[name]
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def style_transfer_body(most: int, form_callbacks: Collection[str]) -> dict[str, Any]:
+    """The OpenAPI request body of the endpoint that restyles at most that many pictures.
+
+    `form_callbacks` are the fields of callbacks that its form has; JSON has all of them.
+    """
+    images = {"type": "array", "items": PICTURE, "minItems": 1, "maxItems": most}
+    files = {"images": images | {"description": "What is restyled."}, "reference_images": REFERENCE_IMAGES}
+    known = params_schema()["properties"]
+    shared = {name: field for name, field in known.items() if name not in _NOT_IN_FORMS["image-to-image"]}
+    shared["fit"], callbacks = FIT, callback_schema()
+    form = shared | files | {name: callbacks[name] for name in form_callbacks} | {"params": _WHOLE}
+    texts = shared | callbacks | {name: base64_pictures(pictures) for name, pictures in files.items()}
+    required = ["images", "reference_images"]
+    content: dict[str, Any] = {
+        kind: {"schema": {"type": "object", "properties": properties, "required": required}}
+        for kind, properties in (("multipart/form-data", form), ("application/json", texts))
+    }
+    content["application/json"]["schema"]["additionalProperties"] = False
+    return {"required": True, "content": content}
 
 
 def hint_body(fields: Collection[str]) -> dict[str, Any]:
@@ -236,6 +259,13 @@ def batch_answers() -> dict[int | str, dict[str, Any]]:
         },
         202: {"description": "A job; `Location` is its URL."},
     }
+
+
+def submission_answers() -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI answers of an endpoint that always submits a job."""
+    everywhere = answers()
+    del everywhere[200]
+    return everywhere | {202: {"description": "A job; `Location` is its URL."}}
 
 
 def job_answers() -> dict[int | str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.settings import ReferenceSettings
 from serve_app.api.application import create_api
-from serve_app.client import AsyncDarkroomClient, DarkroomClient
+from serve_app.client import AsyncDarkroomClient, DarkroomClient, DarkroomError
 from serve_app.service import DiffusionService
 from tests.serve_app.client.test_client import PICTURE, Through
 from tests.serve_app.fakes import STYLED, FakeBackend
@@ -52,3 +52,23 @@ def test_the_asynchronous_client_takes_them_as_well(backend: FakeBackend) -> Non
         asyncio.run(ask(url))
         asyncio.run(ask(url, on_event=lambda event: event))
     assert [request.uploads.references for request in backend.asked if request.uploads] == [(PICTURE,), (PICTURE,)]
+
+
+def test_a_set_is_restyled_in_one_call_and_what_failed_says_why(backend: FakeBackend) -> None:
+    async def ask(url: str) -> None:
+        async with AsyncDarkroomClient(url) as client:
+            (entry,) = await client.restyle([PICTURE], [PICTURE], prompt="a cup")
+            assert entry.images[0].picture().size == (64, 64)
+
+    with http_server(create_api(DiffusionService(backend))) as url:
+        with DarkroomClient(url) as client:
+            made, broken = client.restyle([PICTURE, b"no picture"], [PICTURE], strength=0.5, reference={"scale": 0.5})
+            job_id = client.submit_restyle([PICTURE], [PICTURE], idempotency_key="once")
+            assert client.submit_restyle([PICTURE], [PICTURE], idempotency_key="once") == job_id
+            with pytest.raises(DarkroomError, match="at least one picture"):
+                client.restyle([], [PICTURE])
+        asyncio.run(ask(url))
+    assert (len(made.images), made.error) == (1, None)
+    assert broken.error is not None
+    assert broken.error.field == "requests/1/images"
+    assert {request.params.prompt for request in backend.asked} == {"", "a cup"}

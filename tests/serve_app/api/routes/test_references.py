@@ -28,6 +28,13 @@ def file_of(colour: str = "teal", side: int = 64) -> bytes:
     return buffer.getvalue()
 
 
+def strip() -> bytes:
+    """A picture of which an encoder would make one of a hundred thousand pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8192, 16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def text_of(file: bytes) -> str:
     return base64.b64encode(file).decode()
 
@@ -127,6 +134,7 @@ async def test_no_pictures_are_pictures_left_out(given: Any, client: httpx.Async
         ({"reference_images": ["http://example.com/a.png"]}, "reference_images", "none is fetched"),
         ({"reference_images": [text_of(b"GIF89a nothing")]}, "reference_images", "PNG, JPEG or WebP"),
         ({"reference_images": [text_of(file_of(side=8))]}, "reference_images", "at least 16 x 16"),
+        ({"reference_images": [text_of(strip())]}, "reference_images", "8 times as long as wide"),
         ({"reference_images": [text_of(PICTURE)], "reference": {"weights": [1, 1]}}, "reference", "as many weights"),
         ({"reference_images": [text_of(PICTURE)], "reference": {"start": 0.5, "end": 0.5}}, "reference", "less than"),
         ({"reference_images": [text_of(PICTURE)], "reference": {"scale": 3}}, "reference/scale", "at most 2"),
