@@ -19,6 +19,7 @@ from serve_app.api.parsing import body, forms, validation
 from serve_app.api.responses import event_stream
 from serve_app.cli import main
 from serve_app.config.server import AppConfig
+from serve_app.jobs import pictures
 from serve_app.launch import local_cluster
 from serve_app.serving import node_environment, request_head
 
@@ -50,6 +51,8 @@ MIB = 2**20
         f"{image_files.MAX_PIXELS / 1e6:.1f} million "
         f"pixels, one frame, {file_chunks.MAX_SMALL_PIECES} small chunks |",
         f"| ControlNets of a request | {settings.MAX_CONTROLS} |",
+        f"| pictures of a set to be restyled | {pictures.MAX_SET}, in a form or JSON of "
+        f"{forms.MAX_UPLOAD_BYTES // 2**20} MiB |",
         f"| LoRAs of a request | {settings.MAX_LORAS} |",
         f"| reference images of a request | {settings.MAX_REFERENCES} |",
         f"| a LoRA's file | {reader.LARGEST_BYTES // 2**30} GiB |",

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 # Each may hold several copies of an image of 16 million pixels while it works.
 _THREADS = 2
+
+REFERENCE_SIDE: Final = 1024
+"""The most pixels a side of a reference image that waits for its turn: encoders look at a few hundred."""
 
 
 class Worker(Protocol):
@@ -93,7 +96,7 @@ def encode_hints(hints: Sequence[ImageArray]) -> tuple[bytes, ...]:
 
 
 def decode_uploads(request: Request, annotators: Annotators) -> Request:
-    """Returns `request` with `inputs` in place of its `uploads`, all of its own size.
+    """Returns `request` with `inputs` in place of its `uploads`, all of its own size but the references.
 
     Raises InvalidParameter, and ModelLoadError if an annotator's network cannot be loaded.
     """
@@ -114,7 +117,8 @@ def decode_uploads(request: Request, annotators: Annotators) -> Request:
     for hint, make in zip(uploads.hints, makers, strict=True):
         pixels = _decode_hint(hint, uploads, size, inputs.whole, is_photo=make is not None)
         hints.append(pixels if make is None else make(pixels))
-    return replace(request, inputs=replace(inputs, hints=tuple(hints)), uploads=None)
+    references = tuple(_decode_reference(reference) for reference in uploads.references)
+    return replace(request, inputs=replace(inputs, hints=tuple(hints), references=references), uploads=None)
 
 
 def _decode_image(uploads: Uploads, size: Size) -> ImageArray:
@@ -131,6 +135,13 @@ def _decode_hint(data: bytes, uploads: Uploads, size: Size, whole: WholeImage | 
         return np.asarray(resize(hint, *size, uploads.fit), dtype=np.uint8)
     height, width = whole.mask.shape
     return crop_box(np.asarray(resize(hint, width, height, uploads.fit), dtype=np.uint8), whole.box, size)
+
+
+def _decode_reference(data: bytes) -> ImageArray:
+    """Decodes a reference image in its own shape, and makes one with a side above `REFERENCE_SIDE` smaller."""
+    picture = decode(data, "reference_images")
+    picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture, dtype=np.uint8)
 
 
 def _decode_inpaint(uploads: Uploads, params: GenerationParams, size: Size) -> Inputs:

@@ -48,6 +48,7 @@ from serve_app.api.routes import (
     metadata,
     operations,
     results,
+    style_transfers,
     trainings,
     upscale,
     verify,
@@ -80,6 +81,7 @@ _ROUTERS: Final = (
     generate.router,
     conditioning.router,
     batches.router,
+    style_transfers.router,
     jobs.router,
     cancel.router,
     metadata.router,
@@ -102,7 +104,7 @@ _ROUTERS: Final = (
 )
 
 # Their JSON bodies hold pictures.
-_JSON_UPLOADS: Final = ("/sdapi/", "/controlnet/", "/hf/")
+_JSON_UPLOADS: Final = ("/sdapi/", "/controlnet/", "/hf/", "/ads/v2/diffusion/style-transfers")
 
 DESCRIPTION = "Stable Diffusion images, batched at the level of single denoising steps."
 

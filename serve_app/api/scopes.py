@@ -66,6 +66,7 @@ RULES: Final[Mapping[str, Need]] = MappingProxyType(
         f"{_ADS}/inpaint": "generate",
         f"{_ADS}/controlnet": "generate",
         f"{_ADS}/batch-generate": "generate",
+        f"{_ADS}/style-transfers": "generate",
         f"{_ADS}/upscale": "generate",
         f"{_ADS}/verify": "generate",
         f"{_ADS}/jobs": "generate",

@@ -1,7 +1,6 @@
 """`darkroom batch`: makes the pictures of a file of requests, one a line as JSON, as a job, and saves them."""
 
 import json
-import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +12,9 @@ from deployments.engine.protocol.errors import InvalidParameter
 from serve_app.cli.exits import EXIT_NO_IMAGE, exit_on_errors, exit_with
 from serve_app.cli.options import ApiKey, AsJson, Priority, Url
 from serve_app.cli.progress import check_url
-from serve_app.cli.results import SavedJob, is_over, say, summary_of
+from serve_app.cli.results import SavedJob, save_all, say, summary_of
 from serve_app.client import DarkroomClient, DarkroomError
-from serve_app.client.messages import DEFAULT_URL, POLL_SECONDS, CallbackOptions
+from serve_app.client.messages import DEFAULT_URL, CallbackOptions
 
 RequestsFile = Annotated[Path, typer.Argument(help="One request a line, as JSON: what text-to-image takes.")]
 WebhookUrl = Annotated[str | None, typer.Option(help="Is told when the job is over: docs/callbacks.md.")]
@@ -52,18 +51,7 @@ def batch(
             output.mkdir(parents=True, exist_ok=True)
             callbacks = callback_options(webhook_url, webhook_events, upload_url)
             saved = SavedJob(output, as_json, list(requests).__getitem__, "line")
-            job_id = _submit(client, list(requests.values()), priority, callbacks)
-            try:
-                say(f"job {job_id}", {"job": job_id} if as_json else None)
-                job = client.job(job_id)
-                saved.add(client, job)
-                while not is_over(job):
-                    time.sleep(POLL_SECONDS)
-                    job = client.job(job_id)
-                    saved.add(client, job)
-            except KeyboardInterrupt:
-                client.cancel_job(job_id)
-                raise
+            job = save_all(client, _submit(client, list(requests.values()), priority, callbacks), saved)
         if as_json:
             say("", summary_of(job))
     if errors := saved.errors + len(requests) - len(saved.seen):

@@ -26,6 +26,14 @@ def complete_model(ctx: typer.Context, incomplete: str) -> list[str]:
     return _beginning(names, incomplete)
 
 
+def complete_adapter(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The IP-Adapters' names: those of the model on the command line, or of all."""
+    model = ctx.params.get("model")
+    rows = _ask(ctx, "models") or ()
+    named = [row for row in rows if model is None or model in (row["name"], *row["aliases"])]
+    return _beginning((name for row in named for name in row["ip_adapters"]), incomplete)
+
+
 def complete_sampler(incomplete: str) -> list[str]:
     """The samplers' names; every server of this version has the same."""
     return _beginning((CHECKPOINT, *SAMPLERS), incomplete)

@@ -1,8 +1,9 @@
 """The commands that generate images: from text, from an image, inside a mask, along a control image."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -30,11 +31,12 @@ def _run(read_inputs: ReadInputs, options: Mapping[str, Any]) -> None:
     with exit_on_errors(as_json=options["json"], url=url, hint=hint, name_of=option_of):
         own = read_inputs()
         params = _read_params(parameters_of(options, own.parameters), output)
+        uploads = _with_references(own.uploads, options["reference"] or ())
         if options["local"]:
             service = progress.create_local_service(load_config(options["config"]), params.model_name)
-            events = progress.run_in_process(service, params, own.uploads)
+            events = progress.run_in_process(service, params, uploads)
         else:
-            events = progress.stream_from_server(url, params, own.uploads, options["api_key"])
+            events = progress.stream_from_server(url, params, uploads, options["api_key"])
         with closing(events):
             images = progress.show_progress(events, output.name, Console(stderr=True))
             _save(images, output, numbered=params.num_images > 1, as_json=options["json"])
@@ -99,6 +101,13 @@ def control(
     """Make a picture that follows another's edges, depth, ..."""
     uploads = Uploads(hints=(_read_file(image, "image"),), preprocess=preprocess)
     return OwnInputs(uploads, {"controls": (_check(ControlSettings, {"type": type, "scale": scale}),)})
+
+
+def _with_references(uploads: Uploads | None, references: Sequence[Path]) -> Uploads | None:
+    """Returns a command's uploads with reference images. Raises InvalidParameter."""
+    if not references:
+        return uploads
+    return replace(uploads or Uploads(), references=tuple(_read_file(path, "reference") for path in references))
 
 
 def _check_mask_alpha(value: str) -> MaskAlpha:

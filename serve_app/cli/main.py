@@ -12,9 +12,10 @@ from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.registry import check_source, check_upscaler, with_known_size
 from serve_app.callbacks.signing import WebhookSigner
-from serve_app.cli import batch, generate, jobs, keys, listing, upscale, webhooks
+from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
 from serve_app.cli import k8s as kubernetes_commands
 from serve_app.cli.exits import EXIT_CODES, EXIT_USAGE, exit_with
+from serve_app.cli.pictures import restyle, upscale
 from serve_app.cli.training import loras, train
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError, describe_errors
@@ -136,6 +137,7 @@ app.add_typer(keys.app, name="keys")
 app.command()(batch.batch)
 app.add_typer(jobs.app, name="jobs")
 app.command("list")(listing.list_names)
+app.command()(restyle.restyle)
 app.command()(upscale.upscale)
 app.command()(train.train)
 app.add_typer(loras.app, name="loras")

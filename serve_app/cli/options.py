@@ -1,7 +1,7 @@
 """The options that the commands share, in one table, and the decorator that adds them to a command.
 
 Typer reads options from a command's signature. `with_shared_options` writes that signature, in the order of `--help`:
-the command's own required arguments, `PROMPT`, `OUTPUT`, its own options, `CONNECTION` and `PARAMETERS`.
+the command's own required arguments, `PROMPT`, `OUTPUT`, its own options, `CONNECTION`, `PARAMETERS`, `REFERENCE`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.engine.protocol.inputs import Uploads
-from serve_app.cli.completion import complete_model, complete_sampler, complete_style
+from serve_app.cli.completion import complete_adapter, complete_model, complete_sampler, complete_style
 from serve_app.client.messages import API_KEY_VARIABLE, DEFAULT_URL
 
 Url = Annotated[str, typer.Option(help="The server to ask.", envvar="DARKROOM_URL")]
@@ -37,6 +37,12 @@ _Side = Annotated[int | None, typer.Option(help="Pixels; what suits the model an
 _Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt.")]
 _Style = Annotated[str | None, typer.Option(help="A preset's name, or free text.", autocompletion=complete_style)]
 _Loras = Annotated[list[str] | None, typer.Option("--lora", help="NAME, or NAME:SCALE; may be there several times.")]
+_References = Annotated[
+    list[Path] | None, typer.Option(help="A picture to take after, for models with an IP-Adapter; up to four times.")
+]
+_Adapter = Annotated[
+    str | None, typer.Option(help="The IP-Adapter, where the model has several.", autocompletion=complete_adapter)
+]
 _Images = Annotated[int | None, typer.Option(help="Image i uses seed + i and is saved as NAME-i.")]
 
 
@@ -71,6 +77,15 @@ PARAMETERS = (
 )
 """The request's parameters. None leaves a parameter to the server."""
 
+REFERENCE = (
+    _option("reference", _References),
+    _option("reference_scale", Annotated[float | None, typer.Option(help="How strongly it does, 0 to 2.")]),
+    _option("reference_start", Annotated[float | None, typer.Option(help="From which share of the steps on.")]),
+    _option("reference_end", Annotated[float | None, typer.Option(help="To which share of the steps.")]),
+    _option("reference_adapter", _Adapter),
+)
+"""The pictures that the result takes after, and how."""
+
 FIELDS: Mapping[str, str] = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
@@ -82,6 +97,7 @@ FIELDS: Mapping[str, str] = {
     "crop": "padding_mask_crop",
     "image": "init_image",
     "type": "controlnet_type",
+    "reference": "reference_images",
 }
 """The HTTP API's fields for which the command line has a shorter word."""
 
@@ -109,6 +125,9 @@ def parameters_of(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
     """The request's fields that `shared` and `own` options set, by the names that the HTTP API has for them."""
     options = {option.name: shared[option.name] for option in (PROMPT, *PARAMETERS)} | dict(own)
     given = {FIELDS.get(name, name): value for name, value in options.items() if value is not None}
+    reference = {each.name.removeprefix("reference_"): shared[each.name] for each in REFERENCE[1:]}
+    reference = {name: value for name, value in reference.items() if value is not None}
+    given |= {"reference": reference} if reference else {}
     return given | ({"loras": [_read_lora(text) for text in given["loras"]]} if "loras" in given else {})
 
 
@@ -136,7 +155,7 @@ def with_shared_options(
             inputs = {each.name: options.pop(each.name) for each in own}
             run(lambda: read_inputs(**inputs), options)
 
-        parameters = [*required, PROMPT, OUTPUT, *optional, *CONNECTION, *PARAMETERS]
+        parameters = [*required, PROMPT, OUTPUT, *optional, *CONNECTION, *PARAMETERS, *REFERENCE]
         command.__annotations__ = {each.name: each.annotation for each in parameters}
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         return command

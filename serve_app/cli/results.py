@@ -18,12 +18,12 @@ from serve_app.client.messages import POLL_SECONDS, UNFINISHED
 class SavedJob:
     """Saves into `output` what of a job was not saved before. `errors` counts the entries that failed.
 
-    `named` is how people know an entry: its number in pictures' names and in messages, and the word for it.
+    `named` is how people know an entry: its number or name in pictures' names and in messages; `word` is that for it.
     """
 
     output: Path
     as_json: bool
-    named: Callable[[int], int]
+    named: Callable[[int], int | str]
     word: str
     seen: set[int] = field(default_factory=set)
     errors: int = 0
@@ -35,17 +35,34 @@ class SavedJob:
             self._save(entry)
 
     def _save(self, entry: ServedEntry) -> None:
-        number = self.named(entry.index)
+        name = self.named(entry.index)
         for image in entry.images:
-            path = self.output / f"{number:04d}-{image.index}.{image.format}"
+            stem = f"{name:04d}" if isinstance(name, int) else name
+            path = self.output / f"{stem}-{image.index}.{image.format}"
             path.write_bytes(image.data)
-            told = {self.word: number, "image": image.index, "seed": image.seed, "path": str(path)}
+            told = {self.word: name, "image": image.index, "seed": image.seed, "path": str(path)}
             say(f"{path} (seed {image.seed})", told if self.as_json else None)
         if entry.error is not None:
             self.errors += 1
-            typer.echo(f"{self.word} {number}: {entry.error.message}", err=True)
+            typer.echo(f"{self.word} {name}: {entry.error.message}", err=True)
             if self.as_json:
-                say("", {self.word: number, "error": error_json(entry.error)})
+                say("", {self.word: name, "error": error_json(entry.error)})
+
+
+def save_all(client: DarkroomClient, job_id: str, saved: SavedJob) -> dict[str, Any]:
+    """Saves a job's pictures as they come, and returns the job once it is over. Ctrl-C cancels it."""
+    try:
+        say(f"job {job_id}", {"job": job_id} if saved.as_json else None)
+        job = client.job(job_id)
+        saved.add(client, job)
+        while not is_over(job):
+            time.sleep(POLL_SECONDS)
+            job = client.job(job_id)
+            saved.add(client, job)
+    except KeyboardInterrupt:
+        client.cancel_job(job_id)
+        raise
+    return job
 
 
 def say(line: str, told: dict[str, Any] | None) -> None:

@@ -33,6 +33,7 @@ from serve_app.client.messages import (
     JOBS,
     POLL_SECONDS,
     STREAM_SECONDS,
+    STYLE_TRANSFERS,
     UNFINISHED,
     UPSCALE,
     CallbackOptions,
@@ -48,6 +49,7 @@ from serve_app.client.messages import (
     params_body,
     read_health,
     request_path,
+    restyle_form,
     translate_errors,
     upscale_form,
 )
@@ -87,6 +89,7 @@ class AsyncDarkroomClient:
         params: GenerationParams | None = None,
         *,
         uploads: Uploads | None = None,
+        reference_images: Sequence[bytes] = (),
         request_id: str | None = None,
         on_event: Callable[[ServerEvent], object] | None = None,
         **fields: Any,
@@ -95,12 +98,15 @@ class AsyncDarkroomClient:
         body = params_body(params, fields)
         if on_event is not None:
             watched = WatchedImages()
-            async with aclosing(self.stream(None, uploads=uploads, request_id=request_id, **body)) as events:
+            stream = self.stream(
+                None, uploads=uploads, reference_images=reference_images, request_id=request_id, **body
+            )
+            async with aclosing(stream) as events:
                 async for event in events:
                     on_event(event)
                     watched.add(event.name, event.data)
             return watched.images()
-        path, options = encode_request(body, uploads)
+        path, options = encode_request(body, uploads, reference_images)
         answer = await self._request(
             "POST", path, needs=("images",), headers=headers_of(request_id, once=True), **options
         )
@@ -111,12 +117,13 @@ class AsyncDarkroomClient:
         params: GenerationParams | None = None,
         *,
         uploads: Uploads | None = None,
+        reference_images: Sequence[bytes] = (),
         previews: int = 0,
         request_id: str | None = None,
         **fields: Any,
     ) -> AsyncGenerator[ServerEvent, None]:
         """Yields the request's events as they come; closing the iterator cancels the request. Raises DarkroomError."""
-        path, options = encode_request(params_body(params, fields), uploads)
+        path, options = encode_request(params_body(params, fields), uploads, reference_images)
         options |= {
             "params": {"previews": previews},
             "headers": {"Accept": "text/event-stream", **headers_of(request_id)},
@@ -169,6 +176,33 @@ class AsyncDarkroomClient:
         headers |= {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         answer = await self._request("POST", BATCH, needs=("id",), json=body, headers=headers)
         job_id: str = answer["id"]
+        return job_id
+
+    async def restyle(
+        self, images: Sequence[bytes], reference_images: Sequence[bytes], **fields: Any
+    ) -> list[ServedEntry]:
+        """Returns each of the pictures in the files `images`, restyled after `reference_images`, in order.
+
+        `fields` are image-to-image's, and all of them share these; the prompt may be left out. Waits for the job.
+        """
+        answer = await self.job(await self.submit_restyle(images, reference_images, **fields))
+        while answer["state"] in UNFINISHED:
+            await sleep(POLL_SECONDS)
+            answer = await self.job(answer["id"])
+        return entries_in_order(await self.entries_of(answer), len(images))
+
+    async def submit_restyle(
+        self,
+        images: Sequence[bytes],
+        reference_images: Sequence[bytes],
+        *,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> str:
+        """Submits what `restyle` waits for as a job, and returns its id. `fields` may have a `webhook_url`, too."""
+        form = restyle_form(images, reference_images, fields)
+        headers = headers_of(once=True) | ({} if idempotency_key is None else {"Idempotency-Key": idempotency_key})
+        job_id: str = (await self._request("POST", STYLE_TRANSFERS, needs=("id",), headers=headers, **form))["id"]
         return job_id
 
     async def job(self, job_id: str) -> dict[str, Any]:

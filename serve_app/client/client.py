@@ -31,6 +31,7 @@ from serve_app.client.messages import (
     JOBS,
     POLL_SECONDS,
     STREAM_SECONDS,
+    STYLE_TRANSFERS,
     UNFINISHED,
     UPSCALE,
     CallbackOptions,
@@ -46,6 +47,7 @@ from serve_app.client.messages import (
     params_body,
     read_health,
     request_path,
+    restyle_form,
     translate_errors,
     upscale_form,
 )
@@ -91,24 +93,27 @@ class DarkroomClient:
         params: GenerationParams | None = None,
         *,
         uploads: Uploads | None = None,
+        reference_images: Sequence[bytes] = (),
         request_id: str | None = None,
         on_event: Callable[[ServerEvent], object] | None = None,
         **fields: Any,
     ) -> list[ServedImage]:
         """Returns the images, in order. Give `params`, or their fields as keywords; `request_id` is for `cancel`.
 
-        With `uploads` it is image-to-image, inpainting or ControlNet. `on_event` is called with every event of the
-        request, its progress among them, and is not tried again. Raises DarkroomError, even if only some of the images
-        failed.
+        With `uploads` it is image-to-image, inpainting or ControlNet. The images take after those in the files
+        `reference_images`, as the field `reference` says. `on_event` is called with every event of the request, its
+        progress among them, and is not tried again. Raises DarkroomError, even if only some of the images failed.
         """
         body = params_body(params, fields)
         if on_event is not None:
             watched = WatchedImages()
-            for event in self.stream(None, uploads=uploads, request_id=request_id, **body):
+            for event in self.stream(
+                None, uploads=uploads, reference_images=reference_images, request_id=request_id, **body
+            ):
                 on_event(event)
                 watched.add(event.name, event.data)
             return watched.images()
-        path, options = encode_request(body, uploads)
+        path, options = encode_request(body, uploads, reference_images)
         answer = self._request("POST", path, needs=("images",), headers=headers_of(request_id, once=True), **options)
         return images_of(answer)
 
@@ -117,6 +122,7 @@ class DarkroomClient:
         params: GenerationParams | None = None,
         *,
         uploads: Uploads | None = None,
+        reference_images: Sequence[bytes] = (),
         previews: int = 0,
         request_id: str | None = None,
         **fields: Any,
@@ -125,7 +131,7 @@ class DarkroomClient:
 
         The first event has its `id`.
         """
-        path, options = encode_request(params_body(params, fields), uploads)
+        path, options = encode_request(params_body(params, fields), uploads, reference_images)
         options |= {
             "params": {"previews": previews},
             "headers": {"Accept": "text/event-stream", **headers_of(request_id)},
@@ -175,6 +181,31 @@ class DarkroomClient:
         )
         headers |= {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         job_id: str = self._request("POST", BATCH, needs=("id",), json=body, headers=headers)["id"]
+        return job_id
+
+    def restyle(self, images: Sequence[bytes], reference_images: Sequence[bytes], **fields: Any) -> list[ServedEntry]:
+        """Returns each of the pictures in the files `images`, restyled after `reference_images`, in order.
+
+        `fields` are image-to-image's, and all of them share these; the prompt may be left out. Waits for the job.
+        """
+        answer = self.job(self.submit_restyle(images, reference_images, **fields))
+        while answer["state"] in UNFINISHED:
+            sleep(POLL_SECONDS)
+            answer = self.job(answer["id"])
+        return entries_in_order(self.entries_of(answer), len(images))
+
+    def submit_restyle(
+        self,
+        images: Sequence[bytes],
+        reference_images: Sequence[bytes],
+        *,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> str:
+        """Submits what `restyle` waits for as a job, and returns its id. `fields` may have a `webhook_url`, too."""
+        form = restyle_form(images, reference_images, fields)
+        headers = headers_of(once=True) | ({} if idempotency_key is None else {"Idempotency-Key": idempotency_key})
+        job_id: str = self._request("POST", STYLE_TRANSFERS, needs=("id",), headers=headers, **form)["id"]
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any]:

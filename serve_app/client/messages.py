@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final, Literal, TypedDict
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ BASE: Final = "/ads/v2/diffusion"
 HEALTH: Final = f"{BASE}/health"
 BATCH: Final = f"{BASE}/batch-generate"
 JOBS: Final = f"{BASE}/jobs"
+STYLE_TRANSFERS: Final = f"{BASE}/style-transfers"
 UPSCALE: Final = f"{BASE}/upscale"
 
 # In a stream the server sends something every 15 seconds; a JSON answer comes once all its images are made.
@@ -62,27 +64,47 @@ def authorization(api_key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def encode_request(body: dict[str, Any], uploads: Uploads | None) -> tuple[str, dict[str, Any]]:
-    """Returns the endpoint's path and httpx's arguments: JSON for text, a form with uploads.
+def encode_request(
+    body: dict[str, Any], uploads: Uploads | None, references: Sequence[bytes] = ()
+) -> tuple[str, dict[str, Any]]:
+    """Returns the endpoint's path and httpx's arguments: JSON for text, a form with uploads. `references` are reference
+    images besides those of `uploads`.
 
     Raises ValueError for uploads without a file.
     """
+    if references:
+        uploads = replace(uploads or Uploads(), references=(*(uploads.references if uploads else ()), *references))
     if uploads is None:
         return f"{BASE}/text-to-image", {"json": body}
-    if uploads.image is None and uploads.mask is None and not uploads.hints:
+    starts = (uploads.image, uploads.mask, *uploads.hints)
+    if not any(starts) and not uploads.references:
         raise ValueError("the uploads hold no file: give them an image or hints, or leave them out")
     path = "controlnet" if uploads.hints else uploads.task
     image_name = "image" if path == "inpaint" else "init_image"
-    named = [(image_name, uploads.image), ("mask", uploads.mask), *(("control_image", hint) for hint in uploads.hints)]
+    named = [
+        (image_name, uploads.image),
+        ("mask", uploads.mask),
+        *(("control_image", hint) for hint in uploads.hints),
+        *(("reference_images", reference) for reference in uploads.references),
+    ]
     fields = {
         "mask_type": uploads.mask_type,
         "mask_alpha": uploads.mask_alpha,
         "preprocess": uploads.preprocess or None,
-        "fit": uploads.fit,
+        # Reference images alone are not fitted to anything.
+        "fit": uploads.fit if any(starts) else None,
     }
     data = {"params": json.dumps(body | {name: value for name, value in fields.items() if value is not None})}
     files = [(name, (name, content)) for name, content in named if content is not None]
     return f"{BASE}/{path}", {"data": data, "files": files}
+
+
+def restyle_form(
+    images: Sequence[bytes], reference_images: Sequence[bytes], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns httpx's arguments for a set of pictures to be restyled."""
+    named = [*(("images", file) for file in images), *(("reference_images", file) for file in reference_images)]
+    return {"data": {"params": json.dumps(fields)}, "files": [(name, (name, file)) for name, file in named]}
 
 
 def upscale_form(image: bytes, scale: float, upscaler: str | None, output_format: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
 from deployments.engine.protocol.inputs import Task, Uploads
 from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams, effective_params
 from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.settings import ReferenceSettings
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from serve_app.generation.ad_formats import apply_ad_format
@@ -34,8 +35,10 @@ def prepare(
     """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
     header = check_uploads(uploads, params) if uploads else None
     task: Task = uploads.task if uploads else "text-to-image"
-    spec = _model_for(models, params, task)
-    asked = fill_in_size(apply_ad_format(with_seed(params), spec), header, spec)
+    references = len(uploads.references) if uploads else 0
+    spec = _model_for(models, params, task, references)
+    asked = fill_in_reference(apply_ad_format(with_seed(params), spec), references, spec)
+    asked = fill_in_size(asked, header, spec)
     asked = effective_params(asked, spec, task)
     if asked.cache == "similar" and asked.seed == params.seed:
         raise InvalidParameter("seed", "cannot be given with `cache` similar: images may begin from others' noise")
@@ -85,12 +88,38 @@ def _suggest_model(name: str, models: Sequence[ModelSpec]) -> str:
     return f"did you mean {' or '.join(close_names)}?" if close_names else f"known models: {', '.join(known)}"
 
 
-def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task) -> ModelSpec:
-    """Chooses the model. If the named one lacks the ControlNets, takes one of the same source and revision that has
-    them; if none is named, the first that is made for the task and has them.
+def fill_in_reference(params: GenerationParams, images: int, spec: ModelSpec) -> GenerationParams:
+    """Returns `params` with what its reference `images` do filled in, and the adapter where the model has just one.
+
+    Raises InvalidParameter, which names what there is.
+    """
+    if not images:
+        if params.reference is not None:
+            raise InvalidParameter("reference_images", "is required with `reference`: at least one picture")
+        return params
+    known = ", ".join(spec.ip_adapters)
+    if not known:
+        raise InvalidParameter("reference_images", f"need a model with an IP-Adapter, and {spec.name} has none")
+    asked = params.reference or ReferenceSettings()
+    if asked.adapter is None and len(spec.ip_adapters) > 1:
+        raise InvalidParameter("reference", f"must name an adapter, of which model {spec.name} has several: {known}")
+    adapter = asked.adapter or known
+    if adapter not in spec.ip_adapters:
+        raise InvalidParameter("reference", f"model {spec.name} has no such IP-Adapter; it has: {known}")
+    if asked.weights and len(asked.weights) != images:
+        raise InvalidParameter("reference", f"must have as many weights as reference images, {images}, or none")
+    return params.model_copy(update={"reference": asked.model_copy(update={"adapter": adapter})})
+
+
+def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task, references: int) -> ModelSpec:
+    """Chooses the model. If the named one lacks the ControlNets or the IP-Adapter, takes one of the same source and
+    revision that has them; if none is named, the first that is made for the task and has them.
     """
     types = {control.type for control in params.controls}
     candidates = [spec for spec in models if types <= set(spec.controlnets)]
+    if references:
+        adapter = None if params.reference is None else params.reference.adapter
+        candidates = [spec for spec in candidates if (adapter in spec.ip_adapters if adapter else spec.ip_adapters)]
     if params.model_name is None:
         made_for_task = [spec for spec in candidates if spec.inpaints_only == (task == "inpaint")]
         return next(iter((*made_for_task, *candidates)), models[0])
@@ -103,6 +132,12 @@ def controlnets_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, .
     """Returns the ControlNets that images of `spec`'s weights can follow, whichever model of these weights has them."""
     same = [each for each in models if _weights(each) == _weights(spec)]
     return tuple(dict.fromkeys(kind for each in (spec, *same) for kind in each.controlnets))
+
+
+def adapters_of(models: Sequence[ModelSpec], spec: ModelSpec) -> tuple[str, ...]:
+    """Returns the IP-Adapters that images of `spec`'s weights can have, whichever model of these weights has them."""
+    same = [each for each in models if _weights(each) == _weights(spec)]
+    return tuple(dict.fromkeys(name for each in (spec, *same) for name in each.ip_adapters))
 
 
 def _weights(spec: ModelSpec) -> tuple[str | None, ...]:

@@ -21,6 +21,7 @@ from deployments.engine.protocol.request import part_name
 from serve_app.backends.cancellation import CancelSignal
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result
+from serve_app.jobs.pictures import NO_PICTURES, JobPictures
 from serve_app.service import DiffusionService
 from serve_app.tasks import cancel_and_wait
 
@@ -46,7 +47,7 @@ class Batch:
     """The entries of `params` by their numbers, under one `name`, which `DiffusionService.cancel` knows it by.
 
     At most `in_flight` run at a time, so that a batch does not fill the engines' queues all by itself. Deadlines count
-    from the batch's beginning, `age_s` seconds ago.
+    from the batch's beginning, `age_s` seconds ago. `pictures` are those that entries start from or take after.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Batch:
         in_flight: int,
         age_s: float = 0.0,
         clock: Clock = time.monotonic,
+        pictures: JobPictures = NO_PICTURES,
     ) -> None:
         self._service = service
         self._params = params
@@ -66,6 +68,7 @@ class Batch:
         self._in_flight = in_flight
         self._clock = clock
         self._begun = clock() - age_s
+        self._pictures = pictures
         self._progress_of: dict[int, float] = {}
 
     @property
@@ -75,20 +78,24 @@ class Batch:
 
     async def outcomes(self) -> AsyncGenerator[tuple[int, Outcome], None]:
         """Yields each entry's number and outcome as it ends. Closing this cancels what is not done."""
-        groups: dict[GenerationParams, list[int]] = {}
-        prepared: dict[GenerationParams, Prepared] = {}
+        groups: dict[tuple[GenerationParams, str | None], list[int]] = {}
+        prepared: dict[tuple[GenerationParams, str | None], Prepared] = {}
         for index, params in self._params.items():
             try:
                 ready = await self._service.prepare(
-                    params, request_id=part_name(self._name, index), tenant=self._tenant
+                    params,
+                    uploads=self._pictures.uploads_of(index),
+                    request_id=part_name(self._name, index),
+                    tenant=self._tenant,
                 )
             except EngineError as error:
                 self._progress_of[index] = 1.0
                 yield index, error
                 await asyncio.sleep(0)
                 continue
-            prepared.setdefault(ready.asked, ready)
-            groups.setdefault(ready.asked, []).append(index)
+            asked = ready.asked, self._pictures.identity_of(index)
+            prepared.setdefault(asked, ready)
+            groups.setdefault(asked, []).append(index)
             # Preparing takes a tenth of a millisecond, but there may be a thousand.
             await asyncio.sleep(0)
         todo = [EntryGroup(prepared[asked], indices) for asked, indices in groups.items()]

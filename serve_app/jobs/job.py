@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.config.strict import Strict
 from serve_app.jobs.callbacks import CallbackRequest
+from serve_app.jobs.pictures import NO_PICTURES, JobPictures, PictureLayout
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Document = dict[str, Any]
@@ -29,7 +30,7 @@ class Job:
     before. `documents` are in the order in which entries ended, `files` the image files that this process holds;
     `unsaved` are entries that only this process knows. Times are seconds since 1970. Jobs run in the order of their
     `round` (`fair_order.py`), and `ahead` unfinished jobs come before it. `callbacks` is what its caller wants to be
-    called back about.
+    called back about. `pictures` are those that entries start from or take after, as long as it is not over.
 
     It has `succeeded` where at least one entry has images, and `failed` where none has.
     """
@@ -40,6 +41,7 @@ class Job:
     entries: int
     params: Mapping[int, GenerationParams]
     callbacks: CallbackRequest | None = None
+    pictures: JobPictures = NO_PICTURES
     state: State = "queued"
     started: float | None = None
     finished: float | None = None
@@ -68,8 +70,8 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes of the image files held here."""
-        return sum(len(file) for files in self.files.values() for file in files)
+        """Bytes of the image files held here, and of the entries' own pictures."""
+        return sum(len(file) for files in self.files.values() for file in files) + self.pictures.size
 
     @property
     def progress(self) -> float:
@@ -91,6 +93,7 @@ class Job:
         """Marks it as over."""
         self.last_progress = self.progress if cancelled else 1.0
         self.gauge, self.finished = None, now
+        self.pictures = self.pictures.without_files()
         self.state = "cancelled" if cancelled else "succeeded" if self.succeeded else "failed"
         self._notify()
 
@@ -104,7 +107,11 @@ def spec_of(job: Job) -> dict[str, Any]:
     params = {str(index): params.model_dump(mode="json") for index, params in job.params.items()}
     spec = {"tenant": job.tenant, "created": job.created, "entries": job.entries, "params": params}
     # Left out where there is none: during an update, processes of the version before read it as well.
-    return spec if job.callbacks is None else spec | {"callbacks": job.callbacks.model_dump(mode="json")}
+    if job.callbacks is not None:
+        spec["callbacks"] = job.callbacks.model_dump(mode="json")
+    if job.pictures.layout.size:
+        spec["pictures"] = job.pictures.layout.model_dump(mode="json")
+    return spec
 
 
 def state_of(job: Job) -> dict[str, Any]:
@@ -124,6 +131,7 @@ class _Spec(Strict):
     entries: int = Field(ge=1)
     params: dict[int, GenerationParams]
     callbacks: CallbackRequest | None = None
+    pictures: PictureLayout = PictureLayout()
 
 
 class _State(Strict):
@@ -167,6 +175,7 @@ def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) ->
         entries=saved.entries,
         params=saved.params,
         callbacks=saved.callbacks,
+        pictures=JobPictures(saved.pictures, {}),
         state=now.state,
         started=now.started,
         finished=now.finished,

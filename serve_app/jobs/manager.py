@@ -22,6 +22,7 @@ from serve_app.generation.prepare import with_seed
 from serve_app.jobs.callbacks import CallbackRequest, JobListener, Settlement
 from serve_app.jobs.fair_order import QueuedJob, digest_of, next_round
 from serve_app.jobs.job import Document, Job
+from serve_app.jobs.pictures import NO_PICTURES, JobPictures
 from serve_app.jobs.runner import Clock, Describe, JobRunner, finish_job, spawn
 from serve_app.jobs.store import JobStore
 from serve_app.service import DiffusionService
@@ -93,22 +94,25 @@ class Jobs:
         refused: Mapping[int, Document],
         tenant: str,
         callbacks: CallbackRequest | None = None,
+        pictures: JobPictures = NO_PICTURES,
     ) -> Job:
         """Creates a job of these entries, some of which were `refused` when they were read.
 
-        Raises Overloaded where many wait, TooManyJobs where many of the tenant's do.
+        Raises Overloaded where many wait, or their pictures leave no room, TooManyJobs where many of the tenant's do.
 
         `job_id` is `new_job_id`'s.
         Seeds are drawn now: whichever process makes an entry, and however often, makes the same images.
         """
         seeded = {index: with_seed(each) for index, each in params.items()}
-        job = Job(job_id, tenant, self._clock(), len(params) + len(refused), seeded, callbacks)
+        job = Job(job_id, tenant, self._clock(), len(params) + len(refused), seeded, callbacks, pictures)
         for index, document in refused.items():
             job.add(index, document, ())
         self._arriving[tenant] += 1
         try:
             unfinished = await self._store.unfinished()
             self._check_room(unfinished, tenant)
+            if pictures.size and await self._store.waiting_bytes() + pictures.size > self.config.max_bytes:
+                raise Overloaded("the pictures of waiting jobs leave no room for these; come back later", RETRY_S)
             job.round = next_round(unfinished, digest_of(tenant))
             await self._store.add(job)
         finally:

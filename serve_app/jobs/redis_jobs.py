@@ -1,10 +1,10 @@
 """Reads and writes jobs in Redis: every ingress can read them; the one that holds the lease of a job works on it.
 
 Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, `cancel` once
-that was asked for, and what `callbacks/redis_outbox.py` keeps there. `jobs:unfinished` (by creation), `jobs:turns` (of
-each unfinished one), `jobs:finished` (by their end), `jobs:bytes` and, for each tenant, `jobs:of:<digest>` are what is
-looked through. All that is read back of a job was signed (`store/signed.py`); what is not of our form is not used, and
-what has another type than ours is removed.
+that was asked for, what `callbacks/redis_outbox.py` keeps there, and `pictures` (`redis_pictures.py`).
+`jobs:unfinished` (by creation), `jobs:turns` (of each unfinished one), `jobs:finished` (by their end), `jobs:bytes`
+and, for each tenant, `jobs:of:<digest>` are what is looked through. All that is read back of a job was signed
+(`store/signed.py`); what is not of our form is not used, and what has another type than ours is removed.
 Every method raises RedisGone.
 """
 
@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.fair_order import QueuedJob, digest_of, fair_order
 from serve_app.jobs.job import Job, restore, spec_of, state_of
+from serve_app.jobs.redis_pictures import RedisPictures
 from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS
 from serve_app.store.redis import RedisGone, RedisTier, WrongType
 from serve_app.store.redis_values import JOB_ID, Damaged, Kinds, listed, moment, number, words
@@ -54,12 +55,13 @@ _KINDS: Final = {
     "cancel": "string",
     "callbacks": "hash",
     "uploads": "hash",
+    "pictures": "hash",
     "unfinished": "zset",
     "finished": "zset",
     "turns": "hash",
     "bytes": "hash",
 }
-_PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel", "callbacks", "uploads")
+_PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel", "callbacks", "uploads", "pictures")
 
 
 class RedisJobs:
@@ -69,6 +71,7 @@ class RedisJobs:
         self._tier, self._key, self._token = tier, key, token
         self._keep_s, self._kept, self._max_bytes = config.keep_s, config.kept, config.max_bytes
         self._lease_ms = int(config.lease_s * 1000)
+        self.pictures = RedisPictures(tier, key, call_s=CALL_S, keep_s=UNFINISHED_S, max_bytes=config.max_bytes)
 
     async def put(self, job: Job) -> None:
         """Stores all that is known of the job here, for any process to take it up."""

@@ -85,4 +85,11 @@ if redis.call('hstrlen', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return '' en
 return redis.call('hget', KEYS[1], ARGV[1]) or ''
 """
 
+# KEYS: pictures, bytes. ARGV: id, size. A job that was forgotten meanwhile has no bytes to count less.
+DROP_PICTURES: Final = """
+redis.call('del', KEYS[1])
+if redis.call('hexists', KEYS[2], ARGV[1]) == 1 then redis.call('hincrby', KEYS[2], ARGV[1], -tonumber(ARGV[2])) end
+return 1
+"""
+
 RELEASE: Final = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end return 1"

@@ -30,7 +30,7 @@ class RedisJobStore(MemoryJobStore):
 
     async def add(self, job: Job) -> None:
         with suppress(RedisGone):
-            await self._redis.put(job)
+            await self._put(job)
             job.durable = True
         if not job.durable:
             await super().add(job)
@@ -75,7 +75,7 @@ class RedisJobStore(MemoryJobStore):
                     return
                 if job_id in self._local or not await self._redis.lease(job_id):
                     continue
-                loaded = await self._redis.load(job_id)
+                loaded = await self._load_whole(job_id)
                 if loaded is None:
                     await self._redis.forget(job_id)
                     continue
@@ -107,7 +107,7 @@ class RedisJobStore(MemoryJobStore):
                 case "lost":
                     return "lost"
                 case "missing":
-                    await self._redis.put(job)
+                    await self._put(job)
                 case "ours":
                     job.durable = not job.unsaved
         except RedisGone:
@@ -127,6 +127,7 @@ class RedisJobStore(MemoryJobStore):
             await self.save(job)
             if job.durable:
                 await self._redis.finish(job)
+                await self._redis.pictures.drop(job)
                 self._local.drop(job)
         except LeaseLost:
             self._local.drop(job)
@@ -143,10 +144,32 @@ class RedisJobStore(MemoryJobStore):
             if job.over:
                 await self.finish(job)
 
+    async def waiting_bytes(self) -> int:
+        try:
+            return await self._redis.pictures.waiting_bytes()
+        except RedisGone:
+            return await super().waiting_bytes()
+
+    async def _put(self, job: Job) -> None:
+        # In this order: who takes up a job finds its pictures.
+        await self._redis.pictures.put(job)
+        await self._redis.put(job)
+
+    async def _load_whole(self, job_id: str) -> Job | None:
+        """Returns a job with its pictures, to be worked on; None where there is none, or they are lost."""
+        job = await self._redis.load(job_id)
+        if job is None or not job.left:
+            return job
+        pictures = await self._redis.pictures.read(job)
+        if pictures is None:
+            return None
+        job.pictures = pictures
+        return job
+
     async def _save_anew(self, job: Job) -> None:
         """The lease has run out, or Redis has lost its memory: goes on if nobody else has taken the job."""
         if await self._redis.renew_lease(job) == "missing":
-            await self._redis.put(job)
+            await self._put(job)
         if not await self._redis.lease(job.id) or not await self._redis.save(job):
             raise LeaseLost
 

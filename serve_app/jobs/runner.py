@@ -97,7 +97,13 @@ class JobRunner:
         age_s = max(0.0, self._clock() - job.created)
         self._before = len(job.documents)
         self._batch = batch = Batch(
-            self._service, job.left, name=job.id, tenant=job.tenant, in_flight=config.in_flight, age_s=age_s
+            self._service,
+            job.left,
+            name=job.id,
+            tenant=job.tenant,
+            in_flight=config.in_flight,
+            age_s=age_s,
+            pictures=job.pictures,
         )
         holding = spawn(self._hold_lease())
         try:

@@ -66,5 +66,8 @@ class JobStore(Protocol):
     def has_room(self, size: int) -> bool:
         """Whether `size` bytes of images can be kept here; makes room for them where that is possible."""
 
+    async def waiting_bytes(self) -> int:
+        """The bytes that unfinished jobs have, their pictures and what was made of them."""
+
     async def expire(self, now: float) -> None:
         """Lets go of jobs that were kept long enough, and saves those that could not be when it was time."""

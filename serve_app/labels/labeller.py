@@ -159,4 +159,4 @@ def _sources_of(request: Request) -> "Sequence[Source]":
     from serve_app.labels.manifests import Source
 
     parents = () if files.image is None else (Source(files.image, is_parent=True),)
-    return (*parents, *(Source(hint, is_parent=False) for hint in files.hints))
+    return (*parents, *(Source(each, is_parent=False) for each in (*files.hints, *files.references)))

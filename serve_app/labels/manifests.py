@@ -42,7 +42,7 @@ _MAX_VALUES: Final = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A picture that a file was made from: one that was changed is its parent, others, such as hints, are inputs."""
+    """A picture that a file was made from: one that was changed is its parent; hints and references are inputs."""
 
     file: bytes
     is_parent: bool

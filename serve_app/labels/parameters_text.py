@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from deployments.engine.protocol.params import BUILT_IN_UPSCALERS, GenerationParams
 from deployments.engine.protocol.sampler_names import CHECKPOINT, SAMPLERS
-from deployments.engine.protocol.settings import ControlSettings, HiresSettings
+from deployments.engine.protocol.settings import ControlSettings, HiresSettings, ReferenceSettings
 from serve_app.generation.lora_tags import join_tags
 from serve_app.labels.file_metadata import clean_text
 from serve_app.observability.versions import darkroom_version
@@ -24,6 +24,9 @@ Value = str | int | float
 
 PROMPT: Final = "Prompt"
 NEGATIVE: Final = "Negative prompt"
+
+IP_ADAPTER_MODULE: Final = "ip-adapter-auto"
+"""What A1111's ControlNet extension calls its preprocessor that fits any IP-Adapter."""
 
 MAX_TEXT: Final = 64 * 1024
 """Characters of a text that is read: our own have less than a third of them."""
@@ -118,6 +121,8 @@ def _fields_of(
         yield from _hires_fields(params.hires)
     for index, control in enumerate(params.controls):
         yield f"ControlNet {index}", _unit_of(control, params.guess_mode, preprocessed)
+    if params.reference is not None:
+        yield from _reference_fields(params.reference, unit=len(params.controls))
     yield from further.items()
     yield "Version", f"Darkroom {darkroom_version()}"
 
@@ -157,6 +162,21 @@ def _unit_of(control: ControlSettings, guess_mode: bool, preprocessed: bool) -> 
         "Control Mode": "ControlNet is more important" if guess_mode else "Balanced",
     }
     return ", ".join(f"{name}: {value}" for name, value in fields.items())
+
+
+def _reference_fields(reference: ReferenceSettings, unit: int) -> Iterator[tuple[str, Value]]:
+    """An IP-Adapter is a ControlNet to A1111's extension, too. What it has no words for are fields of our own."""
+    fields = {
+        "Module": IP_ADAPTER_MODULE,
+        "Model": reference.adapter or "None",
+        "Weight": _number(reference.scale),
+        "Guidance Start": _number(reference.start),
+        "Guidance End": _number(reference.end),
+        "Control Mode": "Balanced",
+    }
+    yield f"ControlNet {unit}", ", ".join(f"{name}: {value}" for name, value in fields.items())
+    if reference.weights:
+        yield "Reference weights", "-".join(map(_number, reference.weights))
 
 
 def _join(fields: Mapping[str, Value]) -> str:

@@ -22,7 +22,7 @@ from deployments.engine.protocol.events import (
 from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import EngineReport, ModelReport, TokenCount
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.protocol.spec import IpAdapterSpec, ModelSpec
 from serve_app.backends.protocol import BackendReport
 
 TINY = ModelSpec(
@@ -35,6 +35,11 @@ TINY = ModelSpec(
     controlnets={"canny": "nowhere", "depth": "nowhere"},
 )
 OTHER = ModelSpec("other", "nowhere", native_size=128, default_sampler="euler_a", licence="MIT")
+ADAPTER = IpAdapterSpec("nowhere", "nowhere")
+STYLED = ModelSpec(
+    "styled", "weights", native_size=64, max_pixels=1024 * 1024, default_sampler="ddim", ip_adapters={"style": ADAPTER}
+)
+TWO_STYLES = ModelSpec("two-styles", "others", native_size=64, ip_adapters={"style": ADAPTER, "face": ADAPTER})
 TIMINGS = Timings(queued_ms=1, encode_ms=2, denoise_ms=30, decode_ms=4, total_ms=37)
 PATH = "/ads/v2/diffusion/text-to-image"
 EVENTS = {"Accept": "text/event-stream"}

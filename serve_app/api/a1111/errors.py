@@ -28,6 +28,8 @@ _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "controlnet_type": "alwayson_scripts",
         "preprocess": "alwayson_scripts",
         "controls": "alwayson_scripts",
+        "reference": "alwayson_scripts",
+        "reference_images": "alwayson_scripts",
         "loras": "prompt",
     }
 )

@@ -42,13 +42,15 @@ def translate_request(
     options: Options,
     spec: ModelSpec,
     controlnets: Sequence[str],
+    adapters: Sequence[str] = (),
     upscalers: Sequence[str] = (),
 ) -> TranslatedRequest:
-    """Returns the request in our terms, for the model that it is for, whose weights have `controlnets`.
+    """Returns the request in our terms, for the model that it is for, whose weights have `controlnets` and the
+    IP-Adapters `adapters`.
 
     `upscalers` are the networks that enlarge pictures. Raises InvalidParameter and Problem 422.
     """
-    units = read_units(fields.alwayson_scripts, controlnets)
+    units = read_units(fields.alwayson_scripts, controlnets, adapters)
     uploads = _uploads_of(fields, units)
     given = _shared_parameters(fields, options, spec)
     match fields:
@@ -57,7 +59,7 @@ def translate_request(
         case TextToImageFields(enable_hr=True):
             upscaler = _find_upscaler(fields.hr_upscaler, upscalers)
             given["hires"] = _second_pass(fields, upscaler, given["width"], given["height"], spec)
-    given |= {"controls": units.controls, "guess_mode": units.guess_mode}
+    given |= {"controls": units.controls, "guess_mode": units.guess_mode, "reference": units.reference}
     return TranslatedRequest(fields, read_params(given), uploads)
 
 
@@ -150,12 +152,17 @@ def _uploads_of(fields: GenerationFields, units: Units) -> Uploads | None:
         image = decode_picture(fields.init_images[0], "init_images")
         mask = decode_picture(fields.mask, "mask") if fields.mask else None
         fit = _FITS[fields.resize_mode]
-    if image is None and not units.controls:
+    if image is None and not units.controls and not units.references:
         return None
-    hints = [hint or image for hint in units.hints]
-    if any(hint is None for hint in hints):
+    hints, references = ([each or image for each in pictures] for pictures in (units.hints, units.references))
+    if None in hints or None in references:
         raise InvalidParameter(FIELD, "must have an image for each ControlNet")
     uploads = Uploads(image=image, mask=mask, fit=fit, image_field="init_images")
     # Only one of the two ways to fit pictures can apply: that of the image that is changed.
     own_fit = fit if image is not None or units.fit is None else units.fit
-    return replace(uploads, hints=tuple(hint for hint in hints if hint is not None), fit=own_fit)
+    return replace(
+        uploads,
+        hints=tuple(hint for hint in hints if hint is not None),
+        references=tuple(each for each in references if each is not None),
+        fit=own_fit,
+    )

@@ -1,14 +1,15 @@
 """The units of A1111's ControlNet extension, as ControlNets and hints that we know."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Fit
-from deployments.engine.protocol.settings import MAX_CONTROLS, ControlSettings
+from deployments.engine.protocol.settings import MAX_CONTROLS, ControlSettings, ReferenceSettings
+from serve_app.api.a1111 import ip_adapters
 from serve_app.api.a1111.fields import MAX_UNITS, LenientFields, Scripts, validate_fields
 from serve_app.api.parsing.base64_pictures import decode_picture
 from serve_app.api.problems import Problem
@@ -97,20 +98,36 @@ class UnitFields(LenientFields):
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """The units of a request: `controls` with their `hints`; None among those is the request's own image."""
+    """The units of a request: `controls` with their `hints`, and the `reference` with its images.
+
+    None among the pictures is the request's own image.
+    """
 
     controls: tuple[ControlSettings, ...] = ()
     hints: tuple[bytes | None, ...] = ()
+    reference: ReferenceSettings | None = None
+    references: tuple[bytes | None, ...] = ()
     guess_mode: bool = False
     fit: Fit | None = None
 
 
-def read_units(scripts: Scripts, types: Sequence[str]) -> Units:
-    """Returns the ControlNets in `alwayson_scripts`, which are to be of `types`.
+def read_units(scripts: Scripts, types: Sequence[str], adapters: Sequence[str] = ()) -> Units:
+    """Returns the ControlNets in `alwayson_scripts`, which are to be of `types`, and its units of IP-Adapters.
 
     Raises InvalidParameter, and Problem 422 for bad fields.
     """
-    units = [unit for unit in map(_read_unit, _find_arguments(scripts)) if unit.enabled]
+    enabled = [unit for unit in map(_read_unit, _find_arguments(scripts)) if unit.enabled]
+    references = [unit for unit in enabled if ip_adapters.is_reference(unit, adapters)]
+    if references and not adapters:
+        raise InvalidParameter(FIELD, "names an IP-Adapter, and this model has none")
+    units = _read_controls([unit for unit in enabled if unit not in references], types)
+    if not references:
+        return units
+    reference = ip_adapters.reference_of(references, adapters, FIELD)
+    return replace(units, reference=reference, references=tuple(map(_picture_of, references)))
+
+
+def _read_controls(units: Sequence[UnitFields], types: Sequence[str]) -> Units:
     if len(units) > MAX_CONTROLS:
         raise InvalidParameter(FIELD, f"may have at most {MAX_CONTROLS} ControlNets")
     if len({unit.acts_on_prompt_alone for unit in units}) > 1:
@@ -121,10 +138,14 @@ def read_units(scripts: Scripts, types: Sequence[str]) -> Units:
         return Units()
     return Units(
         tuple(_control_of(unit, types) for unit in units),
-        tuple(decode_picture(unit.picture, FIELD) if unit.picture else None for unit in units),
+        tuple(map(_picture_of, units)),
         guess_mode=units[0].acts_on_prompt_alone,
         fit=units[0].fit,
     )
+
+
+def _picture_of(unit: UnitFields) -> bytes | None:
+    return decode_picture(unit.picture, FIELD) if unit.picture else None
 
 
 def type_of(name: str, types: Sequence[str]) -> str | None:
@@ -139,9 +160,9 @@ def type_of(name: str, types: Sequence[str]) -> str | None:
     return exact or max((kind for kind in types if length(kind)), key=length, default=None)
 
 
-def list_modules(types: Sequence[str]) -> list[str]:
-    """Returns the modules that a unit may name for those ControlNets."""
-    return ["none", *types]
+def list_modules(types: Sequence[str], adapters: Sequence[str] = ()) -> list[str]:
+    """Returns the modules that a unit may name for those ControlNets and IP-Adapters."""
+    return ["none", *types, *(ip_adapters.MODULES if adapters else ())]
 
 
 def _find_arguments(scripts: Scripts) -> Iterator[Any]:

@@ -24,7 +24,7 @@ SCHEDULER: Final = "scheduler"
 _SAMPLER: Final = "sampler"
 _SIDES: Final = ("width", "height")
 
-NOT_HERE: Final = ("model_name", "num_images", "controls", "guess_mode")
+NOT_HERE: Final = ("model_name", "num_images", "controls", "guess_mode", "reference")
 """Of our own parameters: the path says the model, and the answer is one image."""
 
 

@@ -1,4 +1,4 @@
-"""Reads the form of an edit: its fields, and which of its pictures is changed and which are followed."""
+"""Reads the form of an edit: its fields, and which of its pictures is changed, which are followed or taken after."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -21,7 +21,19 @@ _INTERVAL: Final = "guidance_interval"
 # Clients flatten lists: each number, or each field of each object in a list, becomes a field of the form.
 _CONTROLS: Final = {f"controls[][{name}]": name for name in ("type", "scale", "start", "end")}
 
-OPTIONS: Final = (*OWN_FIELDS, FIT, MASK_TYPE, PREPROCESS, f"{_INTERVAL}[]", *_CONTROLS)
+_REFERENCE: Final = {f"reference[{name}]": name for name in ("adapter", "scale", "start", "end")}
+_WEIGHTS: Final = "reference[weights][]"
+
+OPTIONS: Final = (
+    *OWN_FIELDS,
+    FIT,
+    MASK_TYPE,
+    PREPROCESS,
+    f"{_INTERVAL}[]",
+    *_CONTROLS,
+    *_REFERENCE,
+    _WEIGHTS,
+)
 
 _JSON_TYPES: Final = json_types_of(ImagesFields)
 
@@ -37,18 +49,21 @@ def read_edit_fields(form: Form) -> dict[str, Any]:
         _add(body, _INTERVAL, numbers)
     if controls := _read_controls(form):
         _add(body, "controls", controls)
+    if reference := _read_reference(form):
+        _add(body, "reference", reference)
     return body
 
 
 def read_pictures(form: Form, request: ImagesRequest) -> Uploads:
-    """Returns the pictures: the one to change, and one for each of `controls` to follow. Raises InvalidParameter.
+    """Returns the pictures: the one to change, one for each of `controls` to follow, and those to take after.
 
-    Without one to change, a picture that follows the others is made from nothing.
+    Without one to change, a picture that follows the others is made from nothing. Raises InvalidParameter.
     """
     if form.files.get("markup"):
         raise InvalidParameter("markup", "is not supported by this server; draw a mask")
     mask, mask_type = read_mask(form)
-    image, hints = _tell_apart([file for name in IMAGES for file in form.files.get(name, ())], request)
+    sent = [file for name in IMAGES for file in form.files.get(name, ())]
+    image, hints, references = _tell_apart(sent, len(request.params.controls))
     if image is None and (mask is not None or mask_type is not None):
         raise InvalidParameter("mask", "belongs to an image that is changed, which comes before those for `controls`")
     return Uploads(
@@ -56,26 +71,34 @@ def read_pictures(form: Form, request: ImagesRequest) -> Uploads:
         mask=mask,
         mask_type=mask_type,
         mask_alpha=None if mask is None else "holes",
-        hints=tuple(hints),
+        hints=hints,
         preprocess=form.get_flag(PREPROCESS),
         fit=read_fit(form),
+        references=references,
     )
 
 
-def _tell_apart(images: Sequence[bytes], request: ImagesRequest) -> tuple[bytes | None, Sequence[bytes]]:
-    """Returns the image to change, if there is one, and those for ControlNets."""
-    controls = len(request.params.controls)
+def _tell_apart(images: Sequence[bytes], controls: int) -> tuple[bytes | None, tuple[bytes, ...], tuple[bytes, ...]]:
+    """Returns the image to change, if there is one, those for the ControlNets, and further ones, to take after."""
     if not images:
         raise InvalidParameter("image", "is required, as a file")
+    if len(images) < controls:
+        rule = f"must be there {controls} times, once for each of `controls`, or once more, the one to change first"
+        raise InvalidParameter("image", rule)
     if len(images) == controls:
-        return None, images
-    if len(images) == controls + 1:
-        return images[0], images[1:]
-    if not controls:
-        raise InvalidParameter("image", "must be one: further ones are for ControlNets, which `controls` names")
-    raise InvalidParameter(
-        "image", f"must be there {controls} times, once for each of `controls`, or once more, the one to change first"
-    )
+        return None, tuple(images), ()
+    return images[0], tuple(images[1 : controls + 1]), tuple(images[controls + 1 :])
+
+
+def _read_reference(form: Form) -> dict[str, Any]:
+    """Returns what the images to take after do. Raises InvalidParameter."""
+    kinds = {"adapter": ("string",)}
+    texts = {field: form.get_option(name) for name, field in _REFERENCE.items()}
+    sent = {field: text for field, text in texts.items() if text is not None}
+    reference: dict[str, Any] = {field: convert_text(sent[field], kinds.get(field, ("number",))) for field in sent}
+    if weights := form.get_numbers(_WEIGHTS, 1.0):
+        reference["weights"] = weights
+    return reference
 
 
 def _read_controls(form: Form) -> list[dict[str, Any]]:

@@ -25,7 +25,13 @@ RENAMED: Final[Mapping[str, str]] = MappingProxyType(
 """Parameters that have another name here."""
 
 _FIELDS: Final = MappingProxyType(
-    {**RENAMED, "control_image": "image", "controlnet_type": "controls", "mask_alpha": "mask"}
+    {
+        **RENAMED,
+        "control_image": "image",
+        "controlnet_type": "controls",
+        "mask_alpha": "mask",
+        "reference_images": "image",
+    }
 )
 _MODERATED: Final = "moderation_blocked"
 

@@ -121,9 +121,12 @@ OWN_FIELDS: Final = tuple(ImagesFields.model_fields)
 _OURS: Final = tuple(name for name in GenerationParams.model_fields if name not in {*RENAMED, *OWN_FIELDS})
 
 
+_EDITS_ONLY: Final = IMAGE_FIELDS | {"reference"}
+
+
 def our_fields(*, edits: bool) -> tuple[str, ...]:
     """The parameters of ours that may stand beside OpenAI's fields."""
-    return tuple(name for name in _OURS if edits or name not in IMAGE_FIELDS)
+    return tuple(name for name in _OURS if edits or name not in _EDITS_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ def _refuse_names(body: Mapping[str, Any], *, edits: bool) -> Iterator[Fault]:
             yield Fault(pointer_to(name), "unsupported_parameter", "is not supported by this server; leave it out")
         elif name in RENAMED:
             yield Fault(pointer_to(name), "unknown_field", f"is not a field here; did you mean {RENAMED[name]}?")
-        elif name in IMAGE_FIELDS:
+        elif name in _EDITS_ONLY:
             yield Fault(pointer_to(name), "unknown_field", "is for /v1/images/edits only")
         else:
             # To look for the nearest name takes long, and no more faults than that are shown.
@@ -209,7 +212,7 @@ def _refuse_names(body: Mapping[str, Any], *, edits: bool) -> Iterator[Fault]:
 def _is_left_out(name: str, value: Any) -> bool:
     """Returns True for what says nothing: a null, or an empty text where there is always one."""
     if value is None:
-        return name in {*OWN_FIELDS, *UNSUPPORTED, *IMAGE_FIELDS, "markup"}
+        return name in {*OWN_FIELDS, *UNSUPPORTED, *_EDITS_ONLY, "markup"}
     return value == "" and name in _MAY_BE_EMPTY
 
 

@@ -52,7 +52,8 @@ async def generate_images(request: Request, service: ServiceDep, models: ModelNa
 async def edit_images(request: Request, service: ServiceDep, models: ModelNamesDep) -> Response:
     """Changes an image towards the prompt, or repaints it where its mask is transparent. Answers as generations do.
 
-    With `controls`, the further images are those that its ControlNets follow.
+    With `controls`, the next images are those that its ControlNets follow. Further ones are reference images, which
+    models with an IP-Adapter take after.
     """
     form = await read_form(request, request.app.state.max_upload_bytes, FILES, OPTIONS)
     keeps_images = files_of(request) is not None

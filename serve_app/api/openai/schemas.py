@@ -32,7 +32,8 @@ _DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
 
 _PICTURES: Final[Mapping[str, Any]] = MappingProxyType(
     {
-        "image": openapi.PICTURE | {"description": "The image to change, then one for each of `controls`."},
+        "image": openapi.PICTURE
+        | {"description": "The image to change, one for each of `controls`, and images to take after."},
         "image[]": {"type": "array", "items": openapi.PICTURE, "description": "As `image`, for lists."},
         "mask": openapi.PICTURE | {"description": "Transparent where the image is repainted. Of the image's size."},
         FIT: openapi.FIT,

@@ -38,7 +38,10 @@ def json_types_of(model: type[BaseModel]) -> Mapping[str, frozenset[str]]:
     properties = model.model_json_schema()["properties"]
     return MappingProxyType(
         {
-            name: frozenset(part.get("type", "") for part in schema.get("anyOf", [schema]))
+            # What is defined elsewhere in the schema, and referred to, is a model of its own.
+            name: frozenset(
+                part.get("type", "object" if "$ref" in part else "") for part in schema.get("anyOf", [schema])
+            )
             for name, schema in properties.items()
         }
     )
@@ -100,7 +103,18 @@ class Form:
         return read_params({**self.parameters, **more})
 
 
-async def read_form(request: Request, max_bytes: int, files: Collection[str], options: Collection[str]) -> Form:
+def is_form(request: Request) -> bool:
+    """Whether the body is announced as a form."""
+    return request.headers.get("content-type", "").strip().lower().startswith("multipart/")
+
+
+async def read_form(
+    request: Request,
+    max_bytes: int,
+    files: Collection[str],
+    options: Collection[str],
+    max_files: int = MAX_FILES,
+) -> Form:
     """Reads the request's form. `files` and `options` name the endpoint's own parts; all others are parameters.
 
     An empty field counts as left out, and so does a file input without a chosen file.
@@ -109,15 +123,21 @@ async def read_form(request: Request, max_bytes: int, files: Collection[str], op
     content_type = check_content_headers(request, "multipart/form-data")
     body = await read_body(request, max_bytes)
     # In a thread, so that other requests are served meanwhile.
-    return await asyncio.to_thread(parse_form, body, content_type, files, options)
+    return await asyncio.to_thread(parse_form, body, content_type, files, options, max_files)
 
 
-def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str], options: Collection[str]) -> Form:
+def parse_form(
+    body: bytes,
+    content_type: dict[str, str],
+    files: Collection[str],
+    options: Collection[str],
+    max_files: int = MAX_FILES,
+) -> Form:
     """Parses a body that has been read, given the parameters of its content type. Raises as `read_form` does."""
     found: dict[str, list[bytes]] = {}
     texts: dict[str, list[str]] = {}
-    parts = parse_parts(body, content_type, MAX_FILES + MAX_FIELDS)
-    _check_counts(parts, files)
+    parts = parse_parts(body, content_type, max_files + MAX_FIELDS)
+    _check_counts(parts, files, max_files)
     for part in parts:
         if part.name in files:
             _check_transfer_encoding(part)
@@ -133,11 +153,11 @@ def parse_form(body: bytes, content_type: dict[str, str], files: Collection[str]
     return Form({name: tuple(each) for name, each in found.items()}, chosen, values)
 
 
-def _check_counts(parts: Collection[FormPart], files: Collection[str]) -> None:
+def _check_counts(parts: Collection[FormPart], files: Collection[str], max_files: int) -> None:
     """Raises Problem for too many files or fields."""
     count = sum(part.name in files or part.filename is not None for part in parts)
-    if count > MAX_FILES or len(parts) - count > MAX_FIELDS:
-        message = f"the form cannot be read: it may have at most {MAX_FILES} files and {MAX_FIELDS} fields"
+    if count > max_files or len(parts) - count > MAX_FIELDS:
+        message = f"the form cannot be read: it may have at most {max_files} files and {MAX_FIELDS} fields"
         raise Problem(400, "invalid_form", message)
 
 
@@ -160,8 +180,19 @@ def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str]) 
             raise InvalidParameter(name, "is there twice, as a field and in `params`")
         is_list = name in options or len(sent) > 1
         kinds = _JSON_TYPES.get(name, frozenset())
-        values[name] = _convert_all(kinds, sent) if is_list else convert_text(sent[0], kinds)
+        if "object" in kinds and not is_list:
+            values[name] = _parse_object(name, sent[0])
+        else:
+            values[name] = _convert_all(kinds, sent) if is_list else convert_text(sent[0], kinds)
     return values
+
+
+def _parse_object(name: str, text: str) -> Any:
+    """Parses a parameter that is an object, as `hires` and `reference` are. Raises InvalidParameter."""
+    try:
+        return parse_json_object(text.encode())
+    except Problem:
+        raise InvalidParameter(name, "must be an object in JSON") from None
 
 
 def _read_texts(name: str, value: Any) -> tuple[str, ...]:

@@ -33,7 +33,11 @@ def read_mask_alpha(form: Form) -> MaskAlpha | None:
 
 def read_fit(form: Form) -> Fit:
     """Returns how pictures of another shape are fitted. Raises InvalidParameter."""
-    value = form.get_option(FIT) or "cover"
+    return check_fit(form.get_option(FIT) or "cover")
+
+
+def check_fit(value: object) -> Fit:
+    """Returns `value`, which says how pictures are fitted. Raises InvalidParameter."""
     if value not in get_args(Fit):
         raise InvalidParameter(FIT, f"must be one of {', '.join(get_args(Fit))}")
     return cast(Fit, value)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 
 from deployments.engine.protocol.params import MAX_SIDE, MIN_SIDE, GenerationParams
-from deployments.engine.protocol.settings import ControlSettings, HiresSettings, LoraSettings
+from deployments.engine.protocol.settings import ControlSettings, HiresSettings, LoraSettings, ReferenceSettings
 from serve_app.api.problems import Fault, Problem, pointer_to
 
 # Other servers' names for our fields.
@@ -67,7 +67,7 @@ _RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
 _PARAMETERS: Final = tuple(GenerationParams.model_fields)
 
 _PARTS: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
-    {"controls": ControlSettings, "hires": HiresSettings, "loras": LoraSettings}
+    {"controls": ControlSettings, "hires": HiresSettings, "loras": LoraSettings, "reference": ReferenceSettings}
 )
 
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

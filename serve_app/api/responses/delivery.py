@@ -142,7 +142,7 @@ def options_of(uploads: Uploads | None) -> dict[str, Any]:
 
 def files_of(uploads: Uploads | None) -> tuple[bytes | None, ...]:
     """The files of `uploads`, in an order of their own."""
-    return () if uploads is None else (uploads.image, uploads.mask, *uploads.hints)
+    return () if uploads is None else (uploads.image, uploads.mask, *uploads.hints, *uploads.references)
 
 
 def _offers_of(params: GenerationParams) -> list[str]:

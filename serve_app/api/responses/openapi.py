@@ -4,59 +4,11 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from deployments.engine.protocol.params import IMAGE_FIELDS, INPAINT_FIELDS, GenerationParams
+from deployments.engine.protocol.params import IMAGE_FIELDS, INPAINT_FIELDS
+from deployments.engine.protocol.settings import MAX_REFERENCES
 from deployments.uploads.masks import MASK_TYPES
 from serve_app.api.parsing.callbacks import callback_schema
-from serve_app.api.responses.json_schema import inline_schema
-
-_FIELDS: Mapping[str, str] = MappingProxyType(
-    {
-        "prompt": "What to draw. `(word:1.2)` weighs a word; `BREAK` starts a new chunk of 77 tokens.",
-        "negative_prompt": "What to avoid. Without effect when `guidance_scale` is 1 or less.",
-        "width": "Pixels; the model's native size if left out.",
-        "height": "Pixels; the model's native size if left out.",
-        "num_images": "How many images of this prompt; image i uses `seed + i`.",
-        "guidance_scale": "How closely to follow the prompt; 1 or less switches guidance off, for half the work. "
-        "A model may have a default of its own, which its row in `/ads/v2/diffusion/models` tells.",
-        "num_inference_steps": "Denoising steps. A model may have a default of its own, as for `guidance_scale`.",
-        "seed": "The seed of the first image. If left out or -1, one is drawn, and returned in the answer.",
-        "model_name": "A name or alias from `/ads/v2/diffusion/models`; the first model if left out.",
-        "style_preset": "A name from `/ads/v2/diffusion/styles`, or free text that is appended to the prompt.",
-        "sampler": "A name, diffusers class or A1111 label from `/ads/v2/diffusion/samplers`; else the model's own.",
-        "clip_skip": "How many of the text encoder's last layers to leave out.",
-        "strength": "How far to change the given image, from 0 (exclusive) to 1.",
-        "mask_feather": "Pixels inside the mask's edge over which old and new mix.",
-        "mask_inverted": "The mask says what is kept, not what is repainted.",
-        "mask_fill": "What the masked part begins from, where `strength` is below 1: the image itself (`original`), "
-        "the colours around it (`surroundings`), latent `noise`, or `zero` latents.",
-        "padding_mask_crop": "Makes only the masked part, with that many pixels around it, at `width` x `height`, and "
-        "pastes it back into the image at its own size.",
-        "controls": "The ControlNets, one per control image: `type`, `scale`, `start`, `end`, `preprocess`.",
-        "loras": "LoRAs by their names in `/ads/v2/diffusion/loras`, each with a `scale` (1).",
-        "guess_mode": "Lets ControlNets act on the prompted half only.",
-        "output_format": "The files' format. An `Accept: image/...` header wins over it.",
-        "output_quality": "Of a webp or jpeg file; 92 if left out.",
-        "metadata": "How much a file tells of how it was made: `minimal` leaves out the prompts.",
-        "priority": "Higher ones go first; nothing waits for ever. A `high` image may replace a running `low` one.",
-        "cache": "`reuse`: without a seed, any seed's result will do; `similar`: also early states of others whose "
-        "prompts were near; `refresh`: a new result; `off`: no caching.",
-        "hires": "A second pass over the result, enlarged `scale` times by `upscaler` (`latent`, `lanczos`, or a "
-        "name from `/ads/v2/diffusion/upscalers`), with "
-        "`strength` and `steps` as in image-to-image.",
-        "output_size": "Width and height in pixels that the finished image is resized to, of any shape.",
-        "output_fit": "How it becomes that shape: cropped, or padded with its edges' colours.",
-        "local_contrast": "Evens out light and dark by regions (CLAHE's clip limit); 0 leaves it as it is, 2 is usual.",
-        "contrast": "Multiplies the finished image's contrast.",
-        "sharpen": "Sharpens the finished image; 0.5 is usual.",
-        "ad_format": "The name of an `output_size`, from `/ads/v2/diffusion/ad-formats`.",
-        "template": "The name of a prompt with places, from `/ads/v2/diffusion/templates`.",
-        "template_values": "What goes into the template's places, by their names.",
-        "guidance_interval": "Guides only the steps from one share of them to another; the others take half the work.",
-        "deep_cache": "n > 1 runs the UNet's deep blocks in every n-th step only: quicker, and a slightly other image.",
-        "exact": "Makes the bytes of an image independent of what runs beside it, at a higher cost.",
-        "deadline_ms": "The request is refused at once if it cannot be ready in time, and dropped when time is up.",
-    }
-)
+from serve_app.api.responses.parameter_schema import params_schema as params_schema
 
 _EXAMPLES: Mapping[str, Any] = MappingProxyType(
     {
@@ -82,6 +34,14 @@ _EXAMPLES: Mapping[str, Any] = MappingProxyType(
 )
 
 
+_NOT_IN_FORMS: Mapping[str, Collection[str]] = MappingProxyType(
+    {
+        "text-to-image": IMAGE_FIELDS,
+        "image-to-image": ("controls", "guess_mode", *INPAINT_FIELDS),
+        "inpaint": ("controls", "guess_mode"),
+    }
+)
+
 PICTURE = {"type": "string", "format": "binary"}
 FIT = {
     "type": "string",
@@ -96,12 +56,23 @@ _MASK_ALPHA = {
     "description": "What a mask with transparency repaints: its visible part, or its transparent part. "
     "Needed only if its colours leave that open.",
 }
+REFERENCE_IMAGES = {
+    "type": "array",
+    "items": PICTURE,
+    "maxItems": MAX_REFERENCES,
+    "description": "Pictures that the image takes after, by an IP-Adapter of the model's.",
+}
+_WHOLE = {"type": "string", "description": "All parameters at once, as a JSON object, instead of as fields."}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
 # The parts of an endpoint's form besides parameters, and which of them are required.
 _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyType(
     {
-        "image-to-image": ({"init_image": PICTURE, "fit": FIT}, ("init_image",)),
+        "text-to-image": ({"reference_images": REFERENCE_IMAGES}, ()),
+        "image-to-image": (
+            {"init_image": PICTURE, "fit": FIT, "reference_images": REFERENCE_IMAGES},
+            ("init_image",),
+        ),
         "inpaint": (
             {
                 "image": PICTURE,
@@ -109,6 +80,7 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
                 "mask_type": MASK_TYPE,
                 "mask_alpha": _MASK_ALPHA,
                 "fit": FIT,
+                "reference_images": REFERENCE_IMAGES,
             },
             ("image",),
         ),
@@ -125,19 +97,12 @@ _FORMS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = MappingProxyTy
                 "mask_type": MASK_TYPE,
                 "mask_alpha": _MASK_ALPHA,
                 "fit": FIT,
+                "reference_images": REFERENCE_IMAGES,
             },
             ("control_image",),
         ),
     }
 )
-
-
-def params_schema() -> dict[str, Any]:
-    """The JSON schema of `GenerationParams`, with a description of every field."""
-    schema = inline_schema(GenerationParams)
-    for name, description in _FIELDS.items():
-        schema["properties"][name]["description"] = description
-    return schema
 
 
 _ROW = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -165,20 +130,31 @@ def extra_of(body: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": body, "parameters": [key]}
 
 
-def request_body() -> dict[str, Any]:
-    """The OpenAPI request body of text-to-image."""
+def text_body() -> dict[str, Any]:
+    """The OpenAPI request body of text-to-image: JSON, or a form where reference images come as files."""
+    schema = _text_schema()
+    schema["properties"]["reference_images"] = base64_pictures(REFERENCE_IMAGES)
+    content = {"application/json": {"schema": schema, "examples": dict(_EXAMPLES)}}
+    return {"required": True, "content": content | form_body("text-to-image")["content"]}
+
+
+def base64_pictures(files: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a list of pictures in JSON, of that of a form's `files`."""
+    text = {"type": "string", "contentEncoding": "base64"}
+    return {**files, "type": ["array", "null"], "items": text}
+
+
+def _text_schema() -> dict[str, Any]:
+    """The parameters of requests that start from no image."""
     schema = params_schema()
     for name in IMAGE_FIELDS:
         del schema["properties"][name]
-    return {
-        "required": True,
-        "content": {"application/json": {"schema": schema, "examples": dict(_EXAMPLES)}},
-    }
+    return schema
 
 
 def batch_body() -> dict[str, Any]:
     """The OpenAPI request body of a batch."""
-    entry = request_body()["content"]["application/json"]["schema"]
+    entry = _text_schema()
     fields = entry["properties"]
     anything = {"description": "An invalid entry fails alone: its `status` in the answer says so."}
     schema = {
@@ -186,6 +162,8 @@ def batch_body() -> dict[str, Any]:
         "properties": {
             "requests": {"type": "array", "minItems": 1, "items": {"anyOf": [entry, anything]}},
             "expand": _EXPANSION,
+            "reference_images": base64_pictures(REFERENCE_IMAGES)
+            | {"description": "Pictures that all entries take after, as each one's `reference` says."},
             "priority": fields["priority"] | {"description": "For entries without their own."},
             "deadline_ms": fields["deadline_ms"] | {"description": "For entries without their own; from now on."},
             **callback_schema(),
@@ -206,16 +184,32 @@ def batch_body() -> dict[str, Any]:
 def form_body(endpoint: str) -> dict[str, Any]:
     """The OpenAPI request body of an endpoint that takes images."""
     parts, required = _FORMS[endpoint]
-    whole = {"type": "string", "description": "All parameters at once, as a JSON object, instead of as fields."}
-    properties = {**params_schema()["properties"], "params": whole, **parts}
-    if endpoint != "controlnet":
-        for name in ("controls", "guess_mode"):
-            del properties[name]
-    if endpoint == "image-to-image":
-        for name in INPAINT_FIELDS:
-            del properties[name]
+    properties = {**params_schema()["properties"], "params": _WHOLE, **parts}
+    for name in _NOT_IN_FORMS.get(endpoint, ()):
+        del properties[name]
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def style_transfer_body(most: int, form_callbacks: Collection[str]) -> dict[str, Any]:
+    """The OpenAPI request body of the endpoint that restyles at most that many pictures.
+
+    `form_callbacks` are the fields of callbacks that its form has; JSON has all of them.
+    """
+    images = {"type": "array", "items": PICTURE, "minItems": 1, "maxItems": most}
+    files = {"images": images | {"description": "What is restyled."}, "reference_images": REFERENCE_IMAGES}
+    known = params_schema()["properties"]
+    shared = {name: field for name, field in known.items() if name not in _NOT_IN_FORMS["image-to-image"]}
+    shared["fit"], callbacks = FIT, callback_schema()
+    form = shared | files | {name: callbacks[name] for name in form_callbacks} | {"params": _WHOLE}
+    texts = shared | callbacks | {name: base64_pictures(pictures) for name, pictures in files.items()}
+    required = ["images", "reference_images"]
+    content: dict[str, Any] = {
+        kind: {"schema": {"type": "object", "properties": properties, "required": required}}
+        for kind, properties in (("multipart/form-data", form), ("application/json", texts))
+    }
+    content["application/json"]["schema"]["additionalProperties"] = False
+    return {"required": True, "content": content}
 
 
 def hint_body(fields: Collection[str]) -> dict[str, Any]:
@@ -265,6 +259,13 @@ def batch_answers() -> dict[int | str, dict[str, Any]]:
         },
         202: {"description": "A job; `Location` is its URL."},
     }
+
+
+def submission_answers() -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI answers of an endpoint that always submits a job."""
+    everywhere = answers()
+    del everywhere[200]
+    return everywhere | {202: {"description": "A job; `Location` is its URL."}}
 
 
 def job_answers() -> dict[int | str, dict[str, Any]]:

@@ -24,6 +24,7 @@ _RARE: Final = IMAGE_FIELDS | {
     "output_fit",
     "output_quality",
     "output_size",
+    "reference",
     "sharpen",
     "template",
     "template_values",

@@ -18,33 +18,34 @@ from serve_app.api.middleware.rate_limiting import charge, charge_refused
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.callbacks import CallbackFields, read_callbacks
 from serve_app.api.parsing.negotiation import EVENTS, JSON, negotiate
+from serve_app.api.parsing.reference_images import take_references
 from serve_app.api.parsing.validation import MAX_FAULTS, problem_of_errors, validate_params
 from serve_app.api.principal import principal_of
-from serve_app.api.problems import Fault, Problem, pointer_to, problem_of, whole_seconds
+from serve_app.api.problems import Fault, Problem, pointer_to, problem_of
 from serve_app.api.responses import openapi
 from serve_app.api.responses.batch_entries import count_entries, entry_answer
 from serve_app.api.responses.cache_headers import apply_cache_control, read_cache_control
 from serve_app.api.responses.disconnect import run_until_disconnect
 from serve_app.api.responses.event_stream import EventStream, number_events
 from serve_app.api.responses.idempotency import refuse_key, run_once
-from serve_app.api.responses.job_schemas import job_answer, job_path
+from serve_app.api.responses.job_submission import prefers_async, submit_job
 from serve_app.api.responses.large_json import json_response, let_others_run
 from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.config.sections import JobsConfig
 from serve_app.generation.expansion import Expansion, expand
+from serve_app.generation.uploads import check_references
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.callbacks import CallbackRequest
-from serve_app.jobs.manager import RETRY_S, Jobs, TooManyJobs, new_job_id
+from serve_app.jobs.pictures import NO_PICTURES, JobPictures, pictures_of
 
 router = APIRouter(prefix="/ads/v2/diffusion", tags=["diffusion"])
-
-RESPOND_ASYNC = "respond-async"
 
 
 class BatchBody(CallbackFields):
     """`priority` and `deadline_ms` apply to entries without their own. Entries are validated one by one.
 
-    With `expand` each of `requests` stands for several entries. With callbacks it becomes a job.
+    With `expand` each of `requests` stands for several entries. With callbacks it becomes a job. Besides these fields
+    it may have `reference_images`, which are taken out before.
     """
 
     requests: list[Any] = Field(min_length=1)
@@ -55,13 +56,14 @@ class BatchBody(CallbackFields):
 
 @dataclass(frozen=True, slots=True)
 class BatchEntries:
-    """The entries by index: the valid ones' parameters, and the problems of the others; and what its caller asks to be
-    called back about.
+    """The entries by index: the valid ones' parameters, and the problems of the others; what its caller asks to be
+    called back about, and the reference images that all entries take after.
     """
 
     params: dict[int, GenerationParams]
     refused: dict[int, Problem]
     callbacks: CallbackRequest | None = None
+    pictures: JobPictures = NO_PICTURES
 
     @property
     def images(self) -> int:
@@ -77,16 +79,20 @@ async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -
     """Makes the images of many requests, which share UNet calls as far as possible.
 
     Each entry of `requests` takes what text-to-image takes, and has its own `status`: one that fails leaves the others
-    alone. Equal entries are made once. The answer comes when all are done; with `Accept: text/event-stream` each
-    `entry` comes as soon as it is done; with `Prefer: respond-async`, a webhook or uploads, or if the batch is too
-    large to wait for, it becomes a job. A client that disconnects cancels the unfinished entries, except those of jobs.
+    alone. `reference_images` are the batch's: all entries take after them. Equal entries are made once. The answer
+    comes when all are done; with `Accept: text/event-stream` each `entry` comes as soon as it is done; with `Prefer:
+    respond-async`, a webhook or uploads, or if the batch is too large to wait for, it becomes a job. A client that
+    disconnects cancels the unfinished entries, except those of jobs.
     """
     media_type = negotiate(request, [JSON, EVENTS])
     body = await read_json_object(request, request.app.state.max_body_bytes)
     try:
+        references = await take_references(body)
+        await asyncio.to_thread(check_references, references)
         batch_entries, preferred = await read_batch(request, body, jobs.config), prefers_async(request)
+        batch_entries = replace(batch_entries, pictures=pictures_of(references=references))
         await _refuse_blocked(service, batch_entries)
-    except Problem:
+    except (Problem, InvalidParameter):
         await charge_refused(request, min(_count_entries_in(body), jobs.config.max_entries))
         raise
     asked_back = batch_entries.callbacks is not None
@@ -103,10 +109,11 @@ async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -
     async def work() -> Response:
         await _charge(request, service, batch_entries)
         if later:
-            return await _submit_job(request, jobs, batch_entries, preferred)
+            entries = batch_entries
+            return await submit_job(request, jobs, entries.params, entries.refused, entries.callbacks, entries.pictures)
         return await _answer_whole(request, batch_entries, _start_batch(request, service, jobs.config, batch_entries))
 
-    return await run_once(request, {"later": later, "body": body}, (), work)
+    return await run_once(request, {"later": later, "body": body}, references, work)
 
 
 async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig) -> BatchEntries:
@@ -177,12 +184,6 @@ def _count_entries_in(body: dict[str, Any]) -> int:
     return len(entries) if isinstance(entries, list) else 1
 
 
-def prefers_async(request: Request) -> bool:
-    """Whether the Prefer header (RFC 7240) asks for an asynchronous answer."""
-    preferences = ",".join(request.headers.getlist("prefer")).split(",")
-    return RESPOND_ASYNC in {each.partition(";")[0].strip().lower() for each in preferences}
-
-
 def _check_size(count: int, limit: int, what: str) -> None:
     if count > limit:
         message = f"a batch may have at most {limit} {what}"
@@ -193,9 +194,10 @@ def _check_size(count: int, limit: int, what: str) -> None:
 async def _charge(request: Request, service: ServiceDep, batch_entries: BatchEntries) -> None:
     """Charges for the entries that can be made, and for having read the others, which report their own errors."""
     ready = []
-    for params in batch_entries.params.values():
+    for index, params in batch_entries.params.items():
         with suppress(EngineError):
-            ready.append(await service.prepare(params, for_images=False))
+            uploads = batch_entries.pictures.uploads_of(index)
+            ready.append(await service.prepare(params, uploads=uploads, for_images=False))
         await let_others_run()
     await charge_refused(request, len(batch_entries.refused))
     await charge(request, *ready)
@@ -205,7 +207,14 @@ def _start_batch(
     request: Request, service: ServiceDep, config: JobsConfig, batch_entries: BatchEntries
 ) -> AsyncGenerator[tuple[int, Outcome], None]:
     name, tenant = exchange_of(request.scope).request_id, principal_of(request).tenant
-    return Batch(service, batch_entries.params, name=name, tenant=tenant, in_flight=config.in_flight).outcomes()
+    return Batch(
+        service,
+        batch_entries.params,
+        name=name,
+        tenant=tenant,
+        in_flight=config.in_flight,
+        pictures=batch_entries.pictures,
+    ).outcomes()
 
 
 async def _answer_whole(
@@ -215,27 +224,6 @@ async def _answer_whole(
     entries = await run_until_disconnect(request.receive, _collect_entries(name, batch_entries, outcomes))
     answer = {"id": name, **count_entries(entries), "results": entries}
     return await json_response(lambda: answer, headers={"Vary": "Accept, Prefer"})
-
-
-async def _submit_job(request: Request, jobs: Jobs, batch_entries: BatchEntries, preferred: bool) -> Response:
-    job_id = new_job_id()
-    refused = {}
-    for index, problem in batch_entries.refused.items():
-        refused[index] = entry_answer(index, job_id, problem)
-        await let_others_run()
-    try:
-        tenant = principal_of(request).tenant
-        job = await jobs.submit(job_id, batch_entries.params, refused, tenant, batch_entries.callbacks)
-    except TooManyJobs as error:
-        message = f"the limit is {error.limit} unfinished jobs; come back when one is done"
-        raise Problem(
-            429, "rate_limited", message, param="unfinished_jobs", retry_after=whole_seconds(RETRY_S)
-        ) from None
-    headers = {"Location": job_path(job), "Vary": "Accept, Prefer"}
-    if preferred:
-        headers["Preference-Applied"] = RESPOND_ASYNC
-    answer = job_answer(job, await jobs.settlements(job))
-    return await json_response(lambda: answer, 202, headers)
 
 
 async def _encode_entries(

@@ -11,10 +11,9 @@ from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.settings import ControlSettings
 from serve_app.api.dependencies import ServiceDep
 from serve_app.api.middleware.rate_limiting import charge_pixels
-from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import read_form
 from serve_app.api.parsing.picture_options import FIT, read_fit
-from serve_app.api.parsing.validation import read_params
+from serve_app.api.parsing.reference_images import read_text_request
 from serve_app.api.principal import principal_of
 from serve_app.api.responses import openapi
 from serve_app.api.responses.disconnect import run_until_disconnect
@@ -45,7 +44,7 @@ class TokensAnswer(TypedDict):
 @router.post(
     "/tokens",
     response_model=TokensAnswer,
-    openapi_extra={"requestBody": openapi.request_body()},
+    openapi_extra={"requestBody": openapi.text_body()},
     responses=openapi.errors(400, 401, 404, 408, 413, 415, 422, 500, 503),
 )
 async def count_tokens(request: Request, service: ServiceDep) -> dict[str, Any]:
@@ -53,8 +52,8 @@ async def count_tokens(request: Request, service: ServiceDep) -> dict[str, Any]:
 
     The body is that of text-to-image. 503 if the model is not in memory: none is loaded to count.
     """
-    params = read_params(await read_json_object(request, request.app.state.max_body_bytes))
-    prepared = await service.prepare(params, tenant=principal_of(request).tenant, for_images=False)
+    params, uploads = await read_text_request(request)
+    prepared = await service.prepare(params, uploads=uploads, tenant=principal_of(request).tenant, for_images=False)
     prompt, negative = await service.count_tokens(prepared)
     return {
         "model": prepared.request.model,

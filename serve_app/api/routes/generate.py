@@ -11,10 +11,9 @@ from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.settings import ControlSettings
 from serve_app.api.dependencies import ServiceDep
-from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import Form, read_form
 from serve_app.api.parsing.picture_options import FIT, MASK_ALPHA, MASK_TYPE, read_fit, read_mask, read_mask_alpha
-from serve_app.api.parsing.validation import read_params
+from serve_app.api.parsing.reference_images import REFERENCE_IMAGES, read_text_request
 from serve_app.api.responses import openapi
 from serve_app.api.responses.delivery import deliver
 from serve_app.api.responses.schemas import Answer
@@ -44,18 +43,19 @@ _CONTROL_FIELDS: Final = (
 @router.post(
     "/text-to-image",
     response_model=Answer,
-    openapi_extra=openapi.extra_of(openapi.request_body()),
+    openapi_extra=openapi.extra_of(openapi.text_body()),
     responses=openapi.answers(),
 )
 async def text_to_image(request: Request, service: ServiceDep, previews: Previews = 0) -> Response:
-    """Makes images from a prompt.
+    """Makes images from a prompt. With reference images, which come in base64, or as files of a form, they take after
+    these: that is for models with an IP-Adapter.
 
     The Accept header chooses the answer: `application/json`, one image's bytes (`image/png`, `image/webp`,
     `image/jpeg`), or `text/event-stream` with `progress`, `preview`, `image`, `failed`, and a last `done` or `error`.
     A client that disconnects frees its place at once.
     """
-    params = read_params(await read_json_object(request, request.app.state.max_body_bytes))
-    return await deliver(request, service, params, previews=previews)
+    params, uploads = await read_text_request(request)
+    return await deliver(request, service, params, uploads=uploads, previews=previews)
 
 
 @router.post(
@@ -69,8 +69,14 @@ async def image_to_image(request: Request, service: ServiceDep, previews: Previe
 
     Parameters come as fields of their own, or as one JSON part named `params`.
     """
-    form = await read_form(request, request.app.state.max_upload_bytes, ("init_image",), (FIT,))
-    uploads = Uploads(image=form.require_file("init_image"), fit=read_fit(form), image_field="init_image")
+    files = ("init_image", REFERENCE_IMAGES)
+    form = await read_form(request, request.app.state.max_upload_bytes, files, (FIT,))
+    uploads = Uploads(
+        image=form.require_file("init_image"),
+        fit=read_fit(form),
+        image_field="init_image",
+        references=form.files.get(REFERENCE_IMAGES, ()),
+    )
     return await deliver(request, service, form.read_params(), uploads=uploads, previews=previews)
 
 
@@ -85,12 +91,19 @@ async def inpaint(request: Request, service: ServiceDep, previews: Previews = 0)
 
     Pixels outside the mask are returned unchanged, to the byte.
     """
-    form = await read_form(request, request.app.state.max_upload_bytes, ("image", "mask"), (FIT, MASK_TYPE, MASK_ALPHA))
+    files, options = ("image", "mask", REFERENCE_IMAGES), (FIT, MASK_TYPE, MASK_ALPHA)
+    form = await read_form(request, request.app.state.max_upload_bytes, files, options)
     mask, mask_type = read_mask(form)
     if mask is None and mask_type is None:
         raise InvalidParameter("mask", "is required, as a file, or else mask_type")
-    image, alpha = form.require_file("image"), read_mask_alpha(form)
-    uploads = Uploads(image=image, mask=mask, mask_type=mask_type, mask_alpha=alpha, fit=read_fit(form))
+    uploads = Uploads(
+        image=form.require_file("image"),
+        mask=mask,
+        mask_type=mask_type,
+        mask_alpha=read_mask_alpha(form),
+        fit=read_fit(form),
+        references=form.files.get(REFERENCE_IMAGES, ()),
+    )
     return await deliver(request, service, form.read_params(), uploads=uploads, previews=previews)
 
 
@@ -108,7 +121,7 @@ async def controlnet(request: Request, service: ServiceDep, previews: Previews =
     well, inpainting.
     """
     files, options = (
-        ("control_image", "init_image", "mask"),
+        ("control_image", "init_image", "mask", REFERENCE_IMAGES),
         (
             FIT,
             MASK_TYPE,
@@ -131,6 +144,7 @@ async def controlnet(request: Request, service: ServiceDep, previews: Previews =
         preprocess=form.get_flag("preprocess"),
         fit=read_fit(form),
         image_field="init_image",
+        references=form.files.get(REFERENCE_IMAGES, ()),
     )
     named = {"controls": _read_controls(form, len(hints))} if _has_control_fields(form) else {}
     return await deliver(request, service, form.read_params(**named), uploads=uploads, previews=previews)

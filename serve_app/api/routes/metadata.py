@@ -37,6 +37,7 @@ async def models(service: ServiceDep) -> dict[str, Any]:
                     _DEFAULTS["guidance_scale"] if spec.default_guidance_scale is None else spec.default_guidance_scale
                 ),
                 "controlnets": list(spec.controlnets),
+                "ip_adapters": list(spec.ip_adapters),
                 "licence": spec.licence,
                 "safety": spec.safety.policy,
             }

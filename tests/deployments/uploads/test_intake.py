@@ -31,6 +31,16 @@ from deployments.uploads.intake import Intake, decode_uploads
 from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_depth
 
+
+def reference(width: int, height: int) -> bytes:
+    """A picture whose left half is red and transparent, and whose right half is blue."""
+    drawn = Image.new("RGBA", (width, height), (0, 0, 255, 255))
+    drawn.paste((255, 0, 0, 0), (0, 0, width // 2, height))
+    buffer = io.BytesIO()
+    drawn.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 PARAMS = GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64)
 
 
@@ -228,3 +238,45 @@ async def test_hints_are_made_as_the_engine_would_get_them() -> None:
     with pytest.raises(Overloaded):
         await intake.make_hints(request, Engine(full=True))
     intake.close()
+
+
+def test_references_keep_their_own_size_and_order_and_a_requests_task() -> None:
+    uploads = Uploads(image=picture(), references=(reference(40, 100), reference(32, 16)))
+    inputs = decode_uploads(Request("r", PARAMS, uploads=uploads), Annotators()).inputs
+    assert [each.shape for each in inputs.references] == [(100, 40, 3), (16, 32, 3)]
+    assert inputs.task == "image-to-image"
+    alone = decode_uploads(Request("r", PARAMS, uploads=Uploads(references=(reference(32, 16),))), Annotators()).inputs
+    assert (alone.task, alone.image, len(alone.references)) == ("text-to-image", None, 1)
+
+
+def test_a_references_transparency_is_white_and_exif_turns_it() -> None:
+    (shown,) = decode_uploads(
+        Request("r", PARAMS, uploads=Uploads(references=(reference(32, 16),))), Annotators()
+    ).inputs.references
+    assert (shown[:, :16] == 255).all()
+    assert (shown[:, 16:] == (0, 0, 255)).all()
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 32), "blue").save(buffer, "JPEG", exif=exif)
+    turned = Request("r", PARAMS, uploads=Uploads(references=(buffer.getvalue(),)))
+    assert decode_uploads(turned, Annotators()).inputs.references[0].shape == (64, 32, 3)
+
+
+def test_a_large_reference_waits_as_a_smaller_one_of_its_shape() -> None:
+    uploads = Uploads(references=(reference(2048, 512), reference(1024, 16)))
+    large, fitting = decode_uploads(Request("r", PARAMS, uploads=uploads), Annotators()).inputs.references
+    assert large.shape == (256, 1024, 3)
+    assert fitting.shape == (16, 1024, 3)
+
+
+def test_a_broken_reference_is_refused_by_its_field() -> None:
+    uploads = Uploads(references=(reference(32, 16), reference(640, 640)[:200]))
+    with pytest.raises(InvalidParameter) as refused:
+        decode_uploads(Request("r", PARAMS, uploads=uploads), Annotators())
+    assert refused.value.field == "reference_images"
+
+
+def test_references_are_dropped_with_the_other_files() -> None:
+    uploads = Uploads(references=(reference(32, 16),))
+    uploads.drop()
+    assert uploads.references == ()

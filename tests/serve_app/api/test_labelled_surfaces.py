@@ -27,7 +27,13 @@ from tests.serve_app.labels.requests import SIDE, photos
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "labels.md"
 BASE: Final = "/ads/v2/diffusion"
-NO_PICTURES: Final = {f"{BASE}/verify", f"{BASE}/jobs", f"{BASE}/requests/{{request_id}}", "/sdapi/v1/png-info"}
+NO_PICTURES: Final = {
+    f"{BASE}/verify",
+    f"{BASE}/jobs",
+    f"{BASE}/style-transfers",
+    f"{BASE}/requests/{{request_id}}",
+    "/sdapi/v1/png-info",
+}
 """Routes for which the same key is needed as for pictures."""
 
 FIELDS: Final = {"prompt": "a red cup", "width": SIDE, "height": SIDE, "seed": 7, "num_inference_steps": 8}

@@ -18,7 +18,7 @@ from serve_app.api.application import create_api
 from serve_app.cli import progress
 from serve_app.cli.exits import EXIT_FAILED, EXIT_NO_IMAGE, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE
 from serve_app.cli.main import app
-from serve_app.cli.options import PARAMETERS, PROMPT, parameters_of
+from serve_app.cli.options import PARAMETERS, PROMPT, REFERENCE, parameters_of
 from serve_app.cli.progress import Failure, FinishedImage, Step, output_format, show_progress
 from serve_app.client import DarkroomClient, DarkroomError, ServerEvent
 from serve_app.gateway.api_keys import hash_of, parse_keys
@@ -65,7 +65,7 @@ def test_loras_are_named_with_their_scales(tmp_path: Path, fake_server: tuple[st
     result = run("generate", "a cup", "-o", str(tmp_path / "cup.png"), *options)
     assert "no LoRA of this name" in one_line(result)
     assert backend.asked == []
-    unset = dict.fromkeys(each.name for each in (PROMPT, *PARAMETERS))
+    unset = dict.fromkeys(each.name for each in (PROMPT, *PARAMETERS, *REFERENCE))
     given = parameters_of({**unset, "loras": ["coffee:0.5", "shoe"]}, {})
     assert given == {"loras": [{"name": "coffee", "scale": 0.5}, {"name": "shoe"}]}
 

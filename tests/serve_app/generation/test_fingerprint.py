@@ -9,8 +9,8 @@ from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import SERVICE_FIELDS, GenerationParams
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.settings import ControlSettings, HiresSettings, LoraSettings
-from deployments.engine.protocol.spec import ModelSpec, PartSpec
+from deployments.engine.protocol.settings import ControlSettings, HiresSettings, LoraSettings, ReferenceSettings
+from deployments.engine.protocol.spec import IpAdapterSpec, ModelSpec, PartSpec
 from serve_app.generation import fingerprint
 from serve_app.generation.fingerprint import Fingerprint, fingerprint_of
 
@@ -41,6 +41,7 @@ OTHER_PARAMS: dict[str, Any] = {
     "mask_feather": 1,
     "controls": (ControlSettings(type="canny"),),
     "guess_mode": True,
+    "reference": ReferenceSettings(scale=0.5),
     "loras": (LoraSettings(name="coffee"),),
     "output_format": "webp",
     "exact": True,
@@ -64,6 +65,7 @@ OTHER_UPLOADS: dict[str, Any] = {
     "mask": b"image",
     "mask_type": "center",
     "hints": (b"image",),
+    "references": (b"image",),
     "preprocess": True,
     "fit": "pad",
 }
@@ -91,6 +93,19 @@ def test_every_picture_and_what_is_done_with_it_counts(name: str) -> None:
     assert of(other).work_key != of().work_key
 
 
+def test_how_reference_images_act_and_in_which_order_they_come_counts() -> None:
+    def with_references(reference: ReferenceSettings, *files: bytes) -> str:
+        params = PARAMS.model_copy(update={"reference": reference})
+        return of(Request("r", params, uploads=Uploads(references=files))).work_key
+
+    plain = ReferenceSettings()
+    others = (ReferenceSettings(start=0.1), ReferenceSettings(end=0.5), ReferenceSettings(weights=(1.0, 0.5)))
+    keys = [with_references(each, b"a", b"b") for each in (plain, *others, ReferenceSettings(adapter="face"))]
+    keys += [with_references(plain, b"b", b"a"), with_references(plain, b"a"), with_references(plain, b"ab")]
+    assert len(set(keys)) == len(keys)
+    assert with_references(plain, b"a") == with_references(ReferenceSettings(scale=1.0), b"a")
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -102,6 +117,7 @@ def test_every_picture_and_what_is_done_with_it_counts(name: str) -> None:
         replace(SPEC, controlnets={"canny": PartSpec("nets/canny", mode=3)}),
         replace(SPEC, file="one.safetensors"),
         replace(SPEC, vae_tiling=True),
+        replace(SPEC, ip_adapters={"style": IpAdapterSpec("maker/style", "maker/encoder")}),
     ],
 )
 def test_the_weights_count(spec: ModelSpec) -> None:

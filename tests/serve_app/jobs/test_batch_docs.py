@@ -11,16 +11,18 @@ import pytest
 from serve_app.api.application import create_api
 from serve_app.config.sections import JobsConfig
 from serve_app.service import DiffusionService
-from tests.serve_app.fakes import FakeBackend, slow, success
+from tests.serve_app.fakes import STYLED, TINY, FakeBackend, slow, success
 from tests.serve_app.servers import http_server
 
 PAGE = (Path(__file__).parents[3] / "docs" / "batch-and-jobs.md").read_text()
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 # What each block must print, and the pictures that it must leave behind.
-SAYS = (
+SAYS: tuple[list[str], ...] = (
     ['"succeeded":2,"failed":0'],
     ["event: progress", "event: entry", '"status": 422', '"failed": 1'],
     ['"state":"queued"', "event: done", '"state":"succeeded"'],
+    ['"entries":2', '"state":"queued"'],
+    [],
     ['"cancelled":true', '"status":499'],
     ["succeeded", "False"],
     ["(seed 1)", "(seed 2)"],
@@ -29,6 +31,8 @@ LEAVES: tuple[list[str], ...] = (
     [],
     [],
     ["red-cup.png"],
+    ["cup.png", "look.png", "shoe.png"],
+    ["restyled-0.png", "restyled-1.png"],
     [],
     ["cup-0.png", "cup-1.png", "cup-2.png"],
     ["0001-0.png", "0002-0.png", "0002-1.png"],
@@ -38,7 +42,9 @@ LEAVES: tuple[list[str], ...] = (
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_an_example_does_what_the_page_says(number: int, tmp_path: Path) -> None:
     language, code = BLOCKS[number]
-    backend = FakeBackend(lambda request: slow(request) if request.params.num_images == 16 else success(request))
+    backend = FakeBackend(
+        lambda request: slow(request) if request.params.num_images == 16 else success(request), models=(TINY, STYLED)
+    )
     with http_server(create_api(DiffusionService(backend))) as url:
         code = code.replace("http://127.0.0.1:8000", url)
         command = ["bash", "-euc", code] if language == "bash" else [sys.executable, "-c", code]

@@ -79,6 +79,16 @@ def test_hints_do_not_make_it_a_changed_one() -> None:
     assert READER.read(file).source_types == (MADE,)
 
 
+def test_references_are_inputs_of_what_was_made_and_no_parents() -> None:
+    uploads = Uploads(references=(file_of("png"), file_of("jpeg")))
+    request = request_of(uploads, reference={"adapter": "style", "scale": 0.5})
+    file = ALL.label(image_of(request), request).data
+    texts, report = read_texts(file), READER.read(file)
+    assert texts.parameters is not None
+    assert "Model: style" in parse_parameters(texts.parameters)["ControlNet 0"]
+    assert (report.source_types, report.actions[0], report.ingredients) == ((MADE,), "c2pa.created", 2)
+
+
 def test_without_labels_a_file_is_what_the_engine_made() -> None:
     labeller, request = Labeller(NO_LABELS), request_of()
     image = image_of(request)

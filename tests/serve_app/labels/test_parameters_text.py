@@ -12,7 +12,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.protocol.settings import ControlSettings
+from deployments.engine.protocol.settings import ControlSettings, ReferenceSettings
 from serve_app.generation.lora_tags import split_tags
 from serve_app.labels.parameters_text import MAX_TEXT, parameters_text, parse_parameters
 
@@ -213,3 +213,16 @@ def test_no_escape_brings_in_what_the_text_may_not_have(escape: str) -> None:
     fields = parse_parameters(f'Steps: 2, Sampler: a, X: "a{escape}b", Seed: 3')
     assert fields["X"].replace("[2J", "") == "ab"
     json.dumps(fields, ensure_ascii=False).encode()
+
+
+def test_a_reference_is_told_as_the_extension_tells_an_ip_adapter() -> None:
+    reference = ReferenceSettings(adapter="style", scale=0.5, end=0.8, weights=(1.0, 0.25))
+    canny = (ControlSettings(type="canny"),)
+    for controls, unit in (((), "ControlNet 0"), (canny, "ControlNet 1")):
+        text = parameters_text(params_of("a cup", controls=controls, reference=reference), seed=7)
+        for read in (parse_parameters(text), read_as_a1111_does(text)):
+            assert read[unit] == (
+                "Module: ip-adapter-auto, Model: style, Weight: 0.5, Guidance Start: 0, Guidance End: 0.8, "
+                "Control Mode: Balanced"
+            )
+            assert read["Reference weights"] == "1-0.25"

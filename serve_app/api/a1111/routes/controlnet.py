@@ -13,6 +13,7 @@ from deployments.engine.protocol.settings import MAX_CONTROLS, ControlSettings
 from deployments.engine.protocol.spec import ModelSpec
 from serve_app.api.a1111.errors import A1111Route
 from serve_app.api.a1111.fields import LenientFields, validate_fields
+from serve_app.api.a1111.ip_adapters import MODULES
 from serve_app.api.a1111.schemas import body_of, extra_answers
 from serve_app.api.a1111.units import list_modules, type_of
 from serve_app.api.dependencies import ServiceDep
@@ -45,22 +46,27 @@ async def version() -> dict[str, int]:
 
 @router.get("/model_list")
 async def list_models(service: ServiceDep) -> dict[str, list[str]]:
-    """Lists the ControlNets of all models by their types, which units name as their `model`."""
-    return {"model_list": controlnet_types(service)}
+    """Lists the ControlNets of all models by their types, and their IP-Adapters, which units name as their `model`."""
+    return {"model_list": [*controlnet_types(service), *adapter_names(service)]}
 
 
 @router.get("/module_list")
 async def list_annotators(service: ServiceDep) -> dict[str, list[str]]:
-    """Lists what makes hints from photos, which units name as their `module`; `none` is for finished hints."""
-    return {"module_list": list_modules(controlnet_types(service))}
+    """Lists what makes hints from photos, which units name as their `module`; `none` is for finished hints.
+
+    The module of IP-Adapters has their pictures looked at, and makes none.
+    """
+    return {"module_list": list_modules(controlnet_types(service), adapter_names(service))}
 
 
 @router.get("/control_types")
 async def list_types(service: ServiceDep) -> dict[str, dict[str, Any]]:
-    """Lists the ControlNets by type, each with its module and its model."""
-    types = controlnet_types(service)
-    described = {"All": _describe_type(list_modules(types), ["None", *types])}
+    """Lists the ControlNets by type, each with its module and its model; the IP-Adapters are one type."""
+    types, adapters = controlnet_types(service), adapter_names(service)
+    described = {"All": _describe_type(list_modules(types, adapters), ["None", *types, *adapters])}
     described |= {kind.capitalize(): _describe_type(["none", kind], ["None", kind]) for kind in types}
+    if adapters:
+        described["IP-Adapter"] = _describe_type(["none", *MODULES], ["None", *adapters])
     return {"control_types": described}
 
 
@@ -101,6 +107,11 @@ def _find_type(service: DiffusionService, module: str) -> tuple[ModelSpec, str]:
 def controlnet_types(service: DiffusionService) -> list[str]:
     """Returns the types of all models' ControlNets."""
     return list(dict.fromkeys(kind for spec in service.models for kind in spec.controlnets))
+
+
+def adapter_names(service: DiffusionService) -> list[str]:
+    """Returns the names of all models' IP-Adapters."""
+    return list(dict.fromkeys(name for spec in service.models for name in spec.ip_adapters))
 
 
 def _describe_type(modules: list[str], models: list[str]) -> dict[str, Any]:

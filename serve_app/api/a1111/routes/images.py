@@ -24,7 +24,7 @@ from serve_app.api.responses.delivery import collect, files_of, headers_of, opti
 from serve_app.api.responses.idempotency import run_once
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.openapi import extra_of
-from serve_app.generation.prepare import controlnets_of
+from serve_app.generation.prepare import adapters_of, controlnets_of
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result, result_of
 from serve_app.service import DiffusionService
@@ -96,7 +96,8 @@ def _translate(fields: GenerationFields, options: Options, service: DiffusionSer
     inpaints = isinstance(fields, ImageToImageFields) and bool(fields.mask)
     asked, kept = fields.override_settings.sd_model_checkpoint, options.sd_model_checkpoint
     spec = choose_model(service.models, asked, kept, inpaints=inpaints)
-    return translate_request(fields, options, spec, controlnets_of(service.models, spec), service.upscalers)
+    controlnets, adapters = controlnets_of(service.models, spec), adapters_of(service.models, spec)
+    return translate_request(fields, options, spec, controlnets, adapters, service.upscalers)
 
 
 async def _collect(request: Request, service: DiffusionService, callers: Callers, prepared: Prepared) -> Result | None:

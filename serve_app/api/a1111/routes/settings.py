@@ -13,7 +13,7 @@ from serve_app.api.a1111.errors import A1111Route
 from serve_app.api.a1111.fields import HR_UPSCALERS, LATENT
 from serve_app.api.a1111.models import choose_model, describe_model
 from serve_app.api.a1111.options import Options
-from serve_app.api.a1111.routes.controlnet import controlnet_types
+from serve_app.api.a1111.routes.controlnet import adapter_names, controlnet_types
 from serve_app.api.a1111.routes.extras import INTERPOLATION
 from serve_app.api.a1111.sampler_names import list_samplers, list_schedulers
 from serve_app.api.a1111.schemas import body_of, option_answers
@@ -98,7 +98,7 @@ async def prompt_styles() -> list[dict[str, Any]]:
 @router.get("/scripts")
 async def scripts(service: ServiceDep) -> dict[str, list[str]]:
     """Lists the scripts: ControlNet's, where any model has one."""
-    found = _SCRIPTS if controlnet_types(service) else []
+    found = _SCRIPTS if controlnet_types(service) or adapter_names(service) else []
     return {"txt2img": found, "img2img": found}
 
 
@@ -166,7 +166,7 @@ async def refresh_checkpoints() -> dict[str, Any]:
 @page_router.get("/config")
 async def read_page(service: ServiceDep) -> dict[str, Any]:
     """Describes those parts of A1111's page in which its Photoshop plug-ins look for menus."""
-    networks, modules = list(service.upscalers), list_modules(controlnet_types(service))
+    networks, modules = list(service.upscalers), list_modules(controlnet_types(service), adapter_names(service))
     parts: dict[str, dict[str, Any]] = {
         "txt2img_hr_upscaler": {"label": "Upscaler", "choices": [*HR_UPSCALERS, *networks]},
         "extras_upscaler_1": {"label": "Upscaler 1", "choices": [*INTERPOLATION, *networks]},

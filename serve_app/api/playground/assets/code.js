@@ -55,11 +55,12 @@ export function showCode(run, picture) {
 }
 
 function showFiles(forOpenai, needs) {
-  const { init, mask, control } = shown.files;
+  const { init, mask, control, reference } = shown.files;
   const files = [];
   if (init) files.push(["input.png", async () => init]);
   if (init && mask) files.push(forOpenai ? ["mask-openai.png", () => holesOf(mask)] : ["mask.png", async () => mask]);
   if (control) files.push(["control.png", async () => control]);
+  if (reference && (init || !forOpenai)) files.push(["reference.png", async () => reference]);
   find("code-note").textContent = [needs, files.length ? "It reads these files, which you can save here:" : ""].join(" ").trim();
   fill(find("code-files"), ...files.map(([name, read]) =>
     make("button", { type: "button", class: "secondary", click: async () => download(await read(), name) }, name)));

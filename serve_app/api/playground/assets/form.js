@@ -63,7 +63,7 @@ function showCustomSize() {
 }
 
 /** The fields as the server takes them. Throws Mistake. `hasInput` and the others say which files come along. */
-export function readFields({ hasInput, hasMask, hasControl }) {
+export function readFields({ hasInput, hasMask, hasControl, hasReference }) {
   const fields = { prompt: find("prompt").value };
   for (const name of TEXTS) if (find(name).value) fields[name] = find(name).value;
   for (const name of NUMBERS) setNumber(fields, name);
@@ -72,7 +72,8 @@ export function readFields({ hasInput, hasMask, hasControl }) {
   else if (shape.startsWith(AD)) fields.ad_format = shape.slice(AD.length);
   else if (shape) [fields.width, fields.height] = shape.split("x").map(Number);
   if (find("seed").value.trim()) fields.seed = readSeed();
-  if (find("similar").checked && !("seed" in fields) && !hasInput && !hasControl) fields.cache = "similar";
+  const bringsPictures = hasInput || hasControl || hasReference;
+  if (find("similar").checked && !("seed" in fields) && !bringsPictures) fields.cache = "similar";
   if (hasInput) setNumber(fields, "strength");
   if (hasMask && readNumber("mask_feather") > 0) setNumber(fields, "mask_feather");
   return fields;

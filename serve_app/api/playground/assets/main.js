@@ -8,6 +8,7 @@ import { announce, download, find } from "./dom.js";
 import { examplesFor } from "./examples.js";
 import { clearFaults, connectForm, Mistake, readFields, setInput, showFaults, showOffered, writeFields } from "./form.js";
 import { Loras } from "./loras.js";
+import { Reference } from "./reference.js";
 import { makePictures, stop, Stopped } from "./making.js";
 import { MaskPainter } from "./mask.js";
 import { connectPaste, PictureInput } from "./picture-input.js";
@@ -29,6 +30,7 @@ let busy = false;
 const input = new PictureInput("input-picture", "Picture to start from", useInput);
 const control = new Control();
 const loras = new Loras();
+const reference = new Reference();
 const painter = new MaskPainter(useMask);
 
 function useInput(blob) {
@@ -53,12 +55,20 @@ function useMask(painted) {
 
 function readRequest() {
   const followed = control.read();
-  const files = { init: input.blob, mask: input.blob && mask, control: followed && control.input.blob };
+  const takenAfter = reference.read();
+  const files = {
+    init: input.blob,
+    mask: input.blob && mask,
+    control: followed && control.input.blob,
+    reference: takenAfter && reference.input.blob,
+  };
   const fields = readFields({
     hasInput: files.init !== null,
     hasMask: files.mask !== null,
     hasControl: followed !== null,
+    hasReference: takenAfter !== null,
   });
+  if (takenAfter) fields.reference = takenAfter;
   const used = loras.read();
   if (used) fields.loras = used;
   return { fields, control: followed, files };
@@ -72,6 +82,7 @@ async function writeRequest({ fields, control: asked, files }) {
   useMask(files.mask);
   control.write(asked, files.control);
   loras.write(fields.loras);
+  reference.write(fields.reference ?? null, files.reference);
   find("input-fold").open ||= files.init !== null;
 }
 
@@ -229,6 +240,7 @@ async function loadServer() {
   }
   showOffered();
   control.showTypes();
+  reference.showAdapters();
   loras.show();
   const guidance = find("guidance_scale");
   if (guidance.value === guidance.defaultValue) setInput("guidance_scale", defaults().guidance_scale ?? guidance.value);
@@ -273,7 +285,14 @@ function connectMaking() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) submit();
     if (event.key === "Escape" && busy && !document.querySelector("dialog[open], [popover]:popover-open")) stop();
   });
-  connectPaste(() => (find("control-fold").open && !find("input-fold").open ? control.input : input));
+  connectPaste(placeToPaste);
+}
+
+/** The one place that is open takes a pasted picture; else it is where a picture starts from. */
+function placeToPaste() {
+  if (find("input-fold").open) return input;
+  if (find("control-fold").open) return control.input;
+  return find("reference-fold").open ? reference.input : input;
 }
 
 connectForm();

@@ -1,7 +1,7 @@
 // What is wanted, as one plain object that the browser can keep, and the HTTP request that asks for it.
 //
 //   {fields: {prompt, seed, ...}, control: {type, scale, start, end, preprocess} | null,
-//    files: {init, mask, control}}       each file is a Blob or null
+//    files: {init, mask, control, reference}}    each file is a Blob or null; what was kept earlier has no reference
 
 import { BASE } from "./api.js";
 
@@ -18,7 +18,7 @@ export function pathOf({ control, files }) {
 export function partsOf(request) {
   const { fields, control, files } = request;
   const path = pathOf(request);
-  if (path.endsWith("text-to-image")) return null;
+  if (path.endsWith("text-to-image") && !files.reference) return null;
   const isList = ([, value]) => typeof value === "object";
   const entries = Object.entries(fields);
   const parts = entries.filter((entry) => !isList(entry)).map(([name, value]) => [name, String(value)]);
@@ -33,6 +33,7 @@ export function partsOf(request) {
   }
   if (files.init) parts.push([path.endsWith("inpaint") ? "image" : "init_image", files.init, "input.png"]);
   if (files.init && files.mask) parts.push(["mask", files.mask, "mask.png"]);
+  if (files.reference) parts.push(["reference_images", files.reference, "reference.png"]);
   return parts;
 }
 
@@ -51,5 +52,6 @@ export function bodyOf(request) {
 export function kindOf({ control, files }) {
   const kinds = [files.init && files.mask ? "inpainted" : files.init ? "from a picture" : null];
   if (control && files.control) kinds.push(control.type);
+  if (files.reference) kinds.push("after a picture");
   return kinds.filter(Boolean).join(", ");
 }

@@ -70,7 +70,14 @@ export function openai({ fields, control, files }, { origin, needsKey }) {
     own.controls = [{ type: control.type, scale: control.scale, start: control.start, end: control.end }];
     own.preprocess = control.preprocess;
   }
-  const images = [...(files.init ? ["input.png"] : []), ...(controlled ? ["control.png"] : [])];
+  // Its further images are reference images only behind one that is changed.
+  const isLeftOut = files.reference && !files.init;
+  if (isLeftOut) delete own.reference;
+  const images = [
+    ...(files.init ? ["input.png"] : []),
+    ...(controlled ? ["control.png"] : []),
+    ...(files.reference && files.init ? ["reference.png"] : []),
+  ];
   const read = (name) => `Path(${python(name)}).read_bytes()`;
   const lines = [`    prompt=${python(prompt)},`];
   if (images.length === 1) lines.push(`    image=${read(images[0])},`);
@@ -81,6 +88,7 @@ export function openai({ fields, control, files }, { origin, needsKey }) {
   lines.push(`    extra_body=${python(own, "    ")},`);
   const key = needsKey ? `os.environ["DARKROOM_API_KEY"]` : `"none"`;
   return `${[
+    ...(isLeftOut ? ["# Without the picture to take after: here that needs a picture to start from."] : []),
     "import base64",
     ...(needsKey ? ["import os"] : []),
     "from pathlib import Path",

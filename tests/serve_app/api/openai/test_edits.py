@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -9,8 +10,11 @@ import pytest
 from PIL import Image
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
+from deployments.engine.protocol.settings import ReferenceSettings
 from deployments.uploads.intake import decode_uploads
-from tests.serve_app.fakes import FakeBackend
+from serve_app.api.application import create_api
+from serve_app.service import DiffusionService
+from tests.serve_app.fakes import STYLED, TINY, FakeBackend, http
 
 DOOR = "/v1/images/edits"
 CUP = {"prompt": "a red cup"}
@@ -79,6 +83,37 @@ async def test_further_images_are_followed(count: int, client: httpx.AsyncClient
     assert request.uploads.hints == tuple(HINTS)
     assert request.uploads.image == (PICTURE if count == 3 else None)
     assert [(each.type, each.scale) for each in request.params.controls] == [("canny", 0.5), ("depth", 1.0)]
+
+
+@pytest.mark.parametrize("controls", [0, 1])
+async def test_images_after_those_for_controlnets_are_taken_after(controls: int) -> None:
+    nets = {"canny": "nowhere"} if controls else {}
+    backend = FakeBackend(models=(TINY, replace(STYLED, controlnets=nets)))
+    fields: dict[str, Any] = {"reference[scale]": "0.5", "reference[weights][]": ["1", "0.25"]}
+    fields |= {"controls[][type]": "canny"} if controls else {}
+    pictures = [("image[]", each) for each in [PICTURE, *HINTS[:controls], *HINTS]]
+    async with http(create_api(DiffusionService(backend))) as client:
+        answer = await ask(client, pictures, **fields)
+    assert answer.status_code == 200, answer.text
+    (request,) = backend.asked
+    assert request.uploads is not None
+    assert (request.uploads.image, request.uploads.references) == (PICTURE, tuple(HINTS))
+    assert (request.uploads.hints, request.uploads.task) == (tuple(HINTS[:controls]), "image-to-image")
+    assert request.params.reference == ReferenceSettings(adapter="style", scale=0.5, weights=(1.0, 0.25))
+
+
+async def test_a_model_without_an_ip_adapter_says_so_of_further_images(client: httpx.AsyncClient) -> None:
+    answer = await ask(client, [("image[]", PICTURE)] * 2, model="tiny")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "image")
+    assert "IP-Adapter, and tiny has none" in error["message"]
+
+
+async def test_a_reference_is_for_edits_with_several_images(client: httpx.AsyncClient) -> None:
+    alone = await ask(client, [("image", PICTURE)], **{"reference[scale]": "1"})
+    assert (alone.status_code, alone.json()["error"]["param"]) == (400, "image")
+    made = await client.post("/v1/images/generations", json=CUP | {"reference": {"scale": 1}})
+    assert (made.status_code, made.json()["error"]["param"]) == (400, "reference")
 
 
 async def test_lists_of_numbers_come_flattened(client: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -75,6 +75,7 @@ def ask_again(page: Page, language: str, folder: Path) -> None:
         "mask-openai.png",
         "mask.png",
         "control.png",
+        "reference.png",
     }
 
 

@@ -1,0 +1,95 @@
+"""Keeps the pictures of unfinished jobs in Redis: signed, under `job:<id>:pictures`, each once, by its digest.
+
+Every method raises RedisGone.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Final, cast
+
+from redis.asyncio import Redis
+
+from serve_app.jobs.job import Job
+from serve_app.jobs.pictures import JobPictures
+from serve_app.jobs.redis_scripts import DROP_PICTURES, FILES
+from serve_app.store.redis import RedisTier, WrongType
+from serve_app.store.redis_values import number
+from serve_app.store.signed import BadSignature, sign, verify
+
+MOST_JOBS: Final = 10_000
+
+
+class RedisPictures:
+    """`call_s` and `keep_s` are the seconds that a call may take, and that pictures are kept at most."""
+
+    def __init__(self, tier: RedisTier, key: bytes, *, call_s: float, keep_s: int, max_bytes: int) -> None:
+        self._tier, self._key, self._call_s, self._keep_s, self._max_bytes = tier, key, call_s, keep_s, max_bytes
+
+    async def put(self, job: Job) -> None:
+        """Stores the pictures of a job, before the job itself."""
+        if not job.pictures.files:
+            return
+        key = self._of(job.id)
+        # In a thread: they may be megabytes.
+        signed = await asyncio.to_thread(self._sign_all, job)
+
+        async def do(redis: Redis) -> None:
+            async with redis.pipeline(transaction=True) as pipe:
+                pipe.delete(key)
+                for digest, file in signed.items():
+                    pipe.hset(key, digest, file)
+                pipe.expire(key, self._keep_s)
+                await pipe.execute()
+
+        await self._tier.call(do, self._call_s)
+
+    async def read(self, job: Job) -> JobPictures | None:
+        """Returns the job's pictures with their files; None where one is gone, or was tampered with."""
+        key, files = self._of(job.id), {}
+        try:
+            for digest in job.pictures.layout.digests:
+                data = await self._read_file(key, digest)
+                _, (files[digest],) = await asyncio.to_thread(verify, _place(job.id, digest), data, self._key)
+        except (BadSignature, TypeError, ValueError, WrongType):
+            self._tier.note_damage(f"the pictures of job {job.id}")
+            return None
+        return JobPictures(job.pictures.layout, files)
+
+    async def drop(self, job: Job) -> None:
+        """Removes the pictures of a job that is over."""
+        size = job.pictures.layout.size
+        if size:
+            arguments = (self._of(job.id), self._sizes, job.id, str(size))
+            await self._tier.call(lambda redis: redis.eval(DROP_PICTURES, 2, *arguments), self._call_s)
+
+    async def waiting_bytes(self) -> int:
+        """Returns how many bytes unfinished jobs have here, their pictures and what was made of them."""
+
+        async def do(redis: Redis) -> list[Any]:
+            ids: Any = await redis.zrange(f"{self._tier.prefix}jobs:unfinished", 0, MOST_JOBS - 1)
+            return await cast(Awaitable[list[Any]], redis.hmget(self._sizes, ids)) if ids else []
+
+        try:
+            return sum(number(size) for size in await self._tier.call(do, self._call_s))
+        except WrongType:
+            return 0
+
+    def _sign_all(self, job: Job) -> dict[str, bytes]:
+        files = job.pictures.files.items()
+        return {digest: sign(_place(job.id, digest), None, (file,), self._key) for digest, file in files}
+
+    async def _read_file(self, key: str, digest: str) -> bytes:
+        return await self._tier.call(
+            lambda redis: cast(Awaitable[bytes], redis.eval(FILES, 1, key, digest, str(self._max_bytes))), self._call_s
+        )
+
+    @property
+    def _sizes(self) -> str:
+        return f"{self._tier.prefix}jobs:bytes"
+
+    def _of(self, job_id: str) -> str:
+        return f"{self._tier.prefix}job:{job_id}:pictures"
+
+
+def _place(job_id: str, digest: str) -> str:
+    return f"{job_id}:pictures:{digest}"
