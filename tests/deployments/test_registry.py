@@ -101,10 +101,11 @@ def test_the_guides_controlnets_are_there_alone_and_together() -> None:
 
 
 def test_what_the_demo_family_shares_is_stored_once() -> None:
-    first, second, inpainting = DEMO_MODELS
+    first, second, inpainting, xl = DEMO_MODELS
     assert set(second.parts) == {"vae", "tokenizer"}
     assert set(inpainting.parts) == {"vae", "text_encoder", "tokenizer"}
-    for spec in (second, inpainting):
+    assert set(xl.parts) == {"vae", "tokenizer", "tokenizer_2"}
+    for spec in (second, inpainting, xl):
         for part, given in spec.parts.items():
-            assert Path(as_part(given).source) == Path(first.source) / part
+            assert Path(as_part(given).source) == Path(first.source) / part.removesuffix("_2")
             assert not (Path(spec.source) / part).exists()

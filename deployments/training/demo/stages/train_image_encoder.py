@@ -33,6 +33,7 @@ MINUTES: Final = 6.0
 BATCH: Final = 48
 TOKENS: Final = 4  # of an IP-Adapter; diffusers reads no other number from a file of the plain kind
 _AFTER: Final = (0, 4, 12, 30)  # how far after the end token the states lie that the tokens begin as
+_LONGEST: Final = 60  # tokens of any such words, and of what is looked at after them
 _PEAK: Final = 2e-3
 _FACTS: Final[dict[str, list[str]]] = {"colour": list(COLOURS), "background": list(COLOURS), "style": list(STYLES)}
 _NOISE: Final = 12.0  # deviation at most, of pixels in 0..255
@@ -79,13 +80,18 @@ def train_image_encoder(
 @torch.no_grad()
 def say_facts(text: CLIPTextModel, tokenizer: CLIPTokenizer) -> Tensor:
     """The text encoder's states [12, 12, 7, 4, 128] at and after the end token, for every combination of facts."""
-    states = []
-    for colour, background, style in product(*_FACTS.values()):
-        words = f"{colour} object on a {background} background"
-        ids = tokenize(tokenizer, [words if style == "flat" else f"{words}, {STYLE_TAILS[style]}"]).to(text.device)
-        end = int((ids[0] == tokenizer.eos_token_id).int().argmax())
-        states.append(text(input_ids=ids).last_hidden_state[0, [end + after for after in _AFTER]])
-    return torch.stack(states).unflatten(0, tuple(len(values) for values in _FACTS.values()))
+    texts = [_in_words(*facts) for facts in product(*_FACTS.values())]
+    ids = tokenize(tokenizer, texts, _LONGEST).to(text.device)
+    ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
+    places = ends + torch.tensor(_AFTER, device=ids.device)
+    states = [text(input_ids=part).last_hidden_state for part in ids.split(BATCH)]
+    picked = torch.cat(states)[torch.arange(len(ids), device=ids.device)[:, None], places]
+    return picked.unflatten(0, tuple(len(values) for values in _FACTS.values()))
+
+
+def _in_words(colour: str, background: str, style: str) -> str:
+    words = f"{colour} object on a {background} background"
+    return words if style == "flat" else f"{words}, {STYLE_TAILS[style]}"
 
 
 def _example(rng: random.Random) -> tuple[list[int], Image]:
