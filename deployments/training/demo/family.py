@@ -161,7 +161,7 @@ FAMILY: Final[Mapping[str, Member]] = {
     "demo-sdxl": Member(_begin_xl, _ship_xl, Course(5e-4, _GROWN, with_sizes), minutes=40),
     "demo-inpaint": Member(_begin_inpaint, _ship_inpaint, Course(1e-3, _GROWING, with_hole), minutes=22),
     "demo-style": Member(
-        _begin_style, _ship_style, Course(2e-3, _GUIDING, with_reference, high_share=0.85), minutes=40
+        _begin_style, _ship_style, Course(2e-3, _GUIDING, with_reference, high_share=0.85), minutes=15
     ),
     "controlnet-canny": _guided(with_edges, minutes=50),
     "controlnet-depth": _guided(with_depth),
