@@ -86,7 +86,8 @@ def say_facts(text: CLIPTextModel, tokenizer: CLIPTokenizer) -> Tensor:
     places = ends + torch.tensor(_AFTER, device=ids.device)
     states = [text(input_ids=part).last_hidden_state for part in ids.split(BATCH)]
     picked = torch.cat(states)[torch.arange(len(ids), device=ids.device)[:, None], places]
-    return picked.unflatten(0, tuple(len(values) for values in _FACTS.values()))
+    said: Tensor = picked.unflatten(0, tuple(len(values) for values in _FACTS.values()))
+    return said
 
 
 def _in_words(colour: str, background: str, style: str) -> str:
