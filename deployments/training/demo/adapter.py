@@ -17,7 +17,7 @@ FILE = "ip_adapter.safetensors"
 ENCODER = "image_encoder"
 
 
-class Adapter(nn.Module):
+class StyleAdapter(nn.Module):
     """The part of an IP-Adapter that learns, inside a UNet that stays what it is: an image's tokens, and a key and a
     value matrix for them in each layer that attends to words.
 
@@ -49,7 +49,7 @@ class Adapter(nn.Module):
         return {f"image_proj.{name}": weight for name, weight in _published(self.image_proj).items()} | named
 
 
-def export_adapter(adapter: Adapter, reader: ImageReader, folder: Path) -> None:
+def export_adapter(adapter: StyleAdapter, reader: ImageReader, folder: Path) -> None:
     """Write the adapter's file and its image encoder as fp16 safetensors to `folder`."""
 
     def write(fresh: Path) -> None:

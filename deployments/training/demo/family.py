@@ -15,7 +15,7 @@ from diffusers import (
 )
 from torch import nn
 
-from deployments.training.demo.adapter import Adapter, export_adapter
+from deployments.training.demo.adapter import StyleAdapter, export_adapter
 from deployments.training.demo.export import build_pipeline, export, export_network
 from deployments.training.demo.learning.latents import Encoders
 from deployments.training.demo.learning.lessons import (
@@ -105,7 +105,7 @@ def _begin_controlnet(start: Start) -> tuple[Pupil, Encoders]:
 def _begin_style(start: Start) -> tuple[Pupil, Encoders]:
     theirs = start.encoders
     reader, projection = train_image_encoder(start.folder / "image_encoder.pt", theirs.text, theirs.tokenizer)
-    adapter = Adapter(start.unet, projection).to(device())
+    adapter = StyleAdapter(start.unet, projection).to(device())
     return Styled(adapter, start.unet), Encoders(theirs.vae, theirs.text, theirs.tokenizer, reader)
 
 
@@ -139,7 +139,7 @@ def _ship_controlnet(pupil: Pupil, encoders: Encoders, folder: Path) -> None:
 
 
 def _ship_style(pupil: Pupil, encoders: Encoders, folder: Path) -> None:
-    assert isinstance(pupil.network, Adapter)
+    assert isinstance(pupil.network, StyleAdapter)
     assert encoders.reader is not None
     export_adapter(pupil.network, encoders.reader, folder)
 

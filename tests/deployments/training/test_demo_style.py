@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from deployments.training.demo.__main__ import main
-from deployments.training.demo.adapter import ENCODER, FILE, Adapter
+from deployments.training.demo.adapter import ENCODER, FILE, StyleAdapter
 from deployments.training.demo.export import MODELS, SHIPPED
 from deployments.training.demo.judging.evaluate import load, paint
 from deployments.training.demo.judging.evaluate_style import load_style, paint_like, styled_trials
@@ -46,7 +46,7 @@ def styled() -> StableDiffusionPipeline:
 
 def test_an_adapter_begins_with_the_words_own_keys_and_values_and_they_stay(demo: StableDiffusionPipeline) -> None:
     unet = load(SHIPPED).unet
-    adapter = Adapter(unet, ImageProjection(LOOK_WIDTH, TEXT_WIDTH, TOKENS))
+    adapter = StyleAdapter(unet, ImageProjection(LOOK_WIDTH, TEXT_WIDTH, TOKENS))
     weights, words = adapter.published(), demo.unet.state_dict()
     for number, layer in ((1, "down_blocks.1"), (5, "up_blocks.0"), (13, "mid_block")):
         theirs = words[f"{layer}.attentions.0.transformer_blocks.0.attn2.to_v.weight"]

@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from deployments.training.demo.adapter import Adapter
+from deployments.training.demo.adapter import StyleAdapter
 from deployments.training.demo.learning.latents import LatentBatch
 
 
@@ -56,7 +56,7 @@ class Guide:
 class Styled:
     """An IP-Adapter inside a UNet that stays what it is; references that are zeros are none."""
 
-    network: Adapter
+    network: StyleAdapter
     unet: UNet2DConditionModel
 
     def __call__(self, noisy: Tensor, steps: Tensor, batch: LatentBatch) -> Tensor:
