@@ -158,7 +158,7 @@ def _guided(teach: Teach, minutes: float = 16) -> Member:
 
 FAMILY: Final[Mapping[str, Member]] = {
     "demo-sd21": Member(_begin_sd21, _ship_sd21, Course(1e-3, _GROWING, whole_scene, "v_prediction"), minutes=60),
-    "demo-sdxl": Member(_begin_xl, _ship_xl, Course(5e-4, _GROWN, with_sizes), minutes=40),
+    "demo-sdxl": Member(_begin_xl, _ship_xl, Course(5e-4, _GROWN, with_sizes), minutes=30),
     "demo-inpaint": Member(_begin_inpaint, _ship_inpaint, Course(1e-3, _GROWING, with_hole), minutes=22),
     "demo-style": Member(
         _begin_style, _ship_style, Course(2e-3, _GUIDING, with_reference, high_share=0.85), minutes=15
