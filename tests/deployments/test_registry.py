@@ -24,7 +24,14 @@ def test_no_two_real_models_answer_to_one_name() -> None:
 
 
 def test_the_demo_family_answers_to_the_names_of_the_guide() -> None:
-    for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", "sd15", "sd21", "sd15-inpaint"):
+    for name in (
+        "runwayml/stable-diffusion-v1-5",
+        "stabilityai/stable-diffusion-2-1",
+        "sd15",
+        "sd21",
+        "sdxl",
+        "sd15-inpaint",
+    ):
         assert any(spec.has_name(name) for spec in DEMO_MODELS)
 
 
