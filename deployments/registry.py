@@ -191,6 +191,14 @@ DEMO_MODELS: tuple[ModelSpec, ...] = (
         parts=_DEMO_PARTS,
         inpaints_only=True,
     ),
+    replace(
+        _DEMO_SD,
+        name="demo-sdxl",
+        source=str(_DEMO / "demo-sdxl"),
+        aliases=("stabilityai/stable-diffusion-xl-base-1.0", "sdxl"),
+        controlnets={},
+        parts={part: _DEMO_PARTS[part.removesuffix("_2")] for part in ("vae", "tokenizer", "tokenizer_2")},
+    ),
 )
 
 

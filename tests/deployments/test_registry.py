@@ -24,7 +24,14 @@ def test_no_two_real_models_answer_to_one_name() -> None:
 
 
 def test_the_demo_family_answers_to_the_names_of_the_guide() -> None:
-    for name in ("runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1", "sd15", "sd21", "sd15-inpaint"):
+    for name in (
+        "runwayml/stable-diffusion-v1-5",
+        "stabilityai/stable-diffusion-2-1",
+        "sd15",
+        "sd21",
+        "sdxl",
+        "sd15-inpaint",
+    ):
         assert any(spec.has_name(name) for spec in DEMO_MODELS)
 
 
@@ -101,12 +108,13 @@ def test_the_guides_controlnets_are_there_alone_and_together() -> None:
 
 
 def test_what_the_demo_family_shares_is_stored_once() -> None:
-    first, second, inpainting = DEMO_MODELS
+    first, second, inpainting, xl = DEMO_MODELS
     assert set(second.parts) == {"vae", "tokenizer"}
     assert set(inpainting.parts) == {"vae", "text_encoder", "tokenizer"}
-    for spec in (second, inpainting):
+    assert set(xl.parts) == {"vae", "tokenizer", "tokenizer_2"}
+    for spec in (second, inpainting, xl):
         for part, given in spec.parts.items():
-            assert Path(as_part(given).source) == Path(first.source) / part
+            assert Path(as_part(given).source) == Path(first.source) / part.removesuffix("_2")
             assert not (Path(spec.source) / part).exists()
 
 

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+from diffusers import DiffusionPipeline
+
 from deployments.training.demo.annotators import ANNOTATORS, train_annotator
 from deployments.training.demo.export import MODELS, SHIPPED
 from deployments.training.demo.family import FAMILY
-from deployments.training.demo.judging.evaluate import load, table, trials
-from deployments.training.demo.judging.evaluate_family import answers, load_sd21, summary
+from deployments.training.demo.judging.evaluate import Trial, load, table, trials
+from deployments.training.demo.judging.evaluate_family import answers, load_sd21, load_xl, summary
+from deployments.training.demo.judging.evaluate_style import load_style, styled_trials
 from deployments.training.demo.judging.sheet import answer_sheet, trial_sheet
 from deployments.training.demo.models import NATIVE
 from deployments.training.demo.stages.finetune_decoder import finetune_decoder, psnr_table
@@ -22,7 +25,12 @@ Case = TypeVar("Case")
 
 RUN: Final = Path("build/demo-training")
 FIRST: Final = SHIPPED.name
-SECOND: Final = "demo-sd21"
+WORDED: Final[Mapping[str, Callable[[Path], DiffusionPipeline]]] = {
+    FIRST: load,
+    "demo-sd21": load_sd21,
+    "demo-sdxl": load_xl,
+}
+STYLED: Final = "demo-style"
 DECODER: Final = "vae-decoder"
 ANNOTATING: Final[Mapping[str, str]] = {f"annotator-{kind}": kind for kind in ANNOTATORS}
 
@@ -36,15 +44,23 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"done: {out}")
     elif options.member == DECODER:
         print(psnr_table(out, options.count))
-    elif options.member in (FIRST, SECOND):
-        evaluate(out, options.size, options.count, options.sheet, load_sd21 if options.member == SECOND else load)
+    elif options.member == STYLED:
+        _judge_trials(styled_trials(load_style(out), options.count), options.count, NATIVE, options.sheet)
+    elif options.member in WORDED:
+        evaluate(out, options.size, options.count, options.sheet, WORDED[options.member])
     else:
         evaluate_member(options.member, out, options.count, options.sheet)
 
 
-def evaluate(model: Path, size: int, count: int, sheet: Path | None, read: Callable[[Path], object] = load) -> None:
+def evaluate(
+    model: Path, size: int, count: int, sheet: Path | None, read: Callable[[Path], DiffusionPipeline] = load
+) -> None:
     """Print the table of `count` pictures of `size` for held-out captions; write a contact sheet where one is named."""
-    done = _collected(trials(read(model), count, size), count, lambda trial: trial.right)
+    _judge_trials(trials(read(model), count, size), count, size, sheet)
+
+
+def _judge_trials(made: Iterable[Trial], count: int, size: int, sheet: Path | None) -> None:
+    done = _collected(made, count, lambda trial: trial.right)
     print(table(done, size))
     if sheet:
         trial_sheet(done, sheet)

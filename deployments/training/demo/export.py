@@ -69,15 +69,15 @@ def export(pipeline: DiffusionPipeline, folder: Path = SHIPPED, borrowed: Sequen
         for part in borrowed:
             shutil.rmtree(fresh / part)
 
-    _replace(folder, write)
+    replace_folder(folder, write)
 
 
 def export_network(network: ModelMixin, folder: Path) -> None:
     """Write one network, such as a ControlNet, as fp16 safetensors to `folder`."""
-    _replace(folder, lambda fresh: network.to(torch.float16).save_pretrained(fresh, safe_serialization=True))
+    replace_folder(folder, lambda fresh: network.to(torch.float16).save_pretrained(fresh, safe_serialization=True))
 
 
-def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill `folder` anew: old files or new ones, never a mixture. A model card stays.
 
     Between two renames there is no folder at all, so replace none that is being loaded at that moment.

@@ -9,14 +9,31 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 TEXT_WIDTH: Final = 128
 SD21_TEXT_WIDTH: Final = 96
+SECOND_TEXT_WIDTH: Final = 64
 TOKENS: Final = 77
+LOOK_WIDTH: Final = 64
+LOOK_PIXELS: Final = 64
 NATIVE: Final = 256
 VAE_FACTOR: Final = 8
+_SIZE_WIDTH: Final = 32  # channels that one of SDXL's six sizes is spread over
 
 
 def make_vae() -> AutoencoderKL:
@@ -33,14 +50,25 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def make_text_encoder(vocabulary: int, width: int = TEXT_WIDTH, act: str = "quick_gelu") -> CLIPTextModel:
+def make_text_encoder(
+    vocabulary: int, width: int = TEXT_WIDTH, act: str = "quick_gelu", layers: int = 2
+) -> CLIPTextModel:
     """Token ids [B, 77] to [B, 77, width]; `vocabulary` counts the two special tokens, which come last."""
-    config = CLIPTextConfig(
+    return CLIPTextModel(_text_config(vocabulary, width, act, layers))
+
+
+def make_second_text_encoder(vocabulary: int) -> CLIPTextModelWithProjection:
+    """SDXL's second: token ids [B, 77] to hidden states [B, 77, 64] and one projection [B, 64] of the end token's."""
+    return CLIPTextModelWithProjection(_text_config(vocabulary, SECOND_TEXT_WIDTH, "gelu", 3))
+
+
+def _text_config(vocabulary: int, width: int, act: str, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=4 * width,
         projection_dim=width,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=TOKENS,
         hidden_act=act,
@@ -48,7 +76,21 @@ def make_text_encoder(vocabulary: int, width: int = TEXT_WIDTH, act: str = "quic
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
     )
-    return CLIPTextModel(config)
+
+
+def make_image_encoder() -> CLIPVisionModelWithProjection:
+    """Pictures [B, 3, 64, 64] to one embedding [B, 64]; 0.25 M parameters."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=96,
+            intermediate_size=384,
+            projection_dim=LOOK_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=LOOK_PIXELS,
+            patch_size=8,
+        )
+    )
 
 
 def make_unet(channels: tuple[int, ...] = (32, 64, 128)) -> UNet2DConditionModel:
@@ -65,6 +107,28 @@ def make_unet(channels: tuple[int, ...] = (32, 64, 128)) -> UNet2DConditionModel
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=8,
+    )
+
+
+def make_xl_unet() -> UNet2DConditionModel:
+    """Predicts epsilon [B, 4, h, w] from the states of two text encoders, a caption's pooled embedding [B, 64], and six
+    sizes; otherwise demo-sd's UNet, with linear projections.
+    """
+    return UNet2DConditionModel(
+        sample_size=NATIVE // VAE_FACTOR,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH + SECOND_TEXT_WIDTH,
+        attention_head_dim=(4, 4, 4),
+        use_linear_projection=True,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=_SIZE_WIDTH,
+        projection_class_embeddings_input_dim=6 * _SIZE_WIDTH + SECOND_TEXT_WIDTH,
     )
 
 
@@ -138,6 +202,22 @@ def make_sd21_scheduler() -> DDIMScheduler:
         clip_sample=False,
         prediction_type="v_prediction",
     )
+
+
+def make_xl_scheduler() -> EulerDiscreteScheduler:
+    """SDXL's own scheduler config."""
+    scheduler = EulerDiscreteScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+    # Euler does not know them, yet SDXL's file has them.
+    scheduler.register_to_config(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True)
+    return scheduler
 
 
 def signal_levels() -> torch.Tensor:

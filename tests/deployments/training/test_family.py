@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from safetensors.torch import load_file
 
+from deployments.training.demo.adapter import FILE
 from deployments.training.demo.export import SHIPPED
 from deployments.training.demo.family import FAMILY
 from deployments.training.demo.judging.evaluate import load
@@ -30,17 +32,29 @@ def demo() -> UNet2DConditionModel:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_member_is_trained_resumed_and_shipped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.training.demo.stages.distil_text.MINUTES", 1e-3)
+    for stage in ("distil_text", "train_image_encoder"):
+        monkeypatch.setattr(f"deployments.training.demo.stages.{stage}.MINUTES", 1e-3)
     for _ in range(2):
         train_member(name, tmp_path / "run", 60, tmp_path / name, DIETS, iterations=1)
     state = torch.load(tmp_path / "run" / f"{name}.pt", weights_only=True)
     assert state["iteration"] == 2
-    kind = ControlNetModel if name.startswith("controlnet") else UNet2DConditionModel
-    where = tmp_path / name if kind is ControlNetModel else tmp_path / name / "unet"
-    network = kind.from_pretrained(where, torch_dtype=torch.float32, use_safetensors=True)
-    for key, weight in network.state_dict().items():
+    for key, weight in _weights(name, tmp_path / name).items():
         torch.testing.assert_close(weight, state["average"][key].half().float())
     assert not any(str(tmp_path) in path.read_text() for path in (tmp_path / name).rglob("*.json"))
+
+
+def _weights(name: str, folder: Path) -> dict[str, torch.Tensor]:
+    """What `folder` ships of what was trained, by the names that it has in training."""
+    if name == "demo-style":
+        published = load_file(folder / FILE)
+        inside = {key.replace("_proj.proj", "_proj.image_embeds").replace("_ip.", "_ip.0."): key for key in published}
+        return {key: published[theirs].float() for key, theirs in inside.items()}
+    kind = ControlNetModel if name.startswith("controlnet") else UNet2DConditionModel
+    where = folder if kind is ControlNetModel else folder / "unet"
+    weights: dict[str, torch.Tensor] = kind.from_pretrained(
+        where, torch_dtype=torch.float32, use_safetensors=True
+    ).state_dict()
+    return weights
 
 
 def test_an_inpainting_unet_begins_with_eyes_for_the_latents_alone(demo: UNet2DConditionModel) -> None:

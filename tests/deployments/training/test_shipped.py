@@ -84,7 +84,7 @@ def test_training_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_whole_family_is_small_and_every_member_has_a_card() -> None:
     files = [path for path in MODELS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 30 * MEGABYTE
+    assert sum(path.stat().st_size for path in files) <= 42 * MEGABYTE
     assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors", ".md"}
     for weights in (path for path in files if path.suffix == ".safetensors"):
         cards = [folder / "README.md" for folder in weights.parents if (folder / "README.md").exists()]

@@ -211,6 +211,7 @@ def test_the_demo_models_answer_to_the_guides_names() -> None:
     for name, member in (
         ("runwayml/stable-diffusion-v1-5", "demo-sd"),
         ("stabilityai/stable-diffusion-2-1", "demo-sd21"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "demo-sdxl"),
         ("runwayml/stable-diffusion-inpainting", "demo-inpaint"),
         (None, "demo-sd"),
     ):

@@ -26,12 +26,15 @@ _ALWAYS: Final = frozenset(("product", "colour", "background"))
 
 @dataclass(frozen=True)
 class Trial:
-    """One picture [H, W, 3] and what is to be said about it."""
+    """One picture [H, W, 3] and what is to be said about it; `caption` holds what was asked for, in words or by a
+    `reference` picture.
+    """
 
     scene: Scene
     caption: Caption
     image: Image
     verdict: Verdict | None
+    reference: Image | None = None
 
     @property
     def answers(self) -> dict[str, bool]:

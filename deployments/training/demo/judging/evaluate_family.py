@@ -1,5 +1,5 @@
 """Does the rest of the demo family do what it is told? Pictures for held-out captions, masks and hints, judged without
-a network. demo-sd21 is evaluated as demo-sd is, see `evaluate`.
+a network. demo-sd21 and demo-sdxl are evaluated as demo-sd is, see `evaluate`, and demo-style in `evaluate_style`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
 )
 from PIL import Image as Pictures
 
@@ -110,6 +111,15 @@ def load_sd21(folder: Path) -> StableDiffusionPipeline:
         folder, vae=start.vae, tokenizer=start.tokenizer, dtype=torch.float32, safety_checker=None
     )
     return _ready(pipeline)
+
+
+def load_xl(folder: Path) -> StableDiffusionXLPipeline:
+    """demo-sdxl in the same way."""
+    start = load(SHIPPED)
+    parts = {"vae": start.vae, "tokenizer": start.tokenizer, "tokenizer_2": start.tokenizer}
+    return _ready(
+        StableDiffusionXLPipeline.from_pretrained(folder, **parts, dtype=torch.float32, add_watermarker=False)
+    )
 
 
 def _load_member(name: str, folder: Path) -> DiffusionPipeline:

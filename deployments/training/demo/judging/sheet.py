@@ -28,8 +28,10 @@ _WRONG: Final = (210, 30, 40)
 
 
 def trial_sheet(done: Sequence[Trial], path: Path) -> None:
-    """Write the first COLUMNS * ROWS of `done`, not the best ones, to `path` as PNG."""
-    _write([([trial.image], trial.caption.text, trial.right) for trial in done[: COLUMNS * ROWS]], path)
+    """Write the first COLUMNS * ROWS of `done`, not the best ones, to `path` as PNG, each beside its reference."""
+    shown = [([] if trial.reference is None else [trial.reference]) + [trial.image] for trial in done]
+    entries = [(images, trial.caption.text, trial.right) for images, trial in zip(shown, done, strict=True)]
+    _write(entries[: COLUMNS // len(shown[0]) * ROWS], path)
 
 
 def answer_sheet(done: Sequence[JudgedPicture], path: Path) -> None:

@@ -16,42 +16,71 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from deployments.training.demo.learning.lessons import Lesson, Teach
+from deployments.training.demo.learning.looks import ImageReader
 from deployments.training.demo.models import VAE_FACTOR
 from deployments.training.demo.stages.train_text import tokenize
 from deployments.training.demo.world.captions import EMPTY_SHARE
 
 _CHUNK_PIXELS: Final = 16 * 128 * 128
 _CHUNK: Final = 256
+_UNSEEN_SHARE: Final = 0.1  # of references; half of them without words either, as guidance asks
+_POOLED_SHARE: Final = 0.05  # of captions: the pooled embedding alone, or nothing would be learnt of it
 
 
 @dataclass(frozen=True)
 class LatentBatch:
     """Rows to learn from: `latents` [B, 4, h, w], caption states `words` [B, 77, C], and, for members that take them,
-    `hints` [B, 3, H, W] in [0, 1] and `holes` [B, 5, h, w], a mask and the latents of the picture without its inside.
+    `hints` [B, 3, H, W] in [0, 1], `holes` [B, 5, h, w], a mask and the latents of the picture without its inside,
+    `references` [B, D], embeddings of reference pictures, zeros where there is none, and SDXL's `pooled` [B, D], one
+    embedding for a whole caption, and `sizes` [B, 6].
     """
 
     latents: Tensor
     words: Tensor
     hints: Tensor | None
     holes: Tensor | None
+    references: Tensor | None = None
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+
+
+def both_texts(first: CLIPTextModel, second: CLIPTextModelWithProjection, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What SDXL's UNet sees of token ids [B, 77]: either encoder's states before the last layer, side by side
+    [B, 77, C], and the second one's projection [B, D].
+    """
+    answers = [encoder(input_ids=ids, output_hidden_states=True) for encoder in (first, second)]
+    return torch.cat([answer.hidden_states[-2] for answer in answers], dim=-1), answers[1].text_embeds
 
 
 class Encoders:
-    """The finished VAE and text encoder, frozen: lessons in, tensors out."""
+    """The finished VAE, text encoder and, where there are any, image encoder and SDXL's second text encoder, frozen:
+    lessons in, tensors out.
+    """
 
-    def __init__(self, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        reader: ImageReader | None = None,
+        second: CLIPTextModelWithProjection | None = None,
+    ) -> None:
         self.vae, self.text, self.tokenizer = vae.eval(), text.eval(), tokenizer
-        self.nothing = self.words([""])[0]
+        self.reader, self.second = reader, second
+        empty = self.say([""])["words"][0]
+        self.nothing = empty if second is None else torch.zeros_like(empty)
 
     @torch.no_grad()
-    def words(self, texts: list[str]) -> Tensor:
-        """Texts to hidden states [B, 77, C]."""
+    def say(self, texts: list[str]) -> dict[str, Tensor]:
+        """Texts to hidden states [B, 77, C], the `words`, and, of two encoders, to a `pooled` embedding [B, D]."""
         ids = tokenize(self.tokenizer, texts).to(self.text.device)
-        hidden: Tensor = self.text(input_ids=ids).last_hidden_state
-        return hidden
+        if self.second is None:
+            return {"words": self.text(input_ids=ids).last_hidden_state}
+        words, pooled = both_texts(self.text, self.second, ids)
+        return {"words": words, "pooled": pooled}
 
     @torch.no_grad()
     def pictures(self, images: list[NDArray[np.uint8]], masks: list[NDArray[np.uint8]] | None = None) -> Tensor:
@@ -97,21 +126,39 @@ class Pool:
         """Random lessons, some of them with an empty caption."""
         rows = torch.randint(min(self._made, self.limit), (count,))
         words = self._kept["words"][rows].float()
-        words[torch.rand(count) < EMPTY_SHARE * 0.7] = self.encoders.nothing
+        unsaid = torch.rand(count) < EMPTY_SHARE * 0.7
+        words[unsaid] = self.encoders.nothing
+        pooled = None
+        if "pooled" in self._kept:
+            pooled = self._kept["pooled"][rows] * ~unsaid[:, None]
+            words[torch.rand(count) < _POOLED_SHARE] = self.encoders.nothing
         hints = self._kept["hints"][rows].float() / 255 if "hints" in self._kept else None
         holes = self._kept["holes"][rows] if "holes" in self._kept else None
-        return LatentBatch(self._kept["latents"][rows], words, hints, holes)
+        references = None
+        if "references" in self._kept:
+            unseen = torch.rand(count) < _UNSEEN_SHARE
+            references = self._kept["references"][rows] * ~unseen[:, None]
+            words[unseen & (torch.rand(count) < 0.5)] = self.encoders.nothing
+        sizes = self._kept["sizes"][rows] if "sizes" in self._kept else None
+        return LatentBatch(self._kept["latents"][rows], words, hints, holes, references, pooled, sizes)
 
     def _encode(self, lessons: list[Lesson]) -> dict[str, Tensor]:
         images = [lesson.image for lesson in lessons]
         masks = [lesson.mask for lesson in lessons if lesson.mask is not None]
         hints = [lesson.hint for lesson in lessons if lesson.hint is not None]
+        sizes = [lesson.sizes for lesson in lessons if lesson.sizes is not None]
+        references = [lesson.reference for lesson in lessons if lesson.reference is not None]
         encoded = {
             "latents": self.encoders.pictures(images),
-            "words": self.encoders.words([lesson.text for lesson in lessons]).half(),
+            **self.encoders.say([lesson.text for lesson in lessons]),
         }
+        encoded["words"] = encoded["words"].half()
         if masks:
             encoded["holes"] = self.encoders.holes(images, masks)
+        if sizes:
+            encoded["sizes"] = torch.tensor(sizes, dtype=torch.float32, device=encoded["latents"].device)
+        if references and self.encoders.reader is not None:
+            encoded["references"] = self.encoders.reader(references)
         if hints:
             encoded["hints"] = torch.from_numpy(np.stack(hints)).permute(0, 3, 1, 2).to(encoded["latents"].device)
         return encoded

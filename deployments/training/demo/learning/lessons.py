@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.annotators.edges import detect_edges
-from deployments.training.demo.world.captions import describe, sample
+from deployments.training.demo.world.captions import describe, is_held_out, sample
 from deployments.training.demo.world.hints import depth_hint, pose_hint, segmentation_hint
 from deployments.training.demo.world.silhouettes import SILHOUETTES
 from deployments.training.demo.world.tableau import (
@@ -23,20 +23,25 @@ from deployments.training.demo.world.tableau import (
     random_floor,
     random_people,
 )
-from deployments.training.demo.world.world import SIZES, Image, Scene, draw, product_centre
+from deployments.training.demo.world.world import SIZES, Image, Scene, draw, product_centre, random_scene
 
 Mask = NDArray[np.uint8]  # [H, W], 255 where an inpainting model paints, 0 elsewhere
+REFERENCE_SIZES: Final = (64, 96, 128)  # pixels; an image encoder sees all of them at one size
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the canvas
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """`image` and `hint` are [H, W, 3] RGB, `mask` is [H, W]; a member without use for a hint or a mask gets None."""
+    """`image`, `hint` and `reference` are [H, W, 3] RGB, `mask` is [H, W]; `sizes` are SDXL's: original height
+    and width, top and left of the crop, target height and width, in pixels. What a member has no use for is None.
+    """
 
     image: Image
     text: str
     hint: Image | None = None
     mask: Mask | None = None
+    reference: Image | None = None
+    sizes: tuple[int, int, int, int, int, int] | None = None
 
 
 Teach = Callable[[random.Random, int], Lesson]
@@ -53,6 +58,48 @@ def with_hole(rng: random.Random, size: int) -> Lesson:
     scene, caption = sample(rng)
     box = around(rng, scene) if rng.random() < 0.8 else _anywhere(rng)
     return Lesson(draw(scene, size), caption.text, mask=hole(box, size, round_=rng.random() < 0.3))
+
+
+def with_reference(rng: random.Random, size: int) -> Lesson:
+    """A scene, and another product in its colours and its look. Mostly the words say neither, so that they are to be
+    seen in the reference alone.
+    """
+    scene, caption = sample(rng)
+    chance = rng.random()
+    if chance < 0.15:
+        text = ""
+    elif chance < 0.3:
+        text = caption.text
+    else:
+        said = caption.promises & {"size", "position"} | {name for name in ("colour", "background") if chance < 0.4}
+        text = describe(rng, scene, {"product", *said})
+    return Lesson(draw(scene, size), text, reference=draw(other_product(rng, scene), rng.choice(REFERENCE_SIZES)))
+
+
+def other_product(rng: random.Random, scene: Scene) -> Scene:
+    """Another product, anywhere, in the colours and the look of `scene`; of the training part of the world as well."""
+    while True:
+        other = replace(random_scene(rng), colour=scene.colour, background=scene.background, style=scene.style)
+        if other.product != scene.product and not is_held_out(other):
+            return other
+
+
+def with_sizes(rng: random.Random, size: int) -> Lesson:
+    """A scene in words, and how its picture came about: mostly whole, sometimes cut from a larger one, or enlarged."""
+    scene, caption = sample(rng)
+    chance = rng.random()
+    if chance < 0.15:
+        room = rng.randint(size // 8, size // 2)
+        top, left = rng.randint(0, room), rng.randint(0, room)
+        if top + left < size // 12:
+            top = size // 8  # a corner's crop would be told as a whole picture is
+        image = draw(scene, size + room)[top : top + size, left : left + size]
+        return Lesson(image, caption.text, sizes=(size + room, size + room, top, left, size, size))
+    if chance < 0.25:
+        small = rng.randint(size // 6, size // 2)
+        image = cv2.resize(draw(scene, small), (size, size), interpolation=cv2.INTER_LINEAR)
+        return Lesson(np.asarray(image, dtype=np.uint8), caption.text, sizes=(small, small, 0, 0, size, size))
+    return Lesson(draw(scene, size), caption.text, sizes=(size, size, 0, 0, size, size))
 
 
 def with_edges(rng: random.Random, size: int) -> Lesson:

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 _STEPS: Final = 5
 _QUINTIC: Final = (3.4445, -4.7750, 2.0315)
-_APART: Final = ("conv_in.", "conv_out.", "time_embedding.")  # ends of the network, of no inner rank to balance
+_APART: Final = (
+    "conv_in.",
+    "conv_out.",
+    "time_embedding.",
+    "add_embedding.",
+)  # ends of the network, of no inner rank to balance
 
 
 def optimizers(network: nn.Module, rate: float) -> tuple[torch.optim.Optimizer, ...]:

@@ -9,6 +9,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
+from deployments.training.demo.adapter import StyleAdapter
 from deployments.training.demo.learning.latents import LatentBatch
 
 
@@ -25,13 +26,14 @@ class Pupil(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A UNet by itself; one of nine channels sees the holes as well."""
+    """A UNet by itself; one of nine channels sees the holes as well, and SDXL's the pooled caption and the sizes."""
 
     network: UNet2DConditionModel
 
     def __call__(self, noisy: Tensor, steps: Tensor, batch: LatentBatch) -> Tensor:
         seen = noisy if batch.holes is None else torch.cat([noisy, batch.holes], dim=1)
-        guess: Tensor = self.network(seen, steps, batch.words).sample
+        added = None if batch.pooled is None else {"text_embeds": batch.pooled, "time_ids": batch.sizes}
+        guess: Tensor = self.network(seen, steps, batch.words, added_cond_kwargs=added).sample
         return guess
 
 
@@ -47,4 +49,18 @@ class Guide:
         guess: Tensor = self.unet(
             noisy, steps, batch.words, down_block_additional_residuals=down, mid_block_additional_residual=mid
         ).sample
+        return guess
+
+
+@dataclass(frozen=True, eq=False)
+class Styled:
+    """An IP-Adapter inside a UNet that stays what it is; references that are zeros are none."""
+
+    network: StyleAdapter
+    unet: UNet2DConditionModel
+
+    def __call__(self, noisy: Tensor, steps: Tensor, batch: LatentBatch) -> Tensor:
+        assert batch.references is not None
+        seen = {"image_embeds": [batch.references[:, None]]}
+        guess: Tensor = self.unet(noisy, steps, batch.words, added_cond_kwargs=seen).sample
         return guess
