@@ -1,0 +1,34 @@
+"""Specifies what replicas share, and where. Without torch and Redis: the driver makes it, and replicas go by it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+STATE_FORM: Final = 1
+"""Raise it with any change of what is in a state: versions at work side by side must not read each other's."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharingSpec:
+    """Where replicas share their states: in the Redis at `url`, under keys that begin with `prefix`.
+
+    Only engines of the same `family` share: a digest of their models, and of all settings that images depend on.
+    `read_key` reads the key that states are signed with and `read_password` Redis' password, in the replica's process.
+    A family has at most `max_bytes` there; a state is kept for `ttl_s` seconds.
+    """
+
+    url: str
+    prefix: str
+    family: str
+    read_key: Callable[[], str]
+    read_password: Callable[[], str] | None = None
+    max_bytes: int = 2**28
+    ttl_s: int = 3600
+
+
+def generation_key(prefix: str) -> str:
+    """Returns the key in Redis of the states' generation: a word in hexadecimal digits.
+
+    Whoever writes another one there has all replicas forget all states.
+    """
+    return f"{prefix}states:generation"
