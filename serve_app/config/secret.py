@@ -11,7 +11,7 @@ from serve_app.config.strict import Strict
 
 
 class Secret(Strict):
-    """A secret in an environment variable or a file, read where it is used: in the ingress's process."""
+    """A secret in an environment variable or a file, read where it is used: by an ingress or a replica."""
 
     env: str | None = None
     file: Path | None = None

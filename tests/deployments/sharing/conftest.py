@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class Replica:
 
 
 def spec_at(url: str, **changes: Any) -> SharingSpec:
-    return SharingSpec(**{"url": url, "prefix": "test:", "family": "f" * 64, "read_key": lambda: KEY} | changes)
+    return replace(SharingSpec(url, "test:", "f" * 64, read_key=lambda: KEY), **changes)
 
 
 def saved(value: float = 1.0, side: int = 4, angle: float = 0.0) -> SavedState:

@@ -38,5 +38,6 @@ def test_an_image_goes_on_from_what_another_engine_saved(
     assert difference(first, second) == 0
     assert difference(first, third) > 0
     assert engines[1].tracker.total.continued == 1
-    for closing in (*sharings, *engines):
-        closing.close()
+    for sharing, engine in zip(sharings, engines, strict=True):
+        sharing.close()
+        engine.close()

@@ -26,7 +26,8 @@ def has(replica: Replica, *values: float) -> bool:
 
 
 def index_of(inside: "redis.Redis") -> bytes:
-    (name,) = [key for key in inside.keys("test:states:*:index")]  # type: ignore[union-attr]
+    names: Any = inside.keys("test:states:*:index")
+    (name,) = names
     return bytes(name)
 
 
