@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deployments.engine.sampling.latents import STATE_SLOTS
 from deployments.engine.similar.saved_states import SavedState, Vector
 from deployments.engine.steps.arena import MAX_EVALUATIONS
-from deployments.signed import BadSignature, sign, verify
+from deployments.signing.signed import BadSignature, sign, verify
 
 MAX_STATE_BYTES: Final = 16 * 2**20
 """A state of 2048 x 2048 pixels, in four channels at an eighth of the side, takes half as much."""

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from deployments.engine.similar.saved_states import SavedState
 from deployments.sharing.packed_state import MAX_STATE_BYTES, BadState, pack, unpack
 from deployments.sharing.spec import SharingSpec, generation_key
-from deployments.signed import key_for
+from deployments.signing.signed import KEY_CHARACTERS, key_for
 
 TIMEOUT_S: Final = 2.0
 """Of each answer. Nobody waits for it but the thread that shares."""
@@ -56,15 +56,15 @@ class SharedLog:
     """
 
     def __init__(self, spec: SharingSpec) -> None:
-        """Raises what reading the key and the password raises."""
+        """Raises ValueError where the key or the password is not where it should be."""
         self.damaged = 0
         self.generation = ""
         self.writer = secrets.token_hex(16)
         self._spec = spec
-        self._key = key_for("states", spec.read_key().encode())
+        self._key = key_for("states", spec.key.read("redis: key", KEY_CHARACTERS).encode())
         self._redis: Any = Redis.from_url(
             spec.url,
-            password=None if spec.read_password is None else spec.read_password(),
+            password=None if spec.password is None else spec.password.read("redis: password"),
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),

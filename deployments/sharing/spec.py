@@ -1,8 +1,9 @@
 """Specifies what replicas share, and where. Without torch and Redis: the driver makes it, and replicas go by it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from deployments.signing.secret_source import SecretSource
 
 STATE_FORM: Final = 1
 """Raise it with any change of what is in a state: versions at work side by side must not read each other's."""
@@ -12,16 +13,16 @@ STATE_FORM: Final = 1
 class SharingSpec:
     """Where replicas share their states: in the Redis at `url`, under keys that begin with `prefix`.
 
-    Only engines of the same `family` share: a digest of their models, and of all settings that images depend on.
-    `read_key` reads the key that states are signed with and `read_password` Redis' password, in the replica's process.
-    A family has at most `max_bytes` there; a state is kept for `ttl_s` seconds.
+    Only engines of the same `family` share: a digest of their models, and of all settings that images depend on. States
+    are signed with `key`; `password` is Redis'. A family has at most `max_bytes` there; a state is kept for `ttl_s`
+    seconds.
     """
 
     url: str
     prefix: str
     family: str
-    read_key: Callable[[], str]
-    read_password: Callable[[], str] | None = None
+    key: SecretSource
+    password: SecretSource | None = None
     max_bytes: int = 2**28
     ttl_s: int = 3600
 

@@ -37,7 +37,7 @@ class StateSharing:
     """Shares `states` as `spec` says, until it is closed. `report` may be asked on any thread."""
 
     def __init__(self, spec: SharingSpec, states: SavedStates) -> None:
-        """Starts the thread. Raises what reading the key and the password raises."""
+        """Starts the thread. Raises ValueError where the key or the password is not where it should be."""
         self._states = states
         self._log = SharedLog(spec)
         self._waiting: queue.Queue[tuple[str, SavedState]] = queue.Queue(MAX_WAITING)

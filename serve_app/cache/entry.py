@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Timings
 from deployments.engine.protocol.safety import Finding, SafetyStatus
-from deployments.signed import BadSignature, sign, verify
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.generation.fingerprint import Fingerprint
 
 # Change it with any change of the header: what one version has signed must not be read as another's.

@@ -2,14 +2,13 @@
 
 import secrets
 from collections.abc import Sequence
-from functools import partial
 
 from deployments.engine.protocol.numerics import NUMERICS_VERSION
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.sharing.spec import STATE_FORM, SharingSpec, generation_key
 from serve_app.config.server import AppConfig
 from serve_app.generation.fingerprint import canonical_json, hash_of, weights_of
-from serve_app.store.redis import KEY_CHARACTERS, RedisTier
+from serve_app.store.redis import RedisTier
 
 
 def sharing_of(config: AppConfig, specs: Sequence[ModelSpec]) -> SharingSpec | None:
@@ -23,8 +22,8 @@ def sharing_of(config: AppConfig, specs: Sequence[ModelSpec]) -> SharingSpec | N
         redis.url,
         redis.prefix,
         family=hash_of(canonical_json(engine).encode()),
-        read_key=partial(redis.key.read, "redis: key", KEY_CHARACTERS),
-        read_password=None if redis.password is None else partial(redis.password.read, "redis: password"),
+        key=redis.key.source,
+        password=None if redis.password is None else redis.password.source,
         max_bytes=similar.shared_bytes,
         ttl_s=similar.ttl_s,
     )

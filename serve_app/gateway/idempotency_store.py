@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import Field
 from redis.asyncio import Redis
 
-from deployments.signed import BadSignature, sign, verify
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.config.strict import Strict
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content

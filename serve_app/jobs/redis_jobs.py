@@ -3,8 +3,8 @@
 Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, `cancel` once
 that was asked for, and what `callbacks/redis_outbox.py` keeps there. `jobs:unfinished` (by creation), `jobs:turns` (of
 each unfinished one), `jobs:finished` (by their end), `jobs:bytes` and, for each tenant, `jobs:of:<digest>` are what is
-looked through. All that is read back of a job was signed (`deployments/signed.py`); what is not of our form is not
-used, and what has another type than ours is removed.
+looked through. All that is read back of a job was signed (`deployments/signing/signed.py`); what is not of our form
+is not used, and what has another type than ours is removed.
 Every method raises RedisGone.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 
-from deployments.signed import BadSignature, sign, verify
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.fair_order import QueuedJob, digest_of, fair_order
 from serve_app.jobs.job import Job, restore, spec_of, state_of

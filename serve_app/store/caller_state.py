@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cachetools import TTLCache
 
-from deployments.signed import BadSignature, sign, verify
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.store.redis import RedisGone, RedisTier
 
 MAX_CALLERS: Final = 10_000

@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-from deployments.signed import key_for
+from deployments.signing.signed import KEY_CHARACTERS, key_for
 from serve_app.config.sections import RedisConfig
 from serve_app.store.redis_values import MEND, Kinds, is_wrong_type
 
@@ -27,9 +27,6 @@ log = logging.getLogger(__name__)
 
 FAILURES: Final = 3
 PAUSE_S: Final = 5.0
-
-# As many as the hash has bytes, if they are random; `openssl rand -hex 32` gives twice as many.
-KEY_CHARACTERS: Final = 32
 
 T = TypeVar("T")
 Clock = Callable[[], float]

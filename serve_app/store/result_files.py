@@ -16,7 +16,7 @@ from typing import Final
 from cachetools import TTLCache
 
 from deployments.engine.protocol.errors import Overloaded
-from deployments.signed import BadSignature, sign, verify
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.config.sections import ResultUrlsConfig
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content, number

@@ -26,6 +26,7 @@ from deployments.engine.similar.saved_states import SavedState, SavedStates
 from deployments.engine.worker.engine_worker import EngineWorker
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
 from deployments.sharing.spec import SharingSpec
+from deployments.signing.secret_source import SecretSource
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64))
@@ -169,7 +170,7 @@ async def test_autoscaling_is_told_how_fast_work_is_done_and_how_much_waits(
     assert told["work"] > 0.0
 
 
-NOWHERE = SharingSpec("redis://127.0.0.1:1/0", "test:", "f" * 64, read_key=lambda: "k" * 32)
+NOWHERE = SharingSpec("redis://127.0.0.1:1/0", "test:", "f" * 64, SecretSource(file=Path(__file__)))
 
 
 async def test_a_replica_shares_its_states_and_starts_without_the_redis_that_it_shares_through(
@@ -211,6 +212,7 @@ from deployments.engine.device.errors import DeviceLost
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
+from deployments.signing.secret_source import SecretSource
 from deployments.sharing.spec import SharingSpec
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from deployments.engine.similar.saved_states import SavedState, SavedStates
 from deployments.sharing import shared_log, state_sharing
 from deployments.sharing.spec import SharingSpec
 from deployments.sharing.state_sharing import StateSharing
+from deployments.signing.secret_source import SecretSource
 
-KEY = "0123456789abcdef" * 4
+# It need not be secret here, only long enough and the same for everybody.
+KEY = SecretSource(file=Path(__file__))
 KIND, OTHER_KIND = "a" * 64, "b" * 64
 
 
@@ -66,7 +69,7 @@ class Replica:
 
 
 def spec_at(url: str, **changes: Any) -> SharingSpec:
-    return replace(SharingSpec(url, "test:", "f" * 64, read_key=lambda: KEY), **changes)
+    return replace(SharingSpec(url, "test:", "f" * 64, key=KEY), **changes)
 
 
 def saved(value: float = 1.0, side: int = 4, angle: float = 0.0) -> SavedState:

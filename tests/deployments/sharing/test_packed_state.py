@@ -11,7 +11,7 @@ import torch
 from deployments.engine.sampling.latents import STATE_SLOTS
 from deployments.engine.similar.saved_states import SavedState
 from deployments.sharing.packed_state import BadState, pack, unpack
-from deployments.signed import sign
+from deployments.signing.signed import sign
 from tests.deployments.sharing.conftest import KIND, saved
 
 KEY = b"a key of some length, as it should be"

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from bench.redis_server import RedisServer, redis_server
 from deployments.sharing import packed_state, shared_log
 from deployments.sharing.spec import generation_key
 from deployments.sharing.state_sharing import MAX_WAITING
+from deployments.signing.secret_source import SecretSource
 from tests.deployments.sharing.conftest import KIND, OTHER_KIND, Replica, saved, spec_at, values_of, wait_until
 
 Join = Callable[..., Replica]
@@ -79,7 +81,7 @@ def test_another_family_and_another_prefix_share_nothing(changes: dict[str, str]
 
 
 def test_what_was_signed_with_another_key_is_not_used(join: Join) -> None:
-    forger, other = join(read_key=lambda: "f" * 64), join()
+    forger, other = join(key=SecretSource(file=Path(packed_state.__file__))), join()
     forger.states.add(KIND, saved())
     wait_until(lambda: other.sharing.report().damaged == 1)
     assert has(other)
@@ -295,3 +297,9 @@ def test_a_burst_is_bounded(server: RedisServer, inside: "redis.Redis") -> None:
     assert one.sharing.report().dropped >= MAX_WAITING
     assert one.sharing._waiting.qsize() <= MAX_WAITING
     one.close()
+
+
+def test_a_replica_without_the_key_is_told_where_it_should_be() -> None:
+    """Before it serves: its pictures would be made, but an operator who wants them shared would never know."""
+    with pytest.raises(ValueError, match="redis: key: the environment variable NO_SUCH_KEY must hold at least 32"):
+        Replica(spec_at("redis://127.0.0.1:1/0", key=SecretSource(env="NO_SUCH_KEY")), 10**8)

@@ -12,6 +12,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+KEY_CHARACTERS: Final = 32
+"""As many as the hash has bytes, if they are random; `openssl rand -hex 32` gives twice as many."""
+
 _MAGIC: Final = b"darkroom sealed 1\n"
 _MAC_BYTES: Final = 32
 _LENGTH_BYTES: Final = 4
