@@ -57,12 +57,15 @@ class ModelReplica:
         """`watermark_method` is what pictures will be marked with, if they will be. With `sharing`, replicas share the
         early states that images leave for others.
 
-        Raises ValueError if the method is not there: better than after the work of the first picture.
+        Raises ValueError if the method, or a secret of the sharing, is not there: better than after the work of the
+        first picture.
         """
         bind_to_loopback()
         log_through_serve("deployments")
         if watermark_method is not None:
             load_method(watermark_method)
+        if sharing is not None:
+            sharing.read_secrets()
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay light.
         with collector_paused():
             from deployments.engine.worker.engine_worker import EngineWorker

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from deployments.engine.similar.saved_states import SavedState
 from deployments.sharing.packed_state import MAX_STATE_BYTES, BadState, pack, unpack
 from deployments.sharing.spec import SharingSpec, generation_key
-from deployments.signing.signed import KEY_CHARACTERS, key_for
+from deployments.signing.signed import key_for
 
 TIMEOUT_S: Final = 2.0
 """Of each answer. Nobody waits for it but the thread that shares."""
@@ -61,10 +61,11 @@ class SharedLog:
         self.generation = ""
         self.writer = secrets.token_hex(16)
         self._spec = spec
-        self._key = key_for("states", spec.key.read("redis: key", KEY_CHARACTERS).encode())
+        key, password = spec.read_secrets()
+        self._key = key_for("states", key)
         self._redis: Any = Redis.from_url(
             spec.url,
-            password=None if spec.password is None else spec.password.read("redis: password"),
+            password=password,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from deployments.signing.secret_source import SecretSource
+from deployments.signing.signed import KEY_CHARACTERS
 
 STATE_FORM: Final = 1
 """Raise it with any change of what is in a state: versions at work side by side must not read each other's."""
@@ -25,6 +26,11 @@ class SharingSpec:
     password: SecretSource | None = None
     max_bytes: int = 2**28
     ttl_s: int = 3600
+
+    def read_secrets(self) -> tuple[bytes, str | None]:
+        """Reads the key and the password. Raises ValueError where one is not where it should be."""
+        password = None if self.password is None else self.password.read("redis: password")
+        return self.key.read("redis: key", KEY_CHARACTERS).encode(), password
 
 
 def generation_key(prefix: str) -> str:

@@ -30,6 +30,7 @@ from deployments.signing.secret_source import SecretSource
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64))
+NOWHERE = SharingSpec("redis://127.0.0.1:1/0", "test:", "f" * 64, SecretSource(file=Path(__file__)))
 CONFIG = EngineConfig(device="cpu", dtype="float32", max_rows=16, queue_limit=8, threads=1)
 
 
@@ -113,6 +114,15 @@ def test_a_replica_without_the_watermark_s_method_does_not_start(monkeypatch: py
     assert not loaded
 
 
+def test_a_replica_without_the_key_of_what_it_shares_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr(EngineWorker, "load", lambda *_, **__: loaded.append(None))
+    keyless = replace(NOWHERE, key=SecretSource(env="NO_SUCH_KEY"))
+    with pytest.raises(ValueError, match="redis: key: the environment variable NO_SUCH_KEY must hold at least 32"):
+        ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, sharing=keyless)
+    assert not loaded
+
+
 async def test_events_pass_through_in_order(replica: ModelReplica, worker: FakeWorker) -> None:
     worker.events = [Accepted("r1", 0), Progress("r1", 1, 1), Finished("r1", Timings())]
     assert [event async for event in replica.generate(REQUEST)] == worker.events
@@ -168,9 +178,6 @@ async def test_autoscaling_is_told_how_fast_work_is_done_and_how_much_waits(
     worker.worked += 2.0
     told = await replica.record_autoscaling_stats()
     assert told["work"] > 0.0
-
-
-NOWHERE = SharingSpec("redis://127.0.0.1:1/0", "test:", "f" * 64, SecretSource(file=Path(__file__)))
 
 
 async def test_a_replica_shares_its_states_and_starts_without_the_redis_that_it_shares_through(

@@ -297,9 +297,3 @@ def test_a_burst_is_bounded(server: RedisServer, inside: "redis.Redis") -> None:
     assert one.sharing.report().dropped >= MAX_WAITING
     assert one.sharing._waiting.qsize() <= MAX_WAITING
     one.close()
-
-
-def test_a_replica_without_the_key_is_told_where_it_should_be() -> None:
-    """Before it serves: its pictures would be made, but an operator who wants them shared would never know."""
-    with pytest.raises(ValueError, match="redis: key: the environment variable NO_SUCH_KEY must hold at least 32"):
-        Replica(spec_at("redis://127.0.0.1:1/0", key=SecretSource(env="NO_SUCH_KEY")), 10**8)
