@@ -112,6 +112,11 @@ QUEUE_WAIT: Final = _histogram(
 )
 INFERENCE: Final = _histogram("inference_seconds", "Time in each stage of requests", DURATIONS_S, "model", "stage")
 
+SHARED_STATES: Final = _counter(
+    "shared_states", "Early states of images between a replica and Redis, by what became of them", "outcome"
+)
+SHARING_FAILURES: Final = _counter("sharing_failures", "Calls for such states that Redis did not answer as it should")
+
 QUEUE_DEPTH: Final = _gauge("queue_depth", "Images that wait for their first place", "priority")
 RUNNING: Final = _gauge("running_images", "Images that are being denoised")
 CAPACITY: Final = _gauge("capacity_rows", "UNet rows that may run at once")
@@ -143,6 +148,10 @@ def engine_samples(report: EngineReport) -> Iterator[Sample]:
     ):
         if number is not None:
             yield Sample(MEMORY, (kind,), number)
+    if (sharing := report.sharing) is not None:
+        for outcome in ("sent", "received", "dropped", "damaged"):
+            yield Sample(SHARED_STATES, (outcome,), getattr(sharing, outcome))
+        yield Sample(SHARING_FAILURES, (), sharing.failures)
     yield Sample(LOADED, (), len(report.loaded_models))
     yield Sample(READY, (), report.ready)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
@@ -23,10 +23,15 @@ from deployments.metrics import engine_samples
 from deployments.ray_metrics import Publisher
 from deployments.replica_port import bind_to_loopback
 from deployments.serve_log import log_through_serve
+from deployments.sharing.spec import SharingSpec
 from deployments.throughput import RateMeter
 from deployments.uploads.enlarging import PictureEnlarger
 from deployments.uploads.intake import Intake
 from deployments.watermark.methods import load_method
+
+if TYPE_CHECKING:
+    from deployments.engine.worker.engine_worker import EngineWorker
+    from deployments.sharing.state_sharing import StateSharing
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +52,20 @@ class ModelReplica:
         annotators: AnnotatorSpecs = NO_NETWORKS,
         upscalers: Sequence[UpscalerSpec] = (),
         watermark_method: str | None = None,
+        sharing: SharingSpec | None = None,
     ) -> None:
-        """`watermark_method` is what pictures will be marked with, if they will be.
+        """`watermark_method` is what pictures will be marked with, if they will be. With `sharing`, replicas share the
+        early states that images leave for others.
 
-        Raises ValueError if it is not there: better than after the work of the first picture.
+        Raises ValueError if the method, or a secret of the sharing, is not there: better than after the work of the
+        first picture.
         """
         bind_to_loopback()
         log_through_serve("deployments")
         if watermark_method is not None:
             load_method(watermark_method)
+        if sharing is not None:
+            sharing.read_secrets()
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay light.
         with collector_paused():
             from deployments.engine.worker.engine_worker import EngineWorker
@@ -68,7 +78,8 @@ class ModelReplica:
         self._worker = worker = EngineWorker.load(specs, config, upscalers=upscalers, on_device_lost=end_process)
         self._enlarger = PictureEnlarger(worker.upscalers)
         self._work_rate = RateMeter()
-        self._publisher = Publisher(lambda: engine_samples(worker.report()))
+        self._sharing = None if sharing is None else share_states(sharing, worker)
+        self._publisher = Publisher(lambda: engine_samples(self._report()))
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """Yields the request's events. Cancelling or closing it early frees its rows before the next step."""
@@ -103,7 +114,7 @@ class ModelReplica:
 
     async def forget_states(self) -> None:
         """Forgets the states that images have left for others."""
-        self._worker.forget_states()
+        self._worker.states.clear()
 
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         """Counts the tokens of the request's prompts, the negative one second. Raises EngineError."""
@@ -119,7 +130,7 @@ class ModelReplica:
 
     async def report(self) -> EngineReport:
         """Returns the engine's report."""
-        return self._worker.report()
+        return self._report()
 
     async def check_health(self) -> None:
         """Raises if the engine's loop has ended or hangs; Serve then replaces the replica."""
@@ -149,6 +160,20 @@ class ModelReplica:
             worker.stop()
             self._intake.close()
             self._enlarger.close()
+            if self._sharing is not None:
+                self._sharing.close()
+
+    def _report(self) -> EngineReport:
+        report = self._worker.report()
+        return report if self._sharing is None else replace(report, sharing=self._sharing.report())
+
+
+def share_states(spec: SharingSpec, worker: "EngineWorker") -> "StateSharing | None":
+    """Shares the worker's states; None where it keeps none."""
+    # Imported in the replica's process only, as the engine is.
+    from deployments.sharing.state_sharing import StateSharing
+
+    return StateSharing(spec, worker.states) if worker.states.max_bytes else None
 
 
 def end_process() -> None:

@@ -23,10 +23,12 @@ from deployments.model_deployment import ModelReplica
 from deployments.ray_metrics import Publisher
 from deployments.registry import with_known_size
 from deployments.serve_log import log_through_serve
+from deployments.sharing.spec import SharingSpec
 from serve_app.backends.ray_serve import RayBackend
 from serve_app.backends.redis_quarantine import RedisQuarantine
 from serve_app.backends.replays import QUARANTINE_SECONDS
 from serve_app.backends.routing import route_to
+from serve_app.cache.shared_states import sharing_of
 from serve_app.config.deployments import DeploymentConfig
 from serve_app.config.server import AppConfig
 from serve_app.gateway.setup import make_gateway
@@ -51,7 +53,9 @@ def build_application(config: AppConfig, replica: type[ModelReplica] = ModelRepl
     watermark = config.labels.watermark
     method = watermark.method if watermark.enabled else None
     handles = [
-        bind_deployment(deployment, hosted, annotators, replica, logs, upscalers, method)
+        bind_deployment(
+            deployment, hosted, annotators, replica, logs, upscalers, method, sharing=sharing_of(config, hosted)
+        )
         for deployment, hosted in zip(config.deployments, specs, strict=True)
     ]
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options(), logging_config=logs).bind(
@@ -68,13 +72,15 @@ def bind_deployment(
     logs: Mapping[str, Any] | None = None,
     upscalers: Sequence[UpscalerSpec] = (),
     watermark_method: str | None = None,
+    *,
+    sharing: SharingSpec | None = None,
 ) -> Application:
     """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config,
-    `upscalers` enlarge pictures, which `watermark_method` marks.
+    `upscalers` enlarge pictures, which `watermark_method` marks. Replicas share states as `sharing` says.
     """
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
     told = (specs, config.engine_config(), dict(annotators), tuple(upscalers), watermark_method)
-    bound: Application = deployment.bind(*told)
+    bound: Application = deployment.bind(*told, sharing=sharing)
     return bound
 
 

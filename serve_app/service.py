@@ -30,6 +30,7 @@ from serve_app.backends.counting import CountingBackend
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
+from serve_app.cache.shared_states import forget_shared_states
 from serve_app.generation.blocklist import NOTHING_BLOCKED
 from serve_app.generation.interpolation import LANCZOS, interpolate
 from serve_app.generation.prepare import find_model, prepare
@@ -285,7 +286,10 @@ class DiffusionService:
         Engines forget the states that images have left for others, too.
         """
         await self._backend.forget_states()
-        return await self._cache.empty()
+        entries = await self._cache.empty()
+        if self._redis is not None:
+            await forget_shared_states(self._redis)
+        return entries
 
     async def start(self) -> None:
         """Begins to load the default model, without waiting; a backend that was given has loaded its own."""

@@ -19,7 +19,7 @@ BENCHES = sorted((ROOT / "bench").rglob("*.py"))
 FOLDERS = sorted({path.parent for path in (*SOURCES, *BENCHES)})
 
 TORCH = {"torch", "torchvision", "diffusers", "transformers", "safetensors", "tokenizers", "xformers"}
-SERVING = {"ray", "fastapi", "starlette", "uvicorn", "httpx", "requests", "aiohttp"}
+SERVING = {"ray", "fastapi", "starlette", "uvicorn", "httpx", "requests", "aiohttp", "redis"}
 
 RAY_SIDE = (
     "serve_app/app.py",

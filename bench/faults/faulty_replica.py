@@ -16,6 +16,7 @@ from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.model_deployment import ModelReplica
+from deployments.sharing.spec import SharingSpec
 
 FAILING_STARTS = "failing-starts"
 
@@ -64,9 +65,10 @@ class FaultyReplica(ModelReplica):
         annotators: AnnotatorSpecs = NO_NETWORKS,
         upscalers: Sequence[UpscalerSpec] = (),
         watermark_method: str | None = None,
+        sharing: SharingSpec | None = None,
     ) -> None:
         fail_if_ordered(Path(self.folder))
-        super().__init__(specs, config, annotators, upscalers, watermark_method)
+        super().__init__(specs, config, annotators, upscalers, watermark_method, sharing)
         self._faults = NetworkFaults()
         engine = self._worker._engine
         assert engine is not None

@@ -42,9 +42,10 @@ def main() -> int:
     torch.set_default_dtype(torch.float16)
     functional.scaled_dot_product_attention = _fused
     with FakeTensorMode(), torch.no_grad():
-        weights = sum(_weights(make()) for make in (_unet, _vae, _text_encoder))
-        rows = {size: _per_row(size) for size in SIZES}
-        decode = {size: _peak(_vae(), partial(_decode, size=size)) for size in SIZES}
+        unet, vae = _unet(), _vae()
+        weights = sum(map(_weights, (unet, vae, _text_encoder())))
+        rows = {size: _per_row(unet, size) for size in SIZES}
+        decode = {size: _peak(vae, partial(_decode, size=size)) for size in SIZES}
     report: dict[str, Any] = {"weights_gib": weights / GIB, "sizes": {}}
     print(f"weights {weights / GIB:.2f} GiB")
     for size in SIZES:
@@ -58,9 +59,9 @@ def main() -> int:
     return 0
 
 
-def _per_row(size: int) -> float:
+def _per_row(unet: Any, size: int) -> float:
     """Bytes by which a call's peak grows with a row."""
-    few, many = (_peak(_unet(), partial(_call, rows=rows, size=size)) for rows in ROWS)
+    few, many = (_peak(unet, partial(_call, rows=rows, size=size)) for rows in ROWS)
     return (many - few) / (ROWS[1] - ROWS[0])
 
 

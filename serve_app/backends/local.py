@@ -91,7 +91,7 @@ class LocalBackend:
     async def forget_states(self) -> None:
         """Has the engine forget its states."""
         if (worker := self._loaded_worker()) is not None:
-            worker.forget_states()
+            worker.states.clear()
 
     async def count_tokens(self, request: Request) -> tuple[TokenCount, TokenCount]:
         """Counts the tokens of the request's prompts."""

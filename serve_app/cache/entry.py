@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deployments.engine.protocol.events import Accepted, Event, Finished, ImageDone, Timings
 from deployments.engine.protocol.safety import Finding, SafetyStatus
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.generation.fingerprint import Fingerprint
-from serve_app.store.signed import BadSignature, sign, verify
 
 # Change it with any change of the header: what one version has signed must not be read as another's.
 _PLACE: Final = "result 3"

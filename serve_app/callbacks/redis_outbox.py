@@ -3,7 +3,7 @@
 For each kind there are `outbox:<kind>:due`, a sorted set of ids by the time in milliseconds at which each may be
 claimed, and the hash `outbox:<kind>:messages`. A claim moves a message's time to the claim's end: until then nobody
 else sees it, and afterwards anybody does. The time is Redis' own. Of a job, `job:<id>:callbacks` has what has come of
-its messages, and `job:<id>:uploads` the counts. Messages and settlements are signed (`store/signed.py`).
+its messages, and `job:<id>:uploads` the counts. Messages and settlements are signed (`deployments/signing/signed.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.callbacks.message import MESSAGE_ID, Kind, Message
 from serve_app.callbacks.outbox import Claim, MemoryOutbox, UploadCount
 from serve_app.jobs.callbacks import Settlement
 from serve_app.store.redis import RedisGone, RedisTier, WrongType
 from serve_app.store.redis_values import Damaged, listed, number, words
-from serve_app.store.signed import BadSignature, sign, verify
 
 # Nobody's request waits for these calls.
 CALL_S: Final = 5.0

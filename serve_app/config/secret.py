@@ -1,17 +1,17 @@
 """References to secrets. They are never in the configuration, which is copied into manifests, dashboards and logs."""
 
-import os
 from pathlib import Path
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
+from deployments.signing.secret_source import SecretSource
 from serve_app.config.errors import ConfigError
 from serve_app.config.strict import Strict
 
 
 class Secret(Strict):
-    """A secret in an environment variable or a file, read where it is used: in the ingress's process."""
+    """A secret in an environment variable or a file, read where it is used: by an ingress or a replica."""
 
     env: str | None = None
     file: Path | None = None
@@ -27,11 +27,12 @@ class Secret(Strict):
 
         Raises ConfigError, which names `what` it is and where it should be, unless it has `at_least` characters.
         """
-        place = f"the environment variable {self.env}" if self.file is None else f"the file {self.file}"
         try:
-            found = os.environ.get(self.env or "", "") if self.file is None else self.file.read_text()
-        except (OSError, UnicodeDecodeError):
-            raise ConfigError(f"{what}: {place} cannot be read as text") from None
-        if len(found.strip()) < at_least:
-            raise ConfigError(f"{what}: {place} must hold at least {at_least} characters")
-        return found.strip()
+            return self.source.read(what, at_least)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    @property
+    def source(self) -> SecretSource:
+        """The same for other processes."""
+        return SecretSource(self.env, self.file)

@@ -142,6 +142,16 @@ class RedisConfig(Strict):
     max_connections: int = Field(default=32, ge=1)
 
 
+class SimilarConfig(Strict):
+    """What replicas share of `cache: similar`, with `redis` (docs/similar.md): the early states of images.
+
+    A deployment has at most `shared_bytes` there, 0 shares nothing; a state is kept for `ttl_s` seconds.
+    """
+
+    shared_bytes: int = Field(default=2**28, ge=0)
+    ttl_s: int = Field(default=3600, ge=60, le=7 * 86_400)
+
+
 class LoggingConfig(Strict):
     """The log of requests and of the server itself. `prompts`: whether requests' lines contain prompts."""
 

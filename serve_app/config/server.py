@@ -33,6 +33,7 @@ from serve_app.config.sections import (
     PlaygroundConfig,
     RedisConfig,
     ResultUrlsConfig,
+    SimilarConfig,
     TrainingConfig,
 )
 from serve_app.config.strict import Strict
@@ -137,6 +138,7 @@ class AppConfig(Strict):
     that dynamic prompts name. `safety` is for every model without a section of its own.
     `blocklist` refuses prompts.
     `embeddings` are learnt ones that prompts may name. With `training` callers may have LoRAs trained.
+    `similar` is what replicas share of the states of images.
 
     `keys` says where the list of API keys is. `without_keys` allows a server without any, even where others can reach
     it.
@@ -167,6 +169,7 @@ class AppConfig(Strict):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     training: TrainingConfig | None = None
     redis: RedisConfig | None = None
+    similar: SimilarConfig = SimilarConfig()
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> "AppConfig":

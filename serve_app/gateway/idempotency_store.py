@@ -11,10 +11,10 @@ from typing import Any, Final
 from pydantic import Field
 from redis.asyncio import Redis
 
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.config.strict import Strict
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content
-from serve_app.store.signed import BadSignature, sign, verify
 from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)

@@ -47,7 +47,7 @@ def fingerprint_of(request: Request, spec: ModelSpec, setting: Any) -> Fingerpri
     work = {
         "numerics": NUMERICS_VERSION,
         "tenant": request.tenant,
-        "model": _weights_of(spec),
+        "model": weights_of(spec),
         "setting": setting,
         **work_of(request),
     }
@@ -89,7 +89,8 @@ def hash_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _weights_of(spec: ModelSpec) -> list[Any]:
+def weights_of(spec: ModelSpec) -> list[Any]:
+    """What its images depend on of a model, as plain data."""
     made_of: list[Mapping[str, Any]] = [spec.parts, spec.controlnets]
     return [
         spec.name,

@@ -4,7 +4,7 @@ Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `file
 that was asked for, what `callbacks/redis_outbox.py` keeps there, and `pictures` (`redis_pictures.py`).
 `jobs:unfinished` (by creation), `jobs:turns` (of each unfinished one), `jobs:finished` (by their end), `jobs:bytes`
 and, for each tenant, `jobs:of:<digest>` are what is looked through. All that is read back of a job was signed
-(`store/signed.py`); what is not of our form is not used, and what has another type than ours is removed.
+(`deployments/signing/signed.py`); what is not of our form is not used, and what has another type than ours is removed.
 Every method raises RedisGone.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.fair_order import QueuedJob, digest_of, fair_order
 from serve_app.jobs.job import Job, restore, spec_of, state_of
@@ -21,7 +22,6 @@ from serve_app.jobs.redis_pictures import RedisPictures
 from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS
 from serve_app.store.redis import RedisGone, RedisTier, WrongType
 from serve_app.store.redis_values import JOB_ID, Damaged, Kinds, listed, moment, number, words
-from serve_app.store.signed import BadSignature, sign, verify
 
 T = TypeVar("T")
 

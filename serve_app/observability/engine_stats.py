@@ -84,6 +84,7 @@ def _engine_report(engine: EngineReport) -> dict[str, Any]:
         "knees": dict(engine.knees),
         "memory": asdict(engine.memory),
         "loras": {**asdict(engine.adapters), "read_seconds": round(engine.adapters.read_seconds, 3)},
+        "sharing": None if engine.sharing is None else asdict(engine.sharing),
         "calls": [asdict(call) for call in engine.calls],
     }
 

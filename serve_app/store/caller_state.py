@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from cachetools import TTLCache
 
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.store.redis import RedisGone, RedisTier
-from serve_app.store.signed import BadSignature, sign, verify
 
 MAX_CALLERS: Final = 10_000
 MAX_ENTRIES: Final = 256

@@ -8,7 +8,6 @@ the probe, tries again (Nygard, Release It!, 2007).
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+from deployments.signing.signed import KEY_CHARACTERS, key_for
 from serve_app.config.sections import RedisConfig
 from serve_app.store.redis_values import MEND, Kinds, is_wrong_type
 
@@ -27,9 +27,6 @@ log = logging.getLogger(__name__)
 
 FAILURES: Final = 3
 PAUSE_S: Final = 5.0
-
-# As many as the hash has bytes, if they are random; `openssl rand -hex 32` gives twice as many.
-KEY_CHARACTERS: Final = 32
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -74,7 +71,7 @@ class RedisTier:
 
     def signing_key(self, purpose: str) -> bytes:
         """Derives a key for one purpose: what was signed for one cannot be passed off as another's."""
-        return hmac.digest(self._key, purpose.encode(), "sha256")
+        return key_for(purpose, self._key)
 
     async def call(self, do: Callable[[Redis], Awaitable[T]], timeout_s: float | None = None) -> T:
         """Returns what `do` does with Redis. Raises RedisGone, within the configured time-out, or `timeout_s`."""

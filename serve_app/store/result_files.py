@@ -16,10 +16,10 @@ from typing import Final
 from cachetools import TTLCache
 
 from deployments.engine.protocol.errors import Overloaded
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.config.sections import ResultUrlsConfig
 from serve_app.store.redis import RedisGone, RedisTier
 from serve_app.store.redis_values import Damaged, content, number
-from serve_app.store.signed import BadSignature, sign, verify
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 

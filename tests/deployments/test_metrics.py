@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,18 @@ import pytest
 from deployments import metrics
 from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.latencies import PhaseRecorder
-from deployments.engine.protocol.report import EngineReport, Load, MemoryReport, ModelReport
-from deployments.metrics import BATCH_SIZE, IMAGES, MEMORY, QUEUE_DEPTH, Metric, Sample, engine_samples
+from deployments.engine.protocol.report import EngineReport, Load, MemoryReport, ModelReport, SharingReport
+from deployments.metrics import (
+    BATCH_SIZE,
+    IMAGES,
+    MEMORY,
+    QUEUE_DEPTH,
+    SHARED_STATES,
+    SHARING_FAILURES,
+    Metric,
+    Sample,
+    engine_samples,
+)
 from deployments.ray_metrics import RayMetrics
 
 CATALOGUE = [value for value in vars(metrics).values() if isinstance(value, Metric)]
@@ -74,6 +85,14 @@ def test_an_engines_report_becomes_samples() -> None:
     assert [sample.now for sample in samples if sample.metric is MEMORY] == [100, 40, 60]
     keys = [(sample.metric.name, sample.values) for sample in samples]
     assert len(set(keys)) == len(keys)
+
+
+def test_what_replicas_share_becomes_samples_where_they_share() -> None:
+    samples = list(engine_samples(replace(report(2, 1), sharing=SharingReport(1, 2, 3, 4, 5))))
+    shared = {sample.values: sample.now for sample in samples if sample.metric is SHARED_STATES}
+    assert shared == {("sent",): 1, ("received",): 2, ("dropped",): 3, ("damaged",): 4}
+    assert Sample(SHARING_FAILURES, (), 5) in samples
+    assert not [sample for sample in engine_samples(report(2, 1)) if sample.metric in (SHARED_STATES, SHARING_FAILURES)]
 
 
 def test_counters_are_told_by_their_growth_and_gauges_as_they_are(ray: FakeMetrics) -> None:

@@ -4,11 +4,14 @@ import asyncio
 import io
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from deployments import model_deployment
@@ -19,11 +22,15 @@ from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport, Load
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.engine.similar.saved_states import SavedState, SavedStates
 from deployments.engine.worker.engine_worker import EngineWorker
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
+from deployments.sharing.spec import SharingSpec
+from deployments.signing.secret_source import SecretSource
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, model_name="tiny", width=64, height=64))
+NOWHERE = SharingSpec("redis://127.0.0.1:1/0", "test:", "f" * 64, SecretSource(file=Path(__file__)))
 CONFIG = EngineConfig(device="cpu", dtype="float32", max_rows=16, queue_limit=8, threads=1)
 
 
@@ -39,6 +46,7 @@ class FakeWorker:
         self.stopped = False
         self.closed = 0
         self.worked = 7.0
+        self.saved_states = SavedStates(1000)
 
     def check_room(self, request: Request) -> None:
         """There is always room."""
@@ -63,6 +71,10 @@ class FakeWorker:
 
     def stop(self) -> None:
         self.stopped = True
+
+    @property
+    def states(self) -> SavedStates:
+        return self.saved_states
 
 
 @pytest.fixture
@@ -99,6 +111,15 @@ def test_a_replica_without_the_watermark_s_method_does_not_start(monkeypatch: py
     monkeypatch.setattr(EngineWorker, "load", lambda *_, **__: loaded.append(None))
     with pytest.raises(ValueError, match="nowhere:Nothing"):
         ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, watermark_method="nowhere:Nothing")
+    assert not loaded
+
+
+def test_a_replica_without_the_key_of_what_it_shares_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr(EngineWorker, "load", lambda *_, **__: loaded.append(None))
+    keyless = replace(NOWHERE, key=SecretSource(env="NO_SUCH_KEY"))
+    with pytest.raises(ValueError, match="redis: key: the environment variable NO_SUCH_KEY must hold at least 32"):
+        ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, sharing=keyless)
     assert not loaded
 
 
@@ -159,6 +180,28 @@ async def test_autoscaling_is_told_how_fast_work_is_done_and_how_much_waits(
     assert told["work"] > 0.0
 
 
+async def test_a_replica_shares_its_states_and_starts_without_the_redis_that_it_shares_through(
+    worker: FakeWorker,
+) -> None:
+    replica = ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, sharing=NOWHERE)
+    thread = next(thread for thread in threading.enumerate() if thread.name == "share-states")
+    assert (await replica.report()).sharing is not None
+    replica.__del__()
+    assert not thread.is_alive()
+
+
+async def test_a_replica_that_keeps_no_states_shares_none(worker: FakeWorker) -> None:
+    worker.saved_states = SavedStates(0)
+    replica = ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, sharing=NOWHERE)
+    assert (await replica.report()).sharing is None
+
+
+async def test_a_replica_forgets_its_states_when_it_is_told(replica: ModelReplica, worker: FakeWorker) -> None:
+    worker.states.add("kind", SavedState(np.ones(1, dtype=np.float32), 1, torch.zeros(8, 4, 1, 1)))
+    await replica.forget_states()
+    assert len(worker.states) == 0
+
+
 def test_user_config_takes_only_what_can_change_live(replica: ModelReplica) -> None:
     replica.reconfigure({"log_level": "INFO"})
     with pytest.raises(ValueError, match="max_rows"):
@@ -176,6 +219,8 @@ from deployments.engine.device.errors import DeviceLost
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.model_deployment import EXIT_DEVICE_LOST, ModelReplica
+from deployments.signing.secret_source import SecretSource
+from deployments.sharing.spec import SharingSpec
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 def breaks(_):

@@ -26,6 +26,7 @@ from serve_app.app import bind_deployment, build_app
 from serve_app.backends.ray_serve import RayBackend
 from serve_app.config.labels import LabelsConfig
 from serve_app.config.server import AppConfig, load_config, packaged_configs
+from tests.serve_app.redis_servers import redis_at
 
 SPEC = ModelSpec("demo-sd", "nowhere", native_size=64)
 
@@ -82,6 +83,17 @@ def test_replicas_are_told_the_watermark_s_method_and_none_where_there_is_no_mar
     assert set(told(method="a.b:C")) == {"a.b:C"}
     assert set(told()) == {OUR_METHOD}
     assert set(told(enabled=False)) == {None}
+
+
+def test_replicas_share_states_where_there_is_a_redis() -> None:
+    def told(redis: Any) -> list[Any]:
+        _, replicas, _ = build_app(load_config("demo").model_copy(update={"redis": redis}))._bound_deployment.init_args
+        return [each._bound_deployment.init_kwargs["sharing"] for each in replicas]
+
+    shared = told(redis_at("redis://127.0.0.1:1/0"))
+    assert {spec.url for spec in shared} == {"redis://127.0.0.1:1/0"}
+    assert len({spec.family for spec in shared}) == len(shared)
+    assert set(told(None)) == {None}
 
 
 async def test_events_cross_a_handle_unchanged(backend: RayBackend) -> None:

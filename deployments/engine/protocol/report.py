@@ -86,12 +86,30 @@ class AdapterReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SharingReport:
+    """The early states of images that replicas share through Redis, since this one started.
+
+    It `sent` its own there, and `received` others'. It `dropped` its own that were too large, or came faster than they
+    could be sent, or while Redis was away; `damaged` ones were found there and not used. `failures` are calls that
+    Redis did not answer as it should; `is_well` is False until it answers again.
+    """
+
+    sent: int = 0
+    received: int = 0
+    dropped: int = 0
+    damaged: int = 0
+    failures: int = 0
+    is_well: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReport:
     """One engine's state. `models` are all that it has worked for; "" stands for requests that named no model of it.
 
     By model, `knees` are the UNet rows beyond which more only add latency, and `backends` what runs the networks:
     torch, openvino, or both. `attention` is, by model and shape of layer, the kernel that was chosen on a GPU,
     and `compiled` the networks that run compiled there. `adapters` are its LoRAs.
+    `sharing` is None where its states are its own.
     """
 
     ready: bool = False
@@ -106,3 +124,4 @@ class EngineReport:
     attention: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     compiled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     adapters: AdapterReport = field(default_factory=AdapterReport)
+    sharing: SharingReport | None = None

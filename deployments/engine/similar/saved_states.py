@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +45,8 @@ class SavedStates:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        self._listener: Callable[[str, SavedState], object] = _ignore
         self._kinds: OrderedDict[SavedState, str] = OrderedDict()  # the one that was used longest ago first
         self._states: dict[str, dict[SavedState, None]] = {}
         self._vectors: dict[str, Vector] = {}
@@ -54,14 +56,23 @@ class SavedStates:
     def __len__(self) -> int:
         return len(self._kinds)
 
+    def tell(self, listener: Callable[[str, SavedState], object]) -> None:
+        """Calls `listener` from now on with what is saved here, its kind first, on the thread that saves it."""
+        self._listener = listener
+
     def add(self, kind: str, saved: SavedState) -> None:
-        """Keeps a state; those that were used longest ago leave for it."""
+        """Keeps a state that was saved here; those that were used longest ago leave for it."""
+        self.take_over(kind, saved)
+        self._listener(kind, saved)
+
+    def take_over(self, kind: str, saved: SavedState) -> None:
+        """As `add`, for a state that was saved elsewhere: the listener knows it."""
         with self._lock:
             self._kinds[saved] = kind
             self._states.setdefault(kind, {})[saved] = None
             self._vectors.pop(kind, None)
             self.bytes += saved.bytes
-            while self.bytes > self._max_bytes:
+            while self.bytes > self.max_bytes:
                 self._drop_oldest()
 
     def find(self, kind: str, vector: Vector, max_distance: float, most: int) -> list[Neighbour]:
@@ -79,7 +90,7 @@ class SavedStates:
             return [Neighbour(states[i], float(distances[i])) for i in nearest]
 
     def clear(self) -> None:
-        """Drops all states."""
+        """Forgets all states. Images that already have one go on."""
         with self._lock:
             self._kinds.clear()
             self._states.clear()
@@ -93,3 +104,7 @@ class SavedStates:
         self._vectors.pop(kind, None)
         if not self._states[kind]:
             del self._states[kind]
+
+
+def _ignore(kind: str, saved: SavedState) -> None:
+    """Hears nothing."""

@@ -1,5 +1,6 @@
 """Lets images begin where those of near prompts were (Agarwal et al., NIRVANA, 2024, section 3)."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable
@@ -87,10 +88,6 @@ class StateReuse:
                 state = row.slot.arena.states[row.slot.index].clone()
                 self._threads.submit(self._keep, kind_of(row.request), row.prompt.embedding, row.step, state)
 
-    def forget(self) -> None:
-        """Forgets all states. Images that already have one go on."""
-        self.states.clear()
-
     def close(self) -> None:
         """Ends the thread."""
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -111,11 +108,15 @@ def saved_step(evaluations: int) -> int:
 
 
 def kind_of(request: Request) -> str:
-    """Returns what two requests must have in common for one to continue the other's states."""
+    """Returns what two requests must have in common for one to continue the other's states, as a SHA-256 in hex.
+
+    A digest, because it may leave this process, and has the tenant and a prompt in it.
+    """
     params = request.params.model_dump(mode="json", exclude=set(NOT_THE_STATE))
     loras = [[*use.file.identity, use.scale] for use in request.loras]
     embeddings = [list(file.identity) for file in request.embeddings]
-    return json.dumps([request.tenant, params, loras, embeddings], sort_keys=True)
+    in_common = json.dumps([request.tenant, params, loras, embeddings], sort_keys=True)
+    return hashlib.sha256(in_common.encode()).hexdigest()
 
 
 def vector_of(embedding: Tensor) -> Vector:

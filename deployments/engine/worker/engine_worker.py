@@ -31,6 +31,7 @@ from deployments.engine.protocol.events import Event, Failed, Finished
 from deployments.engine.protocol.report import EngineReport, Load, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
+from deployments.engine.similar.saved_states import SavedStates
 from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 from deployments.engine.worker.background import BackgroundWork
 from deployments.engine.worker.calibration_keeper import CalibrationKeeper
@@ -65,12 +66,12 @@ class EngineWorker:
     ) -> None:
         """Starts the engine, and blocks until it is warm. Raises what `build` or the warm-up raises.
 
-        `build` makes the engine from the function that takes its events. It runs on the engine's thread, so that device
-        contexts and torch's thread count (`threads`) belong to the thread that uses them. `manager` loads evicted
-        models again when a request asks for them, and tells the engine through `inbox`; without one the engine's models
-        are all there are. `on_device_lost` is called on the engine's thread when this process cannot use the device any
-        more. `keeper` knows what earlier starts have measured. Unless the engine `measures_first`, a model that is new
-        to the keeper is measured when nothing runs. `upscalers` are those that `build` loads.
+        `build` makes the engine from the function that takes its events, on the engine's thread, to which device
+        contexts and torch's thread count (`threads`) belong. `manager` loads evicted models again when a request asks
+        for them, and tells the engine through `inbox`; without one the engine's models are all there are.
+        `on_device_lost` is called on the engine's thread when this process cannot use the device any more. `keeper`
+        knows what earlier starts have measured. Unless the engine `measures_first`, a model that is new to it is
+        measured when nothing runs. `upscalers` are those that `build` loads.
         """
         self.upscalers = upscalers
         self._build = build
@@ -108,8 +109,8 @@ class EngineWorker:
     ) -> "EngineWorker":
         """Loads `specs` with the settings in `config`.
 
-        If one is named `first`, somebody waits for it: it alone is loaded, the others when they are asked for, and what
-        is not known of them from an earlier start is measured when nothing runs. `upscalers` are loaded beside them.
+        If one is named `first`, somebody waits for it: it alone is loaded, the others when they are asked for, and
+        measured when nothing runs, if no earlier start has. `upscalers` are loaded beside them.
         """
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device)
@@ -154,11 +155,14 @@ class EngineWorker:
         is_looping = self._thread.is_alive() and not self._stopping and not self._heartbeat.is_stalled
         return is_looping and (self._engine is None or self._engine.is_alive)
 
-    def check_room(self, request: Request) -> None:
-        """Raises Overloaded if the queue has no room for `request`.
+    @property
+    def states(self) -> SavedStates:
+        """The states that images have left for others. They may be used from any thread."""
+        assert self._engine is not None
+        return self._engine.reuse.states
 
-        The engine checks again; but it answers only between two steps, so refuse early.
-        """
+    def check_room(self, request: Request) -> None:
+        """Raises Overloaded if the queue has no room for `request`; the engine would say so only between two steps."""
         if self._engine is None:
             return
         try:
@@ -212,10 +216,6 @@ class EngineWorker:
             self._emit(Failed(request_id, Cancelled(name=name)))
             self.abort(request_id)
         return bool(found)
-
-    def forget_states(self) -> None:
-        """Forgets the states that images have left for others."""
-        self._send(lambda engine: engine.reuse.forget())
 
     def report(self) -> EngineReport:
         """Returns the engine's report."""

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -109,17 +110,20 @@ def reference_image(folder: Path, model: LoadedModel, request: Request, index: i
 
 def make_reference(folder: Path, model: LoadedModel, request: Request, index: int = 0, **options: Any) -> Pixels:
     """The same as `reference_image`, of a pipeline that is called with `options` besides, or instead."""
-    made = load_reference(folder, model, request)(**(arguments([request], index) | options)).images[0]
+    kind, nets, is_xl = _parts_of(model, request)
+    files = tuple((str(path), path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")))
+    pipeline, scheduler = _kept_pipeline(folder, kind, nets, is_xl, files)
+    # The last sampler may have left its state in the scheduler, or another one in its place.
+    pipeline.scheduler = type(scheduler).from_config(scheduler.config)
+    use_sampler(pipeline, request.params.sampler)
+    made = pipeline(**(arguments([request], index) | options)).images[0]
     return restore_unmasked(made, request).astype(np.int16)
 
 
 def load_reference(folder: Path, model: LoadedModel, request: Request) -> Any:
-    """The pipeline that a diffusers user takes for `request`."""
-    pipeline = _pipeline(folder, model, request)
+    """The pipeline that a diffusers user takes for `request`: the caller's own, to change."""
+    pipeline = _load_pipeline(folder, *_parts_of(model, request))
     use_sampler(pipeline, request.params.sampler)
-    pipeline.set_progress_bar_config(disable=True)
-    # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
-    pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
     return pipeline
 
 
@@ -132,13 +136,31 @@ def use_sampler(pipeline: Any, sampler: str | None) -> None:
     pipeline.scheduler = swapped.from_config(pipeline.scheduler.config, **row.settings)
 
 
-def _pipeline(folder: Path, model: LoadedModel, request: Request) -> Any:
-    controls = request.params.controls
+def _parts_of(model: LoadedModel, request: Request) -> tuple[Any, tuple[str, ...], bool]:
+    """The class of the pipeline for `request`, the folders of its ControlNets, and whether it is one of SDXL's."""
     is_xl = model.pooled_width is not None
-    nets = [ControlNetModel.from_pretrained(model.spec.controlnets[control.type]) for control in controls]
-    more: dict[str, Any] = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
+    nets = tuple(str(model.spec.controlnets[control.type]) for control in request.params.controls)
+    return pipeline_class(request, is_xl=is_xl), nets, is_xl
+
+
+@lru_cache(maxsize=16)
+def _kept_pipeline(
+    folder: Path, kind: Any, nets: tuple[str, ...], is_xl: bool, files: tuple[tuple[str, int], ...]
+) -> tuple[Any, Any]:
+    """A pipeline of `files` in `folder`, and its scheduler as it was loaded. Loading takes longer than a tiny call."""
+    pipeline = _load_pipeline(folder, kind, nets, is_xl)
+    return pipeline, pipeline.scheduler
+
+
+def _load_pipeline(folder: Path, kind: Any, nets: tuple[str, ...], is_xl: bool) -> Any:
+    controlnets = [ControlNetModel.from_pretrained(net) for net in nets]
+    more: dict[str, Any] = {"controlnet": controlnets if len(nets) > 1 else controlnets[0]} if nets else {}
     more |= {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
-    return pipeline_class(request, is_xl=is_xl).from_pretrained(folder, **more)
+    pipeline = kind.from_pretrained(folder, **more)
+    pipeline.set_progress_bar_config(disable=True)
+    # diffusers 0.42 looks for the final layer norm where transformers had it before version 5.
+    pipeline.text_encoder.__dict__.setdefault("text_model", pipeline.text_encoder)
+    return pipeline
 
 
 def difference(one: Pixels, other: Pixels) -> int:

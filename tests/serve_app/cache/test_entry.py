@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.protocol.events import ImageDone
+from deployments.signing.signed import sign, verify
 from serve_app.cache.entry import BadEntry, CacheEntry, pack, unpack
 from serve_app.generation.fingerprint import Fingerprint
-from serve_app.store.signed import sign, verify
 
 KEY = b"k" * 32
 

@@ -6,7 +6,15 @@ from collections import Counter
 from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.latencies import PhaseRecorder
-from deployments.engine.protocol.report import AdapterReport, CallReport, EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.protocol.report import (
+    AdapterReport,
+    CallReport,
+    EngineReport,
+    Load,
+    MemoryReport,
+    ModelReport,
+    SharingReport,
+)
 from serve_app.observability.engine_stats import engine_figures
 
 
@@ -34,6 +42,13 @@ def test_each_engine_says_what_the_autoscaler_adds_up() -> None:
 def test_each_engine_says_what_its_loras_take() -> None:
     (told,) = engine_figures([EngineReport(True, adapters=AdapterReport(2, 80, 100, hits=5, reads=3))])["engines"]
     assert told["loras"] | {"loaded": 2, "held_bytes": 80, "budget_bytes": 100, "hits": 5, "reads": 3} == told["loras"]
+
+
+def test_each_engine_says_what_it_shares_of_states_and_nothing_where_it_shares_none() -> None:
+    sharing = SharingReport(1, 2, 3, 4, 5, is_well=False)
+    sharer, other = engine_figures([EngineReport(True, sharing=sharing), EngineReport(True)])["engines"]
+    told = {"sent": 1, "received": 2, "dropped": 3, "damaged": 4, "failures": 5, "is_well": False}
+    assert (sharer["sharing"], other["sharing"]) == (told, None)
 
 
 def test_each_engine_names_the_attention_that_it_computes_with_and_what_is_compiled() -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from deployments.engine.protocol.counters import Counters
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.events import Timings
 from deployments.engine.protocol.latencies import PhaseRecorder
-from deployments.engine.protocol.report import EngineReport, Load, MemoryReport, ModelReport
+from deployments.engine.protocol.report import EngineReport, Load, MemoryReport, ModelReport, SharingReport
 from deployments.metrics import BATCH_SIZE, DURATIONS_S, IMAGES, QUEUE_WAIT, READY, Metric, Sample, engine_samples
 from serve_app.backends.protocol import BackendReport
 from serve_app.observability.prometheus import build_families, exposition
@@ -78,7 +79,7 @@ def test_a_histogram_of_nothing_is_all_zeros() -> None:
 async def test_every_metric_that_has_a_sample_is_told_in_both_formats(
     client: httpx.AsyncClient, backend: FakeBackend, service: DiffusionService
 ) -> None:
-    backend.now = BackendReport((engine(2, 5),))
+    backend.now = BackendReport((replace(engine(2, 5), sharing=SharingReport()),))
     backend.counts = {"replays": 1, "quarantined": 2, "quarantine_refusals": 3}
     service.prompts.blocklist.counts["a rule"] = 4
     await client.post(PATH, json={"prompt": "a cup"})

@@ -10,17 +10,20 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve_app.config.strict import Strict
+KEY_CHARACTERS: Final = 32
+"""As many as the hash has bytes, if they are random; `openssl rand -hex 32` gives twice as many."""
 
 _MAGIC: Final = b"darkroom sealed 1\n"
 _MAC_BYTES: Final = 32
 _LENGTH_BYTES: Final = 4
 
 
-class _Parts(Strict):
+class _Parts(BaseModel):
     """The JSON of a body."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     header: Any
     bytes: list[Annotated[int, Field(ge=0)]]
@@ -28,6 +31,11 @@ class _Parts(Strict):
 
 class BadSignature(Exception):
     """Not what was signed for this place, with this key."""
+
+
+def key_for(purpose: str, key: bytes) -> bytes:
+    """Derives a key for one purpose: what was signed for one cannot be passed off as another's."""
+    return hmac.digest(key, purpose.encode(), "sha256")
 
 
 def sign(place: str, header: Any, files: Sequence[bytes], key: bytes) -> bytes:

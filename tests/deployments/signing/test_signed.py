@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.store.signed import BadSignature, sign, verify
+from deployments.signing.signed import BadSignature, sign, verify
 
 KEY = b"a key of some length, as it should be"
 
@@ -41,7 +41,7 @@ def test_lengths_that_are_signed_and_wrong_are_noticed(monkeypatch: pytest.Monke
     """Ours, by the signature; but no file may begin in another, or end beyond the end."""
     data = sign("place", {}, (b"one", b"two"), KEY)
     begin = len(b"darkroom sealed 1\n") + 32
-    monkeypatch.setattr("serve_app.store.signed._mac", lambda *_: data[begin - 32 : begin])
+    monkeypatch.setattr("deployments.signing.signed._mac", lambda *_: data[begin - 32 : begin])
     assert verify("place", data, KEY) == ({}, (b"one", b"two"))
     for bad in (data[:-1], data + b"\0", data[:begin] + b"\xff" * 4 + data[begin + 4 :]):
         with pytest.raises(BadSignature):

@@ -1,0 +1,1 @@
+"""Signed values in Redis, and where the secrets for that are."""
