@@ -9,12 +9,12 @@ from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 
+from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.jobs.job import Job
 from serve_app.jobs.pictures import JobPictures
 from serve_app.jobs.redis_scripts import DROP_PICTURES, FILES
 from serve_app.store.redis import RedisTier, WrongType
 from serve_app.store.redis_values import number
-from serve_app.store.signed import BadSignature, sign, verify
 
 MOST_JOBS: Final = 10_000
 

@@ -45,6 +45,6 @@ def read_order(folder: Path) -> TrainingOrder:
     model = told["model"]
     parts = {name: PartSpec(**part) for name, part in model.pop("parts").items()}
     # JSON has lists and no tuples.
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
     spec = ModelSpec(**plain, parts=parts)
     return TrainingOrder(spec, Path(told["source"]), TrainingLimits(**told["limits"]), told["device"])

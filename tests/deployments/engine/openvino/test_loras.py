@@ -11,7 +11,7 @@ from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.low_rank import LowRank
 from deployments.engine.lora.whole_weights import Decomposed
 from deployments.engine.models.loaded_model import LoadedModel, load_model
-from deployments.engine.openvino import converted_network
+from deployments.engine.openvino import changed_model, converted_network
 from deployments.engine.openvino.compiler import Compiler
 from deployments.engine.protocol.events import ImageDone
 from deployments.engine.protocol.files.loras import LoraFile
@@ -103,7 +103,7 @@ def test_the_engines_thread_compiles_nothing_where_loras_of_different_kinds_meet
 ) -> None:
     """One changes attention, with gains, the other all layers: neither alone changes all layers with gains."""
     side, threads, kinds = 17 * fast_controlled.factor, set(), set()
-    compile_model, add = Compiler.compile, converted_network.add_updates
+    compile_model, add = Compiler.compile, changed_model.add_updates
 
     def record_thread(*given: Any, **named: Any) -> Any:
         threads.add(threading.current_thread().name)

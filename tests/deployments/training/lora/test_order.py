@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deployments.engine.protocol.spec import ModelSpec, PartSpec
 from deployments.registry import known_models
@@ -26,6 +27,6 @@ def test_a_training_gets_the_model_that_the_server_serves(tmp_path: Path) -> Non
         order = TrainingOrder(spec, tmp_path / "pictures", TrainingLimits(steps=7), "cpu")
         order.write(tmp_path)
         found = read_order(tmp_path)
-        beside = {"controlnets": {}, "ip_adapters": {}, "safety": found.spec.safety}
+        beside: dict[str, Any] = {"controlnets": {}, "ip_adapters": {}, "safety": found.spec.safety}
         parts = {name: part if isinstance(part, PartSpec) else PartSpec(part) for name, part in spec.parts.items()}
         assert found == replace(order, spec=replace(spec, **beside, parts=parts))
