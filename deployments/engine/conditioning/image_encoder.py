@@ -11,9 +11,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from deployments.engine.conditioning.compositing import threshold_mask
-from deployments.engine.models.vae_tiles import encode_in_tiles, latent_factor
 from deployments.engine.protocol.inputs import ImageArray, Mask
 from deployments.engine.sampling.latents import draw_noise
+from deployments.engine.vae_tiles import encode_in_tiles, latent_factor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,11 +33,11 @@ from deployments.engine.models.model_checkers import load_checkers
 from deployments.engine.models.model_ip_adapters import offer_ip_adapters
 from deployments.engine.models.part_location import FILES, controlnet_title, locate_controlnet, locate_parts, title_of
 from deployments.engine.models.pipeline_kinds import check_default_sampler, pipeline_kinds
-from deployments.engine.models.vae_tiles import latent_factor, tile_side
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import INDEX, SECOND_PARTS, ModelSpec, PartSpec, as_part
 from deployments.engine.safety.checkers import NO_CHECKERS, Checkers
 from deployments.engine.sampling.samplers import PipelineSamplers
+from deployments.engine.vae_tiles import latent_factor, tile_side
 
 log = logging.getLogger(__name__)
 

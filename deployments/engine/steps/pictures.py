@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deployments.engine.device.streams import WorkStream
 from deployments.engine.models.loaded_model import LoadedModel
-from deployments.engine.models.vae_tiles import decode_in_tiles
+from deployments.engine.vae_tiles import decode_in_tiles
 
 DARKEST: Final = 0.5 / 255
 """A picture none of whose values reach this is black."""

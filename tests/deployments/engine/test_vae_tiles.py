@@ -11,11 +11,11 @@ from torch import Tensor
 from bench.engine.pipelines import arguments
 from deployments.engine.conditioning.image_encoder import ImageEncoder, to_unit_pixels
 from deployments.engine.models.loaded_model import load_model
-from deployments.engine.models.vae_tiles import decode_in_tiles, tile_side
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.scheduling.memory_plan import MemoryPlan
+from deployments.engine.vae_tiles import decode_in_tiles, tile_side
 from tests.deployments.engine.harness import difference, load_reference, make_reference, request_for, run
 from tests.deployments.engine.tiny import FACTOR, tiny_vae
 
