@@ -1,8 +1,5 @@
 """Networks come from folders or pinned repositories, whole, as safetensors, or not at all."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
 from deployments.engine.protocol.spec import PartSpec
 from tests.deployments.annotators.images import patches
 from tests.deployments.annotators.tiny import save_tiny_pose, save_tiny_segmenter
-from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, serve_hub
+from tests.deployments.engine.models.hub_server import COMMIT, REPOSITORY, serve_hub, use_hub
 
 
 def load(folder: Path, revision: str | None = None) -> Network:
@@ -36,42 +33,22 @@ def test_a_repository_without_a_commit_is_not_fetched() -> None:
         load(Path("maker/network"))
 
 
-FETCH = """
-import sys, torch
-from transformers import AutoModelForSemanticSegmentation
-from deployments.annotators.networks import load_network
-from deployments.engine.protocol.spec import PartSpec
-from deployments.engine.protocol.errors import ModelLoadError
-
-weights = PartSpec(sys.argv[1], sys.argv[2])
-try:
-    load_network("annotator 'segmentation'", weights, AutoModelForSemanticSegmentation, torch.device("cpu"))
-    print("loaded")
-except ModelLoadError as error:
-    print(error.message)
-"""
-
-
-def fetch(home: Path, url: str, *, offline: bool) -> str:
-    """In a process of its own: the hub's client reads its settings when it is imported."""
-    settings = {"HF_HOME": str(home), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
-    settings |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-    environment = os.environ | settings | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, "-W", "ignore", "-c", FETCH, REPOSITORY, COMMIT]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout.splitlines()[-1]
-
-
-def test_a_pinned_repository_is_fetched_without_its_pickles_and_then_loads_offline(tmp_path: Path) -> None:
+def test_a_pinned_repository_is_fetched_without_its_pickles_and_then_loads_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save_tiny_segmenter(tmp_path / "repository")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+
+    def fetch(home: str, *, offline: bool) -> None:
+        use_hub(monkeypatch, tmp_path / home, hub.url, offline=offline)
+        load(Path(REPOSITORY), COMMIT)
+
     with serve_hub(folder) as hub:
-        assert fetch(tmp_path / "home", hub.url, offline=False) == "loaded"
+        fetch("home", offline=False)
         assert hub.asked == {"config.json", "preprocessor_config.json", "model.safetensors"}
-        assert fetch(tmp_path / "home", hub.url, offline=True) == "loaded"
-        said = fetch(tmp_path / "elsewhere", hub.url, offline=True)
-    assert said.startswith("annotator 'segmentation': the hub is out of reach")
-    assert "HF_HOME" in said
+        fetch("home", offline=True)
+        with pytest.raises(ModelLoadError, match=r"^annotator 'segmentation': the hub is out of reach.*HF_HOME"):
+            fetch("elsewhere", offline=True)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])

@@ -9,6 +9,9 @@ from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+from huggingface_hub import constants
+
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -20,6 +23,23 @@ def client_environment(home: Path, url: str, *, offline: bool = False) -> dict[s
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2"}
     settings |= {"HF_HUB_OFFLINE": "1"} if offline else {}
     return os.environ | settings | {"PYTHONPATH": str(Path(__file__).parents[4])}
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, home: Path, url: str, *, offline: bool = False) -> None:
+    """Has the client in this process fetch there into `home`, as `client_environment` has one in another process.
+
+    A process that loads networks takes seconds to begin; what the client makes of its environment is not ours.
+    """
+    settings = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_HUB_OFFLINE": offline,
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in settings.items():
+        assert hasattr(constants, name)
+        monkeypatch.setattr(constants, name, value)
 
 
 class Hub(ThreadingHTTPServer):

@@ -1,8 +1,6 @@
 """Fetching from a hub of our own on loopback, with the real client: what is fetched, what is not, and the errors."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -12,32 +10,19 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 
 from deployments.engine.models.hub import locate, select_files
+from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.protocol.spec import PARTS
+from deployments.engine.protocol.spec import PARTS, ModelSpec
 from tests.deployments.engine.changes import halves
 from tests.deployments.engine.models.hub_server import (
     COMMIT,
     REPOSITORY,
-    client_environment,
     save_repository,
     serve_hub,
+    use_hub,
 )
 from tests.deployments.engine.tiny import save_tiny_checkpoint
 from tests.deployments.engine.tiny_xl import save_tiny_xl
-
-LOAD = """
-import sys, torch
-from deployments.engine.protocol.errors import ModelLoadError
-from deployments.engine.models.loaded_model import load_model
-from deployments.engine.protocol.spec import ModelSpec
-
-spec = ModelSpec("tiny", sys.argv[1], revision=sys.argv[2], native_size=64)
-try:
-    model = load_model(spec, torch.device("cpu"), getattr(torch, sys.argv[3]))
-    print("loaded", model.bytes, model.spec.source)
-except ModelLoadError as error:
-    print("refused", error.message)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -45,28 +30,37 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_repository(tmp_path_factory.mktemp("repository"))
 
 
-def load(
-    home: Path,
-    url: str,
-    *,
-    offline: bool = False,
-    source: str = REPOSITORY,
-    revision: str = COMMIT,
-    dtype: str = "float32",
-) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", LOAD, source, revision, dtype]
-    environment = client_environment(home, url, offline=offline)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+class Loader:
+    """Loads from a hub into a cache of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+        self._monkeypatch = monkeypatch
+        self._home = home
+
+    def __call__(
+        self,
+        url: str,
+        *,
+        offline: bool = False,
+        source: str = REPOSITORY,
+        revision: str = COMMIT,
+        dtype: torch.dtype = torch.float32,
+    ) -> LoadedModel:
+        use_hub(self._monkeypatch, self._home, url, offline=offline)
+        return load_model(ModelSpec("tiny", source, revision=revision, native_size=64), torch.device("cpu"), dtype)
 
 
-@pytest.mark.parametrize(("dtype", "variant"), [("float32", ""), ("bfloat16", ".fp16")])
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Loader:
+    return Loader(monkeypatch, tmp_path / "home")
+
+
+@pytest.mark.parametrize(("dtype", "variant"), [(torch.float32, ""), (torch.bfloat16, ".fp16")])
 def test_only_what_is_needed_is_fetched_and_then_it_loads_offline(
-    dtype: str, variant: str, repository: Path, tmp_path: Path
+    dtype: torch.dtype, variant: str, repository: Path, load: Loader
 ) -> None:
     with serve_hub(repository) as hub:
-        assert load(tmp_path, hub.url, dtype=dtype).startswith("loaded ")
+        load(hub.url, dtype=dtype)
         weights = {name for name in hub.asked if name.endswith((".safetensors", ".bin"))}
         url = hub.url
     assert weights == {
@@ -74,14 +68,14 @@ def test_only_what_is_needed_is_fetched_and_then_it_loads_offline(
         f"vae/diffusion_pytorch_model{variant}.safetensors",
         f"text_encoder/model{variant}.safetensors",
     }
-    assert load(tmp_path, url, dtype=dtype).endswith(REPOSITORY)
+    # Nobody answers there any more.
+    assert load(url, dtype=dtype).spec.source == REPOSITORY
 
 
-def test_a_hub_out_of_reach_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_a_hub_out_of_reach_is_said_with_what_to_do(load: Loader) -> None:
     # Told by its setting: the client tries a hub that only fails to answer for half a minute.
-    said = load(tmp_path, "http://127.0.0.1:9", offline=True)
-    assert said.startswith("refused model 'tiny': the hub is out of reach")
-    assert "HF_HOME" in said
+    with pytest.raises(ModelLoadError, match=r"^model 'tiny': the hub is out of reach.*HF_HOME"):
+        load("http://127.0.0.1:9", offline=True)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +83,10 @@ def test_a_hub_out_of_reach_is_said_with_what_to_do(tmp_path: Path) -> None:
     [("maker/other", COMMIT, "no repository 'maker/other'"), (REPOSITORY, "f" * 40, "has no revision")],
 )
 def test_what_the_hub_does_not_have_is_said(
-    source: str, revision: str, words: str, repository: Path, tmp_path: Path
+    source: str, revision: str, words: str, repository: Path, load: Loader
 ) -> None:
-    with serve_hub(repository) as hub:
-        assert words in load(tmp_path, hub.url, source=source, revision=revision)
+    with serve_hub(repository) as hub, pytest.raises(ModelLoadError, match=words):
+        load(hub.url, source=source, revision=revision)
 
 
 def half_only(folder: Path) -> None:
@@ -108,17 +102,19 @@ def half_only(folder: Path) -> None:
     unet.save_pretrained(folder / "unet", variant="fp16", max_shard_size="100KB")
 
 
-def test_half_precision_is_fetched_where_there_is_nothing_else_and_then_it_loads_offline(tmp_path: Path) -> None:
+def test_half_precision_is_fetched_where_there_is_nothing_else_and_then_it_loads_offline(
+    tmp_path: Path, load: Loader
+) -> None:
     folder = save_repository(tmp_path / "repository")
     half_only(folder)
     shards = {path.relative_to(folder).as_posix() for path in (folder / "unet").glob("*-of-*.safetensors")}
     with serve_hub(folder) as hub:
-        assert load(tmp_path / "home", hub.url).startswith("loaded ")
+        load(hub.url)
         weights = {name for name in hub.asked if name.endswith(".safetensors")}
         url = hub.url
     assert len(shards) > 1
     assert weights == shards | {"vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.safetensors"}
-    assert load(tmp_path / "home", url, offline=True).startswith("loaded ")
+    load(url, offline=True)
 
 
 NAMES: Final = (

@@ -37,7 +37,7 @@ def test_rows_with_loras_are_those_of_the_merged_weights_among_rows_without(
     }
     kinds["deep cache"] = (request_for(fast_controlled, "x").inputs, {"deep_cache": 3})
     plain = {
-        kind: request_for(fast_controlled, kind, inputs, sampler="euler_a", **asked)
+        kind: request_for(fast_controlled, kind, inputs, sampler="euler_a", num_inference_steps=4, **asked)
         for kind, (inputs, asked) in kinds.items()
     }
     changed = {
@@ -48,6 +48,7 @@ def test_rows_with_loras_are_those_of_the_merged_weights_among_rows_without(
                 prompt=request.params.prompt,
                 inputs=request.inputs,
                 sampler="euler_a",
+                num_inference_steps=4,
                 **kinds[kind][1],
             ),
             LORAS[name].use(0.8),

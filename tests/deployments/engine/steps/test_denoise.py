@@ -28,7 +28,7 @@ from tests.deployments.engine.steps.reference_step import step_rows
 from tests.deployments.engine.test_kinds import KINDS, NINE
 
 SIZES: Final = (1, 2, 4, 8, 16, 32)
-STEPS: Final = 20
+STEPS: Final = 8
 
 
 class Twins:
