@@ -16,7 +16,7 @@ from deployments.annotators.spec import (
 from deployments.engine.models.hub import locate
 from deployments.engine.protocol.spec import PartSpec
 from deployments.pins import pin_part
-from deployments.registry import check_part
+from deployments.source_checks import check_part
 
 _DEMO: Final = Path(__file__).parents[1] / "demo_models" / "demo-annotators"
 
@@ -46,7 +46,7 @@ DEMO_ANNOTATORS: AnnotatorSpecs = MappingProxyType(
 
 
 def check_annotator(kind: str, spec: AnnotatorSpec) -> None:
-    """Raises ModelLoadError if one of its networks certainly cannot be loaded, as `registry.check_source` does."""
+    """Raises ModelLoadError if one of its networks certainly cannot be loaded, as `source_checks.check_source` does."""
     for place, part in network_sources(spec).items():
         setting = ": ".join(step for step in ("annotators", kind, place, "revision") if step)
         check_part(f"annotator {kind!r}", f"`{setting}`", part)

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
 from deployments.engine.protocol.errors import ModelLoadError
-from deployments.registry import check_source, check_upscaler, with_known_size
+from deployments.registry import with_known_size
+from deployments.source_checks import check_source, check_upscaler
 from serve_app.callbacks.signing import WebhookSigner
 from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
 from serve_app.cli import k8s as kubernetes_commands

@@ -10,7 +10,8 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part, sources_of
 from deployments.pins import PINS, pin_part
-from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, check_source, find_clashes, known_models
+from deployments.registry import DEMO_MODELS, GUIDE_CONTROLNETS, MODELS, find_clashes, known_models
+from deployments.source_checks import check_source
 
 EVERY = (*DEMO_MODELS, *MODELS)
 

@@ -9,7 +9,7 @@ import yaml
 
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.safety import CheckerSpec
-from deployments.registry import check_source
+from deployments.source_checks import check_source
 from serve_app.config.errors import ConfigError
 from serve_app.config.server import AppConfig, load_config
 from serve_app.generation.blocklist import BlockRule

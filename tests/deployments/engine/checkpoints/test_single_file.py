@@ -22,7 +22,7 @@ from deployments.engine.models.part_location import fetch_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.registry import check_source
+from deployments.source_checks import check_source
 from tests.deployments.engine.checkpoints.original import original_checkpoint, original_vae, write
 from tests.deployments.engine.harness import difference, request_for, run
 from tests.deployments.engine.tiny import save_tiny_checkpoint

@@ -20,7 +20,7 @@ from deployments.engine.checkpoints.original_layout import describe_file
 from deployments.engine.models.loaded_model import load_model
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.registry import check_source
+from deployments.source_checks import check_source
 from tests.deployments.engine.checkpoints.original import original_xl_checkpoint, write
 from tests.deployments.engine.checkpoints.test_single_file import header_only, shapes
 from tests.deployments.engine.harness import difference, request_for, run
