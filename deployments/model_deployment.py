@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.annotators.spec import AnnotatorSpecs
@@ -41,8 +41,8 @@ EXIT_DEVICE_LOST = 70
 class ModelReplica:
     """One engine, the models that it hosts, and the annotators and upscalers that work on pictures for them.
 
-    The constructor loads and warms everything up, so a replica that Serve counts as ready is warm; but annotators load
-    at their first use.
+    The constructor loads and warms up what it is to preload, so a replica that Serve counts as ready is warm. Its
+    annotators load at their first use.
     """
 
     def __init__(
@@ -53,8 +53,10 @@ class ModelReplica:
         upscalers: Sequence[UpscalerSpec] = (),
         watermark_method: str | None = None,
         sharing: SharingSpec | None = None,
+        preload: Literal["all", "first"] = "all",
     ) -> None:
-        """`watermark_method` is what pictures will be marked with, if they will be. With `sharing`, replicas share the
+        """`preload` says whether all models are loaded at once, or the first, and the others when they are asked for.
+        `watermark_method` is what pictures will be marked with, if they will be. With `sharing`, replicas share the
         early states that images leave for others.
 
         Raises ValueError if the method, or a secret of the sharing, is not there: better than after the work of the
@@ -75,7 +77,10 @@ class ModelReplica:
             config = replace(config, threads=usable_cores())
         # The request was copied on its way here, files included.
         self._intake = Intake(Annotators(annotators, config.device, end_process), owns_files=True)
-        self._worker = worker = EngineWorker.load(specs, config, upscalers=upscalers, on_device_lost=end_process)
+        first = specs[0].name if preload == "first" else None
+        self._worker = worker = EngineWorker.load(
+            specs, config, first=first, upscalers=upscalers, on_device_lost=end_process
+        )
         self._enlarger = PictureEnlarger(worker.upscalers)
         self._work_rate = RateMeter()
         self._sharing = None if sharing is None else share_states(sharing, worker)

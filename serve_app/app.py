@@ -80,7 +80,7 @@ def bind_deployment(
     """
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
     told = (specs, config.engine_config(), dict(annotators), tuple(upscalers), watermark_method)
-    bound: Application = deployment.bind(*told, sharing=sharing)
+    bound: Application = deployment.bind(*told, sharing=sharing, preload=config.preload)
     return bound
 
 

@@ -91,6 +91,9 @@ class DeploymentConfig(Strict):
 
     `backend` is what runs the networks: `torch`, `openvino`, which needs a CPU and fp32, or `auto`: openvino wherever
     it can.
+
+    `preload` says which models a replica loads before it is ready: `all` of them, or the `first` alone, so that it is
+    ready earlier; the others are loaded when they are asked for, and their first callers wait for that.
     """
 
     name: Name
@@ -107,6 +110,7 @@ class DeploymentConfig(Strict):
     similar_distance: float = Field(default=0.1, ge=0, le=2)
     cache_dir: str | None = "auto"
     backend: Literal["auto", "openvino", "torch"] = "auto"
+    preload: Literal["all", "first"] = "all"
     num_cpus: Cpus = 1.0
     num_gpus: Cpus = 0.0
     memory_gib: float | None = Field(default=None, gt=0)

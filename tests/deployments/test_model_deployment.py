@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -104,6 +105,21 @@ def test_a_replica_without_threads_uses_the_cores_that_it_has_whatever_ray_count
     for threads in (None, 2):
         ModelReplica([ModelSpec("tiny", "nowhere")], replace(CONFIG, threads=threads))
     assert [config.threads for config in loaded] == [6, 2]
+
+
+@pytest.mark.parametrize(("preload", "first"), [("all", None), ("first", "tiny")])
+def test_a_replica_loads_what_it_is_to_preload(
+    monkeypatch: pytest.MonkeyPatch, preload: Literal["all", "first"], first: str | None
+) -> None:
+    asked: list[object] = []
+
+    def load(*_: object, first: str | None, **_options: object) -> FakeWorker:
+        asked.append(first)
+        return FakeWorker([])
+
+    monkeypatch.setattr(EngineWorker, "load", load)
+    ModelReplica([ModelSpec("tiny", "nowhere"), ModelSpec("other", "nowhere")], CONFIG, preload=preload)
+    assert asked == [first]
 
 
 def test_a_replica_without_the_watermark_s_method_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
