@@ -153,13 +153,19 @@ CODINGS: Final = (
     ),
     headed("a list of codings", (("Content-Encoding", "identity, br"),), 415, "unsupported_content_encoding"),
     headed("identity", (("Content-Encoding", "Identity"),)),
+    said(
+        "JSON that calls itself a form",
+        GOOD_BODY,
+        400,
+        "invalid_form",
+        headers=(("Content-Type", "multipart/form-data; boundary=x"),),
+    ),
     said("no type", GOOD_BODY, 415, "unsupported_media_type", headers=()),
     *(
         said(f"the type {kind}", GOOD_BODY, 415, "unsupported_media_type", headers=(("Content-Type", kind),))
         for kind in (
             "text/plain",
             "application/x-www-form-urlencoded",
-            "multipart/form-data; boundary=x",
             "application/json; charset=utf-16",
             "application/json; charset=SECRET",
             "application/json, text/plain",

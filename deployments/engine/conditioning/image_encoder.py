@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from cachetools import LRUCache
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from deployments.engine.conditioning.compositing import threshold_mask
@@ -67,18 +66,23 @@ class ImageEncoder:
         pixels = to_unit_pixels(image) * 2 - 1
         if mask is not None:
             pixels = pixels * torch.from_numpy(~threshold_mask(mask))
-        given = pixels[None].to(self._device, self._dtype)
-        if self._tile is None:
-            parameters = self._run(given)
-        else:
-            parameters = encode_in_tiles(self._run, given, self._tile, latent_factor(self._vae))
-        answer = DiagonalGaussianDistribution(parameters)
+        answer = self._distribution_of(pixels[None].to(self._device, self._dtype))
         scale = float(self._vae.config.scaling_factor)
         return Posterior(answer.mean[0].float().cpu() * scale, answer.std[0].float().cpu() * scale)
 
-    def _run(self, pixels: Tensor) -> Tensor:
-        parameters: Tensor = self._vae.encode(pixels).latent_dist.parameters
-        return parameters
+    def _distribution_of(self, pixels: Tensor) -> Any:
+        """Returns diffusers' distribution of the latents of `pixels` [1, 3, H, W]."""
+        if self._tile is None:
+            return self._vae.encode(pixels).latent_dist
+        of_tiles: list[Any] = []
+
+        def encode(tile: Tensor) -> Tensor:
+            of_tiles.append(self._vae.encode(tile).latent_dist)
+            parameters: Tensor = of_tiles[-1].parameters
+            return parameters
+
+        parameters = encode_in_tiles(encode, pixels, self._tile, latent_factor(self._vae))
+        return type(of_tiles[-1])(parameters)
 
 
 def to_unit_pixels(image: ImageArray) -> Tensor:

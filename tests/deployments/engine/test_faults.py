@@ -152,7 +152,7 @@ def test_a_step_that_was_not_finished_is_never_taken_for_one_that_was(error: Exc
     row = SimpleNamespace(
         request=SimpleNamespace(params=params, loras=()), unet_rows=2, is_shallow=False, controls=(), slot=object()
     )
-    model = SimpleNamespace(device=torch.device("cuda"))
+    model = SimpleNamespace(device=torch.device("cuda"), unet=None)
     stepping = stepper.Stepper(cast(Any, plan), cast(Any, None), CpuMemory(), (2,))
     list(stepping.step(cast(Any, model), Bucket("tiny", 64, 64), cast(Any, [row]), cast(Any, None)))
     with pytest.raises(DeviceLost):

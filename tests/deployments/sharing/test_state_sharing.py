@@ -135,7 +135,7 @@ def test_a_state_that_is_too_large_stays_here(join: Join, monkeypatch: pytest.Mo
     one.states.add(KIND, saved(1.0, side=64))
     one.states.add(KIND, saved(2.0))
     wait_until(lambda: has(other, 2.0))
-    assert (one.sharing.report().sent, one.sharing.report().dropped) == (1, 1)
+    wait_until(lambda: (one.sharing.report().sent, one.sharing.report().dropped) == (1, 1))
     assert has(one, 1.0, 2.0)
 
 

@@ -60,7 +60,8 @@ def test_fused_normalizations_change_nothing_but_rounding(make: Make, call: Call
     fuse_group_norms(network)  # once is enough
     with torch.inference_mode():
         for ours, theirs in zip(call(network), call(before), strict=True):
-            assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+            # Of fp32 sums in another order; what they add up to is up to 4 here.
+            assert torch.allclose(ours, theirs, rtol=1e-4, atol=5e-5)
 
 
 def test_no_weight_is_copied_or_lost() -> None:
