@@ -2,21 +2,16 @@
 
 import os
 import signal
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bench.clients.goldens import POISON
-from deployments.annotators.catalogue import NO_NETWORKS
-from deployments.annotators.spec import AnnotatorSpecs
-from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.request import Request
-from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.model_deployment import ModelReplica
-from deployments.sharing.spec import SharingSpec
 
 FAILING_STARTS = "failing-starts"
 
@@ -58,17 +53,10 @@ class FaultyReplica(ModelReplica):
 
     folder: ClassVar[str]
 
-    def __init__(
-        self,
-        specs: Sequence[ModelSpec],
-        config: EngineConfig,
-        annotators: AnnotatorSpecs = NO_NETWORKS,
-        upscalers: Sequence[UpscalerSpec] = (),
-        watermark_method: str | None = None,
-        sharing: SharingSpec | None = None,
-    ) -> None:
+    def __init__(self, *told: Any, **options: Any) -> None:
+        """Takes whatever its base takes."""
         fail_if_ordered(Path(self.folder))
-        super().__init__(specs, config, annotators, upscalers, watermark_method, sharing)
+        super().__init__(*told, **options)
         self._faults = NetworkFaults()
         engine = self._worker._engine
         assert engine is not None
