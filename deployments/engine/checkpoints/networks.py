@@ -31,6 +31,28 @@ log = logging.getLogger(__name__)
 _HARMLESS: Final = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 
 
+PROCESSOR: Final = "preprocessor_config.json"
+"""The file beside a vision model that says how pictures are prepared for it."""
+
+
+def load_image_processor(title: str, folder: Path) -> Any:
+    """Loads transformers' image processor that PROCESSOR in `folder` describes.
+
+    Raises ModelLoadError, which begins with `title`.
+    """
+    # Imported here because it is slow, and few models have one.
+    from transformers import AutoImageProcessor
+
+    read_config(title, folder / PROCESSOR)
+    try:
+        # Always with Pillow: with torchvision installed, transformers would prepare images slightly differently.
+        with load_exclusively():
+            return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    except Exception as error:  # transformers raises all sorts on files that are broken or of another kind
+        raise_if_sticky(error)
+        raise ModelLoadError(f"{title}: its {PROCESSOR} does not make an image processor") from error
+
+
 def load_network(
     title: str, source: str, folder: Path, kind: Any, dtype: torch.dtype, device: torch.device, *, half: bool
 ) -> Any:

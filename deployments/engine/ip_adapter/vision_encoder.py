@@ -7,17 +7,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from deployments.engine.checkpoints.file_integrity import read_config
-from deployments.engine.checkpoints.library_loading import load_exclusively
-from deployments.engine.checkpoints.networks import load_network
-from deployments.engine.device.errors import raise_if_sticky
-from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.checkpoints.networks import PROCESSOR, load_image_processor, load_network
 from deployments.engine.protocol.inputs import ImageArray
 
-_PROCESSOR: Final = "preprocessor_config.json"
 _ANY: Final = np.zeros((8, 8, 3), np.uint8)
 
 
@@ -71,15 +66,8 @@ def load_vision_encoder(
     Raises ModelLoadError, which begins with `title`.
     """
     network = load_network(title, source, folder, CLIPVisionModelWithProjection, dtype, device, half=half)
-    if not (folder / _PROCESSOR).is_file():
+    if not (folder / PROCESSOR).is_file():
         side = int(network.config.image_size)
         return VisionEncoder(network, CLIPImageProcessorPil(size=side, crop_size=side), device)
-    read_config(title, folder / _PROCESSOR)
-    try:
-        # Always with Pillow: with torchvision installed, transformers would prepare images slightly differently.
-        with load_exclusively():
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-    except Exception as error:  # transformers raises all sorts on files that are broken or of another kind
-        raise_if_sticky(error)
-        raise ModelLoadError(f"{title}: its {_PROCESSOR} does not make an image processor") from error
+    processor = load_image_processor(title, folder)
     return VisionEncoder(network, processor, device)

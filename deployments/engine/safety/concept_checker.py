@@ -9,12 +9,8 @@ import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor
 
-from deployments.engine.checkpoints.file_integrity import read_config
-from deployments.engine.checkpoints.library_loading import load_exclusively
-from deployments.engine.checkpoints.networks import load_network
-from deployments.engine.device.errors import raise_if_sticky
+from deployments.engine.checkpoints.networks import load_image_processor, load_network
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.safety import CHECKER_PARTS, SafetyVerdict
@@ -24,8 +20,6 @@ CATEGORY: Final = "nsfw"
 
 SPECIAL_CARE: Final = 0.01
 """By how much every threshold falls if an image is near one of the concepts that need special care, as in diffusers."""
-
-_PROCESSOR: Final = "preprocessor_config.json"
 
 
 class ConceptChecker:
@@ -75,14 +69,7 @@ def load_concept_checker(
                 f"{title}: {source!r} has no {folder.name}/; give the checker a `source` with "
                 f"{' and '.join(f'{part}/' for part in CHECKER_PARTS)}"
             )
-    read_config(title, processor_folder / _PROCESSOR)
-    try:
-        # Always with Pillow: with torchvision installed, transformers would prepare images slightly differently.
-        with load_exclusively():
-            processor = AutoImageProcessor.from_pretrained(processor_folder, backend="pil", local_files_only=True)
-    except Exception as error:  # transformers raises all sorts on files that are broken or of another kind
-        raise_if_sticky(error)
-        raise ModelLoadError(f"{title}: its {_PROCESSOR} does not make an image processor") from error
+    processor = load_image_processor(title, processor_folder)
     network = load_network(title, source, network_folder, StableDiffusionSafetyChecker, dtype, device, half=half)
     return ConceptChecker(network, processor, device)
 
