@@ -47,4 +47,5 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     TORCHINDUCTOR_LOOP_REINDEXING_AFTER_FUSION=0
 USER 1000
 ENTRYPOINT ["tini", "--"]
-CMD ["darkroom", "serve", "--config", "production", "--host", "0.0.0.0"]
+# What it serves, and with whose keys, is for a configuration of yours to say: `serve --config FILE --host 0.0.0.0`.
+CMD ["darkroom", "serve", "--help"]

@@ -66,6 +66,11 @@ def check_part(title: str, setting: str, part: PartSpec) -> None:
     )
 
 
+def is_missing_path(source: str) -> bool:
+    """Whether `source` is an absolute path that this machine does not have: another, which has it, may be meant."""
+    return Path(source).is_absolute() and not Path(source).exists()
+
+
 def check_upscaler(spec: UpscalerSpec) -> None:
     """Raises ModelLoadError if an upscaler's file certainly cannot be loaded."""
     _check_file(f"upscaler {spec.name!r}", "`upscalers`", spec)

@@ -4,6 +4,7 @@ Folders say what may be imported in them, and imports are followed through files
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -214,6 +215,13 @@ def test_the_policy_can_be_pickled_by_value() -> None:
 def test_ray_stays_in_the_files_that_are_about_it(path: Path) -> None:
     """The service, the API and the client work without Ray."""
     assert "ray" not in top_levels(path)
+
+
+def test_the_page_names_every_place_where_ray_is_imported() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    (rule,) = re.findall(r"^- Ray is imported only in (.*?)^- ", page, re.MULTILINE | re.DOTALL)
+    named = {path.rstrip("/") for path in re.findall(r"`([\w/.]+)`", rule)}
+    assert named - {"deployments"} == {place.removeprefix("deployments/") for place in RAY_SIDE}
 
 
 def test_the_builder_keeps_its_annotations() -> None:

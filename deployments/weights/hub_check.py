@@ -14,6 +14,7 @@ from deployments.engine.models.hub import select_files
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import PARTS, SECOND_PARTS, ModelSpec, PartSpec, UpscalerSpec, as_part
 from deployments.loras.catalogue import LoraSpec
+from deployments.source_checks import UNPINNED, is_missing_path
 from deployments.weights.fetching import Hosted
 
 _WITHOUT_WEIGHTS: Final = ("tokenizer", "scheduler")
@@ -39,8 +40,10 @@ def check_hub(
     annotators: AnnotatorSpecs,
     upscalers: Iterable[UpscalerSpec] = (),
     loras: Iterable[LoraSpec] = (),
-) -> Iterator[tuple[str, bool]]:
-    """Yields a line for each repository and folder, and whether it can be loaded. No weights are downloaded."""
+) -> Iterator[tuple[str, bool | None]]:
+    """Yields a line for each repository and folder, and whether it can be loaded; None for an absolute path that this
+    machine does not have. No weights are downloaded.
+    """
     seen: set[FileSource] = set()
     for row in (*_model_sources(models), *_annotator_sources(annotators)):
         if row not in seen:
@@ -85,9 +88,13 @@ def _annotator_sources(annotators: AnnotatorSpecs) -> Iterator[FileSource]:
             )
 
 
-def _check_source(row: FileSource) -> tuple[str, bool]:
+def _check_source(row: FileSource) -> tuple[str, bool | None]:
     if Path(row.part.source).exists():
         return "on this machine", True
+    if is_missing_path(row.part.source):
+        return "not on this machine; another that has it can tell", None
+    if row.part.revision is UNPINNED:
+        return "pin `revision` of this row to a commit", False
     try:
         return _check_file(row) if row.is_file else _check_repository(row)
     except GatedRepoError:

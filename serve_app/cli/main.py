@@ -1,17 +1,20 @@
 """The `darkroom` command. Errors are one line; exit codes are below `--help`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from pydantic import ValidationError
 
 from deployments.annotators.models import check_annotator
+from deployments.annotators.spec import network_sources
 from deployments.engine.protocol.errors import ModelLoadError
+from deployments.engine.protocol.spec import sources_of
+from deployments.loras.catalogue import LoraCatalogue
 from deployments.registry import with_known_size
-from deployments.source_checks import check_source, check_upscaler
+from deployments.source_checks import check_source, check_upscaler, is_missing_path
 from serve_app.callbacks.signing import WebhookSigner
 from serve_app.cli import batch, generate, jobs, keys, listing, webhooks
 from serve_app.cli import k8s as kubernetes_commands
@@ -20,7 +23,7 @@ from serve_app.cli.pictures import restyle, upscale
 from serve_app.cli.training import loras, train
 from serve_app.config.deployments import IngressConfig
 from serve_app.config.errors import ConfigError, describe_errors
-from serve_app.config.server import AppConfig, load_config
+from serve_app.config.server import AppConfig, load_config, packaged_configs
 from serve_app.gateway.hosts import EVERY_ADDRESS
 from serve_app.gateway.setup import check_gateway
 from serve_app.launch import launcher
@@ -37,7 +40,9 @@ app = typer.Typer(
 
 @app.command()
 def serve(
-    config: Annotated[str, typer.Option(help="A YAML file, or a packaged configuration: demo, production.")] = "demo",
+    config: Annotated[
+        str, typer.Option(help=f"A YAML file, or a packaged configuration: {', '.join(packaged_configs())}.")
+    ] = "demo",
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     without_keys: Annotated[
@@ -77,7 +82,7 @@ def fetch(
     # Imported here because it is slow, and only this needs it.
     from deployments.weights import fetching, hub_check
 
-    settings = _read_config(config)
+    settings = _read_config(config, is_elsewhere=check)
     hosted = [
         (spec, "cuda" if deployment.num_gpus else "cpu", deployment.dtype)
         for deployment in settings.deployments
@@ -125,11 +130,14 @@ def convert(
     print(f"{folder} is ready: set it as `source`")
 
 
-def _print_answers(answers: Iterator[tuple[str, bool]]) -> Iterator[bool]:
+_MARKS: Final = {True: "ok   ", False: "WRONG", None: "?    "}
+
+
+def _print_answers(answers: Iterator[tuple[str, bool | None]]) -> Iterator[bool | None]:
     """Prints each line as soon as it is known."""
-    for line, fine in answers:
-        print(f"{'ok   ' if fine else 'WRONG'} {line}", flush=True)
-        yield fine
+    for line, verdict in answers:
+        print(f"{_MARKS[verdict]} {line}", flush=True)
+        yield verdict
 
 
 for _command in (generate.generate, generate.img2img, generate.inpaint, generate.control):
@@ -158,22 +166,34 @@ def _add_hosts(settings: AppConfig, bound: str, allowed: list[str]) -> AppConfig
     return settings.model_copy(update={"ingress": ingress})
 
 
-def _read_config(config: str) -> AppConfig:
-    """Loads the configuration, and checks that all files that it names can be expected to exist."""
+def _read_config(config: str, *, is_elsewhere: bool = False) -> AppConfig:
+    """Loads the configuration, and checks that all files that it names can be expected to exist.
+
+    If what it configures `is_elsewhere`, absolute paths that are not on this machine may be there.
+    """
     try:
         settings = load_config(config)
-        for deployment in settings.deployments:
-            for spec in settings.specs_of(deployment):
-                check_source(spec)
-                with_known_size(spec)
-        for kind, annotator in settings.annotators.specs().items():
-            check_annotator(kind, annotator)
-        for upscaler in settings.upscalers:
-            check_upscaler(upscaler.spec())
-        settings.loras.catalogue().check_rows()
+        for sources, check in _source_checks(settings):
+            if not (is_elsewhere and any(is_missing_path(source) for source in sources)):
+                check()
     except (ConfigError, ModelLoadError) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     return settings
+
+
+def _source_checks(settings: AppConfig) -> Iterator[tuple[list[str], Callable[[], object]]]:
+    """Yields the sources of each model, annotator, upscaler and LoRA, and their check, which raises ModelLoadError."""
+    for deployment in settings.deployments:
+        for spec in settings.specs_of(deployment):
+            sources = [part.source for part in sources_of(spec)]
+            yield sources, partial(check_source, spec)
+            yield sources, partial(with_known_size, spec)
+    for kind, annotator in settings.annotators.specs().items():
+        yield [part.source for part in network_sources(annotator).values()], partial(check_annotator, kind, annotator)
+    for upscaler in (each.spec() for each in settings.upscalers):
+        yield [upscaler.source], partial(check_upscaler, upscaler)
+    for row in settings.loras.catalogue().rows:
+        yield [row.source], LoraCatalogue([row]).check_rows
 
 
 def main() -> None:

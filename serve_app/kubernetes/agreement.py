@@ -6,9 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from deployments.annotators.spec import network_sources
 from deployments.engine.protocol.spec import sources_of
 from deployments.pins import convert_command
+from serve_app.config.secret import Secret
 from serve_app.config.server import AppConfig
 from serve_app.kubernetes.manifests import Manifests, PodTemplate
 from serve_app.kubernetes.rendering import PORT
@@ -30,9 +33,10 @@ def find_disagreements(manifests: Manifests) -> Iterator[str]:
     for pod in manifests.ray_pods():
         yield from _check_pod(pod)
     yield from _check_secrets(manifests, config)
-    yield from _check_loras(manifests, config)
+    yield from _check_folders(manifests, config)
     yield from _check_disruption_budgets(manifests)
     yield from _check_pins(config)
+    yield from _check_sizes(config)
 
 
 def _check_drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
@@ -66,18 +70,23 @@ def _check_gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     for deployment in config.deployments:
         if deployment.num_gpus > largest:
             yield f"deployment {deployment.name}: no worker has the {deployment.num_gpus:g} GPUs of a replica"
+    if config.training is not None and config.training.num_gpus > largest:
+        yield f"training: no worker has the {config.training.num_gpus:g} GPUs of a training"
 
 
 def _check_capacity(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     """Checks that all replicas that the configuration allows find a place, and the extra ones of an update as well."""
+    trainings = 0 if config.training is None else config.ingress.replicas * config.training.running
     most = sum(deployment.num_gpus * deployment.most_replicas for deployment in config.deployments)
+    most += 0 if config.training is None else trainings * config.training.num_gpus
     there = sum(_gpus_of(group) * group.get("maxReplicas", 0) for group in manifests.groups)
     if most > there:
-        yield f"room: the deployments may want {most:g} GPUs, and all groups together may have {there:g}"
+        yield f"room: deployments and trainings may want {most:g} GPUs, and all groups together may have {there:g}"
     if config.ingress.replicas > 1 and config.ingress.max_replicas_per_node is None:
         yield "ingress: without max_replicas_per_node one node may have all replicas, and take them along"
     cpus = 2 * config.ingress.replicas * config.ingress.num_cpus
     cpus += sum(deployment.num_cpus * deployment.most_replicas for deployment in config.deployments)
+    cpus += 0 if config.training is None else trainings * config.training.num_cpus
     there = sum(_cpus_of(group) * group.get("maxReplicas", 0) for group in manifests.groups)
     if cpus > there:
         yield f"room: everything together may want {cpus:g} CPUs, and all groups together may have {there:g}"
@@ -102,34 +111,56 @@ def _check_pod(pod: PodTemplate) -> Iterator[str]:
 
 def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:
     """Checks that the secrets are available wherever a replica of the ingress can run, which is on any worker."""
-    wanted: list[tuple[str, Any]] = [("keys", config.keys)]
-    if config.redis is not None:
-        wanted += [("redis: key", config.redis.key), ("redis: password", config.redis.password)]
-    wanted += [(f"blocklist: {rule.name}: words_from", rule.words_from) for rule in config.blocklist]
     for pod in manifests.worker_pods():
         names = {each["name"] for each in pod.main.get("env", ())}
-        mounts = [each["mountPath"] for each in pod.main.get("volumeMounts", ())]
-        for what, secret in wanted:
-            if secret is None:
-                continue
+        for what, secret in _secrets_in(config):
             if secret.env is not None and secret.env not in names:
                 yield f"{pod.name}: {what} is read from {secret.env}, which is not in its environment"
-            if secret.file is not None and not any(str(secret.file).startswith(f"{mount}/") for mount in mounts):
+            if secret.file is not None and _mount_of(pod, secret.file) is None:
                 yield f"{pod.name}: {what} is read from {secret.file}, where nothing is mounted"
-        for place in config.embeddings.places:
-            if place.is_absolute() and not any(f"{place}/".startswith(f"{mount}/") for mount in mounts):
-                yield f"{pod.name}: embeddings are read from {place}, where nothing is mounted"
 
 
-def _check_loras(manifests: Manifests, config: AppConfig) -> Iterator[str]:
-    """Checks that LoRAs' files are where they are found and where they are read: on any worker."""
-    paths = [row.source for row in config.loras.named if not row.file]
-    folder = [] if config.loras.folder is None else [config.loras.folder]
+def _secrets_in(value: object, path: str = "") -> Iterator[tuple[str, Secret]]:
+    """Yields every reference to a secret in the configuration, or a part of it, and where it stands."""
+    if isinstance(value, Secret):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name, inner in value:
+            yield from _secrets_in(inner, f"{path}.{name}".lstrip("."))
+    elif isinstance(value, tuple):
+        for i, inner in enumerate(value):
+            yield from _secrets_in(inner, f"{path}[{i}]")
+
+
+def _check_folders(manifests: Manifests, config: AppConfig) -> Iterator[str]:
+    """Checks that files are where they are found, read and written: on any worker."""
+    training = config.training
+    paths = [("embeddings are read from", str(place)) for place in config.embeddings.places if place.is_absolute()]
+    paths += [("loras are read from", row.source) for row in config.loras.named if not row.file]
+    paths += [] if config.loras.folder is None else [("loras are read from", config.loras.folder)]
+    paths += [] if training is None else [("trainings write to", training.folder)]
+    written = () if training is None else (("training.folder", training.folder), ("loras.folder", config.loras.folder))
     for pod in manifests.worker_pods():
-        mounts = [each["mountPath"] for each in pod.main.get("volumeMounts", ())]
-        for path in (*folder, *paths):
-            if not any(path == mount or path.startswith(f"{mount}/") for mount in mounts):
-                yield f"{pod.name}: loras are read from {path}, where nothing is mounted"
+        for what, path in paths:
+            if _mount_of(pod, path) is None:
+                yield f"{pod.name}: {what} {path}, where nothing is mounted"
+        for field, place in written:
+            mount = None if place is None else _mount_of(pod, place)
+            if mount is not None and mount.get("readOnly"):
+                yield f"{pod.name}: trainings write to {field}, {place}, and {mount['mountPath']} is mounted readOnly"
+
+
+def _mount_of(pod: PodTemplate, path: str | Path) -> dict[str, Any] | None:
+    """The volume mount that `path` is on: the innermost, where one lies in another."""
+    around = [each for each in pod.main.get("volumeMounts", ()) if Path(path).is_relative_to(each["mountPath"])]
+    return max(around, key=lambda each: len(Path(each["mountPath"]).parts), default=None)
+
+
+def _check_sizes(config: AppConfig) -> Iterator[str]:
+    """Checks that no model's files are read to build the application: Ray may do that where no volume is mounted."""
+    specs = {spec.name: spec for deployment in config.deployments for spec in config.specs_of(deployment)}
+    for name in (spec.name for spec in specs.values() if not spec.native_size):
+        yield f"models: {name}: give its `native_size`; its files may not be there where the application is built"
 
 
 def _check_disruption_budgets(manifests: Manifests) -> Iterator[str]:

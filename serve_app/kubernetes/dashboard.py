@@ -49,7 +49,7 @@ PANELS: Final = (
                 'sum by (status_code) (rate(ray_serve_num_http_requests_total{application="darkroom"}[1m]))',
             )
         ],
-        "What callers got, requests included that reached no ingress.",
+        "As Ray's proxies count, requests included that reached no ingress. Callers get 504 where it says 408.",
     ),
     Panel("Images a second", "short", [("{{model}}", _sum("images_total", "model", _DONE, window="1m"))]),
     Panel(

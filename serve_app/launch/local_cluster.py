@@ -20,6 +20,7 @@ import httpx
 from pydantic import BaseModel
 
 from serve_app.config.server import AppConfig
+from serve_app.launch.one_node import TooLittleRoom, check_room, count_cpus, fit_to_one_node
 from serve_app.serving.node_environment import HEAD_TIMEOUT_VARIABLE, NODE_ENVIRONMENT, read_head_timeout_s
 
 if TYPE_CHECKING:
@@ -71,19 +72,20 @@ def start(order: Order) -> None:
 
     with ThreadPoolExecutor(1, thread_name_prefix="build-app") as builder:
         # Building it takes a second or two of imports, and Ray's start is a wait for other processes.
-        application = builder.submit(_build_application, order.config)
+        application = builder.submit(_build_application, fit_to_one_node(order.config))
         # Ray has all workers import from the current folder first, except for a client's job, which may have
         # been sent from another machine. Nothing else depends on that.
         ray.init(
             address="local",
             namespace=APP_NAME,
-            num_cpus=_count_cpus(order.config),
+            num_cpus=count_cpus(order.config),
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=order.temp_dir,
             job_config=JobConfig(_client_job=True),
         )
+    check_room(order.config, ray.cluster_resources())
     _serve(application.result(), order)
     wait_until_healthy(order.host, order.port)
 
@@ -166,6 +168,8 @@ def client_host_of(host: str) -> str:
 
 def explain(error: Exception) -> str:
     """Explains the error to the user in one line: the model's own complaint if there is one, else the kind of error."""
+    if isinstance(error, TooLittleRoom):
+        return str(error)
     found = _LOAD_ERROR.findall(f"{error}\n{_read_statuses()}")
     if found:
         return str(found[-1]).strip()
@@ -183,13 +187,6 @@ def _read_statuses() -> str:
     except Exception:
         return ""
     return "\n".join([application.message, *(state.message for state in application.deployments.values())])
-
-
-def _count_cpus(config: AppConfig) -> float:
-    """Enough for everything that is configured, or Serve would wait for ever on a small machine."""
-    needed = 2 * config.ingress.replicas * config.ingress.num_cpus
-    needed += sum(deployment.most_replicas * deployment.num_cpus for deployment in config.deployments)
-    return max(float(os.cpu_count() or 1), float(int(needed) + 1))
 
 
 def _take_standard_output() -> TextIO:

@@ -3,12 +3,9 @@
 import copy
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from deployments.weights import fetching
@@ -17,6 +14,7 @@ from serve_app.config.server import load_config
 from serve_app.kubernetes.checks import find_faults
 from serve_app.kubernetes.manifests import Manifests, Unbuildable, build
 from serve_app.kubernetes.rendering import render_files
+from tests.k8s.changes import CLUSTER, GPU, HEAD, WORKER, Change, argument, at, budget, in_application
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, for `kubectl kustomize`")
 
@@ -81,51 +79,9 @@ def test_drift_is_found_and_put_right(tmp_path: Path) -> None:
     assert run("--check") == 2
 
 
-def at(path: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
-    """Sets a field of the RayService; None takes it away."""
-
-    def change(documents: list[dict[str, Any]]) -> None:
-        place: Any = next(each for each in documents if each["kind"] == "RayService")
-        *way, last = (int(step) if step.isdigit() else step for step in path.split("/"))
-        for step in way:
-            place = place[step]
-        if value is None:
-            del place[last]
-        else:
-            place[last] = value
-
-    return change
-
-
-def in_application(change: Callable[[dict[str, Any]], Any]) -> Callable[[list[dict[str, Any]]], None]:
-    def changed(documents: list[dict[str, Any]]) -> None:
-        (service,) = (each for each in documents if each["kind"] == "RayService")
-        said = yaml.safe_load(service["spec"]["serveConfigV2"])
-        change(said)
-        service["spec"]["serveConfigV2"] = yaml.safe_dump(said)
-
-    return changed
-
-
-def argument(section: str, name: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
-    return in_application(lambda said: said["applications"][0]["args"].setdefault(section, {}).update({name: value}))
-
-
-def budget(**spec: Any) -> Callable[[list[dict[str, Any]]], None]:
-    def change(documents: list[dict[str, Any]]) -> None:
-        (one,) = (each for each in documents if each["kind"] == "PodDisruptionBudget")
-        one["spec"] = {"selector": one["spec"]["selector"], **spec}
-
-    return change
-
-
 CONFIGURATION = "darkroom-configuration"
-CLUSTER = "spec/rayClusterConfig"
-HEAD = f"{CLUSTER}/headGroupSpec"
-GPU = f"{CLUSTER}/workerGroupSpecs/1"
-WORKER = f"{GPU}/template/spec/containers/0"
 
-BROKEN: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
+BROKEN: dict[str, tuple[Change, str]] = {
     "a field of no pod": (at(f"{WORKER}/imagePullPolice", "Always"), "group l4 .*imagePullPolice"),
     "a port of words": (at(f"{WORKER}/ports/0/containerPort", "many"), "group l4 .*containerPort"),
     "a field of no policy": (lambda all_: all_[0].update(specs={}), "specs"),
@@ -179,7 +135,7 @@ BROKEN: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
     ),
     "a folder of LoRAs that is not mounted": (
         at(f"{WORKER}/volumeMounts", []),
-        "group l4: loras are read from /models/loras, where nothing is mounted",
+        "group l4: loras are read from /data/loras, where nothing is mounted",
     ),
     "arguments of no builder": (argument("ingress", "replica", 3), "args: .*replica"),
     "a model that nobody knows": (
@@ -195,7 +151,7 @@ BROKEN: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
         in_application(lambda said: said["applications"][0]["args"]["deployments"][0].update(num_gpus=2)),
         "no worker has the 2 GPUs",
     ),
-    "more replicas than GPUs": (at(f"{GPU}/maxReplicas", 1), "room: the deployments may want"),
+    "more replicas than GPUs": (at(f"{GPU}/maxReplicas", 1), "room: deployments and trainings may want"),
     "a request longer than its replica": (
         argument("ingress", "request_timeout_s", 200),
         "drain: ingress.request",

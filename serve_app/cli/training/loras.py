@@ -18,12 +18,12 @@ from serve_app.config.server import AppConfig, load_config
 
 app = typer.Typer(help="LoRAs that were trained here.", no_args_is_help=True)
 
-Config = Annotated[str, typer.Option(help="The configuration whose `loras.folder` it is.")]
+Config = Annotated[str, typer.Option(help="The configuration in whose `loras.folder` they are.")]
 LoraName = Annotated[str, typer.Argument(help="What requests call it.")]
 
 
 @app.command("list")
-def list_versions(config: Config = "demo", as_json: AsJson = False) -> None:
+def list_versions(config: Config, as_json: AsJson = False) -> None:
     """All versions of all LoRAs that a training has made; the ones that are served have a star."""
     with _versions(config, as_json) as versions:
         found = versions.find()
@@ -36,7 +36,7 @@ def list_versions(config: Config = "demo", as_json: AsJson = False) -> None:
 
 
 @app.command()
-def card(name: LoraName, version: int, config: Config = "demo") -> None:
+def card(name: LoraName, version: int, config: Config) -> None:
     """The card of a version: what it was made from, and its scores."""
     with _versions(config) as versions:
         print((versions.get(name, version).folder / CARD).read_text(), end="")
@@ -45,8 +45,8 @@ def card(name: LoraName, version: int, config: Config = "demo") -> None:
 @app.command()
 def register(
     run: Annotated[Path, typer.Argument(help="The folder of a training that has ended well.")],
+    config: Config,
     name: Annotated[str | None, typer.Option(help="What to call it; what the training called it if not given.")] = None,
-    config: Config = "demo",
     as_json: AsJson = False,
 ) -> None:
     """Serve what a training has made, as the newest version of its name."""
@@ -58,8 +58,8 @@ def register(
 @app.command()
 def rollback(
     name: LoraName,
+    config: Config,
     to: Annotated[int | None, typer.Option(help="The version; the one before what is served if not given.")] = None,
-    config: Config = "demo",
     as_json: AsJson = False,
 ) -> None:
     """Serve an earlier version again, or with --to any."""
@@ -71,8 +71,8 @@ def rollback(
 @app.command()
 def delete(
     name: LoraName,
+    config: Config,
     version: Annotated[int | None, typer.Option(help="One version, which is not served; all if not given.")] = None,
-    config: Config = "demo",
     as_json: AsJson = False,
 ) -> None:
     """Delete a LoRA with all its versions, or one version."""

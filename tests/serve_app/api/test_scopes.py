@@ -1,8 +1,10 @@
 """The key and scope that each endpoint requires."""
 
 import logging
+import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,25 @@ def test_every_route_has_a_rule_and_every_rule_a_route(app: FastAPI) -> None:
     # The document has no word for a part that may have slashes.
     assert set(app.openapi()["paths"]) <= {path.replace(":path}", "}") for path in routes}
     assert routes == set(RULES)
+
+
+def test_the_page_about_keys_says_of_every_route_what_it_needs() -> None:
+    """A path of its own goes before one with a `*`, and the longer `*` before the shorter."""
+    page = (Path(__file__).parents[3] / "docs" / "keys-and-limits.md").read_text()
+    table = page.split("| needed |")[1].split("\n\n")[0]
+    said: dict[str, str] = {}
+    for needed, below, elsewhere in re.findall(r"^\| (.*?) \| (.*?) \| (.*?) ?\|$", table, re.MULTILINE):
+        need = {"nothing": "nothing", "any key": "key"}.get(needed, needed.strip("`"))
+        said |= dict.fromkeys((f"{BASE}/{name}" for name in re.findall(r"`([^`]+)`", below)), need)
+        said |= dict.fromkeys(re.findall(r"`([^`]+)`", elsewhere), need)
+    used = set()
+    for path, need in RULES.items():
+        fitting = [pattern for pattern in said if path == pattern or fnmatchcase(path, pattern)]
+        assert fitting, path
+        nearest = max(fitting, key=lambda pattern: ("*" not in pattern, len(pattern)))
+        assert said[nearest] == need, path
+        used.add(nearest)
+    assert used == set(said)
 
 
 def test_the_documentation_offers_to_give_a_key_where_there_are_some(app: FastAPI, service: DiffusionService) -> None:

@@ -127,9 +127,45 @@ def test_loras_are_fetched_and_checked_as_models_are(tmp_path: Path, monkeypatch
 
 def test_a_loras_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
     row = {"name": "coffee", "source": str(tmp_path / "lost.safetensors")}
-    answer = checked(tmp_path, config_of(TINY) | {"loras": {"named": [row]}})
+    (tmp_path / "darkroom.yaml").write_text(yaml.safe_dump(config_of(TINY) | {"loras": {"named": [row]}}))
+    answer = CliRunner().invoke(app, ["fetch", "--config", str(tmp_path / "darkroom.yaml")])
     assert answer.exit_code == 2
     assert "'coffee': its file is not there" in answer.output
+
+
+def test_a_check_reports_what_lies_on_another_machines_volume_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator's machine asks the hub for a cluster, whose volume it does not have."""
+    mine = {"name": "mine", "source": "/volume/mine", "native_size": 64}
+    mixed = {**TINY, "name": "mixed", "parts": {"vae": {"source": "/volume/vae"}}}
+    loose = {**TINY, "name": "loose", "parts": {"vae": {"source": "/volume/vae"}, "tokenizer": {"source": "a/b"}}}
+    config = {
+        "models": [mine, mixed, TINY],
+        "deployments": [{"name": "all", "models": ["mine", "mixed", "tiny"]}],
+        "annotators": {"segmentation": {"source": "/volume/segmenter"}},
+        "upscalers": [{"name": "large", "source": "/volume/large.safetensors"}],
+        "loras": {"named": [{"name": "coffee", "source": "/volume/coffee.safetensors"}]},
+    }
+    with serve_hub(save_repository(tmp_path / "repository")) as hub:
+        monkeypatch.setattr(hub_check, "HfApi", partial(HfApi, endpoint=hub.url))
+        answer = checked(tmp_path, config)
+        pinned = checked(tmp_path, config_of(TINY))
+        unpinned = checked(tmp_path, config_of(loose | {"name": "tiny"}))
+    assert answer.exit_code == pinned.exit_code == 0, answer.output
+    marks = [(line[:5].strip(), line[6:].partition(": ")[0]) for line in answer.stdout.splitlines()]
+    assert marks == [
+        ("?", "model 'mine'"),
+        ("ok", "model 'mixed'"),
+        ("?", "model 'mixed'"),
+        ("ok", "model 'tiny'"),
+        ("?", "annotator 'segmentation'"),
+        ("?", "upscaler 'large'"),
+        ("?", "LoRA 'coffee'"),
+    ]
+    assert "/volume/mine: not on this machine" in answer.stdout
+    assert unpinned.exit_code == 1
+    assert "WRONG model 'tiny': its tokenizer: a/b: pin `revision`" in unpinned.stdout
 
 
 def test_a_hub_that_does_not_answer_and_a_gated_repository_are_said(

@@ -121,6 +121,23 @@ def test_a_model_that_does_not_load_is_said_in_one_line(config: Path, tmp_path: 
         assert not server.tree()
 
 
+def test_what_a_cluster_spreads_over_nodes_becomes_ready_on_one(config: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(config.read_text()) | {"ingress": {"replicas": 2, "max_replicas_per_node": 1}}
+    (tmp_path / "spread.yaml").write_text(yaml.safe_dump(settings))
+    with launched(tmp_path / "spread.yaml") as server:
+        assert server.first_line() == f"Darkroom is ready at {server.url}"
+
+
+def test_gpus_that_the_machine_lacks_are_said_at_once(config: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["deployments"][0]["num_gpus"] = 999
+    (tmp_path / "large.yaml").write_text(yaml.safe_dump(settings))
+    with launched(tmp_path / "large.yaml") as server:
+        assert "the fewest replicas need 999 GPUs (tiny 999)" in server.first_line()
+        assert server.process.wait(timeout=30) == 1
+        assert not server.tree()
+
+
 def answers_until_it_is_gone(server: Launched) -> set[str]:
     """What callers hear who come while the server ends: status, and code."""
     heard = set()

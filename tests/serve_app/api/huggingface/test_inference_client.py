@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
+from serve_app.config.server import load_config
 from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
 from serve_app.gateway.setup import Gateway
 from serve_app.service import DiffusionService
@@ -43,6 +45,15 @@ def photo(tmp_path: Path) -> Path:
     file = tmp_path / "photo.png"
     Image.new("RGB", (64, 96), "teal").save(file)
     return file
+
+
+def test_the_page_about_it_asks_for_a_model_that_the_demo_serves() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "huggingface.md").read_text()
+    demo = load_config("demo")
+    hosted = [spec for deployment in demo.deployments for spec in demo.specs_of(deployment)]
+    names = re.findall(r"8000/hf/([^\"\s`]+)", page)
+    assert names
+    assert [name for name in names if not any(spec.has_name(name) for spec in hosted)] == []
 
 
 def test_a_prompt_becomes_an_image(client: InferenceClient, backend: FakeBackend) -> None:
