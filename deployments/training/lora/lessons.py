@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deployments.training import checkpoint
 from deployments.training.lora.base_networks import BaseNetworks
-from deployments.training.lora.dataset import Example, dataset_hash
+from deployments.training.lora.dataset import Example, dataset_hash, trigger_pattern
 from deployments.training.lora.encoding import encode_pictures, encode_prompts, read_pictures
 from deployments.training.lora.objective import generator_of
 from deployments.training.lora.pictures import PictureMaker
@@ -132,6 +132,5 @@ def _prior_prompts(examples: Sequence[Example], settings: TrainingSettings) -> l
 
 
 def _without(caption: str, trigger: str) -> str:
-    place = caption.lower().find(trigger.lower())
-    rest = caption if place < 0 else caption[:place] + caption[place + len(trigger) :]
+    rest = trigger_pattern(trigger).sub("", caption)
     return " ".join(rest.replace(" ,", ",").split()).strip(", ")
