@@ -87,7 +87,7 @@ def measure(folder: Path, settings: TrainingSettings, count: int) -> dict[str, A
     )
     seconds = time.monotonic() - began
     progress = run.read_progress()
-    print(f"{settings.steps} steps in {progress.seconds:.0f} s, with all that belongs to it {seconds:.0f} s")
+    print(f"{settings.steps} steps, and what is made before them, in {progress.seconds:.0f} s; in all {seconds:.0f} s")
     print(
         f"the product in {found.trigger_right:.1%} of {count} pictures; {found.lost_points} points lost by others; "
         f"drift {found.drift}, by another seed {found.other_seed}"

@@ -187,8 +187,9 @@ class TrainingConfig(Strict):
     """Trainings by HTTP. Each has a folder of its own in `folder`, which all ingress processes see.
 
     A training runs in a process of its own on `device`. With Ray it waits for `num_cpus` and `num_gpus` that nothing
-    else has; without, it runs beside whatever else the machine does. An ingress process runs `running` at a time; of
-    one tenant `unfinished` may wait or run. `limits` are for each; keys may have their own.
+    else has; without, it runs beside whatever else the machine does. It uses a GPU only if `num_gpus` says so. An
+    ingress process runs `running` at a time; of one tenant `unfinished` may wait or run. `limits` are for each; keys
+    may have their own.
     """
 
     folder: str = Field(min_length=1)
@@ -198,3 +199,14 @@ class TrainingConfig(Strict):
     running: int = Field(default=1, ge=1, le=64)
     unfinished: int = Field(default=4, ge=1, le=1000)
     limits: TrainingAllowance = TrainingAllowance()
+
+    @model_validator(mode="after")
+    def _gpu_is_its_own(self) -> "TrainingConfig":
+        if self.device == "cuda" and not self.num_gpus:
+            raise PydanticCustomError("num_gpus", "trainings on cuda need `num_gpus`")
+        return self
+
+    @property
+    def own_device(self) -> str:
+        """The device for trainings. Ray hides no GPU from a task that asked for none: `auto` must not look for it."""
+        return "cpu" if self.device == "auto" and not self.num_gpus else self.device

@@ -82,7 +82,7 @@ class Trainings:
             read_examples(source, settings, limits)
             run = RunFolder(home)
             run.begin(settings)
-            TrainingOrder(spec, source, limits, self._config.device).write(home)
+            TrainingOrder(spec, source, limits, self._config.own_device).write(home)
             replace_text(home / _OWNER, json.dumps({"tenant": tenant, "created": training.created}))
         except BaseException:
             shutil.rmtree(home, ignore_errors=True)

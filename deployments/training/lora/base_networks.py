@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
+from transformers import CLIPTextModel
 
+from deployments.engine.checkpoints.library_networks import AutoencoderKL, UNet2DConditionModel
 from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
+from deployments.engine.checkpoints.networks import load_network
 from deployments.engine.checkpoints.pipeline_index import check_pipeline, names_part
 from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
+from deployments.engine.cuda.settings import configure_cuda
 from deployments.engine.models.component_fit import check_parts
-from deployments.engine.models.components import Components, PartFolder, fingerprint
+from deployments.engine.models.components import fingerprint, is_half
 from deployments.engine.models.hub import locate
 from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import INDEX, PARTS, SECOND_PARTS, ModelSpec, as_part
 from deployments.engine.sampling.checkpoint_scheduler import read_scheduler
+
+_MERGES: Final = "merges.txt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +34,7 @@ class BaseNetworks:
     """A model's `unet`, `vae`, `text_encoder` and `tokenizer`, frozen, on one device.
 
     `sampler` makes its pictures (DPM-Solver++ of second order), and has its training's betas. `fingerprint` identifies
-    the UNet's weights.
+    the UNet's weights, `digest` all parts.
     """
 
     spec: ModelSpec
@@ -36,6 +44,7 @@ class BaseNetworks:
     tokenizer: Any
     sampler: DPMSolverMultistepScheduler
     fingerprint: str
+    digest: str
 
     @property
     def signal(self) -> Tensor:
@@ -60,21 +69,26 @@ class BaseNetworks:
 
 
 def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> BaseNetworks:
-    """Loads `spec` onto `device`. Raises ModelLoadError, which says what is missing, or cannot be trained on."""
+    """Loads `spec` onto `device`. Raises ModelLoadError, which says what is missing, or cannot be trained on.
+
+    The networks stay as the libraries make them: what serving puts into theirs on CUDA has no gradients.
+    """
     title = f"model {spec.name!r}"
     if describe_single_file(spec) is not None:
         raise ModelLoadError(f"{title} is one file; make a folder of it with `darkroom convert` to train on it")
-    components = Components(device, dtype)
-    folders = _locate_parts(title, spec, half=components.is_half)
+    half = is_half(dtype)
+    folders = _locate_parts(title, spec, half=half)
+    if device.type == "cuda":
+        configure_cuda()
 
-    def part(name: str) -> PartFolder:
-        return PartFolder(f"{title}: its {name}", spec.source, folders[name])
+    def load(name: str, kind: Any) -> Any:
+        return load_network(f"{title}: its {name}", spec.source, folders[name], kind, dtype, device, half=half)
 
     tokenizer = load_tokenizer(f"{title}: its tokenizer", folders["tokenizer"])
-    unet, vae = components.unet(part("unet")), components.vae(part("vae"))
+    unet, vae = load("unet", UNet2DConditionModel), load("vae", AutoencoderKL)
+    text = load("text_encoder", CLIPTextModel)
     # A step of the demo family is a sixth faster so, on two cores, and matrix units of GPUs want it as well.
     unet.to(memory_format=torch.channels_last)
-    text = components.text_encoder(part("text_encoder"))
     check_parts(title, unet, vae, [text])
     check_vocabulary(f"{title}: its tokenizer", tokenizer, text.config)
     if unet.config.in_channels != vae.config.latent_channels:
@@ -83,6 +97,7 @@ def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Base
     sampler = DPMSolverMultistepScheduler.from_config(dict(saved.config))
     if sampler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ModelLoadError(f"{title} predicts {sampler.config.prediction_type!r}, which is not trained here")
+    fingerprints = {name: fingerprint(folder) for name, folder in folders.items()}
     return BaseNetworks(
         spec=with_native_size(spec),
         unet=unet,
@@ -90,8 +105,17 @@ def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Base
         text_encoder=text,
         tokenizer=tokenizer,
         sampler=sampler,
-        fingerprint=fingerprint(folders["unet"]),
+        fingerprint=fingerprints["unet"],
+        digest=_digest(fingerprints, folders["tokenizer"] / _MERGES),
     )
+
+
+def _digest(fingerprints: Mapping[str, str], merges: Path) -> str:
+    # A tokenizer's merges are the one file that changes what a network sees, and is neither JSON nor safetensors.
+    digest = hashlib.sha256(merges.read_bytes() if merges.is_file() else b"")
+    for name in sorted(fingerprints):
+        digest.update(f"{name}/{fingerprints[name]}".encode())
+    return digest.hexdigest()
 
 
 def _locate_parts(title: str, spec: ModelSpec, *, half: bool) -> dict[str, Path]:

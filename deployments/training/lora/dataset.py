@@ -159,8 +159,17 @@ def _caption_of_name(name: str) -> str:
     return "" if _CAMERA.match(stem) or not _WORD.search(words) else words
 
 
+def trigger_pattern(trigger: str) -> re.Pattern[str]:
+    """Returns what finds a trigger in captions: whole words, in letters of any case, with any blanks between them."""
+    words = r"\s+".join(re.escape(word) for word in trigger.split())
+    # A trigger may begin or end with a sign, beside which any letter is another word's.
+    begin = r"(?<!\w)" if re.match(r"\w", trigger) else ""
+    end = r"(?!\w)" if re.search(r"\w\Z", trigger) else ""
+    return re.compile(begin + words + end, re.IGNORECASE)
+
+
 def _with_trigger(caption: str, trigger: str) -> str:
-    if trigger.lower() in caption.lower():
+    if trigger_pattern(trigger).search(caption):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 

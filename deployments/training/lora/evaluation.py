@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,7 +51,8 @@ class Evaluation:
     `drift` is of unrelated prompts: the mean difference between the pictures with and without it, as a share of the
     whole range of colours. `other_seed` is the same between the pictures of two seeds, to compare with, and `learnt`
     that of the prompts with the trigger. Where pictures can be judged, `right_before` and `right_after` are the shares
-    of the unrelated ones that show what was asked for, and `trigger_right` that of those with the trigger.
+    of the unrelated ones that show what was asked for, and `trigger_right` that of those with the trigger. `left_out`
+    prompts were not judged, for lack of time.
     """
 
     drift: float | None
@@ -61,6 +63,7 @@ class Evaluation:
     right_after: float | None = None
     trigger_right: float | None = None
     prompts: tuple[str, ...] = field(default=())
+    left_out: int = 0
 
     @property
     def lost_points(self) -> float | None:
@@ -74,30 +77,69 @@ class Evaluation:
         return asdict(self) | {"lost_points": self.lost_points, "prompts": list(self.prompts)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A prompt, by its `number` among all, and its pictures: of another seed too if it is unrelated."""
+
+    number: int
+    asked: JudgedPrompt
+    before: Image.Image
+    after: Image.Image
+    other: Image.Image | None
+
+
 def evaluate(
-    unet: Any, maker: PictureMaker, mine: Sequence[JudgedPrompt], unrelated: Sequence[JudgedPrompt], sheet: Path
+    unet: Any,
+    maker: PictureMaker,
+    mine: Sequence[JudgedPrompt],
+    unrelated: Sequence[JudgedPrompt],
+    sheet: Path,
+    is_over: Callable[[], bool],
 ) -> Evaluation:
     """Makes and judges pictures of prompts with the trigger, `mine`, and of `unrelated` ones, with the LoRA in `unet`
     and without; writes a sheet of them as PNG.
+
+    Prompts of both kinds take turns. After the first batch it ends when `is_over` says so, with those judged by then.
     """
-    prompts = [each.prompt for each in (*mine, *unrelated)]
-    cut = len(mine)
-    seeds = [_SEEDS + number for number in range(len(prompts))]
-    after = maker.make(prompts, seeds)
-    with without_lora(unet):
-        before = maker.make(prompts, seeds)
-        other = maker.make(prompts[cut:], [seed + _OTHER_SEED for seed in seeds[cut:]])
-    write_sheet(sheet, prompts, before, after)
+    count, cut = len(mine) + len(unrelated), len(mine)
+    shown: list[_Shown] = []
+    numbers = [number for pair in zip_longest(range(cut), range(cut, count)) for number in pair if number is not None]
+    for begin in range(0, count, maker.batch):
+        if shown and is_over():
+            break
+        shown += _show(unet, maker, [*mine, *unrelated], cut, numbers[begin : begin + maker.batch])
+    shown.sort(key=lambda each: each.number)
+    ours, others = ([each for each in shown if (each.other is None) is own] for own in (True, False))
+    prompts = [each.asked.prompt for each in shown]
+    write_sheet(sheet, prompts, [each.before for each in shown], [each.after for each in shown])
     return Evaluation(
-        drift=_mean_difference(before[cut:], after[cut:]),
-        other_seed=_mean_difference(before[cut:], other),
-        learnt=_mean_difference(before[:cut], after[:cut]),
-        pictures=len(prompts),
-        right_before=_share_right(unrelated, before[cut:]),
-        right_after=_share_right(unrelated, after[cut:]),
-        trigger_right=_share_right(mine, after[:cut]),
+        drift=_mean_difference((each.before, each.after) for each in others),
+        other_seed=_mean_difference((each.before, each.other) for each in others),
+        learnt=_mean_difference((each.before, each.after) for each in ours),
+        pictures=len(shown),
+        right_before=_share_right((each.asked, each.before) for each in others),
+        right_after=_share_right((each.asked, each.after) for each in others),
+        trigger_right=_share_right((each.asked, each.after) for each in ours),
         prompts=tuple(prompts),
+        left_out=count - len(shown),
     )
+
+
+def _show(
+    unet: Any, maker: PictureMaker, asked: Sequence[JudgedPrompt], cut: int, numbers: Sequence[int]
+) -> Iterator[_Shown]:
+    """Yields the prompts of these numbers; those from `cut` on are unrelated."""
+
+    def make(numbers: Sequence[int], first_seed: int) -> list[Image.Image]:
+        return maker.make([asked[number].prompt for number in numbers], [first_seed + number for number in numbers])
+
+    unrelated = [number for number in numbers if number >= cut]
+    after = make(numbers, _SEEDS)
+    with without_lora(unet):
+        before = make(numbers, _SEEDS)
+        other = dict(zip(unrelated, make(unrelated, _SEEDS + _OTHER_SEED), strict=True))
+    for number, one, two in zip(numbers, before, after, strict=True):
+        yield _Shown(number, asked[number], one, two, other.get(number))
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
@@ -105,19 +147,14 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     replace_text(path, json.dumps(evaluation.to_json(), indent=2))
 
 
-def _mean_difference(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> float | None:
+def _mean_difference(pairs: Iterable[tuple[Image.Image, Image.Image | None]]) -> float | None:
     """Returns the mean difference of pictures' channels, 0 to 1; None if there are no pictures."""
-    found = [
-        np.abs(np.asarray(one, np.float32) - np.asarray(other, np.float32)).mean() / 255
-        for one, other in zip(some, others, strict=True)
-    ]
+    found = [np.abs(np.asarray(one, np.float32) - np.asarray(other, np.float32)).mean() / 255 for one, other in pairs]
     return round(float(np.mean(found)), 5) if found else None
 
 
-def _share_right(asked: Sequence[JudgedPrompt], pictures: Sequence[Image.Image]) -> float | None:
-    judged = [
-        each.is_right(picture) for each, picture in zip(asked, pictures, strict=True) if each.is_right is not None
-    ]
+def _share_right(pictures: Iterable[tuple[JudgedPrompt, Image.Image]]) -> float | None:
+    judged = [asked.is_right(picture) for asked, picture in pictures if asked.is_right is not None]
     return round(sum(judged) / len(judged), 4) if judged else None
 
 

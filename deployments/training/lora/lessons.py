@@ -1,27 +1,39 @@
-"""What is learnt, encoded: the pictures and captions, those kept out to measure with, and what is to stay."""
+"""What is learnt, encoded once: no VAE and no text encoder runs while the UNet learns.
+
+The pictures and captions, those kept out to measure with, and what is to stay.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from deployments.engine.conditioning.resizing import resize
 from deployments.training import checkpoint
 from deployments.training.lora.base_networks import BaseNetworks
-from deployments.training.lora.dataset import Example, dataset_hash
-from deployments.training.lora.encoding import encode_pictures, encode_prompts, read_pictures
+from deployments.training.lora.dataset import FIELD, Example, dataset_hash, trigger_pattern
 from deployments.training.lora.objective import generator_of
 from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingSettings
+from deployments.uploads.image_files import decode
 
 _SPLIT: Final = 1
 _PRIOR_STEPS: Final = 12
 """What is to stay need not be beautiful, but like what the model sees when it is served."""
+
+_CHUNK_PIXELS: Final = 4 * 512 * 512
+_CHUNK_PROMPTS: Final = 64
+
+Check = Callable[[], None]
+"""Is called again and again while something takes long, and may raise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +62,8 @@ class SizedLessons:
 @dataclass(frozen=True, eq=False)
 class Lessons:
     """What is learnt in `whole` size and, before that, in `half` of it, if at all; and what is `kept_out` to measure
-    with (perhaps nothing). `captions` are those that are learnt; `digest` identifies all files and captions.
+    with (perhaps nothing). `captions` are those that are learnt; `digest` identifies all files and captions, and `base`
+    the networks that have encoded them.
     """
 
     whole: SizedLessons
@@ -58,6 +71,7 @@ class Lessons:
     kept_out: EncodedPictures
     captions: tuple[str, ...]
     digest: str
+    base: str
 
 
 def prepare_lessons(
@@ -66,21 +80,22 @@ def prepare_lessons(
     settings: TrainingSettings,
     size: tuple[int, int],
     run: RunFolder,
+    check: Check,
 ) -> Lessons:
     """Encodes the examples at `size` (height, width), and has the model make the pictures that are to stay.
 
-    Raises InvalidParameter for a picture that cannot be decoded.
+    Raises InvalidParameter for a picture that cannot be decoded, and what `check` raises.
     """
     order = torch.randperm(len(examples), generator=generator_of(settings.seed, _SPLIT)).tolist()
     out = set(order[: int(settings.validation_share * len(examples))])
-    words = encode_prompts(base, [example.caption for example in examples])
+    words = encode_prompts(base, [example.caption for example in examples], check)
     learnt = [index for index in range(len(examples)) if index not in out]
 
     def encode(height: int, width: int) -> EncodedPictures:
-        return EncodedPictures(encode_pictures(base, read_pictures(examples, height, width)), words)
+        return EncodedPictures(encode_pictures(base, read_pictures(examples, height, width, check), check), words)
 
     def prepare(pictures: EncodedPictures, height: int, width: int) -> SizedLessons:
-        stay = _make_what_stays(base, examples, settings, (height, width), run)
+        stay = _make_what_stays(base, examples, settings, (height, width), run, check)
         return SizedLessons(pictures.pick(torch.tensor(learnt)), stay)
 
     whole, (height, width) = encode(*size), _half(size, base.factor)
@@ -90,7 +105,53 @@ def prepare_lessons(
         kept_out=whole.pick(torch.tensor(sorted(out), dtype=torch.long)),
         captions=tuple(examples[index].caption for index in learnt),
         digest=dataset_hash(examples),
+        base=base.digest,
     )
+
+
+@torch.no_grad()
+def encode_prompts(base: BaseNetworks, prompts: Sequence[str], check: Check) -> Tensor:
+    """Returns the hidden states [N, 77, C] of prompts, as diffusers' pipelines encode them; cut at 77 tokens."""
+    length = min(base.tokenizer.model_max_length, int(base.text_encoder.config.max_position_embeddings))
+    # As in the pipelines: a mask is only given where the text encoder's own config asks for one.
+    is_masked = getattr(base.text_encoder.config, "use_attention_mask", False)
+    hidden = []
+    for begin in range(0, len(prompts), _CHUNK_PROMPTS):
+        check()
+        part = list(prompts[begin : begin + _CHUNK_PROMPTS])
+        encoded = base.tokenizer(part, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        encoded = encoded.to(base.text_encoder.device)
+        mask = encoded.attention_mask if is_masked else None
+        hidden.append(base.text_encoder(encoded.input_ids, attention_mask=mask)[0])
+    return torch.cat(hidden)
+
+
+@torch.no_grad()
+def encode_pictures(base: BaseNetworks, pictures: Sequence[Image.Image], check: Check) -> Tensor:
+    """Returns the latents [N, 4, h, w] of RGB pictures of one size, as the UNet sees them: the mean of what the VAE
+    believes them to be, scaled.
+    """
+    chunk = max(1, _CHUNK_PIXELS // (pictures[0].width * pictures[0].height))
+    means = []
+    for begin in range(0, len(pictures), chunk):
+        check()
+        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures[begin : begin + chunk]]))
+        pixels = pixels.permute(0, 3, 1, 2).to(base.vae.device, base.vae.dtype) / 127.5 - 1
+        means.append(base.vae.encode(pixels).latent_dist.mean)
+    scaled: Tensor = torch.cat(means) * float(base.vae.config.scaling_factor)
+    return scaled
+
+
+def read_pictures(examples: Sequence[Example], height: int, width: int, check: Check) -> list[Image.Image]:
+    """Returns the examples' pictures in that size: scaled to cover it, and cropped in the middle.
+
+    Raises InvalidParameter for one that cannot be decoded.
+    """
+    pictures = []
+    for example in examples:
+        check()
+        pictures.append(resize(decode(example.data, FIELD), width, height, "cover"))
+    return pictures
 
 
 def _half(size: tuple[int, int], factor: int) -> tuple[int, int]:
@@ -105,18 +166,19 @@ def _make_what_stays(
     settings: TrainingSettings,
     size: tuple[int, int],
     run: RunFolder,
+    check: Check,
 ) -> EncodedPictures:
     prompts = _prior_prompts(examples, settings)
     if not prompts:
         return EncodedPictures(torch.empty(0), torch.empty(0))
-    words = encode_prompts(base, prompts)
-    key = hashlib.sha256("\0".join([base.fingerprint, str(settings.seed), str(size), *prompts]).encode()).hexdigest()
+    words = encode_prompts(base, prompts, check)
+    key = hashlib.sha256("\0".join([base.digest, str(settings.seed), str(size), *prompts]).encode()).hexdigest()
     file = run.prior_pictures(*size)
     kept = checkpoint.load(file)
     if kept is None or kept["key"] != key:
         seeds = [settings.seed + number for number in range(len(prompts))]
-        maker = PictureMaker(base, *size, settings.guidance, _PRIOR_STEPS)
-        latents = encode_pictures(base, maker.make(prompts, seeds))
+        maker = PictureMaker(base, *size, settings.guidance, check, _PRIOR_STEPS)
+        latents = encode_pictures(base, maker.make(prompts, seeds), check)
         checkpoint.save(file, key=key, latents=latents.cpu())
     else:
         latents = kept["latents"].to(words)
@@ -132,6 +194,5 @@ def _prior_prompts(examples: Sequence[Example], settings: TrainingSettings) -> l
 
 
 def _without(caption: str, trigger: str) -> str:
-    place = caption.lower().find(trigger.lower())
-    rest = caption if place < 0 else caption[:place] + caption[place + len(trigger) :]
+    rest = trigger_pattern(trigger).sub("", caption)
     return " ".join(rest.replace(" ,", ",").split()).strip(", ")

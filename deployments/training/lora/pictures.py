@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -18,11 +18,23 @@ _BATCH_PIXELS: Final = 4 * 512 * 512
 class PictureMaker:
     """Makes pictures with diffusers' own pipeline of a base model's networks, as they are at that moment."""
 
-    def __init__(self, base: BaseNetworks, height: int, width: int, guidance: float, steps: int = STEPS) -> None:
-        """Pictures of `height` x `width` pixels, by `steps` steps of DPM-Solver++ with that `guidance`."""
+    def __init__(
+        self,
+        base: BaseNetworks,
+        height: int,
+        width: int,
+        guidance: float,
+        check: Callable[[], None],
+        steps: int = STEPS,
+    ) -> None:
+        """Pictures of `height` x `width` pixels, by `steps` steps of DPM-Solver++ with that `guidance`.
+
+        `check` is called before each batch, and may raise.
+        """
         self._size = {"height": height, "width": width}
         self._settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-        self._batch = max(1, _BATCH_PIXELS // (height * width))
+        self._check = check
+        self.batch: Final = max(1, _BATCH_PIXELS // (height * width))
         with load_exclusively():
             # Imports half of the library, which warns of what it does not find.
             from diffusers import StableDiffusionPipeline
@@ -39,10 +51,13 @@ class PictureMaker:
         self._pipeline.set_progress_bar_config(disable=True)
 
     def make(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """Returns a picture per prompt and seed; noise is drawn on the CPU, so a seed means the same anywhere."""
+        """Returns a picture per prompt and seed, `batch` at a time; noise is drawn on the CPU, so a seed means the same
+        anywhere.
+        """
         made: list[Image.Image] = []
-        for begin in range(0, len(prompts), self._batch):
-            part = slice(begin, begin + self._batch)
+        for begin in range(0, len(prompts), self.batch):
+            self._check()
+            part = slice(begin, begin + self.batch)
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
             with torch.no_grad():
                 made += self._pipeline(list(prompts[part]), generator=generators, **self._size, **self._settings).images

@@ -31,6 +31,8 @@ def write_card(name: str, metadata: Mapping[str, str]) -> Iterator[str]:
     """Yields the lines of a model card, in Markdown, from the metadata in a LoRA's header."""
     settings, training = json.loads(metadata["darkroom.settings"]), json.loads(metadata["darkroom.training"])
     scores = json.loads(metadata["darkroom.evaluation"])
+    # Older LoRAs tell of the last step alone.
+    weights = json.loads(metadata.get("darkroom.weights", metadata["darkroom.training"]))
     yield from (f"# {name}", "", f"A LoRA. Its trigger is `{settings['trigger']}`.", "")
     yield from _table(
         {
@@ -38,7 +40,8 @@ def write_card(name: str, metadata: Mapping[str, str]) -> Iterator[str]:
             "pictures": f"{metadata['ss_num_train_images']}, SHA-256 {metadata['darkroom.dataset_sha256']}",
             "made": f"{metadata['modelspec.date']} by Darkroom {metadata['darkroom.version']}",
             "training": f"{training['step']} steps in {training['seconds']:g} s; {training['ended']}",
-            "loss": f"{_number(training['loss'])}, of pictures kept out {_number(training['validation_loss'])}",
+            "weights": f"those after step {weights['step']}",
+            "loss": f"{_number(weights['loss'])}, of pictures kept out {_number(weights['validation_loss'])}",
         }
         | {key.replace("_", " "): str(settings[key]) for key in _OF_THE_CARD}
     )
@@ -55,7 +58,11 @@ def _scores(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "unrelated pictures right, before and after", f"{scores['right_before']:.1%}, {scores['right_after']:.1%}"
     if scores["trigger_right"] is not None:
         yield "pictures with the trigger right", f"{scores['trigger_right']:.1%}"
-    yield "prompts", str(scores["pictures"])
+    left_out = scores.get("left_out", 0)
+    yield (
+        "prompts",
+        f"{scores['pictures']}, and {left_out} left out for lack of time" if left_out else str(scores["pictures"]),
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deployments.engine.protocol.errors import Cancelled, InvalidParameter, NumericalFailure
 from deployments.training import checkpoint
 from deployments.training.lora.adapter_layers import load_lora_weights, lora_weights, without_lora
+from deployments.training.lora.clock import TrainingClock
 from deployments.training.lora.lessons import EncodedPictures, Lessons
 from deployments.training.lora.objective import NoisedRows, TrainingNoise, generator_of
 from deployments.training.lora.run_folder import LossPoint, RunFolder
@@ -26,6 +27,7 @@ _VALIDATION_STEPS: Final = 4
 """Timesteps at which each picture that is kept out is measured, evenly spread."""
 _SMOOTHING: Final = 0.95
 _TOLD_EVERY_S: Final = 1.0
+_ADVICE: Final = "a lower `learning_rate` may help"
 
 
 @dataclass(slots=True)
@@ -33,17 +35,30 @@ class _Course:
     """What a checkpoint holds besides weights."""
 
     step: int = 0
-    seconds: float = 0.0
     loss: float | None = None
-    best_loss: float = math.inf
-    best_step: int = 0
     validation_loss: float | None = None
+    best_step: int = 0
+    best_loss: float = math.inf
+    loss_at_best: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEnd:
+    """Why a training has ended, and the weights that it leaves: those after `step`, with the mean `loss` until there,
+    and that of the pictures that are kept out.
+    """
+
+    why: str
+    step: int
+    loss: float | None
+    validation_loss: float | None
 
 
 class LoraTrainer:
     """Trains the LoRA that is in `unet`, whose weights are `weights`.
 
-    What it does and measures is written to `run`. `sample` is called with the step whenever sample pictures are due.
+    What it does and measures is written to `run`. `clock` says when it is to end. `sample` is called with the step
+    whenever sample pictures are due.
     """
 
     def __init__(
@@ -55,55 +70,58 @@ class LoraTrainer:
         settings: TrainingSettings,
         accelerator: Accelerator,
         run: RunFolder,
+        clock: TrainingClock,
         sample: Callable[[int], None],
     ) -> None:
-        """Raises InvalidParameter for an early stop with nothing to measure."""
+        """Raises InvalidParameter for an early stop with nothing to measure, and a checkpoint of something else."""
         if settings.patience and not len(lessons.kept_out):
             raise InvalidParameter("patience", "needs a `validation_share` of at least one picture")
-        self._plain, self._lessons, self._noising, self._settings = unet, lessons, noising, settings
-        self._accelerator, self._run, self._sample = accelerator, run, sample
-        optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=1e-2)
-        self._weights = weights
-        self._unet, self._optimizer = accelerator.prepare(unet, optimizer)
+        self._unet, self._weights, self._lessons = unet, weights, lessons
+        self._noising, self._settings = noising, settings
+        self._accelerator, self._run, self._clock, self._sample = accelerator, run, clock, sample
+        # The UNet is not prepared: it would answer in float32 from then on, also where it makes pictures with a VAE
+        # that takes none. Mixed precision is `_answer`'s.
+        self._optimizer = accelerator.prepare(torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=1e-2))
         self._course = _Course()
         self._best: dict[str, Tensor] | None = None
         self._restore()
-        self._began = time.monotonic() - self._course.seconds
         self._told = -math.inf
 
-    def train(self, max_minutes: float) -> str:
-        """Trains to the end, leaves the best weights in the UNet, and returns why it ended.
+    def train(self) -> TrainingEnd:
+        """Trains to the end, and leaves the best weights in the UNet.
 
-        Raises Cancelled if that is asked for, NumericalFailure if the loss is no number; a checkpoint is left.
+        Raises Cancelled if that is asked for, NumericalFailure if a loss is no number, and InvalidParameter if there is
+        no time for one step; the last good checkpoint is left.
         """
-        settings, course = self._settings, self._course
-        ended = "all steps are done"
-        while course.step < settings.steps:
-            if self._run.is_cancelled:
-                self.save()
-                raise Cancelled("the training was cancelled")
-            if self._seconds > 60 * max_minutes:
-                ended = f"the {max_minutes:g} minutes are over"
-                break
-            self._do_step()
-            if settings.patience and course.step - course.best_step >= settings.patience * settings.validate_every:
-                ended = f"nothing has improved since step {course.best_step}"
-                break
+        course = self._course
+        if not course.step:
+            self._clock.check_preparation()
+        try:
+            while (why := self._find_end()) is None:
+                self._do_step()
+        except Cancelled:
+            self.save()
+            raise
         self.save()
-        if settings.patience and self._best is not None:
-            load_lora_weights(self._plain, self._best)
-        return ended
+        if self._settings.patience and self._best is not None:
+            load_lora_weights(self._unet, self._best)
+            return TrainingEnd(why, course.best_step, course.loss_at_best, course.best_loss)
+        return TrainingEnd(why, course.step, course.loss, course.validation_loss)
 
-    @property
-    def _seconds(self) -> float:
-        return time.monotonic() - self._began
+    def _find_end(self) -> str | None:
+        """Returns why there is to be no further step; None if there is. Raises Cancelled."""
+        settings, course = self._settings, self._course
+        self._clock.check()
+        if settings.patience and course.step - course.best_step >= settings.patience * settings.validate_every:
+            return f"nothing has improved since step {course.best_step}"
+        if course.step >= settings.steps:
+            return "all steps are done"
+        return f"the {self._clock.minutes:g} minutes are over" if self._clock.is_over else None
 
     def _do_step(self) -> None:
         settings, course = self._settings, self._course
         loss, prior = self._descend()
         course.step += 1
-        if not math.isfinite(loss):
-            raise NumericalFailure(f"the loss is no number at step {course.step}; a lower `learning_rate` may help")
         course.loss = loss if course.loss is None else _SMOOTHING * course.loss + (1 - _SMOOTHING) * loss
         measured = self._measure() if self._is_due(settings.validate_every) else None
         self._run.append_loss(LossPoint(course.step, loss, prior, measured))
@@ -132,7 +150,8 @@ class LoraTrainer:
             guess = self._answer(_join(noised, kept), torch.cat([learnt.words, stay.words]))
             mine, theirs = guess.split([len(learnt), len(stay)])
             loss, prior = noised.loss(mine).mean(), kept.loss(theirs, before).mean()
-            told, total = float(prior.detach()), loss + settings.prior_weight * prior
+            told = prior.detach()
+            total = loss + settings.prior_weight * prior
         else:
             loss = total = noised.loss(self._answer(noised, learnt.words)).mean()
             told = None
@@ -140,9 +159,13 @@ class LoraTrainer:
             group["lr"] = learning_rate(settings, self._course.step)
         self._optimizer.zero_grad(set_to_none=True)
         self._accelerator.backward(total)
-        self._accelerator.clip_grad_norm_(self._weights, 1.0)
+        norm = self._accelerator.clip_grad_norm_(self._weights, 1.0)
         self._optimizer.step()
-        return float(loss.detach()), told
+        found = self._check_finite(float(loss.detach()), "loss")
+        if self._accelerator.scaler is None:
+            # With a scaler (float16) such a step is left out, and the next ones are scaled less.
+            self._check_finite(float(norm), "gradient")
+        return found, None if told is None else self._check_finite(float(told), "loss of what is to stay")
 
     def _answer(self, rows: NoisedRows, words: Tensor) -> Tensor:
         with self._accelerator.autocast():
@@ -151,37 +174,52 @@ class LoraTrainer:
 
     @torch.no_grad()
     def _answer_without(self, rows: NoisedRows, words: Tensor) -> Tensor:
-        with without_lora(self._plain), self._accelerator.autocast():
-            guess: Tensor = self._plain(rows.noisy, rows.steps, words).sample
+        with without_lora(self._unet), self._accelerator.autocast():
+            guess: Tensor = self._unet(rows.noisy, rows.steps, words).sample
         return guess
 
-    @torch.no_grad()
     def _measure(self) -> float | None:
-        """Returns the loss of the pictures that are kept out, always with the same noise; None if there are none."""
-        out, course = self._lessons.kept_out, self._course
-        if not len(out):
+        """Returns the loss of the pictures that are kept out; None if there are none. Keeps the best weights."""
+        course = self._course
+        if not len(self._lessons.kept_out):
             return None
-        last = len(self._noising.signal)
+        found = self._check_finite(self._find_validation_loss(), "loss of pictures that are kept out")
+        course.validation_loss = found
+        if found < course.best_loss:
+            course.best_loss, course.best_step, course.loss_at_best = found, course.step, course.loss
+            self._best = lora_weights(self._unet) if self._settings.patience else None
+        return found
+
+    @torch.no_grad()
+    def _find_validation_loss(self) -> float:
+        """Measures the pictures that are kept out, always with the same noise, a batch at a time."""
+        out, last = self._lessons.kept_out, len(self._noising.signal)
         losses = []
         for number in range(_VALIDATION_STEPS):
-            steps = torch.full((len(out),), int(last * (number + 0.5) / _VALIDATION_STEPS))
-            rows = self._noising.noise(out.latents, steps, generator_of(self._settings.seed, _VALIDATION, number))
-            losses.append(rows.loss(self._answer(rows, out.words)).mean())
-        course.validation_loss = float(torch.stack(losses).mean())
-        if course.validation_loss < course.best_loss:
-            course.best_loss, course.best_step = course.validation_loss, course.step
-            self._best = lora_weights(self._plain) if self._settings.patience else None
-        return course.validation_loss
+            generator = generator_of(self._settings.seed, _VALIDATION, number)
+            for chunk in torch.arange(len(out)).split(self._settings.batch_size):
+                some = out.pick(chunk)
+                steps = torch.full((len(some),), int(last * (number + 0.5) / _VALIDATION_STEPS))
+                rows = self._noising.noise(some.latents, steps, generator)
+                losses.append(rows.loss(self._answer(rows, some.words)))
+        return float(torch.cat(losses).mean())
+
+    def _check_finite(self, number: float, what: str) -> float:
+        if not math.isfinite(number):
+            raise NumericalFailure(f"the {what} is no number after {self._course.step} steps; {_ADVICE}")
+        return number
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        self._course.seconds = self._seconds
+        scaler = self._accelerator.scaler
         checkpoint.save(
             self._run.checkpoint,
+            base=self._lessons.base,
             digest=self._lessons.digest,
-            weights=lora_weights(self._plain),
+            weights=lora_weights(self._unet),
             best=self._best,
             optimizer=self._optimizer.state_dict(),
+            scaler=None if scaler is None else scaler.state_dict(),
             course={name: getattr(self._course, name) for name in _Course.__slots__},
         )
         self._tell(at_once=True)
@@ -189,12 +227,13 @@ class LoraTrainer:
     def _restore(self) -> None:
         state = checkpoint.load(self._run.checkpoint)
         if state is not None:
-            if state["digest"] != self._lessons.digest:
-                raise InvalidParameter("pictures", "are not those that the training in this folder began with")
+            check_checkpoint(state, self._lessons.base, self._lessons.digest)
             self._course = _Course(**state["course"])
             self._best = state["best"]
-            load_lora_weights(self._plain, state["weights"])
+            load_lora_weights(self._unet, state["weights"])
             self._optimizer.load_state_dict(state["optimizer"])
+            if self._accelerator.scaler is not None and state["scaler"] is not None:
+                self._accelerator.scaler.load_state_dict(state["scaler"])
         self._run.cut_losses(self._course.step)
 
     def _tell(self, *, at_once: bool = False) -> None:
@@ -208,8 +247,16 @@ class LoraTrainer:
                 steps=self._settings.steps,
                 loss=course.loss,
                 validation_loss=course.validation_loss,
-                seconds=round(self._seconds, 1),
+                seconds=round(self._clock.seconds, 1),
             )
+
+
+def check_checkpoint(state: Mapping[str, Any] | None, base: str, digest: str) -> None:
+    """Raises InvalidParameter if a checkpoint is of other networks than `base`, or other pictures than `digest`."""
+    if state is not None and state.get("base") != base:
+        raise InvalidParameter("model_name", "has other files than those that the training in this folder began with")
+    if state is not None and state["digest"] != digest:
+        raise InvalidParameter("pictures", "are not those that the training in this folder began with")
 
 
 def learning_rate(settings: TrainingSettings, step: int) -> float:

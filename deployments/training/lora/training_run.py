@@ -13,21 +13,26 @@ from typing import Final
 import torch
 from accelerate import Accelerator
 
+from deployments.engine.models.components import pick_device
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.training import checkpoint
 from deployments.training.lora.adapter_layers import add_lora, write_lora
 from deployments.training.lora.base_networks import BaseNetworks, load_base
-from deployments.training.lora.dataset import Example
+from deployments.training.lora.clock import TrainingClock
+from deployments.training.lora.dataset import Example, dataset_hash
 from deployments.training.lora.evaluation import UNRELATED, Evaluation, JudgedPrompt, evaluate, write_evaluation
 from deployments.training.lora.lessons import Lessons, prepare_lessons
 from deployments.training.lora.objective import TrainingNoise
 from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
-from deployments.training.lora.trainer import LoraTrainer
+from deployments.training.lora.trainer import LoraTrainer, TrainingEnd, check_checkpoint
 
 _FAMILIES: Final = {768: ("sd_v1", "stable-diffusion-v1"), 1024: ("sd_v2", "stable-diffusion-v2-768-v")}
 """By the width of the text: what kohya's scripts, and modelspec, call the base."""
+
+_DEVICES: Final = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,14 @@ def _train(
     accelerator: Accelerator,
     judges: Judges,
 ) -> Evaluation:
+    clock = TrainingClock(run, min(settings.max_minutes or limits.minutes, limits.minutes))
     run.change_progress(stage="encoding", steps=settings.steps)
     base = load_base(spec, accelerator.device, _precision(accelerator))
+    # Also here, before what stays is made anew and written over.
+    check_checkpoint(checkpoint.load(run.checkpoint), base.digest, dataset_hash(examples))
     size = base.spec.native if settings.resolution is None else (settings.resolution, settings.resolution)
-    lessons = prepare_lessons(base, examples, settings, size, run)
-    maker = PictureMaker(base, *base.spec.native, settings.guidance)
+    lessons = prepare_lessons(base, examples, settings, size, run, clock.check_preparation)
+    maker = PictureMaker(base, *base.spec.native, settings.guidance, clock.check)
     weights = add_lora(base.unet, settings.rank, settings.layers, settings.seed)
     trainer = LoraTrainer(
         base.unet,
@@ -82,15 +90,16 @@ def _train(
         settings,
         accelerator,
         run,
-        _sampler(maker, settings, run),
+        clock,
+        _sampler(maker, settings, run, clock),
     )
     base.unet.train()
-    ended = trainer.train(min(settings.max_minutes or limits.minutes, limits.minutes))
+    end = trainer.train()
     base.unet.eval()
-    run.change_progress(stage="evaluating", ended=ended)
-    found = evaluate(base.unet, maker, *_questions(settings, lessons, judges), run.sheet)
+    run.change_progress(stage="evaluating", ended=end.why)
+    found = evaluate(base.unet, maker, *_questions(settings, lessons, judges), run.sheet, clock.judge())
     write_evaluation(run.evaluation, found)
-    write_lora(run.lora, base.unet, describe(base, lessons, settings, found, run))
+    write_lora(run.lora, base.unet, describe(base, lessons, settings, found, run, end))
     return found
 
 
@@ -105,14 +114,24 @@ def check_limits(settings: TrainingSettings, limits: TrainingLimits) -> None:
 def make_accelerator(device: str) -> Accelerator:
     """Returns accelerate's own for this process: on a GPU in bfloat16 (float16 where it has none), else on the CPU in
     float32.
+
+    Raises InvalidParameter for an unknown device, ModelLoadError for a GPU that is not there.
     """
-    if device == "cpu" or not torch.cuda.is_available():
+    if device not in _DEVICES:
+        raise InvalidParameter("device", f"must be one of {', '.join(_DEVICES)}")
+    if pick_device(device).type == "cpu":
         return Accelerator(cpu=True, mixed_precision="no")
-    return Accelerator(mixed_precision="bf16" if torch.cuda.is_bf16_supported() else "fp16")
+    # Older GPUs only emulate bfloat16.
+    return Accelerator(mixed_precision="bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
 
 
 def describe(
-    base: BaseNetworks, lessons: Lessons, settings: TrainingSettings, found: Evaluation, run: RunFolder
+    base: BaseNetworks,
+    lessons: Lessons,
+    settings: TrainingSettings,
+    found: Evaluation,
+    run: RunFolder,
+    end: TrainingEnd,
 ) -> dict[str, str]:
     """Returns the LoRA's provenance, as its header has it: kohya's and modelspec's keys, and ours."""
     progress = run.read_progress()
@@ -121,7 +140,7 @@ def describe(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.rank),
         "ss_network_alpha": str(settings.rank),
-        "ss_steps": str(progress.step),
+        "ss_steps": str(end.step),
         "ss_learning_rate": str(settings.learning_rate),
         "ss_num_train_images": str(len(lessons.whole.learnt)),
         "ss_output_name": settings.name,
@@ -133,6 +152,7 @@ def describe(
         "darkroom.dataset_sha256": lessons.digest,
         "darkroom.settings": settings.model_dump_json(),
         "darkroom.training": json.dumps(asdict(progress)),
+        "darkroom.weights": json.dumps({name: getattr(end, name) for name in ("step", "loss", "validation_loss")}),
         "darkroom.evaluation": json.dumps(found.to_json()),
         "darkroom.version": version("darkroom"),
     }
@@ -177,11 +197,18 @@ def _precision(accelerator: Accelerator) -> torch.dtype:
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[str(accelerator.mixed_precision)]
 
 
-def _sampler(maker: PictureMaker, settings: TrainingSettings, run: RunFolder) -> Callable[[int], None]:
+def _sampler(
+    maker: PictureMaker, settings: TrainingSettings, run: RunFolder, clock: TrainingClock
+) -> Callable[[int], None]:
     prompts = [settings.fill(prompt) for prompt in settings.sample_prompts]
 
     def sample(step: int) -> None:
-        for number, picture in enumerate(maker.make(prompts, [settings.seed + n for n in range(len(prompts))])):
-            picture.save(run.samples / f"{step:06d}-{number}.png")
+        for begin in range(0, len(prompts), maker.batch):
+            if clock.is_over:
+                return
+            part = prompts[begin : begin + maker.batch]
+            seeds = [settings.seed + begin + number for number in range(len(part))]
+            for number, picture in enumerate(maker.make(part, seeds), begin):
+                picture.save(run.samples / f"{step:06d}-{number}.png")
 
     return sample

@@ -37,7 +37,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option()] = None,
     rank: Annotated[int | None, typer.Option(help="How much it can hold: 4 to 128.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="After so many minutes of training it ends.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="After so many minutes it learns no further.")] = None,
     settings: Annotated[Path | None, typer.Option(help="A YAML file with further settings: docs/training.md.")] = None,
     run: Annotated[
         Path | None, typer.Option(help="The training's folder, trainings/NAME if not given; it goes on from there.")

@@ -86,6 +86,7 @@ def test_a_training_that_is_over_is_not_done_again(place: Path) -> None:
         (("--model", "tinny"), "served", 5, "did you mean"),
         (("--register",), "bare", 2, "names no `loras.folder`"),
         (("--rank", 0), "served", 2, "rank"),
+        (("--device", "gpu"), "served", 2, "device: must be one of auto, cpu, cuda"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(

@@ -1,15 +1,24 @@
-"""Limits on batches that contradict each other are refused."""
+"""Settings that contradict each other are refused."""
 
 import pytest
 from pydantic import ValidationError
 
-from serve_app.config.sections import JobsConfig
+from serve_app.config.sections import JobsConfig, TrainingConfig
 from serve_app.config.server import AppConfig
 
 
 def test_limits_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValidationError, match="at most max_images"):
         JobsConfig(max_images=10)
+
+
+def test_a_training_takes_a_gpu_only_if_it_has_one_to_itself() -> None:
+    with pytest.raises(ValidationError, match="trainings on cuda need `num_gpus`"):
+        TrainingConfig(folder="trainings", device="cuda")
+    assert TrainingConfig(folder="trainings").own_device == "cpu"
+    assert TrainingConfig(folder="trainings", num_gpus=0.5).own_device == "auto"
+    assert TrainingConfig(folder="trainings", device="cuda", num_gpus=1).own_device == "cuda"
+    assert TrainingConfig(folder="trainings", device="cpu", num_gpus=1).own_device == "cpu"
 
 
 @pytest.mark.parametrize(

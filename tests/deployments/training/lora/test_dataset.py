@@ -11,6 +11,7 @@ import pytest
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.training.lora.dataset import Example, dataset_hash, make_examples, read_examples
+from deployments.training.lora.lessons import _prior_prompts
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
 from tests.deployments.training.lora.pictures import picture, write_pictures
 
@@ -61,6 +62,37 @@ def test_captions_come_from_a_template_or_from_names() -> None:
     files = {"red-lamp_on_blue (3).png": picture(1), "IMG_0042.png": picture(2)}
     assert set(captions(files, template="a photo of {trigger}").values()) == {"a photo of zorb"}
     assert captions(files) == {"red-lamp_on_blue (3).png": "zorb, red lamp on blue", "IMG_0042.png": "zorb"}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "caption", "without"),
+    [
+        ("lamp", "a clamp on a table", None),
+        ("lamp", "a lamplight", None),
+        ("lamp", "lamps", None),
+        ("lamp", "a red Lamp, on a table", "a red, on a table"),
+        ("lamp", "lamp-post", "-post"),
+        ("lamp", "a lamp by a LAMP", "a by a"),
+        ("<lamp>", "a lamp", None),
+        ("<lamp>", "a<lamp>, lit", "a, lit"),
+        ("c++", "a c++ mug", "a mug"),
+        ("c++", "abc++", None),
+        ("red lamp", "a red\tLAMP", "a"),
+        ("red lamp", "a tired lamp", None),
+        ("a.b", "a axb", None),
+        ("лампа", "Лампа на столе", "на столе"),
+        ("лампа", "лампада", None),
+    ],
+)
+def test_a_caption_has_the_trigger_as_whole_words_only(trigger: str, caption: str, without: str | None) -> None:
+    """What lacks it gets it put before; what the model itself is asked for has none of it."""
+    asked = settings(trigger=trigger, prior_pictures=1)
+    (made,) = make_examples({"a.png": picture(), "a.txt": b"{trigger}"}, asked, LIMITS)
+    assert made.caption == trigger
+    (given,) = make_examples({"a.png": picture(), "a.txt": caption.encode()}, asked, LIMITS)
+    plain = " ".join(caption.split())
+    assert given.caption == (f"{trigger}, {plain}" if without is None else plain)
+    assert _prior_prompts([given], asked) == [plain if without is None else without]
 
 
 @pytest.mark.parametrize(

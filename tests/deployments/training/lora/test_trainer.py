@@ -1,6 +1,7 @@
 """A killed training ends where it would have; it keeps its best, stops when asked, and leaves the base as it was."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 from safetensors import safe_open
 
 from deployments.engine.lora.reader import read_adapter
-from deployments.engine.protocol.errors import Cancelled, InvalidParameter
+from deployments.engine.protocol.errors import Cancelled, InvalidParameter, NumericalFailure
 from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.training.lora import trainer as training
 from deployments.training.lora.adapter_layers import add_lora, lora_weights, without_lora
 from deployments.training.lora.base_networks import BaseNetworks, load_base
+from deployments.training.lora.clock import TrainingClock
 from deployments.training.lora.dataset import Example, read_examples
 from deployments.training.lora.lessons import prepare_lessons
 from deployments.training.lora.objective import TrainingNoise
@@ -69,22 +72,23 @@ def examples(source: Path, asked: TrainingSettings) -> list[Example]:
 
 
 def make_trainer(
-    spec: ModelSpec, source: Path, folder: Path, asked: TrainingSettings
+    spec: ModelSpec, source: Path, folder: Path, asked: TrainingSettings, minutes: float = 10.0
 ) -> tuple[training.LoraTrainer, BaseNetworks, RunFolder]:
     run, base = RunFolder(folder), load_base(spec, CPU, torch.float32)
     run.begin(asked)
-    lessons = prepare_lessons(base, examples(source, asked), asked, (64, 64), run)
+    clock = TrainingClock(run, minutes)
+    lessons = prepare_lessons(base, examples(source, asked), asked, (64, 64), run, clock.check_preparation)
     weights = add_lora(base.unet, asked.rank, asked.layers, asked.seed)
     noising = TrainingNoise(base.signal, base.predicts_v, asked.min_snr_gamma)
     made = training.LoraTrainer(
-        base.unet, weights, lessons, noising, asked, Accelerator(cpu=True), run, lambda step: None
+        base.unet, weights, lessons, noising, asked, Accelerator(cpu=True), run, clock, lambda step: None
     )
     return made, base, run
 
 
 def trained(spec: ModelSpec, source: Path, folder: Path, asked: TrainingSettings) -> dict[str, torch.Tensor]:
     trainer, base, _ = make_trainer(spec, source, folder, asked)
-    trainer.train(10)
+    trainer.train()
     return lora_weights(base.unet)
 
 
@@ -111,7 +115,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
     monkeypatch.setattr(training.LoraTrainer, "_do_step", die)
     with pytest.raises(Killed):
-        trainer.train(10)
+        trainer.train()
     monkeypatch.undo()
     assert run.read_losses()[-1].step == 6
     assert_equal(trained(spec, source, tmp_path / "killed", settings()), whole)
@@ -129,7 +133,7 @@ def test_other_seeds_give_other_weights(spec: ModelSpec, source: Path, tmp_path:
 def test_without_the_lora_the_base_answers_as_before(spec: ModelSpec, source: Path, tmp_path: Path) -> None:
     fresh = load_base(spec, CPU, torch.float32)
     trainer, base, _ = make_trainer(spec, source, tmp_path, settings(steps=3))
-    trainer.train(10)
+    trainer.train()
     inputs = (torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 32))
     with torch.no_grad():
         before = fresh.unet(*inputs).sample
@@ -144,18 +148,22 @@ def test_it_ends_early_with_its_best_weights(
     losses = iter([3.0, 1.0, 2.0, 2.5, 0.0])
     kept: list[dict[str, torch.Tensor]] = []
 
-    def measure(self: training.LoraTrainer) -> float:
-        course = self._course
-        course.validation_loss = next(losses)
-        kept.append(lora_weights(self._plain))
-        if course.validation_loss < course.best_loss:
-            course.best_loss, course.best_step = course.validation_loss, course.step
-            self._best = kept[-1]
-        return course.validation_loss
+    def find_loss(self: training.LoraTrainer) -> float:
+        kept.append(lora_weights(self._unet))
+        return next(losses)
 
-    monkeypatch.setattr(training.LoraTrainer, "_measure", measure)
-    trainer, base, _ = make_trainer(spec, source, tmp_path, settings(steps=100, validate_every=2, patience=2))
-    assert trainer.train(10) == "nothing has improved since step 4"
+    monkeypatch.setattr(training.LoraTrainer, "_find_validation_loss", find_loss)
+    asked = settings(steps=100, validate_every=2, patience=2)
+    trainer, base, run = make_trainer(spec, source, tmp_path, asked)
+    end = trainer.train()
+    assert (end.why, end.step, end.validation_loss) == ("nothing has improved since step 4", 4, 1.0)
+    assert_equal(lora_weights(base.unet), kept[1])
+    curve = run.read_losses()
+    assert curve[-1].step == 8
+    # It was killed before it was judged: there is nothing to do again, and nothing more.
+    again, base, _ = make_trainer(spec, source, tmp_path, asked)
+    assert again.train() == end
+    assert run.read_losses() == curve
     assert_equal(lora_weights(base.unet), kept[1])
 
 
@@ -166,13 +174,66 @@ def test_the_loss_on_pictures_kept_out_is_measured_with_the_same_noise(
     assert trainer._measure() == trainer._measure() is not None
 
 
-def test_time_and_cancelling_end_it_with_a_checkpoint(spec: ModelSpec, source: Path, tmp_path: Path) -> None:
-    trainer, _, run = make_trainer(spec, source, tmp_path, settings())
-    assert "minutes are over" in trainer.train(0)
-    assert run.checkpoint.is_file()
-    run.ask_to_cancel()
+def test_no_forward_has_more_rows_than_a_batch(
+    spec: ModelSpec, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, base, _ = make_trainer(spec, source, tmp_path, settings(validation_share=0.5))
+    assert len(trainer._lessons.kept_out) == 3
+    rows: list[int] = []
+    base.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    trainer._measure()
+    assert rows == [2, 1] * 4
+
+
+def test_cancelling_ends_it_with_a_checkpoint(spec: ModelSpec, source: Path, tmp_path: Path) -> None:
+    trainer, base, run = make_trainer(spec, source, tmp_path, settings())
+    base.unet.register_forward_pre_hook(lambda *_: run.ask_to_cancel())
     with pytest.raises(Cancelled):
-        trainer.train(10)
+        trainer.train()
+    assert make_trainer(spec, source, tmp_path, settings())[0]._course.step == 1
+
+
+@pytest.mark.parametrize("where", ["_descend", "_find_validation_loss"])
+def test_a_loss_that_is_no_number_is_written_nowhere(
+    where: str, spec: ModelSpec, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The UNet's answers break after the checkpoint at step 4: in a step, or where pictures kept out are measured."""
+    trainer, base, run = make_trainer(spec, source, tmp_path, settings(validate_every=6))
+    once = getattr(training.LoraTrainer, where)
+
+    def break_and_do(self: training.LoraTrainer) -> object:
+        if self._course.step >= 5:
+            base.unet.conv_out.bias.data.fill_(math.nan)
+        return once(self)
+
+    monkeypatch.setattr(training.LoraTrainer, where, break_and_do)
+    with pytest.raises(NumericalFailure, match=r"after [56] steps"):
+        trainer.train()
+    losses = run.read_losses()
+    assert [point.step for point in losses] == [1, 2, 3, 4, 5]
+    assert "NaN" not in "".join(path.read_text() for path in run.path.glob("*.json*"))
+    monkeypatch.undo()
+    healed, _, _ = make_trainer(spec, source, tmp_path, settings(validate_every=6))
+    assert healed._course.step == 4
+    assert healed.train().step == 12
+
+
+def test_a_training_goes_on_with_its_own_model_and_pictures_only(spec: ModelSpec, source: Path, tmp_path: Path) -> None:
+    asked = settings(steps=2)
+    trained(spec, source, tmp_path / "run", asked)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
+    model = save_tiny_checkpoint(tmp_path / "model")
+    other = AutoencoderKL.from_pretrained(model / "vae")
+    other.decoder.conv_out.bias.data.add_(0.1)
+    other.save_pretrained(model / "vae")
+    for changed, pictures, field in (
+        (ModelSpec("tiny", str(model)), source, "model_name"),
+        (spec, write_pictures(tmp_path / "pictures", 5), "pictures"),
+    ):
+        with pytest.raises(InvalidParameter) as refused:
+            train_lora(RunFolder(tmp_path / "run"), examples(pictures, asked), asked, changed, LIMITS, device="cpu")
+        assert refused.value.field == field
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
