@@ -71,6 +71,8 @@ class DeploymentConfig(Strict):
     `max_surge_percent` of the replicas, rounded up, may run in addition while a new version takes over: an old one
     stops only when a new one has loaded. At 0 the old one stops first, and a version that cannot load leaves a gap.
 
+    `device` auto is a GPU where `num_gpus` asks for one, and else the CPU.
+
     `queue_limit` bounds the requests that wait in each replica; further ones are refused with the time to come back. A
     queue is as long as its callers are patient: seconds times images a second.
 
@@ -130,7 +132,7 @@ class DeploymentConfig(Strict):
         if self.autoscaling is not None and "replicas" in self.model_fields_set:
             raise PydanticCustomError("replicas", "`replicas` and `autoscaling` exclude each other")
         if self.device.startswith("cuda") and not self.num_gpus:
-            raise PydanticCustomError("num_gpus", "a deployment on cuda needs `num_gpus`, or Ray hides the GPU from it")
+            raise PydanticCustomError("num_gpus", "a deployment on cuda needs `num_gpus`, or Ray gives its GPU to others")
         sizes = self.padded_sizes
         if sizes is not None and (sizes[-1] != self.max_rows or list(sizes) != sorted(set(sizes))):
             raise PydanticCustomError(
@@ -141,7 +143,8 @@ class DeploymentConfig(Strict):
     def engine_config(self) -> EngineConfig:
         """The settings of this deployment's engines."""
         return EngineConfig(
-            device=self.device,
+            # Ray hides no GPU from a replica that asked for none, and may have given it to another one.
+            device="cpu" if self.device == "auto" and not self.num_gpus else self.device,
             dtype=self.dtype,
             max_rows=self.max_rows,
             padded_sizes=self.padded_sizes,

@@ -13,7 +13,7 @@ from deployments.annotators.models import ANNOTATORS
 from deployments.annotators.spec import AnnotatorSpec, DepthSpec, PoseSpec
 from deployments.engine.protocol.spec import IpAdapterSpec, PartSpec
 from deployments.model_deployment import ModelReplica
-from serve_app.config.deployments import IngressConfig
+from serve_app.config.deployments import DeploymentConfig, IngressConfig
 from serve_app.config.errors import ConfigError
 from serve_app.config.server import AppConfig, load_config, packaged_configs
 
@@ -244,3 +244,11 @@ def test_threads_reach_the_replica_before_torch_does(settings: dict[str, int], t
     env = config.serve_options()["ray_actor_options"]["runtime_env"]["env_vars"]
     assert env == {"OMP_WAIT_POLICY": "passive"} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     assert config.engine_config().threads == threads
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "taken"), [("auto", 0, "cpu"), ("auto", 1, "auto"), ("cuda", 1, "cuda"), ("cpu", 0, "cpu")]
+)
+def test_a_replica_takes_a_gpu_only_where_ray_has_given_it_one(device: str, num_gpus: float, taken: str) -> None:
+    config = DeploymentConfig(name="a", models=("demo-sd",), device=device, num_gpus=num_gpus)
+    assert config.engine_config().device == taken
