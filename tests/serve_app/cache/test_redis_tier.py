@@ -138,11 +138,11 @@ async def test_an_entry_that_is_not_what_was_put_there_is_not_served(
         (name,) = set(await written(inside, 2)) - {others}
         data = inside.get(name)
         assert isinstance(data, bytes)
-        forged = replace(unpack(data, one.redis.signing_key("results")), images=())
+        forged = replace(unpack(name.decode(), data, one.redis.signing_key("results")), images=())
         replacements = {
             "cut": data[:-1],
             "garbage": b"\x80\x04garbage",
-            "signed by another": pack(forged, b"another key"),
+            "signed by another": pack(name.decode(), forged, b"another key"),
             "another's": inside.get(others),
         }
         inside.delete(name)
@@ -174,6 +174,20 @@ async def test_emptied_by_one_is_empty_for_all_and_stays_so(
         assert (await one.ask()).source == "made"
         await written(inside, 3)
         assert (await other.ask()).source == "cache"
+
+
+async def test_what_was_emptied_cannot_be_copied_back(server: RedisServer, inside: redis.Redis, key: Secret) -> None:
+    async with processes(server.url, key) as (one, other):
+        await one.ask()
+        (name,) = await written(inside, 1)
+        old = inside.get("darkroom:cache:generation")
+        await one.service.empty_cache()
+        new = inside.get("darkroom:cache:generation")
+        assert isinstance(old, bytes)
+        assert isinstance(new, bytes)
+        assert inside.copy(name.decode(), name.replace(old, new).decode())
+        assert (await other.ask()).source == "made"
+        assert (await other.told())["bad_entries"] == 1
 
 
 async def test_what_was_made_before_the_emptying_does_not_come_after_it(
