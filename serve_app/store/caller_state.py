@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
 from typing import Any, Final
 
 from cachetools import TTLCache
@@ -135,9 +134,10 @@ class CallerState:
     async def _send(self, redis: RedisTier, caller: str, new: _Change | None = None) -> None:
         """Has Redis take what it has not taken yet, of which all but `new` comes late. Raises RedisGone."""
         sent = list(self._unsent[caller].values())
-        changes = [(each.name, each.data, each.until, int(each is not new)) for each in sent]
-        seconds = max(1, round(self._ttl_s))
-        await self._script(redis, caller, _CHANGE, self._clock(), seconds, *chain.from_iterable(changes))
+        arguments: list[bytes | str | float] = [self._clock(), max(1, round(self._ttl_s))]
+        for each in sent:
+            arguments += [each.name, each.data, each.until, int(each is not new)]
+        await self._script(redis, caller, _CHANGE, *arguments)
         unsent = {name: each for name, each in self._unsent.get(caller, {}).items() if each not in sent}
         self._unsent.pop(caller, None)
         if unsent:
