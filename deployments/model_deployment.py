@@ -28,6 +28,7 @@ from deployments.throughput import RateMeter
 from deployments.uploads.enlarging import PictureEnlarger
 from deployments.uploads.intake import Intake
 from deployments.watermark.methods import load_method
+from deployments.weights.local_files import local_digest_of
 
 if TYPE_CHECKING:
     from deployments.engine.worker.engine_worker import EngineWorker
@@ -68,6 +69,8 @@ class ModelReplica:
             load_method(watermark_method)
         if sharing is not None:
             sharing.read_secrets()
+            # As this process finds them: it may have started after they were replaced.
+            sharing = sharing.for_files([local_digest_of(spec) for spec in specs])
         # Imported here, in the replica's process: the ingress and the driver import this module and must stay light.
         with collector_paused():
             from deployments.engine.worker.engine_worker import EngineWorker

@@ -24,6 +24,7 @@ from deployments.ray_metrics import Publisher
 from deployments.registry import with_known_size
 from deployments.serve_log import log_through_serve
 from deployments.sharing.spec import SharingSpec
+from deployments.weights.local_files import with_local_digest
 from serve_app.backends.ray_serve import RayBackend
 from serve_app.backends.redis_quarantine import RedisQuarantine
 from serve_app.backends.replays import QUARANTINE_SECONDS
@@ -46,7 +47,11 @@ def build_app(config: AppConfig) -> Application:
 
 def build_application(config: AppConfig, replica: type[ModelReplica] = ModelReplica) -> Application:
     """As `build_app`, with another class of replicas. Apart from it because Serve's builders take one argument only."""
-    specs = [tuple(with_known_size(spec) for spec in config.specs_of(deployment)) for deployment in config.deployments]
+    # What is here is looked at once, for all processes; what only their machines have, they look at themselves.
+    specs = [
+        tuple(with_local_digest(with_known_size(spec)) for spec in config.specs_of(deployment))
+        for deployment in config.deployments
+    ]
     annotators = config.annotators.specs()
     upscalers = tuple(upscaler.spec() for upscaler in config.upscalers)
     logs = config.logging.serve_options()

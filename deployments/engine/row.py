@@ -43,7 +43,8 @@ class Row:
     blocks answered last, with and without the prompt, of a row that is in no slot. `steps_before` and `steps_after` are
     the evaluations of the image's other pass, if there is one. `loras` are what it changes in the UNet, and `reference`
     what its cross-attention sees beside the prompts.
-    `first_step` are the evaluations that it took over from another image.
+    `first_step` are the evaluations that it took over from another image. `epoch` is that of the saved states when its
+    request began.
     """
 
     request: Request
@@ -70,6 +71,7 @@ class Row:
     loras: LoraSet | None = field(default=None, repr=False)
     reference: Reference | None = field(default=None, repr=False)
     first_step: int = 0
+    epoch: int = 0
 
     @property
     def own_steps(self) -> int:

@@ -1,6 +1,9 @@
 """Specifies what replicas share, and where. Without torch and Redis: the driver makes it, and replicas go by it."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from deployments.signing.secret_source import SecretSource
@@ -26,6 +29,11 @@ class SharingSpec:
     password: SecretSource | None = None
     max_bytes: int = 2**28
     ttl_s: int = 3600
+
+    def for_files(self, digests: Sequence[str]) -> "SharingSpec":
+        """Returns the same for engines whose models' local files have these `digests`: a family of their own."""
+        family = hashlib.sha256(json.dumps([self.family, *digests]).encode()).hexdigest()
+        return replace(self, family=family)
 
     def read_secrets(self) -> tuple[bytes, str | None]:
         """Reads the key and the password. Raises ValueError where one is not where it should be."""

@@ -119,11 +119,11 @@ class StateSharing:
 
     def _forget(self) -> None:
         self._wanted.clear()
+        # Before the queue: what is added until now waits there, and nothing of before is added any more.
+        self._states.clear()
         with suppress(queue.Empty):
             while True:
                 self._waiting.get_nowait()
-        # The last, so that no state of before comes after.
-        self._states.clear()
 
     def _send(self) -> bool:
         """Sends what waits. Returns False if that is nothing."""

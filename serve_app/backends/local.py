@@ -22,6 +22,7 @@ from deployments.registry import find_clashes, with_known_size
 from deployments.source_checks import check_source
 from deployments.uploads.enlarging import PictureEnlarger
 from deployments.uploads.intake import Intake
+from deployments.weights.local_files import with_local_digest
 from serve_app.backends.protocol import BackendReport
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class LocalBackend:
             raise ValueError(
                 f"a name per model is needed, each used once: {', '.join(find_clashes(specs)) or 'no models'}"
             )
-        self._models = tuple(with_known_size(spec) for spec in specs)
+        self._models = tuple(with_local_digest(with_known_size(spec)) for spec in specs)
         self.annotators = Annotators(annotators, config.device)
         self._upscalers = tuple(upscalers)
         self._config = config

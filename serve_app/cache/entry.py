@@ -11,9 +11,6 @@ from deployments.engine.protocol.safety import Finding, SafetyStatus
 from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.generation.fingerprint import Fingerprint
 
-# Change it with any change of the header: what one version has signed must not be read as another's.
-_PLACE: Final = "result 3"
-
 # What an entry weighs besides its files and its fingerprint, roughly.
 _OVERHEAD: Final = 1024
 
@@ -70,18 +67,18 @@ class _Header(_Strict):
     images: list[_Image]
 
 
-def pack(entry: CacheEntry, key: bytes) -> bytes:
-    """Returns the entry as bytes, signed with `key`."""
+def pack(place: str, entry: CacheEntry, key: bytes) -> bytes:
+    """Returns the entry as bytes, signed with `key` for that place."""
     images = [_describe(image) for image in entry.images]
     work, seed = entry.fingerprint.work, entry.fingerprint.seed
     header = _Header(work=work, seed=seed, seconds=entry.seconds, made=entry.made, images=images)
-    return sign(_PLACE, header.model_dump(), [image.data for image in entry.images], key)
+    return sign(place, header.model_dump(), [image.data for image in entry.images], key)
 
 
-def unpack(data: bytes, key: bytes) -> CacheEntry:
-    """Returns the entry in `data`. Raises BadEntry unless it was signed with `key` and is whole."""
+def unpack(place: str, data: bytes, key: bytes) -> CacheEntry:
+    """Returns the entry in `data`. Raises BadEntry unless it was signed with `key` for that place, and is whole."""
     try:
-        content, files = verify(_PLACE, data, key)
+        content, files = verify(place, data, key)
         header = _Header.model_validate(content)
     except BadSignature as error:
         raise BadEntry(str(error)) from None

@@ -2,7 +2,8 @@
 
 Every key contains the *generation*, a random word that is itself in Redis. Emptying the cache draws another: what was
 there is never found again and ages out, without a search through Redis' keys. A counter would not do: where Redis
-evicts it, for want of memory, it would come back to generations whose results are still there.
+evicts it, for want of memory, it would come back to generations whose results are still there. A result is signed for
+its key: nobody can copy it into a later generation.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -40,7 +42,7 @@ Clock = Callable[[], float]
 
 
 # Changed with the form of an entry: processes of two versions must not take each other's for damage.
-_KIND: Final = "result:2"
+_KIND: Final = "result:3"
 
 
 class SharedTier:
@@ -76,9 +78,9 @@ class SharedTier:
 
     async def latest(self, fingerprint: Fingerprint) -> CacheEntry | None:
         """As `get`, for the result that came last of the same work, whatever its seed."""
-        key = await self._fetched(f"latest:{fingerprint.work_key}", _WORD_BYTES)
+        found = await self._fetched(f"latest:{fingerprint.work_key}", _WORD_BYTES)
         try:
-            return None if key is None else await self._entry(f"{_KIND}:{word(key)}")
+            return None if found is None else await self._entry(f"{_KIND}:{word(found.data)}")
         except Damaged:
             self._note("the place of a result")
             return None
@@ -112,12 +114,12 @@ class SharedTier:
         await asyncio.gather(*self._writes)
 
     async def _entry(self, name: str) -> CacheEntry | None:
-        data = await self._fetched(name)
-        if data is None:
+        found = await self._fetched(name)
+        if found is None:
             return None
         try:
             # Megabytes to hash, beside a loop that everybody needs.
-            return await asyncio.to_thread(unpack, data, self._key)
+            return await asyncio.to_thread(unpack, found.key, found.data, self._key)
         except BadEntry as error:
             self._note(f"a result ({error})")
             return None
@@ -126,7 +128,7 @@ class SharedTier:
         self.counts["bad_entry"] += 1
         self.redis.note_damage(what)
 
-    async def _fetched(self, name: str | None, most: int = MAX_READ_BYTES) -> bytes | None:
+    async def _fetched(self, name: str | None, most: int = MAX_READ_BYTES) -> "_Found | None":
         """What is under that name in the generation of now; None where nothing is, or Redis is gone."""
         try:
             return await self.redis.call(lambda redis: self._fetch(redis, name, most))
@@ -136,7 +138,7 @@ class SharedTier:
             self._note(f"a result ({error})")
             return None
 
-    async def _fetch(self, redis: Redis, name: str | None, most: int) -> bytes | None:
+    async def _fetch(self, redis: Redis, name: str | None, most: int) -> "_Found | None":
         """In one round trip, unless the generation is another than it was. Raises Damaged."""
         before = self._generation
         asked = redis.pipeline(transaction=False)
@@ -152,7 +154,8 @@ class SharedTier:
             if name is not None:
                 asked.getrange(self._name(name, generation), 0, most)
             found = await asked.execute(raise_on_error=False)
-        return content(found[0], most) if found else None
+        data = content(found[0], most) if found else None
+        return None if name is None or data is None else _Found(self._name(name, generation), data)
 
     def _read(self, said: Any) -> bytes:
         """The generation; nothing where there is none, or something else in its place."""
@@ -170,9 +173,9 @@ class SharedTier:
         return self._read(await redis.getrange(f"{self._prefix}generation", 0, _WORD_BYTES))
 
     async def _write(self, entry: CacheEntry, generation: bytes) -> None:
-        data = await asyncio.to_thread(pack, entry, self._key)
         milliseconds = max(1, round(self._ttl_s * 1000))
         result = self._name(f"{_KIND}:{entry.fingerprint.key}", generation)
+        data = await asyncio.to_thread(pack, result, entry, self._key)
         latest = self._name(f"latest:{entry.fingerprint.work_key}", generation)
 
         async def both(redis: Redis) -> None:
@@ -192,6 +195,14 @@ class SharedTier:
     def _move_to(self, generation: bytes) -> None:
         self._generation = generation
         self._emptied()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was read, and the `key` in Redis that it was under."""
+
+    key: str
+    data: bytes
 
 
 def _drawn() -> bytes:

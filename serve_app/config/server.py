@@ -9,11 +9,13 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from deployments.annotators.spec import network_sources
 from deployments.engine.protocol.numerics import numerics_of
 from deployments.engine.protocol.sampler_names import resolve_sampler
 from deployments.engine.protocol.settings import MAX_STEPS
 from deployments.engine.protocol.spec import IpAdapterSpec, ModelSpec, PartSpec
 from deployments.registry import find_clashes, known_models
+from deployments.weights.local_files import digest_sources
 from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
@@ -227,7 +229,12 @@ class AppConfig(Strict):
         return self
 
     def numerics(self) -> dict[str, Any]:
-        """By model, everything its images depend on besides its weights and the request, as plain data."""
+        """By model, everything its images depend on besides its weights and the request, as plain data.
+
+        It looks at the files of annotators and upscalers: what is kept of earlier ones is out of date.
+        """
+        helpers = [part.source for spec in self.annotators.specs().values() for part in network_sources(spec).values()]
+        files = digest_sources([*helpers, *(upscaler.source for upscaler in self.upscalers)])
         annotators = self.annotators.model_dump(mode="json")
         upscalers = [upscaler.model_dump(mode="json") for upscaler in self.upscalers]
         return {
@@ -239,6 +246,7 @@ class AppConfig(Strict):
                 "backend": numerics_of(deployment.backend, deployment.device),
                 "annotators": annotators,
                 "upscalers": upscalers,
+                "files": files,
             }
             for deployment in self.deployments
             for spec in self.specs_of(deployment)

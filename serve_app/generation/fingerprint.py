@@ -104,6 +104,7 @@ def weights_of(spec: ModelSpec) -> list[Any]:
         *([{"file": spec.file}] if spec.file else []),
         *(["encoded and decoded in tiles"] if spec.vae_tiling else []),
         *([{name: asdict(adapter) for name, adapter in spec.ip_adapters.items()}] if spec.ip_adapters else []),
+        *([{"local files": spec.local_digest}] if spec.local_digest else []),
     ]
 
 

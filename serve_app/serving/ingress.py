@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.replica_port import bind_to_loopback
+from deployments.weights.local_files import with_local_digest
 from serve_app.backends.ray_serve import RayBackend
 
 
@@ -22,7 +23,8 @@ class Ingress:
         specs: Sequence[tuple[ModelSpec, ...]],
     ) -> None:
         bind_to_loopback()
-        self._backends = [RayBackend(handle, hosted) for handle, hosted in zip(handles, specs, strict=True)]
+        described = [tuple(with_local_digest(spec) for spec in hosted) for hosted in specs]
+        self._backends = [RayBackend(handle, hosted) for handle, hosted in zip(handles, described, strict=True)]
         self._create_api = create_api
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -1,11 +1,12 @@
 """Small values that are kept for a caller for a while, in Redis where there is one, so that every ingress knows them.
 
 In Redis they are a hash per caller and kind, signed. Without Redis, or while it does not answer, this process knows
-what went through it.
+what went through it. What Redis has not taken is sent to it later, unless it has something newer by then.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 from cachetools import TTLCache
 
 from deployments.signing.signed import BadSignature, sign, verify
-from serve_app.store.redis import RedisGone, RedisTier
+from serve_app.store.redis import RedisGone, RedisTier, WrongType
 
 MAX_CALLERS: Final = 10_000
 MAX_ENTRIES: Final = 256
@@ -22,23 +23,31 @@ MAX_FILE_BYTES: Final = MAX_ENTRY_BYTES // 2
 
 
 # Names lie beside what is kept by when they are forgotten, so that a busy caller's hash does not fill with old ones.
-# What is of another type, or larger than what this service puts there, is not read at all.
-_PUT: Final = """
-for _, name in ipairs(redis.call('zrangebyscore', KEYS[2], '-inf', ARGV[4])) do redis.call('hdel', KEYS[1], name) end
-redis.call('zremrangebyscore', KEYS[2], '-inf', ARGV[4])
-redis.call('hset', KEYS[1], ARGV[1], ARGV[2])
-redis.call('zadd', KEYS[2], ARGV[3], ARGV[1])
-redis.call('expire', KEYS[1], ARGV[5])
-redis.call('expire', KEYS[2], ARGV[5])
+# ARGV: now, the seconds that all is kept, and of each change its name, its data ('' removes), when it is forgotten, and
+# '1' if it comes late: then it does not replace what is newer. Clocks differ, so one that comes at once always counts.
+_CHANGE: Final = """
+for _, name in ipairs(redis.call('zrangebyscore', KEYS[2], '-inf', ARGV[1])) do redis.call('hdel', KEYS[1], name) end
+redis.call('zremrangebyscore', KEYS[2], '-inf', ARGV[1])
+for i = 3, #ARGV, 4 do
+  local there = ARGV[i + 3] == '1' and redis.call('zscore', KEYS[2], ARGV[i])
+  if not there or tonumber(there) <= tonumber(ARGV[i + 2]) then
+    if ARGV[i + 1] == '' then
+      redis.call('hdel', KEYS[1], ARGV[i])
+      redis.call('zrem', KEYS[2], ARGV[i])
+    else
+      redis.call('hset', KEYS[1], ARGV[i], ARGV[i + 1])
+      redis.call('zadd', KEYS[2], ARGV[i + 2], ARGV[i])
+    end
+  end
+end
+redis.call('expire', KEYS[1], ARGV[2])
+redis.call('expire', KEYS[2], ARGV[2])
 """
 _LIMITS: Final = (MAX_ENTRIES, MAX_ENTRY_BYTES)
 
+# What is larger than what this service puts there is not read at all.
 _READ: Final = """
 local found = {}
-for i = 1, 2 do
-  local kind = redis.call('type', KEYS[i]).ok
-  if kind ~= (i == 1 and 'hash' or 'zset') then return found end
-end
 for _, name in ipairs(redis.call('zrevrange', KEYS[2], 0, tonumber(ARGV[1]) - 1)) do
   if #name <= 256 and redis.call('hstrlen', KEYS[1], name) <= tonumber(ARGV[2]) then
     local value = redis.call('hget', KEYS[1], name)
@@ -61,10 +70,19 @@ class StateEntry:
     until: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """What is to be under a `name` in Redis: signed bytes, or nothing, for as long as anything before it would be."""
+
+    name: str
+    data: bytes
+    until: float
+
+
 class CallerState:
     """Entries of one `kind`, by caller and name. An entry is forgotten `ttl_s` seconds after it was put.
 
-    Used on one event loop. What Redis has that is not ours is left out.
+    Used on one event loop. What Redis has that is not ours is left out, and replaced where it is in our way.
     """
 
     def __init__(
@@ -73,6 +91,8 @@ class CallerState:
         self._kind, self._ttl_s, self._redis, self._clock = kind, ttl_s, redis, clock
         self._signing_key = b"" if redis is None else redis.signing_key(f"caller {kind}")
         self._here: TTLCache[str, dict[str, StateEntry]] = TTLCache(MAX_CALLERS, ttl_s, timer=clock)
+        # By caller and name, until Redis says that it has them.
+        self._unsent: TTLCache[str, dict[str, _Change]] = TTLCache(MAX_CALLERS, ttl_s, timer=clock)
 
     async def put(self, caller: str, name: str, value: Any, file: bytes = b"") -> None:
         """Keeps a value under the caller's `name`, in place of an earlier one."""
@@ -81,41 +101,61 @@ class CallerState:
         entry = StateEntry(value, file, self._clock() + self._ttl_s)
         entries = {each: kept for each, kept in self._current(caller).items() if each != name}
         self._here[caller] = dict(list(entries.items())[-MAX_ENTRIES + 1 :]) | {name: entry}
-        if self._redis is None:
-            return
-        place = self._place(caller)
-        signed = sign(f"{place}/{name}", [value, entry.until], (file,), self._signing_key)
-        try:
-            now, seconds = self._clock(), max(1, round(self._ttl_s))
-            arguments = (name, signed, entry.until, now, seconds)
-            await self._redis.call(lambda redis: redis.eval(_PUT, 2, place, f"{place}:times", *arguments))
-        except RedisGone:
-            # This process has it.
-            return
+        if self._redis is not None:
+            signed = sign(f"{self._place(caller)}/{name}", [value, entry.until], (file,), self._signing_key)
+            await self._change(self._redis, caller, _Change(name, signed, entry.until))
 
     async def remove(self, caller: str, name: str) -> None:
         """Forgets what is kept under the caller's `name`."""
         entries = self._current(caller)
         entries.pop(name, None)
-        if self._redis is None:
-            return
-        place = self._place(caller)
-        try:
-            await self._redis.call(lambda redis: redis.hdel(place, name))
-        except RedisGone:
-            # It ages out.
-            return
+        if self._redis is not None:
+            await self._change(self._redis, caller, _Change(name, b"", self._clock() + self._ttl_s))
 
     async def read(self, caller: str) -> Mapping[str, StateEntry]:
         """Returns the caller's entries by their names."""
         if self._redis is None:
             return dict(self._current(caller))
-        place = self._place(caller)
         try:
-            found = await self._redis.call(lambda redis: redis.eval(_READ, 2, place, f"{place}:times", *_LIMITS))
+            if caller in self._unsent:
+                await self._send(self._redis, caller)
+            found = await self._script(self._redis, caller, _READ, *_LIMITS)
         except RedisGone:
             return dict(self._current(caller))
-        return dict(self._unpack(place, found))
+        return dict(self._unpack(self._place(caller), found))
+
+    async def _change(self, redis: RedisTier, caller: str, change: _Change) -> None:
+        unsent = {name: each for name, each in self._unsent.get(caller, {}).items() if name != change.name}
+        self._unsent[caller] = dict(list(unsent.items())[-MAX_ENTRIES + 1 :]) | {change.name: change}
+        # Where Redis does not take it, this process has it.
+        with suppress(RedisGone):
+            await self._send(redis, caller, change)
+
+    async def _send(self, redis: RedisTier, caller: str, new: _Change | None = None) -> None:
+        """Has Redis take what it has not taken yet, of which all but `new` comes late. Raises RedisGone."""
+        sent = list(self._unsent[caller].values())
+        arguments: list[bytes | str | float] = [self._clock(), max(1, round(self._ttl_s))]
+        for each in sent:
+            arguments += [each.name, each.data, each.until, int(each is not new)]
+        await self._script(redis, caller, _CHANGE, *arguments)
+        unsent = {name: each for name, each in self._unsent.get(caller, {}).items() if each not in sent}
+        self._unsent.pop(caller, None)
+        if unsent:
+            self._unsent[caller] = unsent
+
+    async def _script(self, redis: RedisTier, caller: str, script: str, *arguments: bytes | str | float) -> Any:
+        """Runs a script; once more where something of another type had taken the place of what is ours."""
+        place = self._place(caller)
+        kinds = {place: "hash", f"{place}:times": "zset"}
+
+        def call() -> Awaitable[Any]:
+            return redis.call(lambda connection: connection.eval(script, len(kinds), *kinds, *arguments))
+
+        try:
+            return await call()
+        except WrongType:
+            await redis.mend(kinds)
+            return await call()
 
     def _current(self, caller: str) -> dict[str, StateEntry]:
         kept = self._here.get(caller, {})

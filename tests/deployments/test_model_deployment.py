@@ -206,6 +206,19 @@ async def test_a_replica_shares_its_states_and_starts_without_the_redis_that_it_
     assert not thread.is_alive()
 
 
+async def test_replicas_that_start_before_and_after_a_file_is_replaced_share_nothing(
+    worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[SharingSpec] = []
+    monkeypatch.setattr(model_deployment, "share_states", lambda spec, _: shared.append(spec))
+    weights = tmp_path / "unet.safetensors"
+    for content in (b"before", b"before", b"behind"):
+        weights.write_bytes(content)
+        # Whoever described the server saw them before all this.
+        ModelReplica([ModelSpec("tiny", str(tmp_path), local_digest="seen")], CONFIG, sharing=NOWHERE)
+    assert shared[0].family == shared[1].family != shared[2].family
+
+
 async def test_a_replica_that_keeps_no_states_shares_none(worker: FakeWorker) -> None:
     worker.saved_states = SavedStates(0)
     replica = ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, sharing=NOWHERE)

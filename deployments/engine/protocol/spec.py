@@ -68,7 +68,8 @@ class ModelSpec:
     an image: callers who name no model get one for inpainting, and for nothing else. With `vae_tiling` pictures larger
     than its VAE was trained for are encoded and decoded in tiles, as with diffusers' `enable_tiling`: it takes less
     memory, and the picture is a slightly different one. `ip_adapters` are those that it hosts, by the name that callers
-    use. `safety` says how its finished images are checked.
+    use. `safety` says how its finished images are checked. `local_digest` is of those of its files that are on
+    this machine, if any, when a server starts: the same names may stand for other weights later.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ModelSpec:
     parts: Mapping[str, PartSpec | str] = field(default_factory=dict, hash=False)
     ip_adapters: Mapping[str, IpAdapterSpec] = field(default_factory=dict, hash=False)
     safety: SafetySpec = UNCHECKED_MODEL
+    local_digest: str = ""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.parts) - set(PARTS))

@@ -41,7 +41,8 @@ class Neighbour:
 class SavedStates:
     """Keeps the latest states, up to `max_bytes` of them, by kind: only those of one kind may take one another's place.
 
-    An exact index: every vector of a kind is compared. May be used from several threads.
+    An exact index: every vector of a kind is compared. May be used from several threads. `epoch` counts how often they
+    were forgotten: what an image had before is not kept after.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -52,28 +53,33 @@ class SavedStates:
         self._vectors: dict[str, Vector] = {}
         self._lock = threading.Lock()
         self.bytes = 0
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self._kinds)
 
     def tell(self, listener: Callable[[str, SavedState], object]) -> None:
-        """Calls `listener` from now on with what is saved here, its kind first, on the thread that saves it."""
+        """Calls `listener` from now on with what is saved here, its kind first, on the thread that saves it.
+
+        It must not wait: nobody else can use the states meanwhile.
+        """
         self._listener = listener
 
-    def add(self, kind: str, saved: SavedState) -> None:
-        """Keeps a state that was saved here; those that were used longest ago leave for it."""
-        self.take_over(kind, saved)
-        self._listener(kind, saved)
+    def add(self, kind: str, saved: SavedState, epoch: int | None = None) -> None:
+        """Keeps a state that was saved here; those that were used longest ago leave for it.
+
+        One of an image that had begun in an earlier `epoch` is not kept.
+        """
+        with self._lock:
+            if epoch in (None, self.epoch):
+                self._keep(kind, saved)
+                # Inside the lock: what the listener hears comes before `clear`, or not at all.
+                self._listener(kind, saved)
 
     def take_over(self, kind: str, saved: SavedState) -> None:
-        """As `add`, for a state that was saved elsewhere: the listener knows it."""
+        """Keeps a state that was saved elsewhere: the listener knows it."""
         with self._lock:
-            self._kinds[saved] = kind
-            self._states.setdefault(kind, {})[saved] = None
-            self._vectors.pop(kind, None)
-            self.bytes += saved.bytes
-            while self.bytes > self.max_bytes:
-                self._drop_oldest()
+            self._keep(kind, saved)
 
     def find(self, kind: str, vector: Vector, max_distance: float, most: int) -> list[Neighbour]:
         """Returns the nearest states of a kind, `most` at most, none farther than `max_distance`; the nearest first."""
@@ -90,12 +96,21 @@ class SavedStates:
             return [Neighbour(states[i], float(distances[i])) for i in nearest]
 
     def clear(self) -> None:
-        """Forgets all states. Images that already have one go on."""
+        """Forgets all states, and those to come of images that have begun. Images that already have one go on."""
         with self._lock:
+            self.epoch += 1
             self._kinds.clear()
             self._states.clear()
             self._vectors.clear()
             self.bytes = 0
+
+    def _keep(self, kind: str, saved: SavedState) -> None:
+        self._kinds[saved] = kind
+        self._states.setdefault(kind, {})[saved] = None
+        self._vectors.pop(kind, None)
+        self.bytes += saved.bytes
+        while self.bytes > self.max_bytes:
+            self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         saved, kind = self._kinds.popitem(last=False)

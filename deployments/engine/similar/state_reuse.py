@@ -79,24 +79,27 @@ class StateReuse:
         return dict(enumerate(found))
 
     def save(self, rows: Iterable[Row]) -> None:
-        """Saves the states of those `rows` that are as far as it takes, and continue nothing themselves."""
+        """Saves the states of those `rows` that are as far as it takes, and continue nothing themselves.
+
+        Not of those whose requests had begun before all states were forgotten.
+        """
         for row in rows:
             if row.request.params.cache != "similar" or row.first_step or row.slot is None:
                 continue
             if row.step == saved_step(len(row.schedule)):
                 # A copy on the device, in the order of its work; only the other thread waits for it.
                 state = row.slot.arena.states[row.slot.index].clone()
-                self._threads.submit(self._keep, kind_of(row.request), row.prompt.embedding, row.step, state)
+                self._threads.submit(self._keep, kind_of(row.request), row.prompt.embedding, row.step, state, row.epoch)
 
     def close(self) -> None:
         """Ends the thread."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _keep(self, kind: str, embedding: Tensor, step: int, state: Tensor) -> None:
+    def _keep(self, kind: str, embedding: Tensor, step: int, state: Tensor, epoch: int) -> None:
         try:
             state = state.to("cpu")
             if bool(torch.isfinite(state).all()):
-                self.states.add(kind, SavedState(vector_of(embedding), step, state))
+                self.states.add(kind, SavedState(vector_of(embedding), step, state), epoch)
         except Exception as error:
             raise_if_sticky(error)
             log.exception("the state of an image could not be saved")

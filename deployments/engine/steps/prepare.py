@@ -149,7 +149,7 @@ def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Ro
     )
     if request_state.second_pass is not None:
         row.steps_after = len(request_state.second_pass.schedule)
-    row.loras, row.reference = request_state.loras, request_state.reference
+    row.loras, row.reference, row.epoch = request_state.loras, request_state.reference, request_state.epoch
     if (neighbour := request_state.continued.get(index)) is not None:
         row.state = copy_to_device(neighbour.saved.state, model.device)
         row.step = row.first_step = neighbour.saved.step

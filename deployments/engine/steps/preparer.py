@@ -132,9 +132,11 @@ class Preparer:
         self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast], loras: Future[LoraSet] | None
     ) -> RequestState:
         self._heartbeat.begin()
+        epoch = self._reuse.states.epoch
         claimed = None if loras is None else self._adapters.claim(loras)
         request_state = prepare(arrival.request, model, arrival.at, claimed)
         request_state.second_pass = prepare_second_pass(arrival.request, model)
+        request_state.epoch = epoch
         request_state.continued = self._reuse.find(arrival.request, request_state.prompt.embedding)
         self._compile_shapes(request_state, model)
         wait([forecast])

@@ -46,6 +46,7 @@ class SecondPass:
 class RequestState:
     """An accepted request. Times are `time.perf_counter` seconds: when it `arrived`, when its preparation had `begun`,
     and so on. `continued` are the states that its images begin from, by their indices; the others begin from noise.
+    `epoch` is that of the saved states when it began.
     """
 
     request: Request
@@ -59,6 +60,7 @@ class RequestState:
     reference: Reference | None = field(default=None, repr=False)
     second_pass: SecondPass | None = None
     continued: dict[int, Neighbour] = field(default_factory=dict)
+    epoch: int = 0
     encoded: float = field(default_factory=time.perf_counter)
     admitted: float | None = None
     last_denoised: float | None = None

@@ -204,8 +204,8 @@ async def test_a_report_survives_redis(backend: FakeBackend) -> None:
     async with DiffusionService(backend, cache=cache) as service, http(create_api(service)) as client:
         await client.post(PATH, json=CUP | {"num_images": 2})
     (entry,) = cache._memory._entries.values()
-    key = b"k" * 32
-    assert [image.safety for image in unpack(pack(entry, key), key).images] == [
+    place, key = "here", b"k" * 32
+    assert [image.safety for image in unpack(place, pack(place, entry, key), key).images] == [
         Finding("passed", "nsfw", 0.25),
         Finding("flagged", "nsfw", 0.25),
     ]

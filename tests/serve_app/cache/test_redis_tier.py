@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import redis
 
 from bench.redis_server import RedisServer, redis_server
 from deployments.engine.protocol.params import GenerationParams
+from deployments.engine.protocol.spec import ModelSpec
+from deployments.weights.local_files import with_local_digest
 from serve_app.cache import redis_tier
 from serve_app.cache.entry import pack, unpack
 from serve_app.cache.result_cache import ResultCache
@@ -21,7 +23,7 @@ from serve_app.config.sections import CacheConfig, RedisConfig
 from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisGone, RedisTier
-from tests.serve_app.fakes import FakeBackend, until
+from tests.serve_app.fakes import TINY, FakeBackend, until
 from tests.serve_app.redis_servers import Wire, wire_to
 
 CUP = GenerationParams(prompt="a red cup", seed=7, num_images=2)
@@ -60,10 +62,17 @@ def key(tmp_path: Path) -> Secret:
 class Process:
     """An ingress process: a service with its own memory, over a backend of its own."""
 
-    def __init__(self, url: str, key: Secret, timeout_ms: float = PATIENT_MS, **config: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: Secret,
+        timeout_ms: float = PATIENT_MS,
+        models: Sequence[ModelSpec] = (TINY,),
+        **config: Any,
+    ) -> None:
         self.redis = RedisTier(RedisConfig(url=url, key=key, timeout_ms=timeout_ms))
         self.cache = ResultCache(CacheConfig(**config), self.redis)
-        self.backend = FakeBackend()
+        self.backend = FakeBackend(models=models)
         self.service = DiffusionService(self.backend, cache=self.cache, redis=self.redis)
 
     async def ask(self, tenant: str = "", **changes: Any) -> Result:
@@ -108,6 +117,19 @@ async def test_what_one_process_has_made_another_serves(server: RedisServer, ins
         assert (await other.told())["saved_seconds"] == pytest.approx(0.072)
 
 
+async def test_what_other_weights_made_is_not_served_after_a_restart(
+    server: RedisServer, inside: redis.Redis, key: Secret, tmp_path: Path
+) -> None:
+    weights = tmp_path / "unet.safetensors"
+    told = []
+    for content in (b"before", b"before", b"behind"):
+        weights.write_bytes(content)
+        models = (with_local_digest(replace(TINY, source=str(tmp_path))),)
+        async with processes(server.url, key, 1, models=models) as (one,):
+            told.append((await one.ask()).source)
+    assert told == ["made", "cache", "made"]
+
+
 async def test_of_any_seed_and_never_of_another_tenant(server: RedisServer, inside: redis.Redis, key: Secret) -> None:
     async with processes(server.url, key) as (one, other):
         await one.ask(tenant="a")
@@ -138,11 +160,11 @@ async def test_an_entry_that_is_not_what_was_put_there_is_not_served(
         (name,) = set(await written(inside, 2)) - {others}
         data = inside.get(name)
         assert isinstance(data, bytes)
-        forged = replace(unpack(data, one.redis.signing_key("results")), images=())
+        forged = replace(unpack(name.decode(), data, one.redis.signing_key("results")), images=())
         replacements = {
             "cut": data[:-1],
             "garbage": b"\x80\x04garbage",
-            "signed by another": pack(forged, b"another key"),
+            "signed by another": pack(name.decode(), forged, b"another key"),
             "another's": inside.get(others),
         }
         inside.delete(name)
@@ -174,6 +196,20 @@ async def test_emptied_by_one_is_empty_for_all_and_stays_so(
         assert (await one.ask()).source == "made"
         await written(inside, 3)
         assert (await other.ask()).source == "cache"
+
+
+async def test_what_was_emptied_cannot_be_copied_back(server: RedisServer, inside: redis.Redis, key: Secret) -> None:
+    async with processes(server.url, key) as (one, other):
+        await one.ask()
+        (name,) = await written(inside, 1)
+        old = inside.get("darkroom:cache:generation")
+        await one.service.empty_cache()
+        new = inside.get("darkroom:cache:generation")
+        assert isinstance(old, bytes)
+        assert isinstance(new, bytes)
+        assert inside.copy(name.decode(), name.replace(old, new).decode())
+        assert (await other.ask()).source == "made"
+        assert (await other.told())["bad_entries"] == 1
 
 
 async def test_what_was_made_before_the_emptying_does_not_come_after_it(

@@ -35,6 +35,16 @@ def test_other_networks_are_other_images(tmp_path: Path) -> None:
     assert first != second
 
 
+def test_a_network_that_is_replaced_in_place_makes_other_images(tmp_path: Path) -> None:
+    file = tmp_path / "one.safetensors"
+    config = load_config(config_of(tmp_path, f"{{name: one, source: {file}}}"))
+    told = []
+    for content in (b"before", b"behind"):
+        file.write_bytes(content)
+        told.append(config.numerics())
+    assert told[0] != told[1]
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

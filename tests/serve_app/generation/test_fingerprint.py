@@ -117,6 +117,7 @@ def test_how_reference_images_act_and_in_which_order_they_come_counts() -> None:
         replace(SPEC, controlnets={"canny": PartSpec("nets/canny", mode=3)}),
         replace(SPEC, file="one.safetensors"),
         replace(SPEC, vae_tiling=True),
+        replace(SPEC, local_digest="of files that were replaced"),
         replace(SPEC, ip_adapters={"style": IpAdapterSpec("maker/style", "maker/encoder")}),
     ],
 )

@@ -1,5 +1,6 @@
 """What is kept for a caller: every ingress knows it, nobody else does, and what is not ours is not believed."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from bench.redis_server import RedisServer, redis_server
 from serve_app.store.caller_state import MAX_ENTRIES, MAX_ENTRY_BYTES, MAX_FILE_BYTES, CallerState
 from serve_app.store.redis import RedisTier
-from tests.serve_app.redis_servers import redis_at
+from tests.serve_app.redis_servers import redis_at, wire_to
 from tests.serve_app.servers import free_port
 
 
@@ -92,10 +93,66 @@ async def test_what_others_wrote_into_redis_is_not_believed(server: RedisServer,
     inside.delete(one)
     inside.set(one, "of another type")
     assert await values(state, "one") == {}
-    await state.put("one", "a", [3])
     inside.delete(one, f"{one}:times")
     inside.set(f"{one}:times", "of another type")
     assert await values(state, "one") == {}
+
+
+@pytest.mark.parametrize("which", ["", ":times"])
+async def test_what_has_another_type_is_replaced_and_counted(
+    server: RedisServer, tiers: list[RedisTier], which: str
+) -> None:
+    here, there = (CallerState("mended", 30, tier) for tier in tiers)
+    inside, place = server.client(), here._place("one")
+    for act in (here.put("one", "a", [2]), here.remove("one", "b"), here.read("one")):
+        await here.put("one", "a", [1])
+        inside.delete(f"{place}{which}")
+        inside.set(f"{place}{which}", "of another type")
+        await act
+        await here.put("one", "a", [3])
+        assert await values(there, "one") == {"a": [3]}
+    assert tiers[0].damaged == 3
+    inside.delete(place)
+
+
+async def test_what_redis_did_not_take_is_not_hidden_by_what_it_had_before(server: RedisServer) -> None:
+    clock = Clock()
+    async with wire_to(server) as wire:
+        tiers = [RedisTier(redis_at(url, timeout_ms=500)) for url in (wire.url, server.url)]
+        here, there = (CallerState("outage", 30, tier, clock) for tier in tiers)
+        for name in "abc":
+            await here.put("one", name, "before")
+        await wire.turn("refuse")
+        clock.now += 1
+        await here.put("one", "a", "meanwhile")
+        await here.put("one", "b", "meanwhile")
+        await here.remove("one", "c")
+        assert await values(here, "one") == {"a": "meanwhile", "b": "meanwhile"}
+        clock.now += 1
+        await there.put("one", "b", "later, elsewhere")
+        await wire.turn("pass")
+        tiers[0]._in_a_row = 0
+        now = {"a": "meanwhile", "b": "later, elsewhere"}
+        assert await values(here, "one") == now
+        assert await values(there, "one") == now
+        assert len(here._unsent) == 0
+        for tier in tiers:
+            await tier.close()
+
+
+async def test_a_change_whose_caller_left_is_sent_with_the_next_one(server: RedisServer) -> None:
+    async with wire_to(server) as wire:
+        tier = RedisTier(redis_at(wire.url, timeout_ms=2000))
+        state = CallerState("left", 30, tier)
+        await state.put("one", "a", 1)
+        await wire.turn("slow", delay_s=1.0)
+        leaving = asyncio.create_task(state.put("one", "a", 2))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        await wire.turn("pass")
+        await state.put("one", "b", 3)
+        assert await values(state, "one") == {"a": 2, "b": 3}
+        await tier.close()
 
 
 async def test_a_busy_callers_old_entries_do_not_pile_up(server: RedisServer, tiers: list[RedisTier]) -> None:

@@ -61,3 +61,14 @@ def test_a_state_larger_than_all_that_may_be_kept_is_not_kept() -> None:
     states = SavedStates(100)
     states.add("a", saved(1, 0))
     assert (len(states), states.bytes) == (0, 0)
+
+
+def test_what_began_before_all_was_forgotten_is_neither_kept_nor_told() -> None:
+    states, heard = SavedStates(10**6), list[str]()
+    states.tell(lambda kind, _: heard.append(kind))
+    begun = states.epoch
+    states.clear()
+    states.add("a", saved(1, 0), begun)
+    assert (len(states), heard) == (0, [])
+    states.add("a", saved(1, 0), states.epoch)
+    assert (len(states), heard) == (1, ["a"])

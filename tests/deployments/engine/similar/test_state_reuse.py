@@ -159,8 +159,25 @@ def test_an_image_that_is_not_finite_begins_again_from_noise_of_its_own(
 def test_a_state_that_is_not_finite_is_not_saved(engine: Engine, tiny_model: LoadedModel) -> None:
     embedding = torch.ones(3, 4)
     for value, kept in ((float("nan"), 0), (float("inf"), 0), (1.0, 1)):
-        engine.reuse._keep("kind", embedding, 3, torch.full((8, 4, 2, 2), value))
+        engine.reuse._keep("kind", embedding, 3, torch.full((8, 4, 2, 2), value), epoch=0)
         assert len(engine.reuse.states) == kept
+
+
+def test_an_image_that_had_begun_when_states_were_forgotten_leaves_none(
+    tiny_model: LoadedModel, engine: Engine, tape: Tape
+) -> None:
+    heard: list[str] = []
+    engine.reuse.states.tell(lambda kind, _: heard.append(kind))
+    request = similar(tiny_model, "a", prompt="a cup")
+    engine.submit(request)
+    while not engine.running.rows:
+        engine.step()
+    engine.reuse.states.clear()
+    engine.drain()
+    engine.reuse._threads.submit(lambda: None).result(timeout=60)
+    assert (len(tape.images("a")), len(engine.reuse.states), heard) == (1, 0, [])
+    make(engine, replace(request, id="b"))
+    assert (len(engine.reuse.states), heard) == (1, [kind_of(request)])
 
 
 def test_where_it_is_off_it_is_refused_by_name(tiny_model: LoadedModel, tape: Tape) -> None:
