@@ -132,7 +132,9 @@ class DeploymentConfig(Strict):
         if self.autoscaling is not None and "replicas" in self.model_fields_set:
             raise PydanticCustomError("replicas", "`replicas` and `autoscaling` exclude each other")
         if self.device.startswith("cuda") and not self.num_gpus:
-            raise PydanticCustomError("num_gpus", "a deployment on cuda needs `num_gpus`, or Ray gives its GPU to others")
+            raise PydanticCustomError(
+                "num_gpus", "a deployment on cuda needs `num_gpus`, or Ray gives its GPU to others"
+            )
         sizes = self.padded_sizes
         if sizes is not None and (sizes[-1] != self.max_rows or list(sizes) != sorted(set(sizes))):
             raise PydanticCustomError(
