@@ -22,7 +22,7 @@ from deployments.training.lora.evaluation import UNRELATED, Evaluation, JudgedPr
 from deployments.training.lora.lessons import Lessons, prepare_lessons
 from deployments.training.lora.objective import TrainingNoise
 from deployments.training.lora.pictures import PictureMaker
-from deployments.training.lora.run_folder import RunFolder
+from deployments.training.lora.run_folder import RunFolder, replaced
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
 from deployments.training.lora.trainer import LoraTrainer
 
@@ -182,6 +182,7 @@ def _sampler(maker: PictureMaker, settings: TrainingSettings, run: RunFolder) ->
 
     def sample(step: int) -> None:
         for number, picture in enumerate(maker.make(prompts, [settings.seed + n for n in range(len(prompts))])):
-            picture.save(run.samples / f"{step:06d}-{number}.png")
+            with replaced(run.sample(step, number)) as neighbour:
+                picture.save(neighbour, format="PNG")
 
     return sample
