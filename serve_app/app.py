@@ -145,5 +145,5 @@ def create_ingress_api(config: AppConfig, deployments: Sequence[RayBackend]) -> 
         result_files=None if config.result_urls is None else ResultFiles(config.result_urls, redis),
         playground=config.playground,
         callbacks=config.callbacks,
-        training=create_trainings(config, service.models),
+        training=create_trainings(config, service.models, blocklist),
     )

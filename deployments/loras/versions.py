@@ -68,6 +68,12 @@ class LoraVersions:
             raise InvalidParameter("version", f"{name!r} has no version {number}; it has {known}")
         return versions[number]
 
+    def find_file(self, name: str, weights: Path) -> LoraVersion | None:
+        """Returns the newest version of `name` with exactly these weights; None if there is none."""
+        digest = digest_of(weights)
+        same = [version for version in self._of(name) if digest_of(version.folder / WEIGHTS) == digest]
+        return same[-1] if same else None
+
     def check_owner(self, name: str, owner: str) -> None:
         """Raises InvalidParameter if a LoRA of that name is not the tenant's own: nobody replaces another one's."""
         self._check(name)

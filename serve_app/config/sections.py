@@ -165,9 +165,12 @@ class LoggingConfig(Strict):
 
 
 class TrainingAllowance(Strict):
-    """The most that one training may take: `pictures`, their `megapixels` together, `steps`, and `minutes`."""
+    """The most that one training may take: `pictures`, their `megabytes`, unpacked, and `megapixels` together, `steps`,
+    and `minutes`.
+    """
 
     pictures: int = Field(default=100, ge=1, le=500)
+    megabytes: int = Field(default=64, ge=1, le=1000)
     megapixels: int = Field(default=400, ge=1, le=2000)
     steps: int = Field(default=4000, ge=1, le=20_000)
     minutes: float = Field(default=120.0, gt=0, le=1440)
@@ -179,7 +182,11 @@ class TrainingAllowance(Strict):
     def limits(self) -> TrainingLimits:
         """Returns it as trainings take it."""
         return TrainingLimits(
-            pictures=self.pictures, pixels=self.megapixels * 1_000_000, steps=self.steps, minutes=self.minutes
+            pictures=self.pictures,
+            bytes=self.megabytes * 1_000_000,
+            pixels=self.megapixels * 1_000_000,
+            steps=self.steps,
+            minutes=self.minutes,
         )
 
 
@@ -188,8 +195,8 @@ class TrainingConfig(Strict):
 
     A training runs in a process of its own on `device`. With Ray it waits for `num_cpus` and `num_gpus` that nothing
     else has; without, it runs beside whatever else the machine does. It uses a GPU only if `num_gpus` says so. An
-    ingress process runs `running` at a time; of one tenant `unfinished` may wait or run. `limits` are for each; keys
-    may have their own.
+    ingress process runs `running` at a time; of one tenant `unfinished` may wait or run, and `kept` of those that are
+    over stay: the oldest are removed when it begins another. `limits` are for each; keys may have their own.
     """
 
     folder: str = Field(min_length=1)
@@ -198,6 +205,7 @@ class TrainingConfig(Strict):
     num_gpus: float = Field(default=0.0, ge=0)
     running: int = Field(default=1, ge=1, le=64)
     unfinished: int = Field(default=4, ge=1, le=1000)
+    kept: int = Field(default=20, ge=1, le=1000)
     limits: TrainingAllowance = TrainingAllowance()
 
     @model_validator(mode="after")

@@ -82,9 +82,13 @@ class Blocklist:
 
         `styled` is `asked` with its template and style applied, as the model will see it.
         """
+        self.check_texts(_texts_of(asked, styled))
+
+    def check_texts(self, texts: Iterable[tuple[str, str]]) -> None:
+        """Raises BlockedPrompt for the first of `texts`, each with its field, that breaks a rule."""
         if not self.counts:
             return
-        for field, text in _texts_of(asked, styled):
+        for field, text in texts:
             search = self._in_negatives if field == "negative_prompt" else self._in_prompts
             if (rule := search.find_rule(text)) is not None:
                 with self._lock:

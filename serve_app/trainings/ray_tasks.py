@@ -11,21 +11,25 @@ import ray
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.loras.versions import LoraVersions
 from serve_app.config.server import AppConfig
+from serve_app.generation.blocklist import Blocklist
 from serve_app.trainings.manager import Trainings
 from serve_app.trainings.runner import TrainingProcess, TrainingRunner, launch_process
 
 _LOOK_S: Final = 0.5
 
 
-def create_trainings(config: AppConfig, models: Sequence[ModelSpec]) -> Trainings | None:
-    """Returns the trainings that `config` describes, on this process' Ray cluster; None if it describes none."""
+def create_trainings(config: AppConfig, models: Sequence[ModelSpec], blocklist: Blocklist) -> Trainings | None:
+    """Returns the trainings that `config` describes, on this process' Ray cluster; None if it describes none.
+
+    The `blocklist` is that of all the server's prompts.
+    """
     settings, folder = config.training, config.loras.folder
     if settings is None or folder is None:
         return None
     Path(folder).mkdir(parents=True, exist_ok=True)
     versions = LoraVersions(Path(folder), frozenset(row.name for row in config.loras.named))
     launch = partial(launch_task, num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)
-    return Trainings(settings, models, versions, TrainingRunner(launch, settings.running))
+    return Trainings(settings, models, versions, TrainingRunner(launch, settings.running), blocklist)
 
 
 def launch_task(folder: Path, *, num_cpus: float, num_gpus: float) -> TrainingProcess:

@@ -7,8 +7,9 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from deployments.engine.protocol.errors import InvalidParameter
 from deployments.training.lora.run_folder import UNFINISHED, RunFolder
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class TrainingRunner:
     def start(self, run: RunFolder) -> None:
         """Has the training in `run` wait for its turn, and run."""
         run.beat()
-        thread = threading.Thread(target=self._run, args=(run,), name=f"training {run.path.name}", daemon=True)
+        turn = run.take_turn()
+        thread = threading.Thread(target=self._run, args=(run, turn), name=f"training {run.path.name}", daemon=True)
         self._threads = [each for each in self._threads if each.is_alive()]
         self._threads.append(thread)
         thread.start()
@@ -61,7 +63,7 @@ class TrainingRunner:
         for thread in self._threads:
             thread.join(2 * _END_S)
 
-    def _run(self, run: RunFolder) -> None:
+    def _run(self, run: RunFolder, turn: str) -> None:
         with contextlib.ExitStack() as held:
             while not self._places.acquire(timeout=_LOOK_S):
                 run.beat()
@@ -70,20 +72,19 @@ class TrainingRunner:
             else:
                 held.callback(self._places.release)
                 if not run.is_cancelled and not self._stopping.is_set():
-                    self._watch(run)
-        if run.read_progress().state in UNFINISHED:
-            run.change_progress(state="cancelled" if run.is_cancelled else "interrupted")
+                    self._watch(run, turn)
+        _record_end(run, turn, state="cancelled" if run.is_cancelled else "interrupted")
 
-    def _watch(self, run: RunFolder) -> None:
+    def _watch(self, run: RunFolder, turn: str) -> None:
         try:
             process = self._launch(run.path)
         except Exception:
             log.exception("the training %s could not be started", run.path.name)
-            run.change_progress(state="failed", error="it could not be started; the server's log has more")
+            _record_end(run, turn, state="failed", error="it could not be started; the server's log has more")
             return
         while process.poll() is None:
             run.beat()
-            if self._stopping.wait(_LOOK_S):
+            if self._stopping.wait(_LOOK_S) or _need_not_begin(run):
                 process.terminate()
                 break
         deadline = threading.Event()
@@ -92,3 +93,22 @@ class TrainingRunner:
                 return
             deadline.wait(_LOOK_S)
         log.warning("the training %s does not end", run.path.name)
+
+
+def _need_not_begin(run: RunFolder) -> bool:
+    """Whether it is cancelled while it waits for its resources, perhaps for hours: nobody else looks then."""
+    return run.is_cancelled and run.read_progress().state == "queued"
+
+
+def _record_end(run: RunFolder, turn: str, **end: Any) -> None:
+    """Writes how a training has ended, unless it has done so itself, or somebody else goes on with it."""
+    try:
+        with run.held():
+            if run.is_turn(turn) and run.read_progress().state in UNFINISHED:
+                run.change_progress(**end)
+            if run.read_progress().state == "succeeded":
+                run.drop_checkpoint()
+    except InvalidParameter:
+        log.warning("another process works on the training %s", run.path.name)
+    except FileNotFoundError:
+        log.warning("the training %s has been removed", run.path.name)

@@ -30,6 +30,9 @@ def main() -> int:
     if settings is None:
         log.error("there are no settings in the folder")
         return 1
+    if run.read_progress().state != "queued":
+        log.error("the training does not wait to be run")
+        return 1
     try:
         examples = read_examples(order.source, settings, order.limits)
     except EngineError as error:

@@ -6,11 +6,13 @@ No torch. Everything is checked before anything is decoded, and nothing is ever 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -31,6 +33,14 @@ _LARGEST_FILE: Final = 64 * 2**20
 _LARGEST_CAPTION: Final = 4000
 _MOST_EXPANDED: Final = 200
 """How many times larger a zip's entry may become; a picture hardly becomes larger at all."""
+
+_BYTES_OF_ENTRY: Final = 512
+"""How much of a zip's directory one file may take: the length of its name, and a little."""
+_END: Final = struct.Struct("<4s4xHHLLH")
+_END_MARK: Final = b"PK\x05\x06"
+_LARGE_MARK: Final = b"PK\x06\x07"
+_LARGE_SIZE: Final = 20
+_LONGEST_COMMENT: Final = 2**16
 
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED: Final = 0x1
@@ -54,23 +64,21 @@ def read_examples(source: Path, settings: TrainingSettings, limits: TrainingLimi
     Raises InvalidParameter, which names the file and the rule, if anything in it is not a picture or a caption, or is
     more than `limits` allow.
     """
-    files = dict(_read_folder(source, limits) if source.is_dir() else _read_zip(source, limits))
-    return make_examples(files, settings, limits)
+    return make_examples(dict(_read_files(source, limits)), settings, limits)
+
+
+def check_examples(source: Path, settings: TrainingSettings, limits: TrainingLimits) -> dict[str, str]:
+    """Returns the captions by the pictures' names, of what `read_examples` would return; it has one file at a time.
+
+    Raises as `read_examples` does.
+    """
+    return _check_files(_read_files(source, limits), settings, limits)
 
 
 def make_examples(files: dict[str, bytes], settings: TrainingSettings, limits: TrainingLimits) -> list[Example]:
     """Returns the examples of files by their names, each a picture or a caption. Raises InvalidParameter."""
-    pictures = {name: data for name, data in sorted(files.items()) if _suffix(name) in _PICTURES}
-    texts = {name: data for name, data in files.items() if _suffix(name) == _CAPTION}
-    if len(pictures) + len(texts) != len(files):
-        odd = next(name for name in sorted(files) if name not in pictures and name not in texts)
-        raise _refuse(f"{odd!r} is neither a picture ({', '.join(_PICTURES)}) nor a caption ({_CAPTION})")
-    if not pictures:
-        raise _refuse("there is no picture")
-    _check_count(len(pictures), limits)
-    _check_pixels(pictures, limits)
-    captions = _read_captions(list(pictures), texts, settings)
-    return [Example(name, data, captions[name]) for name, data in pictures.items()]
+    captions = _check_files(sorted(files.items()), settings, limits)
+    return [Example(name, files[name], caption) for name, caption in captions.items()]
 
 
 def dataset_hash(examples: Sequence[Example]) -> str:
@@ -101,16 +109,38 @@ def _check_bytes(total: int, limits: TrainingLimits) -> None:
         raise _refuse(f"they have more than {limits.bytes:,} bytes together")
 
 
-def _check_pixels(pictures: dict[str, bytes], limits: TrainingLimits) -> None:
-    total = 0
-    for name, data in pictures.items():
-        try:
-            header = read_header(data, FIELD)
-        except InvalidParameter as error:
-            raise _refuse(f"{name!r} {error.message}") from None
-        total += header.width * header.height
-        if total > limits.pixels:
-            raise _refuse(f"they have more than {limits.pixels:,} pixels together")
+def _check_files(
+    files: Iterable[tuple[str, bytes]], settings: TrainingSettings, limits: TrainingLimits
+) -> dict[str, str]:
+    """Returns the captions by the pictures' names, sorted; keeps no more of a picture than its name."""
+    pictures: list[str] = []
+    texts: dict[str, bytes] = {}
+    pixels = 0
+    for name, data in files:
+        if _suffix(name) == _CAPTION:
+            if len(data) > 4 * _LARGEST_CAPTION:
+                raise _refuse_caption(name)
+            texts[name] = data
+        elif _suffix(name) in _PICTURES:
+            pictures.append(name)
+            pixels += _count_pixels(name, data)
+            if pixels > limits.pixels:
+                raise _refuse(f"they have more than {limits.pixels:,} pixels together")
+        else:
+            raise _refuse(f"{name!r} is neither a picture ({', '.join(_PICTURES)}) nor a caption ({_CAPTION})")
+    if not pictures:
+        raise _refuse("there is no picture")
+    _check_count(len(pictures), limits)
+    captions = _read_captions(pictures, texts, settings)
+    return {name: captions[name] for name in sorted(pictures)}
+
+
+def _count_pixels(name: str, data: bytes) -> int:
+    try:
+        header = read_header(data, FIELD)
+    except InvalidParameter as error:
+        raise _refuse(f"{name!r} {error.message}") from None
+    return header.width * header.height
 
 
 def _read_captions(pictures: Sequence[str], texts: dict[str, bytes], settings: TrainingSettings) -> dict[str, str]:
@@ -148,8 +178,12 @@ def _read_caption(name: str, data: bytes) -> str:
     except ValueError:
         raise _refuse(f"the caption {name!r} is not text in UTF-8") from None
     if not text or len(text) > _LARGEST_CAPTION:
-        raise _refuse(f"the caption {name!r} must have 1 to {_LARGEST_CAPTION} characters")
+        raise _refuse_caption(name)
     return " ".join(text.split())
+
+
+def _refuse_caption(name: str) -> InvalidParameter:
+    return _refuse(f"the caption {name!r} must have 1 to {_LARGEST_CAPTION} characters")
 
 
 def _caption_of_name(name: str) -> str:
@@ -179,6 +213,11 @@ def _is_ignored(name: str) -> bool:
     return any(part in _IGNORED or part.startswith("._") for part in parts)
 
 
+def _read_files(source: Path, limits: TrainingLimits) -> Iterator[tuple[str, bytes]]:
+    """Yields the files of a folder or zip, each read when it is asked for."""
+    return _read_folder(source, limits) if source.is_dir() else _read_zip(source, limits)
+
+
 def _read_folder(folder: Path, limits: TrainingLimits) -> Iterator[tuple[str, bytes]]:
     count = total = 0
     for path in sorted(folder.iterdir()):
@@ -196,6 +235,7 @@ def _read_folder(folder: Path, limits: TrainingLimits) -> Iterator[tuple[str, by
 
 def _read_zip(path: Path, limits: TrainingLimits) -> Iterator[tuple[str, bytes]]:
     try:
+        _check_directory(path, limits)
         with zipfile.ZipFile(path) as archive:
             entries = [each for each in archive.infolist() if not each.is_dir() and not _is_ignored(each.filename)]
             _check_entries(entries, limits)
@@ -203,8 +243,29 @@ def _read_zip(path: Path, limits: TrainingLimits) -> Iterator[tuple[str, bytes]]
                 yield entry.filename, _read_entry(archive, entry)
     except FileNotFoundError:
         raise _refuse(f"there is no folder or zip file {path.name!r}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError):
         raise _refuse(f"{path.name!r} is neither a folder nor a zip file that can be read") from None
+
+
+def _check_directory(path: Path, limits: TrainingLimits) -> None:
+    """Raises InvalidParameter for a directory of too many files: `zipfile` takes all of it into memory at once.
+
+    It is found as `zipfile` finds it, which goes by the directory's size, whatever else is said of the count.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, io.SEEK_END) - _LONGEST_COMMENT - _END.size - _LARGE_SIZE))
+        tail = file.read()
+    place = len(tail) - _END.size
+    if place < 0 or not (tail.startswith(_END_MARK, place) and tail.endswith(b"\0\0")):
+        place = tail.rfind(_END_MARK)
+    if not 0 <= place <= len(tail) - _END.size:
+        return  # It is no zip, as will be said of it.
+    _, _, count, size, _, _ = _END.unpack_from(tail, place)
+    most = 4 * limits.pictures + 16  # With captions, and with what systems add to each file.
+    if tail[max(0, place - _LARGE_SIZE) : place].startswith(_LARGE_MARK):
+        raise _refuse("the zip is in the format for large ones, ZIP64, which is not read here")
+    if count > most or size > most * _BYTES_OF_ENTRY:
+        raise _refuse(f"the zip has too many files: {limits.pictures} pictures are allowed")
 
 
 def _check_entries(entries: Sequence[zipfile.ZipInfo], limits: TrainingLimits) -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deployments.training.lora.adapter_layers import without_lora
 from deployments.training.lora.pictures import PictureMaker
-from deployments.training.lora.run_folder import replace_text
+from deployments.training.lora.run_folder import replace_text, replaced
 
 _SEEDS: Final = 1000
 """Far from those of samples."""
@@ -173,4 +173,5 @@ def write_sheet(
             sheet.paste(small, (left + place * (_SIDE + _GAP), top))
         words = prompt.encode("latin-1", "replace").decode("latin-1")
         pen.text((left, top + _SIDE + 2), words[:56], fill="black", font=font)
-    sheet.save(path, format="PNG", optimize=True)
+    with replaced(path) as neighbour:
+        sheet.save(neighbour, format="PNG", optimize=True)

@@ -15,13 +15,18 @@ _OF_THE_CARD: Final = ("rank", "layers", "steps", "batch_size", "learning_rate",
 def register(run: RunFolder, versions: LoraVersions, name: str | None = None, owner: str | None = None) -> LoraVersion:
     """Adds what a training has made as the newest version of its LoRA, or of `name`, and serves it.
 
-    `owner` is the tenant that it is for. Raises InvalidParameter if the training has not ended well, and with scores,
-    and for the name of another tenant's LoRA.
+    If it is a version of that name already, returns that, and changes nothing. `owner` is the tenant that it is for.
+    Raises InvalidParameter if the training has not ended well, and with scores, and for the name of another tenant's
+    LoRA.
     """
     settings = run.read_settings()
     if settings is None or run.read_progress().state != "succeeded" or run.read_evaluation() is None:
         raise InvalidParameter("training", "has not ended well: only what was judged can be served")
     name = name or settings.name
+    if owner is not None:
+        versions.check_owner(name, owner)
+    if (known := versions.find_file(name, run.lora)) is not None:
+        return known
     header = read_header(f"the LoRA {name!r}", run.lora)
     card = "\n".join(write_card(name, header.metadata))
     return versions.add(name, run.lora, card, run.sheet if run.sheet.is_file() else None, owner)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -31,7 +32,11 @@ _PROGRESS: Final = "progress.json"
 _LOSSES: Final = "losses.jsonl"
 _CANCEL: Final = "cancel"
 _HEARTBEAT: Final = "heartbeat"
+_TURN: Final = "turn"
 _LOCK: Final = "lock"
+_LOCK_S: Final = 2.0
+"""Who looks at a training holds its lock for a moment; who trains, for long."""
+_LOCK_LOOK_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +100,17 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """The folder of sample pictures, named STEP-NUMBER.png."""
+        """The folder of sample pictures."""
         return self.path / "samples"
+
+    def sample(self, step: int, number: int) -> Path:
+        """The sample picture of a step and a prompt: by its name it is after all earlier ones."""
+        return self.samples / f"{step:06d}-{number:02d}.png"
 
     def begin(self, settings: TrainingSettings) -> None:
         """Makes the folder, or finds that it has a training of the same settings to go on with.
 
-        Raises InvalidParameter if it has one of others.
+        Raises InvalidParameter if it has one of others, and Cancelled if that has been asked for.
         """
         if (earlier := self.read_settings()) is not None and earlier != settings:
             changed = [
@@ -110,7 +119,8 @@ class RunFolder:
             raise InvalidParameter(changed[0], "differs from the training in this folder; take another folder")
         self.samples.mkdir(parents=True, exist_ok=True)
         replace_text(self.path / _SETTINGS, settings.model_dump_json(indent=2))
-        (self.path / _CANCEL).unlink(missing_ok=True)
+        if self.is_cancelled:
+            raise Cancelled("the training was cancelled")
 
     def read_settings(self) -> TrainingSettings | None:
         """Returns what was asked; None if there is no training here."""
@@ -122,7 +132,7 @@ class RunFolder:
     def read_progress(self) -> TrainingProgress:
         """Returns how it goes."""
         try:
-            return TrainingProgress(**json.loads((self.path / _PROGRESS).read_text()))
+            return TrainingProgress(**_read_json((self.path / _PROGRESS).read_text()))
         except (OSError, ValueError, TypeError):
             return TrainingProgress()
 
@@ -145,7 +155,7 @@ class RunFolder:
             file.write(json.dumps(told) + "\n")
 
     def read_losses(self) -> list[LossPoint]:
-        """Returns the loss curve. A last line that was cut off by a kill is left out."""
+        """Returns the loss curve, of finite losses. A last line that was cut off by a kill is left out."""
         return list(self._read_losses())
 
     def cut_losses(self, step: int) -> None:
@@ -164,14 +174,36 @@ class RunFolder:
     def read_evaluation(self) -> Mapping[str, Any] | None:
         """Returns the scores; None before there are any."""
         try:
-            found: dict[str, Any] = json.loads(self.evaluation.read_text())
+            found: dict[str, Any] = _read_json(self.evaluation.read_text())
         except (OSError, ValueError):
             return None
         return found
 
     def ask_to_cancel(self) -> None:
-        """Has the training end at its next step."""
+        """Has the training end at its next step, or not begin."""
         (self.path / _CANCEL).touch()
+
+    def forget_cancel(self) -> None:
+        """Takes back `ask_to_cancel`. Only who starts a training may: who runs it cannot know what was asked later."""
+        (self.path / _CANCEL).unlink(missing_ok=True)
+
+    def drop_checkpoint(self) -> None:
+        """Removes what only a training that goes on needs, which is most of its bytes."""
+        for path in (self.checkpoint, *self.path.glob("prior-*.pt")):
+            path.unlink(missing_ok=True)
+
+    def take_turn(self) -> str:
+        """Says that somebody else runs this training from now on, and returns what tells this turn from others."""
+        turn = uuid4().hex
+        replace_text(self.path / _TURN, turn)
+        return turn
+
+    def is_turn(self, turn: str) -> bool:
+        """Returns False if somebody else has taken a turn since then."""
+        try:
+            return (self.path / _TURN).read_text() == turn
+        except OSError:
+            return False
 
     def beat(self) -> None:
         """Shows that somebody sees to this training."""
@@ -185,18 +217,24 @@ class RunFolder:
             return math.inf
 
     @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps others from this training while the block runs. Raises InvalidParameter if one works on it."""
+        with (self.path / _LOCK).open("w") as lock:
+            deadline = time.monotonic() + _LOCK_S
+            while not _try_lock(lock):
+                if time.monotonic() > deadline:
+                    raise InvalidParameter("run", "has a training that another process works on")
+                time.sleep(_LOCK_LOOK_S)
+            yield
+
+    @contextmanager
     def recorded(self) -> Iterator[None]:
         """Writes down how the training in its block ends; what is raised there goes on.
 
         Raises InvalidParameter if another process trains in this folder.
         """
-        with (self.path / _LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InvalidParameter("run", "has a training that another process works on") from None
-            with self._recorded():
-                yield
+        with self.held(), self._recorded():
+            yield
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -229,13 +267,39 @@ class RunFolder:
             return
         for line in lines:
             try:
-                yield LossPoint(**json.loads(line))
+                point = LossPoint(**_read_json(line))
             except (ValueError, TypeError):
                 return
+            # Where it was not finite, nothing was read.
+            if point.loss is not None:
+                yield point
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes `path` through a neighbour and a rename: nobody reads half of it."""
-    neighbour = path.with_name(f".{path.name}.partial")
-    neighbour.write_text(text)
-    os.replace(neighbour, path)
+    """Writes `path` whole: nobody reads half of it."""
+    with replaced(path) as neighbour:
+        neighbour.write_text(text)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Gives a neighbour to write, of a name of its own, which takes the place of `path` if the block ends well."""
+    neighbour = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    try:
+        yield neighbour
+        os.replace(neighbour, path)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+def _read_json(text: str) -> Any:
+    """Reads JSON, and what Python writes beyond it, as nothing: a number that is not finite cannot be sent on."""
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -25,7 +25,7 @@ from deployments.training.lora.evaluation import UNRELATED, Evaluation, JudgedPr
 from deployments.training.lora.lessons import Lessons, prepare_lessons
 from deployments.training.lora.objective import TrainingNoise
 from deployments.training.lora.pictures import PictureMaker
-from deployments.training.lora.run_folder import RunFolder
+from deployments.training.lora.run_folder import RunFolder, replaced
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
 from deployments.training.lora.trainer import LoraTrainer, TrainingEnd, check_checkpoint
 
@@ -209,6 +209,7 @@ def _sampler(
             part = prompts[begin : begin + maker.batch]
             seeds = [settings.seed + begin + number for number in range(len(part))]
             for number, picture in enumerate(maker.make(part, seeds), begin):
-                picture.save(run.samples / f"{step:06d}-{number}.png")
+                with replaced(run.sample(step, number)) as neighbour:
+                    picture.save(neighbour, format="PNG")
 
     return sample

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -36,20 +37,49 @@ _FLAGS: Final = {"true": True, "false": False, "1": True, "0": False}
 def json_types_of(model: type[BaseModel]) -> Mapping[str, frozenset[str]]:
     """The JSON types that each field of `model` accepts."""
     properties = model.model_json_schema()["properties"]
-    return MappingProxyType(
-        {
-            # What is defined elsewhere in the schema, and referred to, is a model of its own.
-            name: frozenset(
-                part.get("type", "object" if "$ref" in part else "") for part in schema.get("anyOf", [schema])
-            )
-            for name, schema in properties.items()
-        }
+    return MappingProxyType({name: frozenset(_types_in(schema)) for name, schema in properties.items()})
+
+
+def _types_in(schema: Mapping[str, Any]) -> Iterator[str]:
+    for part in schema.get("anyOf", [schema]):
+        # What is defined elsewhere in the schema, and referred to, is a model of its own.
+        yield part.get("type", "object" if "$ref" in part else "")
+
+
+def _entry_types_in(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the JSON types that the entries of a list may have."""
+    for part in schema.get("anyOf", [schema]):
+        for entry in (part.get("items"), *part.get("prefixItems", ())):
+            yield from _types_in(entry) if isinstance(entry, dict) else ()
+
+
+_LISTS: Final = ({"array"}, {"array", "null"})
+"""The types of fields that are lists, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FormFields:
+    """What a form's text fields may be, by name: their JSON `types`, those of a list's `entries`, and the `optional`
+    ones.
+    """
+
+    types: Mapping[str, frozenset[str]]
+    entries: Mapping[str, frozenset[str]]
+    optional: frozenset[str]
+
+    def is_list_of_texts(self, name: str) -> bool:
+        """Whether a text that is there once is a list of one: JSON's brackets have no place in a form."""
+        return self.types.get(name, frozenset()) in _LISTS and "string" in self.entries[name]
+
+
+@cache
+def _fields_of(model: type[BaseModel]) -> _FormFields:
+    properties = model.model_json_schema()["properties"]
+    return _FormFields(
+        json_types_of(model),
+        {name: frozenset(_entry_types_in(schema)) for name, schema in properties.items()},
+        frozenset(name for name, field in model.model_fields.items() if not field.is_required()),
     )
-
-
-_JSON_TYPES: Final = json_types_of(GenerationParams)
-
-_OPTIONAL: Final = frozenset(name for name, field in GenerationParams.model_fields.items() if not field.is_required())
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +144,10 @@ async def read_form(
     files: Collection[str],
     options: Collection[str],
     max_files: int = MAX_FILES,
+    model: type[BaseModel] = GenerationParams,
 ) -> Form:
-    """Reads the request's form. `files` and `options` name the endpoint's own parts; all others are parameters.
+    """Reads the request's form. `files` and `options` name the endpoint's own parts; all others are parameters, fields
+    of `model`.
 
     An empty field counts as left out, and so does a file input without a chosen file.
     Raises Problem: 400, 408, 413, 415, 422; or InvalidParameter.
@@ -123,7 +155,7 @@ async def read_form(
     content_type = check_content_headers(request, "multipart/form-data")
     body = await read_body(request, max_bytes)
     # In a thread, so that other requests are served meanwhile.
-    return await asyncio.to_thread(parse_form, body, content_type, files, options, max_files)
+    return await asyncio.to_thread(parse_form, body, content_type, files, options, max_files, model)
 
 
 def parse_form(
@@ -132,10 +164,12 @@ def parse_form(
     files: Collection[str],
     options: Collection[str],
     max_files: int = MAX_FILES,
+    model: type[BaseModel] = GenerationParams,
 ) -> Form:
     """Parses a body that has been read, given the parameters of its content type. Raises as `read_form` does."""
     found: dict[str, list[bytes]] = {}
     texts: dict[str, list[str]] = {}
+    fields = _fields_of(model)
     parts = parse_parts(body, content_type, max_files + MAX_FIELDS)
     _check_counts(parts, files, max_files)
     for part in parts:
@@ -146,8 +180,8 @@ def parse_form(
             if not part.is_empty:
                 found.setdefault(part.name, []).append(part.data)
         else:
-            texts.setdefault(part.name, []).append(_read_text(part, files, options))
-    values = _merge_parameters(texts, options)
+            texts.setdefault(part.name, []).append(_read_text(part, files, options, fields))
+    values = _merge_parameters(texts, options, fields)
     chosen = {name: _read_texts(name, values.pop(name)) for name in options if name in values}
     chosen = {name: sent for name, sent in chosen.items() if any(sent)}
     return Form({name: tuple(each) for name, each in found.items()}, chosen, values)
@@ -161,29 +195,29 @@ def _check_counts(parts: Collection[FormPart], files: Collection[str], max_files
         raise Problem(400, "invalid_form", message)
 
 
-def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str]) -> dict[str, Any]:
+def _merge_parameters(texts: Mapping[str, list[str]], options: Collection[str], fields: _FormFields) -> dict[str, Any]:
     """Merges the fields with those of the `params` part; a field that is repeated becomes a list."""
     whole = [text for text in texts.get(PARAMS, ()) if text.strip() not in ("", "null")]
     if len(whole) > 1:
         raise InvalidParameter(PARAMS, "must be there once")
     values = parse_json_object(whole[0].encode()) if whole else {}
-    known = {*options, *_JSON_TYPES}
+    known = {*options, *fields.types}
     values = {name: value for name, value in values.items() if value is not None or name not in known}
     for name, sent in texts.items():
         if name == PARAMS:
             continue
-        if name in _OPTIONAL:
+        if name in fields.optional:
             sent = [text for text in sent if text]
-        if not any(sent) and name in (*options, *_OPTIONAL):
+        if not any(sent) and name in (*options, *fields.optional):
             continue
         if name in values and name in known:
             raise InvalidParameter(name, "is there twice, as a field and in `params`")
-        is_list = name in options or len(sent) > 1
-        kinds = _JSON_TYPES.get(name, frozenset())
-        if "object" in kinds and not is_list:
-            values[name] = _parse_object(name, sent[0])
+        is_list = name in options or len(sent) > 1 or fields.is_list_of_texts(name)
+        kinds = fields.types.get(name, frozenset())
+        if is_list:
+            values[name] = [convert_text(text, fields.entries.get(name, ())) for text in sent]
         else:
-            values[name] = _convert_all(kinds, sent) if is_list else convert_text(sent[0], kinds)
+            values[name] = _parse_object(name, sent[0]) if "object" in kinds else convert_text(sent[0], kinds)
     return values
 
 
@@ -209,9 +243,9 @@ def _read_texts(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-def _read_text(part: FormPart, files: Collection[str], options: Collection[str]) -> str:
+def _read_text(part: FormPart, files: Collection[str], options: Collection[str], fields: _FormFields) -> str:
     """A field's text; clients may send even a JSON part as a file."""
-    known = part.name in options or part.name in _JSON_TYPES
+    known = part.name in options or part.name in fields.types
     if part.filename is not None and not part.is_empty and known:
         raise InvalidParameter(part.name, "must be a plain field, not a file")
     if part.filename is not None and not known and part.name != PARAMS:
@@ -236,11 +270,6 @@ def _read_text(part: FormPart, files: Collection[str], options: Collection[str])
 def _check_transfer_encoding(part: FormPart) -> None:
     if not part.is_plain:
         raise InvalidParameter(part.name, "must be sent as it is, without Content-Transfer-Encoding")
-
-
-def _convert_all(kinds: Collection[str], texts: list[str]) -> list[Any]:
-    """Converts a list's texts to numbers where the parameter is a list that may have them."""
-    return [convert_text(text, ("number",)) if "array" in kinds else text for text in texts]
 
 
 def convert_text(text: str, kinds: Collection[str]) -> Any:

@@ -11,17 +11,20 @@ from deployments.engine.protocol.errors import InvalidParameter
 from deployments.training.lora.settings import TrainingSettings
 from deployments.uploads.image_files import read_header
 from serve_app.api.dependencies import TrainingsDep
-from serve_app.api.parsing.forms import Form, convert_text, json_types_of, read_form
+from serve_app.api.exchange import exchange_of
+from serve_app.api.parsing.forms import MAX_FILES, Form, read_form
 from serve_app.api.parsing.validation import problem_of_errors
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Problem
 from serve_app.api.responses.event_stream import EventStream, read_last_event_id
+from serve_app.api.responses.idempotency import run_once
 from serve_app.api.responses.json_schema import inline_schema
 from serve_app.api.responses.openapi import PICTURE, error_response, errors
 from serve_app.api.responses.training_schemas import (
     TRAININGS,
     training_answer,
     training_events,
+    training_not_found,
     training_path,
     training_summary,
 )
@@ -31,7 +34,6 @@ router = APIRouter(prefix=TRAININGS, tags=["trainings"])
 
 _FILES: Final = ("zip", "pictures")
 _CAPTIONS: Final = "captions_of_pictures"
-_JSON_TYPES: Final = json_types_of(TrainingSettings)
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
@@ -58,16 +60,22 @@ _REFUSALS: Final = {
     "",
     status_code=202,
     openapi_extra={"requestBody": _request_body()},
-    responses={**_REFUSALS, **errors(400, 408, 413, 415, 422, 429, 503)},
+    responses={**_REFUSALS, **errors(400, 408, 409, 413, 415, 422, 429, 503)},
 )
-async def begin_training(request: Request, trainings: TrainingsDep) -> JSONResponse:
+async def begin_training(request: Request, trainings: TrainingsDep) -> Response:
     """Begins to train a LoRA on a zip of pictures, or on up to eight pictures; `Location` is where it is told of."""
-    form = await read_form(request, request.app.state.max_upload_bytes, _FILES, (_CAPTIONS,))
-    settings, files = _read_settings(form), _read_files(form)
+    most = request.app.state.max_upload_bytes
+    form = await read_form(request, most, _FILES, (_CAPTIONS,), MAX_FILES, TrainingSettings)
+    settings, files = _read_settings(form), await asyncio.to_thread(_read_files, form)
     principal = principal_of(request)
-    training = await asyncio.to_thread(trainings.start, principal.tenant, settings, files, principal.training)
-    place = {"Location": training_path(training)}
-    return JSONResponse(await asyncio.to_thread(training_summary, training), 202, headers=_NO_STORE | place)
+
+    async def work() -> Response:
+        training = await trainings.start(principal.tenant, settings, files, principal.training)
+        place = {"Location": training_path(training)}
+        return JSONResponse(await asyncio.to_thread(training_summary, training), 202, headers=_NO_STORE | place)
+
+    understood = {"settings": settings.model_dump(mode="json"), "files": list(files)}
+    return await run_once(request, understood, files.values(), work)
 
 
 @router.get("", responses=_REFUSALS)
@@ -92,34 +100,45 @@ async def read_training(request: Request, training_id: str, trainings: Trainings
 )
 async def follow_training(request: Request, training_id: str, trainings: TrainingsDep) -> Response:
     """Streams a training: `training`, all there is to know now; `progress`, with the loss; each `sample` picture, as a
-    link; and `done`, with the scores.
+    link; and `done`, with the scores, or `error` if it is removed meanwhile.
 
     Samples have ids: a client that reconnects with `Last-Event-ID` gets only the samples after that.
     """
     training = await _find(request, trainings, training_id)
-    events = training_events(training, read_last_event_id(request))
+    events = training_events(training, read_last_event_id(request), exchange_of(request.scope).request_id)
     return EventStream(events, events)
 
 
-@router.delete("/{training_id}", responses=_REFUSALS)
-async def cancel_training(request: Request, training_id: str, trainings: TrainingsDep) -> JSONResponse:
-    """Ends a training at its next step, with a checkpoint. Has no effect on one that is over."""
+@router.delete(
+    "/{training_id}",
+    responses={**_REFUSALS, **errors(422), 204: {"description": "It was over, and is removed.", "content": {}}},
+)
+async def cancel_training(request: Request, training_id: str, trainings: TrainingsDep) -> Response:
+    """Ends a training at its next step, with a checkpoint. One that is over is removed, with all that it has made."""
     training = await _find(request, trainings, training_id)
-    await asyncio.to_thread(trainings.cancel, training)
+    if await asyncio.to_thread(trainings.cancel, training):
+        return Response(status_code=204, headers=_NO_STORE)
     return JSONResponse(await asyncio.to_thread(training_summary, training), headers=_NO_STORE)
 
 
-@router.post("/{training_id}/resume", responses={**_REFUSALS, **errors(422, 503)})
-async def resume_training(request: Request, training_id: str, trainings: TrainingsDep) -> JSONResponse:
+@router.post("/{training_id}/resume", responses={**_REFUSALS, **errors(400, 409, 422, 503)})
+async def resume_training(request: Request, training_id: str, trainings: TrainingsDep) -> Response:
     """Has a training that was interrupted, cancelled, or has failed go on from its last checkpoint."""
     training = await _find(request, trainings, training_id)
-    await asyncio.to_thread(trainings.resume, training)
-    return JSONResponse(await asyncio.to_thread(training_summary, training), headers=_NO_STORE)
+
+    async def work() -> Response:
+        await asyncio.to_thread(trainings.resume, training)
+        return JSONResponse(await asyncio.to_thread(training_summary, training), headers=_NO_STORE)
+
+    return await run_once(request, {}, (), work)
 
 
 @router.post("/{training_id}/register", responses={**_REFUSALS, **errors(422)})
 async def register_training(request: Request, training_id: str, trainings: TrainingsDep) -> JSONResponse:
-    """Serves what a training has made, as the newest version of its name, on all replicas and without a restart."""
+    """Serves what a training has made, as the newest version of its name, on all replicas and without a restart.
+
+    Asked again, it answers with that version, and changes nothing.
+    """
     training = await _find(request, trainings, training_id)
     version = await asyncio.to_thread(trainings.register, training)
     return JSONResponse({"name": version.name, "version": version.number}, headers=_NO_STORE)
@@ -141,12 +160,8 @@ async def read_training_picture(request: Request, training_id: str, name: str, t
 
 def _read_settings(form: Form) -> TrainingSettings:
     """Raises Problem 422, which names the field and the rule."""
-    values = {
-        name: convert_text(value, _JSON_TYPES.get(name, frozenset())) if isinstance(value, str) else value
-        for name, value in form.parameters.items()
-    }
     try:
-        return TrainingSettings.model_validate(values)
+        return TrainingSettings.model_validate(dict(form.parameters))
     except ValidationError as error:
         raise problem_of_errors(error, known=tuple(TrainingSettings.model_fields)) from None
 
@@ -172,5 +187,5 @@ def _read_files(form: Form) -> dict[str, bytes]:
 async def _find(request: Request, trainings: TrainingsDep, id: str) -> Training:
     found = await asyncio.to_thread(trainings.find, principal_of(request).tenant, id)
     if found is None:
-        raise Problem(404, "training_not_found", "there is no such training")
+        raise training_not_found()
     return found

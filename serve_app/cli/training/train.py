@@ -65,6 +65,7 @@ def train(
 
         with _shown() as tell:
             folder = RunFolder(run or Path("trainings") / name, tell)
+            folder.forget_cancel()
             found = train_lora(folder, examples, asked, spec, _LIMITS, device=device)
         told: dict[str, Any] = {"lora": str(folder.lora), "sheet": str(folder.sheet), "evaluation": found.to_json()}
         line = f"{folder.lora}: drift {found.drift}; before and after in {folder.sheet}"

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deployments.training.lora.run_folder import RunFolder
+from deployments.training.lora.run_folder import RunFolder, TrainingProgress
 from serve_app.trainings.runner import TrainingProcess, TrainingRunner
 
 
@@ -79,3 +80,56 @@ def test_what_cannot_be_started_has_failed(tmp_path: Path, caplog: pytest.LogCap
     until(lambda: run.read_progress().state == "failed")
     assert "could not be started" in caplog.text
     runner.stop()
+
+
+def test_one_that_is_cancelled_while_it_waits_for_resources_ends_at_once(tmp_path: Path) -> None:
+    (run,), process = runs(tmp_path, 1), Scripted()
+    runner = TrainingRunner(lambda _: process)
+    runner.start(run)
+    time.sleep(0.2)
+    run.ask_to_cancel()
+    until(lambda: run.read_progress().state == "cancelled")
+    assert process.is_terminated
+    runner.stop()
+
+
+def test_one_that_is_cancelled_while_it_runs_ends_by_itself(tmp_path: Path) -> None:
+    (run,), process = runs(tmp_path, 1), Scripted()
+    runner = TrainingRunner(lambda _: process)
+    runner.start(run)
+    run.change_progress(state="running")
+    run.ask_to_cancel()
+    time.sleep(1.2)
+    assert not process.is_terminated
+    run.change_progress(state="cancelled", step=4)
+    process.code = 1
+    until(lambda: not any(thread.is_alive() for thread in runner._threads))
+    assert run.read_progress() == replace(TrainingProgress(), state="cancelled", step=4)
+
+
+def test_a_process_that_ends_says_nothing_of_a_training_that_another_goes_on_with(tmp_path: Path) -> None:
+    (run,) = runs(tmp_path, 1)
+    first, second = Scripted(), Scripted()
+    stalled, later = TrainingRunner(lambda _: first), TrainingRunner(lambda _: second)
+    stalled.start(run)
+    later.start(run)
+    first.code = 1
+    until(lambda: not any(thread.is_alive() for thread in stalled._threads))
+    assert run.read_progress().state == "queued"
+    run.change_progress(state="running")
+    with run.held():
+        second.code = 1
+        until(lambda: not any(thread.is_alive() for thread in later._threads))
+    assert run.read_progress().state == "running"
+
+
+def test_the_checkpoint_of_one_that_has_succeeded_is_removed(tmp_path: Path) -> None:
+    runner = TrainingRunner(lambda _: process)
+    for run, state in zip(runs(tmp_path, 2), ("succeeded", "failed"), strict=True):
+        process = Scripted()
+        run.checkpoint.touch()
+        runner.start(run)
+        run.change_progress(state=state)
+        process.code = 0
+        until(lambda: not any(thread.is_alive() for thread in runner._threads))
+        assert run.checkpoint.exists() == (state == "failed")

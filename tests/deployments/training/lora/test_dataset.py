@@ -2,6 +2,7 @@
 
 import stat
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.training.lora.dataset import Example, dataset_hash, make_examples, read_examples
+from deployments.training.lora.dataset import Example, check_examples, dataset_hash, make_examples, read_examples
 from deployments.training.lora.lessons import _prior_prompts
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
 from tests.deployments.training.lora.pictures import picture, write_pictures
@@ -103,6 +104,7 @@ def test_a_caption_has_the_trigger_as_whole_words_only(trigger: str, caption: st
         ({"a.png": picture(), "a.jpg": picture(format="JPEG"), "a.txt": b"x"}, {}, "belongs to 2 pictures"),
         ({"a.png": picture(), "a.txt": b"\xff\xfe\x00"}, {}, "not text in UTF-8"),
         ({"a.png": picture(), "a.txt": b"  "}, {}, "1 to 4000 characters"),
+        ({"a.png": picture(), "a.txt": b"x" * 2**20}, {}, "1 to 4000 characters"),
         ({"a.png": picture(), "a.txt": b"x"}, {"captions": "names"}, "captions are to come from the names"),
         ({"a.png": picture(), "notes.pdf": b"x"}, {}, "neither a picture"),
         ({"a.png": b"GIF89a"}, {}, "must be a PNG, JPEG or WebP picture"),
@@ -164,3 +166,49 @@ def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 broken")
     assert "neither a folder nor a zip" in zip_refusal(tmp_path / "broken.zip")
     assert "there is no folder or zip" in zip_refusal(tmp_path / "nothing.zip")
+
+
+def test_what_is_checked_is_what_is_read_and_one_file_is_held_at_a_time(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "pictures")
+    captions = {each.name: each.caption for each in read_examples(folder, settings(), LIMITS)}
+    assert check_examples(folder, settings(), LIMITS) == captions
+    # What follows a picture's end is read and unpacked, and counts, whatever it is.
+    large, limits = picture() + bytes(range(256)) * 2**13, TrainingLimits(pictures=20)
+    archive = zipped(tmp_path / "x.zip", *((f"{n}.png", large) for n in range(20)), method=zipfile.ZIP_STORED)
+    tracemalloc.start()
+    try:
+        check_examples(archive, settings(), limits)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(large)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_zip_of_very_many_files_is_refused_before_its_directory_is_read(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "many.zip", *((f"{n}.png", b"") for n in range(2000)))
+    tracemalloc.start()
+    try:
+        assert "too many files" in zip_refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
+    # The count may be a lie, in an end with a comment after it: the directory's size is what would be read.
+    raw = bytearray(path.read_bytes())
+    where = raw.rindex(b"PK\x05\x06")
+    raw[where + 8 : where + 12] = struct.pack("<HH", 1, 1)
+    raw[where + 20 : where + 22] = struct.pack("<H", 3)
+    path.write_bytes(bytes(raw) + b"abc")
+    assert "too many files" in zip_refusal(path)
+
+
+def test_a_zip_with_a_second_directory_for_large_ones_is_refused(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "large.zip", ("a.png", picture()))
+    raw = path.read_bytes()
+    where = raw.rindex(b"PK\x05\x06")
+    path.write_bytes(raw[:where] + struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1) + raw[where:])
+    assert "ZIP64" in zip_refusal(path)
+
+
+def test_a_zip_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "names.zip", ("ü.png", picture()))
+    path.write_bytes(path.read_bytes().replace("ü".encode(), b"\xff\xff"))
+    assert "neither a folder nor a zip" in zip_refusal(path)
