@@ -1,14 +1,14 @@
 """Jobs outlive their ingress where Redis keeps them, one process at a time works on each, and pictures stay equal."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.events import Accepted
 from deployments.engine.protocol.params import GenerationParams
@@ -29,21 +29,6 @@ from tests.serve_app.fakes import FakeBackend, Script, Step, slow, success, unti
 from tests.serve_app.redis_servers import redis_at
 
 KEY = b"a key of thirty-two or more characters"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def redis(server: RedisServer) -> RedisServer:
-    if server.process is None or server.process.poll() is not None:
-        server.start()
-    with server.client() as client:
-        client.flushall()
-    return server
 
 
 class Process:

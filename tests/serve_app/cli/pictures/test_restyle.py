@@ -1,31 +1,21 @@
 """`darkroom restyle`: a folder of pictures, restyled after others, under their own names."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from serve_app.api.application import create_api
 from serve_app.cli.exits import EXIT_NO_IMAGE, EXIT_USAGE
 from serve_app.cli.main import app
 from serve_app.cli.pictures import restyle
-from serve_app.service import DiffusionService
 from tests.serve_app.fakes import STYLED, FakeBackend
-from tests.serve_app.servers import http_server
 
 
 @pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend(models=(STYLED,))
-
-
-@pytest.fixture
-def url(backend: FakeBackend) -> Iterator[str]:
-    with http_server(create_api(DiffusionService(backend))) as served:
-        yield served
 
 
 @pytest.fixture
