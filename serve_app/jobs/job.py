@@ -70,8 +70,8 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes of the image files held here, and of the entries' own pictures."""
-        return sum(len(file) for files in self.files.values() for file in files) + self.pictures.size
+        """Bytes of the image files held here; the entries' own pictures have a budget of their own."""
+        return sum(len(file) for files in self.files.values() for file in files)
 
     @property
     def progress(self) -> float:

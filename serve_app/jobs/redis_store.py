@@ -144,12 +144,6 @@ class RedisJobStore(MemoryJobStore):
             if job.over:
                 await self.finish(job)
 
-    async def waiting_bytes(self) -> int:
-        try:
-            return await self._redis.pictures.waiting_bytes()
-        except RedisGone:
-            return await super().waiting_bytes()
-
     async def _put(self, job: Job) -> None:
         # In this order: who takes up a job finds its pictures.
         await self._redis.pictures.put(job)

@@ -388,6 +388,15 @@ async def test_anothers_job_is_not_listed_even_where_redis_says_so(start: Start,
     assert [job.id for job in await process.jobs.of_tenant("me")] == [mine.id]
 
 
+async def test_as_many_jobs_of_a_tenant_are_remembered_as_are_listed(
+    start: Start, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.jobs.redis_jobs.MAX_LISTED", 3)
+    process = start("a", redis)
+    jobs = [await process.end_of(await process.submit("a", tenant="me")) for _ in range(5)]
+    assert [job.id for job in await process.jobs.of_tenant("me")] == [job.id for job in jobs[:1:-1]]
+
+
 async def test_finished_jobs_in_redis_are_bounded(start: Start, redis: RedisServer) -> None:
     process = start("a", redis, kept=2)
     jobs = [await process.end_of(await process.submit("a")) for _ in range(4)]
@@ -395,7 +404,8 @@ async def test_finished_jobs_in_redis_are_bounded(start: Start, redis: RedisServ
     with redis.client() as client:
         assert all(client.ttl(key) > 0 for key in client.keys("darkroom:job:*"))
         assert client.hlen("darkroom:jobs:bytes") == 2
-        assert client.hlen("darkroom:jobs:turns") == 0
+        assert client.hlen("darkroom:jobs:turns") == 2
+        assert [client.zcard(key) for key in client.keys("darkroom:jobs:of:*")] == [2]
     process.redis._max_bytes = 1
     await process.end_of(await process.submit("a"))
     async with asyncio.timeout(5):

@@ -85,6 +85,7 @@ async def put_everything(server: RedisServer) -> tuple[str, list[bytes]]:
         # A job that is not begun yet, a lock that is held, and somebody who works on the job.
         inside.zadd("darkroom:jobs:unfinished", {"b" * 32: 1.0})
         inside.hset("darkroom:jobs:turns", "b" * 32, "1 tenant")
+        inside.hset("darkroom:jobs:picture_bytes", "b" * 32, "7")
         return job, sorted(key for key in inside.keys("*") if isinstance(key, bytes))
 
 

@@ -20,6 +20,7 @@ from serve_app.gateway.rate_limits import RateLimits
 from serve_app.gateway.setup import Gateway
 from serve_app.jobs.pictures import MAX_SET
 from serve_app.service import DiffusionService
+from tests.serve_app.api.routes.test_cancel import Named
 from tests.serve_app.fakes import EVENTS, STYLED, TINY, FakeBackend, http, slow, success
 
 DOOR: Final = "/ads/v2/diffusion/style-transfers"
@@ -188,6 +189,18 @@ async def test_it_costs_what_its_entries_cost(backend: FakeBackend) -> None:
         assert (await ask(client, SET[0], SET[2])).status_code == 202
         answer = await ask(client, *SET)
         assert (answer.status_code, answer.json()["error"]["param"]) == (429, "cost_per_minute")
+    await app.state.jobs.stop()
+
+
+async def test_a_tenant_whose_pictures_wait_is_told_when_to_come_back(backend: FakeBackend) -> None:
+    backend.script = slow
+    app = create_api(DiffusionService(backend), jobs_config=JobsConfig(picture_bytes_per_tenant=2**20))
+    async with http(Named(app)) as client:
+        client.headers["x-tenant"] = "me"
+        assert (await ask(client, SET[0] + bytes(2**20))).status_code == 202
+        refused = await ask(client, SET[0])
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+        assert refused.json()["error"]["param"] == "unfinished_pictures"
     await app.state.jobs.stop()
 
 
