@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -103,17 +103,20 @@ class Jobs:
         tenant: str,
         callbacks: CallbackRequest | None = None,
         pictures: JobPictures = NO_PICTURES,
+        drawn: Collection[int] = (),
     ) -> Job:
         """Creates a job of these entries, some of which were `refused` when they were read.
 
         Raises Overloaded where many wait, or their pictures leave no room; TooManyJobs and TooManyPictures where that
         is the tenant's own doing.
 
-        `job_id` is `new_job_id`'s.
-        Seeds are drawn now: whichever process makes an entry, and however often, makes the same images.
+        `job_id` is `new_job_id`'s. Seeds are drawn now, but for the `drawn` entries, which have theirs: whichever
+        process makes an entry, and however often, makes the same images.
         """
         seeded = {index: with_seed(each) for index, each in params.items()}
-        job = Job(job_id, tenant, self._clock(), len(params) + len(refused), seeded, callbacks, pictures)
+        unseeded = frozenset(index for index, each in params.items() if each.seed != seeded[index].seed)
+        entries = len(params) + len(refused)
+        job = Job(job_id, tenant, self._clock(), entries, seeded, callbacks, pictures, unseeded.union(drawn))
         for index, document in refused.items():
             job.add(index, document, ())
         self._arriving[tenant] += 1

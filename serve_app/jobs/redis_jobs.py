@@ -8,6 +8,7 @@ that was asked for, what `callbacks/redis_outbox.py` keeps there, and `pictures`
 what is not of our form is not used, and what has another type than ours is removed. Every method raises RedisGone.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar, cast
@@ -17,7 +18,7 @@ from redis.asyncio import Redis
 from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.fair_order import QueuedJob, digest_of, fair_order
-from serve_app.jobs.job import Job, restore, spec_of, state_of
+from serve_app.jobs.job import Job, notes_of, restore, spec_of, state_of
 from serve_app.jobs.redis_pictures import SIGNED_BYTES, RedisPictures
 from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, QUEUE, RELEASE, SAVE, TURNS
 from serve_app.jobs.store import MAX_LISTED
@@ -77,7 +78,10 @@ class RedisJobs:
 
     async def put(self, job: Job) -> None:
         """Stores all that is known of the job here, for any process to take it up."""
-        spec, state = self._sign(job.id, "spec", spec_of(job)), self._sign(job.id, "state", state_of(job))
+        notes = notes_of(job)
+        beside = (json.dumps(notes).encode(),) if notes else ()
+        spec = sign(f"{job.id}:spec", spec_of(job), beside, self._key)
+        state = self._sign(job.id, "state", state_of(job))
         saved = set(job.documents)
 
         async def do(redis: Redis) -> None:
@@ -151,14 +155,14 @@ class RedisJobs:
         await self._call(do, self._kinds(job.id))
         await self._trim(now)
 
-    async def release(self, job: Job) -> None:
+    async def release(self, job_id: str) -> None:
         """Ends the lease: the next process need not wait until it has run out."""
-        await self._script(RELEASE, (self._of(job.id, "lease"),), self._token)
+        await self._script(RELEASE, (self._of(job_id, "lease"),), self._token)
 
     async def load(self, job_id: str) -> Job | None:
         """Returns all that is known of the job but its image files; None where there is none, or it was tampered with.
 
-        Of one that is not over, an entry whose document was tampered with is to be made again.
+        Of one that is not over, an entry whose document was tampered with is to be made again. Raises UnknownForm.
         """
         keys = tuple(self._of(job_id, part) for part in ("spec", "state", "documents"))
         said = await self._script(LOAD, keys, MOST_BYTES, MOST_MEMBERS)
@@ -168,7 +172,9 @@ class RedisJobs:
             if not spec or not state:
                 return None
             documents, broken = self._documents(job_id, rest)
-            job = restore(job_id, self._verify(job_id, "spec", spec), self._verify(job_id, "state", state), documents)
+            saved, beside = verify(f"{job_id}:spec", spec, self._key)
+            notes = json.loads(beside[0]) if beside else None
+            job = restore(job_id, saved, self._verify(job_id, "state", state), documents, notes)
         except (BadSignature, Damaged, ValueError):
             self._tier.note_damage(f"job {job_id}")
             return None

@@ -18,7 +18,9 @@ class LeaseLost(Exception):
 
 
 class JobStore(Protocol):
-    """Used on one event loop. Every method raises Overloaded where it would need Redis, which does not answer."""
+    """Used on one event loop. Every method raises Overloaded where it would need Redis, which does not answer, or a job
+    that only another version of this service can read.
+    """
 
     @property
     def only_here(self) -> list[Job]:

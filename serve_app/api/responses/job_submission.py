@@ -1,6 +1,6 @@
 """Submits a batch as a job, and answers with it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from fastapi import Request, Response
 
@@ -24,8 +24,10 @@ async def submit_job(
     refused: Mapping[int, Problem],
     callbacks: CallbackRequest | None = None,
     pictures: JobPictures = NO_PICTURES,
+    drawn: Collection[int] = (),
 ) -> Response:
-    """Answers 202 with a job of these entries, some of which were `refused` when they were read.
+    """Answers 202 with a job of these entries, some of which were `refused` when they were read. Of the `drawn` ones,
+    the seed is not the caller's.
 
     Raises Problem 429, and Overloaded.
     """
@@ -35,7 +37,7 @@ async def submit_job(
         documents[index] = entry_answer(index, job_id, problem)
         await let_others_run()
     try:
-        job = await jobs.submit(job_id, params, documents, principal_of(request).tenant, callbacks, pictures)
+        job = await jobs.submit(job_id, params, documents, principal_of(request).tenant, callbacks, pictures, drawn)
     except TooManyJobs as error:
         message = f"the limit is {error.limit} unfinished jobs; come back when one is done"
         raise _refusal("unfinished_jobs", message) from None
