@@ -150,10 +150,13 @@ async def _prepare_all(
     count: int,
     drawn: bool,
 ) -> tuple[dict[int, Prepared], dict[int, Problem]]:
-    """Returns the entries that can be made, to be charged for, and what is wrong with the pictures of the others.
+    """Returns the entries that can be made, to be charged for, and what is wrong with the pictures of the others: the
+    shape of a picture, too, where that decides a side.
 
     Raises EngineError for what all of them share.
     """
+    has_both_sides = params.width is not None and params.height is not None
+    own_fields = {IMAGE_FIELD} if has_both_sides else {IMAGE_FIELD, "width", "height"}
     ready: dict[int, Prepared] = {}
     refused: dict[int, Problem] = {}
     tenant = principal_of(request).tenant
@@ -162,7 +165,7 @@ async def _prepare_all(
             uploads = pictures.uploads_of(index)
             ready[index] = await service.prepare(params, uploads=uploads, tenant=tenant, seed_drawn=drawn)
         except InvalidParameter as error:
-            if error.field != IMAGE_FIELD:
+            if error.field not in own_fields:
                 raise
             refused[index] = problem_of(error)
     return ready, refused

@@ -117,6 +117,18 @@ async def test_a_picture_that_is_none_fails_alone(client: httpx.AsyncClient, bac
     assert (job["state"], job["succeeded"], job["failed"]) == ("succeeded", 1, 2)
 
 
+async def test_a_picture_whose_shape_asks_for_too_much_fails_alone(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    tall = picture("red", (64, 256))
+    job = await ended(client, await ask(client, SET[0], tall, SET[2], width="768"))
+    assert [entry["status"] for entry in job["results"]] == [200, 422, 200]
+    assert job["results"][1]["errors"][0]["pointer"] == "#/requests/1/width"
+    assert "pixels" in job["results"][1]["detail"]
+    both = await ask(client, SET[0], tall, width="2048", height="2048")
+    assert (both.status_code, both.json()["error"]["param"]) == (422, "width")
+
+
 async def test_equal_pictures_are_made_once(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     job = await ended(client, await ask(client, SET[0], SET[1], SET[0]))
     assert (job["succeeded"], len(backend.asked)) == (3, 2)
