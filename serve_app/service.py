@@ -141,15 +141,16 @@ class DiffusionService:
         request_id: str | None = None,
         tenant: str = "",
         for_images: bool = True,
+        seed_drawn: bool = False,
     ) -> Prepared:
         """Decides everything that needs no backend: model, defaults, size, seed, style. Raises InvalidParameter.
 
         `request_id` names the request in its answer and for `cancel`, among its tenant's; one is drawn without one.
-        Tenants share the engines fairly, however many requests each has. The blocklist is `for_images` only.
+        Tenants share the engines fairly. The blocklist is `for_images` only. `seed_drawn`: the caller gave no seed.
         """
         rules = self.prompts if for_images else replace(self.prompts, blocklist=NOTHING_BLOCKED)
         named = (previews, request_id or uuid4().hex, tenant)
-        asked = (self.models, params, uploads, *named, rules, self.upscalers, self.loras)
+        asked = (self.models, params, uploads, *named, rules, self.upscalers, self.loras, seed_drawn)
         # The headers of a hostile file take a while to read, as a LoRA's digest does: they would block the event loop.
         return await asyncio.to_thread(prepare, *asked) if uploads or params.loras else prepare(*asked)
 
@@ -172,8 +173,7 @@ class DiffusionService:
 
     async def enlarge(self, enlargement: Enlargement) -> bytes:
         """Enlarges a picture by `lanczos`, or by one of `upscalers`. Returns a PNG file. Raises EngineError."""
-        is_interpolated = enlargement.upscaler == LANCZOS
-        return await (interpolate(enlargement) if is_interpolated else self._backend.enlarge(enlargement))
+        return await (interpolate if enlargement.upscaler == LANCZOS else self._backend.enlarge)(enlargement)
 
     async def cancel(self, request_id: str, tenant: str = "") -> bool:
         """Cancels that tenant's request, or batch, of this id. Returns False where there is none.

@@ -23,9 +23,10 @@ class JobsConfig(Strict):
 
     Each batch runs `in_flight` entries at a time, and each ingress process `running` jobs. `waiting` jobs may be
     unfinished, `waiting_per_tenant` of them one tenant's, if keys tell tenants apart. Finished jobs are kept for
-    `keep_s` seconds, at most `kept` of them with `max_bytes` of images: the oldest are dropped first. In Redis, if
-    there is one, any ingress takes over a job whose own ingress has been silent for `lease_s` seconds; without Redis
-    jobs live and die with the ingress.
+    `keep_s` seconds, at most `kept` of them with `max_bytes` of images: the oldest are dropped first. The pictures that
+    unfinished jobs start from have as many bytes again, one tenant's `picture_bytes_per_tenant`. In Redis, if there is
+    one, any ingress takes over a job whose own ingress has been silent for `lease_s` seconds; without Redis jobs live
+    and die with the ingress.
     """
 
     max_entries: int = Field(default=1000, ge=1)
@@ -38,6 +39,7 @@ class JobsConfig(Strict):
     keep_s: int = Field(default=3600, ge=1)
     kept: int = Field(default=1000, ge=1)
     max_bytes: int = Field(default=2**29, ge=2**20)
+    picture_bytes_per_tenant: int = Field(default=2**27, ge=2**20)
     lease_s: float = Field(default=15.0, ge=0.1, le=600)
 
     @model_validator(mode="after")

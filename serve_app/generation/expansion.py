@@ -2,8 +2,8 @@
 
 import csv
 import io
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final, Literal, Self
 
@@ -20,7 +20,7 @@ from serve_app.generation.dynamic_prompts import (
     list_combinations,
     parse_dynamic,
 )
-from serve_app.generation.prepare import DRAWN_SEEDS
+from serve_app.generation.prepare import draw_seed
 
 MAX_ROWS: Final = 10_000
 
@@ -70,7 +70,17 @@ def read_csv(text: str) -> Sequence[Mapping[str, str]]:
     return [dict(zip(names, (cell.strip() for cell in line), strict=True)) for line in lines[1:]]
 
 
-def expand(requests: Sequence[Any], expansion: Expansion, wildcards: Wildcards, most: int) -> Iterator[Any] | int:
+@dataclass(frozen=True, slots=True)
+class ExpandedEntry:
+    """The `fields` of an entry, or what stands in their place; `seed_drawn` says that its request had no seed."""
+
+    fields: Any
+    seed_drawn: bool = False
+
+
+def expand(
+    requests: Sequence[Any], expansion: Expansion, wildcards: Wildcards, most: int
+) -> Iterator[ExpandedEntry] | int:
     """Yields the requests, expanded; or returns how many there would be, where they are more than `most`.
 
     In order of requests, rows, variants, formats. A request without a seed gets one, so that its variants can be made
@@ -91,15 +101,17 @@ def _expand_all(
     parsed: Sequence[Parts | None],
     rows: Sequence[Mapping[str, str] | None],
     formats: Sequence[str | None],
-) -> Iterator[Any]:
+) -> Iterator[ExpandedEntry]:
     for entry, parts in zip(requests, parsed, strict=True):
         if not isinstance(entry, dict):
             # What it is instead is told by whoever validates it.
-            yield entry
+            yield ExpandedEntry(entry)
             continue
-        seed = _seed_of(entry)
+        given = _seed_of(entry)
+        seed = draw_seed() if given == -1 else given
         for row, (variant, prompt), name in product(rows, enumerate(_texts(parts, expansion, seed)), formats):
-            fields = {**entry, "seed": seed + variant} if seed is not None and parts is not None else {**entry}
+            seeded = seed is not None and parts is not None
+            fields = {**entry, "seed": (seed or 0) + variant} if seeded else {**entry}
             if prompt is not None:
                 fields["prompt"] = prompt
             if row is not None:
@@ -107,7 +119,7 @@ def _expand_all(
                 fields["template_values"] = {**(own if isinstance(own, dict) else {}), **row}
             if name is not None:
                 fields["ad_format"] = name
-            yield fields
+            yield ExpandedEntry(fields, seed_drawn=seeded and given == -1)
 
 
 def _parse(entry: Any, expansion: Expansion, wildcards: Wildcards) -> Parts | None:
@@ -132,8 +144,8 @@ def _texts(parts: Parts | None, expansion: Expansion, seed: int | None) -> Seque
 
 
 def _seed_of(entry: Mapping[str, Any]) -> int | None:
-    """Returns an entry's seed, drawn if it has none; None for what is no seed, and will be refused as it is."""
+    """Returns an entry's seed, -1 if it has none; None for what is no seed, and will be refused as it is."""
     given = normalise_fields({"seed": entry.get("seed")}, GenerationParams).get("seed", -1)
     if isinstance(given, bool) or not isinstance(given, int) or given < -1:
         return None
-    return secrets.randbelow(DRAWN_SEEDS) if given == -1 else given
+    return given

@@ -31,8 +31,12 @@ def prepare(
     prompts: PromptRules = _BUILT_IN,
     upscalers: Sequence[str] = (),
     loras: LoraCatalogue = NO_LORAS,
+    seed_drawn: bool = False,
 ) -> Prepared:
-    """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter."""
+    """Returns the request, with an id of its own, that one of `models` can run. Raises InvalidParameter.
+
+    `seed_drawn` says that the seed in `params` was drawn for this request before, and is no wish of its caller.
+    """
     header = check_uploads(uploads, params) if uploads else None
     task: Task = uploads.task if uploads else "text-to-image"
     references = len(uploads.references) if uploads else 0
@@ -40,7 +44,8 @@ def prepare(
     asked = fill_in_reference(apply_ad_format(with_seed(params), spec), references, spec)
     asked = fill_in_size(asked, header, spec)
     asked = effective_params(asked, spec, task)
-    if asked.cache == "similar" and asked.seed == params.seed:
+    seed_drawn = seed_drawn or asked.seed != params.seed
+    if asked.cache == "similar" and not seed_drawn:
         raise InvalidParameter("seed", "cannot be given with `cache` similar: images may begin from others' noise")
     _check_controls(asked, uploads, spec)
     _check_upscaler(asked, upscalers)
@@ -53,7 +58,7 @@ def prepare(
         uploads=uploads,
         tenant=tenant,
         name=name,
-        seed_drawn=asked.seed != params.seed,
+        seed_drawn=seed_drawn,
         loras=loras.resolve(asked.loras, spec) if asked.loras else (),
         embeddings=prompts.embeddings.find_in([styled.prompt, styled.negative_prompt]),
     )
@@ -79,7 +84,12 @@ def with_seed(params: GenerationParams) -> GenerationParams:
     """Returns `params` with a seed, drawn if none was given; once per request: caching and replays rely on it."""
     if params.seed is not None and params.seed >= 0:
         return params
-    return params.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+    return params.model_copy(update={"seed": draw_seed()})
+
+
+def draw_seed() -> int:
+    """Draws a seed for whoever has given none."""
+    return secrets.randbelow(DRAWN_SEEDS)
 
 
 def _suggest_model(name: str, models: Sequence[ModelSpec]) -> str:

@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
@@ -47,7 +47,8 @@ class Batch:
     """The entries of `params` by their numbers, under one `name`, which `DiffusionService.cancel` knows it by.
 
     At most `in_flight` run at a time, so that a batch does not fill the engines' queues all by itself. Deadlines count
-    from the batch's beginning, `age_s` seconds ago. `pictures` are those that entries start from or take after.
+    from the batch's beginning, `age_s` seconds ago. `pictures` are those that entries start from or take after, and
+    `drawn` the entries whose seeds were drawn for them before.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Batch:
         age_s: float = 0.0,
         clock: Clock = time.monotonic,
         pictures: JobPictures = NO_PICTURES,
+        drawn: Collection[int] = (),
     ) -> None:
         self._service = service
         self._params = params
@@ -69,6 +71,7 @@ class Batch:
         self._clock = clock
         self._begun = clock() - age_s
         self._pictures = pictures
+        self._drawn = drawn
         self._progress_of: dict[int, float] = {}
 
     @property
@@ -87,6 +90,7 @@ class Batch:
                     uploads=self._pictures.uploads_of(index),
                     request_id=part_name(self._name, index),
                     tenant=self._tenant,
+                    seed_drawn=index in self._drawn,
                 )
             except EngineError as error:
                 self._progress_of[index] = 1.0

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 class QueuedJob(NamedTuple):
     """An unfinished job, one that is being worked on included. `tenant` may be any word that stands for its tenant, and
-    `round` is when it runs: those of a lower round come first.
+    `round` is when it runs: those of a lower round come first. `picture_bytes` have the pictures that it starts from.
     """
 
     id: str
     tenant: str
     round: int
+    picture_bytes: int = 0
 
 
 def next_round(unfinished: Sequence[QueuedJob], tenant: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.config.strict import Strict
@@ -26,11 +26,12 @@ DONE: Final = 200
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """`params` are the entries to be made, with seeds, by their numbers; of `entries`, some may have been refused
-    before. `documents` are in the order in which entries ended, `files` the image files that this process holds;
-    `unsaved` are entries that only this process knows. Times are seconds since 1970. Jobs run in the order of their
-    `round` (`fair_order.py`), and `ahead` unfinished jobs come before it. `callbacks` is what its caller wants to be
-    called back about. `pictures` are those that entries start from or take after, as long as it is not over.
+    """`params` are the entries to be made, with seeds, by their numbers; of the `drawn` ones, the seed is not the
+    caller's own. Of `entries`, some may have been refused before. `documents` are in the order in which entries ended,
+    `files` the image files that this process holds; `unsaved` are entries that only this process knows. Times are
+    seconds since 1970. Jobs run in the order of their `round` (`fair_order.py`), and `ahead` unfinished jobs come
+    before it. `callbacks` is what its caller wants to be called back about. `pictures` are those that entries start
+    from or take after, as long as it is not over.
 
     It has `succeeded` where at least one entry has images, and `failed` where none has.
     """
@@ -42,6 +43,7 @@ class Job:
     params: Mapping[int, GenerationParams]
     callbacks: CallbackRequest | None = None
     pictures: JobPictures = NO_PICTURES
+    drawn: frozenset[int] = frozenset()
     state: State = "queued"
     started: float | None = None
     finished: float | None = None
@@ -70,8 +72,8 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes of the image files held here, and of the entries' own pictures."""
-        return sum(len(file) for files in self.files.values() for file in files) + self.pictures.size
+        """Bytes of the image files held here; the entries' own pictures have a budget of their own."""
+        return sum(len(file) for files in self.files.values() for file in files)
 
     @property
     def progress(self) -> float:
@@ -104,7 +106,8 @@ class Job:
 
 def spec_of(job: Job) -> dict[str, Any]:
     """Returns what never changes of a job, as JSON."""
-    params = {str(index): params.model_dump(mode="json") for index, params in job.params.items()}
+    # What nobody has set is left to the model's own defaults, whichever process makes the entry.
+    params = {str(index): params.model_dump(mode="json", exclude_unset=True) for index, params in job.params.items()}
     spec = {"tenant": job.tenant, "created": job.created, "entries": job.entries, "params": params}
     # Left out where there is none: during an update, processes of the version before read it as well.
     if job.callbacks is not None:
@@ -112,6 +115,11 @@ def spec_of(job: Job) -> dict[str, Any]:
     if job.pictures.layout.size:
         spec["pictures"] = job.pictures.layout.model_dump(mode="json")
     return spec
+
+
+def notes_of(job: Job) -> dict[str, Any]:
+    """Returns what goes beside a spec, as JSON: processes of the version before pass over it, and do without."""
+    return {"drawn": sorted(job.drawn)} if job.drawn else {}
 
 
 def state_of(job: Job) -> dict[str, Any]:
@@ -132,6 +140,12 @@ class _Spec(Strict):
     params: dict[int, GenerationParams]
     callbacks: CallbackRequest | None = None
     pictures: PictureLayout = PictureLayout()
+
+
+class _Notes(BaseModel):
+    """A later version may note more."""
+
+    drawn: frozenset[int] = frozenset()
 
 
 class _State(Strict):
@@ -155,14 +169,22 @@ class _Document(BaseModel):
     images: list[_Image] = []
 
 
-def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) -> Job:
-    """Rebuilds a job from what was saved of it. Raises ValueError where that makes no sense to this version."""
-    saved, now = _Spec.model_validate(spec), _State.model_validate(state)
+class UnknownForm(Exception):
+    """A job was saved in a form that this version does not know; the one that saved it does."""
+
+
+def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any], notes: Any = None) -> Job:
+    """Rebuilds a job from what was saved of it. Raises UnknownForm, and ValueError where that makes no sense."""
+    try:
+        saved, noted = _Spec.model_validate(spec), _Notes.model_validate(notes or {})
+        now = _State.model_validate(state)
+        described = {index: _Document.model_validate(document) for index, document in documents.items()}
+    except ValidationError as error:
+        raise UnknownForm(f"job {job_id} was saved by another version") from error
     if (now.finished is None) != (now.state in UNFINISHED):
         raise ValueError("a job is over from its end on")
-    for index, document in documents.items():
-        if _Document.model_validate(document).index != index:
-            raise ValueError("a document is another entry's")
+    if any(document.index != index for index, document in described.items()):
+        raise ValueError("a document is another entry's")
     if now.state not in UNFINISHED and not documents.keys() >= set(now.order):
         raise ValueError("a finished job has lost some of its entries")
     # An entry may have been saved a moment after the state that was read.
@@ -176,6 +198,7 @@ def restore(job_id: str, spec: Any, state: Any, documents: Mapping[int, Any]) ->
         params=saved.params,
         callbacks=saved.callbacks,
         pictures=JobPictures(saved.pictures, {}),
+        drawn=noted.drawn,
         state=now.state,
         started=now.started,
         finished=now.finished,

@@ -9,7 +9,7 @@ from serve_app.jobs.job import Job
 
 class LocalJobs:
     """Finished jobs leave after `keep_s` seconds; and earlier, the oldest first, when they are more than `kept`, or
-    when all images together take more than `max_bytes`.
+    when all their results together take more than `max_bytes`.
     """
 
     def __init__(self, config: JobsConfig) -> None:
@@ -31,7 +31,7 @@ class LocalJobs:
     @property
     def queue(self) -> list[QueuedJob]:
         """The unfinished jobs, as the fair order knows them."""
-        return [QueuedJob(job.id, digest_of(job.tenant), job.round) for job in self.unfinished]
+        return [QueuedJob(job.id, digest_of(job.tenant), job.round, job.pictures.size) for job in self.unfinished]
 
     def get(self, job_id: str) -> Job | None:
         """Returns the job of that id."""
@@ -65,7 +65,7 @@ class LocalJobs:
                 self.drop(job)
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` bytes of images can be kept; makes room for them where that is possible.
+        """Whether `size` bytes of results can be kept; makes room for them where that is possible.
 
         What is saved elsewhere leaves first, then finished jobs, the oldest first.
         """

@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -24,14 +24,13 @@ from serve_app.jobs.fair_order import QueuedJob, digest_of, next_round
 from serve_app.jobs.job import Document, Job
 from serve_app.jobs.pictures import NO_PICTURES, JobPictures
 from serve_app.jobs.runner import Clock, Describe, JobRunner, finish_job, spawn
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store import MAX_LISTED, JobStore
 from serve_app.service import DiffusionService
 
 log = logging.getLogger(__name__)
 
 FOLLOW_S: Final = 0.5
 CANCEL_S: Final = 3.0
-MAX_LISTED: Final = 100
 RETRY_S: Final = 30.0
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -42,6 +41,14 @@ class TooManyJobs(Exception):
 
     def __init__(self, limit: int) -> None:
         super().__init__("too many jobs")
+        self.limit = limit
+
+
+class TooManyPictures(Exception):
+    """The pictures of the tenant's unfinished jobs may have `limit` bytes, and no more."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__("too many pictures")
         self.limit = limit
 
 
@@ -66,6 +73,7 @@ class Jobs:
         self._service, self._describe, self._store, self._clock = service, describe, store, clock
         self._runs: dict[str, JobRunner] = {}
         self._arriving: Counter[str] = Counter()
+        self._arriving_bytes: Counter[str] = Counter()
         self._beginning = asyncio.Lock()
         # asyncio keeps weak references only.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,30 +103,37 @@ class Jobs:
         tenant: str,
         callbacks: CallbackRequest | None = None,
         pictures: JobPictures = NO_PICTURES,
+        drawn: Collection[int] = (),
     ) -> Job:
         """Creates a job of these entries, some of which were `refused` when they were read.
 
-        Raises Overloaded where many wait, or their pictures leave no room, TooManyJobs where many of the tenant's do.
+        Raises Overloaded where many wait, or their pictures leave no room; TooManyJobs and TooManyPictures where that
+        is the tenant's own doing.
 
-        `job_id` is `new_job_id`'s.
-        Seeds are drawn now: whichever process makes an entry, and however often, makes the same images.
+        `job_id` is `new_job_id`'s. Seeds are drawn now, but for the `drawn` entries, which have theirs: whichever
+        process makes an entry, and however often, makes the same images.
         """
         seeded = {index: with_seed(each) for index, each in params.items()}
-        job = Job(job_id, tenant, self._clock(), len(params) + len(refused), seeded, callbacks, pictures)
+        unseeded = frozenset(index for index, each in params.items() if each.seed != seeded[index].seed)
+        entries = len(params) + len(refused)
+        job = Job(job_id, tenant, self._clock(), entries, seeded, callbacks, pictures, unseeded.union(drawn))
         for index, document in refused.items():
             job.add(index, document, ())
         self._arriving[tenant] += 1
+        self._arriving_bytes[tenant] += pictures.size
         try:
             unfinished = await self._store.unfinished()
             self._check_room(unfinished, tenant)
-            if pictures.size and await self._store.waiting_bytes() + pictures.size > self.config.max_bytes:
-                raise Overloaded("the pictures of waiting jobs leave no room for these; come back later", RETRY_S)
+            if pictures.size:
+                self._check_room_for_pictures(unfinished, tenant, pictures.size)
             job.round = next_round(unfinished, digest_of(tenant))
             await self._store.add(job)
         finally:
             self._arriving[tenant] -= 1
-            # Without its zeros, or it would hold every tenant that ever came.
+            self._arriving_bytes[tenant] -= pictures.size
+            # Without their zeros, or they would hold every tenant that ever came.
             self._arriving += Counter()
+            self._arriving_bytes += Counter()
         await self._begin_jobs()
         return await self._now(job)
 
@@ -128,6 +143,15 @@ class Jobs:
         own = sum(each.tenant == digest_of(tenant) for each in unfinished) + self._arriving[tenant]
         if tenant and own > self.config.waiting_per_tenant:
             raise TooManyJobs(self.config.waiting_per_tenant)
+
+    def _check_room_for_pictures(self, unfinished: Sequence[QueuedJob], tenant: str, size: int) -> None:
+        if sum(each.picture_bytes for each in unfinished) + self._arriving_bytes.total() > self.config.max_bytes:
+            raise Overloaded("the pictures of waiting jobs leave no room for these; come back later", RETRY_S)
+        limit = self.config.picture_bytes_per_tenant
+        own = sum(each.picture_bytes for each in unfinished if each.tenant == digest_of(tenant))
+        # One set is always taken: however long its caller waited, it would not become smaller.
+        if tenant and own + self._arriving_bytes[tenant] > max(limit, size):
+            raise TooManyPictures(limit)
 
     async def find(self, job_id: str, tenant: str) -> Job | None:
         """Returns the tenant's job of that id."""

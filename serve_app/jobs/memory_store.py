@@ -66,8 +66,5 @@ class MemoryJobStore:
     def has_room(self, size: int) -> bool:
         return self._local.has_room(size)
 
-    async def waiting_bytes(self) -> int:
-        return sum(job.size for job in self._local.unfinished)
-
     async def expire(self, now: float) -> None:
         self._local.expire(now)

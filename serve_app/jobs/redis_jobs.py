@@ -2,12 +2,13 @@
 
 Under `job:<id>:` there are `spec` and `state`, the hashes `documents` and `files` by entry, the `lease`, `cancel` once
 that was asked for, what `callbacks/redis_outbox.py` keeps there, and `pictures` (`redis_pictures.py`).
-`jobs:unfinished` (by creation), `jobs:turns` (of each unfinished one), `jobs:finished` (by their end), `jobs:bytes`
-and, for each tenant, `jobs:of:<digest>` are what is looked through. All that is read back of a job was signed
-(`deployments/signing/signed.py`); what is not of our form is not used, and what has another type than ours is removed.
-Every method raises RedisGone.
+`jobs:unfinished` (by creation), `jobs:turns` (of each: its round and its tenant), `jobs:finished` (by their end),
+`jobs:bytes` (of results), `jobs:picture_bytes` (of unfinished ones' pictures) and, for each tenant, `jobs:of:<digest>`
+(the newest) are what is looked through. All that is read back of a job was signed (`deployments/signing/signed.py`);
+what is not of our form is not used, and what has another type than ours is removed. Every method raises RedisGone.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar, cast
@@ -17,9 +18,10 @@ from redis.asyncio import Redis
 from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.fair_order import QueuedJob, digest_of, fair_order
-from serve_app.jobs.job import Job, restore, spec_of, state_of
-from serve_app.jobs.redis_pictures import RedisPictures
-from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, RELEASE, SAVE, TURNS
+from serve_app.jobs.job import Job, notes_of, restore, spec_of, state_of
+from serve_app.jobs.redis_pictures import SIGNED_BYTES, RedisPictures
+from serve_app.jobs.redis_scripts import BEAT, FILES, LEASE, LOAD, QUEUE, RELEASE, SAVE, TURNS
+from serve_app.jobs.store import MAX_LISTED
 from serve_app.store.redis import RedisGone, RedisTier, WrongType
 from serve_app.store.redis_values import JOB_ID, Damaged, Kinds, listed, moment, number, words
 
@@ -60,6 +62,7 @@ _KINDS: Final = {
     "finished": "zset",
     "turns": "hash",
     "bytes": "hash",
+    "picture_bytes": "hash",
 }
 _PARTS: Final = ("spec", "state", "documents", "files", "lease", "cancel", "callbacks", "uploads", "pictures")
 
@@ -75,7 +78,10 @@ class RedisJobs:
 
     async def put(self, job: Job) -> None:
         """Stores all that is known of the job here, for any process to take it up."""
-        spec, state = self._sign(job.id, "spec", spec_of(job)), self._sign(job.id, "state", state_of(job))
+        notes = notes_of(job)
+        beside = (json.dumps(notes).encode(),) if notes else ()
+        spec = sign(f"{job.id}:spec", spec_of(job), beside, self._key)
+        state = self._sign(job.id, "state", state_of(job))
         saved = set(job.documents)
 
         async def do(redis: Redis) -> None:
@@ -89,9 +95,12 @@ class RedisJobs:
                 for part in ("documents", "files"):
                     pipe.expire(self._of(job.id, part), UNFINISHED_S)
                 pipe.hset(self._key_of("bytes"), job.id, job.size)
+                if job.pictures.size:
+                    pipe.hset(self._key_of("picture_bytes"), job.id, job.pictures.size)
                 pipe.zadd(self._key_of("unfinished"), {job.id: job.created})
                 pipe.hset(self._key_of("turns"), job.id, f"{job.round} {digest_of(job.tenant)}")
                 pipe.zadd(self._tenant(job.tenant), {job.id: job.created})
+                pipe.zremrangebyrank(self._tenant(job.tenant), 0, -MAX_LISTED - 1)
                 pipe.expire(self._tenant(job.tenant), UNFINISHED_S)
                 await pipe.execute()
 
@@ -136,7 +145,7 @@ class RedisJobs:
         async def do(redis: Redis) -> None:
             async with redis.pipeline(transaction=True) as pipe:
                 pipe.zrem(self._key_of("unfinished"), job.id)
-                pipe.hdel(self._key_of("turns"), job.id)
+                pipe.hdel(self._key_of("picture_bytes"), job.id)
                 pipe.zadd(self._key_of("finished"), {job.id: finished})
                 for part in ("spec", "state", "documents", "files", "callbacks", "uploads"):
                     pipe.expire(self._of(job.id, part), self._keep_s)
@@ -146,24 +155,26 @@ class RedisJobs:
         await self._call(do, self._kinds(job.id))
         await self._trim(now)
 
-    async def release(self, job: Job) -> None:
+    async def release(self, job_id: str) -> None:
         """Ends the lease: the next process need not wait until it has run out."""
-        await self._script(RELEASE, (self._of(job.id, "lease"),), self._token)
+        await self._script(RELEASE, (self._of(job_id, "lease"),), self._token)
 
     async def load(self, job_id: str) -> Job | None:
         """Returns all that is known of the job but its image files; None where there is none, or it was tampered with.
 
-        Of one that is not over, an entry whose document was tampered with is to be made again.
+        Of one that is not over, an entry whose document was tampered with is to be made again. Raises UnknownForm.
         """
         keys = tuple(self._of(job_id, part) for part in ("spec", "state", "documents"))
         said = await self._script(LOAD, keys, MOST_BYTES, MOST_MEMBERS)
-        turns = await self._read_queue()
+        turns = await self.unfinished()
         try:
             spec, state, *rest = listed(said)
             if not spec or not state:
                 return None
             documents, broken = self._documents(job_id, rest)
-            job = restore(job_id, self._verify(job_id, "spec", spec), self._verify(job_id, "state", state), documents)
+            saved, beside = verify(f"{job_id}:spec", spec, self._key)
+            notes = json.loads(beside[0]) if beside else None
+            job = restore(job_id, saved, self._verify(job_id, "state", state), documents, notes)
         except (BadSignature, Damaged, ValueError):
             self._tier.note_damage(f"job {job_id}")
             return None
@@ -187,7 +198,7 @@ class RedisJobs:
 
     async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
         """Returns the image files of an entry."""
-        data = await self._script(FILES, (self._of(job_id, "files"),), str(index), self._max_bytes)
+        data = await self._script(FILES, (self._of(job_id, "files"),), str(index), self._max_bytes + SIGNED_BYTES)
         try:
             return verify(f"{job_id}:files:{index}", data, self._key)[1] if data else None
         except BadSignature:
@@ -196,8 +207,13 @@ class RedisJobs:
 
     async def unfinished(self) -> list[QueuedJob]:
         """Returns the jobs that run or wait, in the order of their creation; their tenants are digests."""
-
-        return await self._read_queue()
+        keys = tuple(self._key_of(name) for name in ("unfinished", "turns", "picture_bytes"))
+        said = await self._script(QUEUE, keys, MOST_MEMBERS)
+        try:
+            rows = zip(listed(said)[::3], said[1::3], said[2::3], strict=True)
+            return [_parse_queued(job_id.decode(), *more) for job_id, *more in rows if words([job_id], JOB_ID)]
+        except (Damaged, ValueError):
+            raise RedisGone("it did not answer as it should") from None
 
     async def of_tenant(self, tenant: str, most: int) -> list[str]:
         """Returns the ids of the tenant's jobs, the newest first; some of them may be gone."""
@@ -211,6 +227,9 @@ class RedisJobs:
 
     async def forget(self, *job_ids: str) -> None:
         """Removes these jobs."""
+        said = await self._script(TURNS, (self._key_of("turns"),), *job_ids)
+        jobs = map(_parse_queued, job_ids, said if isinstance(said, list) else ())
+        listed_in = {job.id: self._key_of(f"of:{job.tenant}") for job in jobs if JOB_ID.fullmatch(job.tenant)}
 
         async def do(redis: Redis) -> None:
             async with redis.pipeline(transaction=True) as pipe:
@@ -218,11 +237,13 @@ class RedisJobs:
                     pipe.delete(*(self._of(job_id, part) for part in _PARTS))
                 pipe.zrem(self._key_of("unfinished"), *job_ids)
                 pipe.zrem(self._key_of("finished"), *job_ids)
-                pipe.hdel(self._key_of("bytes"), *job_ids)
-                pipe.hdel(self._key_of("turns"), *job_ids)
+                for name in ("bytes", "picture_bytes", "turns"):
+                    pipe.hdel(self._key_of(name), *job_ids)
+                for job_id, key in listed_in.items():
+                    pipe.zrem(key, job_id)
                 await pipe.execute()
 
-        await self._call(do, self._kinds(*job_ids))
+        await self._call(do, {**self._kinds(*job_ids), **dict.fromkeys(listed_in.values(), "zset")})
 
     async def _trim(self, now: float) -> None:
         """Forgets finished jobs that have been kept long enough, or are too many, or too large, the oldest first."""
@@ -245,14 +266,6 @@ class RedisJobs:
         if ours := [job_id for job_id in gone if JOB_ID.fullmatch(job_id)]:
             await self.forget(*ours)
 
-    async def _read_queue(self) -> list[QueuedJob]:
-        said = await self._script(TURNS, (self._key_of("unfinished"), self._key_of("turns")), MOST_MEMBERS)
-        try:
-            pairs = zip(listed(said)[::2], said[1::2], strict=True)
-            return [_parse_queued(job_id.decode(), turn) for job_id, turn in pairs if words([job_id], JOB_ID)]
-        except (Damaged, ValueError):
-            raise RedisGone("it did not answer as it should") from None
-
     async def _call(self, do: Callable[[Redis], Awaitable[T]], kinds: Kinds) -> T:
         """Calls `do`; once more where something of another type had taken the place of one of `kinds`."""
         try:
@@ -268,7 +281,7 @@ class RedisJobs:
     def _kinds(self, *job_ids: str, tenant: str | None = None) -> Kinds:
         """Returns the types of all keys of these jobs."""
         keys = [self._of(job_id, part) for job_id in job_ids for part in _PARTS]
-        keys += [self._key_of(name) for name in ("unfinished", "finished", "turns", "bytes")]
+        keys += [self._key_of(name) for name in ("unfinished", "finished", "turns", "bytes", "picture_bytes")]
         return {key: _kind_of(key) for key in keys} | ({} if tenant is None else {self._tenant(tenant): "zset"})
 
     def _sign(self, job_id: str, place: str, header: Any) -> bytes:
@@ -298,7 +311,7 @@ def _kind_of(key: str) -> str:
     return _KINDS[key.rpartition(":")[2]]
 
 
-def _parse_queued(job_id: str, said: Any) -> QueuedJob:
+def _parse_queued(job_id: str, said: Any, picture_bytes: Any = None) -> QueuedJob:
     """Parses a job's round; one that Redis has lost, or that was tampered with, is the first."""
     turn, _, tenant = (said if isinstance(said, bytes) else b"").partition(b" ")
-    return QueuedJob(job_id, tenant.decode("ascii", errors="replace"), number(turn))
+    return QueuedJob(job_id, tenant.decode("ascii", errors="replace"), number(turn), number(picture_bytes))

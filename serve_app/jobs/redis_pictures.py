@@ -5,18 +5,18 @@ Every method raises RedisGone.
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from redis.asyncio import Redis
 
 from deployments.signing.signed import BadSignature, sign, verify
 from serve_app.jobs.job import Job
 from serve_app.jobs.pictures import JobPictures
-from serve_app.jobs.redis_scripts import DROP_PICTURES, FILES
+from serve_app.jobs.redis_scripts import FILES
 from serve_app.store.redis import RedisTier, WrongType
-from serve_app.store.redis_values import number
 
-MOST_JOBS: Final = 10_000
+SIGNED_BYTES: Final = 1024
+"""What a signature, and the sizes of a few files, add to these at most."""
 
 
 class RedisPictures:
@@ -57,35 +57,18 @@ class RedisPictures:
 
     async def drop(self, job: Job) -> None:
         """Removes the pictures of a job that is over."""
-        size = job.pictures.layout.size
-        if size:
-            arguments = (self._of(job.id), self._sizes, job.id, str(size))
-            await self._tier.call(lambda redis: redis.eval(DROP_PICTURES, 2, *arguments), self._call_s)
-
-    async def waiting_bytes(self) -> int:
-        """Returns how many bytes unfinished jobs have here, their pictures and what was made of them."""
-
-        async def do(redis: Redis) -> list[Any]:
-            ids: Any = await redis.zrange(f"{self._tier.prefix}jobs:unfinished", 0, MOST_JOBS - 1)
-            return await cast(Awaitable[list[Any]], redis.hmget(self._sizes, ids)) if ids else []
-
-        try:
-            return sum(number(size) for size in await self._tier.call(do, self._call_s))
-        except WrongType:
-            return 0
+        if job.pictures.layout.size:
+            await self._tier.call(lambda redis: redis.delete(self._of(job.id)), self._call_s)
 
     def _sign_all(self, job: Job) -> dict[str, bytes]:
         files = job.pictures.files.items()
         return {digest: sign(_place(job.id, digest), None, (file,), self._key) for digest, file in files}
 
     async def _read_file(self, key: str, digest: str) -> bytes:
+        most = str(self._max_bytes + SIGNED_BYTES)
         return await self._tier.call(
-            lambda redis: cast(Awaitable[bytes], redis.eval(FILES, 1, key, digest, str(self._max_bytes))), self._call_s
+            lambda redis: cast(Awaitable[bytes], redis.eval(FILES, 1, key, digest, most)), self._call_s
         )
-
-    @property
-    def _sizes(self) -> str:
-        return f"{self._tier.prefix}jobs:bytes"
 
     def _of(self, job_id: str) -> str:
         return f"{self._tier.prefix}job:{job_id}:pictures"

@@ -68,28 +68,41 @@ end
 return out
 """
 
-# KEYS: unfinished, turns. ARGV: jobs. Gives each job's id and turn.
-TURNS: Final = """
+_SHORT: Final = """
+local function short(key, field)
+  return redis.call('hstrlen', key, field) <= 64 and redis.call('hget', key, field) or ''
+end
+"""
+
+# KEYS: unfinished, turns, picture_bytes. ARGV: jobs. Gives each job's id, turn and bytes.
+QUEUE: Final = (
+    _SHORT
+    + """
 local out = {}
 for _, id in ipairs(redis.call('zrange', KEYS[1], 0, ARGV[1] - 1)) do
   if #id == 32 then
     out[#out + 1] = id
-    out[#out + 1] = redis.call('hstrlen', KEYS[2], id) <= 64 and redis.call('hget', KEYS[2], id) or ''
+    out[#out + 1] = short(KEYS[2], id)
+    out[#out + 1] = short(KEYS[3], id)
   end
 end
 return out
 """
+)
+
+# KEYS: turns. ARGV: ids. Gives each job's turn.
+TURNS: Final = (
+    _SHORT
+    + """
+local out = {}
+for i, id in ipairs(ARGV) do out[i] = short(KEYS[1], id) end
+return out
+"""
+)
 
 FILES: Final = """
 if redis.call('hstrlen', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return '' end
 return redis.call('hget', KEYS[1], ARGV[1]) or ''
-"""
-
-# KEYS: pictures, bytes. ARGV: id, size. A job that was forgotten meanwhile has no bytes to count less.
-DROP_PICTURES: Final = """
-redis.call('del', KEYS[1])
-if redis.call('hexists', KEYS[2], ARGV[1]) == 1 then redis.call('hincrby', KEYS[2], ARGV[1], -tonumber(ARGV[2])) end
-return 1
 """
 
 RELEASE: Final = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end return 1"

@@ -4,25 +4,36 @@ The one place that asks whether Redis is there. A job that is here only says tha
 answers again, it is saved there.
 """
 
+import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from typing import Final
 
 from deployments.engine.protocol.errors import Overloaded
 from serve_app.jobs.fair_order import QueuedJob, fair_order
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import Job, UnknownForm
 from serve_app.jobs.local_jobs import LocalJobs
 from serve_app.jobs.memory_store import MemoryJobStore
 from serve_app.jobs.redis_jobs import RedisJobs
 from serve_app.jobs.store import LeaseLost, LeaseState
 from serve_app.store.redis import RedisGone
 
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], float]
+
+LEAVE_S: Final = 24 * 3600.0
+"""Longer than an update takes, and the jobs that wait meanwhile."""
+
 
 class RedisJobStore(MemoryJobStore):
     """A `JobStore` that processes share. `local` holds the jobs that run here, and those that Redis does not have."""
 
-    def __init__(self, local: LocalJobs, redis: RedisJobs) -> None:
+    def __init__(self, local: LocalJobs, redis: RedisJobs, clock: Clock = time.monotonic) -> None:
         super().__init__(local)
-        self._redis = redis
+        self._redis, self._clock = redis, clock
+        self._left: dict[str, float] = {}
 
     @property
     def only_here(self) -> list[Job]:
@@ -46,9 +57,10 @@ class RedisJobStore(MemoryJobStore):
         found = {job.id: job for job in self._local.of_tenant(tenant)}
         with _needing_redis():
             for job_id in await self._redis.of_tenant(tenant, most):
-                job = None if job_id in found else await self._redis.load(job_id)
-                if job is not None and job.tenant == tenant:
-                    found[job_id] = job
+                with suppress(UnknownForm):
+                    job = None if job_id in found else await self._redis.load(job_id)
+                    if job is not None and job.tenant == tenant:
+                        found[job_id] = job
         return sorted(found.values(), key=lambda job: job.created, reverse=True)[:most]
 
     async def files(self, job_id: str, index: int) -> tuple[bytes, ...] | None:
@@ -70,18 +82,24 @@ class RedisJobStore(MemoryJobStore):
             async for job in ours:
                 yield job
         with suppress(RedisGone):
-            for job_id in fair_order(await self._redis.unfinished()):
+            waiting = fair_order(await self._redis.unfinished())
+            self._left = {job_id: since for job_id, since in self._left.items() if job_id in waiting}
+            for job_id in waiting:
                 if not has_capacity():
                     return
-                if job_id in self._local or not await self._redis.lease(job_id):
+                if job_id in self._local or self._is_left(job_id) or not await self._redis.lease(job_id):
                     continue
-                loaded = await self._load_whole(job_id)
+                try:
+                    loaded = await self._load_whole(job_id)
+                except UnknownForm:
+                    await self._leave(job_id)
+                    continue
                 if loaded is None:
                     await self._redis.forget(job_id)
                     continue
                 if not has_capacity():
                     # This process has begun to stop meanwhile, and nobody here would work on it.
-                    await self._redis.release(loaded)
+                    await self._redis.release(job_id)
                     return
                 self._local.add(loaded)
                 yield loaded
@@ -136,7 +154,7 @@ class RedisJobStore(MemoryJobStore):
 
     async def release(self, job: Job) -> None:
         with suppress(RedisGone):
-            await self._redis.release(job)
+            await self._redis.release(job.id)
 
     async def expire(self, now: float) -> None:
         await super().expire(now)
@@ -144,11 +162,18 @@ class RedisJobStore(MemoryJobStore):
             if job.over:
                 await self.finish(job)
 
-    async def waiting_bytes(self) -> int:
-        try:
-            return await self._redis.pictures.waiting_bytes()
-        except RedisGone:
-            return await super().waiting_bytes()
+    def _is_left(self, job_id: str) -> bool:
+        """Whether the job was left to another version a while ago, and is to be left on."""
+        return job_id in self._left and self._clock() - self._left[job_id] < LEAVE_S
+
+    async def _leave(self, job_id: str) -> None:
+        """Leaves a job to the version that can read it, for a day: nobody may be there any more who can."""
+        if job_id in self._left:
+            await self._redis.forget(job_id)
+            return
+        log.warning("job %s was saved by another version of this service, and is left to it", job_id)
+        self._left[job_id] = self._clock()
+        await self._redis.release(job_id)
 
     async def _put(self, job: Job) -> None:
         # In this order: who takes up a job finds its pictures.
@@ -176,8 +201,10 @@ class RedisJobStore(MemoryJobStore):
 
 @contextmanager
 def _needing_redis() -> Iterator[None]:
-    """Raises Overloaded in the place of RedisGone."""
+    """Raises Overloaded in the place of RedisGone and UnknownForm."""
     try:
         yield
     except RedisGone:
         raise Overloaded("this job may be kept in Redis, which does not answer; come back later") from None
+    except UnknownForm:
+        raise Overloaded("only another version of this service, which is being updated, knows this job") from None

@@ -104,6 +104,7 @@ class JobRunner:
             in_flight=config.in_flight,
             age_s=age_s,
             pictures=job.pictures,
+            drawn=job.drawn,
         )
         holding = spawn(self._hold_lease())
         try:

@@ -1,10 +1,13 @@
 """Where jobs are kept: what their manager and runners need of it, and nothing of how."""
 
 from collections.abc import AsyncGenerator, Callable, Collection
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from serve_app.jobs.fair_order import QueuedJob
 from serve_app.jobs.job import Job
+
+MAX_LISTED: Final = 100
+"""The most jobs of one tenant that are listed."""
 
 LeaseState = Literal["ours", "cancel", "lost"]
 """Of a job being worked on: still ours; ours, and somebody has asked for its end; or another process'."""
@@ -15,7 +18,9 @@ class LeaseLost(Exception):
 
 
 class JobStore(Protocol):
-    """Used on one event loop. Every method raises Overloaded where it would need Redis, which does not answer."""
+    """Used on one event loop. Every method raises Overloaded where it would need Redis, which does not answer, or a job
+    that only another version of this service can read.
+    """
 
     @property
     def only_here(self) -> list[Job]:
@@ -64,10 +69,7 @@ class JobStore(Protocol):
         """Forgets, in this process, a job that another one works on."""
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` bytes of images can be kept here; makes room for them where that is possible."""
-
-    async def waiting_bytes(self) -> int:
-        """The bytes that unfinished jobs have, their pictures and what was made of them."""
+        """Whether `size` bytes of results can be kept here; makes room for them where that is possible."""
 
     async def expire(self, now: float) -> None:
         """Lets go of jobs that were kept long enough, and saves those that could not be when it was time."""

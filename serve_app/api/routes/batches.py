@@ -32,7 +32,7 @@ from serve_app.api.responses.job_submission import prefers_async, submit_job
 from serve_app.api.responses.large_json import json_response, let_others_run
 from serve_app.api.responses.stream_events import NamedEvent
 from serve_app.config.sections import JobsConfig
-from serve_app.generation.expansion import Expansion, expand
+from serve_app.generation.expansion import ExpandedEntry, Expansion, expand
 from serve_app.generation.uploads import check_references
 from serve_app.jobs.batch import Batch, Outcome
 from serve_app.jobs.callbacks import CallbackRequest
@@ -57,13 +57,15 @@ class BatchBody(CallbackFields):
 @dataclass(frozen=True, slots=True)
 class BatchEntries:
     """The entries by index: the valid ones' parameters, and the problems of the others; what its caller asks to be
-    called back about, and the reference images that all entries take after.
+    called back about, and the reference images that all entries take after. Of the `drawn` ones, the seed in their
+    parameters is not the caller's.
     """
 
     params: dict[int, GenerationParams]
     refused: dict[int, Problem]
     callbacks: CallbackRequest | None = None
     pictures: JobPictures = NO_PICTURES
+    drawn: frozenset[int] = frozenset()
 
     @property
     def images(self) -> int:
@@ -109,8 +111,15 @@ async def batch_generate(request: Request, service: ServiceDep, jobs: JobsDep) -
     async def work() -> Response:
         await _charge(request, service, batch_entries)
         if later:
-            entries = batch_entries
-            return await submit_job(request, jobs, entries.params, entries.refused, entries.callbacks, entries.pictures)
+            return await submit_job(
+                request,
+                jobs,
+                batch_entries.params,
+                batch_entries.refused,
+                batch_entries.callbacks,
+                batch_entries.pictures,
+                batch_entries.drawn,
+            )
         return await _answer_whole(request, batch_entries, _start_batch(request, service, jobs.config, batch_entries))
 
     return await run_once(request, {"later": later, "body": body}, references, work)
@@ -127,11 +136,13 @@ async def read_batch(request: Request, body: dict[str, Any], config: JobsConfig)
         batch = BatchBody.model_validate(body)
     except ValidationError as error:
         raise problem_of_errors(error, known=set(BatchBody.model_fields)) from None
-    entries = batch.requests
+    entries, drawn = batch.requests, frozenset[int]()
     if batch.expand is not None:
-        entries = await asyncio.to_thread(_expand, batch.requests, batch.expand, request, config.max_entries)
+        expanded = await asyncio.to_thread(_expand, batch.requests, batch.expand, request, config.max_entries)
+        entries = [each.fields for each in expanded]
+        drawn = frozenset(index for index, each in enumerate(expanded) if each.seed_drawn)
     defaults = batch.model_dump(include={"priority", "deadline_ms"}, exclude_none=True)
-    batch_entries = BatchEntries({}, {})
+    batch_entries = BatchEntries({}, {}, drawn=drawn)
     # The first faults are reported in full; of the entries after them only each one's first fault.
     room = MAX_FAULTS
     use = read_cache_control(request)
@@ -170,7 +181,7 @@ async def _refuse_blocked(service: ServiceDep, batch_entries: BatchEntries) -> N
         await let_others_run()
 
 
-def _expand(requests: list[Any], expansion: Expansion, request: Request, most: int) -> list[Any]:
+def _expand(requests: list[Any], expansion: Expansion, request: Request, most: int) -> list[ExpandedEntry]:
     """Returns the entries that the requests stand for. Raises Problem for more than `most`, and InvalidParameter."""
     expanded = expand(requests, expansion, request.app.state.wildcards, most)
     if isinstance(expanded, int):
@@ -197,7 +208,8 @@ async def _charge(request: Request, service: ServiceDep, batch_entries: BatchEnt
     for index, params in batch_entries.params.items():
         with suppress(EngineError):
             uploads = batch_entries.pictures.uploads_of(index)
-            ready.append(await service.prepare(params, uploads=uploads, for_images=False))
+            drawn = index in batch_entries.drawn
+            ready.append(await service.prepare(params, uploads=uploads, for_images=False, seed_drawn=drawn))
         await let_others_run()
     await charge_refused(request, len(batch_entries.refused))
     await charge(request, *ready)
@@ -214,6 +226,7 @@ def _start_batch(
         tenant=tenant,
         in_flight=config.in_flight,
         pictures=batch_entries.pictures,
+        drawn=batch_entries.drawn,
     ).outcomes()
 
 

@@ -82,11 +82,14 @@ async def transfer_style(request: Request, service: ServiceDep, jobs: JobsDep) -
         # In a thread: digests of megabytes take a while.
         pictures = await asyncio.to_thread(lambda: asked.pictures)
         # One seed for all, so that they become a set; an entry's images count on from it.
-        params = with_seed(permit(request, asked.params))
-        ready, refused = await _prepare_all(request, service, params, pictures, len(asked.images))
+        params = with_seed(asked.params)
+        drawn = params.seed != asked.params.seed
+        params = permit(request, params)
+        ready, refused = await _prepare_all(request, service, params, pictures, len(asked.images), drawn)
         await charge_refused(request, len(refused))
         await charge(request, *ready.values())
-        return await submit_job(request, jobs, dict.fromkeys(ready, params), refused, callbacks, pictures)
+        entries = dict.fromkeys(ready, params)
+        return await submit_job(request, jobs, entries, refused, callbacks, pictures, frozenset(ready) if drawn else ())
 
     return await run_once(request, understood, (*asked.images, None, *asked.references), work)
 
@@ -140,20 +143,29 @@ def _read_callbacks(request: Request, asked: StyleTransfer) -> CallbackRequest |
 
 
 async def _prepare_all(
-    request: Request, service: DiffusionService, params: GenerationParams, pictures: JobPictures, count: int
+    request: Request,
+    service: DiffusionService,
+    params: GenerationParams,
+    pictures: JobPictures,
+    count: int,
+    drawn: bool,
 ) -> tuple[dict[int, Prepared], dict[int, Problem]]:
-    """Returns the entries that can be made, to be charged for, and what is wrong with the pictures of the others.
+    """Returns the entries that can be made, to be charged for, and what is wrong with the pictures of the others: the
+    shape of a picture, too, where that decides a side.
 
     Raises EngineError for what all of them share.
     """
+    has_both_sides = params.width is not None and params.height is not None
+    own_fields = {IMAGE_FIELD} if has_both_sides else {IMAGE_FIELD, "width", "height"}
     ready: dict[int, Prepared] = {}
     refused: dict[int, Problem] = {}
     tenant = principal_of(request).tenant
     for index in range(count):
         try:
-            ready[index] = await service.prepare(params, uploads=pictures.uploads_of(index), tenant=tenant)
+            uploads = pictures.uploads_of(index)
+            ready[index] = await service.prepare(params, uploads=uploads, tenant=tenant, seed_drawn=drawn)
         except InvalidParameter as error:
-            if error.field != IMAGE_FIELD:
+            if error.field not in own_fields:
                 raise
             refused[index] = problem_of(error)
     return ready, refused

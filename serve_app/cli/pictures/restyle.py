@@ -17,6 +17,7 @@ from serve_app.cli.progress import check_url
 from serve_app.cli.results import SavedJob, save_all, say, summary_of
 from serve_app.client import DarkroomClient, DarkroomError
 from serve_app.client.messages import DEFAULT_URL
+from serve_app.generation.prepare import draw_seed
 from serve_app.jobs.pictures import MAX_SET
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -53,7 +54,8 @@ def restyle(
         "prompt": prompt,
         "strength": strength,
         "steps": steps,
-        "seed": seed,
+        # Drawn here: a folder may take several calls, and each would draw its own.
+        "seed": draw_seed() if seed in (None, -1) else seed,
         "guidance": guidance,
         "negative_prompt": negative_prompt,
         "style": style,

@@ -12,7 +12,7 @@ import pytest
 import redis
 import torch
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.engine.sampling.latents import STATE_SLOTS
 from deployments.engine.similar.saved_states import SavedState, SavedStates
 from deployments.sharing import shared_log, state_sharing
@@ -23,20 +23,6 @@ from deployments.signing.secret_source import SecretSource
 # It need not be secret here, only long enough and the same for everybody.
 KEY = SecretSource(file=Path(__file__))
 KIND, OTHER_KIND = "a" * 64, "b" * 64
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def inside(server: RedisServer) -> Iterator["redis.Redis"]:
-    """What somebody else sees and does in that Redis, which is empty at first."""
-    with contextlib.closing(server.client()) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

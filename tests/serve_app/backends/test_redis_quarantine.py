@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.engine.protocol.errors import GenerationFailed, Quarantined
 from deployments.engine.protocol.events import Event, Failed
 from serve_app.backends import redis_quarantine
@@ -20,12 +20,6 @@ from tests.serve_app.fakes import until
 from tests.serve_app.redis_servers import redis_at, wire_to
 
 NAME = "darkroom:quarantine"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 def inside_of(server: RedisServer) -> Any:

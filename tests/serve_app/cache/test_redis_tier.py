@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.weights.local_files import with_local_digest
@@ -31,20 +31,6 @@ KEY = "0123456789abcdef" * 4
 
 # Long enough for a machine that is busy with other things; the bounds themselves are tested with the tier.
 PATIENT_MS = 2000.0
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def inside(server: RedisServer) -> "Iterator[redis.Redis]":
-    """What somebody else sees and does in that Redis."""
-    with contextlib.closing(server.client()) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """Only like engines share states; one order has all of them forgotten, or says that it could not."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import redis
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.sharing.spec import SharingSpec, generation_key
 from deployments.signing.secret_source import SecretSource
 from serve_app.cache.shared_states import sharing_of
@@ -59,19 +59,6 @@ def test_engines_that_make_other_images_are_another_family() -> None:
     same = shared(deployment={"similar_memory_gib": 1.0, "queue_limit": 3})
     assert same is not None
     assert same.family == families[0]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def inside(server: RedisServer) -> Iterator["redis.Redis"]:
-    with contextlib.closing(server.client()) as client:
-        client.flushall()
-        yield client
 
 
 @contextlib.asynccontextmanager

@@ -1,13 +1,13 @@
 """Messages are claimed by one process at a time, outlive it in Redis, and are kept here while Redis is gone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from serve_app.callbacks.message import Message
 from serve_app.callbacks.outbox import MemoryOutbox, Outbox
 from serve_app.callbacks.redis_outbox import RedisOutbox
@@ -20,12 +20,6 @@ from tests.serve_app.redis_servers import redis_at, wire_to
 
 HOLD_S = 30.0
 DONE = Settlement(done=True, attempts=1)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture

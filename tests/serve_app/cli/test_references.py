@@ -1,6 +1,5 @@
 """Reference images on the command line."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,24 +7,15 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deployments.engine.protocol.settings import ReferenceSettings
-from serve_app.api.application import create_api
 from serve_app.cli.exits import EXIT_USAGE
 from serve_app.cli.main import app
-from serve_app.service import DiffusionService
 from tests.serve_app.cli.test_scripting import completed
 from tests.serve_app.fakes import STYLED, TWO_STYLES, FakeBackend
-from tests.serve_app.servers import http_server
 
 
 @pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend(models=(STYLED, TWO_STYLES))
-
-
-@pytest.fixture
-def url(backend: FakeBackend) -> Iterator[str]:
-    with http_server(create_api(DiffusionService(backend))) as served:
-        yield served
 
 
 @pytest.fixture

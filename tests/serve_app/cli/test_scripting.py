@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,12 @@ from typer.testing import CliRunner, Result
 
 from deployments.engine.protocol.errors import NumericalFailure
 from deployments.engine.protocol.sampler_names import SAMPLERS
-from serve_app.api.application import create_api
 from serve_app.cli.exits import EXIT_CODES
 from serve_app.cli.main import app
 from serve_app.client import DarkroomClient
 from serve_app.generation.styles import STYLES
-from serve_app.service import DiffusionService
 from tests.serve_app.fakes import FakeBackend, failing, refusing, slow
-from tests.serve_app.servers import ROOT, http_server
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def url(backend: FakeBackend) -> Iterator[str]:
-    with http_server(create_api(DiffusionService(backend))) as served:
-        yield served
+from tests.serve_app.servers import ROOT
 
 
 def run(*arguments: str, url: str) -> Result:

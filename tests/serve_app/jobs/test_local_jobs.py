@@ -3,6 +3,7 @@
 from serve_app.config.sections import JobsConfig
 from serve_app.jobs.job import Job
 from serve_app.jobs.local_jobs import LocalJobs
+from serve_app.jobs.pictures import pictures_of
 
 
 def job(name: str, finished: float | None = None, size: int = 0) -> Job:
@@ -51,7 +52,16 @@ def test_room_is_made_by_letting_the_oldest_finished_go() -> None:
     assert names(memory) == ["c"]
 
 
-def test_pictures_that_are_saved_elsewhere_leave_first() -> None:
+def test_pictures_that_jobs_start_from_take_no_room_from_results() -> None:
+    waiting = job("a")
+    waiting.pictures = pictures_of({0: b"x" * 90})
+    memory = memory_of(waiting, job("b", finished=10, size=40))
+    assert memory.has_room(60)
+    assert names(memory) == ["a", "b"]
+    assert [each.picture_bytes for each in memory.queue] == [90]
+
+
+def test_results_that_are_saved_elsewhere_leave_first() -> None:
     kept, finished = job("a", size=60), job("b", finished=10, size=40)
     kept.durable = True
     kept.unsaved.clear()

@@ -1,14 +1,14 @@
 """Jobs outlive their ingress where Redis keeps them, one process at a time works on each, and pictures stay equal."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.events import Accepted
 from deployments.engine.protocol.params import GenerationParams
@@ -29,21 +29,6 @@ from tests.serve_app.fakes import FakeBackend, Script, Step, slow, success, unti
 from tests.serve_app.redis_servers import redis_at
 
 KEY = b"a key of thirty-two or more characters"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def redis(server: RedisServer) -> RedisServer:
-    if server.process is None or server.process.poll() is not None:
-        server.start()
-    with server.client() as client:
-        client.flushall()
-    return server
 
 
 class Process:
@@ -403,6 +388,15 @@ async def test_anothers_job_is_not_listed_even_where_redis_says_so(start: Start,
     assert [job.id for job in await process.jobs.of_tenant("me")] == [mine.id]
 
 
+async def test_as_many_jobs_of_a_tenant_are_remembered_as_are_listed(
+    start: Start, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.jobs.redis_jobs.MAX_LISTED", 3)
+    process = start("a", redis)
+    jobs = [await process.end_of(await process.submit("a", tenant="me")) for _ in range(5)]
+    assert [job.id for job in await process.jobs.of_tenant("me")] == [job.id for job in jobs[:1:-1]]
+
+
 async def test_finished_jobs_in_redis_are_bounded(start: Start, redis: RedisServer) -> None:
     process = start("a", redis, kept=2)
     jobs = [await process.end_of(await process.submit("a")) for _ in range(4)]
@@ -410,7 +404,8 @@ async def test_finished_jobs_in_redis_are_bounded(start: Start, redis: RedisServ
     with redis.client() as client:
         assert all(client.ttl(key) > 0 for key in client.keys("darkroom:job:*"))
         assert client.hlen("darkroom:jobs:bytes") == 2
-        assert client.hlen("darkroom:jobs:turns") == 0
+        assert client.hlen("darkroom:jobs:turns") == 2
+        assert [client.zcard(key) for key in client.keys("darkroom:jobs:of:*")] == [2]
     process.redis._max_bytes = 1
     await process.end_of(await process.submit("a"))
     async with asyncio.timeout(5):

@@ -1,12 +1,11 @@
 """A job's pictures are kept as long as it is not over: where it is, once each, and unchanged."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.jobs.job import Job, restore, spec_of, state_of
@@ -19,30 +18,15 @@ from tests.serve_app.jobs.test_manager import Process
 CUP = GenerationParams(prompt="a cup", seed=7, model_name="styled")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture(params=["memory", "redis"])
-def redis(request: pytest.FixtureRequest, server: RedisServer) -> RedisServer | None:
-    if request.param == "memory":
-        return None
-    with server.client() as client:
-        client.flushall()
-    return server
-
-
 def restyling(name: str, redis: RedisServer | None, **config: Any) -> Process:
     process = Process(name, redis, **config)
     process.backend.models = (STYLED,)
     return process
 
 
-async def submit(process: Process, pictures: JobPictures) -> Job:
+async def submit(process: Process, pictures: JobPictures, tenant: str = "acme") -> Job:
     params = dict.fromkeys(pictures.layout.images, CUP)
-    return await process.jobs.submit(new_job_id(), params, {}, "acme", pictures=pictures)
+    return await process.jobs.submit(new_job_id(), params, {}, tenant, pictures=pictures)
 
 
 def images_made(backend: FakeBackend) -> list[bytes | None]:
@@ -67,25 +51,25 @@ def test_a_job_says_which_pictures_it_has_and_one_without_says_nothing() -> None
     assert "pictures" not in spec_of(Job("b" * 32, "acme", 1.0, 1, {0: CUP}))
 
 
-async def test_a_job_makes_its_pictures_and_lets_go_of_them(redis: RedisServer | None) -> None:
-    process = restyling("a", redis)
+async def test_a_job_makes_its_pictures_and_lets_go_of_them(redis_or_none: RedisServer | None) -> None:
+    process = restyling("a", redis_or_none)
     job = await submit(process, pictures_of(dict(enumerate(SET)), (LOOK,)))
     over = await process.end_of(job)
     assert over.succeeded == 3
     assert sorted(map(str, images_made(process.backend))) == sorted(map(str, SET))
     assert all(request.uploads.references == (LOOK,) for request in process.backend.asked if request.uploads)
     made = sum(map(len, await process.pictures(over)))
-    if redis is not None:
+    if redis_or_none is not None:
         await until(lambda: not process.jobs._runs)
-        with redis.client() as client:
+        with redis_or_none.client() as client:
             assert not client.exists(f"darkroom:job:{job.id}:pictures")
             assert [int(size) for size in client.hvals("darkroom:jobs:bytes")] == [made]
-    assert await process.store.waiting_bytes() == 0
+            assert not client.exists("darkroom:jobs:picture_bytes")
     await process.close()
 
 
-async def test_pictures_that_leave_no_room_are_refused(redis: RedisServer | None) -> None:
-    process = restyling("a", redis, max_bytes=2**20, running=1)
+async def test_pictures_that_leave_no_room_are_refused(redis_or_none: RedisServer | None) -> None:
+    process = restyling("a", redis_or_none, max_bytes=2**20, running=1)
     process.backend.script = slow
     large = SET[0] + bytes(2**19)
     await submit(process, pictures_of({0: large}))

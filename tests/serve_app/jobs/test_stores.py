@@ -1,10 +1,10 @@
 """Laws of every store of jobs: in memory, in Redis, and with a Redis that does not answer."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.engine.protocol.errors import Overloaded
 from deployments.engine.protocol.params import GenerationParams
 from serve_app.config.sections import JobsConfig
@@ -19,12 +19,6 @@ from tests.serve_app.redis_servers import redis_at
 
 CONFIG = JobsConfig()
 KEY = b"a key of thirty-two or more characters"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture(params=["memory", "redis", "redis that does not answer"])

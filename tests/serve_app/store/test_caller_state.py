@@ -1,11 +1,11 @@
 """What is kept for a caller: every ingress knows it, nobody else does, and what is not ours is not believed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from serve_app.store.caller_state import MAX_ENTRIES, MAX_ENTRY_BYTES, MAX_FILE_BYTES, CallerState
 from serve_app.store.redis import RedisTier
 from tests.serve_app.redis_servers import redis_at, wire_to
@@ -20,12 +20,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture

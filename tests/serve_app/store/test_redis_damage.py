@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from serve_app.api.application import create_api
 from serve_app.cache.result_cache import ResultCache
 from serve_app.config.sections import CacheConfig, IdempotencyConfig, JobsConfig, Limits, LimitsConfig
@@ -31,12 +31,6 @@ CUP = {"prompt": "a cup", "seed": 7, "width": 64, "height": 64}
 ONCE = {"Idempotency-Key": "the-key"}
 BATCH = {"requests": [CUP, {**CUP, "prompt": "a shoe"}]}
 LATER = {"Prefer": "respond-async"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 def inside_of(server: RedisServer) -> Any:
@@ -91,6 +85,7 @@ async def put_everything(server: RedisServer) -> tuple[str, list[bytes]]:
         # A job that is not begun yet, a lock that is held, and somebody who works on the job.
         inside.zadd("darkroom:jobs:unfinished", {"b" * 32: 1.0})
         inside.hset("darkroom:jobs:turns", "b" * 32, "1 tenant")
+        inside.hset("darkroom:jobs:picture_bytes", "b" * 32, "7")
         return job, sorted(key for key in inside.keys("*") if isinstance(key, bytes))
 
 

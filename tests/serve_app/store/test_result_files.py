@@ -1,14 +1,14 @@
 """Finished images behind addresses: signed, for a while, from every ingress, and no more than there is room for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from bench.redis_server import RedisServer, redis_server
+from bench.redis_server import RedisServer
 from deployments.engine.protocol.errors import Overloaded
 from serve_app.config.sections import ResultUrlsConfig
 from serve_app.store.redis import RedisTier
@@ -19,12 +19,6 @@ from tests.serve_app.store.test_caller_state import Clock
 
 PNG = ResultFile(b"\x89PNG picture", "png")
 MEGABYTE = 2**20
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture

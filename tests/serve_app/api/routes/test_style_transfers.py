@@ -20,6 +20,7 @@ from serve_app.gateway.rate_limits import RateLimits
 from serve_app.gateway.setup import Gateway
 from serve_app.jobs.pictures import MAX_SET
 from serve_app.service import DiffusionService
+from tests.serve_app.api.routes.test_cancel import Named
 from tests.serve_app.fakes import EVENTS, STYLED, TINY, FakeBackend, http, slow, success
 
 DOOR: Final = "/ads/v2/diffusion/style-transfers"
@@ -116,6 +117,18 @@ async def test_a_picture_that_is_none_fails_alone(client: httpx.AsyncClient, bac
     assert (job["state"], job["succeeded"], job["failed"]) == ("succeeded", 1, 2)
 
 
+async def test_a_picture_whose_shape_asks_for_too_much_fails_alone(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    tall = picture("red", (64, 256))
+    job = await ended(client, await ask(client, SET[0], tall, SET[2], width="768"))
+    assert [entry["status"] for entry in job["results"]] == [200, 422, 200]
+    assert job["results"][1]["errors"][0]["pointer"] == "#/requests/1/width"
+    assert "pixels" in job["results"][1]["detail"]
+    both = await ask(client, SET[0], tall, width="2048", height="2048")
+    assert (both.status_code, both.json()["error"]["param"]) == (422, "width")
+
+
 async def test_equal_pictures_are_made_once(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     job = await ended(client, await ask(client, SET[0], SET[1], SET[0]))
     assert (job["succeeded"], len(backend.asked)) == (3, 2)
@@ -188,6 +201,18 @@ async def test_it_costs_what_its_entries_cost(backend: FakeBackend) -> None:
         assert (await ask(client, SET[0], SET[2])).status_code == 202
         answer = await ask(client, *SET)
         assert (answer.status_code, answer.json()["error"]["param"]) == (429, "cost_per_minute")
+    await app.state.jobs.stop()
+
+
+async def test_a_tenant_whose_pictures_wait_is_told_when_to_come_back(backend: FakeBackend) -> None:
+    backend.script = slow
+    app = create_api(DiffusionService(backend), jobs_config=JobsConfig(picture_bytes_per_tenant=2**20))
+    async with http(Named(app)) as client:
+        client.headers["x-tenant"] = "me"
+        assert (await ask(client, SET[0] + bytes(2**20))).status_code == 202
+        refused = await ask(client, SET[0])
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+        assert refused.json()["error"]["param"] == "unfinished_pictures"
     await app.state.jobs.stop()
 
 

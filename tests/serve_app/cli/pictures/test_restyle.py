@@ -1,31 +1,21 @@
 """`darkroom restyle`: a folder of pictures, restyled after others, under their own names."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from serve_app.api.application import create_api
 from serve_app.cli.exits import EXIT_NO_IMAGE, EXIT_USAGE
 from serve_app.cli.main import app
 from serve_app.cli.pictures import restyle
-from serve_app.service import DiffusionService
 from tests.serve_app.fakes import STYLED, FakeBackend
-from tests.serve_app.servers import http_server
 
 
 @pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend(models=(STYLED,))
-
-
-@pytest.fixture
-def url(backend: FakeBackend) -> Iterator[str]:
-    with http_server(create_api(DiffusionService(backend))) as served:
-        yield served
 
 
 @pytest.fixture
@@ -61,8 +51,8 @@ def test_every_picture_is_saved_under_its_own_name(
         assert (request.params.strength, request.params.seed, request.params.prompt) == (0.5, 3, "")
 
 
-def test_a_large_folder_goes_in_several_calls(
-    url: str, folder: Path, look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_large_folder_goes_in_several_calls_with_one_seed(
+    url: str, backend: FakeBackend, folder: Path, look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restyle, "MAX_SET", 2)
     made = tmp_path / "made"
@@ -72,6 +62,7 @@ def test_a_large_folder_goes_in_several_calls(
     assert len([line for line in told if set(line) == {"job"}]) == 2
     assert {line["picture"] for line in told if "picture" in line} == {"a", "b.jpg", "b.png"}
     assert len(list(made.iterdir())) == 3
+    assert len({request.params.seed for request in backend.asked}) == 1
 
 
 def test_a_broken_picture_costs_the_others_nothing(url: str, folder: Path, look: str, tmp_path: Path) -> None:
