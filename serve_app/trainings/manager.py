@@ -242,7 +242,9 @@ class Trainings:
         run = RunFolder(self._folder / id)
         try:
             told = json.loads((run.path / _OWNER).read_text())
-            return Training(id, str(told["tenant"]), float(told["created"]), run, self._may_show(str(told.get("model", ""))))
+            return Training(
+                id, str(told["tenant"]), float(told["created"]), run, self._may_show(str(told.get("model", "")))
+            )
         except (OSError, ValueError, LookupError, TypeError):
             return None
 

@@ -161,7 +161,7 @@ def test_steps_and_samples_end_when_the_time_is_over_and_judging_after_its_share
     found = train(run, spec, source, asked)
     progress = run.read_progress()
     assert (progress.step, progress.ended, progress.seconds) == (2, "the 8 minutes are over", 8 * 60)
-    assert [path.name for path in run.list_samples()] == ["000002-0.png", "000002-1.png"]
+    assert [path.name for path in run.list_samples()] == ["000002-00.png", "000002-01.png"]
     # A quarter of eight minutes: one prompt with the trigger in two pictures, and no other is begun.
     assert (found.prompts, found.pictures, found.left_out) == (("a cup",), 1, 3)
     assert json.loads(run.evaluation.read_text())["left_out"] == 3

@@ -33,7 +33,7 @@ def test_a_training_in_half_precision_makes_samples_and_is_judged(tmp_path: Path
     asked, run = settings(steps=2, sample_every=1, validate_every=1), RunFolder(tmp_path / "run")
     examples = read_examples(write_pictures(tmp_path / "pictures"), asked, TrainingLimits())
     found = training_run.train_lora(run, examples, asked, spec, TrainingLimits())
-    assert [path.name for path in run.list_samples()] == ["000001-0.png", "000002-0.png"]
+    assert [path.name for path in run.list_samples()] == ["000001-00.png", "000002-00.png"]
     assert [point.step for point in run.read_losses()] == [1, 2]
     assert found.drift is not None
     assert found.drift > 0

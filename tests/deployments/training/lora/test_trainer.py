@@ -190,6 +190,7 @@ def test_cancelling_ends_it_with_a_checkpoint(spec: ModelSpec, source: Path, tmp
     base.unet.register_forward_pre_hook(lambda *_: run.ask_to_cancel())
     with pytest.raises(Cancelled):
         trainer.train()
+    run.forget_cancel()
     assert make_trainer(spec, source, tmp_path, settings())[0]._course.step == 1
 
 
@@ -245,7 +246,7 @@ def test_a_training_ends_in_a_file_that_engines_read(prediction: PredictionType,
     assert found.drift is not None
     assert found.drift > 0
     assert run.sheet.is_file()
-    assert [path.name for path in run.list_samples()] == ["000006-0.png", "000012-0.png"]
+    assert [path.name for path in run.list_samples()] == ["000006-00.png", "000012-00.png"]
     adapter = read_adapter(LoraFile("cup", str(run.lora)), run.lora)
     assert adapter.text_width == 32
     assert any("conv1" in layer for layer in adapter.layers["unet"])
