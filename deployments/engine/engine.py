@@ -12,7 +12,7 @@ from deployments.engine.device.errors import convert_device_errors, is_out_of_me
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.rows.adapter_cache import AdapterCache, share_for_loras
-from deployments.engine.models.adaptation import adapted_base, bytes_for_adapters
+from deployments.engine.models.adaptation import KeptAdapters, adapted_base
 from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
@@ -76,8 +76,8 @@ class Engine:
         self.adapters = AdapterCache(
             read_adapter, lambda name: adapted_base(self.models[name]), self.tracker.loras_in_use, room
         )
-        counted = partial(bytes_for_adapters, self.adapters, self.models)
-        self.admission = Admission(config.queue_limit, self.sizes, memory, decode_batch, adapter_bytes=counted)
+        kept = KeptAdapters(self.adapters, self.models, self.tracker.requests)
+        self.admission = Admission(config.queue_limit, self.sizes, memory, decode_batch, adapters=kept)
         self._upscalers = upscalers
         self.admission.plan.set_aside(upscalers.tile_bytes)
         self._measure_weights()

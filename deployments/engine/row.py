@@ -94,17 +94,17 @@ class Row:
 
     @property
     def bytes(self) -> int:
-        """Bytes held for the row between steps, without its prompts, which other rows may share.
-
-        A call needs its LoRAs, and its reference, at most once for each of its rows.
-        """
+        """Bytes held for the row between steps, without its prompts, LoRAs and reference, which others may share."""
         held = [self.state, self.channels, self.deep, *(control.hint for control in self.controls)]
         if self.blend is not None:
             held += [self.blend.image, self.blend.noise, self.blend.mask]
         more = 0 if self.slot is None else self.slot.bytes
-        more += 0 if self.loras is None else self.most_unet_rows * self.loras.unet_bytes
-        more += 0 if self.reference is None else self.most_unet_rows * self.reference.bytes
         return more + sum(tensor.nbytes for tensor in held if tensor is not None)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if its part of a UNet call takes what that of any other row does, and nothing besides."""
+        return self.loras is None and self.reference is None and not self.controls
 
     @property
     def is_guided(self) -> bool:

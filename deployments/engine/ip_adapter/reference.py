@@ -34,10 +34,10 @@ class Reference:
         """The length in calls of such references alone."""
         return padded_tokens(len(self.keys))
 
-    @property
-    def bytes(self) -> int:
-        """The bytes that a row's part of such a call takes."""
-        return self.keys[0].nbytes * self.tokens
+    def entry_bytes(self, *, is_exact: bool) -> int:
+        """Returns the bytes of an entry of a call of such references, or shorter ones, which may have to be exact."""
+        # Each token has a bias beside its keys.
+        return (self.keys[0].nbytes + self.keys.itemsize) * (EXACT_TOKENS if is_exact else self.tokens)
 
     def is_active(self, step: int, steps: int) -> bool:
         """Returns True if it acts on evaluation `step` of `steps`."""

@@ -14,6 +14,7 @@ from deployments.engine.lora.rows.layers import apply_factors, layers_of
 from deployments.engine.lora.rows.lora_set import AdaptedBase
 from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.stack_size import Adapted
 
 
 def adapted_base(model: LoadedModel) -> AdaptedBase:
@@ -33,16 +34,30 @@ def changes_apart(model: LoadedModel) -> bool:
     return hasattr(model.unet, "changed_bytes")
 
 
-def bytes_for_adapters(adapters: AdapterCache, models: Mapping[str, LoadedModel]) -> int:
-    """Returns the bytes of all LoRAs and IP-Adapters, and of the weights that are in memory once more for them.
+class KeptAdapters:
+    """What requests have brought into memory beside `models`; `prepared` are the requests that use it, by their ids."""
 
-    From any thread.
-    """
-    # The dictionary is copied in one operation.
-    held = list(models.values())
-    networks = {network for model in held for network in model.networks}
-    ip_adapters = size_of(*(network for model in held for network in model.ip_adapters.networks))
-    return adapters.count_bytes() + ip_adapters + sum(getattr(network, "changed_bytes", 0) for network in networks)
+    def __init__(
+        self, adapters: AdapterCache, models: Mapping[str, LoadedModel], prepared: Mapping[str, Adapted]
+    ) -> None:
+        self._adapters, self._models, self._prepared = adapters, models, prepared
+
+    def count_bytes(self) -> int:
+        """Returns the bytes of all LoRAs and IP-Adapters, and of the weights that are in memory once more for them."""
+        # The dictionary is copied in one operation.
+        held = list(self._models.values())
+        networks = {network for model in held for network in model.networks}
+        ip_adapters = size_of(*(network for model in held for network in model.ip_adapters.networks))
+        again = sum(getattr(network, "changed_bytes", 0) for network in networks)
+        return self._adapters.count_bytes() + ip_adapters + again
+
+    def find_prepared(self, request_id: str) -> Adapted | None:
+        """Returns the prepared request of that id, with what its rows will have; None if there is none."""
+        return self._prepared.get(request_id)
+
+    def evict_unused(self) -> None:
+        """Drops the LoRAs that no prepared request uses."""
+        self._adapters.evict_unused()
 
 
 @contextmanager

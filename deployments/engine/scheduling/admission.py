@@ -3,17 +3,19 @@
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
+from deployments.engine.padding import padded_size
 from deployments.engine.protocol.errors import DoesNotFit, Overloaded
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.row import Row, Ticket
 from deployments.engine.scheduling.cost_model import CostModel
-from deployments.engine.scheduling.device import DeviceMemory
+from deployments.engine.scheduling.device import NO_ADAPTERS, AdapterMemory, DeviceMemory
 from deployments.engine.scheduling.estimator import Estimator
 from deployments.engine.scheduling.fair_order import Arrival
 from deployments.engine.scheduling.forecast_inputs import ForecastInputs
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.scheduling.queue import RequestQueue
 from deployments.engine.scheduling.running import RunningRows
+from deployments.engine.stack_size import size_of_stacks
 
 MAX_FULL_CALLS = 4
 """The most rows that run at once, in full calls, all buckets together. Each further bucket takes device time from all
@@ -25,7 +27,7 @@ class Admission:
     """Admits images to the running rows.
 
     `decode_batch` is how many images a VAE call decodes; `sizes` are what UNet calls are padded to, ascending.
-    `adapter_bytes` returns, from any thread, what LoRAs and IP-Adapters take in memory.
+    `adapters` are the LoRAs and IP-Adapters in memory.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class Admission:
         device: DeviceMemory,
         decode_batch: int,
         clock: Callable[[], float] = perf_counter,
-        adapter_bytes: Callable[[], int] = int,
+        adapters: AdapterMemory = NO_ADAPTERS,
     ) -> None:
         self.queue = RequestQueue(queue_limit, clock)
         self.costs = CostModel(sizes)
@@ -43,9 +45,10 @@ class Admission:
         self.plan = MemoryPlan(device.budget, sizes, clock)
         self.estimator = Estimator(self.costs, clock)
         self._decode_batch = decode_batch
+        self._sizes = tuple(sizes)
         self._largest = sizes[-1]
         self._weights = 0
-        self._adapter_bytes = adapter_bytes
+        self._adapters = adapters
         self._paused: dict[tuple[str, int], Row] = {}
         self._decoding: list[Row] = []
 
@@ -54,12 +57,12 @@ class Admission:
         self._weights = weights
 
     def enqueue(self, request: Request) -> Arrival:
-        """Queues a request. Raises Overloaded and DoesNotFit."""
+        """Queues a request. Raises Overloaded, and DoesNotFit for one that could not even run beside the weights alone:
+        whatever else is in memory leaves, and it can wait for that.
+        """
         second = request.second_pass
         for each in (request, *([] if second is None else [second])):
-            needed = self._largest if each.params.exact else each.unet_rows
-            held = self.device.held_bytes(self._weights)
-            if self._rows_that_fit(each, 0, held, request.encoded_bucket) < needed:
+            if not self._rows_that_fit(each, self._weights, request.encoded_bucket):
                 raise DoesNotFit("an image of this size does not fit into the memory that there is")
         self.check_room(request.tenant)
         return self.queue.enqueue(request, self.estimator.cost(request))
@@ -73,7 +76,8 @@ class Admission:
 
     def capacity(self, bucket: Bucket) -> int:
         """Returns the UNet rows of `bucket` that run at once when nothing else does."""
-        fitting = self.plan.rows(bucket, self.device.held_bytes(self._weights), decode_batch=self._decode_batch)
+        held = self._weights + self._adapters.count_bytes()
+        fitting = self.plan.rows(bucket, held, decode_batch=self._decode_batch)
         return min(fitting, self.costs.knee(bucket))
 
     def may_capture(self, bucket: Bucket, size: int) -> bool:
@@ -143,7 +147,8 @@ class Admission:
         queue.
 
         A request that finds no memory though nothing of its bucket runs, or no place among the rows of all buckets, has
-        the first claim on what becomes free: otherwise later ones in other buckets would take it for ever.
+        the first claim on what becomes free: otherwise later ones in other buckets would take it for ever. It does
+        not wait where nothing runs: then nothing becomes free, and whether it fits shows when it runs.
         """
         claimed = False
 
@@ -151,19 +156,32 @@ class Admission:
             nonlocal claimed
             rows = running.unet_rows(request.bucket)
             crowded = sum(row.most_unet_rows for row in running) + request.unet_rows > MAX_FULL_CALLS * self._largest
-            controls = sum(row.request.unet_rows * len(row.controls) for row in running.of(request.bucket))
-            held = self.device.held_bytes(self._held_bytes(running))
-            fitting = self._rows_that_fit(request, controls, held, self._largest_encoded(running, request))
-            if claimed or crowded or (not rows and fitting < request.unet_rows):
+            beside, encoded = running.of(request.bucket), self._largest_encoded(running, request)
+            counted = self._held_bytes(running, request.bucket)
+            fitting = self._rows_that_fit(request, self.device.held_bytes(counted), encoded, beside)
+            if not fitting and not len(running):
+                # More than is counted is held by what the plan has counted with its call: a picture being decoded.
+                if not self._rows_that_fit(request, counted, encoded):
+                    self._adapters.evict_unused()
+                fitting = request.unet_rows
+            if claimed or crowded or (not rows and not fitting):
                 claimed = True
                 return 0
             return min(fitting, max(self.costs.knee(request.bucket), request.unet_rows)) - rows
 
         return room
 
-    def _held_bytes(self, running: RunningRows) -> int:
+    def _held_bytes(self, running: RunningRows, apart_from: Bucket | None = None) -> int:
+        """Returns the bytes that are held between steps, but for the stacks of one bucket."""
         rows: list[Row] = [*list(running), *list(self._paused.values())]
-        return self._weights + self._adapter_bytes() + sum(row.bytes for row in rows)
+        stacks = sum(self._stack_bytes(each) for bucket, each in list(running.rows.items()) if bucket != apart_from)
+        return self._weights + self._adapters.count_bytes() + sum(row.bytes for row in rows) + stacks
+
+    def _stack_bytes(self, rows: Sequence[Row]) -> int:
+        """Returns the bytes of the stacks of a bucket's `rows`, which stay from one of its steps to the next."""
+        entries = min(sum(row.most_unet_rows for row in rows), self._largest)
+        is_exact = any(row.request.params.exact for row in rows)
+        return size_of_stacks(rows).bytes(self._largest if is_exact else padded_size(entries, self._sizes))
 
     def _largest_encoded(self, running: RunningRows, *others: Request) -> Bucket | None:
         """Returns the largest size that the VAE will encode for images that have begun, and for `others`."""
@@ -172,6 +190,17 @@ class Admission:
         encoded = (size for size in sizes if size is not None)
         return max(encoded, key=lambda size: size.height * size.width, default=None)
 
-    def _rows_that_fit(self, request: Request, control_rows: int, held: int, encoded: Bucket | None) -> int:
-        control_rows += request.unet_rows * len(request.params.controls)
-        return self.plan.rows(request.bucket, held, control_rows, self._decode_batch, encoded)
+    def _rows_that_fit(self, request: Request, held: int, encoded: Bucket | None, beside: Sequence[Row] = ()) -> int:
+        """Returns the UNet rows of the request's bucket that fit into one call, with the rows `beside`; 0 if they leave
+        no call that it can be in: one with an exact row has the largest size, and so do those of its ControlNets.
+        """
+        requests = [request, *(row.request for row in beside)]
+        is_exact = any(each.params.exact for each in requests)
+        least = self._largest if is_exact else request.unet_rows
+        controls = sum(each.unet_rows * len(each.params.controls) for each in requests)
+        if is_exact:
+            controls = self._largest * len({control.type for each in requests for control in each.params.controls})
+        prepared = self._adapters.find_prepared(request.id)
+        stacks = size_of_stacks([*beside, *([] if prepared is None else [prepared])])
+        rows = self.plan.rows(request.bucket, held, controls, self._decode_batch, encoded, stacks, least)
+        return rows if rows >= least else 0

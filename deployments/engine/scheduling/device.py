@@ -1,7 +1,9 @@
 """The memory of a device as scheduling sees it: the budget, what is held, and the peak of a piece of work."""
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Final, Protocol
+
+from deployments.engine.stack_size import Adapted
 
 
 class Meter:
@@ -35,3 +37,32 @@ class DeviceMemory(Protocol):
 
     def release(self) -> None:
         """Returns cached, unused memory to the device."""
+
+
+class AdapterMemory(Protocol):
+    """What LoRAs and IP-Adapters take in memory. All methods may be called from any thread."""
+
+    def count_bytes(self) -> int:
+        """Returns the bytes of all that are kept."""
+
+    def find_prepared(self, request_id: str) -> Adapted | None:
+        """Returns the prepared request of that id, with what its rows will have; None if there is none."""
+
+    def evict_unused(self) -> None:
+        """Drops what is kept and no request uses."""
+
+
+class _NoAdapters:
+    """No LoRAs and IP-Adapters."""
+
+    def count_bytes(self) -> int:
+        return 0
+
+    def find_prepared(self, request_id: str) -> Adapted | None:
+        return None
+
+    def evict_unused(self) -> None:
+        """Does nothing: nothing is kept."""
+
+
+NO_ADAPTERS: Final = _NoAdapters()

@@ -2,7 +2,8 @@
 
 A call of n rows takes `fixed + n * per_row` bytes on top of what is held all the time (weights, prompts, latents). Both
 are fitted, by bucket and kind of call, to measured peaks; shapes that have not been measured yet are scaled by pixels,
-and corrected once they have run. A size that runs out of memory all the same is not tried again for a while.
+and corrected once they have run. A size that runs out of memory all the same is not tried again for a while, unless
+somebody needs it alone: then what comes of it is his answer.
 
 Steps that were captured as CUDA graphs keep their memory, in a pool, as long as their model is there. The plan counts a
 pool beside every call, which may be of a kind that is not captured.
@@ -17,6 +18,7 @@ from deployments.engine.calibration.figures import PeakFigure
 from deployments.engine.padding import padded_size
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.bounded_measurements import evict_oldest
+from deployments.engine.stack_size import NO_STACKS, StackSize
 from deployments.engine.synchronized import Synchronized, synchronized
 
 Kind = Literal["denoise", "control", "decode", "encode", "check"]
@@ -155,20 +157,30 @@ class MemoryPlan(Synchronized):
 
     @synchronized
     def rows(
-        self, bucket: Bucket, held: int, control_rows: int = 0, decode_batch: int = 1, encoded: Bucket | None = None
+        self,
+        bucket: Bucket,
+        held: int,
+        control_rows: int = 0,
+        decode_batch: int = 1,
+        encoded: Bucket | None = None,
+        stacks: StackSize = NO_STACKS,
+        least: int = 1,
     ) -> int:
         """Returns the UNet rows of `bucket` that may run at once beside `held` bytes and all pools, or 0.
 
-        `encoded` is as in `call_bytes`.
+        `encoded` is as in `call_bytes`; `stacks` are those of the call. Somebody needs `least` rows alone: what was
+        guessed, or has run out, only bounds how many share a call.
         """
         if self.budget is not None and not any(where.model == bucket.model for _, where in self._peaks):
-            return min(self._sizes[-1], 2 * guess_images(self.budget))
+            return min(self._sizes[-1], max(least, 2 * guess_images(self.budget)))
+        held += self.pool_bytes()
+        alone = padded_size(least, self._sizes)
         fitting = [
             size
             for size in self._sizes
-            if held + self.pool_bytes() + self.call_bytes(bucket, size, control_rows, decode_batch, encoded)
+            if held + self.call_bytes(bucket, size, control_rows, decode_batch, encoded) + stacks.bytes(size)
             <= self.limit
-            and not self._has_run_out(bucket, size)
+            and (size <= alone or not self._has_run_out(bucket, size))
         ]
         return max(fitting, default=0)
 

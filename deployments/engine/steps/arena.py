@@ -1,8 +1,10 @@
 """Keeps the running rows of a bucket in slots of tensors that stay where they are, for the step to read and write."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from deployments.engine.protocol.request import Bucket
 from deployments.engine.row import Row
 from deployments.engine.sampling.latents import STATE_SLOTS
 from deployments.engine.steps.call_updates import UpdateStacks
+
+if TYPE_CHECKING:
+    from deployments.engine.steps.call import StepCall
 
 MAX_EVALUATIONS: Final = 300
 """The longest schedule: 150 steps of a sampler that asks the model twice in each."""
@@ -38,7 +43,7 @@ class Arena:
     embedded guidance scale, and `sizes` [S, 6] those of the images, in pixels; each None for models that have no such
     input. `deep` [S, 2, channels, h, w] is what the
     UNet's deep blocks answered last, with and without the prompt; None until a row needs it. `updates` are what the
-    rows' LoRAs change in the UNet.
+    rows' LoRAs change in the UNet, and `latest` is the latest call: both as long as a row is in a slot.
     """
 
     def __init__(self, model: LoadedModel, bucket: Bucket, slots: int) -> None:
@@ -58,6 +63,7 @@ class Arena:
         self.guidance = None if model.guidance_width is None else zeros(model.guidance_width)
         self.sizes = None if model.pooled_width is None else zeros(SIZES)
         self.updates = UpdateStacks(model)
+        self.latest = LatestCall()
         self._prompts: dict[int, PromptSlots] = {}
         self._free = list(range(slots))[::-1]
 
@@ -82,7 +88,7 @@ class Arena:
         """The bytes of one slot."""
         return sum(tensor[0].nbytes for tensor in self.tensors)
 
-    def prompts(self, tokens: int) -> "PromptSlots":
+    def prompts(self, tokens: int) -> PromptSlots:
         """Returns the slots of the prompts that are `tokens` long."""
         return self._prompts.setdefault(tokens, PromptSlots(self.size, tokens))
 
@@ -121,6 +127,21 @@ class Arena:
         if self.deep is not None and row.keeps_deep:
             row.deep = self.deep[index].clone()
         self._free.append(index)
+        if self.is_empty:
+            # They can be as large as many rows, and the arena may stay.
+            self.updates.clear()
+            self.latest.clear()
+
+
+@dataclass(slots=True)
+class LatestCall:
+    """The call that was laid out last for an arena, with all that it needs, and the `key` that it holds for."""
+
+    key: tuple[object, ...] = ()
+    call: StepCall | None = None
+
+    def clear(self) -> None:
+        self.key, self.call = (), None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

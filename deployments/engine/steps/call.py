@@ -82,7 +82,7 @@ class StepCall:
 
 
 class CallPlanner:
-    """Plans calls of one arena, and keeps the latest plan: it holds until a row joins, leaves or needs other networks.
+    """Plans calls of one arena, which keeps the latest: it holds until a row joins, leaves or needs other networks.
 
     `sizes` are what calls are padded to, ascending; `lengths` what prompts are repeated to (tokens), ascending: without
     any the length of the longest.
@@ -90,17 +90,15 @@ class CallPlanner:
 
     def __init__(self, arena: Arena, sizes: tuple[int, ...], lengths: tuple[int, ...] = ()) -> None:
         self._arena, self._sizes, self._lengths = arena, sizes, lengths
-        self._key: Key = ()
-        self._latest: StepCall | None = None
 
     def plan(self, model: LoadedModel, rows: Sequence[Row]) -> StepCall:
         """Returns the call for `rows`, all of them in slots of the arena."""
-        key = tuple(_key_of(row) for row in rows)
-        if self._latest is None or key != self._key:
-            self._latest = None
-            self._latest = _Layout(self._arena, model, rows, self._sizes, self._lengths).lay_out()
-            self._key = key
-        return self._latest
+        latest, key = self._arena.latest, (self._sizes, self._lengths, *(_key_of(row) for row in rows))
+        if latest.call is None or key != latest.key:
+            latest.clear()
+            latest.call = _Layout(self._arena, model, rows, self._sizes, self._lengths).lay_out()
+            latest.key = key
+        return latest.call
 
 
 def lay_out_one_row(arena: Arena, row: Row, size: int, tokens: int) -> StepCall:
@@ -140,7 +138,9 @@ def _key_of(row: Row) -> Key:
         for prompted in (True, False)
     )
     reference = row.reference if row.is_referring else None
-    return row.slot, row.prompt, row.negative, row.loras, reference, row.is_guided, row.is_shallow, active
+    # Not the slot itself: the arena that keeps this would keep itself alive.
+    slot = None if row.slot is None else row.slot.index
+    return slot, row.prompt, row.negative, row.loras, reference, row.is_guided, row.is_shallow, active
 
 
 class _Entry(NamedTuple):
@@ -175,7 +175,11 @@ class _Layout:
         shallow = [entry for entry in self._entries if self._rows[entry.owner].is_shallow]
         # All at once: no prompt may lose its slot to another one of the same step.
         slots = dict(zip(self._entries, self._prompts.place([self._prompt(e) for e in self._entries]), strict=True))
-        calls = [self._lay_out_call(entries, slots) for entries in (whole, shallow)]
+        padded = [self._pad(entries) for entries in (whole, shallow)]
+        loras = [[self._loras(entry) for entry in entries] for entries in padded]
+        updates = self._arena.updates.stack(loras, is_exact=_is_exact(self._rows))
+        parts = zip((whole, shallow), padded, updates, strict=True)
+        calls = [self._lay_out_call(*part, slots) if part[0] else None for part in parts]
         places = {entry: place for place, entry in enumerate(whole)}
         first = 0 if calls[0] is None else calls[0].size
         places |= {entry: first + place for place, entry in enumerate(shallow)}
@@ -194,12 +198,19 @@ class _Layout:
             is_exact=_is_exact(self._rows),
         )
 
-    def _lay_out_call(self, entries: list[_Entry], slots: Mapping[_Entry, int]) -> UNetCall | None:
-        if not entries:
-            return None
-        sizes = _sizes_for(self._rows, self._sizes)
+    def _pad(self, entries: list[_Entry]) -> list[_Entry]:
         # With all that belongs to it: what the deep blocks answer is kept for an entry and for its repetitions alike.
-        padded = entries + entries[-1:] * (padded_size(len(entries), sizes) - len(entries))
+        missing = padded_size(len(entries), _sizes_for(self._rows, self._sizes)) - len(entries)
+        return entries + entries[-1:] * missing
+
+    def _lay_out_call(
+        self,
+        entries: list[_Entry],
+        padded: list[_Entry],
+        updates: Mapping[str, Factors] | None,
+        slots: Mapping[_Entry, int],
+    ) -> UNetCall:
+        sizes = _sizes_for(self._rows, self._sizes)
         return UNetCall(
             owner=self._index([entry.owner for entry in padded]),
             rows=self._index([self._slots[entry.owner] for entry in padded]),
@@ -207,13 +218,10 @@ class _Layout:
             deep=self._index([2 * self._slots[entry.owner] + (not entry.is_prompted) for entry in padded]),
             controls=plan_controls(self._call_slots(entries), sizes, self._model.device, self._model.dtype),
             keeps_deep=any(self._rows[entry.owner].keeps_deep for entry in entries),
-            updates=self._stack_updates(padded),
+            updates=updates,
             changed_rows=sum(self._is_changed(entry) for entry in entries),
             references=self._stack_references(padded),
         )
-
-    def _stack_updates(self, entries: list[_Entry]) -> Mapping[str, Factors] | None:
-        return self._arena.updates.stack([self._loras(entry) for entry in entries], is_exact=_is_exact(self._rows))
 
     def _stack_references(self, entries: list[_Entry]) -> StackedReferences | None:
         rows = [self._rows[entry.owner] for entry in entries]

@@ -151,26 +151,23 @@ class Stepper:
         yield from self.finish(leave=MOST_IN_FLIGHT - 1)
         padded = call_size(rows, self._sizes)
         stopwatch = current_stream(model.device).start_stopwatch()
-        meter = None
         try:
-            place = self._place(model, bucket, rows)
-            call = place.planner.plan(model, rows)
-            captured = place.graphs.find(call)
-            # A captured step allocates nothing: to learn from it would be to forget what such calls take.
-            with nullcontext() if captured else self._meter_if_new(bucket, padded, rows) as meter:
-                result = denoise_step(model, place.arena, call, rows, captured)
+            result, meter = self._issue(model, bucket, rows, padded)
         except Exception as error:
             raise_if_sticky(error)
             log.exception("a step of %d row(s) failed", len(rows))
             failure: EngineError = GenerationFailed("the image could not be made")
             if is_out_of_memory(error):
                 counters.out_of_memory += 1
-                self._plan.record_out_of_memory(bucket, padded)
+                # One that fails alone has its answer, and what LoRAs, ControlNets and references take is not others'.
+                if len(rows) > 1 and all(row.is_plain for row in rows):
+                    self._plan.record_out_of_memory(bucket, padded)
                 failure = DoesNotFit("an image of this size does not fit into the memory that there is")
         else:
             with _losing_the_device():
                 stopwatch.stop()
-            if meter is not None and not result.shallow_rows and not result.changed_rows:
+            is_typical = not result.shallow_rows and not result.changed_rows
+            if meter is not None and is_typical and all(row.reference is None for row in rows):
                 self._learn(bucket, result, meter)
             shows_cost = not result.shallow_rows and (meter is None or self._device.is_metering_free)
             self._in_flight.append(_StepInFlight(stopwatch, bucket, len(rows), result, counters, shows_cost))
@@ -186,6 +183,21 @@ class Stepper:
         middle = len(rows) // 2
         yield from self.step(model, bucket, rows[:middle], counters)
         yield from self.step(model, bucket, rows[middle:], counters)
+
+    def _issue(
+        self, model: LoadedModel, bucket: Bucket, rows: list[Row], padded: int
+    ) -> tuple[StepResult, Meter | None]:
+        """Gives the device a step of `rows`. Returns its result, and what it was metered with, if it was.
+
+        The call is kept by nothing else: if it fails, its stacks are not to lie beside those of its halves.
+        """
+        place = self._place(model, bucket, rows)
+        call = place.planner.plan(model, rows)
+        captured = place.graphs.find(call)
+        # A captured step allocates nothing: to learn from it would be to forget what such calls take.
+        with nullcontext() if captured else self._meter_if_new(bucket, padded, rows) as meter:
+            result = denoise_step(model, place.arena, call, rows, captured)
+        return result, meter
 
     def finish(self, leave: int = 0) -> Iterator[StepDone]:
         """Waits for the oldest issued steps until `leave` are left. Raises DeviceLost if one has failed.

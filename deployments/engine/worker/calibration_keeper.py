@@ -85,12 +85,15 @@ def _conditions_of(model: LoadedModel, config: EngineConfig) -> dict[str, Any]:
 
 
 def _architecture_of(model: LoadedModel) -> dict[str, Any]:
-    """Describes the networks: their classes, settings and sizes, and the image size that figures are measured at."""
+    """Describes the networks: their classes, settings and sizes, the image size that figures are measured at, and the
+    tiles that the VAE sees of larger ones.
+    """
     parts = {"unet": model.unet, "vae": model.vae}
     parts |= zip(("text_encoder", "text_encoder_2"), model.prompt_encoder.text_encoders, strict=False)
     parts |= {f"controlnet {name}": net.network for name, net in model.controlnets.items()}
     return {
         "native": model.spec.native,
+        "tile": model.tile,
         "attention": sorted(map(str, model.attention.kernels.items())),
         "bytes": model.bytes,
         "safety": str(model.spec.safety),

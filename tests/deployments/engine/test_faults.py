@@ -181,8 +181,6 @@ async def test_a_full_device_costs_one_request_and_no_more(
         failed = [event.error for event in answer if isinstance(event, ImageFailed | Failed)]
         assert [type(each) for each in failed] == [error]
         assert full.worker.is_alive
-        # A step that ran out is not tried again for a while; another model's prompt is as good as any.
-        full.worker._send(lambda engine: engine.admission.plan._too_much.clear())
         after = await full.answer(picture_request(tiny_model, "after"))
         assert [type(event) for event in after if isinstance(event, ImageDone | Finished)] == [ImageDone, Finished]
 

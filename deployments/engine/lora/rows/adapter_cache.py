@@ -107,6 +107,14 @@ class AdapterCache:
             for key in [key for key in self._kept if key[0] == model]:
                 del self._kept[key]
 
+    def evict_unused(self) -> None:
+        """Evicts all that are not in use, however much room there is for them."""
+        used = {id(each) for each in self._in_use()}
+        with self._lock:
+            for key in [key for key, loaded in self._loaded().items() if id(loaded) not in used]:
+                del self._kept[key]
+                self._evictions += 1
+
     def close(self) -> None:
         """Ends the threads, and drops what still waits to be read."""
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,5 +1,6 @@
 """The updates of a call's rows, stacked: one tensor of each kind for every layer that some row changes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,17 @@ def stack_updates(
     """Returns the factors of every layer that one of `groups` changes, by its path; `layers` has all of them."""
     changed = dict.fromkeys(name for group in groups for name in group)
     return {name: _stack_layer([group.get(name) for group in groups], layers[name]) for name in changed}
+
+
+def count_group_bytes(group: Mapping[str, LayerUpdate]) -> Counter[str]:
+    """Returns the bytes of one group of rows in a stack of such changes alone, by layer and what changes there.
+
+    Among others, each of the groups takes what the largest takes, by layer and by what changes.
+    """
+    sizes = Counter({name: update.down.nbytes + update.up.nbytes for name, update in group.items()})
+    gains = {name: update.gain for name, update in group.items() if update.gain is not None}
+    # A gain has a shift beside it.
+    return sizes + Counter({f"{name}: gain": 2 * gain.nbytes for name, gain in gains.items()})
 
 
 def add_update(layer: nn.Module, given: Tensor, answer: Tensor, factors: Factors) -> Tensor:

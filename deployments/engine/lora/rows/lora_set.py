@@ -1,5 +1,6 @@
 """The LoRAs of a request as one, ready to be applied to its rows."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from deployments.engine.lora.adapter import Adapter
 from deployments.engine.lora.layer_update import LayerUpdate, combine
+from deployments.engine.lora.rows.factors import count_group_bytes
 from deployments.engine.lora.rows.layers import Layers
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.files.embeddings import EmbeddingFile
@@ -50,9 +52,9 @@ class LoraSet:
         return vectors + sum(map(_bytes_of, (self.unet, self.projections, self.text, self.second_text)))
 
     @cached_property
-    def unet_bytes(self) -> int:
-        """The bytes of the updates that a row's part of a UNet call needs."""
-        return _bytes_of(self.unet)
+    def group_bytes(self) -> Counter[str]:
+        """The bytes of a group of its rows in the stacks of a UNet call, as `count_group_bytes` counts them."""
+        return count_group_bytes(self.unet)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -107,6 +107,38 @@ def test_only_a_row_that_does_not_fit_alone_fails(tiny_model: LoadedModel) -> No
     assert len(tape.images("small")) == 1
 
 
+def test_a_row_that_runs_out_alone_costs_nobody_else_anything(tiny_model: LoadedModel) -> None:
+    fails = True
+
+    def before(_: torch.Tensor) -> None:
+        if fails:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with drive(with_unet(tiny_model, before)) as (engine, tape):
+        engine.submit(request_for(tiny_model, "fails"))
+        engine.submit(request_for(tiny_model, "waits", num_images=2, priority="low"))
+        while not tape.of("fails", ImageFailed):
+            engine.step()
+        fails = False
+        engine.submit(request_for(tiny_model, "same"))
+        engine.submit(request_for(tiny_model, "other", width=96))
+        engine.drain()
+    assert isinstance(tape.of("fails", ImageFailed)[0].error, DoesNotFit)
+    assert [len(tape.of(name, ImageDone)) for name in ("same", "other")] == [1, 1]
+
+
+def test_calls_with_more_than_the_network_do_not_say_what_others_may_not_try(tiny_controlled: LoadedModel) -> None:
+    hint = Inputs(hints=(np.full((64, 64, 3), 90, dtype=np.uint8),))
+    model = with_unet(tiny_controlled, full_above(2))
+    with drive(model, max_rows=8) as (engine, tape):
+        for name in NAMES[:2]:
+            engine.submit(request_for(model, name, hint, controls=({"type": "canny"},)))
+        engine.drain()
+        assert engine.tracker.total.splits > 0
+        assert [len(tape.images(name)) for name in NAMES[:2]] == [1, 1]
+        assert engine.admission.plan.rows(request_for(model, "x").bucket, held=0) == 8
+
+
 def test_batches_are_planned_to_the_budget(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     # Whether larger calls of so small a network pay is a matter of chance: here memory alone bounds them.
     monkeypatch.setattr(CostModel, "find_knee", CostModel.knee)

@@ -77,6 +77,8 @@ def test_a_size_that_ran_out_is_left_alone_for_a_while() -> None:
 def test_before_anything_is_measured_the_guides_table_counts() -> None:
     assert [guess_images(gib * GIB) for gib in (8, 16, 24, 80)] == [1, 2, 4, 4]
     assert MemoryPlan(16 * GIB, SIZES).rows(SMALL, held=0) == 4
+    # It bounds how many share a call, and forbids nobody to try what he needs alone.
+    assert MemoryPlan(16 * GIB, SIZES).rows(SMALL, held=0, least=16) == 16
 
 
 def test_the_figures_show_plan_and_reality() -> None:

@@ -61,6 +61,19 @@ def test_what_is_in_use_never_leaves(tiny_model: LoadedModel, one_size: int) -> 
     assert bench.get("b") is bench.used[0]
 
 
+def test_all_that_is_not_in_use_leaves_when_something_else_needs_the_room(
+    tiny_model: LoadedModel, one_size: int
+) -> None:
+    bench = Bench(tiny_model, None)
+    bench.used.append(bench.get("a"))
+    bench.get("b")
+    bench.cache.evict_unused()
+    assert bench.cache.count_bytes() == one_size
+    assert bench.get("a") is bench.used[0]
+    bench.get("b")
+    assert bench.read == ["a", "b", "b"]
+
+
 def test_one_that_exceeds_the_budget_alone_is_refused_and_keeps_nobody_out(
     tiny_model: LoadedModel, one_size: int
 ) -> None:
