@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from deployments.engine.heartbeat import Heartbeat
+from deployments.engine.ip_adapter.adapter import IpAdapter
 from deployments.engine.lora.rows.adapter_cache import AdapterCache
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.loaded_model import LoadedModel
@@ -32,6 +33,21 @@ class Preparation:
     arrival: Arrival
     future: Future[RequestState]
     forecast: Future[Forecast]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A checked request to prepare, with the futures of its adapters."""
+
+    arrival: Arrival
+    model: LoadedModel
+    forecast: Future[Forecast]
+    loras: Future[LoraSet] | None = None
+    ip_adapter: Future[IpAdapter] | None = None
+
+    @property
+    def adapters(self) -> list[Future[Any]]:
+        return [each for each in (self.loras, self.ip_adapter) if each is not None]
 
 
 class Preparer:
@@ -88,15 +104,14 @@ class Preparer:
 
     def begin(self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast]) -> None:
         """Queues a checked request. It has not ended before its `forecast` has been made."""
-        request = arrival.request
+        request, asked = arrival.request, arrival.request.params.reference
         # In this order: what is under way and not read is what the thread has to prepare.
         self._reading.add(request.id)
         self._under_way[request.id] = arrival
         loras = self._adapters.begin(request.model, request.loras) if request.loras else None
-        adapters: list[Future[Any]] = [] if loras is None else [loras]
-        if request.params.reference is not None:
-            adapters.append(model.ip_adapters.begin(model.ip_adapters.resolve(request.params.reference)))
-        _call_after(adapters, partial(self._submit, arrival, model, forecast, loras))
+        ip_adapter = None if asked is None else model.ip_adapters.begin(model.ip_adapters.resolve(asked))
+        task = _Task(arrival, model, forecast, loras, ip_adapter)
+        _call_after(task.adapters, partial(self._submit, task))
 
     def collect(self, *, wait: bool) -> Iterator[Preparation]:
         """Yields what has ended since; with `wait` also what is still under way, for `PATIENCE_S` at most."""
@@ -114,30 +129,25 @@ class Preparer:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._shapes.close()
 
-    def _submit(
-        self,
-        arrival: Arrival,
-        model: LoadedModel,
-        forecast: Future[Forecast],
-        loras: Future[LoraSet] | None = None,
-    ) -> None:
+    def _submit(self, task: _Task) -> None:
         """Queues a request whose adapters have been read, or could not be. From any thread."""
         if not self._is_preparing:
             self._heartbeat.begin()
-        self._reading.discard(arrival.request.id)
-        future = self._threads.submit(self._prepare, arrival, model, forecast, loras)
-        future.add_done_callback(lambda done: self._put(Preparation(arrival, done, forecast)))
+        self._reading.discard(task.arrival.request.id)
+        future = self._threads.submit(self._prepare, task)
+        future.add_done_callback(lambda done: self._put(Preparation(task.arrival, done, task.forecast)))
 
-    def _prepare(
-        self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast], loras: Future[LoraSet] | None
-    ) -> RequestState:
+    def _prepare(self, task: _Task) -> RequestState:
         self._heartbeat.begin()
-        claimed = None if loras is None else self._adapters.claim(loras)
-        request_state = prepare(arrival.request, model, arrival.at, claimed)
-        request_state.second_pass = prepare_second_pass(arrival.request, model)
-        request_state.continued = self._reuse.find(arrival.request, request_state.prompt.embedding)
+        request, model = task.arrival.request, task.model
+        # Both are done, or have failed: this thread, which all requests share, never waits for them.
+        ip_adapter = None if task.ip_adapter is None else task.ip_adapter.result()
+        loras = None if task.loras is None else self._adapters.claim(task.loras)
+        request_state = prepare(request, model, task.arrival.at, loras, ip_adapter)
+        request_state.second_pass = prepare_second_pass(request, model)
+        request_state.continued = self._reuse.find(request, request_state.prompt.embedding)
         self._compile_shapes(request_state, model)
-        wait([forecast])
+        wait([task.forecast])
         self._heartbeat.end()
         return request_state
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from deployments.engine.ip_adapter import adapters as adapters_module
 from deployments.engine.ip_adapter.adapter import IpAdapter
 from deployments.engine.ip_adapter.adapters import IpAdapters
 from deployments.engine.ip_adapter.vision_encoder import load_vision_encoder
@@ -113,7 +114,7 @@ def test_the_oldest_pictures_go_when_the_bytes_are_used_up(tiny_referring: Loade
 
 def test_a_restarted_row_keeps_its_reference(tiny_referring: LoadedModel) -> None:
     request = with_model_facts(asked(tiny_referring), tiny_referring)
-    state = prepare(request, tiny_referring, 0.0)
+    state = prepare(request, tiny_referring, 0.0, None, tiny_referring.ip_adapters.begin("plain").result())
     row = begin_row(state, 0, tiny_referring)
     assert row.reference is state.reference
     assert row.reference is not None
@@ -165,7 +166,7 @@ def test_a_model_without_adapters_says_so_and_one_with_a_single_one_needs_no_nam
 
 
 def test_a_broken_adapter_fails_its_requests_alone_and_is_tried_again(
-    tiny_checkpoint: Path, ip_adapters: dict[str, IpAdapterSpec], tmp_path: Path
+    tiny_checkpoint: Path, ip_adapters: dict[str, IpAdapterSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = shutil.copytree(ip_adapters["plain"].image_encoder, tmp_path / "encoder")
     (encoder / "config.json").rename(encoder / "kept.json")
@@ -178,7 +179,29 @@ def test_a_broken_adapter_fails_its_requests_alone_and_is_tried_again(
     assert tape.of("y", Finished)
     assert tape.of("z", Finished)
     (encoder / "kept.json").rename(encoder / "config.json")
+    monkeypatch.setattr(adapters_module, "RETRY_S", 0.0)
     assert run(model, [asked(model, "x", "broken")])[0].of("x", Finished)
+
+
+def test_a_load_that_has_failed_is_not_repeated_for_each_request(
+    fresh: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def fail(name: str) -> IpAdapter:
+        tried.append(name)
+        raise ModelLoadError("injected: the hub is out of reach")
+
+    fresh.ip_adapters._load_one = fail
+    names = [f"x{number}" for number in range(3)]
+    tape, _ = run(fresh, [*(asked(fresh, name) for name in names), request_for(fresh, "y", num_inference_steps=1)])
+    assert [type(tape.of(name, Failed)[0].error) for name in names] == [ModelLoadError] * 3
+    assert tape.of("y", Finished)
+    assert len(tried) == 1
+    monkeypatch.setattr(adapters_module, "RETRY_S", 0.0)
+    with pytest.raises(ModelLoadError):
+        fresh.ip_adapters.begin("plain").result()
+    assert len(tried) == 2
 
 
 def test_files_that_are_here_are_looked_at_when_the_model_loads(
