@@ -76,7 +76,8 @@ def prepare(
 ) -> RequestState:
     """Computes everything that the images of a checked request share; `loras` are its LoRAs.
 
-    `ip_adapter` is that of its reference: nothing is read or loaded here, for others wait meanwhile. `arrived` is in `time.perf_counter` seconds. Raises InvalidParameter for steps, strength and prompts.
+    `ip_adapter` is that of its reference: nothing is read or loaded here, for others wait meanwhile. `arrived` is in
+    `time.perf_counter` seconds. Raises InvalidParameter for steps, strength and prompts.
     """
     begun = time.perf_counter()
     params = request.params

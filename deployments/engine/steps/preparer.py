@@ -28,22 +28,27 @@ PATIENCE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """A request that is prepared, or has failed to be: then its future raises. The forecast of its place is made."""
+    """A request that is prepared, or has failed to be: then its future raises. The forecast of its place is made.
+
+    LoRAs that were `claimed` for it are released once it has been collected, and its taker asks for more.
+    """
 
     arrival: Arrival
     future: Future[RequestState]
     forecast: Future[Forecast]
+    claimed: LoraSet | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Task:
-    """A checked request to prepare, with the futures of its adapters."""
+    """A checked request to prepare, with the futures of its adapters; and its LoRAs, once they are `claimed` for it."""
 
     arrival: Arrival
     model: LoadedModel
     forecast: Future[Forecast]
     loras: Future[LoraSet] | None = None
     ip_adapter: Future[IpAdapter] | None = None
+    claimed: LoraSet | None = None
 
     @property
     def adapters(self) -> list[Future[Any]]:
@@ -122,7 +127,11 @@ class Preparer:
             except queue.Empty:
                 return
             del self._under_way[ended.arrival.request.id]
-            yield ended
+            try:
+                yield ended
+            finally:
+                if ended.claimed is not None:
+                    self._adapters.release(ended.claimed)
 
     def close(self) -> None:
         """Ends the thread, and drops what still waits."""
@@ -135,15 +144,16 @@ class Preparer:
             self._heartbeat.begin()
         self._reading.discard(task.arrival.request.id)
         future = self._threads.submit(self._prepare, task)
-        future.add_done_callback(lambda done: self._put(Preparation(task.arrival, done, task.forecast)))
+        future.add_done_callback(lambda done: self._put(Preparation(task.arrival, done, task.forecast, task.claimed)))
 
     def _prepare(self, task: _Task) -> RequestState:
         self._heartbeat.begin()
         request, model = task.arrival.request, task.model
         # Both are done, or have failed: this thread, which all requests share, never waits for them.
         ip_adapter = None if task.ip_adapter is None else task.ip_adapter.result()
-        loras = None if task.loras is None else self._adapters.claim(task.loras)
-        request_state = prepare(request, model, task.arrival.at, loras, ip_adapter)
+        if task.loras is not None:
+            task.claimed = self._adapters.claim(request.model, task.loras)
+        request_state = prepare(request, model, task.arrival.at, task.claimed, ip_adapter)
         request_state.second_pass = prepare_second_pass(request, model)
         request_state.continued = self._reuse.find(request, request_state.prompt.embedding)
         self._compile_shapes(request_state, model)
