@@ -30,7 +30,7 @@ class IpAdapters:
         self.names = tuple(names)
         self._load_one = load
         self._begun: dict[str, Future[IpAdapter]] = {}
-        self._failed_at: dict[str, float] = {}
+        self._ended_at: dict[str, float] = {}
         self._lock = threading.Lock()  # held for moments
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="load-ip-adapter")
 
@@ -57,7 +57,7 @@ class IpAdapters:
         """
         with self._lock:
             found = self._begun.get(name)
-            if found is None or (_has_failed(found) and time.monotonic() >= self._failed_at[name] + RETRY_S):
+            if found is None or (_has_failed(found) and time.monotonic() >= self._ended_at[name] + RETRY_S):
                 found = self._begun[name] = self._threads.submit(self._load, name)
             return found
 
@@ -70,10 +70,9 @@ class IpAdapters:
         begun = time.perf_counter()
         try:
             adapter = self._load_one(name)
-        except BaseException:
-            # Before its future tells.
-            self._failed_at[name] = time.monotonic()
-            raise
+        finally:
+            # Before its future tells whether it has failed.
+            self._ended_at[name] = time.monotonic()
         log.info("IP-Adapter %s: loaded in %.1f s", name, time.perf_counter() - begun)
         return adapter
 

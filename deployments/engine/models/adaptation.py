@@ -3,7 +3,7 @@
 And counts what requests have brought into memory beside the models.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,16 +33,18 @@ def changes_apart(model: LoadedModel) -> bool:
     return hasattr(model.unet, "changed_bytes")
 
 
-def bytes_for_adapters(adapters: AdapterCache, models: Mapping[str, LoadedModel]) -> int:
-    """Returns the bytes of all LoRAs and IP-Adapters, and of the weights that are in memory once more for them.
-
-    From any thread.
+def bytes_for_requests(
+    adapters: AdapterCache, models: Mapping[str, LoadedModel], prepared_bytes: Callable[[], int]
+) -> int:
+    """Returns the bytes of all LoRAs and IP-Adapters, of the weights that are in memory once more for them, and of what
+    is prepared and has no row yet. From any thread.
     """
     # The dictionary is copied in one operation.
     held = list(models.values())
     networks = {network for model in held for network in model.networks}
     ip_adapters = size_of(*(network for model in held for network in model.ip_adapters.networks))
-    return adapters.count_bytes() + ip_adapters + sum(getattr(network, "changed_bytes", 0) for network in networks)
+    changed = sum(getattr(network, "changed_bytes", 0) for network in networks)
+    return adapters.count_bytes() + ip_adapters + changed + prepared_bytes()
 
 
 @contextmanager

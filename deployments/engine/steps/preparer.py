@@ -25,6 +25,9 @@ from deployments.engine.steps.shape_compiler import ShapeCompiler
 PATIENCE_S: Final = 10.0
 """How long an idle engine waits to have a full first call; far below what the worker takes for a stall."""
 
+LOOK_EVERY_S: Final = 0.02
+"""How often an engine that waits looks whether there is something else to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
@@ -58,10 +61,11 @@ class _Task:
 class Preparer:
     """Prepares one request after the other; encoders and their caches are used from its thread alone.
 
-    A request's LoRAs are read before, and its IP-Adapter is loaded, on other threads. `on_done` is called on the thread
-    on which a preparation has ended. All methods are for the engine's thread, apart from `is_alive`. `sizes` are those
-    of the engine's calls; `beside` returns, from any thread, the prepared requests of a bucket, and how many rows of it
-    may run at once. `reuse` finds the states that requests may continue.
+    A request's LoRAs are read before, and its IP-Adapter is loaded, on other threads; then it waits for `begin_read`.
+    `on_done` is called on the thread on which that, or a preparation, has ended. All methods are for the engine's
+    thread, apart from `is_alive`. `sizes` are those of the engine's calls; `beside` returns, from any thread, the
+    prepared requests of a bucket, and how many rows of it may run at once. `reuse` finds the states that requests may
+    continue.
     """
 
     def __init__(
@@ -82,7 +86,8 @@ class Preparer:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._ended: queue.SimpleQueue[Preparation] = queue.SimpleQueue()
         self._under_way: dict[str, Arrival] = {}
-        self._reading: set[str] = set()
+        self._not_begun: set[str] = set()
+        self._read: queue.SimpleQueue[_Task] = queue.SimpleQueue()
 
     @property
     def is_alive(self) -> bool:
@@ -97,34 +102,60 @@ class Preparer:
     @property
     def _is_preparing(self) -> bool:
         """True while the thread has something to prepare: not what has ended, nor what waits for adapters."""
-        return self._ended.qsize() + len(self._reading) < len(self._under_way)
+        return self._ended.qsize() + len(self._not_begun) < len(self._under_way)
 
     @property
     def unet_rows(self) -> int:
         """The rows of a UNet call that all images of the requests under way would take.
 
-        Those whose adapters are still being read do not count: others need not wait with them.
+        Those whose adapters are being read do not count, nor those that wait for `begin_read` since: others need not
+        wait with them, and nothing has been computed for them.
         """
-        return sum(a.unet_rows for request_id, a in self._under_way.items() if request_id not in self._reading)
+        return sum(a.unet_rows for request_id, a in self._under_way.items() if request_id not in self._not_begun)
 
     def begin(self, arrival: Arrival, model: LoadedModel, forecast: Future[Forecast]) -> None:
-        """Queues a checked request. It has not ended before its `forecast` has been made."""
+        """Queues a checked request, or has its adapters read. It has not ended before its `forecast` has been made."""
         request, asked = arrival.request, arrival.request.params.reference
         # In this order: what is under way and not read is what the thread has to prepare.
-        self._reading.add(request.id)
+        self._not_begun.add(request.id)
         self._under_way[request.id] = arrival
         loras = self._adapters.begin(request.model, request.loras) if request.loras else None
         ip_adapter = None if asked is None else model.ip_adapters.begin(model.ip_adapters.resolve(asked))
         task = _Task(arrival, model, forecast, loras, ip_adapter)
-        _call_after(task.adapters, partial(self._submit, task))
+        if all(future.done() for future in task.adapters):
+            self._submit(task)
+        else:
+            _call_after(task.adapters, partial(self._put_read, task))
 
-    def collect(self, *, wait: bool) -> Iterator[Preparation]:
-        """Yields what has ended since; with `wait` also what is still under way, for `PATIENCE_S` at most."""
+    def begin_read(self, is_wanted: Callable[[Arrival], bool]) -> bool:
+        """Queues a request whose adapters have been read since it was begun. Returns False if there is none.
+
+        Those that are no longer wanted are dropped.
+        """
+        while not self._read.empty():
+            task = self._read.get()
+            if is_wanted(task.arrival):
+                self._submit(task)
+                return True
+            # In this order, as in `begin`.
+            del self._under_way[task.arrival.request.id]
+            self._not_begun.discard(task.arrival.request.id)
+        return False
+
+    def collect(self, *, wait: bool, is_called: Callable[[], bool] = lambda: False) -> Iterator[Preparation]:
+        """Yields what has ended since; with `wait` also what the thread still prepares, for `PATIENCE_S` at most.
+
+        The wait ends, too, once its caller `is_called`; what waits for adapters is not waited for.
+        """
         until = time.perf_counter() + (PATIENCE_S if wait else 0.0)
-        while self._under_way:
+        while True:
+            left_s = until - time.perf_counter()
+            may_wait = left_s > 0 and self._is_preparing and not is_called()
             try:
-                ended = self._ended.get(timeout=max(0.0, until - time.perf_counter()))
+                ended = self._ended.get(timeout=min(left_s, LOOK_EVERY_S) if may_wait else 0.0)
             except queue.Empty:
+                if may_wait:
+                    continue
                 return
             del self._under_way[ended.arrival.request.id]
             try:
@@ -139,10 +170,10 @@ class Preparer:
         self._shapes.close()
 
     def _submit(self, task: _Task) -> None:
-        """Queues a request whose adapters have been read, or could not be. From any thread."""
+        """Queues a request whose adapters have been read, or could not be."""
         if not self._is_preparing:
             self._heartbeat.begin()
-        self._reading.discard(task.arrival.request.id)
+        self._not_begun.discard(task.arrival.request.id)
         future = self._threads.submit(self._prepare, task)
         future.add_done_callback(lambda done: self._put(Preparation(task.arrival, done, task.forecast, task.claimed)))
 
@@ -170,6 +201,10 @@ class Preparer:
         self._shapes.compile_for(request_state, model, [*prepared, *others], most_rows)
         if (second := request_state.second_pass) is not None:
             self._shapes.compile_for(replace(request_state, request=second.request), model, (), most_rows)
+
+    def _put_read(self, task: _Task) -> None:
+        self._read.put(task)
+        self._on_done()
 
     def _put(self, preparation: Preparation) -> None:
         self._ended.put(preparation)

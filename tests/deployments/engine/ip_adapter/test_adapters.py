@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,10 @@ from deployments.engine.protocol.events import Failed, Finished
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.settings import ReferenceSettings
 from deployments.engine.protocol.spec import IpAdapterSpec, ModelSpec
+from deployments.engine.steps import preparer as preparer_module
 from deployments.engine.steps.prepare import begin_row, check_request, prepare, restart_row, with_model_facts
-from tests.deployments.engine.harness import engine_of, request_for, run
+from deployments.engine.steps.preparer import PATIENCE_S
+from tests.deployments.engine.harness import Tape, engine_of, request_for, run
 from tests.deployments.engine.ip_adapter.tiny_ip_adapters import SIDE, tiny_vision_encoder, with_images
 from tests.deployments.engine.test_kinds import picture
 
@@ -257,6 +260,45 @@ def test_pictures_are_prepared_as_its_own_file_says_or_else_as_diffusers_does(
         assert torch.equal(encoder.embed(image), encoder.network(wanted).image_embeds)
 
 
+def test_what_waits_for_an_adapter_is_prepared_a_full_call_ahead_and_not_all_at_once(
+    fresh: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_load, prepared = threading.Event(), []
+    load, prepare_one = fresh.ip_adapters._load_one, prepare
+
+    def slow(name: str) -> IpAdapter:
+        may_load.wait(timeout=60)
+        return load(name)
+
+    def noted(request: Request, *arguments: Any) -> Any:
+        prepared.append(request.id)
+        return prepare_one(request, *arguments)
+
+    fresh.ip_adapters._load_one = slow
+    monkeypatch.setattr(preparer_module, "prepare", noted)
+    tape = Tape()
+    engine = engine_of(fresh, tape, max_rows=4)
+    try:
+        for number in range(8):
+            engine.submit(asked(fresh, f"x{number}"))
+        engine.step()
+        engine.cancel("x1")
+        may_load.set()
+        # Two rows each, of four.
+        while len(prepared) < 2:
+            engine._intake.begin_preparations()
+            time.sleep(0.001)
+        engine._intake.begin_preparations()
+        assert engine._intake._preparer.unet_rows == 4
+        assert prepared == ["x0", "x2"]
+        engine.drain()
+        assert len([name for name in tape.events if tape.of(name, Finished)]) == 7
+        assert "x1" not in prepared
+    finally:
+        may_load.set()
+        engine.close()
+
+
 def test_an_engine_that_loads_an_adapter_goes_on_with_other_requests(fresh: LoadedModel) -> None:
     may_load = threading.Event()
     load = fresh.ip_adapters._load_one
@@ -271,8 +313,10 @@ def test_an_engine_that_loads_an_adapter_goes_on_with_other_requests(fresh: Load
     try:
         engine.submit(asked(fresh, "waits"))
         engine.submit(request_for(fresh, "goes on", num_inference_steps=2))
+        begun = time.perf_counter()
         while not any(isinstance(event, Finished) for event in events):
             engine.step()
+        assert time.perf_counter() - begun < PATIENCE_S / 2
         assert [event.request_id for event in events if isinstance(event, Finished)] == ["goes on"]
         may_load.set()
         engine.drain()

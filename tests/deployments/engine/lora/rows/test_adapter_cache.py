@@ -15,7 +15,6 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, InvalidParameter, Overloaded
 from deployments.engine.protocol.events import Accepted, Failed, ImageDone
 from deployments.engine.protocol.files.loras import LoraFile
-from deployments.engine.steps import preparer
 from tests.deployments.engine.harness import Tape, engine_of, prepare_all, request_for, run
 from tests.deployments.engine.lora.rows.loras import TinyLora, reading, with_loras
 
@@ -176,10 +175,8 @@ def test_equal_requests_wait_for_one_reading(tiny_model: LoadedModel) -> None:
     assert bench.cache.report().hits == 4
 
 
-def test_reading_goes_on_beside_steps(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_goes_on_beside_steps(tiny_model: LoadedModel) -> None:
     """A row that runs is not held up by a LoRA that is being read."""
-    # Where nothing runs, an engine waits for what is being prepared.
-    monkeypatch.setattr(preparer, "PATIENCE_S", 0.05)
     may_read, tape = threading.Event(), Tape()
 
     def read_late(file: LoraFile) -> Adapter:
