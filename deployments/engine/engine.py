@@ -17,14 +17,8 @@ from deployments.engine.models.components import size_of
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.padding import powers_of_two
 from deployments.engine.protocol.engine_config import DEFAULTS, EngineConfig
-from deployments.engine.protocol.errors import (
-    DeadlineExceeded,
-    EngineError,
-    GenerationFailed,
-    NumericalFailure,
-    Overloaded,
-)
-from deployments.engine.protocol.events import Event, Failed, Preview
+from deployments.engine.protocol.errors import EngineError, GenerationFailed, NumericalFailure, Overloaded
+from deployments.engine.protocol.events import Event, Preview
 from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.request_intake import RequestIntake
@@ -76,7 +70,7 @@ class Engine:
         self.adapters = AdapterCache(
             read_adapter, lambda name: adapted_base(self.models[name]), self.tracker.loras_in_use, room
         )
-        kept = KeptAdapters(self.adapters, self.models, self.tracker.requests)
+        kept = KeptAdapters(self.adapters, self.models, self.tracker.requests, self.tracker.prepared_bytes)
         self.admission = Admission(config.queue_limit, self.sizes, memory, decode_batch, adapters=kept)
         self._upscalers = upscalers
         self.admission.plan.set_aside(upscalers.tile_bytes)
@@ -84,12 +78,13 @@ class Engine:
         self._share = BucketShare()
         self._recorder = StepRecorder(self.admission, self._share, self.tracker)
         self.reuse = StateReuse(config.similar_memory_bytes, config.similar_distance)
-        parts = (self.models, self.admission, self.tracker, self.running, self.adapters, self.reuse)
+        parts = (self.models, self.admission, self.tracker, self.running, self.adapters, self.reuse, upscalers)
         self._intake = RequestIntake(*parts, self.sizes, self._attempt, self.wake.set)
         self._decoded: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
-        plan, device = self.admission.plan, self.admission.device
-        self.stepper = Stepper(plan, self.admission.costs, device, self.sizes)
-        self._decoder = Decoder(self._put_decoded, plan, device, decode_batch, upscalers, on_failure=self.wake.set)
+        plan = self.admission.plan
+        self.stepper = Stepper(plan, self.admission.costs, memory, self.sizes)
+        decoder_for = partial(Decoder, on_failure=self.wake.set, is_gone=self.tracker.is_gone)
+        self._decoder = decoder_for(self._put_decoded, plan, memory, decode_batch, upscalers)
 
     @property
     def is_alive(self) -> bool:
@@ -141,19 +136,22 @@ class Engine:
         return request is not None
 
     @convert_device_errors()
-    def step(self) -> bool:
+    def step(self, has_messages: Callable[[], bool] | None = None) -> bool:
         """Admits what fits, denoises one bucket by one step, retires what is done. Returns False if nothing ran.
 
-        On CUDA it may return before that step is done. Raises DeviceLost, and any error that ended one of the engine's
-        threads: running requests cannot finish then.
+        Where nothing runs it waits for what is being prepared; if its driver says whether it `has_messages`, until it
+        has, or until there is a decoded image to pass on. On CUDA it may return before that step is done. Raises
+        DeviceLost, and any error that ended one of the engine's threads: running requests cannot finish then.
         """
         begun = time.perf_counter()
         self._collect()
         self._intake.refuse_late()
         self._expire()
         self._intake.begin_preparations()
-        # An engine that has nothing to run waits for what is being prepared.
-        self._intake.accept_prepared(wait=not len(self.running))
+        self._intake.accept_prepared(
+            wait=not len(self.running),
+            is_called=lambda: has_messages is not None and (has_messages() or not self._decoded.empty()),
+        )
         self._admit()
         self._intake.report_positions()
         bucket = self._share.choose(self.running.rows)
@@ -215,8 +213,7 @@ class Engine:
     def _expire(self) -> None:
         for request in self.tracker.find_overdue():
             self._remove(request.id)
-            self.tracker.counters_of(request).expired += 1
-            self.tracker.emit(Failed(request.id, DeadlineExceeded("the deadline passed before it was finished")))
+            self.tracker.expire(request)
 
     def _admit(self) -> None:
         self._start_rows()

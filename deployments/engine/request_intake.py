@@ -19,6 +19,7 @@ from deployments.engine.similar.state_reuse import StateReuse
 from deployments.engine.steps.prepare import check_request, with_model_facts
 from deployments.engine.steps.preparer import Preparation, Preparer
 from deployments.engine.steps.second_pass import check_second_pass
+from deployments.engine.upscaling.upscalers import Upscalers
 
 
 class Attempt(Protocol):
@@ -41,6 +42,7 @@ class RequestIntake:
         running: RunningRows,
         adapters: AdapterCache,
         reuse: StateReuse,
+        upscalers: Upscalers,
         sizes: Sequence[int],
         attempt: Attempt,
         wake: Callable[[], object],
@@ -48,7 +50,7 @@ class RequestIntake:
         self._models, self._admission, self._tracker, self._running = models, admission, tracker, running
         self._attempt = attempt
         self._most_ahead = sizes[-1]
-        self._adapters, self._reuse = adapters, reuse
+        self._adapters, self._reuse, self._upscalers = adapters, reuse, upscalers
         self._preparer = Preparer(wake, tuple(sizes), self._prepared_of, adapters, reuse)
         self._forecaster = Forecaster(admission, wake)
 
@@ -75,15 +77,19 @@ class RequestIntake:
             self._tracker.refuse(request, error)
 
     def begin_preparations(self) -> None:
-        """Has arrivals prepared, a full call's worth ahead."""
+        """Has arrivals prepared, a full call's worth ahead: first those that have waited for their adapters."""
         queue, forecast = self._admission.queue, None
-        while self._preparer.unet_rows + queue.unet_rows < self._most_ahead and (arrival := queue.pop_arrival()):
+        while self._preparer.unet_rows + queue.unet_rows < self._most_ahead:
+            if self._preparer.begin_read(queue.holds):
+                continue
+            if (arrival := queue.pop_arrival()) is None:
+                return
             forecast = forecast or self._forecaster.foresee(self._running)
             self._run_preparation(arrival.request, partial(self._begin_preparation, arrival, forecast))
 
-    def accept_prepared(self, *, wait: bool) -> None:
-        """Accepts what has been prepared; with `wait` also what is still under way."""
-        for preparation in self._preparer.collect(wait=wait):
+    def accept_prepared(self, *, wait: bool, is_called: Callable[[], bool]) -> None:
+        """Accepts what has been prepared; with `wait` also what still is, until the engine `is_called`."""
+        for preparation in self._preparer.collect(wait=wait, is_called=is_called):
             self._run_preparation(preparation.arrival.request, partial(self._accept, preparation))
             self.begin_preparations()
 
@@ -100,7 +106,7 @@ class RequestIntake:
     def _enqueue(self, request: Request) -> None:
         model = self._model_of(request)
         check_request(request, model)
-        check_second_pass(request, model)
+        check_second_pass(request, model, self._upscalers)
         if request.loras:
             self._adapters.check_readable()
         self._reuse.check(request)

@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.counters import Counters, sum_counters
-from deployments.engine.protocol.errors import EngineError
+from deployments.engine.protocol.errors import DeadlineExceeded, EngineError
 from deployments.engine.protocol.events import (
     Accepted,
     Continuation,
@@ -87,6 +87,11 @@ class RequestTracker:
         # The dictionary is copied in one operation.
         return [state.loras for state in list(self.requests.values()) if state.loras is not None]
 
+    def prepared_bytes(self) -> int:
+        """Returns the bytes that are held for requests none of whose images has begun. From any thread."""
+        # The dictionary is copied in one operation.
+        return sum(state.bytes for state in list(self.requests.values()) if state.admitted is None)
+
     def record_arrival(self, request: Request) -> None:
         """Starts a request's deadline. It still waits to be prepared."""
         if request.params.deadline_ms is not None:
@@ -116,6 +121,15 @@ class RequestTracker:
         self._deadlines.pop(request_id, None)
         request_state = self.requests.pop(request_id, None)
         return None if request_state is None else request_state.request
+
+    def is_gone(self, request_id: str) -> bool:
+        """Returns True if nothing more is wanted for a request that was accepted. From any thread."""
+        return request_id not in self.requests
+
+    def expire(self, request: Request) -> None:
+        """Ends a request whose deadline has passed."""
+        self.counters_of(request).expired += 1
+        self.emit(Failed(request.id, DeadlineExceeded("the deadline passed before it was finished")))
 
     def find_overdue(self) -> Iterator[Request]:
         """Yields the requests whose deadlines have passed."""

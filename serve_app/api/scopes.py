@@ -106,12 +106,20 @@ async def _never_called(_: Any) -> None:
 _ROUTES: Final = tuple((Route(path, _never_called), need) for path, need in RULES.items())
 
 
+_TOKENS: Final = Route(f"{_ADS}/tokens", _never_called)
+
+
 def need_of(scope: Scope) -> Need:
     """The access that the request with that ASGI scope needs. Unknown paths need a key: only key holders get a 404."""
     for route, need in _ROUTES:
         if route.matches(scope)[0] is not Match.NONE:
             return need
     return "key"
+
+
+def counts_tokens(scope: Scope) -> bool:
+    """Whether the request has an engine count a prompt's tokens: little work, but work."""
+    return scope["type"] == "http" and scope["method"] == "POST" and _TOKENS.matches(scope)[0] is not Match.NONE
 
 
 def asks_for_work(scope: Scope) -> bool:

@@ -15,6 +15,9 @@ from deployments.engine.protocol.settings import ReferenceSettings
 
 log = logging.getLogger(__name__)
 
+RETRY_S: Final = 10.0
+"""How long a load that has failed is not tried again: requests that come in a row fail at once, and not one by one."""
+
 
 class IpAdapters:
     """The IP-Adapters of one model. Those that were loaded stay as long as it does. All methods are for any thread.
@@ -27,6 +30,7 @@ class IpAdapters:
         self.names = tuple(names)
         self._load_one = load
         self._begun: dict[str, Future[IpAdapter]] = {}
+        self._ended_at: dict[str, float] = {}
         self._lock = threading.Lock()  # held for moments
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="load-ip-adapter")
 
@@ -47,10 +51,13 @@ class IpAdapters:
         return asked.adapter
 
     def begin(self, name: str) -> Future[IpAdapter]:
-        """Begins to load an adapter that is not in memory, and returns its future. What has failed is tried again."""
+        """Begins to load an adapter that is not in memory, and returns its future.
+
+        What has failed is tried again, though not within RETRY_S.
+        """
         with self._lock:
             found = self._begun.get(name)
-            if found is None or (found.done() and (found.cancelled() or found.exception() is not None)):
+            if found is None or (_has_failed(found) and time.monotonic() >= self._ended_at[name] + RETRY_S):
                 found = self._begun[name] = self._threads.submit(self._load, name)
             return found
 
@@ -61,14 +68,22 @@ class IpAdapters:
 
     def _load(self, name: str) -> IpAdapter:
         begun = time.perf_counter()
-        adapter = self._load_one(name)
+        try:
+            adapter = self._load_one(name)
+        finally:
+            # Before its future tells whether it has failed.
+            self._ended_at[name] = time.monotonic()
         log.info("IP-Adapter %s: loaded in %.1f s", name, time.perf_counter() - begun)
         return adapter
 
     def _loaded(self) -> dict[str, IpAdapter]:
         with self._lock:
-            done = {name: each for name, each in self._begun.items() if each.done() and not each.cancelled()}
-        return {name: each.result() for name, each in done.items() if each.exception() is None}
+            done = {name: each for name, each in self._begun.items() if each.done()}
+        return {name: each.result() for name, each in done.items() if not _has_failed(each)}
+
+
+def _has_failed(future: Future[IpAdapter]) -> bool:
+    return future.done() and future.exception() is not None
 
 
 def _no_adapter(name: str) -> IpAdapter:

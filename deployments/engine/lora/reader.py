@@ -1,7 +1,8 @@
 """Reads a LoRA's file: every tensor is used, exactly, or the file is refused."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -10,13 +11,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deployments.engine.checkpoints.safetensors_header import read_header
+from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from deployments.engine.lora.adapter import Adapter, LayerChange
 from deployments.engine.lora.base_model import text_width
 from deployments.engine.lora.layer_formats import read_change
 from deployments.engine.lora.peft_settings import PeftSettings, read_peft_settings
 from deployments.engine.lora.tensor_names import FileNames, read_names
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 from deployments.engine.protocol.files.loras import LoraFile
 
 LARGEST_BYTES: Final = 2**32
@@ -32,19 +34,45 @@ def read_adapter(file: LoraFile, path: Path) -> Adapter:
     Raises InvalidParameter, which says what is wrong with the file, if it cannot be applied exactly.
     """
     title = f"the LoRA {file.name!r}"
-    try:
+    with _explained(title):
         return _read(title, file, path)
+
+
+def describe_embeddings(file: LoraFile, path: Path) -> tuple[EmbeddingFile, ...]:
+    """Returns what embeddings the LoRA at `path` brings along, by its file's header alone: no weights are read.
+
+    Raises InvalidParameter as `read_adapter` does, as far as the header shows what is wrong.
+    """
+    title = f"the LoRA {file.name!r}"
+    with _explained(title):
+        header, names = _read_header(title, path)
+        shapes = {
+            token: _embedding_shape(token, key, header.tensors[key].shape) for token, key in names.embeddings.items()
+        }
+    # They have no place of their own, and are identified by the file that they came with.
+    return tuple(EmbeddingFile(token, token, "", f"{file.digest} {token}", *shape) for token, shape in shapes.items())
+
+
+@contextmanager
+def _explained(title: str) -> Iterator[None]:
+    """Raises InvalidParameter, which says what is wrong with a file, in place of what reading it raises."""
+    try:
+        yield
     except ModelLoadError as error:
         raise InvalidParameter("loras", error.message) from None
     except ValueError as error:
         raise InvalidParameter("loras", f"{title} cannot be used: {error}") from None
 
 
-def _read(title: str, file: LoraFile, path: Path) -> Adapter:
+def _read_header(title: str, path: Path) -> tuple[SafetensorsHeader, FileNames]:
     if path.is_file() and path.stat().st_size > LARGEST_BYTES:
         raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
     header = read_header(title, path)
-    names = read_names(header.tensors)
+    return header, read_names(header.tensors)
+
+
+def _read(title: str, file: LoraFile, path: Path) -> Adapter:
+    header, names = _read_header(title, path)
     # Read once, so that the digest is that of the very bytes.
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -95,8 +123,12 @@ def _as_numbers(key: str, tensor: Tensor) -> Tensor:
 def _embeddings(names: FileNames, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for token, key in names.embeddings.items():
-        vectors = numbers[key].reshape(1, -1) if numbers[key].dim() == 1 else numbers[key]
-        if vectors.dim() != 2 or not token.isprintable() or len(token) > 100:
-            raise ValueError(f"its tensor {key!r} is no textual inversion")
-        found[token] = vectors
+        found[token] = numbers[key].reshape(_embedding_shape(token, key, numbers[key].shape))
     return found
+
+
+def _embedding_shape(token: str, key: str, shape: Sequence[int]) -> tuple[int, int]:
+    """Returns the number of vectors, and their width, of an embedding's tensor. Raises ValueError if it is none."""
+    if len(shape) not in (1, 2) or not token.isprintable() or len(token) > 100:
+        raise ValueError(f"its tensor {key!r} is no textual inversion")
+    return (1 if len(shape) == 1 else shape[0]), shape[-1]

@@ -3,7 +3,7 @@
 And counts what requests have brought into memory beside the models.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,21 +35,32 @@ def changes_apart(model: LoadedModel) -> bool:
 
 
 class KeptAdapters:
-    """What requests have brought into memory beside `models`; `prepared` are the requests that use it, by their ids."""
+    """What requests have brought into memory beside `models`. All methods may be called from any thread.
+
+    `prepared` are the requests that use it, by their ids, and `prepared_bytes` what is held for those of them that have
+    no row yet.
+    """
 
     def __init__(
-        self, adapters: AdapterCache, models: Mapping[str, LoadedModel], prepared: Mapping[str, Adapted]
+        self,
+        adapters: AdapterCache,
+        models: Mapping[str, LoadedModel],
+        prepared: Mapping[str, Adapted],
+        prepared_bytes: Callable[[], int],
     ) -> None:
-        self._adapters, self._models, self._prepared = adapters, models, prepared
+        self._adapters, self._models = adapters, models
+        self._prepared, self._prepared_bytes = prepared, prepared_bytes
 
     def count_bytes(self) -> int:
-        """Returns the bytes of all LoRAs and IP-Adapters, and of the weights that are in memory once more for them."""
+        """Returns the bytes of all LoRAs and IP-Adapters, of the weights that are in memory once more for them, and of
+        what is prepared and has no row yet.
+        """
         # The dictionary is copied in one operation.
         held = list(self._models.values())
         networks = {network for model in held for network in model.networks}
         ip_adapters = size_of(*(network for model in held for network in model.ip_adapters.networks))
         again = sum(getattr(network, "changed_bytes", 0) for network in networks)
-        return self._adapters.count_bytes() + ip_adapters + again
+        return self._adapters.count_bytes() + ip_adapters + again + self._prepared_bytes()
 
     def find_prepared(self, request_id: str) -> Adapted | None:
         """Returns the prepared request of that id, with what its rows will have; None if there is none."""

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from deployments.engine.conditioning.image_encoder import Posterior
-from deployments.engine.device.errors import convert_device_errors, is_out_of_memory, raise_if_sticky
+from deployments.engine.device.errors import convert_device_errors, raise_if_sticky
 from deployments.engine.device.streams import Mark, WorkStream, current_stream, new_stream
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.loaded_model import LoadedModel
-from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed, NumericalFailure
+from deployments.engine.protocol.errors import Cancelled, EngineError, GenerationFailed, NumericalFailure
 from deployments.engine.protocol.safety import Finding
 from deployments.engine.row import Row
 from deployments.engine.safety.check_queue import Check, CheckQueue
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.steps.compression import compress_picture
-from deployments.engine.steps.pictures import Pictures, decode_latents, make_in_fp32, make_pictures
+from deployments.engine.steps.pictures import Pictures, decode_error, decode_latents, make_in_fp32, make_pictures
 from deployments.engine.upscaling.second_pass_start import Enlarger
 from deployments.engine.upscaling.upscalers import NO_UPSCALERS, Upscalers
 
@@ -91,7 +91,8 @@ class Decoder:
 
     At most `decode_batch` latents of one shape share a VAE call. At 1 an image's bits cannot depend on what else
     finishes at the same moment. When one of its threads fails, `failure` holds the error and `on_failure` is called:
-    the jobs that wait will never be done.
+    the jobs that wait will never be done. Nothing more is made for a request that `is_gone`, asked by its id from any
+    thread: `on_done` gets Cancelled.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Decoder:
         encoder_threads: int = 2,
         on_failure: Callable[[], object] = lambda: None,
         heartbeat: Heartbeat | None = None,
+        is_gone: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._on_done, self._plan, self._device = on_done, plan, device
         self._on_failure = on_failure
@@ -112,7 +114,8 @@ class Decoder:
         self.failure: BaseException | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._set_aside: _Job | None = None
-        self._enlarger = Enlarger(plan, device, upscalers)
+        self._is_gone = is_gone
+        self._enlarger = Enlarger(plan, device, upscalers, is_gone)
         self._streams: dict[torch.device, WorkStream] = {}
         self._encoders = ThreadPoolExecutor(encoder_threads, thread_name_prefix="encode")
         self._checks = CheckQueue(plan, device, self._run_guarded)
@@ -174,6 +177,9 @@ class Decoder:
         """Decodes `job` and the jobs that fit beside it. Returns False at the end, which is None."""
         if job is None:
             return False
+        if self._is_gone(job.row.request.id):
+            self._encode(_Outcome(job, Cancelled(), time.perf_counter()))
+            return True
         self._heartbeat.begin()
         for outcome in self._decode(self._gather(job)):
             self._pass_on(outcome)
@@ -229,7 +235,7 @@ class Decoder:
         except Exception as error:
             raise_if_sticky(error)
             log.exception("decoding failed for %d image(s)", len(batch))
-            failure = _decode_error(error)
+            failure = decode_error(error)
         else:
             for index, job in enumerate(batch):
                 yield self._check(stream, job, pictures, index, began)
@@ -277,7 +283,7 @@ class Decoder:
         except Exception as error:
             raise_if_sticky(error)
             log.exception("decoding again failed")
-            failure = _decode_error(error)
+            failure = decode_error(error)
         self._device.release()
         return _Outcome(job, failure, began, was_retried=True)
 
@@ -308,13 +314,7 @@ class Decoder:
         except Exception as error:
             raise_if_sticky(error)
             log.exception("encoding an enlarged picture failed")
-            failure = _decode_error(error)
+            failure = decode_error(error)
         # Outside the handler: the traceback would keep the failed call's tensors alive.
         self._device.release()
         return failure
-
-
-def _decode_error(error: Exception) -> EngineError:
-    if is_out_of_memory(error):
-        return DoesNotFit("an image of this size does not fit into the memory that there is")
-    return GenerationFailed("the image could not be decoded")

@@ -7,8 +7,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from deployments.engine.device.errors import is_out_of_memory
 from deployments.engine.device.streams import WorkStream
 from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.errors import DoesNotFit, EngineError, GenerationFailed
 from deployments.engine.vae_tiles import decode_in_tiles
 
 DARKEST: Final = 0.5 / 255
@@ -71,3 +73,10 @@ def find_valid(pixels: Tensor) -> Tensor:
     flat = pixels.flatten(1)
     # In fp64, as Python compares: at the limit itself fp32 would round the limit.
     return torch.isfinite(flat).all(1) & (flat.amax(1).double() >= DARKEST)
+
+
+def decode_error(error: Exception) -> EngineError:
+    """Returns what a caller is told of an image that could not be decoded."""
+    if is_out_of_memory(error):
+        return DoesNotFit("an image of this size does not fit into the memory that there is")
+    return GenerationFailed("the image could not be decoded")

@@ -13,6 +13,7 @@ from deployments.engine.conditioning.controlnet import Control
 from deployments.engine.conditioning.cross_attention import EncodedPrompt
 from deployments.engine.conditioning.image_encoder import to_latent_mask
 from deployments.engine.device.streams import copy_to_device
+from deployments.engine.ip_adapter.adapter import IpAdapter
 from deployments.engine.ip_adapter.reference import Reference
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.models.guidance_embedding import embed_guidance, passes_guidance_scale
@@ -66,10 +67,17 @@ def _embeds_guidance(request: Request, model: LoadedModel) -> bool:
     return model.guidance_width is not None and passes_guidance_scale(request.pipeline)
 
 
-def prepare(request: Request, model: LoadedModel, arrived: float, loras: LoraSet | None = None) -> RequestState:
+def prepare(
+    request: Request,
+    model: LoadedModel,
+    arrived: float,
+    loras: LoraSet | None = None,
+    ip_adapter: IpAdapter | None = None,
+) -> RequestState:
     """Computes everything that the images of a checked request share; `loras` are its LoRAs.
 
-    `arrived` is in `time.perf_counter` seconds. Raises InvalidParameter for steps, strength and prompts.
+    `ip_adapter` is that of its reference: nothing is read or loaded here, for others wait meanwhile. `arrived` is in
+    `time.perf_counter` seconds. Raises InvalidParameter for steps, strength and prompts.
     """
     begun = time.perf_counter()
     params = request.params
@@ -84,7 +92,7 @@ def prepare(request: Request, model: LoadedModel, arrived: float, loras: LoraSet
     if request.unet_rows > 1:
         # diffusers skips no layers for the negative prompt, and diffusers' images are the reference.
         negative = _encode_prompt(request, model, "negative_prompt", 0, loras)
-    inputs, reference = _encode_inputs(request, model), _encode_references(request, model)
+    inputs, reference = _encode_inputs(request, model), _encode_references(request, ip_adapter)
     return RequestState(request, schedule, prompt, negative, inputs, arrived, begun, loras, reference)
 
 
@@ -104,13 +112,12 @@ def _encode_prompt(
     return cache.project(encoded.states, loras.projections, loras.projection_key, encoded.pooled)
 
 
-def _encode_references(request: Request, model: LoadedModel) -> Reference | None:
+def _encode_references(request: Request, ip_adapter: IpAdapter | None) -> Reference | None:
     asked = request.params.reference
     if asked is None:
         return None
-    # It was loaded before, or else is now.
-    adapter = model.ip_adapters.begin(model.ip_adapters.resolve(asked)).result()
-    return adapter.refer(request.inputs.references, asked, guided=request.unet_rows > 1)
+    assert ip_adapter is not None
+    return ip_adapter.refer(request.inputs.references, asked, guided=request.unet_rows > 1)
 
 
 def begin_row(request_state: RequestState, index: int, model: LoadedModel) -> Row:

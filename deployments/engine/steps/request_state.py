@@ -71,6 +71,12 @@ class RequestState:
     decode_ms: float = 0.0
 
     @property
+    def bytes(self) -> int:
+        """The device's bytes that are its own before its rows begin: the hints of its ControlNets."""
+        later = () if self.second_pass is None else self.second_pass.controls
+        return sum(control.hint.nbytes for control in (*self.inputs.controls, *later))
+
+    @property
     def steps(self) -> int:
         """The evaluations of one image, of both its passes."""
         return len(self.schedule) + (0 if self.second_pass is None else len(self.second_pass.schedule))

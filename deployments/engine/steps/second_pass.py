@@ -13,6 +13,7 @@ from deployments.engine.device.streams import copy_to_device
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import PipelineKind
+from deployments.engine.protocol.params import BUILT_IN_UPSCALERS
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.sampler_names import SamplerNotLinear
 from deployments.engine.row import Row
@@ -21,10 +22,11 @@ from deployments.engine.sampling.samplers import DiffusionSchedulerFactory
 from deployments.engine.steps.prepare import embed_hints, set_conditions
 from deployments.engine.steps.request_state import RequestState, SecondPass
 from deployments.engine.upscaling.second_pass_start import enlarge_picture
+from deployments.engine.upscaling.upscalers import Upscalers
 
 
-def check_second_pass(request: Request, model: LoadedModel) -> None:
-    """Raises EngineError for a second pass that this model cannot do, as far as that shows at once."""
+def check_second_pass(request: Request, model: LoadedModel, upscalers: Upscalers) -> None:
+    """Raises EngineError for a second pass that this model or `upscalers` cannot do, as far as that shows at once."""
     if request.params.hires is None:
         return
     sampler = str(request.params.sampler)
@@ -35,6 +37,14 @@ def check_second_pass(request: Request, model: LoadedModel) -> None:
         raise SamplerNotLinear("sampler", f"{sampler} begins from noise only with this model, not from pictures")
     if model.guidance_width is not None and request.params.controls:
         raise InvalidParameter("hires", "cannot be combined with ControlNets where a model embeds the guidance scale")
+    if request.params.hires.upscaler in BUILT_IN_UPSCALERS or (larger := request.encoded_bucket) is None:
+        return
+    try:
+        bucket = request.bucket
+        upscalers.check(request.params.hires.upscaler, bucket.width, bucket.height, (larger.width, larger.height))
+    except InvalidParameter as error:
+        # The caller has sent no field of that name.
+        raise InvalidParameter("hires", f"{error.field} {error.message}") from None
 
 
 def prepare_second_pass(request: Request, model: LoadedModel) -> SecondPass | None:

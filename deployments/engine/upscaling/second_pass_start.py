@@ -1,6 +1,7 @@
 """Makes what a second pass begins from: the first one's picture, enlarged, and encoded by the VAE."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from deployments.engine.conditioning.image_encoder import Posterior
 from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.errors import Cancelled
 from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.request import Request
 from deployments.engine.scheduling.device import DeviceMemory
@@ -19,10 +21,18 @@ from deployments.engine.upscaling.upscalers import Upscalers
 class Enlarger:
     """Enlarges pictures and encodes them, one at a time, as the plan counts it: on its `thread`.
 
-    Records in `plan` what the VAE took of `device`'s memory.
+    The work for a request that `is_gone`, asked by its id, ends at the next tile. Records in `plan` what the VAE took
+    of `device`'s memory.
     """
 
-    def __init__(self, plan: MemoryPlan, device: DeviceMemory, upscalers: Upscalers) -> None:
+    def __init__(
+        self,
+        plan: MemoryPlan,
+        device: DeviceMemory,
+        upscalers: Upscalers,
+        is_gone: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._is_gone = is_gone
         self._plan, self._device, self._upscalers = plan, device, upscalers
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="enlarge")
         self._stopped = threading.Event()
@@ -38,10 +48,16 @@ class Enlarger:
         assert hires is not None
         assert bucket is not None
         size = (bucket.width, bucket.height)
+
+        def is_stopped() -> bool:
+            return self._stopped.is_set() or self._is_gone(first.id)
+
         if hires.upscaler == "lanczos":
             enlarged = enlarge_picture(picture, size)
         else:
-            enlarged = self._upscalers.enlarge_to(hires.upscaler, picture, size, is_stopped=self._stopped.is_set)
+            enlarged = self._upscalers.enlarge_to(hires.upscaler, picture, size, is_stopped=is_stopped)
+        if is_stopped():
+            raise Cancelled
         is_known = self._plan.has_measured("encode", bucket, 1)
         with nullcontext() if is_known else self._device.meter() as meter:
             encoded = model.image_encoder.encode_once(enlarged)

@@ -80,6 +80,15 @@ class Upscalers:
         """The bytes that the networks take."""
         return size_of(*self._networks.values())
 
+    def check(self, name: str, width: int, height: int, size: tuple[int, int]) -> None:
+        """Raises EngineError if the upscaler `name` cannot enlarge a picture of `width` x `height` to `size`."""
+        network = self._find(name)
+        for number in range(MAX_PASSES):
+            if _is_large_enough(network, number, width, height, size):
+                return
+            _check_pixels(network, width, height)
+            width, height = width * network.scale, height * network.scale
+
     def enlarge_to(
         self,
         name: str,
@@ -106,13 +115,10 @@ class Upscalers:
     ) -> ImageArray:
         for number in range(MAX_PASSES):
             height, width = picture.shape[:2]
-            if width >= size[0] and height >= size[1] and (number or network.scale > 1):
+            if _is_large_enough(network, number, width, height, size):
                 break
-            if height * width * network.scale**2 > MAX_PIXELS:
-                raise InvalidParameter("upscaler", f"makes {network.scale} times as much, which is too large here")
+            _check_pixels(network, width, height)
             picture = self._enlarge(network, picture, is_stopped)
-            if network.scale == 1:
-                break
         return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), dtype=np.uint8)
 
     def _find(self, name: str) -> UpscalerNetwork:
@@ -160,6 +166,18 @@ class Upscalers:
 
 
 NO_UPSCALERS: Final = Upscalers()
+
+
+def _is_large_enough(network: UpscalerNetwork, passes: int, width: int, height: int, size: tuple[int, int]) -> bool:
+    """Returns True if the network need not run again; one that does not enlarge runs once, whatever the size."""
+    if network.scale == 1:
+        return passes > 0
+    return width >= size[0] and height >= size[1]
+
+
+def _check_pixels(network: UpscalerNetwork, width: int, height: int) -> None:
+    if height * width * network.scale**2 > MAX_PIXELS:
+        raise InvalidParameter("upscaler", f"makes {network.scale} times as much, which is too large here")
 
 
 def _choose_side(peak: int, device: torch.device, budget: int | None) -> int:

@@ -297,7 +297,8 @@ class EngineWorker:
             engine.wake.clear()
             while not self._inbox.empty():
                 self._inbox.get()(engine)
-            if not self._iterate(engine) and not engine.wake.wait(timeout=IDLE_S) and not engine.is_busy:
+            has_worked = self._iterate(engine, lambda: self._stopping or not self._inbox.empty())
+            if not has_worked and not engine.wake.wait(timeout=IDLE_S) and not engine.is_busy:
                 self._measure(engine)
 
     def _measure(self, engine: Engine) -> None:
@@ -312,9 +313,8 @@ class EngineWorker:
             if not self._iterate(engine) and engine.is_busy:
                 engine.wake.wait(timeout=1.0)
 
-    def _iterate(self, engine: Engine) -> bool:
+    def _iterate(self, engine: Engine, has_messages: Callable[[], bool] | None = None) -> bool:
         self._heartbeat.begin()
-        has_worked = engine.step()
-        if has_worked:
+        if has_worked := engine.step(has_messages):
             self._heartbeat.end()
         return has_worked

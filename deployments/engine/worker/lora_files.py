@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from deployments.engine.lora.adapter import Adapter
-from deployments.engine.lora.reader import read_adapter
+from deployments.engine.lora.reader import describe_embeddings, read_adapter
 from deployments.engine.models.hub import locate_file
+from deployments.engine.protocol.files.embeddings import EmbeddingFile
 from deployments.engine.protocol.files.loras import LoraFile
 
 
@@ -13,6 +14,15 @@ def read_lora(file: LoraFile) -> Adapter:
 
     Raises ModelLoadError if it cannot be fetched, and InvalidParameter, which says why, if it cannot be used.
     """
+    return read_adapter(file, _locate(file))
+
+
+def describe_bundled(file: LoraFile) -> tuple[EmbeddingFile, ...]:
+    """Returns what embeddings a LoRA brings along, from its file's header; raises what `read_lora` does."""
+    return describe_embeddings(file, _locate(file))
+
+
+def _locate(file: LoraFile) -> Path:
     if not file.file:
-        return read_adapter(file, Path(file.source))
-    return read_adapter(file, locate_file(f"LoRA {file.name!r}", file.source, file.revision, file.file))
+        return Path(file.source)
+    return locate_file(f"LoRA {file.name!r}", file.source, file.revision, file.file)

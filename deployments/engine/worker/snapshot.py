@@ -15,6 +15,7 @@ from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.request_tracker import RequestTracker
 from deployments.engine.scheduling.admission import Admission
 from deployments.engine.scheduling.memory_plan import Kind
+from deployments.engine.worker.lora_files import describe_bundled
 
 
 def report_of(engine: Engine, ready: bool) -> EngineReport:
@@ -48,7 +49,8 @@ def load_of(engine: Engine) -> Load:
 def count_tokens(engine: Engine | None, request: Request) -> tuple[TokenCount, TokenCount]:
     """Counts the tokens of the request's prompts, with embeddings that its LoRAs bring along.
 
-    Raises EngineStopped if the model is not in memory, and what reading a LoRA raises. From any thread; not quick.
+    Nothing is brought into memory for that. Raises EngineStopped if the model is not there, and what looking at a LoRA
+    raises. From any thread; not quick.
     """
     model = None if engine is None else engine.models.get(request.model)
     if engine is None or model is None:
@@ -57,7 +59,7 @@ def count_tokens(engine: Engine | None, request: Request) -> tuple[TokenCount, T
     learnt = request.embeddings
     if request.loras:
         engine.adapters.check_readable()
-        learnt = (*learnt, *engine.adapters.begin(request.model, request.loras).result().embeddings)
+        learnt = (*learnt, *(each for use in request.loras for each in describe_bundled(use.file)))
     return counting(params.prompt, "prompt", learnt), counting(params.negative_prompt, "negative_prompt", learnt)
 
 

@@ -18,7 +18,7 @@ from serve_app.api.exchange import exchange_of
 from serve_app.api.parsing.body import close_unread
 from serve_app.api.principal import principal_of
 from serve_app.api.problems import Fault, Problem, pointer_to, whole_seconds
-from serve_app.api.scopes import asks_for_work
+from serve_app.api.scopes import asks_for_work, counts_tokens
 from serve_app.gateway.rate_limits import LimitName, OverLimit, Quota, RateLimits, TooCostly
 from serve_app.gateway.sliding_window import WINDOW_S
 from serve_app.generation.prepared import Prepared
@@ -45,7 +45,11 @@ _COSTLY: Final = ("width", "height", "num_inference_steps", "num_images")
 
 
 class RateLimiting:
-    """Answers 429 to who asks for more images than it may; looks at nothing but requests for images."""
+    """Answers 429 to who asks for more images than it may; looks at nothing but requests for images.
+
+    And at counts of tokens, which have the same limits and use none of what is left for images: pages send them while
+    somebody types.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class RateLimiting:
         self._limits, self._translate = limits, translate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not asks_for_work(scope):
+        if not asks_for_work(scope) and not counts_tokens(scope):
             await self.app(scope, receive, send)
             return
         quota = self._find_quota(scope)
@@ -85,9 +89,10 @@ class RateLimiting:
 
     def _find_quota(self, scope: Scope) -> Quota:
         principal, config = principal_of(Request(scope)), self._limits.config
+        kind = "tokens:" if counts_tokens(scope) else ""
         if principal.key:
-            return self._limits.quota_of(f"key:{principal.key}", config.per_key.with_overrides(principal.limits))
-        return self._limits.quota_of(f"address:{address_of(scope, config.proxies)}", config.per_address)
+            return self._limits.quota_of(f"{kind}key:{principal.key}", config.per_key.with_overrides(principal.limits))
+        return self._limits.quota_of(f"{kind}address:{address_of(scope, config.proxies)}", config.per_address)
 
 
 async def charge(request: Request, *prepared: Prepared) -> None:

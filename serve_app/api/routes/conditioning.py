@@ -45,7 +45,7 @@ class TokensAnswer(TypedDict):
     "/tokens",
     response_model=TokensAnswer,
     openapi_extra={"requestBody": openapi.text_body()},
-    responses=openapi.errors(400, 401, 404, 408, 413, 415, 422, 500, 503),
+    responses=openapi.errors(400, 401, 404, 408, 413, 415, 422, 429, 500, 503),
 )
 async def count_tokens(request: Request, service: ServiceDep) -> dict[str, Any]:
     """Counts the tokens of a request's prompts with the model's own tokenizer, and makes no image.

@@ -78,6 +78,8 @@ def prepare_all(engine: Engine) -> None:
     engine._intake.begin_preparations()
     while engine._intake.is_preparing:
         time.sleep(0.001)
+        # What has been read meanwhile is prepared next.
+        engine._intake.begin_preparations()
 
 
 def run(

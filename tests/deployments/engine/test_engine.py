@@ -1,11 +1,12 @@
 """The engine's laws, on tiny real networks."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -33,8 +34,12 @@ from deployments.engine.protocol.events import (
 )
 from deployments.engine.protocol.inputs import ImageArray, Inputs
 from deployments.engine.protocol.sampler_names import SAMPLERS
+from deployments.engine.protocol.settings import ControlSettings
+from deployments.engine.row import Row
 from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.steps import preparer as preparer_module
+from deployments.engine.steps.decode import DecodedImage
+from deployments.engine.steps.preparer import PATIENCE_S
 from tests.deployments.engine.harness import (
     Tape,
     difference,
@@ -45,6 +50,7 @@ from tests.deployments.engine.harness import (
     request_for,
     run,
 )
+from tests.deployments.engine.test_kinds import picture
 
 CROWD: tuple[dict[str, Any], ...] = (
     {"sampler": "ddim", "num_inference_steps": 10, "guidance_scale": 7.5, "seed": 11},
@@ -375,6 +381,45 @@ def test_rows_that_run_do_not_wait_for_requests_that_are_prepared(
         may_go_on.set()
         engine.drain()
         assert all(len(tape.images(name)) == 1 for name in ("early", "slow"))
+
+
+def test_an_idle_engine_waits_for_preparations_until_its_driver_has_a_message(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, begun = threading.Event(), time.perf_counter()
+    watch_calls(monkeypatch, "prepare", before=lambda: may_go_on.wait(60))
+    with drive(tiny_model) as (engine, tape):
+        gone = Row(request_for(tiny_model, "gone"), *[cast(Any, None)] * 6)
+
+        def decode_meanwhile() -> bool:
+            engine._put_decoded(DecodedImage(gone, b"", 0.0))
+            return False
+
+        engine.submit(request_for(tiny_model, "slow", num_inference_steps=1))
+        messages = iter((False, False, True))
+        assert not engine.step(lambda: next(messages))
+        assert not engine.step(decode_meanwhile)
+        assert time.perf_counter() - begun < PATIENCE_S / 2
+        may_go_on.set()
+        engine.drain()
+        assert len(tape.images("slow")) == 1
+
+
+def test_what_is_prepared_and_waits_is_held_in_memory(tiny_controlled: LoadedModel) -> None:
+    with drive(tiny_controlled, max_rows=2) as (engine, tape):
+        engine.submit(request_for(tiny_controlled, "runs", num_inference_steps=20))
+        engine.step()
+        before = engine.admission._held_bytes(engine.running)
+        hinted = Inputs(hints=(picture(3),))
+        asked: dict[str, Any] = {"controls": (ControlSettings(type="canny"),), "num_inference_steps": 2}
+        engine.submit(request_for(tiny_controlled, "waits", hinted, **asked))
+        prepare_all(engine)
+        engine.step()
+        assert tape.of("waits", Accepted)
+        (hint,) = (control.hint for control in engine.tracker.requests["waits"].inputs.controls)
+        assert engine.admission._held_bytes(engine.running) - before == hint.nbytes
+        engine.drain()
+        assert engine.tracker.prepared_bytes() == 0
 
 
 def test_no_more_is_prepared_than_a_full_call_ahead(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

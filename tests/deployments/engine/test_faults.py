@@ -212,13 +212,16 @@ async def test_a_decoders_thread_that_ends_is_noticed_at_once_and_nobody_waits_f
         assert not broken.told.is_set()
 
 
+A_JOB: Any = SimpleNamespace(row=SimpleNamespace(request=SimpleNamespace(id="x")))
+
+
 async def test_a_dead_decoder_is_seen_while_the_loop_is_busy(tiny_model: LoadedModel, monkeypatch: Patch) -> None:
     monkeypatch.setattr(Decoder, "_gather", make_raiser(KeyError("a fault of ours")))
     busy = threading.Event()
     decoder = Decoder(lambda _: None, cast(Any, None), CpuMemory(), on_failure=busy.set)
     try:
         until(lambda: decoder.is_alive)
-        decoder._jobs.put(cast(Any, "a job"))
+        decoder._jobs.put(A_JOB)
         assert busy.wait(AT_MOST_S)
         assert not decoder.is_alive
         assert isinstance(decoder.failure, KeyError)
@@ -242,7 +245,7 @@ def test_a_decoder_that_hangs_is_noticed_and_one_that_has_nothing_to_do_is_not(m
     try:
         now += 1000.0
         until(lambda: decoder.is_alive)
-        decoder._jobs.put(cast(Any, "a job"))
+        decoder._jobs.put(A_JOB)
         assert begun.wait(AT_MOST_S)
         until(lambda: decoder.is_alive)
         now += 31.0

@@ -4,8 +4,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from deployments.engine.lora.adapter import Adapter
@@ -26,7 +27,8 @@ _Key = tuple[str, tuple[LoraUse, ...]]
 class AdapterCache:
     """The LoRAs of all models of a process, each as a model needs it. All methods may be called from any thread.
 
-    If `budget_bytes` (None: no bound) are exceeded, those that are not `in_use` leave, the least recently used first.
+    If `budget_bytes` (None: no bound) are exceeded, the least recently used leave: at once when one has been read, for
+    whoever asked for it may never need it. Those stay that are `in_use`, or claimed by requests that soon are.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class AdapterCache:
         self._read, self._base_of, self._in_use = read, base_of, in_use
         self._budget = budget_bytes
         self._kept: OrderedDict[_Key, Future[LoraSet]] = OrderedDict()
+        self._claimed: list[LoraSet] = []
         self._lock = threading.Lock()  # held for moments
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="read-lora")
         self._hits = self._reads = self._evictions = 0
@@ -85,21 +88,43 @@ class AdapterCache:
                 return found
             if len(uses) == 1:
                 self._reads += 1
-                return self._submit(key, lambda: self._load(model, uses[0]))
-        # In the order of the threads' queue: each is begun before what waits for it.
-        parts = [self.begin(model, (use,)) for use in uses]
-        with self._lock:
-            return self._submit(key, lambda: unite([part.result() for part in parts]))
+                begun = self._kept[key] = self._threads.submit(self._load, model, uses[0])
+        if len(uses) > 1:
+            # In the order of the threads' queue: each is begun before what waits for it.
+            parts = [self.begin(model, (use,)) for use in uses]
+            with self._lock:
+                begun = self._kept[key] = self._threads.submit(_unite, parts)
+        begun.add_done_callback(partial(self._tidy, key))
+        return begun
 
-    def claim(self, future: Future[LoraSet]) -> LoraSet:
-        """Returns the LoRAs of a future that `begin` has returned, with room made for them.
+    def claim(self, model: str, future: Future[LoraSet]) -> LoraSet:
+        """Returns the LoRAs of a future that `begin` has returned, with room made for them until they are released.
 
         Raises what the future raises; DoesNotFit if they alone exceed the budget, and Overloaded if those that are in
         use leave no room for them now.
         """
-        claimed = future.result()
-        self._make_room(claimed)
+        key = (model, future.result().uses)
+        with self._lock:
+            # They may have left since they were read, and may have been read once more.
+            if (kept := self._kept.get(key)) is None or not _is_read(kept):
+                kept = self._kept[key] = future
+            self._kept.move_to_end(key)
+            claimed = kept.result()
+            if self._budget is not None and claimed.bytes > self._budget:
+                del self._kept[key]
+                raise DoesNotFit("the LoRAs of this request do not fit into the memory that there is for LoRAs")
+            self._claimed.append(claimed)
+            self._evict_unused(self._budget)
+            if self._budget is not None and self._bytes() > self._budget:
+                self._claimed.remove(claimed)
+                self._evict_unused(self._budget)
+                raise Overloaded("the LoRAs that are in use leave no room for those of this request now")
         return claimed
+
+    def release(self, claimed: LoraSet) -> None:
+        """Ends a claim: its request is in use by now, or gone."""
+        with self._lock:
+            self._claimed.remove(claimed)
 
     def drop(self, model: str) -> None:
         """Drops what is in memory for a model that has left."""
@@ -108,20 +133,13 @@ class AdapterCache:
                 del self._kept[key]
 
     def evict_unused(self) -> None:
-        """Evicts all that are not in use, however much room there is for them."""
-        used = {id(each) for each in self._in_use()}
+        """Evicts all that nobody uses, however much room there is for them."""
         with self._lock:
-            for key in [key for key, loaded in self._loaded().items() if id(loaded) not in used]:
-                del self._kept[key]
-                self._evictions += 1
+            self._evict_unused(0)
 
     def close(self) -> None:
         """Ends the threads, and drops what still waits to be read."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-    def _submit(self, key: _Key, load: Callable[[], LoraSet]) -> Future[LoraSet]:
-        future = self._kept[key] = self._threads.submit(load)
-        return future
 
     def _load(self, model: str, use: LoraUse) -> LoraSet:
         assert self._read is not None
@@ -133,31 +151,37 @@ class AdapterCache:
             self._read_seconds += seconds
         return fitted
 
-    def _make_room(self, claimed: LoraSet) -> None:
-        """Evicts what is not in use until the budget is kept."""
-        if self._budget is None:
-            return
-        fits = claimed.bytes <= self._budget
-        used = {id(each) for each in self._in_use()} | ({id(claimed)} if fits else set())
+    def _tidy(self, key: _Key, future: Future[LoraSet]) -> None:
+        """Keeps the budget, and nothing of what could not be read. On the thread that has read it."""
         with self._lock:
-            unused = [key for key, loaded in self._loaded().items() if id(loaded) not in used]
-            while unused and self._bytes() > self._budget:
-                del self._kept[unused.pop(0)]
-                self._evictions += 1
-            is_full = self._bytes() > self._budget
-            if is_full:
-                for key in [key for key, loaded in self._loaded().items() if loaded is claimed]:
-                    del self._kept[key]
-        if not fits:
-            raise DoesNotFit("the LoRAs of this request do not fit into the memory that there is for LoRAs")
-        if is_full:
-            raise Overloaded("the LoRAs that are in use leave no room for those of this request now")
+            if _has_failed(future) and self._kept.get(key) is future:
+                # Its traceback would keep the file's tensors alive.
+                del self._kept[key]
+            self._evict_unused(self._budget)
+
+    def _evict_unused(self, budget: int | None) -> None:
+        """Evicts what nobody uses until the budget is kept. Called with the lock held."""
+        if budget is None:
+            return
+        used = {id(each) for each in (*self._in_use(), *self._claimed)}
+        unused = [key for key, loaded in self._loaded().items() if id(loaded) not in used]
+        while unused and self._bytes() > budget:
+            del self._kept[unused.pop(0)]
+            self._evictions += 1
 
     def _loaded(self) -> dict[_Key, LoraSet]:
-        return {key: each.result() for key, each in self._kept.items() if each.done() and not _has_failed(each)}
+        return {key: each.result() for key, each in self._kept.items() if _is_read(each)}
 
     def _bytes(self) -> int:
         return sum(loaded.bytes for loaded in self._loaded().values())
+
+
+def _unite(parts: Sequence[Future[LoraSet]]) -> LoraSet:
+    return unite([part.result() for part in parts])
+
+
+def _is_read(future: Future[LoraSet]) -> bool:
+    return future.done() and not _has_failed(future)
 
 
 def _has_failed(future: Future[LoraSet]) -> bool:

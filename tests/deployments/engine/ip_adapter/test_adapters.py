@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from deployments.engine.ip_adapter import adapters as adapters_module
 from deployments.engine.ip_adapter.adapter import IpAdapter
 from deployments.engine.ip_adapter.adapters import IpAdapters
 from deployments.engine.ip_adapter.vision_encoder import load_vision_encoder
@@ -24,8 +26,10 @@ from deployments.engine.protocol.events import Failed, Finished
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.settings import ReferenceSettings
 from deployments.engine.protocol.spec import IpAdapterSpec, ModelSpec
+from deployments.engine.steps import preparer as preparer_module
 from deployments.engine.steps.prepare import begin_row, check_request, prepare, restart_row, with_model_facts
-from tests.deployments.engine.harness import engine_of, request_for, run
+from deployments.engine.steps.preparer import PATIENCE_S
+from tests.deployments.engine.harness import Tape, engine_of, request_for, run
 from tests.deployments.engine.ip_adapter.tiny_ip_adapters import SIDE, tiny_vision_encoder, with_images
 from tests.deployments.engine.test_kinds import picture
 
@@ -113,7 +117,7 @@ def test_the_oldest_pictures_go_when_the_bytes_are_used_up(tiny_referring: Loade
 
 def test_a_restarted_row_keeps_its_reference(tiny_referring: LoadedModel) -> None:
     request = with_model_facts(asked(tiny_referring), tiny_referring)
-    state = prepare(request, tiny_referring, 0.0)
+    state = prepare(request, tiny_referring, 0.0, None, tiny_referring.ip_adapters.begin("plain").result())
     row = begin_row(state, 0, tiny_referring)
     assert row.reference is state.reference
     assert row.reference is not None
@@ -163,7 +167,7 @@ def test_a_model_without_adapters_says_so_and_one_with_a_single_one_needs_no_nam
 
 
 def test_a_broken_adapter_fails_its_requests_alone_and_is_tried_again(
-    tiny_checkpoint: Path, ip_adapters: dict[str, IpAdapterSpec], tmp_path: Path
+    tiny_checkpoint: Path, ip_adapters: dict[str, IpAdapterSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = shutil.copytree(ip_adapters["plain"].image_encoder, tmp_path / "encoder")
     (encoder / "config.json").rename(encoder / "kept.json")
@@ -176,7 +180,29 @@ def test_a_broken_adapter_fails_its_requests_alone_and_is_tried_again(
     assert tape.of("y", Finished)
     assert tape.of("z", Finished)
     (encoder / "kept.json").rename(encoder / "config.json")
+    monkeypatch.setattr(adapters_module, "RETRY_S", 0.0)
     assert run(model, [asked(model, "x", "broken")])[0].of("x", Finished)
+
+
+def test_a_load_that_has_failed_is_not_repeated_for_each_request(
+    fresh: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def fail(name: str) -> IpAdapter:
+        tried.append(name)
+        raise ModelLoadError("injected: the hub is out of reach")
+
+    fresh.ip_adapters._load_one = fail
+    names = [f"x{number}" for number in range(3)]
+    tape, _ = run(fresh, [*(asked(fresh, name) for name in names), request_for(fresh, "y", num_inference_steps=1)])
+    assert [type(tape.of(name, Failed)[0].error) for name in names] == [ModelLoadError] * 3
+    assert tape.of("y", Finished)
+    assert len(tried) == 1
+    monkeypatch.setattr(adapters_module, "RETRY_S", 0.0)
+    with pytest.raises(ModelLoadError):
+        fresh.ip_adapters.begin("plain").result()
+    assert len(tried) == 2
 
 
 def test_files_that_are_here_are_looked_at_when_the_model_loads(
@@ -232,6 +258,45 @@ def test_pictures_are_prepared_as_its_own_file_says_or_else_as_diffusers_does(
         assert torch.equal(encoder.embed(image), encoder.network(wanted).image_embeds)
 
 
+def test_what_waits_for_an_adapter_is_prepared_a_full_call_ahead_and_not_all_at_once(
+    fresh: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_load, prepared = threading.Event(), []
+    load, prepare_one = fresh.ip_adapters._load_one, prepare
+
+    def slow(name: str) -> IpAdapter:
+        may_load.wait(timeout=60)
+        return load(name)
+
+    def noted(request: Request, *arguments: Any) -> Any:
+        prepared.append(request.id)
+        return prepare_one(request, *arguments)
+
+    fresh.ip_adapters._load_one = slow
+    monkeypatch.setattr(preparer_module, "prepare", noted)
+    tape = Tape()
+    engine = engine_of(fresh, tape, max_rows=4)
+    try:
+        for number in range(8):
+            engine.submit(asked(fresh, f"x{number}"))
+        engine.step()
+        engine.cancel("x1")
+        may_load.set()
+        # Two rows each, of four.
+        while len(prepared) < 2:
+            engine._intake.begin_preparations()
+            time.sleep(0.001)
+        engine._intake.begin_preparations()
+        assert engine._intake._preparer.unet_rows == 4
+        assert prepared == ["x0", "x2"]
+        engine.drain()
+        assert len([name for name in tape.events if tape.of(name, Finished)]) == 7
+        assert "x1" not in prepared
+    finally:
+        may_load.set()
+        engine.close()
+
+
 def test_an_engine_that_loads_an_adapter_goes_on_with_other_requests(fresh: LoadedModel) -> None:
     may_load = threading.Event()
     load = fresh.ip_adapters._load_one
@@ -246,8 +311,10 @@ def test_an_engine_that_loads_an_adapter_goes_on_with_other_requests(fresh: Load
     try:
         engine.submit(asked(fresh, "waits"))
         engine.submit(request_for(fresh, "goes on", num_inference_steps=2))
+        begun = time.perf_counter()
         while not any(isinstance(event, Finished) for event in events):
             engine.step()
+        assert time.perf_counter() - begun < PATIENCE_S / 2
         assert [event.request_id for event in events if isinstance(event, Finished)] == ["goes on"]
         may_load.set()
         engine.drain()

@@ -1,5 +1,6 @@
 """Pictures are made on the device: their bytes, and whether they are pictures; the host only waits for the copy."""
 
+import queue
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.device.streams import HostStream, WorkStream
 from deployments.engine.models.loaded_model import LoadedModel
+from deployments.engine.protocol.errors import Cancelled
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.steps import decode
-from deployments.engine.steps.decode import Decoder, _Job
+from deployments.engine.steps.decode import DecodedImage, Decoder, _Job
 from deployments.engine.steps.pictures import DARKEST, decode_latents, find_valid, make_pictures
 from tests.deployments.engine.harness import request_for
 from tests.deployments.engine.steps.simulated_device import SimulatedDevice, SimulatedStopwatch
@@ -113,3 +115,17 @@ def test_the_decoder_waits_for_the_copy_once_for_all_pictures_of_a_call(
     assert stream.waits == 1
     assert torch.equal(pictures.values, expected.values)
     assert bool(pictures.are_valid.all())
+
+
+def test_nothing_is_decoded_for_a_request_that_is_gone(tiny_model: LoadedModel) -> None:
+    done: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
+    row = cast(Any, SimpleNamespace(request=request_for(tiny_model, "x"), state=torch.full((1, 4, 8, 8), torch.nan)))
+    decoder = Decoder(done.put, MemoryPlan(None, (1, 2)), CpuMemory(), is_gone=lambda request_id: request_id == "x")
+    try:
+        decoder.decode_image(row, tiny_model)
+        decoded = done.get(timeout=30)
+    finally:
+        decoder.close()
+    assert decoded.row is row
+    assert isinstance(decoded.result, Cancelled)
+    assert not decoded.is_invalid

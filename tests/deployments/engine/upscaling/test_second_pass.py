@@ -19,6 +19,7 @@ from deployments.engine.protocol.events import Failed, ImageFailed
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.protocol.request import Bucket
 from deployments.engine.scheduling.cost_model import CostModel
+from deployments.engine.upscaling import upscalers as upscalers_module
 from deployments.engine.upscaling.upscalers import Upscalers
 from deployments.engine.worker.warm_up import warm_up
 from tests.deployments.engine.harness import Tape, difference, engine_of, make_reference, request_for
@@ -61,11 +62,60 @@ def test_a_second_pass_begins_from_what_the_network_has_enlarged(
         assert difference(made, reference) <= 1
 
 
-def test_a_network_that_is_not_there_fails_its_image_alone(upscalers: Upscalers, tiny_model: LoadedModel) -> None:
-    tape, _ = run_with(upscalers, tiny_model, asked(tiny_model, "x", "another"), request_for(tiny_model, "y"))
-    (failed,) = tape.of("x", ImageFailed)
-    assert isinstance(failed.error, InvalidParameter)
-    assert len(tape.images("y")) == 1
+def test_a_network_that_is_not_there_or_makes_too_much_is_refused_before_any_step(
+    upscalers: Upscalers, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = request_for(tiny_model, "x").bucket
+    for name, most, says in (
+        ("another", 2**26, "no such upscaler"),
+        (NAME, 15 * pixels.width * pixels.height, "4 times"),
+    ):
+        monkeypatch.setattr(upscalers_module, "MAX_PIXELS", most)
+        tape, engine = run_with(upscalers, tiny_model, asked(tiny_model, "x", name), request_for(tiny_model, "y"))
+        (failed,) = tape.of("x", Failed)
+        assert isinstance(failed.error, InvalidParameter)
+        assert failed.error.field == "hires"
+        assert says in failed.error.message
+        assert len(tape.images("y")) == 1
+        assert (engine.tracker.total.requests, engine.tracker.total.refused) == (1, 1)
+
+
+def test_a_caller_that_leaves_ends_the_enlarging_at_the_next_tile(
+    upscalers: Upscalers, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on, tiles = threading.Event(), threading.Event(), []
+    run = upscalers._run
+    monkeypatch.setattr(upscalers_module, "SIDES", (64, 48))
+    upscalers._side = 48
+
+    def run_late(network: Any, tile: Any) -> Any:
+        tiles.append(tile)
+        begun.set()
+        assert may_go_on.wait(30)
+        return run(network, tile)
+
+    def no_encoding(*_: Any) -> Any:
+        raise AssertionError("encoded for nobody")
+
+    monkeypatch.setattr(upscalers, "_run", run_late)
+    monkeypatch.setattr(ImageEncoder, "encode_once", no_encoding)
+    tape = Tape()
+    engine = Engine([tiny_model], tape, EngineConfig(), upscalers=upscalers)
+    try:
+        for name in ("leaves", "leaves too"):
+            engine.submit(asked(tiny_model, name, NAME))
+        while not begun.is_set():
+            engine.step()
+        engine.cancel("leaves")
+        engine.cancel("leaves too")
+        may_go_on.set()
+        while engine.admission._decoding:
+            engine.step()
+        assert len(tiles) == 1
+        assert engine.is_alive
+    finally:
+        may_go_on.set()
+        engine.close()
 
 
 def test_upscalers_and_their_tiles_are_part_of_the_memory_plan(upscalers: Upscalers, tiny_model: LoadedModel) -> None:

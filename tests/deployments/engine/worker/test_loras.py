@@ -14,11 +14,13 @@ from deployments.engine.protocol.events import Failed, ImageDone
 from deployments.engine.protocol.files.loras import LoraFile, LoraUse
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.engine.worker.engine_worker import EngineWorker
+from tests.deployments.engine.embedding_files import vectors_of
 from tests.deployments.engine.harness import difference, pixels_of
 from tests.deployments.engine.lora.rows.loras import LINEAR, TEXT, TinyLora, save_merged
 from tests.deployments.engine.worker.test_engine_worker import events_of, request_for
 
 LORA = TinyLora("coffee", 1, 4, LINEAR, TEXT)
+TOKENS = {"my-cup": 3, "worn": 1}
 
 
 @pytest.fixture
@@ -67,3 +69,26 @@ async def test_a_file_that_is_gone_refuses_its_request(file: LoraFile, tiny_chec
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, InvalidParameter)
     assert failed.error.field == "loras"
+
+
+async def test_tokens_are_counted_with_what_a_lora_brings_along_and_nothing_is_kept_for_that(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "coffee.safetensors"
+    bundled = {f"bundle_emb.{token}.string_to_param.*": vectors_of(token, count) for token, count in TOKENS.items()}
+    save_file(LORA.state() | bundled, path)
+    file = LoraFile("coffee", str(path), digest=hashlib.sha256(path.read_bytes()).hexdigest())
+    config = EngineConfig(device="cpu", max_rows=4, threads=1, backend="torch")
+    worker = await asyncio.to_thread(EngineWorker.load, [ModelSpec("tiny", str(tiny_checkpoint))], config)
+    try:
+        asked = request_for(tiny_checkpoint, "my-cup worn", negative_prompt="worn")
+        for number in range(4):
+            prompt, negative = worker.count_tokens(replace(asked, loras=(LoraUse(file, 0.5 + number),)))
+            assert (prompt.tokens, negative.tokens) == (4, 1)
+        report = worker.report().adapters
+        assert (report.loaded, report.held_bytes, report.reads) == (0, 0, 0)
+        path.write_bytes(b"nothing")
+        with pytest.raises(InvalidParameter, match="'coffee'"):
+            worker.count_tokens(replace(asked, loras=(LoraUse(file, 1.0),)))
+    finally:
+        await asyncio.to_thread(worker.stop)

@@ -54,6 +54,16 @@ def caller(app: FastAPI, address: str = HERE, **headers: str) -> httpx.AsyncClie
     return httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
 
 
+async def test_counts_of_tokens_have_limits_and_use_nothing_of_those_for_images(
+    service: DiffusionService, backend: FakeBackend, clock: Clock
+) -> None:
+    async with caller(limited(service, clock, per_address={"requests_per_minute": 2})) as client:
+        counts = [(await client.post(f"{BASE}/tokens", json=CUP)).status_code for _ in range(3)]
+        made = await client.post(PATH, json=CUP)
+    assert counts == [200, 200, 429]
+    assert made.status_code == 200
+
+
 async def test_a_request_too_many_is_told_when_to_come_back(
     service: DiffusionService, backend: FakeBackend, clock: Clock
 ) -> None:

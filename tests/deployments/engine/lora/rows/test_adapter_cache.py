@@ -1,6 +1,7 @@
 """LoRAs are kept within a budget, read once, and refused where they cannot be applied."""
 
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Final
 
@@ -14,8 +15,7 @@ from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import DoesNotFit, InvalidParameter, Overloaded
 from deployments.engine.protocol.events import Accepted, Failed, ImageDone
 from deployments.engine.protocol.files.loras import LoraFile
-from deployments.engine.steps import preparer
-from tests.deployments.engine.harness import Tape, engine_of, request_for, run
+from tests.deployments.engine.harness import Tape, engine_of, prepare_all, request_for, run
 from tests.deployments.engine.lora.rows.loras import TinyLora, reading, with_loras
 
 LORAS: Final = {name: TinyLora(name, seed, 4) for seed, name in enumerate("abcd")}
@@ -30,8 +30,20 @@ class Bench:
         read = reading(LORAS, self.read)
         self.cache = AdapterCache(read, lambda _: adapted_base(model), lambda: self.used, budget)
 
+    def begin(self, *names: str, scale: float = 1.0) -> Future[LoraSet]:
+        return self.cache.begin("tiny", tuple(LORAS[name].use(scale) for name in names))
+
+    def claim(self, *names: str) -> LoraSet:
+        return self.cache.claim("tiny", self.begin(*names))
+
     def get(self, *names: str) -> LoraSet:
-        return self.cache.claim(self.cache.begin("tiny", tuple(LORAS[name].use() for name in names)))
+        claimed = self.claim(*names)
+        self.cache.release(claimed)
+        return claimed
+
+    def close(self) -> None:
+        """Waits until all that was begun has been read, and kept or not."""
+        self.cache.close()
 
 
 @pytest.fixture
@@ -74,6 +86,72 @@ def test_all_that_is_not_in_use_leaves_when_something_else_needs_the_room(
     assert bench.read == ["a", "b", "b"]
 
 
+def test_what_is_read_and_never_claimed_keeps_to_the_budget(tiny_model: LoadedModel, one_size: int) -> None:
+    """Callers that count tokens, or leave before their turn, claim nothing."""
+    bench = Bench(tiny_model, 2 * one_size)
+    bench.used.append(bench.get("a"))
+    for number in range(8):
+        bench.begin("b", scale=1 + number / 8).result()
+    bench.begin("c", "d").result()
+    bench.close()
+    assert bench.cache.count_bytes() <= 2 * one_size
+    assert bench.cache.begin("tiny", (LORAS["a"].use(),)).result() is bench.used[0]
+
+
+def test_what_is_claimed_never_leaves_before_it_is_in_use(tiny_model: LoadedModel, one_size: int) -> None:
+    bench = Bench(tiny_model, one_size)
+    claimed = bench.claim("a")
+    with pytest.raises(Overloaded):
+        bench.claim("b")
+    assert bench.get("a") is claimed
+    bench.cache.release(claimed)
+    bench.get("b")
+    assert bench.read == ["a", "b", "b"]
+
+
+def test_what_left_before_its_request_came_to_claim_it_is_kept_again(tiny_model: LoadedModel, one_size: int) -> None:
+    bench = Bench(tiny_model, one_size)
+    waits = bench.begin("a")
+    waits.result()
+    bench.get("b")
+    claimed = bench.cache.claim("tiny", waits)
+    assert claimed is waits.result()
+    assert bench.get("a") is claimed
+    assert bench.cache.count_bytes() == one_size
+    assert bench.read == ["a", "b"]
+
+
+def test_nothing_is_kept_of_what_could_not_be_read(tiny_model: LoadedModel) -> None:
+    def read(file: LoraFile) -> Adapter:
+        raise InvalidParameter("loras", f"injected: {file.name} is damaged")
+
+    cache = AdapterCache(read, lambda _: adapted_base(tiny_model), tuple)
+    for number in range(4):
+        with pytest.raises(InvalidParameter):
+            cache.begin("tiny", (LORAS["a"].use(number), LORAS["b"].use(number))).result()
+    cache.close()
+    assert not cache._kept
+
+
+def test_a_request_whose_preparation_fails_or_that_leaves_claims_nothing_any_more(tiny_model: LoadedModel) -> None:
+    tape = Tape()
+    engine = engine_of(tiny_model, tape, read_adapter=reading(LORAS))
+    too_long = request_for(tiny_model, "too long", prompt="a cup " * 300)
+    try:
+        for request in (too_long, request_for(tiny_model, "leaves"), request_for(tiny_model, "stays")):
+            engine.submit(with_loras(request, LORAS["a"].use()))
+        prepare_all(engine)
+        assert len(engine.adapters._claimed) == 3
+        engine.cancel("leaves")
+        while not tape.of("stays", Accepted):
+            engine.step()
+        assert not engine.adapters._claimed
+        assert len(engine.tracker.loras_in_use()) == 1
+        assert tape.of("too long", Failed)
+    finally:
+        engine.close()
+
+
 def test_one_that_exceeds_the_budget_alone_is_refused_and_keeps_nobody_out(
     tiny_model: LoadedModel, one_size: int
 ) -> None:
@@ -110,10 +188,8 @@ def test_equal_requests_wait_for_one_reading(tiny_model: LoadedModel) -> None:
     assert bench.cache.report().hits == 4
 
 
-def test_reading_goes_on_beside_steps(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_goes_on_beside_steps(tiny_model: LoadedModel) -> None:
     """A row that runs is not held up by a LoRA that is being read."""
-    # Where nothing runs, an engine waits for what is being prepared.
-    monkeypatch.setattr(preparer, "PATIENCE_S", 0.05)
     may_read, tape = threading.Event(), Tape()
 
     def read_late(file: LoraFile) -> Adapter:
