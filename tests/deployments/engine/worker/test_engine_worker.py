@@ -246,7 +246,7 @@ async def test_a_lost_device_ends_the_loop_and_is_told_to_whoever_can_end_the_pr
     assert isinstance(await anext(stream), Accepted)
 
     def breaks(engine: Engine) -> None:
-        def step() -> bool:
+        def step(has_messages: Callable[[], bool] | None = None) -> bool:
             raise DeviceLost("injected")
 
         engine.step = step  # type: ignore[method-assign]
@@ -286,10 +286,10 @@ async def test_a_step_that_hangs_is_noticed_and_one_that_is_slow_as_ever_is_not(
         engine = Engine([model], emit)
         step = engine.step
 
-        def slow_step() -> bool:
+        def slow_step(has_messages: Callable[[], bool] | None = None) -> bool:
             nonlocal now
             now += 10.0
-            return step()
+            return step(has_messages)
 
         engine.step = slow_step  # type: ignore[method-assign]
         return engine
