@@ -74,12 +74,16 @@ def engine_of(
 
 
 def prepare_all(engine: Engine) -> None:
-    """Waits until what an engine would have prepared now is ready: the next step has it."""
-    engine._intake.begin_preparations()
-    while engine._intake.is_preparing:
+    """Waits until what an engine would have prepared now, a full call's worth, is ready: the next step has it."""
+    intake, preparer = engine._intake, engine._intake._preparer
+    intake.begin_preparations()
+    # What has been read and waits behind the bound is prepared only once the engine has taken something.
+    while preparer._is_preparing or (
+        intake.is_preparing and preparer.unet_rows + engine.admission.queue.unet_rows < intake._most_ahead
+    ):
         time.sleep(0.001)
         # What has been read meanwhile is prepared next.
-        engine._intake.begin_preparations()
+        intake.begin_preparations()
 
 
 def run(
@@ -96,6 +100,8 @@ def run(
     try:
         for request in requests:
             engine.submit(request)
+        # Nobody waits for others' adapters, and these are to be a crowd.
+        prepare_all(engine)
         engine.drain()
     finally:
         engine.close()

@@ -22,6 +22,7 @@ from deployments.engine.protocol.report import EngineReport
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
 from deployments.uploads.enlarging import MOST_WAITING
+from deployments.weights.local_files import with_local_digest
 from serve_app.backends.local import LocalBackend
 from serve_app.service import DiffusionService
 from tests.serve_app.fakes import TINY, success
@@ -102,7 +103,7 @@ async def test_models_load_once_off_the_loop_at_the_first_use(worker: StubWorker
         results = await asyncio.gather(*(service.generate(CUP) for _ in range(5)))
     assert len(results) == 5
     ((specs, config, thread),) = worker.loads
-    assert (list(specs), thread != threading.current_thread().name) == ([spec], True)
+    assert (list(specs), thread != threading.current_thread().name) == ([with_local_digest(spec)], True)
     assert config == asked
     assert worker.stopped
 

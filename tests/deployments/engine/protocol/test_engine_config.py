@@ -18,7 +18,8 @@ def test_every_setting_is_a_keyword_argument_of_the_same_type() -> None:
 
 def test_a_configuration_without_settings_has_the_defaults_of_the_engine() -> None:
     """They stand in two places: callers of the configuration see them in its reference."""
-    assert DeploymentConfig(name="a", models=("demo-sd",)).engine_config() == EngineConfig()
+    asked = DeploymentConfig(name="a", models=("demo-sd",), num_gpus=1)
+    assert asked.engine_config() == EngineConfig()
 
 
 def test_every_setting_of_the_configuration_reaches_the_engine() -> None:
