@@ -18,8 +18,6 @@ from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
 from deployments.training.lora.training_run import train_lora
-from tests.deployments.engine.tiny import save_tiny_checkpoint
-from tests.deployments.training.lora.pictures import write_pictures
 from tests.deployments.training.lora.test_trainer import settings
 
 LIMITS = TrainingLimits()
@@ -41,16 +39,6 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(clocks, "time", made)
     return made
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
-    return ModelSpec("tiny", str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")))
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(autouse=True)

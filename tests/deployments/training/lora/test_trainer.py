@@ -53,16 +53,6 @@ ASKED = {
 }
 
 
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
-    return ModelSpec("tiny", str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")))
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
-
-
 def settings(**changes: Any) -> TrainingSettings:
     return TrainingSettings.model_validate(ASKED | changes)
 
