@@ -27,7 +27,7 @@ class Admission:
     """Admits images to the running rows.
 
     `decode_batch` is how many images a VAE call decodes; `sizes` are what UNet calls are padded to, ascending.
-    `adapters` are the LoRAs and IP-Adapters in memory.
+    `adapters` are what requests have brought into memory: LoRAs, IP-Adapters, and what waits prepared.
     """
 
     def __init__(

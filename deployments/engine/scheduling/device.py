@@ -40,10 +40,10 @@ class DeviceMemory(Protocol):
 
 
 class AdapterMemory(Protocol):
-    """What LoRAs and IP-Adapters take in memory. All methods may be called from any thread."""
+    """What requests have brought into memory beside models and rows. All methods may be called from any thread."""
 
     def count_bytes(self) -> int:
-        """Returns the bytes of all that are kept."""
+        """Returns the bytes of all LoRAs and IP-Adapters, and of what is prepared and has no row yet."""
 
     def find_prepared(self, request_id: str) -> Adapted | None:
         """Returns the prepared request of that id, with what its rows will have; None if there is none."""

@@ -50,7 +50,8 @@ class TrainingSettings(StrictFields):
     Telling: a picture of each of `sample_prompts`, with `guidance`, every `sample_every` steps. The loss on pictures
     that are kept out of the training (`validation_share` of them) is measured every `validate_every` steps; after
     `patience` measurements without a new best the training ends early, 0 never ends it. A checkpoint is written every
-    `checkpoint_every` steps; after `max_minutes` of training it ends with what it has.
+    `checkpoint_every` steps; `max_minutes` after its beginning, which is before the first step, it ends with what it
+    has, and is judged.
 
     Judging: pictures of `evaluation_prompts` (with the trigger) before and after, and of `unrelated_prompts`, which are
     to stay as they are.
