@@ -196,9 +196,10 @@ class TrainingConfig(Strict):
     """Trainings by HTTP. Each has a folder of its own in `folder`, which all ingress processes see.
 
     A training runs in a process of its own on `device`. With Ray it waits for `num_cpus` and `num_gpus` that nothing
-    else has; without, it runs beside whatever else the machine does. It uses a GPU only if `num_gpus` says so. An
-    ingress process runs `running` at a time; of one tenant `unfinished` may wait or run, and `kept` of those that are
-    over stay: the oldest are removed when it begins another. `limits` are for each; keys may have their own.
+    else has; without, it runs beside whatever else the machine does. It uses a GPU only if `num_gpus` says so; on
+    several, of one node, it runs in a process for each, which share its batches' rows. An ingress process runs
+    `running` at a time; of one tenant `unfinished` may wait or run, and `kept` of those that are over stay: the oldest
+    are removed when it begins another. `limits` are for each; keys may have their own.
     """
 
     folder: str = Field(min_length=1)
@@ -214,9 +215,16 @@ class TrainingConfig(Strict):
     def _gpu_is_its_own(self) -> "TrainingConfig":
         if self.device == "cuda" and not self.num_gpus:
             raise PydanticCustomError("num_gpus", "trainings on cuda need `num_gpus`")
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise PydanticCustomError("num_gpus", "`num_gpus` above 1 must be a whole number")
         return self
 
     @property
     def own_device(self) -> str:
         """The device for trainings. Ray hides no GPU from a task that asked for none: `auto` must not look for it."""
         return "cpu" if self.device == "auto" and not self.num_gpus else self.device
+
+    @property
+    def processes(self) -> int:
+        """How many processes train one LoRA together: one for each GPU."""
+        return 1 if self.own_device == "cpu" else max(1, int(self.num_gpus))

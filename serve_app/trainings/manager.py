@@ -165,7 +165,8 @@ class Trainings:
             source = _write(training.run.path, files)
             captions = check_examples(source, settings, limits)
             check_prompts(self._blocklist, settings, captions.values())
-            TrainingOrder(spec, source, limits, self._config.own_device).write(training.run.path)
+            order = TrainingOrder(spec, source, limits, self._config.own_device, self._config.processes)
+            order.write(training.run.path)
             if training.run.is_cancelled:
                 raise Cancelled("the training was cancelled")
         except BaseException:

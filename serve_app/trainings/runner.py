@@ -33,8 +33,11 @@ class TrainingProcess(Protocol):
 Launch = Callable[[Path], TrainingProcess]
 
 
-def launch_process(folder: Path) -> TrainingProcess:
-    """Starts the training in `folder` as a process on this machine; its output goes to `log.txt` there."""
+def launch_process(folder: Path) -> subprocess.Popen[bytes]:
+    """Starts the training in `folder` on this machine, as a process that starts those that train with it.
+
+    Their output goes to `log.txt` there.
+    """
     with (folder / "log.txt").open("ab") as output:
         command = [sys.executable, "-m", "deployments.training.lora", str(folder)]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)

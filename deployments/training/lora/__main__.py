@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from deployments.engine.protocol.errors import EngineError
 from deployments.training.lora.dataset import read_examples
+from deployments.training.lora.launching import train_together
+from deployments.training.lora.learning.processes import is_helper
 from deployments.training.lora.order import read_order
 from deployments.training.lora.run_folder import RunFolder
-from deployments.training.lora.training_run import train_lora
+from deployments.training.lora.training_run import help_to_train, train_lora
 
 _PARENT_DEATH_SIGNAL: Final = 1
 
@@ -30,9 +34,14 @@ def main() -> int:
     if settings is None:
         log.error("there are no settings in the folder")
         return 1
+    if is_helper():
+        help_to_train(run, settings, order.spec, order.device)
+        return 0
     if run.read_progress().state != "queued":
         log.error("the training does not wait to be run")
         return 1
+    if order.processes > 1 and not torch.distributed.is_torchelastic_launched():
+        return train_together(run, order.device, order.processes)
     try:
         examples = read_examples(order.source, settings, order.limits)
     except EngineError as error:

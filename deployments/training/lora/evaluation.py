@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from deployments.training.lora.adapter_layers import without_lora
+from deployments.training.lora.learning.adapter_layers import without_lora
 from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import replace_text, replaced
 

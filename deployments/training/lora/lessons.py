@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from deployments.engine.conditioning.resizing import resize
 from deployments.training import checkpoint
 from deployments.training.lora.base_networks import BaseNetworks
 from deployments.training.lora.dataset import FIELD, Example, dataset_hash, trigger_pattern
-from deployments.training.lora.objective import generator_of
+from deployments.training.lora.generators import generator_of
 from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingSettings
@@ -50,6 +50,10 @@ class EncodedPictures:
         """Returns the rows [B] of these numbers."""
         return EncodedPictures(self.latents[rows], self.words[rows])
 
+    def to(self, device: torch.device) -> EncodedPictures:
+        """Returns them on a device."""
+        return EncodedPictures(self.latents.to(device), self.words.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class SizedLessons:
@@ -57,6 +61,10 @@ class SizedLessons:
 
     learnt: EncodedPictures
     stay: EncodedPictures
+
+    def to(self, device: torch.device) -> SizedLessons:
+        """Returns them on a device."""
+        return SizedLessons(self.learnt.to(device), self.stay.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +80,11 @@ class Lessons:
     captions: tuple[str, ...]
     digest: str
     base: str
+
+    def to(self, device: torch.device) -> Lessons:
+        """Returns them on a device."""
+        half = None if self.half is None else self.half.to(device)
+        return replace(self, whole=self.whole.to(device), half=half, kept_out=self.kept_out.to(device))
 
 
 def prepare_lessons(

@@ -18,12 +18,15 @@ _NOT_TRAINED_ON: Final = {"controlnets", "ip_adapters", "safety"}
 
 @dataclass(frozen=True, slots=True)
 class TrainingOrder:
-    """Trains on the pictures in `source` with the settings in the training's folder, on a `device`."""
+    """Trains on the pictures in `source` with the settings in the training's folder, on a `device`, or in so many
+    `processes` on one each.
+    """
 
     spec: ModelSpec
     source: Path
     limits: TrainingLimits
     device: str
+    processes: int = 1
 
     def write(self, folder: Path) -> None:
         """Writes it into a training's folder."""
@@ -35,6 +38,7 @@ class TrainingOrder:
             "source": str(self.source),
             "limits": asdict(self.limits),
             "device": self.device,
+            "processes": self.processes,
         }
         replace_text(folder / _FILE, json.dumps(told))
 
@@ -47,4 +51,6 @@ def read_order(folder: Path) -> TrainingOrder:
     # JSON has lists and no tuples.
     plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
     spec = ModelSpec(**plain, parts=parts)
-    return TrainingOrder(spec, Path(told["source"]), TrainingLimits(**told["limits"]), told["device"])
+    # Older orders are of one process.
+    processes = told.get("processes", 1)
+    return TrainingOrder(spec, Path(told["source"]), TrainingLimits(**told["limits"]), told["device"], processes)

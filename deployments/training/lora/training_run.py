@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from accelerate import Accelerator
 
-from deployments.engine.models.components import pick_device
-from deployments.engine.protocol.errors import InvalidParameter
+from deployments.engine.protocol.errors import InvalidParameter, NumericalFailure
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.training import checkpoint
-from deployments.training.lora.adapter_layers import add_lora, write_lora
 from deployments.training.lora.base_networks import BaseNetworks, load_base
 from deployments.training.lora.clock import TrainingClock
 from deployments.training.lora.dataset import Example, dataset_hash
 from deployments.training.lora.evaluation import UNRELATED, Evaluation, JudgedPrompt, evaluate, write_evaluation
+from deployments.training.lora.learning.adapter_layers import add_lora, write_lora
+from deployments.training.lora.learning.objective import TrainingNoise
+from deployments.training.lora.learning.processes import TrainingProcesses, join_processes
+from deployments.training.lora.learning.trainer import LoraTrainer, TrainingEnd, check_checkpoint
 from deployments.training.lora.lessons import Lessons, prepare_lessons
-from deployments.training.lora.objective import TrainingNoise
 from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import RunFolder, replaced
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
-from deployments.training.lora.trainer import LoraTrainer, TrainingEnd, check_checkpoint
 
 _FAMILIES: Final = {768: ("sd_v1", "stable-diffusion-v1"), 1024: ("sd_v2", "stable-diffusion-v2-768-v")}
 """By the width of the text: what kohya's scripts, and modelspec, call the base."""
-
-_DEVICES: Final = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,28 @@ def train_lora(
 ) -> Evaluation:
     """Trains on `examples`, or goes on where the folder's checkpoint is, judges the LoRA, and writes both to `run`.
 
-    The folder's progress says how it goes, and how it ended. Raises InvalidParameter, ModelLoadError, Cancelled, and
+    If torch's launcher has started this process with others, it is the first, and they `help_to_train`. The folder's
+    progress says how it goes, and how it ended. Raises InvalidParameter, ModelLoadError, Cancelled, and
     NumericalFailure.
     """
     check_limits(settings, limits)
     run.begin(settings)
     with run.recorded():
-        return _train(run, examples, settings, spec, limits, make_accelerator(device), judges or find_judges(spec))
+        return _train(run, examples, settings, spec, limits, join_processes(device), judges or find_judges(spec))
+
+
+def help_to_train(run: RunFolder, settings: TrainingSettings, spec: ModelSpec, device: str = "auto") -> None:
+    """Takes the steps of the training in `run` together with the first process, which alone writes there.
+
+    Raises ModelLoadError. Of all else that ends the training the first process tells.
+    """
+    processes = join_processes(device)
+    # What cannot be loaded has been refused there by now.
+    processes.agree(lambda: None)
+    base = load_base(spec, processes.device, processes.precision)
+    lessons: Lessons = processes.agree(_never)
+    with contextlib.suppress(NumericalFailure):
+        _learn(base, lessons.to(processes.device), settings, processes, run, TrainingClock(run, math.inf), _never)
 
 
 def _train(
@@ -70,37 +84,52 @@ def _train(
     settings: TrainingSettings,
     spec: ModelSpec,
     limits: TrainingLimits,
-    accelerator: Accelerator,
+    processes: TrainingProcesses,
     judges: Judges,
 ) -> Evaluation:
     clock = TrainingClock(run, min(settings.max_minutes or limits.minutes, limits.minutes))
     run.change_progress(stage="encoding", steps=settings.steps)
-    base = load_base(spec, accelerator.device, _precision(accelerator))
+    base = load_base(spec, processes.device, processes.precision)
+    processes.agree(lambda: None)
     # Also here, before what stays is made anew and written over.
     check_checkpoint(checkpoint.load(run.checkpoint), base.digest, dataset_hash(examples))
     size = base.spec.native if settings.resolution is None else (settings.resolution, settings.resolution)
-    lessons = prepare_lessons(base, examples, settings, size, run, clock.check_preparation)
+
+    def prepare() -> Lessons:
+        return prepare_lessons(base, examples, settings, size, run, clock.check_preparation).to(torch.device("cpu"))
+
+    lessons = processes.agree(prepare).to(processes.device)
     maker = PictureMaker(base, *base.spec.native, settings.guidance, clock.check)
-    weights = add_lora(base.unet, settings.rank, settings.layers, settings.seed)
-    trainer = LoraTrainer(
-        base.unet,
-        weights,
-        lessons,
-        _noising(base, settings),
-        settings,
-        accelerator,
-        run,
-        clock,
-        _sampler(maker, settings, run, clock),
-    )
-    base.unet.train()
-    end = trainer.train()
-    base.unet.eval()
+    end = _learn(base, lessons, settings, processes, run, clock, _sampler(maker, settings, run, clock))
     run.change_progress(stage="evaluating", ended=end.why)
     found = evaluate(base.unet, maker, *_questions(settings, lessons, judges), run.sheet, clock.judge())
     write_evaluation(run.evaluation, found)
     write_lora(run.lora, base.unet, describe(base, lessons, settings, found, run, end))
     return found
+
+
+def _learn(
+    base: BaseNetworks,
+    lessons: Lessons,
+    settings: TrainingSettings,
+    processes: TrainingProcesses,
+    run: RunFolder,
+    clock: TrainingClock,
+    sample: Callable[[int], None],
+) -> TrainingEnd:
+    """Trains to the end, with the other processes."""
+    weights = add_lora(base.unet, settings.rank, settings.layers, settings.seed)
+    noising = _noising(base, settings)
+    trainer = LoraTrainer(base.unet, weights, lessons, noising, settings, processes, run, clock, sample)
+    base.unet.train()
+    end = trainer.train()
+    base.unet.eval()
+    processes.part()
+    return end
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("only the first process decides and makes pictures")
 
 
 def check_limits(settings: TrainingSettings, limits: TrainingLimits) -> None:
@@ -109,20 +138,6 @@ def check_limits(settings: TrainingSettings, limits: TrainingLimits) -> None:
         raise InvalidParameter("steps", f"must be at most {limits.steps}")
     if settings.max_minutes is not None and settings.max_minutes > limits.minutes:
         raise InvalidParameter("max_minutes", f"must be at most {limits.minutes:g}")
-
-
-def make_accelerator(device: str) -> Accelerator:
-    """Returns accelerate's own for this process: on a GPU in bfloat16 (float16 where it has none), else on the CPU in
-    float32.
-
-    Raises InvalidParameter for an unknown device, ModelLoadError for a GPU that is not there.
-    """
-    if device not in _DEVICES:
-        raise InvalidParameter("device", f"must be one of {', '.join(_DEVICES)}")
-    if pick_device(device).type == "cpu":
-        return Accelerator(cpu=True, mixed_precision="no")
-    # Older GPUs only emulate bfloat16.
-    return Accelerator(mixed_precision="bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
 
 
 def describe(
@@ -191,10 +206,6 @@ def _noising(base: BaseNetworks, settings: TrainingSettings) -> TrainingNoise:
         offset=settings.noise_offset,
         high_share=settings.high_noise_share,
     )
-
-
-def _precision(accelerator: Accelerator) -> torch.dtype:
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[str(accelerator.mixed_precision)]
 
 
 def _sampler(

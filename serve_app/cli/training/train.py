@@ -1,6 +1,7 @@
 """`darkroom train`: teaches a model something new from pictures, and serves it."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
+from deployments.engine.protocol.errors import EngineError, InvalidParameter, UnknownModel
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.training.lora.dataset import read_examples
+from deployments.training.lora.dataset import check_examples, read_examples
+from deployments.training.lora.order import TrainingOrder
 from deployments.training.lora.registration import register
 from deployments.training.lora.run_folder import RunFolder, TrainingProgress
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
@@ -23,8 +25,10 @@ from serve_app.cli.results import say
 from serve_app.cli.training.loras import versions_of
 from serve_app.config.errors import describe_errors, suggest
 from serve_app.config.server import AppConfig, load_config
+from serve_app.trainings.runner import launch_process
 
 _LIMITS = TrainingLimits()
+_LOOK_S = 0.5
 
 
 def train(
@@ -46,6 +50,9 @@ def train(
         bool, typer.Option("--register", help="Then serve it: put it into the configuration's `loras.folder`.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Train in so many, with a GPU each; they share a batch's rows.")
+    ] = 1,
     config: Annotated[str, typer.Option(help="The configuration whose models it may train on.")] = "demo",
     as_json: AsJson = False,
 ) -> None:
@@ -59,20 +66,51 @@ def train(
         }
         asked = _read_settings(settings, given)
         versions = versions_of(served) if register_it else None
-        examples = read_examples(pictures, asked, _LIMITS)
-        # Imported here because it is slow, and refusing need not wait for it.
-        from deployments.training.lora.training_run import train_lora
-
+        order = TrainingOrder(spec, pictures.absolute(), _LIMITS, device, processes)
         with _shown() as tell:
             folder = RunFolder(run or Path("trainings") / name, tell)
             folder.forget_cancel()
-            found = train_lora(folder, examples, asked, spec, _LIMITS, device=device)
-        told: dict[str, Any] = {"lora": str(folder.lora), "sheet": str(folder.sheet), "evaluation": found.to_json()}
-        line = f"{folder.lora}: drift {found.drift}; before and after in {folder.sheet}"
+            if processes == 1:
+                _train_here(folder, asked, order)
+            else:
+                _train_together(folder, asked, order, tell)
+        found = folder.read_evaluation() or {}
+        told: dict[str, Any] = {"lora": str(folder.lora), "sheet": str(folder.sheet), "evaluation": found}
+        line = f"{folder.lora}: drift {found['drift']}; before and after in {folder.sheet}"
         if versions is not None:
             told["version"] = register(folder, versions).number
             line += f"; served as {name}, version {told['version']}"
         say(line, told if as_json else None)
+
+
+def _train_here(folder: RunFolder, asked: TrainingSettings, order: TrainingOrder) -> None:
+    examples = read_examples(order.source, asked, order.limits)
+    # Imported here because it is slow, and refusing need not wait for it.
+    from deployments.training.lora.training_run import train_lora
+
+    train_lora(folder, examples, asked, order.spec, order.limits, device=order.device)
+
+
+def _train_together(
+    folder: RunFolder, asked: TrainingSettings, order: TrainingOrder, tell: Callable[[TrainingProgress], None]
+) -> None:
+    """Trains in processes of their own, which end with this one. Raises InvalidParameter, and EngineError."""
+    check_examples(order.source, asked, order.limits)
+    folder.begin(asked)
+    with folder.held():
+        folder.change_progress(state="queued", error="")
+        order.write(folder.path)
+    process = launch_process(folder.path)
+    try:
+        while process.poll() is None:
+            tell(folder.read_progress())
+            time.sleep(_LOOK_S)
+    finally:
+        process.terminate()
+        process.wait()
+    progress = folder.read_progress()
+    if progress.state != "succeeded":
+        raise EngineError(progress.error or f"the training was {progress.state}; {folder.path / 'log.txt'} has more")
 
 
 def _find_model(served: AppConfig, name: str | None) -> ModelSpec:

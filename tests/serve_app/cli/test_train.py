@@ -71,6 +71,25 @@ def test_pictures_become_versions_that_are_served(place: Path) -> None:
     assert catalogue.entries() == []
 
 
+@pytest.mark.slow
+def test_two_processes_train_together_and_what_they_cannot_do_is_one_line(place: Path) -> None:
+    trained = train(place, "--steps", 2, "--processes", 2, "--json", run="together")
+    assert trained.exit_code == 0, trained.output
+    assert Path(json.loads(trained.stdout)["lora"]).is_file()
+    assert len(RunFolder(place / "together").read_losses()) == 2
+    refused = train(place, "--steps", 9, "--processes", 2, run="together")
+    assert refused.exit_code == 2
+    assert "steps: differs from the training in this folder" in refused.stderr.replace("\n", " ")
+    (place / "model" / "vae" / "diffusion_pytorch_model.safetensors").rename(place / "hidden")
+    try:
+        failed = train(place, "--steps", 2, "--processes", 2, run="failing")
+    finally:
+        (place / "hidden").rename(place / "model" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert failed.exit_code == 1
+    assert "vae" in failed.stderr
+    assert RunFolder(place / "failing").read_progress().state == "failed"
+
+
 def test_a_training_that_is_over_is_not_done_again(place: Path) -> None:
     assert train(place, "--steps", 2, run="again").exit_code == 0
     before = RunFolder(place / "again").read_losses()

@@ -1,8 +1,9 @@
-"""A training that is given no GPU is not ordered to look for one."""
+"""A training that is given no GPU is not ordered to look for one, and one with several has a process for each."""
 
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.loras.versions import LoraVersions
@@ -15,9 +16,9 @@ from tests.deployments.training.lora.pictures import picture
 from tests.serve_app.trainings.test_runner import Scripted
 
 
-@pytest.mark.parametrize(("num_gpus", "device"), [(0, "cpu"), (1, "auto")])
+@pytest.mark.parametrize(("num_gpus", "device", "processes"), [(0, "cpu", 1), (0.5, "auto", 1), (4, "auto", 4)])
 async def test_a_training_looks_for_a_gpu_only_if_it_has_one_to_itself(
-    num_gpus: float, device: str, tmp_path: Path
+    num_gpus: float, device: str, processes: int, tmp_path: Path
 ) -> None:
     (tmp_path / "loras").mkdir()
     config = TrainingConfig(folder=str(tmp_path / "trainings"), num_gpus=num_gpus)
@@ -25,5 +26,11 @@ async def test_a_training_looks_for_a_gpu_only_if_it_has_one_to_itself(
     trainings = Trainings(config, [ModelSpec("tiny", "tiny")], LoraVersions(tmp_path / "loras"), runner)
     settings = TrainingSettings(name="cup", trigger="cup", model_name="tiny")
     begun = await trainings.start("acme", settings, {"0.png": picture()}, None)
-    assert read_order(begun.run.path).device == device
+    order = read_order(begun.run.path)
+    assert (order.device, order.processes) == (device, processes)
     trainings.stop()
+
+
+def test_several_gpus_are_whole_ones() -> None:
+    with pytest.raises(ValidationError, match="whole number"):
+        TrainingConfig(folder="trainings", num_gpus=1.5)

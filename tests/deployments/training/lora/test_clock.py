@@ -18,7 +18,7 @@ from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
 from deployments.training.lora.training_run import train_lora
-from tests.deployments.training.lora.test_trainer import settings
+from tests.deployments.training.lora.learning.test_trainer import settings
 
 LIMITS = TrainingLimits()
 ASKED: dict[str, Any] = {"steps": 4, "evaluation_prompts": ("a {trigger}", "red"), "unrelated_prompts": ("a", "cat")}

@@ -24,7 +24,7 @@ OWN = ModelSpec(
 
 def test_a_training_gets_the_model_that_the_server_serves(tmp_path: Path) -> None:
     for spec in (OWN, *known_models().values()):
-        order = TrainingOrder(spec, tmp_path / "pictures", TrainingLimits(steps=7), "cpu")
+        order = TrainingOrder(spec, tmp_path / "pictures", TrainingLimits(steps=7), "cpu", 3)
         order.write(tmp_path)
         found = read_order(tmp_path)
         beside: dict[str, Any] = {"controlnets": {}, "ip_adapters": {}, "safety": found.spec.safety}

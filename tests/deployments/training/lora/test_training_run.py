@@ -10,29 +10,30 @@ from safetensors import safe_open
 from deployments.engine.protocol.errors import InvalidParameter, ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.training.lora.dataset import read_examples
+from deployments.training.lora.learning.processes import join_processes
+from deployments.training.lora.learning.trainer import LoraTrainer
 from deployments.training.lora.registration import write_card
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingLimits
-from deployments.training.lora.trainer import LoraTrainer
-from deployments.training.lora.training_run import make_accelerator, train_lora
+from deployments.training.lora.training_run import train_lora
 from tests.deployments.engine.tiny import save_tiny_checkpoint
+from tests.deployments.training.lora.learning.test_trainer import settings
 from tests.deployments.training.lora.pictures import write_pictures
-from tests.deployments.training.lora.test_trainer import settings
 
 
 @pytest.mark.parametrize("device", ["typo", "cuda:0", ""])
 def test_an_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(InvalidParameter, match="auto, cpu, cuda") as refused:
-        make_accelerator(device)
+        join_processes(device)
     assert refused.value.field == "device"
 
 
 def test_a_gpu_that_is_not_there_is_refused_and_none_is_looked_for_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelLoadError, match="'cuda' is asked for"):
-        make_accelerator("cuda")
+        join_processes("cuda")
     for device in ("auto", "cpu"):
-        assert make_accelerator(device).device.type == "cpu"
+        assert join_processes(device).device.type == "cpu"
 
 
 def test_the_header_and_the_card_are_those_of_the_weights_that_are_served(

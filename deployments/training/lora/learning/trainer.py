@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deployments.engine.protocol.errors import Cancelled, InvalidParameter, NumericalFailure
 from deployments.training import checkpoint
-from deployments.training.lora.adapter_layers import load_lora_weights, lora_weights, without_lora
 from deployments.training.lora.clock import TrainingClock
+from deployments.training.lora.generators import generator_of
+from deployments.training.lora.learning.adapter_layers import load_lora_weights, lora_weights, without_lora
+from deployments.training.lora.learning.objective import NoisedRows, TrainingNoise, join
+from deployments.training.lora.learning.processes import TrainingProcesses
 from deployments.training.lora.lessons import EncodedPictures, Lessons
-from deployments.training.lora.objective import NoisedRows, TrainingNoise, generator_of
 from deployments.training.lora.run_folder import LossPoint, RunFolder
 from deployments.training.lora.settings import TrainingSettings
 
@@ -55,10 +56,10 @@ class TrainingEnd:
 
 
 class LoraTrainer:
-    """Trains the LoRA that is in `unet`, whose weights are `weights`.
+    """Trains the LoRA that is in `unet`, whose weights are `weights`, together with the other `processes`.
 
     What it does and measures is written to `run`. `clock` says when it is to end. `sample` is called with the step
-    whenever sample pictures are due.
+    whenever sample pictures are due. All three are used by the first process alone, but for reading the checkpoint.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class LoraTrainer:
         lessons: Lessons,
         noising: TrainingNoise,
         settings: TrainingSettings,
-        accelerator: Accelerator,
+        processes: TrainingProcesses,
         run: RunFolder,
         clock: TrainingClock,
         sample: Callable[[int], None],
@@ -78,26 +79,26 @@ class LoraTrainer:
             raise InvalidParameter("patience", "needs a `validation_share` of at least one picture")
         self._unet, self._weights, self._lessons = unet, weights, lessons
         self._noising, self._settings = noising, settings
-        self._accelerator, self._run, self._clock, self._sample = accelerator, run, clock, sample
+        self._processes, self._run, self._clock, self._sample = processes, run, clock, sample
+        self._accelerator = processes.accelerator
         # The UNet is not prepared: it would answer in float32 from then on, also where it makes pictures with a VAE
         # that takes none. Mixed precision is `_answer`'s.
-        self._optimizer = accelerator.prepare(torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=1e-2))
+        optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=1e-2)
+        self._optimizer = self._accelerator.prepare(optimizer)
         self._course = _Course()
         self._best: dict[str, Tensor] | None = None
         self._restore()
         self._told = -math.inf
 
     def train(self) -> TrainingEnd:
-        """Trains to the end, and leaves the best weights in the UNet.
+        """Trains to the end, and leaves the best weights in the UNet, in every process the same.
 
         Raises Cancelled if that is asked for, NumericalFailure if a loss is no number, and InvalidParameter if there is
         no time for one step; the last good checkpoint is left.
         """
         course = self._course
-        if not course.step:
-            self._clock.check_preparation()
         try:
-            while (why := self._find_end()) is None:
+            while (why := self._processes.agree(self._find_end)) is None:
                 self._do_step()
         except Cancelled:
             self.save()
@@ -111,7 +112,10 @@ class LoraTrainer:
     def _find_end(self) -> str | None:
         """Returns why there is to be no further step; None if there is. Raises Cancelled."""
         settings, course = self._settings, self._course
-        self._clock.check()
+        if course.step:
+            self._clock.check()
+        else:
+            self._clock.check_preparation()
         if settings.patience and course.step - course.best_step >= settings.patience * settings.validate_every:
             return f"nothing has improved since step {course.best_step}"
         if course.step >= settings.steps:
@@ -124,9 +128,10 @@ class LoraTrainer:
         course.step += 1
         course.loss = loss if course.loss is None else _SMOOTHING * course.loss + (1 - _SMOOTHING) * loss
         measured = self._measure() if self._is_due(settings.validate_every) else None
-        self._run.append_loss(LossPoint(course.step, loss, prior, measured))
-        if self._is_due(settings.sample_every):
-            self._sample(course.step)
+        if self._processes.is_first:
+            self._run.append_loss(LossPoint(course.step, loss, prior, measured))
+            if self._is_due(settings.sample_every):
+                self._sample(course.step)
         if self._is_due(settings.checkpoint_every):
             self.save()
         self._tell()
@@ -136,47 +141,59 @@ class LoraTrainer:
 
     def _descend(self) -> tuple[float, float | None]:
         """One update; returns the loss of the pictures, and of what is to stay."""
-        settings = self._settings
-        lessons, rows = self._lessons.whole, 1
-        if self._lessons.half is not None and self._course.step < settings.half_size_share * settings.steps:
-            lessons, rows = self._lessons.half, 2
-        generator = generator_of(settings.seed, _STEP, self._course.step)
-        learnt = _draw(lessons.learnt, rows * settings.batch_size, generator)
-        noised = self._noising.draw(learnt.latents, generator)
-        if len(lessons.stay):
-            stay = _draw(lessons.stay, rows * settings.prior_batch_size, generator)
-            kept = self._noising.draw(stay.latents, generator)
-            before = self._answer_without(kept, stay.words)
-            guess = self._answer(_join(noised, kept), torch.cat([learnt.words, stay.words]))
-            mine, theirs = guess.split([len(learnt), len(stay)])
-            loss, prior = noised.loss(mine).mean(), kept.loss(theirs, before).mean()
-            told = prior.detach()
-            total = loss + settings.prior_weight * prior
-        else:
-            loss = total = noised.loss(self._answer(noised, learnt.words)).mean()
-            told = None
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self._course.step)
+            group["lr"] = learning_rate(self._settings, self._course.step)
         self._optimizer.zero_grad(set_to_none=True)
-        self._accelerator.backward(total)
+        own = self._find_losses()
+        total = own[0] + self._settings.prior_weight * own[1]
+        if total.requires_grad:
+            self._accelerator.backward(total)
+        loss, prior = self._processes.add_gradients(self._weights, own.detach()).tolist()
         norm = self._accelerator.clip_grad_norm_(self._weights, 1.0)
         self._optimizer.step()
-        found = self._check_finite(float(loss.detach()), "loss")
+        self._check_finite(loss, "loss")
         if self._accelerator.scaler is None:
             # With a scaler (float16) such a step is left out, and the next ones are scaled less.
             self._check_finite(float(norm), "gradient")
-        return found, None if told is None else self._check_finite(float(told), "loss of what is to stay")
+        self._check_finite(prior, "loss of what is to stay")
+        return loss, prior if len(self._lessons.whole.stay) else None
 
-    def _answer(self, rows: NoisedRows, words: Tensor) -> Tensor:
+    def _find_losses(self) -> Tensor:
+        """Returns this process' part [2] of the step's mean losses: of the pictures, and of what is to stay."""
+        settings, lessons, times = self._settings, self._lessons.whole, 1
+        if self._lessons.half is not None and self._course.step < settings.half_size_share * settings.steps:
+            lessons, times = self._lessons.half, 2
+        generator = generator_of(settings.seed, _STEP, self._course.step)
+        learnt = self._draw(lessons.learnt, times * settings.batch_size, generator)
+        own, counts = [learnt.pick(self._processes.share(len(learnt)))], [len(learnt)]
+        if len(lessons.stay):
+            stay = self._draw(lessons.stay, times * settings.prior_batch_size, generator)
+            kept = stay.pick(self._processes.share(len(stay), from_end=True))
+            own.append(replace(kept, wanted=self._answer_without(kept)) if len(kept) else kept)
+            counts.append(len(stay))
+        asked = join(own)
+        if not len(asked):
+            # So few rows for so many processes. Zero, but with gradients, which a scaler wants to have seen.
+            nothing = torch.zeros(2, device=self._weights[0].device)
+            return nothing * torch.stack([weight.sum() for weight in self._weights]).sum()
+        losses = asked.loss(self._answer(asked)).split([len(rows) for rows in own])
+        parts = [loss.sum() / count for loss, count in zip(losses, counts, strict=True)]
+        return torch.stack(parts if len(parts) == 2 else [*parts, torch.zeros_like(parts[0])])
+
+    def _draw(self, pictures: EncodedPictures, count: int, generator: torch.Generator) -> NoisedRows:
+        """Returns all processes' rows."""
+        drawn = pictures.pick(torch.randint(len(pictures), (count,), generator=generator))
+        return self._noising.draw(drawn.latents, drawn.words, generator)
+
+    def _answer(self, rows: NoisedRows) -> Tensor:
         with self._accelerator.autocast():
-            guess: Tensor = self._unet(rows.noisy, rows.steps, words).sample
+            guess: Tensor = self._unet(rows.noisy, rows.steps, rows.words).sample
         return guess
 
     @torch.no_grad()
-    def _answer_without(self, rows: NoisedRows, words: Tensor) -> Tensor:
-        with without_lora(self._unet), self._accelerator.autocast():
-            guess: Tensor = self._unet(rows.noisy, rows.steps, words).sample
-        return guess
+    def _answer_without(self, rows: NoisedRows) -> Tensor:
+        with without_lora(self._unet):
+            return self._answer(rows)
 
     def _measure(self) -> float | None:
         """Returns the loss of the pictures that are kept out; None if there are none. Keeps the best weights."""
@@ -194,15 +211,17 @@ class LoraTrainer:
     def _find_validation_loss(self) -> float:
         """Measures the pictures that are kept out, always with the same noise, a batch at a time."""
         out, last = self._lessons.kept_out, len(self._noising.signal)
-        losses = []
+        losses = [torch.zeros(1, device=out.latents.device)]
         for number in range(_VALIDATION_STEPS):
             generator = generator_of(self._settings.seed, _VALIDATION, number)
             for chunk in torch.arange(len(out)).split(self._settings.batch_size):
                 some = out.pick(chunk)
                 steps = torch.full((len(some),), int(last * (number + 0.5) / _VALIDATION_STEPS))
-                rows = self._noising.noise(some.latents, steps, generator)
-                losses.append(rows.loss(self._answer(rows, some.words)))
-        return float(torch.cat(losses).mean())
+                rows = self._noising.noise(some.latents, some.words, steps, generator)
+                rows = rows.pick(self._processes.share(len(rows)))
+                if len(rows):
+                    losses.append(rows.loss(self._answer(rows)))
+        return float(self._processes.add_up(torch.cat(losses).sum())) / (_VALIDATION_STEPS * len(out))
 
     def _check_finite(self, number: float, what: str) -> float:
         if not math.isfinite(number):
@@ -210,7 +229,9 @@ class LoraTrainer:
         return number
 
     def save(self) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint, in the first process."""
+        if not self._processes.is_first:
+            return
         scaler = self._accelerator.scaler
         checkpoint.save(
             self._run.checkpoint,
@@ -234,10 +255,11 @@ class LoraTrainer:
             self._optimizer.load_state_dict(state["optimizer"])
             if self._accelerator.scaler is not None and state["scaler"] is not None:
                 self._accelerator.scaler.load_state_dict(state["scaler"])
-        self._run.cut_losses(self._course.step)
+        if self._processes.is_first:
+            self._run.cut_losses(self._course.step)
 
     def _tell(self, *, at_once: bool = False) -> None:
-        if at_once or time.monotonic() - self._told > _TOLD_EVERY_S:
+        if self._processes.is_first and (at_once or time.monotonic() - self._told > _TOLD_EVERY_S):
             course = self._course
             self._told = time.monotonic()
             self._run.change_progress(
@@ -265,16 +287,3 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
     if settings.lr_schedule == "constant":
         return settings.learning_rate * warmed
     return settings.learning_rate * warmed * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-
-
-def _draw(pictures: EncodedPictures, count: int, generator: torch.Generator) -> EncodedPictures:
-    return pictures.pick(torch.randint(len(pictures), (count,), generator=generator))
-
-
-def _join(one: NoisedRows, other: NoisedRows) -> NoisedRows:
-    return NoisedRows(
-        torch.cat([one.noisy, other.noisy]),
-        torch.cat([one.steps, other.steps]),
-        torch.cat([one.wanted, other.wanted]),
-        torch.cat([one.weights, other.weights]),
-    )

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from safetensors import safe_open
 
@@ -16,13 +15,14 @@ from deployments.engine.lora.reader import read_adapter
 from deployments.engine.protocol.errors import Cancelled, InvalidParameter, NumericalFailure
 from deployments.engine.protocol.files.loras import LoraFile
 from deployments.engine.protocol.spec import ModelSpec
-from deployments.training.lora import trainer as training
-from deployments.training.lora.adapter_layers import add_lora, lora_weights, without_lora
 from deployments.training.lora.base_networks import BaseNetworks, load_base
 from deployments.training.lora.clock import TrainingClock
 from deployments.training.lora.dataset import Example, read_examples
+from deployments.training.lora.learning import trainer as training
+from deployments.training.lora.learning.adapter_layers import add_lora, lora_weights, without_lora
+from deployments.training.lora.learning.objective import TrainingNoise
+from deployments.training.lora.learning.processes import join_processes
 from deployments.training.lora.lessons import prepare_lessons
-from deployments.training.lora.objective import TrainingNoise
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
 from deployments.training.lora.training_run import train_lora
@@ -71,7 +71,7 @@ def make_trainer(
     weights = add_lora(base.unet, asked.rank, asked.layers, asked.seed)
     noising = TrainingNoise(base.signal, base.predicts_v, asked.min_snr_gamma)
     made = training.LoraTrainer(
-        base.unet, weights, lessons, noising, asked, Accelerator(cpu=True), run, clock, lambda step: None
+        base.unet, weights, lessons, noising, asked, join_processes("cpu"), run, clock, lambda step: None
     )
     return made, base, run
 

@@ -1,11 +1,12 @@
 """What the UNet is asked while it learns, and how much each answer counts.
 
-Everything random is drawn on the CPU from a generator of the training's seed and the step alone, so that a training
-that was killed and goes on learns what it would have learnt.
+Everything random is drawn on the CPU from a generator of the training's seed and the step alone, for all processes'
+rows at once: so a training learns the same if it was killed and goes on, and in however many processes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +30,15 @@ class TrainingNoise:
     offset: float = 0.0
     high_share: float = 0.0
 
-    def draw(self, latents: Tensor, generator: torch.Generator) -> NoisedRows:
-        """Returns latents [B, 4, h, w] noised at timesteps that are drawn."""
+    def draw(self, latents: Tensor, words: Tensor, generator: torch.Generator) -> NoisedRows:
+        """Returns latents [B, 4, h, w], with the captions' `words` [B, 77, C], noised at timesteps that are drawn."""
         rows, last = len(latents), len(self.signal)
         anywhere = torch.randint(0, last, (rows,), generator=generator)
         high = torch.randint(int(last * NOISY), last, (rows,), generator=generator)
         steps = torch.where(torch.rand(rows, generator=generator) < self.high_share, high, anywhere)
-        return self.noise(latents, steps, generator)
+        return self.noise(latents, words, steps, generator)
 
-    def noise(self, latents: Tensor, steps: Tensor, generator: torch.Generator) -> NoisedRows:
+    def noise(self, latents: Tensor, words: Tensor, steps: Tensor, generator: torch.Generator) -> NoisedRows:
         """Returns latents [B, 4, h, w] noised at `steps` [B], on the latents' device."""
         noise = torch.randn(latents.shape, generator=generator)
         common = torch.randn(*latents.shape[:2], 1, 1, generator=generator)
@@ -46,7 +47,8 @@ class TrainingNoise:
         signal, rest = (part.sqrt().view(-1, 1, 1, 1).to(latents) for part in (levels, 1 - levels))
         noisy = signal * latents + rest * noise
         wanted = signal * noise - rest * latents if self.predicts_v else noise
-        return NoisedRows(noisy, steps.to(latents.device), wanted, self._weigh(levels).to(latents.device))
+        weights = self._weigh(levels).to(latents.device)
+        return NoisedRows(noisy, steps.to(latents.device), words, wanted, weights)
 
     def _weigh(self, levels: Tensor) -> Tensor:
         """Returns the loss weights [B] at signal levels [B]: min-SNR-gamma (Hang et al. 2023) in terms of what is
@@ -58,31 +60,33 @@ class TrainingNoise:
         return ratio.clamp(max=self.gamma) / (ratio + 1 if self.predicts_v else ratio)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NoisedRows:
-    """`noisy` latents and what is `wanted` of them [B, 4, h, w], their timesteps `steps` [B] and `weights` [B]."""
+    """What the UNet sees: `noisy` latents [B, 4, h, w], their timesteps `steps` [B] and captions `words` [B, 77, C];
+    what is `wanted` of it [B, 4, h, w], and how much that counts, `weights` [B].
+    """
 
     noisy: Tensor
     steps: Tensor
+    words: Tensor
     wanted: Tensor
     weights: Tensor
 
-    def loss(self, guess: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """Returns the weighted squared errors [B] of a `guess` [B, 4, h, w], of what is wanted, or of `wanted`."""
-        errors = (guess.float() - (self.wanted if wanted is None else wanted).float()).square().mean(dim=(1, 2, 3))
-        return errors * self.weights
+    def __len__(self) -> int:
+        return len(self.noisy)
+
+    def pick(self, rows: slice) -> NoisedRows:
+        """Returns some of the rows."""
+        return NoisedRows(*(part[rows] for part in self._parts()))
+
+    def loss(self, guess: Tensor) -> Tensor:
+        """Returns the weighted squared errors [B] of a `guess` [B, 4, h, w]."""
+        return (guess.float() - self.wanted.float()).square().mean(dim=(1, 2, 3)) * self.weights
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.noisy, self.steps, self.words, self.wanted, self.weights
 
 
-def generator_of(seed: int, *place: int) -> torch.Generator:
-    """Returns a CPU generator that depends on nothing but its arguments, each below 2**32."""
-    mixed = 0
-    for part in (seed, *place):
-        # splitmix64's finaliser (Steele et al. 2014): neighbouring steps get unrelated streams.
-        mixed = (mixed + part + 0x9E3779B97F4A7C15) & _MASK
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-        mixed ^= mixed >> 31
-    return torch.Generator("cpu").manual_seed(mixed >> 1)
-
-
-_MASK = 2**64 - 1
+def join(rows: Sequence[NoisedRows]) -> NoisedRows:
+    """Returns all of them as one."""
+    return NoisedRows(*(torch.cat(parts) for parts in zip(*(each._parts() for each in rows), strict=True)))

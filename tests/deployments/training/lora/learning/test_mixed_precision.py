@@ -12,18 +12,23 @@ from safetensors.torch import load_file
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.training.lora import training_run
 from deployments.training.lora.dataset import read_examples
+from deployments.training.lora.learning.processes import TrainingProcesses
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingLimits
 from tests.deployments.engine.tiny import save_tiny_checkpoint
+from tests.deployments.training.lora.learning.test_trainer import settings
 from tests.deployments.training.lora.pictures import write_pictures
-from tests.deployments.training.lora.test_trainer import settings
+
+
+def join_bf16() -> TrainingProcesses:
+    return TrainingProcesses(Accelerator(cpu=True, mixed_precision="bf16"))
 
 
 @pytest.fixture(autouse=True)
 def _own_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """bfloat16, which accelerate takes for the whole process."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr(training_run, "make_accelerator", lambda device: Accelerator(cpu=True, mixed_precision="bf16"))
+    monkeypatch.setattr(training_run, "join_processes", lambda device: join_bf16())
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

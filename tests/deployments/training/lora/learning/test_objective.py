@@ -1,21 +1,23 @@
-"""The objective is the literature's: noise or v, min-SNR weights, and draws that depend on the step alone."""
+"""The objective is the literature's: noise or v, min-SNR weights, and a rate that warms up."""
 
 import pytest
 import torch
 
 from deployments.training.demo.models import make_scheduler
-from deployments.training.lora.objective import TrainingNoise, generator_of
+from deployments.training.lora.generators import generator_of
+from deployments.training.lora.learning.objective import TrainingNoise
+from deployments.training.lora.learning.trainer import learning_rate
 from deployments.training.lora.settings import TrainingSettings
-from deployments.training.lora.trainer import learning_rate
 
 SCHEDULER = make_scheduler()
 SIGNAL = SCHEDULER.alphas_cumprod
 LATENTS = torch.randn(3, 4, 8, 8)
+WORDS = torch.randn(3, 77, 8)
 STEPS = torch.tensor([10, 500, 990])
 
 
 def test_noised_latents_are_diffusers_own() -> None:
-    rows = TrainingNoise(SIGNAL, False, 0).noise(LATENTS, STEPS, generator_of(1))
+    rows = TrainingNoise(SIGNAL, False, 0).noise(LATENTS, WORDS, STEPS, generator_of(1))
     assert torch.allclose(rows.noisy, SCHEDULER.add_noise(LATENTS, rows.wanted, STEPS), atol=1e-6)
 
 
@@ -23,38 +25,30 @@ def test_v_is_what_diffusers_calls_velocity() -> None:
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(SCHEDULER.config)
-    noise = TrainingNoise(SIGNAL, False, 0).noise(LATENTS, STEPS, generator_of(1)).wanted
-    rows = TrainingNoise(SIGNAL, True, 0).noise(LATENTS, STEPS, generator_of(1))
+    noise = TrainingNoise(SIGNAL, False, 0).noise(LATENTS, WORDS, STEPS, generator_of(1)).wanted
+    rows = TrainingNoise(SIGNAL, True, 0).noise(LATENTS, WORDS, STEPS, generator_of(1))
     assert torch.allclose(rows.wanted, scheduler.get_velocity(LATENTS, noise, STEPS), atol=1e-6)
 
 
 @pytest.mark.parametrize("predicts_v", [False, True])
 def test_weights_are_min_snr(predicts_v: bool) -> None:
-    weights = TrainingNoise(SIGNAL, predicts_v, 5.0).noise(LATENTS, STEPS, generator_of(1)).weights
+    weights = TrainingNoise(SIGNAL, predicts_v, 5.0).noise(LATENTS, WORDS, STEPS, generator_of(1)).weights
     ratio = SIGNAL[STEPS] / (1 - SIGNAL[STEPS])
     expected = torch.minimum(ratio, torch.tensor(5.0)) / (ratio + int(predicts_v))
     assert torch.allclose(weights, expected)
     assert torch.equal(
-        TrainingNoise(SIGNAL, predicts_v, 0).noise(LATENTS, STEPS, generator_of(1)).weights, torch.ones(3)
+        TrainingNoise(SIGNAL, predicts_v, 0).noise(LATENTS, WORDS, STEPS, generator_of(1)).weights, torch.ones(3)
     )
 
 
 def test_more_of_the_noisy_timesteps_where_that_is_asked() -> None:
     many = torch.zeros(400, 4, 2, 2)
     steps = [
-        TrainingNoise(SIGNAL, False, 0, high_share=share).draw(many, generator_of(0)).steps for share in (0.0, 1.0)
+        TrainingNoise(SIGNAL, False, 0, high_share=share).draw(many, many, generator_of(0)).steps
+        for share in (0.0, 1.0)
     ]
     assert steps[1].min() >= 400
     assert 0.3 < (steps[0] < 400).float().mean() < 0.5
-
-
-def test_draws_depend_on_the_seed_and_the_place_alone() -> None:
-    def draw(*place: int) -> int:
-        return int(torch.randint(2**40, (1,), generator=generator_of(*place)))
-
-    places = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)]
-    assert len({draw(*place) for place in places}) == len(places)
-    assert draw(5, 6) == draw(5, 6)
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
