@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,12 +11,12 @@ from typing import Any, Final
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from deployments.engine.checkpoints.library_networks import AutoencoderKL, UNet2DConditionModel
 from deployments.engine.checkpoints.native_size import describe_single_file, with_native_size
 from deployments.engine.checkpoints.networks import load_network
-from deployments.engine.checkpoints.pipeline_index import check_pipeline, names_part
+from deployments.engine.checkpoints.pipeline_index import check_pipeline, has_zeros_for_no_prompt, names_part
 from deployments.engine.checkpoints.vocabulary import check_vocabulary, load_tokenizer
 from deployments.engine.cuda.settings import configure_cuda
 from deployments.engine.models.component_fit import check_parts
@@ -27,21 +27,25 @@ from deployments.engine.protocol.spec import INDEX, PARTS, SECOND_PARTS, ModelSp
 from deployments.engine.sampling.checkpoint_scheduler import read_scheduler
 
 _MERGES: Final = "merges.txt"
+_TEXT_ENCODERS: Final = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+_TOKENIZERS: Final = ("tokenizer", "tokenizer_2")
 
 
 @dataclass(frozen=True, eq=False)
 class BaseNetworks:
-    """A model's `unet`, `vae`, `text_encoder` and `tokenizer`, frozen, on one device.
+    """A model's `unet` and `vae`, its `text_encoders`, one or two, with their `tokenizers`, frozen, on one device.
 
-    `sampler` makes its pictures (DPM-Solver++ of second order), and has its training's betas. `fingerprint` identifies
-    the UNet's weights, `digest` all parts.
+    `says_nothing_as_zeros`: without a negative prompt a model with two sees zeros, not the empty text. `sampler` makes
+    its pictures (DPM-Solver++ of second order), and has its training's betas. `fingerprint` identifies the UNet's
+    weights, `digest` all parts.
     """
 
     spec: ModelSpec
     unet: Any
     vae: Any
-    text_encoder: Any
-    tokenizer: Any
+    text_encoders: tuple[Any, ...]
+    tokenizers: tuple[Any, ...]
+    says_nothing_as_zeros: bool
     sampler: DPMSolverMultistepScheduler
     fingerprint: str
     digest: str
@@ -63,6 +67,11 @@ class BaseNetworks:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
+    def has_two_texts(self) -> bool:
+        """True if it is of Stable Diffusion XL's kind."""
+        return len(self.text_encoders) > 1
+
+    @property
     def text_width(self) -> int:
         """How wide the text is that the UNet reads, which tells families apart."""
         return int(self.unet.config.cross_attention_dim)
@@ -71,7 +80,8 @@ class BaseNetworks:
 def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> BaseNetworks:
     """Loads `spec` onto `device`. Raises ModelLoadError, which says what is missing, or cannot be trained on.
 
-    The networks stay as the libraries make them: what serving puts into theirs on CUDA has no gradients.
+    The networks stay as the libraries make them: what serving puts into theirs on CUDA has no gradients. Those of
+    Stable Diffusion XL's kind keep few of a step's numbers, and compute the rest anew for its gradients.
     """
     title = f"model {spec.name!r}"
     if describe_single_file(spec) is not None:
@@ -84,16 +94,21 @@ def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Base
     def load(name: str, kind: Any) -> Any:
         return load_network(f"{title}: its {name}", spec.source, folders[name], kind, dtype, device, half=half)
 
-    tokenizer = load_tokenizer(f"{title}: its tokenizer", folders["tokenizer"])
     unet, vae = load("unet", UNet2DConditionModel), load("vae", AutoencoderKL)
-    text = load("text_encoder", CLIPTextModel)
+    texts = [load(name, kind) for name, kind in _TEXT_ENCODERS.items() if name in folders]
+    tokenizers = [load_tokenizer(f"{title}: its {name}", folders[name]) for name in _TOKENIZERS if name in folders]
+    if len(texts) > 1:
+        # Six rows of 1024 x 1024 pixels want more than most cards have.
+        unet.enable_gradient_checkpointing()
     # A step of the demo family is a sixth faster so, on two cores, and matrix units of GPUs want it as well.
     unet.to(memory_format=torch.channels_last)
-    check_parts(title, unet, vae, [text])
-    check_vocabulary(f"{title}: its tokenizer", tokenizer, text.config)
+    check_parts(title, unet, vae, texts)
+    for name, tokenizer, text in zip(_TOKENIZERS, tokenizers, texts, strict=False):
+        check_vocabulary(f"{title}: its {name}", tokenizer, text.config)
     if unet.config.in_channels != vae.config.latent_channels:
         raise ModelLoadError(f"{title} is for inpainting; train on the model that it was made from")
-    saved = read_scheduler(title, folders["scheduler"], folders["scheduler"].parent / INDEX)
+    index = folders["scheduler"].parent / INDEX
+    saved = read_scheduler(title, folders["scheduler"], index)
     sampler = DPMSolverMultistepScheduler.from_config(dict(saved.config))
     if sampler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ModelLoadError(f"{title} predicts {sampler.config.prediction_type!r}, which is not trained here")
@@ -102,27 +117,30 @@ def load_base(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Base
         spec=with_native_size(spec),
         unet=unet,
         vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
+        text_encoders=tuple(texts),
+        tokenizers=tuple(tokenizers),
+        says_nothing_as_zeros=len(texts) > 1 and has_zeros_for_no_prompt(title, index),
         sampler=sampler,
         fingerprint=fingerprints["unet"],
-        digest=_digest(fingerprints, folders["tokenizer"] / _MERGES),
+        digest=_digest(fingerprints, [folders[name] / _MERGES for name in _TOKENIZERS if name in folders]),
     )
 
 
-def _digest(fingerprints: Mapping[str, str], merges: Path) -> str:
-    # A tokenizer's merges are the one file that changes what a network sees, and is neither JSON nor safetensors.
-    digest = hashlib.sha256(merges.read_bytes() if merges.is_file() else b"")
+def _digest(fingerprints: Mapping[str, str], merges: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in merges:
+        # A tokenizer's merges are the one file that changes what a network sees, and is neither JSON nor safetensors.
+        digest.update(file.read_bytes() if file.is_file() else b"")
     for name in sorted(fingerprints):
         digest.update(f"{name}/{fingerprints[name]}".encode())
     return digest.hexdigest()
 
 
 def _locate_parts(title: str, spec: ModelSpec, *, half: bool) -> dict[str, Path]:
-    own = [name for name in PARTS if name not in spec.parts and name not in SECOND_PARTS]
+    own = [name for name in PARTS if name not in spec.parts]
     root = locate(title, spec.source, spec.revision, own, half=half)
-    if any(name in spec.parts or names_part(title, root, name) for name in SECOND_PARTS):
-        raise ModelLoadError(f"{title} has two text encoders (Stable Diffusion XL), and is not trained on here")
+    has_two_texts = any(name in spec.parts or names_part(title, root, name) for name in SECOND_PARTS)
+    own = [name for name in own if has_two_texts or name not in SECOND_PARTS]
     check_pipeline(title, root, own)
     folders = {name: root / name for name in own}
     for name, given in spec.parts.items():

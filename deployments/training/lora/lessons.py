@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -38,21 +38,24 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True, eq=False)
 class EncodedPictures:
-    """`latents` [N, 4, h, w] and the hidden states `words` [N, 77, C] of their captions."""
+    """`latents` [N, 4, h, w], and of their captions the hidden states `words` [N, 77, C] and, for models with two text
+    encoders, the text as a whole, `pooled` [N, P]; P is 0 for others.
+    """
 
     latents: Tensor
     words: Tensor
+    pooled: Tensor
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def pick(self, rows: Tensor) -> EncodedPictures:
         """Returns the rows [B] of these numbers."""
-        return EncodedPictures(self.latents[rows], self.words[rows])
+        return EncodedPictures(self.latents[rows], self.words[rows], self.pooled[rows])
 
     def to(self, device: torch.device) -> EncodedPictures:
         """Returns them on a device."""
-        return EncodedPictures(self.latents.to(device), self.words.to(device))
+        return EncodedPictures(self.latents.to(device), self.words.to(device), self.pooled.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class SizedLessons:
 class Lessons:
     """What is learnt in `whole` size and, before that, in `half` of it, if at all; and what is `kept_out` to measure
     with (perhaps nothing). `captions` are those that are learnt; `digest` identifies all files and captions, and `base`
-    the networks that have encoded them.
+    the networks that have encoded them, with `factor` pixels to a latent in each direction.
     """
 
     whole: SizedLessons
@@ -80,6 +83,7 @@ class Lessons:
     captions: tuple[str, ...]
     digest: str
     base: str
+    factor: int
 
     def to(self, device: torch.device) -> Lessons:
         """Returns them on a device."""
@@ -101,11 +105,11 @@ def prepare_lessons(
     """
     order = torch.randperm(len(examples), generator=generator_of(settings.seed, _SPLIT)).tolist()
     out = set(order[: int(settings.validation_share * len(examples))])
-    words = encode_prompts(base, [example.caption for example in examples], check)
+    texts = encode_prompts(base, [example.caption for example in examples], check)
     learnt = [index for index in range(len(examples)) if index not in out]
 
     def encode(height: int, width: int) -> EncodedPictures:
-        return EncodedPictures(encode_pictures(base, read_pictures(examples, height, width, check), check), words)
+        return EncodedPictures(encode_pictures(base, read_pictures(examples, height, width, check), check), *texts)
 
     def prepare(pictures: EncodedPictures, height: int, width: int) -> SizedLessons:
         stay = _make_what_stays(base, examples, settings, (height, width), run, check)
@@ -119,24 +123,45 @@ def prepare_lessons(
         captions=tuple(examples[index].caption for index in learnt),
         digest=dataset_hash(examples),
         base=base.digest,
+        factor=base.factor,
     )
 
 
 @torch.no_grad()
-def encode_prompts(base: BaseNetworks, prompts: Sequence[str], check: Check) -> Tensor:
-    """Returns the hidden states [N, 77, C] of prompts, as diffusers' pipelines encode them; cut at 77 tokens."""
-    length = min(base.tokenizer.model_max_length, int(base.text_encoder.config.max_position_embeddings))
-    # As in the pipelines: a mask is only given where the text encoder's own config asks for one.
-    is_masked = getattr(base.text_encoder.config, "use_attention_mask", False)
-    hidden = []
+def encode_prompts(base: BaseNetworks, prompts: Sequence[str], check: Check) -> tuple[Tensor, Tensor]:
+    """Returns the hidden states [N, 77, C] of prompts and the pooled texts [N, P], as diffusers' pipelines encode them;
+    cut at 77 tokens. P is 0 for models with one text encoder.
+    """
+    found = []
     for begin in range(0, len(prompts), _CHUNK_PROMPTS):
         check()
-        part = list(prompts[begin : begin + _CHUNK_PROMPTS])
-        encoded = base.tokenizer(part, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        encoded = encoded.to(base.text_encoder.device)
-        mask = encoded.attention_mask if is_masked else None
-        hidden.append(base.text_encoder(encoded.input_ids, attention_mask=mask)[0])
-    return torch.cat(hidden)
+        found.append(_encode_texts(base, list(prompts[begin : begin + _CHUNK_PROMPTS])))
+    words, pooled = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if base.says_nothing_as_zeros:
+        for row, prompt in enumerate(prompts):
+            if not prompt:
+                words[row], pooled[row] = 0, 0
+    return words, pooled
+
+
+def _encode_texts(base: BaseNetworks, texts: list[str]) -> tuple[Tensor, Tensor]:
+    answers = [
+        _ask(encoder, tokenizer, texts) for encoder, tokenizer in zip(base.text_encoders, base.tokenizers, strict=True)
+    ]
+    if not base.has_two_texts:
+        words: Tensor = answers[0][0]
+        return words, words.new_empty((len(texts), 0))
+    # Of both, what the last layer but one says, without the final norm; and the second one's projection.
+    return torch.cat([answer.hidden_states[-2] for answer in answers], dim=-1), answers[1][0]
+
+
+def _ask(encoder: Any, tokenizer: Any, texts: list[str]) -> Any:
+    length = min(tokenizer.model_max_length, int(encoder.config.max_position_embeddings))
+    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    encoded = encoded.to(encoder.device)
+    # As in the pipelines: a mask is only given where the text encoder's own config asks for one.
+    mask = encoded.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+    return encoder(encoded.input_ids, attention_mask=mask, output_hidden_states=True)
 
 
 @torch.no_grad()
@@ -145,14 +170,20 @@ def encode_pictures(base: BaseNetworks, pictures: Sequence[Image.Image], check: 
     believes them to be, scaled.
     """
     chunk = max(1, _CHUNK_PIXELS // (pictures[0].width * pictures[0].height))
-    means = []
+    means, dtype = [], base.vae.dtype
+    upcasts = base.has_two_texts and dtype == torch.float16 and base.vae.config.force_upcast
+    if upcasts:
+        # The pipelines do so for decoding, by themselves.
+        base.vae.to(torch.float32)
     for begin in range(0, len(pictures), chunk):
         check()
         pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures[begin : begin + chunk]]))
         pixels = pixels.permute(0, 3, 1, 2).to(base.vae.device, base.vae.dtype) / 127.5 - 1
         means.append(base.vae.encode(pixels).latent_dist.mean)
+    if upcasts:
+        base.vae.to(dtype)
     scaled: Tensor = torch.cat(means) * float(base.vae.config.scaling_factor)
-    return scaled
+    return scaled.to(dtype)
 
 
 def read_pictures(examples: Sequence[Example], height: int, width: int, check: Check) -> list[Image.Image]:
@@ -183,8 +214,8 @@ def _make_what_stays(
 ) -> EncodedPictures:
     prompts = _prior_prompts(examples, settings)
     if not prompts:
-        return EncodedPictures(torch.empty(0), torch.empty(0))
-    words = encode_prompts(base, prompts, check)
+        return EncodedPictures(torch.empty(0), torch.empty(0), torch.empty(0))
+    words, pooled = encode_prompts(base, prompts, check)
     key = hashlib.sha256("\0".join([base.digest, str(settings.seed), str(size), *prompts]).encode()).hexdigest()
     file = run.prior_pictures(*size)
     kept = checkpoint.load(file)
@@ -195,7 +226,7 @@ def _make_what_stays(
         checkpoint.save(file, key=key, latents=latents.cpu())
     else:
         latents = kept["latents"].to(words)
-    return EncodedPictures(latents, words)
+    return EncodedPictures(latents, words, pooled)
 
 
 def _prior_prompts(examples: Sequence[Example], settings: TrainingSettings) -> list[str]:

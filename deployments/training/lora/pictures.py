@@ -36,18 +36,7 @@ class PictureMaker:
         self._check = check
         self.batch: Final = max(1, _BATCH_PIXELS // (height * width))
         with load_exclusively():
-            # Imports half of the library, which warns of what it does not find.
-            from diffusers import StableDiffusionPipeline
-        self._pipeline: Any = StableDiffusionPipeline(
-            vae=base.vae,
-            text_encoder=base.text_encoder,
-            tokenizer=base.tokenizer,
-            unet=base.unet,
-            scheduler=base.sampler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+            self._pipeline = _make_pipeline(base)
         self._pipeline.set_progress_bar_config(disable=True)
 
     def make(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
@@ -62,3 +51,18 @@ class PictureMaker:
             with torch.no_grad():
                 made += self._pipeline(list(prompts[part]), generator=generators, **self._size, **self._settings).images
         return made
+
+
+def _make_pipeline(base: BaseNetworks) -> Any:
+    # Imports half of the library, which warns of what it does not find.
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    networks = {"vae": base.vae, "unet": base.unet, "scheduler": base.sampler}
+    for end, text_encoder, tokenizer in zip(("", "_2"), base.text_encoders, base.tokenizers, strict=False):
+        networks |= {f"text_encoder{end}": text_encoder, f"tokenizer{end}": tokenizer}
+    if base.has_two_texts:
+        zeros = base.says_nothing_as_zeros
+        return StableDiffusionXLPipeline(**networks, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+    return StableDiffusionPipeline(
+        **networks, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )

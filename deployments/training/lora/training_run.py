@@ -30,7 +30,11 @@ from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import RunFolder, replaced
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
 
-_FAMILIES: Final = {768: ("sd_v1", "stable-diffusion-v1"), 1024: ("sd_v2", "stable-diffusion-v2-768-v")}
+_FAMILIES: Final = {
+    768: ("sd_v1", "stable-diffusion-v1"),
+    1024: ("sd_v2", "stable-diffusion-v2-768-v"),
+    2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+}
 """By the width of the text: what kohya's scripts, and modelspec, call the base."""
 
 

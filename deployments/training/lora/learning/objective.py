@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deployments.training.lora.lessons import EncodedPictures
+
 NOISY = 0.4
 """Where the noisier timesteps begin, as a share of all."""
 
@@ -30,16 +32,17 @@ class TrainingNoise:
     offset: float = 0.0
     high_share: float = 0.0
 
-    def draw(self, latents: Tensor, words: Tensor, generator: torch.Generator) -> NoisedRows:
-        """Returns latents [B, 4, h, w], with the captions' `words` [B, 77, C], noised at timesteps that are drawn."""
-        rows, last = len(latents), len(self.signal)
+    def draw(self, pictures: EncodedPictures, generator: torch.Generator) -> NoisedRows:
+        """Returns pictures [B] noised at timesteps that are drawn."""
+        rows, last = len(pictures), len(self.signal)
         anywhere = torch.randint(0, last, (rows,), generator=generator)
         high = torch.randint(int(last * NOISY), last, (rows,), generator=generator)
         steps = torch.where(torch.rand(rows, generator=generator) < self.high_share, high, anywhere)
-        return self.noise(latents, words, steps, generator)
+        return self.noise(pictures, steps, generator)
 
-    def noise(self, latents: Tensor, words: Tensor, steps: Tensor, generator: torch.Generator) -> NoisedRows:
-        """Returns latents [B, 4, h, w] noised at `steps` [B], on the latents' device."""
+    def noise(self, pictures: EncodedPictures, steps: Tensor, generator: torch.Generator) -> NoisedRows:
+        """Returns pictures [B] noised at `steps` [B], on the pictures' device."""
+        latents = pictures.latents
         noise = torch.randn(latents.shape, generator=generator)
         common = torch.randn(*latents.shape[:2], 1, 1, generator=generator)
         noise = (noise + self.offset * common).to(latents)
@@ -48,7 +51,7 @@ class TrainingNoise:
         noisy = signal * latents + rest * noise
         wanted = signal * noise - rest * latents if self.predicts_v else noise
         weights = self._weigh(levels).to(latents.device)
-        return NoisedRows(noisy, steps.to(latents.device), words, wanted, weights)
+        return NoisedRows(noisy, steps.to(latents.device), pictures.words, pictures.pooled, wanted, weights)
 
     def _weigh(self, levels: Tensor) -> Tensor:
         """Returns the loss weights [B] at signal levels [B]: min-SNR-gamma (Hang et al. 2023) in terms of what is
@@ -62,13 +65,14 @@ class TrainingNoise:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NoisedRows:
-    """What the UNet sees: `noisy` latents [B, 4, h, w], their timesteps `steps` [B] and captions `words` [B, 77, C];
-    what is `wanted` of it [B, 4, h, w], and how much that counts, `weights` [B].
+    """What the UNet sees: `noisy` latents [B, 4, h, w], their timesteps `steps` [B], and captions `words` [B, 77, C]
+    and `pooled` [B, P]; what is `wanted` of it [B, 4, h, w], and how much that counts, `weights` [B].
     """
 
     noisy: Tensor
     steps: Tensor
     words: Tensor
+    pooled: Tensor
     wanted: Tensor
     weights: Tensor
 
@@ -84,7 +88,7 @@ class NoisedRows:
         return (guess.float() - self.wanted.float()).square().mean(dim=(1, 2, 3)) * self.weights
 
     def _parts(self) -> tuple[Tensor, ...]:
-        return self.noisy, self.steps, self.words, self.wanted, self.weights
+        return self.noisy, self.steps, self.words, self.pooled, self.wanted, self.weights
 
 
 def join(rows: Sequence[NoisedRows]) -> NoisedRows:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from deployments.engine.conditioning.added_conditions import added_conditions, sizes_of
 from deployments.engine.protocol.errors import Cancelled, InvalidParameter, NumericalFailure
 from deployments.training import checkpoint
 from deployments.training.lora.clock import TrainingClock
@@ -183,11 +184,16 @@ class LoraTrainer:
     def _draw(self, pictures: EncodedPictures, count: int, generator: torch.Generator) -> NoisedRows:
         """Returns all processes' rows."""
         drawn = pictures.pick(torch.randint(len(pictures), (count,), generator=generator))
-        return self._noising.draw(drawn.latents, drawn.words, generator)
+        return self._noising.draw(drawn, generator)
 
     def _answer(self, rows: NoisedRows) -> Tensor:
+        added: dict[str, Any] = {}
+        if rows.pooled.shape[1]:
+            height, width = (self._lessons.factor * side for side in rows.noisy.shape[-2:])
+            # As an image of that size is asked for where it is served, whatever the picture was cut from.
+            added = added_conditions(rows.pooled, sizes_of(height, width).to(rows.pooled).expand(len(rows), -1))
         with self._accelerator.autocast():
-            guess: Tensor = self._unet(rows.noisy, rows.steps, rows.words).sample
+            guess: Tensor = self._unet(rows.noisy, rows.steps, rows.words, **added).sample
         return guess
 
     @torch.no_grad()
@@ -217,7 +223,7 @@ class LoraTrainer:
             for chunk in torch.arange(len(out)).split(self._settings.batch_size):
                 some = out.pick(chunk)
                 steps = torch.full((len(some),), int(last * (number + 0.5) / _VALIDATION_STEPS))
-                rows = self._noising.noise(some.latents, some.words, steps, generator)
+                rows = self._noising.noise(some, steps, generator)
                 rows = rows.pick(self._processes.share(len(rows)))
                 if len(rows):
                     losses.append(rows.loss(self._answer(rows)))

@@ -34,7 +34,7 @@ def _stays_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_they_are_the_libraries_own_and_have_gradients(device: str, tmp_path: Path) -> None:
     base = load_base(ModelSpec("tiny", str(save_tiny_checkpoint(tmp_path))), torch.device(device), torch.float32)
-    modules = [each for part in (base.unet, base.vae, base.text_encoder) for each in part.modules()]
+    modules = [each for part in (base.unet, base.vae, *base.text_encoders) for each in part.modules()]
     assert {type(each).__module__.partition(".")[0] for each in modules} <= LIBRARIES
     assert not any(each._forward_hooks for each in modules)
     latents = torch.randn(1, 4, 8, 8, requires_grad=True)
