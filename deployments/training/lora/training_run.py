@@ -128,7 +128,7 @@ def _learn(
     base.unet.train()
     end = trainer.train()
     base.unet.eval()
-    processes.part()
+    processes.end()
     return end
 
 

@@ -21,7 +21,7 @@ from deployments.engine.protocol.errors import InvalidParameter
 
 DEVICES: Final = ("auto", "cpu", "cuda")
 
-_PATIENCE: Final = timedelta(days=2)
+_LONGEST_WAIT: Final = timedelta(days=2)
 """Longer than any training: the others wait while the first one encodes. If it dies, torch's launcher ends them."""
 
 
@@ -93,7 +93,7 @@ class TrainingProcesses:
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 
-    def part(self) -> None:
+    def end(self) -> None:
         """Ends what they do together. Called by all, when no more steps are to come."""
         self.accelerator.end_training()
 
@@ -111,7 +111,7 @@ def join_processes(device: str) -> TrainingProcesses:
     """
     if device not in DEVICES:
         raise InvalidParameter("device", f"must be one of {', '.join(DEVICES)}")
-    waiting = [InitProcessGroupKwargs(timeout=_PATIENCE)]
+    waiting = [InitProcessGroupKwargs(timeout=_LONGEST_WAIT)]
     if pick_device(device).type == "cpu":
         return TrainingProcesses(Accelerator(cpu=True, mixed_precision="no", kwargs_handlers=waiting))
     # Older GPUs only emulate bfloat16.
