@@ -2,6 +2,7 @@
 
 import io
 import re
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,16 @@ from tests.serve_app.fakes import FakeBackend, failing, refusing, slow, success
 
 
 def test_a_first_visit_makes_its_picture_with_one_click(page: Page, backend: FakeBackend) -> None:
-    backend.script = develop
+    place_seen, preview_seen = threading.Event(), threading.Event()
+    backend.script = lambda request: develop(request, place_seen, preview_seen)
     page.locator(".example").first.click()
     progress = page.locator(".progress-text")
     expect(progress).to_have_text("2 before this, starts in about 12 s")
+    place_seen.set()
     expect(progress).to_have_text("Step 2 of 4, about 3 s left")
     expect(page.locator(".frame[data-state=preview] img")).to_be_visible()
     expect(page.locator(".stage .caption")).to_be_visible()
+    preview_seen.set()
     expect(page.locator(".print")).to_have_count(1)
     expect(page.locator("#news")).to_have_text("The picture is ready")
     asked = backend.asked[0].params
