@@ -208,6 +208,20 @@ def test_what_is_wrong_with_a_picture_or_its_settings_is_told_at_its_place(page:
     assert not backend.asked
 
 
+@pytest.mark.parametrize(
+    ("count", "rule"), [("0", "at least 1"), ("-1", "at least 1"), ("17", "at most 16"), ("1000000", "at most 16")]
+)
+def test_a_bad_count_is_told_at_its_field_in_the_servers_own_words(
+    count: str, rule: str, page: Page, backend: FakeBackend
+) -> None:
+    page.locator("#num_images").fill(count)
+    page.locator("#make").click()
+    expect(page.locator("#num_images-fault")).to_contain_text(f"must be {rule}")
+    expect(page.locator("#num_images")).to_be_focused()
+    expect(page.locator(".example").first).to_be_visible()
+    assert not backend.asked
+
+
 def test_what_only_the_browser_can_know_is_told_as_well(page: Page, backend: FakeBackend) -> None:
     page.get_by_text("Settings").click()
     for wrong, told in (("abc", "must be a whole number"), ("9" * 18, "must be at most")):
