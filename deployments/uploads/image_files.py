@@ -61,6 +61,15 @@ def decode_layer(data: bytes, field: str) -> Image.Image:
             raise InvalidParameter(field, "is broken or cut off: it cannot be decoded") from error
 
 
+def has_transparency(data: bytes, field: str) -> bool:
+    """Returns True if anything in the image in `data` is transparent. Raises InvalidParameter."""
+    with _open(data, field) as image:
+        if not image.has_transparency_data:
+            return False
+    layer = decode_layer(data, field)
+    return layer.mode == "RGBA" and layer.getchannel("A").getextrema() != (255, 255)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image to upright RGB: EXIF rotation applied, 16 bits scaled to 8, transparency over white."""
     return composite_over_white(to_layer(image))

@@ -40,7 +40,7 @@ def prepare(
     header = check_uploads(uploads, params) if uploads else None
     task: Task = uploads.task if uploads else "text-to-image"
     references = len(uploads.references) if uploads else 0
-    spec = _model_for(models, params, task, references)
+    spec = served_model(models, params, uploads)
     asked = fill_in_reference(apply_ad_format(with_seed(params), spec), references, spec)
     asked = fill_in_size(asked, header, spec)
     asked = effective_params(asked, spec, task)
@@ -121,13 +121,16 @@ def fill_in_reference(params: GenerationParams, images: int, spec: ModelSpec) ->
     return params.model_copy(update={"reference": asked.model_copy(update={"adapter": adapter})})
 
 
-def _model_for(models: Sequence[ModelSpec], params: GenerationParams, task: Task, references: int) -> ModelSpec:
-    """Chooses the model. If the named one lacks the ControlNets or the IP-Adapter, takes one of the same source and
-    revision that has them; if none is named, the first that is made for the task and has them.
+def served_model(models: Sequence[ModelSpec], params: GenerationParams, uploads: Uploads | None) -> ModelSpec:
+    """Returns the model that makes the images. If the named one lacks the ControlNets or the IP-Adapter, it is one of
+    the same source and revision that has them; if none is named, the first that is made for the task and has them.
+
+    Raises UnknownModel.
     """
+    task: Task = uploads.task if uploads else "text-to-image"
     types = {control.type for control in params.controls}
     candidates = [spec for spec in models if types <= set(spec.controlnets)]
-    if references:
+    if uploads and uploads.references:
         adapter = None if params.reference is None else params.reference.adapter
         candidates = [spec for spec in candidates if (adapter in spec.ip_adapters if adapter else spec.ip_adapters)]
     if params.model_name is None:

@@ -59,7 +59,13 @@ ROWS: Final = (
     edit("an edit of an address", field(b"image", INSIDE.encode()), param="image"),
     edit("an edit of seven images", *[GOOD_IMAGE] * 7),
     edit("an edit with a mask of another size", GOOD_IMAGE, file(b"mask", png_claiming(60_000, 60_000)), param="mask"),
-    edit("an edit with controls for nobody", GOOD_IMAGE, *[field(b"controls[][scale]", b"1")] * 40, param="controls"),
+    edit(
+        "an edit with controls for nobody",
+        GOOD_IMAGE,
+        *[field(b"controls[][scale]", b"1")] * 40,
+        code="too_long",
+        param="controls",
+    ),
     edit(
         "an edit with names in brackets",
         GOOD_IMAGE,

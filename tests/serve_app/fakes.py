@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import httpx
@@ -44,8 +45,8 @@ TIMINGS = Timings(queued_ms=1, encode_ms=2, denoise_ms=30, decode_ms=4, total_ms
 PATH = "/ads/v2/diffusion/text-to-image"
 EVENTS = {"Accept": "text/event-stream"}
 
-# What a script may hold besides events: an error to raise, or a pause in seconds.
-Step = Event | Exception | float
+# What a script may hold besides events: an error to raise, a pause in seconds, or something to wait for.
+Step = Event | Exception | float | threading.Event
 Script = Callable[[Request], Sequence[Step]]
 FOREVER = 1e6
 
@@ -78,6 +79,9 @@ class FakeBackend:
                 match step:
                     case float():
                         await asyncio.sleep(step)
+                    case threading.Event():
+                        while not step.is_set():
+                            await asyncio.sleep(0.01)
                     case Exception():
                         raise step
                     case _:

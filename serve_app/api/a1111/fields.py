@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deployments.engine.protocol.fields import check_lines
 from deployments.engine.protocol.params import Prompt
+from serve_app.api.a1111.prompt_forms import check_forms
 from serve_app.api.parsing.validation import problem_of_errors
 from serve_app.generation.lora_tags import has_tags, split_tags
 from serve_app.generation.styles import STYLES
@@ -28,6 +29,19 @@ _SAME_IN_BOTH: Final = {
     "hr_prompt": "prompt",
     "hr_negative_prompt": "negative_prompt",
 }
+
+WITHOUT_EFFECT: Final = frozenset(
+    (
+        # As there, where the server's own options go before them.
+        *("s_tmin", "s_tmax", "s_noise"),
+        "eta",
+        # Of what is refused, or is not there: variations of the noise, a refiner, scripts, instruct-pix2pix.
+        *("subseed", "refiner_switch_at", "script_args", "image_cfg_scale"),
+        # What happens to files on the server, and how a request is called there.
+        *("save_images", "do_not_save_samples", "do_not_save_grid", "include_init_images", "force_task_id", "comments"),
+    )
+)
+"""A1111's fields that change no picture here. All others that it knows are honoured, or refused by their names."""
 
 Scripts = dict[str, Any]
 
@@ -78,8 +92,7 @@ def check_vae(name: str) -> str:
 class GenerationFields(LenientFields):
     """What text-to-image and image-to-image have in common.
 
-    What a field asks for is made or refused by name; without effect are `eta`, `s_tmin`, `s_tmax` and `s_noise`, and
-    what is about saving files on the server.
+    What a field asks for is made or refused by name, unless it is in `WITHOUT_EFFECT`.
     """
 
     prompt: Prompt = ""
@@ -101,8 +114,12 @@ class GenerationFields(LenientFields):
     restore_faces: bool = False
     tiling: bool = False
     s_churn: float = 0.0
+    s_min_uncond: float = 0.0
     refiner_checkpoint: str = ""
     script_name: str = ""
+    disable_extra_networks: bool = False
+    infotext: str = ""
+    firstpass_image: Any = None
     alwayson_scripts: Scripts = Field(default_factory=dict, max_length=MAX_SCRIPTS)
     override_settings: OverrideSettings = OverrideSettings()
     override_settings_restore_afterwards: bool = True
@@ -111,7 +128,7 @@ class GenerationFields(LenientFields):
     @field_validator("prompt")
     @classmethod
     def _check_prompt(cls, text: str) -> str:
-        split_tags(text)
+        check_forms(split_tags(text).prompt, combines=True)
         return check_lines(text)
 
     @field_validator("negative_prompt")
@@ -119,7 +136,8 @@ class GenerationFields(LenientFields):
     def _check_negative_prompt(cls, text: str) -> str:
         if has_tags(text):
             raise ValueError("names a LoRA or a hypernetwork, which have an effect in the prompt only")
-        return check_lines(text)
+        # There, too, AND is a word in it like any other.
+        return check_lines(check_forms(text, combines=False))
 
     @field_validator("styles")
     @classmethod
@@ -135,7 +153,15 @@ class GenerationFields(LenientFields):
             raise ValueError("must be -1, for one that is drawn, or a number from 0 on with at most 62 bits")
         return seed
 
-    @field_validator("restore_faces", "tiling", "refiner_checkpoint", "script_name")
+    @field_validator(
+        "restore_faces",
+        "tiling",
+        "refiner_checkpoint",
+        "script_name",
+        "disable_extra_networks",
+        "infotext",
+        "firstpass_image",
+    )
     @classmethod
     def _refuse_what_is_not_there(cls, value: Any) -> Any:
         if value and value != "None":
@@ -147,6 +173,13 @@ class GenerationFields(LenientFields):
     def _refuse_variations(cls, value: float) -> float:
         if value > 0:
             raise ValueError("must be 0: this server has no such variations of the noise")
+        return value
+
+    @field_validator("s_min_uncond")
+    @classmethod
+    def _refuse_half_guidance(cls, value: float) -> float:
+        if value > 0:
+            raise ValueError("must be 0: every step has its negative prompt")
         return value
 
     @model_validator(mode="after")
@@ -185,6 +218,17 @@ class TextToImageFields(GenerationFields):
     hr_scheduler: str = ""
     hr_prompt: str = ""
     hr_negative_prompt: str = ""
+    firstphase_width: int = 0
+    firstphase_height: int = 0
+
+    @field_validator("firstphase_width", "firstphase_height")
+    @classmethod
+    def _refuse_first_size(cls, pixels: int) -> int:
+        if pixels:
+            raise ValueError(
+                "must be 0: the first pass has width and height; hr_resize_x and hr_resize_y are the second's"
+            )
+        return pixels
 
     @model_validator(mode="after")
     def _check_second_pass(self) -> Self:
@@ -202,15 +246,53 @@ class TextToImageFields(GenerationFields):
 class ImageToImageFields(GenerationFields):
     """The fields of `/sdapi/v1/img2img`. `init_images` and `mask` are base64, also as data URLs.
 
-    `inpaint_full_res` makes only the masked part, with `inpaint_full_res_padding` pixels around it.
+    `inpaint_full_res` makes only the masked part, with `inpaint_full_res_padding` pixels around it. `mask_blur` goes
+    before `mask_blur_x` and `mask_blur_y`, which must be the same.
     """
 
     init_images: tuple[str, ...] = Field(min_length=1, max_length=1)
     mask: str = ""
     denoising_strength: float = Field(default=0.75, gt=0.0, le=1.0)
     resize_mode: int = Field(default=0, ge=0, le=3)
-    mask_blur: int = Field(default=4, ge=0, le=128)
+    mask_blur: int | None = Field(default=None, ge=0, le=128)
+    mask_blur_x: int = Field(default=4, ge=0, le=128)
+    mask_blur_y: int = Field(default=4, ge=0, le=128)
+    mask_round: bool = True
+    latent_mask: Any = None
+    initial_noise_multiplier: float = 1.0
     inpainting_fill: int = Field(default=0, ge=0, le=3)
     inpaint_full_res: bool = True
     inpaint_full_res_padding: int = Field(default=0, ge=0, le=1024)
     inpainting_mask_invert: bool = False
+
+    @field_validator("latent_mask")
+    @classmethod
+    def _refuse_latent_mask(cls, mask: Any) -> Any:
+        if mask:
+            raise ValueError("is not supported by this server; leave it out, and send a mask")
+        return mask
+
+    @field_validator("mask_round")
+    @classmethod
+    def _check_rounding(cls, is_round: bool) -> bool:
+        if not is_round:
+            raise ValueError("must be true: a pixel is repainted or kept; mask_blur softens the edge")
+        return is_round
+
+    @field_validator("initial_noise_multiplier")
+    @classmethod
+    def _check_noise(cls, factor: float) -> float:
+        if factor != 1:
+            raise ValueError("must be 1: denoising_strength says how much noise there is")
+        return factor
+
+    @model_validator(mode="after")
+    def _check_blur(self) -> Self:
+        if self.mask_blur is None and self.mask_blur_x != self.mask_blur_y:
+            raise ValueError("mask_blur_y must be the same as mask_blur_x: edges are softened alike in both directions")
+        return self
+
+    @property
+    def blur(self) -> int:
+        """How far the mask's edge is softened: the standard deviation in pixels, as A1111 has it."""
+        return self.mask_blur_x if self.mask_blur is None else self.mask_blur

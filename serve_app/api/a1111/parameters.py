@@ -6,10 +6,11 @@ from math import ceil
 from typing import Any, Final
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.engine.protocol.inputs import Fit, Uploads
+from deployments.engine.protocol.inputs import Fit, MaskAlpha, Uploads
 from deployments.engine.protocol.params import GenerationParams, MaskFill
 from deployments.engine.protocol.settings import MAX_STEPS
 from deployments.engine.protocol.spec import ModelSpec
+from deployments.uploads.image_files import has_transparency
 from serve_app.api.a1111.fields import HR_UPSCALERS, GenerationFields, ImageToImageFields, TextToImageFields
 from serve_app.api.a1111.options import Options
 from serve_app.api.a1111.sampler_names import find_sampler
@@ -136,7 +137,7 @@ def _image_parameters(fields: ImageToImageFields) -> dict[str, Any]:
     if fields.mask:
         given |= {
             # A1111's blur is a Gaussian's standard deviation to both sides of the edge, ours the pixels inside it.
-            "mask_feather": min(2 * fields.mask_blur, 256),
+            "mask_feather": min(2 * fields.blur, 256),
             "mask_inverted": fields.inpainting_mask_invert,
             "mask_fill": _FILLS[fields.inpainting_fill],
         }
@@ -147,17 +148,20 @@ def _image_parameters(fields: ImageToImageFields) -> dict[str, Any]:
 
 def _uploads_of(fields: GenerationFields, units: Units) -> Uploads | None:
     image = mask = None
+    alpha: MaskAlpha | None = None
     fit: Fit = "cover"
     if isinstance(fields, ImageToImageFields):
         image = decode_picture(fields.init_images[0], "init_images")
         mask = decode_picture(fields.mask, "mask") if fields.mask else None
+        # As there, transparency goes before colours: what is visible is repainted.
+        alpha = "strokes" if mask is not None and has_transparency(mask, "mask") else None
         fit = _FITS[fields.resize_mode]
     if image is None and not units.controls and not units.references:
         return None
     hints, references = ([each or image for each in pictures] for pictures in (units.hints, units.references))
     if None in hints or None in references:
         raise InvalidParameter(FIELD, "must have an image for each ControlNet")
-    uploads = Uploads(image=image, mask=mask, fit=fit, image_field="init_images")
+    uploads = Uploads(image=image, mask=mask, mask_alpha=alpha, fit=fit, image_field="init_images")
     # Only one of the two ways to fit pictures can apply: that of the image that is changed.
     own_fit = fit if image is not None or units.fit is None else units.fit
     return replace(

@@ -13,7 +13,10 @@ _UNIFORM: Final = ("uniform", "normal")
 SCHEDULERS: Final = ("automatic", "uniform", "karras")
 
 # What A1111 finds best for each sampler, where no spacing is named.
-_KARRAS_BY_DEFAULT: Final = ("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM2", "DPM2 a")
+_KARRAS_BY_DEFAULT: Final = ("DPM++ 2M", "DPM++ SDE", "DPM2", "DPM2 a")
+
+# Where A1111 finds the exponential spacing best, which is not here.
+_EXPONENTIAL_BY_DEFAULT: Final = ("DPM++ 2M SDE", "DPM++ 3M SDE")
 
 _BY_LABEL: Final = {row.label: row.name for row in SAMPLERS.values()}
 
@@ -35,9 +38,13 @@ def find_sampler(name: str, scheduler: str) -> str | None:
     # Older clients name both in one.
     is_karras = label.endswith(_KARRAS)
     base = label.removesuffix(_KARRAS)
+    if spacing in _AUTOMATIC and base in _EXPONENTIAL_BY_DEFAULT and not is_karras:
+        there = " or ".join(["uniform", *(["karras"] if base + _KARRAS in _BY_LABEL else [])])
+        rule = f"must be {there} for {base}: automatic means exponential, which this server does not have"
+        raise InvalidParameter("scheduler", rule)
     if spacing == "karras" or (spacing in _AUTOMATIC and (is_karras or base in _KARRAS_BY_DEFAULT)):
         if base + _KARRAS not in _BY_LABEL:
-            raise InvalidParameter("scheduler", f"{base} is not there with karras; leave it out, or ask for uniform")
+            raise InvalidParameter("scheduler", f"{base} is not there with karras; ask for uniform")
         return _BY_LABEL[base + _KARRAS]
     return _BY_LABEL.get(base, found)
 

@@ -17,6 +17,21 @@ from serve_app.api.problems import Problem
 SCRIPT: Final = "controlnet"
 FIELD: Final = "alwayson_scripts"
 
+WITHOUT_EFFECT: Final = frozenset(
+    (
+        # The annotators' own settings stand.
+        *("processor_res", "threshold_a", "threshold_b", "pixel_perfect"),
+        # Hints are cut to the masked part as the image is.
+        "inpaint_crop_input_image",
+        # Of networks that are not there.
+        *("pulid_mode", "union_control_type"),
+        # How it is computed, what is kept, and what the extension's own page is about.
+        *("low_vram", "lowvram", "save_detected_map", "is_ui", "output_dir", "use_preview_as_input", "generated_image"),
+    )
+)
+"""The extension's fields that change no picture here. All others that it knows are honoured, or refused by their names.
+"""
+
 BALANCED: Final = ("Balanced", "0")
 CONTROL_FIRST: Final = ("ControlNet is more important", "2")
 
@@ -41,29 +56,97 @@ _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+_WHOLE: Final = "is not supported by this server: a ControlNet acts on the whole image"
+
+
+def _last_word(option: str | int) -> str:
+    """Returns an option, which may be called as the extension's own code calls it: `HiResFixOption.BOTH`."""
+    return str(option).rpartition(".")[2].casefold()
+
+
 class UnitFields(LenientFields):
     """One unit. `module` makes the hint from a photo, or is `none`; `model` is the network.
 
-    Without effect are the annotators' own settings (`processor_res`, thresholds, `pixel_perfect`).
+    What a field asks for is made or refused by name, unless it is in `WITHOUT_EFFECT`.
     """
 
     enabled: bool = True
     image: str | dict[str, Any] = Field(default="", validation_alias=AliasChoices("image", "input_image"))
-    mask: str = ""
+    mask: Any = None
+    mask_image: Any = None
+    effective_region_mask: Any = None
     module: str = Field(default="none", max_length=200)
     model: str = Field(default="None", max_length=200)
     weight: float = Field(default=1.0, ge=0.0, le=2.0)
-    resize_mode: str | int = "Resize and Fill"
+    resize_mode: str | int = "Crop and Resize"
     guidance_start: float = Field(default=0.0, ge=0.0, le=1.0)
     guidance_end: float = Field(default=1.0, ge=0.0, le=1.0)
     control_mode: str | int = "Balanced"
+    hr_option: str | int = "Both"
+    input_mode: str | int = "simple"
+    advanced_weighting: Any = None
+    ipadapter_input: Any = None
+    invert_image: Any = None
+    loopback: Any = None
+    batch_images: Any = None
+    batch_image_files: Any = None
+    batch_keyframe_idx: Any = None
+    batch_modifiers: Any = None
+    animatediff_batch: Any = None
+    guess_mode: Any = None
+    guessmode: Any = None
 
-    @field_validator("mask")
+    @field_validator("mask", "mask_image", "effective_region_mask")
     @classmethod
-    def _check_mask(cls, mask: str) -> str:
+    def _check_mask(cls, mask: Any) -> Any:
         if mask:
-            raise ValueError("is not supported by this server: a ControlNet acts on the whole image")
+            raise ValueError(_WHOLE)
         return mask
+
+    @field_validator("image")
+    @classmethod
+    def _check_image(cls, image: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(image, dict) and image.get("mask"):
+            raise ValueError(f"has a mask, which {_WHOLE}")
+        return image
+
+    @field_validator(
+        "advanced_weighting",
+        "ipadapter_input",
+        "invert_image",
+        "loopback",
+        "batch_images",
+        "batch_image_files",
+        "batch_keyframe_idx",
+        "batch_modifiers",
+        "animatediff_batch",
+    )
+    @classmethod
+    def _refuse_what_is_not_there(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("is not supported by this server; leave it out")
+        return value
+
+    @field_validator("guess_mode", "guessmode")
+    @classmethod
+    def _refuse_old_mode(cls, value: Any) -> Any:
+        if value:
+            raise ValueError(f"must be left out; control_mode {CONTROL_FIRST[0]} is what it was")
+        return value
+
+    @field_validator("hr_option")
+    @classmethod
+    def _check_passes(cls, option: str | int) -> str | int:
+        if _last_word(option) not in ("both", "0"):
+            raise ValueError("must be Both: a ControlNet acts in both passes")
+        return option
+
+    @field_validator("input_mode")
+    @classmethod
+    def _check_input_mode(cls, mode: str | int) -> str | int:
+        if _last_word(mode) not in ("simple", "0"):
+            raise ValueError("must be simple: a unit has one picture")
+        return mode
 
     @field_validator("control_mode")
     @classmethod
@@ -86,7 +169,7 @@ class UnitFields(LenientFields):
 
     @property
     def picture(self) -> str:
-        """The picture in base64; "" for none. Some clients send it beside a mask, as A1111's page does."""
+        """The picture in base64; "" for none. Some clients send it in an object, which has a place for a mask."""
         found = self.image.get("image", "") if isinstance(self.image, dict) else self.image
         return found if isinstance(found, str) else ""
 

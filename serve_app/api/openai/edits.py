@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from deployments.engine.protocol.errors import InvalidParameter
 from deployments.engine.protocol.inputs import Uploads
-from serve_app.api.openai.fields import OWN_FIELDS, ImagesFields, ImagesRequest
+from serve_app.api.openai.fields import OWN_FIELDS, ImagesFields, ImagesRequest, our_fields
+from serve_app.api.openai.flattened import join_fields
 from serve_app.api.parsing.forms import Form, convert_text, json_types_of
 from serve_app.api.parsing.picture_options import FIT, MASK_TYPE, read_fit, read_mask
 
@@ -16,41 +17,18 @@ FILES: Final = (*IMAGES, "mask", "markup")
 
 PREPROCESS: Final = "preprocess"
 
-_INTERVAL: Final = "guidance_interval"
-
-# Clients flatten lists: each number, or each field of each object in a list, becomes a field of the form.
-_CONTROLS: Final = {f"controls[][{name}]": name for name in ("type", "scale", "start", "end")}
-
-_REFERENCE: Final = {f"reference[{name}]": name for name in ("adapter", "scale", "start", "end")}
-_WEIGHTS: Final = "reference[weights][]"
-
-OPTIONS: Final = (
-    *OWN_FIELDS,
-    FIT,
-    MASK_TYPE,
-    PREPROCESS,
-    f"{_INTERVAL}[]",
-    *_CONTROLS,
-    *_REFERENCE,
-    _WEIGHTS,
-)
+OPTIONS: Final = (*OWN_FIELDS, FIT, MASK_TYPE, PREPROCESS)
 
 _JSON_TYPES: Final = json_types_of(ImagesFields)
 
 
 def read_edit_fields(form: Form) -> dict[str, Any]:
     """Returns the fields as a JSON body would have them. Raises InvalidParameter."""
-    body = dict(form.parameters)
+    body = join_fields(form.parameters, our_fields(edits=True))
     for name in OWN_FIELDS:
         text = form.get_option(name)
         if text is not None:
             body[name] = convert_text(text, _JSON_TYPES[name])
-    if numbers := form.get_numbers(f"{_INTERVAL}[]", 0.0):
-        _add(body, _INTERVAL, numbers)
-    if controls := _read_controls(form):
-        _add(body, "controls", controls)
-    if reference := _read_reference(form):
-        _add(body, "reference", reference)
     return body
 
 
@@ -88,36 +66,3 @@ def _tell_apart(images: Sequence[bytes], controls: int) -> tuple[bytes | None, t
     if len(images) == controls:
         return None, tuple(images), ()
     return images[0], tuple(images[1 : controls + 1]), tuple(images[controls + 1 :])
-
-
-def _read_reference(form: Form) -> dict[str, Any]:
-    """Returns what the images to take after do. Raises InvalidParameter."""
-    kinds = {"adapter": ("string",)}
-    texts = {field: form.get_option(name) for name, field in _REFERENCE.items()}
-    sent = {field: text for field, text in texts.items() if text is not None}
-    reference: dict[str, Any] = {field: convert_text(sent[field], kinds.get(field, ("number",))) for field in sent}
-    if weights := form.get_numbers(_WEIGHTS, 1.0):
-        reference["weights"] = weights
-    return reference
-
-
-def _read_controls(form: Form) -> list[dict[str, Any]]:
-    """Returns the ControlNets. Raises InvalidParameter where it is not clear which of them a value is for."""
-    sent = {field: form.options[name] for name, field in _CONTROLS.items() if name in form.options}
-    if not sent:
-        return []
-    count = len(sent.get("type", ()))
-    for field, texts in sent.items():
-        if len(texts) != count:
-            raise InvalidParameter("controls", f"must all have the same fields in a form: {field} is there for some")
-    kinds = {"type": ("string",)}
-    return [
-        {field: convert_text(texts[index], kinds.get(field, ("number",))) for field, texts in sent.items()}
-        for index in range(count)
-    ]
-
-
-def _add(body: dict[str, Any], name: str, value: Any) -> None:
-    if name in body:
-        raise InvalidParameter(name, f"is there twice, once as {name}[]")
-    body[name] = value

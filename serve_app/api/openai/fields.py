@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -160,6 +160,16 @@ def read_images_request(
     return ImagesRequest(fields, params)
 
 
+def fit_size(asked: ImagesRequest, served: ModelSpec) -> ImagesRequest:
+    """Returns the request with a size that clients offer by themselves in its shape at the native area, if the model
+    that serves it cannot make it.
+    """
+    if asked.fields.sides not in CLIENT_SIZES:
+        return asked
+    width, height = fit_to_model(*asked.fields.sides, served)
+    return replace(asked, params=asked.params.model_copy(update={"width": width, "height": height}))
+
+
 def _translate(fields: ImagesFields, given: Mapping[str, Any], models: ModelNames) -> dict[str, Any]:
     """OpenAI's fields as parameters. Steps that are given go before a quality."""
     translated = {
@@ -170,7 +180,7 @@ def _translate(fields: ImagesFields, given: Mapping[str, Any], models: ModelName
         "output_quality": None if fields.output_format == "png" else fields.output_compression,
     }
     if fields.sides:
-        translated["width"], translated["height"] = _fit(fields.sides, models.find(fields.model))
+        translated["width"], translated["height"] = fields.sides
     if fields.steps and given.get("num_inference_steps") is None:
         translated["num_inference_steps"] = fields.steps
     return translated
@@ -214,11 +224,6 @@ def _is_left_out(name: str, value: Any) -> bool:
     if value is None:
         return name in {*OWN_FIELDS, *UNSUPPORTED, *_EDITS_ONLY, "markup"}
     return value == "" and name in _MAY_BE_EMPTY
-
-
-def _fit(sides: tuple[int, int], spec: ModelSpec | None) -> tuple[int, int]:
-    """Returns a size that clients offer by themselves in its shape at the native area, if `spec` cannot make it."""
-    return sides if spec is None or sides not in CLIENT_SIZES else fit_to_model(*sides, spec)
 
 
 def _sides_of(size: str) -> tuple[int, int] | None:

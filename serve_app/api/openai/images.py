@@ -10,7 +10,7 @@ from serve_app.api.openai import schemas
 from serve_app.api.openai.answers import Act, ImagesAnswer, ImagesEventEncoder, images_answer
 from serve_app.api.openai.edits import FILES, OPTIONS, read_edit_fields, read_pictures
 from serve_app.api.openai.errors import OpenAIRoute, openai_errors
-from serve_app.api.openai.fields import ImagesRequest, read_images_request
+from serve_app.api.openai.fields import ImagesRequest, fit_size, read_images_request
 from serve_app.api.openai.model_names import ModelNamesDep
 from serve_app.api.parsing.body import read_json_object
 from serve_app.api.parsing.forms import read_form
@@ -21,6 +21,7 @@ from serve_app.api.responses.idempotency import refuse_key, run_once
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.openapi import extra_of
 from serve_app.api.routes.results import files_of, keep_images
+from serve_app.generation.prepare import served_model
 from serve_app.generation.result import Result
 from serve_app.service import DiffusionService
 
@@ -64,6 +65,7 @@ async def edit_images(request: Request, service: ServiceDep, models: ModelNamesD
 async def _answer(
     request: Request, service: DiffusionService, asked: ImagesRequest, uploads: Uploads | None, act: Act
 ) -> Response:
+    asked = fit_size(asked, served_model(service.models, asked.params, uploads))
     params = permit(request, asked.params)
     files = files_of(request)
     if asked.fields.response_format == "url" and files is not None:

@@ -174,7 +174,7 @@ def parse_form(
     _check_counts(parts, files, max_files)
     for part in parts:
         if part.name in files:
-            _check_transfer_encoding(part)
+            _check_transfer_encoding(part, part.name)
             if not part.data and part.filename:
                 raise InvalidParameter(part.name, "is an empty file")
             if not part.is_empty:
@@ -245,9 +245,12 @@ def _read_texts(name: str, value: Any) -> tuple[str, ...]:
 
 def _read_text(part: FormPart, files: Collection[str], options: Collection[str], fields: _FormFields) -> str:
     """A field's text; clients may send even a JSON part as a file."""
-    known = part.name in options or part.name in fields.types
+    # Of a field that came in parts, as `hires[scale]` is one, what stands before the brackets.
+    field = part.name.partition("[")[0]
+    name = part.name if part.name in options else field
+    known = part.name in options or field in fields.types
     if part.filename is not None and not part.is_empty and known:
-        raise InvalidParameter(part.name, "must be a plain field, not a file")
+        raise InvalidParameter(name, "must be a plain field, not a file")
     if part.filename is not None and not known and part.name != PARAMS:
         # The name is the caller's own, and not repeated.
         message = f"a file has a name that is not known here; files are {', '.join(files)}"
@@ -258,18 +261,18 @@ def _read_text(part: FormPart, files: Collection[str], options: Collection[str],
     if not known and part.name != PARAMS:
         # Its name will be refused, whatever its text's encoding.
         return part.data.decode(errors="replace")
-    _check_transfer_encoding(part)
+    _check_transfer_encoding(part, name)
     if not part.is_utf8:
-        raise InvalidParameter(part.name, "must be UTF-8, and its charset named so if at all")
+        raise InvalidParameter(name, "must be UTF-8, and its charset named so if at all")
     try:
         return part.data.decode()
     except UnicodeDecodeError:
-        raise InvalidParameter(part.name, "must be UTF-8") from None
+        raise InvalidParameter(name, "must be UTF-8") from None
 
 
-def _check_transfer_encoding(part: FormPart) -> None:
+def _check_transfer_encoding(part: FormPart, name: str) -> None:
     if not part.is_plain:
-        raise InvalidParameter(part.name, "must be sent as it is, without Content-Transfer-Encoding")
+        raise InvalidParameter(name, "must be sent as it is, without Content-Transfer-Encoding")
 
 
 def convert_text(text: str, kinds: Collection[str]) -> Any:

@@ -32,11 +32,14 @@ router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=A1111Route)
 NO_UPSCALER: Final = "None"
 
 INTERPOLATION: Final = (NO_UPSCALER, "Lanczos")
-"""By A1111's names. Without an upscaler, a picture that has to become another size is interpolated by Lanczos."""
+"""By A1111's names."""
 
 
 class UpscaleFields(LenientFields):
-    """How pictures are enlarged: `resize_mode` 0 by a factor, 1 to a size. The second upscaler is mixed in."""
+    """How pictures are enlarged: `resize_mode` 0 by a factor, 1 to a size. The second upscaler is mixed in.
+
+    Without a first upscaler, which is the default, they stay as they are.
+    """
 
     resize_mode: int = Field(default=0, ge=0, le=1)
     upscaling_resize: float = Field(default=2.0, gt=0.0, le=8.0)
@@ -135,6 +138,10 @@ async def _enlarge_all(
     """
     upscalers = _find_upscalers(fields, service.upscalers)
     files = [(await asyncio.to_thread(decode_picture, text, name), name) for text, name in named]
+    if fields.upscaler_1 == NO_UPSCALER:
+        for file, name in files:
+            read_header(file, name)
+        return [encode_picture(file) for file, _ in files]
     sizes = [_check_size(fields, file, name) for file, name in files]
     pixels = sum(width * height for width, height in sizes)
     if pixels > MAX_PIXELS:

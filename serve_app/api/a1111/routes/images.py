@@ -24,7 +24,7 @@ from serve_app.api.responses.delivery import collect, files_of, headers_of, opti
 from serve_app.api.responses.idempotency import run_once
 from serve_app.api.responses.large_json import json_response
 from serve_app.api.responses.openapi import extra_of
-from serve_app.generation.prepare import adapters_of, controlnets_of
+from serve_app.generation.prepare import adapters_of, controlnets_of, served_model
 from serve_app.generation.prepared import Prepared
 from serve_app.generation.result import Result, result_of
 from serve_app.service import DiffusionService
@@ -94,10 +94,15 @@ async def _generate(
 
 def _translate(fields: GenerationFields, options: Options, service: DiffusionService) -> TranslatedRequest:
     inpaints = isinstance(fields, ImageToImageFields) and bool(fields.mask)
-    asked, kept = fields.override_settings.sd_model_checkpoint, options.sd_model_checkpoint
-    spec = choose_model(service.models, asked, kept, inpaints=inpaints)
+    named, kept = fields.override_settings.sd_model_checkpoint, options.sd_model_checkpoint
+    spec = choose_model(service.models, named, kept, inpaints=inpaints)
     controlnets, adapters = controlnets_of(service.models, spec), adapters_of(service.models, spec)
-    return translate_request(fields, options, spec, controlnets, adapters, service.upscalers)
+    asked = translate_request(fields, options, spec, controlnets, adapters, service.upscalers)
+    served = served_model(service.models, asked.params, asked.uploads)
+    if served is spec:
+        return asked
+    # Another one of the same weights has what the first lacks: sizes and defaults are those of the one that serves.
+    return translate_request(fields, options, served, controlnets, adapters, service.upscalers)
 
 
 async def _collect(request: Request, service: DiffusionService, callers: Callers, prepared: Prepared) -> Result | None:

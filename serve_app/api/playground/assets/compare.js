@@ -21,6 +21,11 @@ export function compare(run, picture) {
   return true;
 }
 
+/** Forgets the picture that is marked. */
+export function unmark() {
+  marked = null;
+}
+
 function show(left, right) {
   for (const [id, { run, picture }] of [["wipe-left", left], ["wipe-right", right]]) {
     const image = find(id);

@@ -2,7 +2,7 @@
 
 import { getKey, Refusal, setKey, Unreachable } from "./api.js";
 import { connectCode, showCode } from "./code.js";
-import { compare, compareLabel, connectCompare } from "./compare.js";
+import { compare, compareLabel, connectCompare, unmark } from "./compare.js";
 import { Control } from "./control.js";
 import { announce, download, find } from "./dom.js";
 import { examplesFor } from "./examples.js";
@@ -12,9 +12,9 @@ import { Reference } from "./reference.js";
 import { makePictures, stop, Stopped } from "./making.js";
 import { MaskPainter } from "./mask.js";
 import { connectPaste, PictureInput } from "./picture-input.js";
-import { loadOffered, lookNow, modelOf, offered, watch } from "./server.js";
-import { addRun, isEmpty, latest, loadSheet, removePicture } from "./sheet.js";
-import { isFree, showMaking, showRun, showStop, showWelcome } from "./stage.js";
+import { loadOffered, lookNow, modelOf, offered, watch, willAskAgain } from "./server.js";
+import { addRun, has, isEmpty, latest, loadSheet, removePicture } from "./sheet.js";
+import { isFree, showMaking, showRun, showStop, showsRun, showWelcome } from "./stage.js";
 import { connectCounts } from "./tokens.js";
 
 /** A click that was meant for the button before it does not cancel at once. */
@@ -78,8 +78,7 @@ function readRequest() {
 async function writeRequest({ fields, control: asked, files }) {
   writeFields(fields);
   input.set(files.init);
-  await painter.usePicture(files.init, files.mask);
-  useMask(files.mask);
+  if (await painter.usePicture(files.init, files.mask)) useMask(files.mask);
   control.write(asked, files.control);
   loras.write(fields.loras);
   reference.write(fields.reference ?? null, files.reference);
@@ -207,7 +206,7 @@ const ACTIONS = [
   ["Code", showCode],
   ["Delete", async (made, picture) => {
     if (!(await removePicture(made, picture))) return;
-    if (made.pictures.length) showRun(made, ACTIONS);
+    if (has(made)) showRun(made, ACTIONS);
     else showLatest();
     find("stage").focus();
   }],
@@ -235,7 +234,7 @@ async function loadServer() {
     await loadOffered();
   } catch (error) {
     if (error instanceof Refusal && error.status === 401) openKeyPanel(getKey() ? "This key is not known here." : "");
-    else if (!(error instanceof Unreachable)) showFaults("The server refused this", error.message, []);
+    else if (!willAskAgain()) showFaults("The server refused this", error.message, []);
     return;
   }
   showOffered();
@@ -277,6 +276,8 @@ function connectMaking() {
   });
   find("mask-button").addEventListener("click", () => painter.open());
   document.addEventListener("keydown", (event) => {
+    // These keys choose among, or give up, what a text is being composed of.
+    if (event.isComposing) return;
     if (event.key === "Enter" && event.repeat) {
       // A key that is held down asks once; in a text it makes lines.
       if (event.ctrlKey || event.metaKey || !event.target.matches("textarea")) event.preventDefault();
@@ -300,10 +301,16 @@ connectCode();
 connectCompare();
 connectKey();
 connectMaking();
-await loadSheet((made, place) => {
-  showRun(made, ACTIONS, place);
-  if (matchMedia("(max-width: 760px)").matches) find("stage").scrollIntoView({ block: "start" });
-});
+await loadSheet(
+  (made, place) => {
+    showRun(made, ACTIONS, place);
+    if (matchMedia("(max-width: 760px)").matches) find("stage").scrollIntoView({ block: "start" });
+  },
+  () => {
+    unmark();
+    if (showsRun()) showLatest();
+  },
+);
 if (!isEmpty()) showRun(latest(), ACTIONS);
 await loadServer();
 connectCounts();

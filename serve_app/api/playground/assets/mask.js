@@ -54,13 +54,22 @@ export class MaskPainter {
     });
   }
 
-  /** Takes another picture, and a mask that was painted on it before. */
+  /** Takes another picture, and a mask that was painted on it before. Returns whether it is still the last that came. */
   async usePicture(blob, mask = null) {
-    this._marks = mask ? [{ erases: false, painted: await paintedOf(mask) }] : [];
-    this._picture = blob ? await createImageBitmap(blob) : null;
+    const taken = (this._taken = {});
+    this._picture = null;
+    this._marks = [];
+    // One that came before may be read after it.
+    const [picture, painted] = await Promise.all([blob && createImageBitmap(blob), mask && paintedOf(mask)]);
+    if (this._taken !== taken) return false;
+    this._picture = picture;
+    if (painted) this._marks = [{ erases: false, painted }];
+    return true;
   }
 
+  /** Opens the window, once the picture has been read. */
   open() {
+    if (!this._picture) return;
     const { width, height } = this._picture;
     const scale = Math.min(1, LONGEST / Math.max(width, height));
     this._canvas.width = Math.round(width * scale);

@@ -6,6 +6,9 @@ import { fill, find, make } from "./dom.js";
 const EVERY_MS = 4000;
 const AWAY_EVERY_MS = 1500;
 const NOT_ALLOWED = new Set([401, 403]);
+const NOT_NOW = new Set([408, 429]);
+const AWAY = "The server does not answer. This page keeps trying, and nothing that you have made is lost.";
+const MISSING = "What this server offers could not be read. This page keeps trying.";
 
 /** What can be chosen; empty until it is known. */
 export const offered = { models: [], samplers: [], styles: [], ad_formats: [], loras: [] };
@@ -14,12 +17,27 @@ let statisticsAllowed = true;
 let away = false;
 let timer = 0;
 
-/** Reads what can be chosen. Throws as `ask` does. */
+/** When lists that did not come are asked for again; null where none is missing, or it was refused for good. */
+let askAgainAt = null;
+
+export const willAskAgain = () => askAgainAt !== null;
+
+/** Reads what can be chosen. Throws as `ask` does; `watch` asks again unless it is refused for good. */
 export async function loadOffered() {
   const lists = ["models", "samplers", "styles", "ad-formats", "loras"];
-  Object.assign(offered, ...(await Promise.all(lists.map((name) => askJson(`${BASE}/${name}`)))));
-  statisticsAllowed = true;
+  try {
+    Object.assign(offered, ...(await Promise.all(lists.map((name) => askJson(`${BASE}/${name}`)))));
+    statisticsAllowed = true;
+    askAgainAt = null;
+  } catch (error) {
+    askAgainAt = isForNow(error) ? Date.now() + Math.max(AWAY_EVERY_MS, 1000 * (error.retryAfter || 0)) : null;
+    throw error;
+  } finally {
+    showBanner(askAgainAt === null ? "" : MISSING);
+  }
 }
+
+const isForNow = (error) => error instanceof Unreachable || NOT_NOW.has(error.status) || error.status >= 500;
 
 /** The models that have a ControlNet of this type; all of them for none. */
 export const modelsWith = (type) => offered.models.filter((model) => !type || model.controlnets.includes(type));
@@ -27,7 +45,10 @@ export const modelsWith = (type) => offered.models.filter((model) => !type || mo
 /** The model that a choice means: of none, the first. */
 export const modelOf = (name) => offered.models.find((model) => model.name === name) ?? offered.models[0];
 
-/** Looks at the server now and then, more often while it is away, and calls `back` when it has returned. */
+/**
+ * Looks at the server now and then, more often while it is away or its lists are missing, and calls `back` when it has
+ * returned, or the lists are to be asked for again.
+ */
 export function watch(back) {
   const look = async () => {
     clearTimeout(timer);
@@ -35,7 +56,7 @@ export function watch(back) {
       if (!document.hidden) await lookOnce(back);
     } finally {
       clearTimeout(timer);
-      timer = setTimeout(look, away ? AWAY_EVERY_MS : EVERY_MS);
+      timer = setTimeout(look, away || willAskAgain() ? AWAY_EVERY_MS : EVERY_MS);
     }
   };
   document.addEventListener("visibilitychange", look);
@@ -53,12 +74,11 @@ async function lookOnce(back) {
   } catch {
     away = true;
     showState("away", "No answer");
-    showBanner("The server does not answer. This page keeps trying, and nothing that you have made is lost.");
+    showBanner(AWAY);
     return;
   }
-  if (away) {
+  if (away || (willAskAgain() && Date.now() >= askAgainAt)) {
     away = false;
-    showBanner("");
     await back();
   }
   const statistics = statisticsAllowed ? await readStatistics() : null;

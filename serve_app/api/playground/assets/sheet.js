@@ -11,6 +11,7 @@ const NOT_DELETED = "This browser could not delete that: it will be here again."
 
 let runs = [];
 let open = () => {};
+let tellCleared = () => {};
 let keeps = true;
 
 // The runs that are on the sheet, but not kept, and why; and whether the last thing to be deleted is still there.
@@ -20,13 +21,17 @@ let undeleted = false;
 
 export const isEmpty = () => runs.length === 0;
 export const latest = () => runs[0];
+export const has = (run) => runs.includes(run);
 
-/** Shows what was kept. `opened` is told of the run and the place of the picture that is chosen. */
-export async function loadSheet(opened) {
-  open = opened;
+/**
+ * Shows what was kept. `opened` is told of the run and the place of the picture that is chosen, and `cleared` is called
+ * when nothing is left because somebody wanted it.
+ */
+export async function loadSheet(opened, cleared) {
+  [open, tellCleared] = [opened, cleared];
   const kept = await store.load();
   runs = kept.runs;
-  fill(find("prints"), ...runs.flatMap(printsOf));
+  showPrints();
   keeps = kept.kept;
   find("sheet-clear").addEventListener("click", clearSheet);
   show();
@@ -35,28 +40,37 @@ export async function loadSheet(opened) {
 /** Keeps a run, and puts its pictures first once they are kept: what is shown is still there when the page is loaded again. */
 export async function addRun(run) {
   runs.unshift(run);
-  let dropped = [];
+  let [dropped, fault] = [[], null];
   try {
     dropped = await store.save(run);
   } catch (error) {
+    fault = error;
+  }
+  // Everything may have been cleared meanwhile.
+  if (!has(run)) return;
+  if (fault) {
     unkept.add(run.id);
-    reason = error?.name === "QuotaExceededError" ? NO_ROOM : NOT_SAVED;
+    reason = fault.name === "QuotaExceededError" ? NO_ROOM : NOT_SAVED;
   }
   find("prints").prepend(...printsOf(run));
   for (const id of dropped) drop(id);
   show();
 }
 
-/** Takes one picture out, and its run with the last one. Returns whether it could be deleted, and tells if not. */
+/**
+ * Takes one picture out, and its run with the last one. Returns whether it could be deleted, and tells if not. A run that
+ * has left the sheet is not saved again.
+ */
 export async function removePicture(run, picture) {
   const place = run.pictures.indexOf(picture);
   if (place < 0) return true;
   const pictures = run.pictures.filter((each) => each !== picture);
-  if (!unkept.has(run.id)) {
+  if (has(run) && !unkept.has(run.id)) {
     const deleted = await isDeleted(pictures.length ? store.save({ ...run, pictures }) : store.remove(run.id));
     if (!deleted) return false;
   }
   run.pictures = pictures;
+  if (!has(run)) return true;
   if (pictures.length) takeOut(find("prints").querySelectorAll(`[data-run="${run.id}"]`)[place]);
   else drop(run.id);
   show();
@@ -100,10 +114,21 @@ async function clearSheet(event) {
   }
   button.dataset.asked = "false";
   button.textContent = "Clear";
-  if (!(await isDeleted(store.clear()))) return;
-  for (const { id } of [...runs]) drop(id);
+  // At once, so that nothing of what is being cleared is saved again.
+  const cleared = runs;
+  runs = [];
+  if (await isDeleted(store.clear())) for (const { id } of cleared) unkept.delete(id);
+  else runs = [...runs, ...cleared];
+  showPrints();
   show();
+  if (undeleted) return;
+  tellCleared();
   find("sheet-title").focus();
+}
+
+function showPrints() {
+  freeFiles(find("prints"));
+  fill(find("prints"), ...runs.flatMap(printsOf));
 }
 
 function printsOf(run) {

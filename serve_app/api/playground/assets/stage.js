@@ -15,6 +15,9 @@ function put(...children) {
 /** Whether nothing is there but an invitation. */
 export const isFree = () => stage().childElementCount === 0 || stage().querySelector(".welcome") !== null;
 
+/** Whether a finished run is there. */
+export const showsRun = () => stage().querySelector(".facts") !== null;
+
 /** Invites to a first picture. `choose` is told which example. */
 export function showWelcome(examples, choose) {
   const cards = examples.map((example) =>
@@ -34,9 +37,13 @@ function extrasOf({ num_images: count, style_preset: style }) {
   return words.length ? make("small", {}, words.join(", ")) : null;
 }
 
-/** Shows empty frames, and returns the view that fills them while the pictures are made. */
+/**
+ * Shows empty frames, and returns the view that fills them while the pictures are made. A count that the server will
+ * refuse has as many frames as are allowed.
+ */
 export function showMaking(request, { width, height }) {
-  const count = request.fields.num_images ?? 1;
+  const { min, max } = find("num_images");
+  const count = Math.min(Math.max(request.fields.num_images ?? 1, Number(min)), Number(max));
   const frames = Array.from({ length: count }, (_, index) => frameOf(index, width, height));
   const bar = make("progress", { max: 1, "aria-label": "Progress" });
   const text = make("p", { class: "progress-text" }, "Sending");

@@ -16,11 +16,13 @@ import webuiapi
 import yaml
 from PIL import Image
 
+from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.engine.protocol.events import Accepted, Preview, Progress
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import UpscalerSpec
 from deployments.loras.catalogue import LoraCatalogue
+from deployments.uploads.intake import decode_uploads
 from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
 from serve_app.gateway.api_keys import Keyring, generate_key, hash_of
@@ -102,6 +104,10 @@ def test_a_picture_is_made_with_the_clients_own_defaults(client: webuiapi.WebUIA
         ("DPM++ 2M Karras", None, "dpmpp_2m_karras"),
         ("DDIM", None, "ddim"),
         ("LMS", "karras", "lms_karras"),
+        ("DPM++ 2M SDE", "uniform", "dpmpp_2m_sde"),
+        ("DPM++ 2M SDE", "karras", "dpmpp_2m_sde_karras"),
+        ("DPM++ 2M SDE Karras", "automatic", "dpmpp_2m_sde_karras"),
+        ("DPM++ 3M SDE", "uniform", "dpmpp_3m_sde"),
     ],
 )
 def test_samplers_and_schedulers_mean_what_they_mean_there(
@@ -117,6 +123,13 @@ def test_samplers_and_schedulers_mean_what_they_mean_there(
         ({"sampler_name": "Restart"}, "sampler_name"),
         ({"sampler_name": "Euler a", "scheduler": "karras"}, "scheduler"),
         ({"sampler_name": "Euler", "scheduler": "beta"}, "scheduler"),
+        # What is meant there is exponential.
+        ({"sampler_name": "DPM++ 2M SDE", "scheduler": "automatic"}, "scheduler"),
+        ({"sampler_name": "DPM++ 2M SDE", "scheduler": None}, "scheduler"),
+        ({"sampler_name": "DPM++ 3M SDE"}, "scheduler"),
+        ({"prompt": "a [cat:dog:0.5]"}, "prompt"),
+        ({"prompt": "a cat AND a dog"}, "prompt"),
+        ({"negative_prompt": "[blur|noise]"}, "negative_prompt"),
         ({"steps": 10_000}, "steps"),
         ({"cfg_scale": -1}, "cfg_scale"),
         ({"batch_size": 9, "n_iter": 9}, "n_iter x batch_size"),
@@ -208,6 +221,21 @@ def test_an_image_is_repainted_where_its_mask_is_white(client: webuiapi.WebUIApi
     )
     params = backend.asked[-1].params
     assert (params.mask_fill, params.mask_inverted, params.padding_mask_crop) == ("noise", True, None)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 90)])
+def test_where_a_mask_is_visible_is_repainted_whatever_its_colour(
+    colour: tuple[int, int, int], client: webuiapi.WebUIApi, backend: FakeBackend
+) -> None:
+    mask = Image.new("RGBA", PHOTO.size, (*colour, 255))
+    for left, meaning in ((0, None), (32, "strokes")):
+        mask.paste((255, 255, 255, 0), (0, 0, left, PHOTO.height))
+        client.img2img(images=[PHOTO], mask_image=mask, prompt=CUP, inpaint_full_res=False, width=64, height=96)
+        assert uploads_of(backend).mask_alpha == meaning
+    decoded = decode_uploads(backend.asked[-1], Annotators(NO_NETWORKS, "cpu"))
+    assert decoded.inputs.mask is not None
+    assert (decoded.inputs.mask[:, :30] == 0).all()
+    assert (decoded.inputs.mask[:, 34:] == 255).all()
 
 
 def test_controlnets_come_as_units(client: webuiapi.WebUIApi, backend: FakeBackend) -> None:
@@ -398,6 +426,19 @@ def test_every_list_that_the_client_asks_for_is_there(client: webuiapi.WebUIApi)
     assert client.controlnet_module_list() == ["none", "canny", "depth"]
 
 
+def test_without_an_upscaler_a_picture_stays_as_it_is(client: webuiapi.WebUIApi, url: str) -> None:
+    assert client.extra_single_image(PHOTO).image.size == PHOTO.size
+    to_size = {"resize_mode": 1, "upscaling_resize_w": 100, "upscaling_resize_h": 80}
+    assert client.extra_single_image(PHOTO, **to_size).image.size == PHOTO.size
+    second = {"upscaler_1": "None", "upscaler_2": "Lanczos", "extras_upscaler_2_visibility": 1}
+    assert [each.size for each in client.extra_batch_images([PHOTO] * 2, **second).images] == [PHOTO.size] * 2
+    body = {"image": base64.b64encode(photo_file()).decode()}
+    answer = httpx.post(f"{url}/sdapi/v1/extra-single-image", json=body)
+    assert base64.b64decode(answer.json()["image"]) == photo_file()
+    broken = httpx.post(f"{url}/sdapi/v1/extra-single-image", json={"image": "AAAA"})
+    assert (broken.status_code, broken.json()["errors"][0]["pointer"]) == (422, "#/image")
+
+
 def test_finished_pictures_are_enlarged(client: webuiapi.WebUIApi) -> None:
     assert client.extra_single_image(PHOTO, upscaling_resize=2, upscaler_1="Lanczos").image.size == (128, 192)
     to_size = {"resize_mode": 1, "upscaling_resize_w": 100, "upscaling_resize_h": 80, "upscaler_1": "Lanczos"}
@@ -410,7 +451,7 @@ def test_finished_pictures_are_enlarged(client: webuiapi.WebUIApi) -> None:
     with pytest.raises(RuntimeError, match="upscaler_1"):
         client.extra_single_image(PHOTO, upscaler_1="R-ESRGAN 4x+")
     with pytest.raises(RuntimeError, match="upscaling_resize"):
-        client.extra_single_image(Image.new("RGB", (4000, 4000)), upscaling_resize=4)
+        client.extra_single_image(Image.new("RGB", (4000, 4000)), upscaling_resize=4, upscaler_1="Lanczos")
     large = {"resize_mode": 1, "upscaling_resize_w": 4096, "upscaling_resize_h": 3000, "upscaler_1": "Lanczos"}
     with pytest.raises(RuntimeError, match="in all"):
         client.extra_batch_images([PHOTO, PHOTO], **large)

@@ -11,10 +11,13 @@ from PIL import Image
 
 from deployments.annotators.catalogue import NO_NETWORKS, Annotators
 from deployments.engine.protocol.settings import ReferenceSettings
+from deployments.engine.protocol.spec import ModelSpec
 from deployments.uploads.intake import decode_uploads
 from serve_app.api.application import create_api
+from serve_app.api.openai.fields import CLIENT_SIZES
+from serve_app.generation.sizes import fit_to_model
 from serve_app.service import DiffusionService
-from tests.serve_app.fakes import STYLED, TINY, FakeBackend, http
+from tests.serve_app.fakes import ADAPTER, STYLED, TINY, FakeBackend, http
 
 DOOR = "/v1/images/edits"
 CUP = {"prompt": "a red cup"}
@@ -116,6 +119,35 @@ async def test_a_reference_is_for_edits_with_several_images(client: httpx.AsyncC
     assert (made.status_code, made.json()["error"]["param"]) == (400, "reference")
 
 
+SMALL = replace(TINY, name="small", aliases=(), source="small", max_pixels=128 * 128, native_size=96)
+LARGE = replace(TINY, name="large", aliases=(), source="large", max_pixels=2048 * 2048, native_size=512)
+PAINTS = replace(SMALL, name="paints", source="paints", inpaints_only=True)
+PAINTS_LARGE = replace(LARGE, name="paints-large", source="paints-large", inpaints_only=True)
+LOOKS = replace(SMALL, name="looks", source="looks", ip_adapters={"style": ADAPTER})
+LOOKS_LARGE = replace(LARGE, name="looks-large", source="large", ip_adapters={"style": ADAPTER})
+
+
+@pytest.mark.parametrize("size", sorted(CLIENT_SIZES))
+@pytest.mark.parametrize("more", ["nothing", "mask", "reference"])
+@pytest.mark.parametrize(
+    "models",
+    [(LARGE, PAINTS, LOOKS), (SMALL, PAINTS_LARGE, LOOKS_LARGE), (LARGE, LOOKS_LARGE), (PAINTS_LARGE, SMALL, LOOKS)],
+    ids=lambda models: ",".join(spec.name for spec in models),
+)
+async def test_a_clients_size_is_fitted_to_the_model_that_serves(
+    models: tuple[ModelSpec, ...], more: str, size: tuple[int, int]
+) -> None:
+    backend = FakeBackend(models=models)
+    pictures = [("image[]", PICTURE)]
+    pictures += {"nothing": [], "mask": [("mask", mask_with_hole())], "reference": [("image[]", PICTURE)]}[more]
+    async with http(create_api(DiffusionService(backend))) as client:
+        answer = await ask(client, pictures, size=f"{size[0]}x{size[1]}")
+    assert answer.status_code == 200, answer.text
+    params = backend.asked[0].params
+    served = next(spec for spec in models if spec.name == params.model_name)
+    assert (params.width, params.height) == fit_to_model(*size, served)
+
+
 async def test_lists_of_numbers_come_flattened(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     fields = {"guidance_interval[]": ["0.2", "0.8"]}
     assert (await ask(client, [("image", PICTURE)], **fields)).status_code == 200
@@ -141,8 +173,8 @@ async def test_lists_of_numbers_come_flattened(client: httpx.AsyncClient, backen
         ([("image", PICTURE)], {"strength": "2"}, "strength"),
         ([("image", PICTURE)], {"input_fidelity": "high"}, "input_fidelity"),
         ([("image", PICTURE)], {"controls[][type]": ["canny", "depth"], "controls[][scale]": "1"}, "controls"),
-        ([("image", PICTURE)], {"controls[][scale]": "1"}, "controls"),
-        ([("image", PICTURE)], {"guidance_interval[]": ["0", "x"]}, "guidance_interval[]"),
+        ([("image", PICTURE)], {"controls[][scale]": "1"}, "controls/0/type"),
+        ([("image", PICTURE)], {"guidance_interval[]": ["0", "x"]}, "guidance_interval/1"),
         ([("image", PICTURE)], {"response_format": "url"}, "response_format"),
         ([("image[]", PICTURE)], {"controls[][type]": "tile"}, "controls"),
     ],

@@ -2,6 +2,7 @@
 
 import io
 import re
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,16 @@ from tests.serve_app.fakes import FakeBackend, failing, refusing, slow, success
 
 
 def test_a_first_visit_makes_its_picture_with_one_click(page: Page, backend: FakeBackend) -> None:
-    backend.script = develop
+    place_seen, preview_seen = threading.Event(), threading.Event()
+    backend.script = lambda request: develop(request, place_seen, preview_seen)
     page.locator(".example").first.click()
     progress = page.locator(".progress-text")
     expect(progress).to_have_text("2 before this, starts in about 12 s")
+    place_seen.set()
     expect(progress).to_have_text("Step 2 of 4, about 3 s left")
     expect(page.locator(".frame[data-state=preview] img")).to_be_visible()
     expect(page.locator(".stage .caption")).to_be_visible()
+    preview_seen.set()
     expect(page.locator(".print")).to_have_count(1)
     expect(page.locator("#news")).to_have_text("The picture is ready")
     asked = backend.asked[0].params
@@ -201,6 +205,20 @@ def test_what_is_wrong_with_a_picture_or_its_settings_is_told_at_its_place(page:
     page.locator("#make").click()
     expect(page.locator("#fault")).to_contain_text("Picture to start from")
     expect(file).to_be_focused()
+    assert not backend.asked
+
+
+@pytest.mark.parametrize(
+    ("count", "rule"), [("0", "at least 1"), ("-1", "at least 1"), ("17", "at most 16"), ("1000000", "at most 16")]
+)
+def test_a_bad_count_is_told_at_its_field_in_the_servers_own_words(
+    count: str, rule: str, page: Page, backend: FakeBackend
+) -> None:
+    page.locator("#num_images").fill(count)
+    page.locator("#make").click()
+    expect(page.locator("#num_images-fault")).to_contain_text(f"must be {rule}")
+    expect(page.locator("#num_images")).to_be_focused()
+    expect(page.locator(".example").first).to_be_visible()
     assert not backend.asked
 
 

@@ -88,3 +88,33 @@ def test_only_the_first_button_paints(painter: Page) -> None:
     move(painter, 0.7, 0.5)
     painter.mouse.up(button="right")
     expect(painter.get_by_role("button", name="Undo")).to_be_disabled()
+
+
+def test_a_mask_is_painted_on_the_picture_that_was_chosen_last(page: Page) -> None:
+    # The first picture is read after the second one, as a much larger one is.
+    page.evaluate(
+        """() => {
+          const read = window.createImageBitmap;
+          window.createImageBitmap = async (blob) => {
+            const picture = await read(blob);
+            if (picture.width === 128) await new Promise((done) => setTimeout(done, 400));
+            window.last = picture.width;
+            return picture;
+          };
+        }"""
+    )
+    page.get_by_text("Start from a picture").click()
+    file = page.locator("#input-picture input")
+    file.set_input_files(photo(size=(128, 128)))
+    file.set_input_files(photo(size=(64, 64)))
+    page.wait_for_function("() => window.last === 128")
+    page.get_by_role("button", name="Paint a mask").click()
+    expect(page.locator("#mask-canvas")).to_have_attribute("width", "64")
+
+
+def test_a_mask_cannot_be_painted_before_its_picture_has_been_read(page: Page) -> None:
+    page.evaluate("() => { window.createImageBitmap = () => new Promise(() => {}); }")
+    page.get_by_text("Start from a picture").click()
+    page.locator("#input-picture input").set_input_files(photo())
+    page.get_by_role("button", name="Paint a mask").click()
+    expect(page.locator("#mask-window")).to_be_hidden()

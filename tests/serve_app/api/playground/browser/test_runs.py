@@ -70,6 +70,24 @@ def test_what_is_stopped_before_it_was_sent_is_not_sent(page: Page, backend: Fak
     assert backend.asked == []
 
 
+def test_keys_of_a_writing_system_that_is_being_composed_are_not_taken_for_the_pages(
+    page: Page, backend: FakeBackend
+) -> None:
+    backend.script = slow
+    page.locator("#make").click()
+    expect(page.get_by_text("Step 1 of 50")).to_be_visible()
+    press = "([key, more]) => prompt.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, ...more }))"
+    page.evaluate(f"const prompt = document.getElementById('prompt'); ({press})(['Escape', {{ isComposing: true }}])")
+    expect(page.locator("#cancel")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("heading", name="Cancelled")).to_be_visible()
+    page.evaluate(
+        f"""const prompt = document.getElementById('prompt');
+        ({press})(['Enter', {{ isComposing: true, ctrlKey: true }}])"""
+    )
+    assert len(backend.asked) == 1
+
+
 def test_a_server_that_does_not_hear_that_it_shall_stop_is_left(page: Page, backend: FakeBackend) -> None:
     unanswered: list[Route] = []
     page.route("**/requests/*", lambda route: unanswered.append(route))

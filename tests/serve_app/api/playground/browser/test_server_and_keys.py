@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import BrowserContext, Route, expect
 
 from serve_app.api.application import create_api
 from serve_app.config.secret import Secret
@@ -37,6 +38,45 @@ def test_a_server_that_goes_away_is_waited_for_and_nothing_is_lost(
         expect(page.locator("#server-text")).to_have_text("Ready")
         page.get_by_role("button", name="Try again").click()
         expect(page.locator(".print")).to_have_count(2)
+
+
+@pytest.mark.parametrize("way", ["dropped", "refused for now"])
+def test_a_list_that_did_not_come_is_asked_for_again(way: str, context: BrowserContext, url: str) -> None:
+    page, asked = context.new_page(), []
+
+    def lose_twice(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) > 2:
+            route.continue_()
+        elif way == "dropped":
+            route.abort()
+        else:
+            route.fulfill(status=503, headers={"Retry-After": "1"}, body="{}", content_type="application/json")
+
+    page.route("**/ads/v2/diffusion/models", lose_twice)
+    with watched(page, url):
+        page.goto(url)
+        expect(page.locator("#banner")).to_contain_text("keeps trying")
+        expect(page.locator(".example").first).to_be_visible(timeout=30_000)
+        expect(page.locator("#banner")).to_be_hidden()
+        expect(page.locator("#fault")).to_be_hidden()
+        expect(page.locator("#model_name option")).not_to_have_count(1)
+
+
+def test_a_list_that_is_refused_for_good_is_not_asked_for_again(context: BrowserContext, url: str) -> None:
+    page, asked = context.new_page(), []
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=403, body='{"detail": "not for this key"}', content_type="application/json")
+
+    page.route("**/ads/v2/diffusion/models", refuse)
+    with watched(page, url):
+        page.goto(url)
+        expect(page.locator("#fault")).to_contain_text("not for this key")
+        page.evaluate("dispatchEvent(new Event('looknow'))")
+        expect(page.locator("#server-text")).to_have_text("Ready")
+        assert len(asked) == 1
 
 
 def test_where_keys_are_on_the_page_opens_and_asks_for_one(

@@ -111,6 +111,41 @@ def test_a_picture_that_is_not_kept_can_be_deleted_all_the_same(breakable: Page)
     expect(breakable.locator("#sheet-note")).to_have_text("Your pictures are kept here, in this browser.")
 
 
+def test_what_was_cleared_is_gone_from_the_stage_too_and_does_not_come_back(page: Page) -> None:
+    make(page, "a cup", seed=1, num_images=3)
+    clear(page)
+    expect(page.locator(".stage .facts")).to_have_count(0)
+    expect(page.locator(".example").first).to_be_visible()
+    page.reload()
+    page.locator(".example").first.wait_for()
+    assert page.locator(".print").count() == 0
+
+
+@pytest.mark.parametrize("waiting", ["Delete", "Mark to compare"])
+def test_a_run_that_is_cleared_while_its_picture_is_worked_with_is_not_saved_again(
+    waiting: str, breakable: Page
+) -> None:
+    make(breakable, "a cup", seed=1, num_images=2)
+    breakable.get_by_role("button", name="Mark to compare").click()
+    # What is clicked in one turn is begun before any of it has ended.
+    breakable.get_by_role("button", name="Clear").click()
+    breakable.evaluate(
+        """(name) => {
+          const button = [...document.querySelectorAll(".tools button")].find((each) => each.textContent === name);
+          document.getElementById("sheet-clear").click();
+          button?.click();
+        }""",
+        waiting,
+    )
+    expect(breakable.locator(".print")).to_have_count(0)
+    expect(breakable.locator(".example").first).to_be_visible()
+    breakable.reload()
+    breakable.locator(".example").first.wait_for()
+    assert breakable.locator(".print").count() == 0
+    make(breakable, "a cup", seed=2)
+    expect(breakable.get_by_role("button", name="Mark to compare")).to_be_visible()
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_cannot_be_deleted_is_told_and_stays(count: int, breakable: Page) -> None:
     make(breakable, "a cup", seed=1, num_images=count)

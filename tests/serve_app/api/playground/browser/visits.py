@@ -38,16 +38,16 @@ def _is_own(asked: str, url: str) -> bool:
     return asked.startswith((f"{url}/", f"blob:{url}/"))
 
 
-def develop(request: Request) -> list[Step]:
-    """Waits behind two others, shows previews, and finishes."""
+def develop(request: Request, place_seen: Step = 0.3, preview_seen: Step = 0.3) -> list[Step]:
+    """Waits behind two others, shows previews, and finishes: each when what was before it has been seen."""
     count = request.params.num_images
     previews = [Preview(request.id, index, 2, jpeg()) for index in range(count)]
     return [
         Accepted(request.id, 2, steps=4, seconds_to_start=12.0),
-        0.3,
+        place_seen,
         Progress(request.id, 2, 4, seconds_left=3.0),
         *previews,
-        0.3,
+        preview_seen,
         *(image(request, index) for index in range(count)),
         Finished(request.id, TIMINGS),
     ]
