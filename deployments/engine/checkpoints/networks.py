@@ -75,8 +75,17 @@ def load_network(
     if files.is_half and not half:
         log.info("%s has %s weights only; they are upcast to %s", title, files.variant, _name(dtype))
     network = _from_pretrained(title, folder, kind, files.variant, dtype).to(device).eval().requires_grad_(False)
+    if device.type == "cpu":
+        _copy_weights(network)
     check_finite(title, network, dtype)
     return network
+
+
+def _copy_weights(network: nn.Module) -> None:
+    """Copies all weights into memory, in place: as they come, they may be the file itself, and change with it."""
+    # One at a time, and weights that layers share stay shared.
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _from_pretrained(title: str, folder: Path, kind: Any, variant: str | None, dtype: torch.dtype) -> Any:

@@ -113,6 +113,20 @@ _SCHEDULER: Final[Mapping[str, Any]] = {
 }
 
 
+def with_zero_snr(scheduler: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the config of a `scheduler` whose schedule ends in noise alone, and begins there (Lin et al. 2023).
+
+    PNDM has no such schedule; DDIM takes its place.
+    """
+    name = scheduler["_class_name"]
+    return {
+        **scheduler,
+        "_class_name": "DDIMScheduler" if name == "PNDMScheduler" else name,
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """A file's model, told by its keys and shapes: the Stable Diffusion version, and whether its UNet sees mask and

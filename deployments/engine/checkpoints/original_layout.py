@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from deployments.engine.checkpoints.original_configs import Family, PredictionType
+from deployments.engine.checkpoints.original_configs import Family, PredictionType, with_zero_snr
 from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from deployments.engine.protocol.errors import ModelLoadError
 
@@ -46,7 +46,8 @@ OTHERS: Final[tuple[tuple[str, str], ...]] = (
 _LORA: Final = ("lora_unet_", "lora_te", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".hada_w1", ".lokr_w1")
 OTHER_CHANNELS: Final = {5: "depth-to-image, which sees depth", 7: "an upscaler", 8: "InstructPix2Pix"}
 # Marks that some trainers leave in files whose schedule is not the original one. diffusers ignores them.
-_MARKS: Final = ("v_pred", "ztsnr")
+_ZERO_SNR: Final = "ztsnr"
+_MARKS: Final = ("v_pred", _ZERO_SNR)
 _SAID: Final = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
@@ -89,10 +90,20 @@ def describe_file(
     if config:
         folder = Path(config)
         configs = _read_configs(title, folder, prediction_type, missing, has_two_texts=_XL in header.tensors)
+        _check_zero_snr(title, path, header, configs)
         return SingleFile(path, header, configs, "", folder)
     family = _detect_family(title, path, header)
     predicted = _prediction_type(title, path, header, family, prediction_type, has_scheduler="scheduler" in missing)
-    return SingleFile(path, header, family.configs(predicted), family.pad_token, None)
+    configs = family.configs(predicted)
+    if _ZERO_SNR in header.tensors and "scheduler" not in missing:
+        if predicted == "epsilon":
+            raise ModelLoadError(
+                f"{title}: {path.name!r} has the mark `{_ZERO_SNR}`: its pictures begin as noise alone, from which "
+                "epsilon tells nothing; set `prediction_type` to v_prediction, or give a scheduler's folder under "
+                "`parts: scheduler`"
+            )
+        configs = {**configs, "scheduler": with_zero_snr(configs["scheduler"])}
+    return SingleFile(path, header, configs, family.pad_token, None)
 
 
 def _refuse_other_models(title: str, path: Path, header: SafetensorsHeader) -> None:
@@ -170,6 +181,17 @@ def _prediction_type(
         f"{title}: a Stable Diffusion 2.x file does not say what it predicts; set `prediction_type` to v_prediction "
         "(2.0 and 2.1 at 768 pixels) or epsilon (the base models at 512)"
     )
+
+
+def _check_zero_snr(title: str, path: Path, header: SafetensorsHeader, configs: Mapping[str, Any]) -> None:
+    """Raises ModelLoadError if the file's mark contradicts the scheduler that `configs` has, if any."""
+    is_marked = _ZERO_SNR in header.tensors and "scheduler" in configs
+    if is_marked and configs["scheduler"].get("rescale_betas_zero_snr") is not True:
+        raise ModelLoadError(
+            f"{title}: {path.name!r} has the mark `{_ZERO_SNR}`, and the scheduler of `config` does not set "
+            "`rescale_betas_zero_snr` to true; set it there, with `timestep_spacing` trailing, or give a scheduler's "
+            "folder under `parts: scheduler`"
+        )
 
 
 def _read_configs(

@@ -33,7 +33,7 @@ from deployments.engine.checkpoints.original_layout import (
 )
 from deployments.engine.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from deployments.engine.checkpoints.vocabulary import load_tokenizer
-from deployments.engine.checkpoints.weight_files import list_first
+from deployments.engine.checkpoints.weight_files import check_floating, list_first
 from deployments.engine.protocol.errors import ModelLoadError
 
 _CHUNK: Final = 1 << 20
@@ -127,6 +127,7 @@ def load_file_part(kind: type, part: FilePart, dtype: torch.dtype) -> Any:
         tensors = _select_vae_networks(part, tensors)
     converted = _convert(kind, network, part, tensors)
     _check(part, network.state_dict(), converted)
+    check_floating(part.title, part.path.name, [k for k, tensor in converted.items() if not tensor.is_floating_point()])
     # Copied, so that the file may be replaced while the model runs.
     network.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in converted.items()}, assign=True)
     return network.to(dtype)

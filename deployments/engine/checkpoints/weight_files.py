@@ -5,7 +5,7 @@ variant stands before the last ending: `STEM.fp16.safetensors`, `STEM.safetensor
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -139,12 +139,17 @@ def list_first(keys: Iterable[str], shown: int = 3) -> str:
 
 
 def _check_kinds(title: str, name: str, header: Mapping[str, Tensor]) -> None:
-    """Raises ModelLoadError for integer weights: loading would silently turn them into floats, and quantised weights
-    would mean nothing that way.
-    """
     integers = [
         key for key, tensor in header.items() if key.endswith((".weight", ".bias")) and tensor.dtype not in _FLOATING
     ]
+    check_floating(title, name, integers)
+
+
+def check_floating(title: str, name: str, integers: Sequence[str]) -> None:
+    """Raises ModelLoadError, which begins with `title`, if some weights of the file `name` are `integers`.
+
+    Loading would silently turn them into floats, and quantised weights would mean nothing that way.
+    """
     if integers:
         raise ModelLoadError(
             f"{title}: {name} has weights that are not floating-point numbers ({list_first(integers)}): quantised "

@@ -73,9 +73,13 @@ def _has_plain_norms(block: Any) -> bool:
 
 
 def _fuse_resnet(block: Any) -> None:
-    # The block takes SiLU of its time embedding with the module that goes.
+    # The block takes SiLU of its time embedding with the module that goes. The layer stays where LoRAs look for it.
     if block.time_emb_proj is not None and not block.skip_time_act:
-        block.time_emb_proj = nn.Sequential(block.nonlinearity, block.time_emb_proj)
+        block.time_emb_proj.register_forward_pre_hook(_take_silu)
     block.norm1 = FusedGroupNorm(block.norm1, silu=True)
     block.norm2 = FusedGroupNorm(block.norm2, silu=True)
     block.nonlinearity = nn.Identity()
+
+
+def _take_silu(_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return functional.silu(inputs[0])

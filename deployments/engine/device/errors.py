@@ -7,11 +7,13 @@ lost context or one call's own trouble; if the context is lost, the very next ca
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 _FULL: Final = re.compile(
     r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
@@ -60,6 +62,21 @@ def raise_if_sticky(error: BaseException) -> None:
         raise error
     if is_sticky(error):
         raise DeviceLost("the device cannot be used any more") from error
+
+
+def call_again_if_full(call: Callable[[], T], release: Callable[[], object]) -> T:
+    """Returns the answer of `call`; if it runs out of memory, of a second call, after `release` has returned what is
+    cached to the device. For what cannot be made smaller, and whose loss would cost all that was done before.
+    """
+    try:
+        return call()
+    except Exception as error:
+        raise_if_sticky(error)
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler: the traceback would keep the failed call's tensors alive.
+    release()
+    return call()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Measures a device's memory: CUDA's allocator counts; on a CPU the bytes of live tensors are counted here."""
 
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ class CudaMemory:
 
     def __init__(self, device: torch.device, budget: int | None = None) -> None:
         self._device = device
+        self._running: list[Meter] = []
+        self._lock = threading.Lock()  # of the running meters, which share the allocator's one peak
         free, _ = torch.cuda.mem_get_info(device)
         self.budget: int | None = budget or free + torch.cuda.memory_reserved(device)
 
@@ -32,10 +35,20 @@ class CudaMemory:
     @contextmanager
     def meter(self) -> Iterator[Meter]:
         meter = Meter()
-        before = torch.cuda.memory_allocated(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        yield meter
-        meter.peak = max(0, torch.cuda.max_memory_allocated(self._device) - before)
+        with self._lock:
+            self._running.append(meter)
+            if len(self._running) == 1:
+                torch.cuda.reset_peak_memory_stats(self._device)
+            else:
+                for each in self._running:
+                    each.is_alone = False
+            before = torch.cuda.memory_allocated(self._device)
+        try:
+            yield meter
+        finally:
+            with self._lock:
+                self._running.remove(meter)
+                meter.peak = max(0, torch.cuda.max_memory_allocated(self._device) - before)
 
     def release(self) -> None:
         torch.cuda.empty_cache()

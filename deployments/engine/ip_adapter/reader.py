@@ -39,7 +39,8 @@ def read_ip_adapter(title: str, path: Path, layers: LayerShapes) -> IpAdapterWei
     """
     names = check_header(title, path, layers)
     try:
-        tensors = load_file(path)
+        # Copied, so that the file may be replaced while the adapter is used.
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
         start = len(_PROJECTION)
         projection = build_projection(
             {name[start:]: tensor for name, tensor in tensors.items() if name.startswith(_PROJECTION)}

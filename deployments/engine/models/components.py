@@ -1,10 +1,9 @@
 """Loads a model's parts once per process: models with the same text encoder, VAE or ControlNet share it."""
 
-import hashlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from deployments.engine.calibration.kept_files import NOTHING_KEPT, KeptFiles
+from deployments.engine.checkpoints.file_integrity import digest_files, refuse_changes
 from deployments.engine.checkpoints.library_networks import (
     AutoencoderKL,
     ControlNetModel,
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 20
 _CONVOLUTIONAL = (UNet2DConditionModel, AutoencoderKL, ControlNetModel, ControlNetUnionModel)
 
 
@@ -82,6 +81,7 @@ class Components:
         self._kept = kept
         self._openvino, self._compile_with = openvino, compile_with
         self._shared: weakref.WeakValueDictionary[tuple[type, str], Any] = weakref.WeakValueDictionary()
+        self._unets: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # with their digests
         # Held while a part loads: IP-Adapters are loaded beside models. Parts are made of parts.
         self._loading = threading.RLock()
         if device.type == "cuda":
@@ -94,12 +94,15 @@ class Components:
 
     def unet(self, part: PartFolder | FilePart) -> UNet2DConditionModel:
         """Loads a UNet that is not shared: the engine changes it, and it counts towards its model's size."""
-        return self._load_network(UNet2DConditionModel, part)
+        with refuse_changes(part.title, _files_of(part)):
+            unet = self._load_network(UNet2DConditionModel, part)
+            self._unets[unet] = "" if self._openvino is None else _digest_of(part)
+        return unet
 
     def finish_unet(self, unet: UNet2DConditionModel, part: PartFolder | FilePart) -> Any:
         """Returns the UNet loaded from `part`, and changed since, as it is to run."""
         if self._openvino is not None:
-            return self._openvino.run_unet(unet, part.title, _digest_of(part))
+            return self._openvino.run_unet(unet, part.title, self._unets[unet])
         return unet if self._compile_with is None else CompilableNetwork(unet, part.title, self._compile_with)
 
     def deep_cache(self, unet: Any) -> DeepCache | None:
@@ -160,9 +163,8 @@ class Components:
 
         With a `mode` it is a union ControlNet, whose other kinds share its weights, but for OpenVINO's.
         """
-        digest = fingerprint(part.folder)
 
-        def load() -> ControlNet:
+        def load(digest: str) -> ControlNet:
             if mode is None:
                 net = ControlNet(name, self._load_network(ControlNetModel, part))
             else:
@@ -174,7 +176,9 @@ class Components:
                 net.network = CompilableNetwork(net.network, part.title, self._compile_with)
             return net
 
-        return self._get_or_load((ControlNet, f"{name}/{digest}/{mode}"), load)
+        with refuse_changes(part.title, _files_of(part)):
+            digest = _digest_of(part)
+            return self._get_or_load((ControlNet, f"{name}/{digest}/{mode}"), lambda: load(digest))
 
     def concept_checker(self, title: str, source: str, root: Path) -> "ConceptChecker":
         """Loads Stable Diffusion's own safety checker from the folder `root`, or returns the shared one."""
@@ -196,7 +200,7 @@ class Components:
             return IpAdapter(title, read_ip_adapter(title, path, layers), vision, self.device, self.dtype)
 
         of_encoder = fingerprint(encoder.folder)
-        return self._get_or_load((IpAdapter, f"{_digest_files([path])}/{tuple(layers)}/{of_encoder}"), load)
+        return self._get_or_load((IpAdapter, f"{digest_files([path])}/{tuple(layers)}/{of_encoder}"), load)
 
     def _vision_encoder(self, part: PartFolder) -> VisionEncoder:
         return load_vision_encoder(part.title, part.source, part.folder, self.dtype, self.device, half=self.is_half)
@@ -219,8 +223,9 @@ class Components:
         return self._load_shared(kind, part, load)
 
     def _load_shared(self, kind: type[T], part: PartFolder | FilePart, load: Callable[[str], T], how: str = "") -> T:
-        digest = _digest_of(part)
-        return self._get_or_load((kind, digest + how), lambda: load(digest))
+        with refuse_changes(part.title, _files_of(part)):
+            digest = _digest_of(part)
+            return self._get_or_load((kind, digest + how), lambda: load(digest))
 
     def _get_or_load(self, key: tuple[type, str], load: Callable[[], T]) -> T:
         with self._loading:
@@ -231,15 +236,14 @@ class Components:
             return found
 
     def _load_network(self, kind: type[T], part: PartFolder | FilePart) -> T:
-        network = self._load_from_file(kind, part) if isinstance(part, FilePart) else self._load_from_folder(kind, part)
+        network: T
+        if isinstance(part, FilePart):
+            network = self._load_from_file(kind, part)
+        else:
+            how = self.dtype, self.device
+            network = load_network(part.title, part.source, part.folder, kind, *how, half=self.is_half)
         if self.device.type == "cuda" and isinstance(network, _CONVOLUTIONAL):
             prepare_for_cuda(network)
-        return network
-
-    def _load_from_folder(self, kind: type[T], part: PartFolder) -> T:
-        network: T = load_network(
-            part.title, part.source, part.folder, kind, self.dtype, self.device, half=self.is_half
-        )
         return network
 
     def _load_from_file(self, kind: type[T], part: FilePart) -> T:
@@ -257,17 +261,15 @@ def _digest_of(part: PartFolder | FilePart) -> str:
 
 def fingerprint(folder: Path) -> str:
     """Returns a digest of a part's configs and weights, which identifies the part."""
-    return _digest_files(sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))))
+    return digest_files(_weights_and_configs(folder))
 
 
-def _digest_files(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _files_of(part: PartFolder | FilePart) -> list[Path]:
+    return [part.path] if isinstance(part, FilePart) else _weights_and_configs(part.folder)
+
+
+def _weights_and_configs(folder: Path) -> list[Path]:
+    return sorted((*folder.glob("*.json"), *folder.glob("*.safetensors")))
 
 
 def size_of(*networks: nn.Module) -> int:

@@ -5,11 +5,11 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
 from deployments.engine.device.errors import is_out_of_memory, raise_if_sticky
+from deployments.engine.device.metering import meter_call
 from deployments.engine.protocol.errors import EngineError
 from deployments.engine.protocol.inputs import ImageArray
 from deployments.engine.protocol.request import Bucket
@@ -145,9 +145,5 @@ class CheckQueue:
     def _call_checkers(self, batch: list[Check]) -> list[Finding]:
         """Meters a number of images that has not been measured."""
         bucket = batch[0].bucket
-        is_known = self._plan.has_measured("check", bucket, len(batch))
-        with nullcontext() if is_known else self._device.meter() as meter:
-            findings = batch[0].checkers.check([check.image for check in batch])
-        if meter is not None:
-            self._plan.record_peak("check", bucket, len(batch), meter.peak)
-        return findings
+        with meter_call(self._plan, self._device, "check", bucket, len(batch)):
+            return batch[0].checkers.check([check.image for check in batch])

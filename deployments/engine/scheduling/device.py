@@ -7,10 +7,14 @@ from deployments.engine.stack_size import Adapted
 
 
 class Meter:
-    """Holds `peak`: the most bytes that were alive at once of those that the metered work allocated."""
+    """Holds `peak`: the most bytes that were alive at once of those that the metered work allocated.
+
+    Where it `is_alone` no more, other work was metered at the same time, and the peak says nothing of this one's.
+    """
 
     def __init__(self) -> None:
         self.peak = 0
+        self.is_alone = True
 
 
 class DeviceMemory(Protocol):

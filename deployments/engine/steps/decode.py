@@ -10,15 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from deployments.engine.conditioning.image_encoder import Posterior
-from deployments.engine.device.errors import convert_device_errors, raise_if_sticky
+from deployments.engine.device.errors import call_again_if_full, convert_device_errors, raise_if_sticky
+from deployments.engine.device.metering import meter_call
 from deployments.engine.device.streams import Mark, WorkStream, current_stream, new_stream
 from deployments.engine.heartbeat import Heartbeat
 from deployments.engine.models.loaded_model import LoadedModel
@@ -231,7 +232,8 @@ class Decoder:
     def _decode_in(self, stream: WorkStream, batch: list[_Job]) -> Iterator[_Outcome]:
         began = time.perf_counter()
         try:
-            pictures, began = self._make_pictures(stream, batch)
+            make = partial(self._make_pictures, stream, batch)
+            pictures, began = make() if len(batch) > 1 else call_again_if_full(make, self._device.release)
         except Exception as error:
             raise_if_sticky(error)
             log.exception("decoding failed for %d image(s)", len(batch))
@@ -248,19 +250,14 @@ class Decoder:
             yield from self._decode_in(stream, [job])
 
     def _make_pictures(self, stream: WorkStream, batch: list[_Job]) -> tuple[Pictures, float]:
-        """Returns the pictures of finished images or previews on the host, and when the device began with them.
-
-        Meters a batch size that has not been measured.
-        """
-        latents, bucket = torch.stack([job.latents for job in batch]), batch[0].row.request.bucket
-        is_known = batch[0].preview_step is not None or self._plan.has_measured("decode", bucket, len(batch))
+        """Returns the pictures of finished images or previews on the host, and when the device began with them."""
+        latents, first = torch.stack([job.latents for job in batch]), batch[0]
+        is_final, bucket = first.preview_step is None, first.row.request.bucket
         stopwatch = stream.start_stopwatch()
-        with nullcontext() if is_known else self._device.meter() as meter:
-            made = make_pictures(decode_latents(batch[0].model, latents), latents)
+        with meter_call(self._plan, self._device, "decode", bucket, len(batch), is_typical=is_final):
+            made = make_pictures(decode_latents(first.model, latents), latents)
         pictures = made.copy_to_host(stream)
         stopwatch.stop()
-        if meter is not None:
-            self._plan.record_peak("decode", bucket, len(batch), meter.peak)
         seconds = stopwatch.wait()
         return pictures, time.perf_counter() - seconds
 
@@ -275,7 +272,8 @@ class Decoder:
             return _Outcome(job, NumericalFailure("the network's output was not finite"), began, is_invalid=True)
         log.warning("a decoded picture was black or not finite; it is decoded again in fp32")
         try:
-            again = make_in_fp32(job.model, job.latents, stream)
+            make = partial(make_in_fp32, job.model, job.latents, stream)
+            again = call_again_if_full(make, self._device.release)
             if bool(again.are_valid[0]):
                 return _Outcome(job, again.values[0], began, was_retried=True)
             failure: EngineError = NumericalFailure("the decoded image was black or not finite")

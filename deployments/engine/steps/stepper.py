@@ -167,7 +167,7 @@ class Stepper:
             with _losing_the_device():
                 stopwatch.stop()
             is_typical = not result.shallow_rows and not result.changed_rows
-            if meter is not None and is_typical and all(row.reference is None for row in rows):
+            if meter is not None and meter.is_alone and is_typical and all(row.reference is None for row in rows):
                 self._learn(bucket, result, meter)
             shows_cost = not result.shallow_rows and (meter is None or self._device.is_metering_free)
             self._in_flight.append(_StepInFlight(stopwatch, bucket, len(rows), result, counters, shows_cost))

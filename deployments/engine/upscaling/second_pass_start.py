@@ -3,16 +3,17 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import numpy as np
 from PIL import Image
 
 from deployments.engine.conditioning.image_encoder import Posterior
+from deployments.engine.device.errors import call_again_if_full
+from deployments.engine.device.metering import meter_call
 from deployments.engine.models.loaded_model import LoadedModel
 from deployments.engine.protocol.errors import Cancelled
 from deployments.engine.protocol.inputs import ImageArray
-from deployments.engine.protocol.request import Request
+from deployments.engine.protocol.request import Bucket, Request
 from deployments.engine.scheduling.device import DeviceMemory
 from deployments.engine.scheduling.memory_plan import MemoryPlan
 from deployments.engine.upscaling.upscalers import Upscalers
@@ -58,12 +59,11 @@ class Enlarger:
             enlarged = self._upscalers.enlarge_to(hires.upscaler, picture, size, is_stopped=is_stopped)
         if is_stopped():
             raise Cancelled
-        is_known = self._plan.has_measured("encode", bucket, 1)
-        with nullcontext() if is_known else self._device.meter() as meter:
-            encoded = model.image_encoder.encode_once(enlarged)
-        if meter is not None:
-            self._plan.record_peak("encode", bucket, 1, meter.peak)
-        return encoded
+        return call_again_if_full(lambda: self._encode(enlarged, bucket, model), self._device.release)
+
+    def _encode(self, enlarged: ImageArray, bucket: Bucket, model: LoadedModel) -> Posterior:
+        with meter_call(self._plan, self._device, "encode", bucket, 1):
+            return model.image_encoder.encode_once(enlarged)
 
 
 def enlarge_picture(picture: ImageArray, size: tuple[int, int]) -> ImageArray:

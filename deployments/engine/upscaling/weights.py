@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from deployments.engine.checkpoints.file_integrity import check_intact
+from deployments.engine.checkpoints.weight_files import check_floating
 from deployments.engine.device.errors import raise_if_sticky
 from deployments.engine.models.hub import locate_file
 from deployments.engine.protocol.errors import ModelLoadError
@@ -64,13 +65,15 @@ def read_tensors(title: str, path: Path) -> dict[str, Tensor]:
     check_intact(title, path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118, it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     except Exception as error:
         raise_if_sticky(error)
         raise ModelLoadError(
             f"{title}: {path.name} is no whole safetensors file; pickled weights (.pth) are not opened here: save "
             "their tensors as safetensors"
         ) from error
+    check_floating(title, path.name, [name for name, tensor in tensors.items() if not tensor.is_floating_point()])
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def build_network(title: str, tensors: Mapping[str, Tensor]) -> UpscalerNetwork:

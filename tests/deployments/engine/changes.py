@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -48,6 +48,12 @@ def cut(folder: Path, *, file: str, to: int | None = None) -> None:
 
 def replace_file(folder: Path, *, file: str, content: bytes) -> None:
     (folder / file).write_bytes(content)
+
+
+def overwrite(file: Path) -> None:
+    """Writes other weights of the same shapes into a safetensors file, in place, as `cp` does over an old file."""
+    others = {name: tensor.flip(0) + 1 for name, tensor in load(file.read_bytes()).items()}
+    file.write_bytes(save(others, metadata={"format": "pt"}))
 
 
 def remove(folder: Path, *, files: tuple[str, ...]) -> None:

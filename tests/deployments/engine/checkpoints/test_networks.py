@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import torch
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
+from deployments.engine.checkpoints.library_networks import AutoencoderKL
 from deployments.engine.checkpoints.networks import load_network
 from deployments.engine.protocol.errors import ModelLoadError
-from tests.deployments.engine.changes import State
-from tests.deployments.engine.tiny import tiny_text_encoder, tiny_tokenizer
+from tests.deployments.engine.changes import State, overwrite
+from tests.deployments.engine.tiny import tiny_text_encoder, tiny_tokenizer, tiny_vae
 
 Change = Callable[[State, str], State]
 
@@ -72,3 +73,14 @@ def test_weights_that_a_narrower_dtype_cannot_hold_are_refused(dtype: torch.dtyp
     else:
         with pytest.raises(ModelLoadError, match=f"not finite in float16 .{first}"):
             load_network("it", "it", folder, CLIPTextModel, dtype, CPU, half=True)
+
+
+@pytest.mark.parametrize("kind", [CLIPTextModel, AutoencoderKL])
+def test_a_network_stays_as_it_was_loaded_when_its_file_is_written_to(kind: Any, tmp_path: Path) -> None:
+    made = tiny_text_encoder(tiny_tokenizer()) if kind is CLIPTextModel else tiny_vae()
+    made.save_pretrained(tmp_path)
+    network = load_network("it", "it", tmp_path, kind, torch.float32, CPU, half=False)
+    (file,) = tmp_path.glob("*.safetensors")
+    overwrite(file)
+    found = network.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in made.state_dict().items())

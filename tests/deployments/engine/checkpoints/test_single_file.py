@@ -15,7 +15,7 @@ from bench.engine.pipelines import arguments, restore_unmasked
 from deployments.engine.checkpoints.clip_tokenizer import build_clip_tokenizer
 from deployments.engine.checkpoints.native_size import with_native_size
 from deployments.engine.checkpoints.original_layout import describe_file
-from deployments.engine.checkpoints.single_file import FilePart, parts_of
+from deployments.engine.checkpoints.single_file import FilePart, FileScheduler, parts_of
 from deployments.engine.models.components import Components, PartFolder
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.models.part_location import fetch_model
@@ -23,6 +23,7 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.source_checks import check_source
+from tests.deployments.engine.changes import edit
 from tests.deployments.engine.checkpoints.original import original_checkpoint, original_vae, write
 from tests.deployments.engine.harness import difference, request_for, run
 from tests.deployments.engine.tiny import save_tiny_checkpoint
@@ -91,6 +92,24 @@ def test_a_file_of_nine_channels_and_what_training_leaves_in_files(tiny_checkpoi
     left["first_stage_model.loss.logvar"] = torch.zeros(())
     path = write(tmp_path / "mine.safetensors", original_checkpoint(tiny_checkpoint_9) | left)
     assert_the_same_networks(path, tiny_checkpoint_9)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        (FIRST, "unet"),
+        ("first_stage_model.decoder.conv_in.bias", "vae"),
+        ("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight", "text_encoder"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_a_file_is_refused_for_the_weights_that_a_folder_is_refused_for(
+    name: str, part: str, dtype: torch.dtype, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tensors = original_checkpoint(tiny_checkpoint, open_clip=True)
+    path = write(tmp_path / "mine.safetensors", tensors | {name: tensors[name].to(dtype)})
+    with pytest.raises(ModelLoadError, match=f"its {part}: mine.safetensors has weights that are not floating-point"):
+        load(path, tiny_checkpoint)
 
 
 def test_a_file_without_a_vae_or_text_encoder_takes_another(
@@ -181,6 +200,14 @@ def header_only(path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[s
     return path
 
 
+XL_SHAPES = {
+    "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
+    "conditioner.embedders.0.transformer.text_model.x": (1,),
+    "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": (1280,),
+}
+"""What an XL has besides."""
+
+
 def shapes(width: int, channels: int = 4) -> dict[str, tuple[int, ...]]:
     text = "transformer.text_model.x" if width == 768 else "model.x"
     return {
@@ -228,6 +255,43 @@ def test_what_a_file_predicts_is_said_by_it_or_asked_for(tmp_path: Path) -> None
     header_only(path, shapes(768) | {"v_pred": (0,)})
     with pytest.raises(ModelLoadError, match="has the mark `v_pred`"):
         check_source(ModelSpec("mine", str(path)))
+
+
+@pytest.mark.parametrize("width", [768, 1024, 2048])
+def test_a_file_marked_for_zero_snr_begins_at_noise_alone(width: int, tmp_path: Path) -> None:
+    more = XL_SHAPES if width == 2048 else {}
+    path = header_only(tmp_path / "mine.safetensors", shapes(width) | more | {"ztsnr": (0,), "v_pred": (0,)})
+    with pytest.raises(ModelLoadError, match="has the mark `v_pred`"):
+        check_source(ModelSpec("mine", str(path)))
+    with pytest.raises(ModelLoadError, match=r"has the mark `ztsnr`.* set `prediction_type` to v_prediction"):
+        check_source(ModelSpec("mine", str(path), prediction_type="epsilon"))
+    place = parts_of("mine", describe_file("mine", path, config="", prediction_type="v_prediction"))["scheduler"]
+    assert isinstance(place, FileScheduler)
+    samplers = Components(CPU, torch.float32).samplers("mine", place)
+    assert samplers.alphas_cumprod is not None
+    # diffusers' Euler keeps its sigmas finite with so little.
+    assert float(samplers.alphas_cumprod[-1]) <= 2**-24
+    assert place.config["timestep_spacing"] == "trailing"
+
+
+def test_a_config_that_contradicts_the_mark_for_zero_snr_is_refused(
+    original: dict[str, Tensor], tmp_path: Path
+) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "tiny", prediction_type="v_prediction")
+    path = write(tmp_path / "mine.safetensors", original | {"ztsnr": torch.zeros(0)})
+    with pytest.raises(ModelLoadError, match="the scheduler of `config` does not set `rescale_betas_zero_snr`"):
+        load(path, folder)
+    edit(
+        folder,
+        file="scheduler/scheduler_config.json",
+        _class_name="DDIMScheduler",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    found = load(path, folder).alphas_cumprod
+    assert found is not None
+    assert float(found[-1]) == 0
 
 
 REFINER = "conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"

@@ -22,7 +22,7 @@ from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
 from deployments.source_checks import check_source
 from tests.deployments.engine.checkpoints.original import original_xl_checkpoint, write
-from tests.deployments.engine.checkpoints.test_single_file import header_only, shapes
+from tests.deployments.engine.checkpoints.test_single_file import XL_SHAPES, header_only, shapes
 from tests.deployments.engine.harness import difference, request_for, run
 from tests.deployments.engine.tiny_xl import save_tiny_xl
 
@@ -108,12 +108,7 @@ def test_a_file_without_a_text_encoder_says_which(folder: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(("channels", "size"), [(4, 1024), (9, 1024)])
 def test_a_published_file_is_known_by_its_keys(channels: int, size: int, tmp_path: Path) -> None:
-    xl = {
-        "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
-        "conditioner.embedders.0.transformer.text_model.x": (1,),
-        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": (1280,),
-    }
-    path = header_only(tmp_path / "mine.safetensors", shapes(2048, channels) | xl)
+    path = header_only(tmp_path / "mine.safetensors", shapes(2048, channels) | XL_SHAPES)
     spec = ModelSpec("mine", str(path))
     check_source(spec)
     assert with_native_size(spec).native_size == size

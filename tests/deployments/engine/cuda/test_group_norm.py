@@ -10,6 +10,10 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from deployments.engine.cuda.group_norm import FusedGroupNorm, fuse_group_norms, normalize_groups
+from deployments.engine.cuda.networks import prepare_for_cuda
+from deployments.engine.lora.layer_update import LayerUpdate
+from deployments.engine.lora.rows.factors import stack_updates
+from deployments.engine.lora.rows.layers import apply_factors, layers_of
 from tests.deployments.engine.tiny import tiny_controlnet, tiny_unet, tiny_vae
 
 
@@ -62,6 +66,23 @@ def test_fused_normalizations_change_nothing_but_rounding(make: Make, call: Call
         for ours, theirs in zip(call(network), call(before), strict=True):
             # Of fp32 sums in another order; what they add up to is up to 4 here.
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("make", [tiny_unet, unusual_unet], ids=["unet", "a unet with other resnets"])
+def test_loras_find_every_layer_where_it_was_and_change_the_same(make: Make) -> None:
+    unet = make()
+    before = copy.deepcopy(unet)
+    prepare_for_cuda(unet)
+    assert set(layers_of(unet)) == set(layers_of(before))
+    name = next(path for path in layers_of(unet) if path.endswith("time_emb_proj"))
+    rows, inputs = layers_of(before)[name].weight.shape
+    factors = stack_updates([{name: LayerUpdate(torch.randn(2, inputs), torch.randn(rows, 2))}], layers_of(unet))
+    with torch.inference_mode():
+        (plain,) = call_unet(before)
+        with apply_factors(unet, factors), apply_factors(before, factors):
+            (ours,), (theirs,) = call_unet(unet), call_unet(before)
+    assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert float((ours - plain).abs().max()) > 0.05
 
 
 def test_no_weight_is_copied_or_lost() -> None:

@@ -21,6 +21,7 @@ from deployments.engine.protocol.events import Accepted, Failed, Finished, Image
 from deployments.engine.protocol.inputs import Inputs
 from deployments.engine.scheduling.cost_model import CostModel
 from deployments.engine.scheduling.device import Meter
+from deployments.engine.steps import decode
 from deployments.engine.worker.warm_up import warm_up
 from tests.deployments.engine.harness import Tape, difference, engine_of, prepare_all, request_for, run
 
@@ -125,6 +126,30 @@ def test_a_row_that_runs_out_alone_costs_nobody_else_anything(tiny_model: Loaded
         engine.drain()
     assert isinstance(tape.of("fails", ImageFailed)[0].error, DoesNotFit)
     assert [len(tape.of(name, ImageDone)) for name in ("same", "other")] == [1, 1]
+
+
+@pytest.mark.parametrize("place", ["decode_latents", "make_in_fp32"])
+def test_a_finished_image_is_decoded_once_more_when_memory_runs_out(
+    place: str, tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is cached may be all that is missing, and every step of the image has been made."""
+    happened: list[str] = []
+    call = getattr(decode, place)
+
+    def fail_once(*given: Any) -> Any:
+        happened.append(place)
+        if len(happened) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return call(*given)
+
+    monkeypatch.setattr(decode, place, fail_once)
+    monkeypatch.setattr(CpuMemory, "release", lambda _: happened.append("release"))
+    overflowing = replace(tiny_model, vae=OverflowsInHalf(tiny_model.vae))
+    with drive(overflowing if place == "make_in_fp32" else tiny_model) as (engine, tape):
+        engine.submit(request_for(tiny_model, "x"))
+        engine.drain()
+    assert happened[:3] == [place, "release", place]
+    assert len(tape.images("x")) == 1
 
 
 def test_calls_with_more_than_the_network_do_not_say_what_others_may_not_try(tiny_controlled: LoadedModel) -> None:

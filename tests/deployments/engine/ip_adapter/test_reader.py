@@ -12,6 +12,7 @@ from deployments.engine.conditioning.cross_attention import CrossAttentionCache
 from deployments.engine.ip_adapter.image_projection import build_projection
 from deployments.engine.ip_adapter.reader import IpAdapterWeights, read_ip_adapter
 from deployments.engine.protocol.errors import ModelLoadError
+from tests.deployments.engine.changes import overwrite
 from tests.deployments.engine.ip_adapter.tiny_ip_adapters import (
     EMBEDDING,
     STATES,
@@ -156,6 +157,16 @@ def test_a_file_that_is_cut_off_or_pickled_is_refused(tmp_path: Path) -> None:
     torch.save({}, path)
     with pytest.raises(ModelLoadError, match="pickle"):
         read_ip_adapter("it", path, layers)
+
+
+@pytest.mark.parametrize("kind", ["plain", "plus"])
+def test_an_adapter_stays_as_it_was_read_when_its_file_is_written_to(kind: str, tmp_path: Path) -> None:
+    unet = tiny_unet()
+    found = read(plain_state(unet, 5) if kind == "plain" else plus_state(unet, 5), tmp_path)
+    tensors = [*found.attention, *found.projection.state_dict().values()]
+    before = [tensor.clone() for tensor in tensors]
+    overwrite(tmp_path / "adapter.safetensors")
+    assert all(map(torch.equal, tensors, before))
 
 
 def test_weights_are_taken_as_they_are() -> None:

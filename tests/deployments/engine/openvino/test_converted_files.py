@@ -1,9 +1,13 @@
 """Converted models are kept whole: for the next start, beside other processes, and never if damaged."""
 
+import errno
 import logging
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import openvino
 import pytest
@@ -87,6 +91,63 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING):
         assert answer(files.keep(CORE, ORIGIN, doubled(), lambda _: 1.0).model) == [2.0] * 4
     assert "not kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "error"),
+    [
+        (openvino, "save_model", RuntimeError("basic_ios::clear: iostream error")),
+        (converted_files, "_digests", OSError(errno.ENOSPC, "No space left on device")),
+    ],
+    ids=["the model", "its facts"],
+)
+def test_a_full_disk_is_no_error_and_what_is_returned_is_checked(
+    place: Any, name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, name, fail)
+    files, checked = ConvertedFiles(tmp_path), []
+
+    def check(model: openvino.Model) -> float:
+        checked.append(answer(model))
+        return 7.5
+
+    kept = files.keep(CORE, ORIGIN, doubled(), check)
+    assert (answer(kept.model), kept.work_bytes, checked) == ([2.0] * 4, 7.5, [[2.0] * 4])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_has_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    old, new, kept = tmp_path / "new-old", tmp_path / "new-new", tmp_path / "kept"
+    for folder in (old, new, kept):
+        folder.mkdir()
+        (folder / "model.bin").touch()
+    long_ago = time.time() - 2 * converted_files.LEFT_BEHIND_S
+    for path in (old / "model.bin", old, new, kept / "model.bin", kept):
+        os.utime(path, (long_ago, long_ago))
+    ConvertedFiles(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [kept, new]
+
+
+def test_another_user_of_the_folder_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        ConvertedFiles(tmp_path / "folder").keep(CORE, ORIGIN, doubled(), lambda _: 1.0)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "folder").rglob("*") if path.is_dir()}
+    assert modes == {0o755}
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "folder").rglob("*"))
+
+
+def test_a_model_that_another_process_has_kept_meanwhile_is_not_replaced(files: ConvertedFiles, tmp_path: Path) -> None:
+    (facts,) = tmp_path.rglob("facts.json")
+    before = facts.stat().st_ino
+    assert answer(files.keep(CORE, ORIGIN, doubled(), lambda _: 9.0).model) == [2.0] * 4
+    assert facts.stat().st_ino == before
+    assert len(list(facts.parent.parent.iterdir())) == 1
 
 
 def test_without_a_folder_nothing_is_kept() -> None:

@@ -14,20 +14,32 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
+from deployments.engine.checkpoints.networks import load_network
 from deployments.engine.conditioning.cross_attention import CrossAttentionCache, context_width
 from deployments.engine.conditioning.prompt_encoder import PromptEncoder
 from deployments.engine.device.memory import CpuMemory
 from deployments.engine.lora.rows.layers import layers_of
-from deployments.engine.models.components import Components, size_of
+from deployments.engine.models import components as loading
+from deployments.engine.models.components import Components, PartFolder, size_of
 from deployments.engine.models.loaded_model import LoadedModel, load_model
 from deployments.engine.models.manager import DiffusionModelManager
 from deployments.engine.openvino import converted_network
 from deployments.engine.openvino.conversion import Input, convert, split_gates
 from deployments.engine.openvino.networks import OpenVinoUNet
 from deployments.engine.openvino.runtime import OpenVinoRuntime
+from deployments.engine.protocol.errors import ModelLoadError
 from deployments.engine.protocol.spec import ModelSpec
+from tests.deployments.engine.changes import overwrite
 from tests.deployments.engine.embedding_files import save_embedding
-from tests.deployments.engine.tiny import TOKENS, WIDTH, tiny_controlnet, tiny_text_encoder, tiny_tokenizer, tiny_unet
+from tests.deployments.engine.tiny import (
+    TOKENS,
+    WIDTH,
+    tiny_controlnet,
+    tiny_text_encoder,
+    tiny_tokenizer,
+    tiny_unet,
+    tiny_vae,
+)
 
 CPU = torch.device("cpu")
 CLOSE = 1e-4
@@ -73,6 +85,65 @@ def test_a_unet_answers_as_torch_does_at_any_size_with_and_without_a_controlnet(
     assert distance(unet(*inputs, **extra)[0], torch_unet(*inputs, **extra, return_dict=False)[0]) < CLOSE
     assert distance(unet(*inputs, **extra)[0], unet(*inputs)[0]) > 10 * CLOSE
     assert unet.backend == "openvino"
+
+
+def test_a_conversion_that_answers_with_no_numbers_is_refused_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def convert_badly(function: Any, *given: Any) -> Any:
+        return convert(lambda *inputs: tuple(each * torch.nan for each in function(*inputs)), *given)
+
+    monkeypatch.setattr(converted_network, "convert", convert_badly)
+    torch_unet, unet = pair(OpenVinoRuntime(threads=1, folder=tmp_path), tiny_unet())
+    inputs = inputs_for(torch_unet)
+    with caplog.at_level(logging.WARNING):
+        assert distance(unet(*inputs)[0], torch_unet(*inputs, return_dict=False)[0]) < CLOSE
+    assert "differ from torch's by nan" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def vae_folder(tmp_path: Path) -> Path:
+    """The folder of a VAE of the test's own."""
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+def load_vae(folder: Path, converted: Path) -> Any:
+    """The VAE in `folder` on OpenVINO, whose conversions are kept in `converted`."""
+    components = Components(CPU, torch.float32, openvino=OpenVinoRuntime(threads=1, folder=converted))
+    return components.vae(PartFolder("the VAE", "the VAE", folder))
+
+
+def test_a_conversion_is_of_the_weights_that_it_is_kept_under(vae_folder: Path, tmp_path: Path) -> None:
+    """Whatever was written into the file between the load and the first call, which converts."""
+    picture = torch.rand(1, 3, 16, 16)
+    right = tiny_vae().encode(picture).latent_dist.mean
+    file = vae_folder / "diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    loaded = load_vae(vae_folder, tmp_path / "converted")
+    overwrite(file)
+    assert distance(loaded.encode(picture).latent_dist.mean, right) < CLOSE
+    file.write_bytes(content)
+    assert distance(load_vae(vae_folder, tmp_path / "converted").encode(picture).latent_dist.mean, right) < CLOSE
+
+
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_a_part_that_is_written_to_while_it_loads_is_refused(
+    part: str, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was loaded would be kept under the digest of something else."""
+    tiny_unet().save_pretrained(tmp_path / "unet")
+
+    def load_later(title: str, source: str, folder: Path, *how: Any, **more: Any) -> Any:
+        overwrite(folder / "diffusion_pytorch_model.safetensors")
+        return load_network(title, source, folder, *how, **more)
+
+    monkeypatch.setattr(loading, "load_network", load_later)
+    shared = Components(CPU, torch.float32, openvino=OpenVinoRuntime(threads=1))
+    load: Any = shared.vae if part == "vae" else shared.unet
+    with pytest.raises(ModelLoadError, match="was changed while it was read"):
+        load(PartFolder("it", "it", tmp_path / part))
 
 
 @pytest.mark.parametrize("bias", [True, False])
