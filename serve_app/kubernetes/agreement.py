@@ -20,6 +20,10 @@ from serve_app.kubernetes.serve_schema import configuration_of
 GPU: Final = "nvidia.com/gpu"
 DRAIN: Final = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 NODES: Final = "darkroom-nodes"
+
+COLD_START_S: Final = 190.0
+"""What a request waits where there is neither replica nor machine: 120 s and 45 s, 15 % longer (docs/scaling.md)."""
+
 STORE: Final = "object-store-memory"
 
 UNITS: Final = {"Mi": 2**20, "Gi": 2**30}
@@ -34,6 +38,7 @@ def find_disagreements(manifests: Manifests) -> Iterator[str]:
     if (ray_version := manifests.cluster.get("rayVersion")) != version("ray"):
         yield f"rayVersion: it says {ray_version}, and the code runs on {version('ray')}"
     yield from _check_drain(manifests, config)
+    yield from _check_cold_starts(config)
     yield from _check_gpus(manifests, config)
     yield from _check_capacity(manifests, config)
     for pod in manifests.ray_pods():
@@ -66,6 +71,18 @@ def _check_drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
         for (shorter, low), (longer, high) in pairwise(ends):
             if low is None or high is None or low >= high:
                 yield f"drain: {shorter} ({low}) must be less than {longer} ({high})"
+
+
+def _check_cold_starts(config: AppConfig) -> Iterator[str]:
+    """Checks that whoever wakes a deployment without replicas is still there when one can answer."""
+    longest = config.ingress.request_timeout_s
+    for deployment in config.deployments:
+        scaling = deployment.autoscaling
+        if scaling is not None and scaling.min_replicas == 0 and longest is not None and longest <= COLD_START_S:
+            yield (
+                f"deployment {deployment.name}: min_replicas is 0, so ingress.request_timeout_s ({longest}) must be "
+                f"more than {COLD_START_S:g}, which a replica and its machine take to start"
+            )
 
 
 def _check_gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
