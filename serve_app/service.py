@@ -26,7 +26,7 @@ from deployments.loras.catalogue import NO_LORAS, LoraCatalogue
 from deployments.metrics import Sample
 from deployments.registry import DEMO_MODELS
 from serve_app.backends.cancellation import CancellableBackend, RunningRequests
-from serve_app.backends.counting import CountingBackend
+from serve_app.backends.counting import CountingBackend, WaitForPlace
 from serve_app.backends.local import LocalBackend
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import CachingBackend, ResultCache
@@ -104,7 +104,7 @@ class DiffusionService:
         statistics = Statistics()
         self._was_ready = False
         # What happens to a request, from the outside in.
-        self._backend: Backend = CountingBackend(
+        self._backend = CountingBackend(
             CancellableBackend(CachingBackend(LabellingBackend(engines, self.labeller), self._cache), self.running),
             statistics,
         )
@@ -154,9 +154,9 @@ class DiffusionService:
         # The headers of a hostile file take a while to read, as a LoRA's digest does: they would block the event loop.
         return await asyncio.to_thread(prepare, *asked) if uploads or params.loras else prepare(*asked)
 
-    def run(self, prepared: Prepared) -> AsyncGenerator[Event, None]:
-        """Yields the events of a prepared request. Closing the generator early cancels it."""
-        return self._backend.generate(prepared.request)
+    def run(self, prepared: Prepared, wait: WaitForPlace | None = None) -> AsyncGenerator[Event, None]:
+        """Yields a request's events; closing it early cancels it. Full engines are asked again after `wait`."""
+        return self._backend.generate(prepared.request, wait)
 
     async def count_tokens(self, prepared: Prepared) -> tuple[TokenCount, TokenCount]:
         """Counts the tokens of a prepared request's prompts, style included; the negative one's second. Raises
@@ -202,9 +202,8 @@ class DiffusionService:
 
     async def collect(self, prepared: Prepared, on_event: Callable[[Event], None] | None = None) -> Result:
         """As `generate`, for a prepared request. `on_event` gets its events, `Progress` at intervals."""
-        interval = None if on_event is None else PROGRESS_INTERVAL_S
-        watched = replace(prepared, request=replace(prepared.request, progress_interval_s=interval))
-        return await collect_result(prepared, self.run(watched), on_event)
+        watched = replace(prepared.request, progress_interval_s=None if on_event is None else PROGRESS_INTERVAL_S)
+        return await collect_result(prepared, self._backend.generate(watched), on_event)
 
     async def generate_text_to_image(
         self, params: GenerationParams, model_name: str | None = None

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployments.metrics import BLOCKED, COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample, engine_samples
+from deployments.metrics import BLOCKED, COUNTS, GATEWAY_COUNTS, REDIS_DAMAGED, Sample
 from serve_app.backends.protocol import Backend, BackendReport
 from serve_app.cache.result_cache import ResultCache
 from serve_app.observability.callback_stats import CallbackCounts
 from serve_app.observability.engine_stats import engine_figures
+from serve_app.observability.engine_totals import EngineTotals
 from serve_app.observability.request_stats import Statistics
 from serve_app.observability.versions import build_sample
 from serve_app.store.redis import RedisTier
@@ -26,6 +27,7 @@ class ServiceCounts:
     blocked: Mapping[str, int]
     callbacks: CallbackCounts
     gateway: Counter[str] = field(default_factory=Counter)
+    engine_totals: EngineTotals = field(default_factory=EngineTotals)
 
     def snapshot(self, report: BackendReport) -> dict[str, Any]:
         """Returns everything with the engines' own figures in `report`, as plain data (docs/statistics.md)."""
@@ -57,9 +59,8 @@ class ServiceCounts:
         yield Sample(REDIS_DAMAGED, (), self._redis_damaged)
 
     def samples_with(self, report: BackendReport) -> list[Sample]:
-        """Returns `samples` and those of the engines in `report`."""
-        engines = (sample for engine in report.engines for sample in engine_samples(engine))
-        return [*self.samples(), *engines]
+        """Returns `samples`, and those of the engines in `report` and of all that have reported before."""
+        return [*self.samples(), *self.engine_totals.samples(report.engines)]
 
     @property
     def _redis_damaged(self) -> int:

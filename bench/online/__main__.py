@@ -50,7 +50,7 @@ from bench.online.report import (
     table,
     verdict,
 )
-from bench.online.results import Results
+from bench.online.results import Results, open_results
 from bench.online.traffic import checked_requests, draw_traffic, warm_up_requests
 from bench.online.unloaded import Unloaded, read_unloaded
 from bench.options import names_of
@@ -148,11 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     rates = options.rates or (QUICK_RATES if options.quick else RATES)
     window_s = QUICK_WINDOW_S if options.quick else WINDOW_S
-    out = options.out or SCRATCH / ("quick.json" if options.quick else "results.json")
     torch.set_num_threads(os.cpu_count() or 1)
     facts = card(torch.device("cpu"))
     print_card(facts)
-    results = Results(out, {"window_s": window_s, "seed": options.seed})
+    settings = {"window_s": window_s, "seed": options.seed, "quick": options.quick}
+    results = open_results(SCRATCH, options.out, facts, settings)
     results.put("card", facts)
     bench = Bench(results, window_s, options.seed)
     broken = _measure_all(bench, [one for one in CONTENDERS if one.name in options.only], rates, options.quick)

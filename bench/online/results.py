@@ -6,6 +6,15 @@ from pathlib import Path
 from typing import Any
 
 
+def open_results(folder: Path, out: Path | None, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> "Results":
+    """Opens what has been measured with `settings` at the commit, with the versions and on the processor of `facts`
+    (`bench.card`), in a file of that commit's own unless `out` names one. Raises ValueError as `Results` does.
+    """
+    kind = "quick" if settings["quick"] else "results"
+    measured = {"commit": facts["commit"], "versions": facts["versions"], "cpu": facts["hardware"]["cpu"]}
+    return Results(out or folder / f"{kind}-{facts['commit']}.json", {**settings, **measured})
+
+
 class Results:
     """One JSON file, written anew after each measurement. Those of other `settings` are never mixed in.
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from heapq import heappop, heappush
+from uuid import uuid4
 
 from deployments.engine.lora.rows.lora_set import LoraSet
 from deployments.engine.protocol.counters import Counters, sum_counters
@@ -31,10 +32,11 @@ class RequestTracker:
     """Holds the state of every unfinished request, and emits its events.
 
     `emit` receives every event. `is_known` says whether the engine has a model of that name: callers choose the names,
-    so requests for unknown models are counted under one name.
+    so requests for unknown models are counted under one name. `id` is these counters' own.
     """
 
     def __init__(self, emit: Callable[[Event], None], is_known: Callable[[str], bool]) -> None:
+        self.id = uuid4().hex
         self._listener: Callable[[Event], object] = emit
         self.requests: dict[str, RequestState] = {}
         self.counters: dict[str, Counters] = {}

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any, Final
 
 from ray.exceptions import ActorUnavailableError, RayActorError, WorkerCrashedError
@@ -55,7 +55,8 @@ class RayBackend:
 
     async def cancel(self, name: str, tenant: str) -> bool:
         """Ends the tenant's requests of this name on every replica, whichever ingress they came through."""
-        answers = await self._ask_replicas(f"request {name}: no cancellation could be sent", "cancel", name, tenant)
+        failure = f"request {name}: a replica did not answer a cancellation"
+        answers = await self._ask_replicas(failure, "cancel", name, tenant)
         return any(answer is True for answer in answers)
 
     async def forget_states(self) -> None:
@@ -80,7 +81,7 @@ class RayBackend:
 
     async def report(self) -> BackendReport:
         """Returns the reports of the replicas that answer within `REPORT_TIMEOUT_S`."""
-        answers = await self._ask_replicas("a deployment did not report", "report")
+        answers = await self._ask_replicas("a replica did not report", "report")
         return BackendReport(tuple(answer for answer in answers if isinstance(answer, EngineReport)))
 
     async def close(self) -> None:
@@ -108,25 +109,37 @@ class RayBackend:
             # that is merely dropped is never cancelled.
             if not ended:
                 stream.cancel()
-                failure = f"request {request.id}: no abort could be sent"
+                failure = f"request {request.id}: a replica did not answer an abort"
                 self._start_task(self._ask_replicas(failure, "abort", request.id))
 
     async def _ask_replicas(self, failure: str, method: str, *arguments: str) -> Sequence[Any]:
-        """Calls `method` of every replica and returns the answers; none, and logs `failure`, if they are too late."""
+        """Calls `method` of every replica and returns the answers that come within `REPORT_TIMEOUT_S`.
+
+        Logs `failure` for each of the others, and once if the deployment has no replica.
+        """
+        until = asyncio.get_running_loop().time() + REPORT_TIMEOUT_S
         try:
-            async with asyncio.timeout(REPORT_TIMEOUT_S):
-                answers: Sequence[Any] = await self._handle.broadcast(method, *arguments).results_async(
-                    return_exceptions=True
-                )
-                return answers
+            async with asyncio.timeout_at(until):
+                # Ray's public `results_async` waits for all replicas together: one that hangs would hide the others.
+                calls = await self._handle.broadcast(method, *arguments)._fetch_replica_results_async()
         except Exception as error:
             log.warning("%s: %s", failure, type(error).__name__)
             return []
+        waiting = (_wait_until(until, call.get_async()) for call in calls)
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        for lost in (answer for answer in answers if isinstance(answer, BaseException)):
+            log.warning("%s: %s", failure, type(lost).__name__)
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     def _start_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _wait_until(loop_time: float, answer: Awaitable[Any]) -> Any:
+    async with asyncio.timeout_at(loop_time):
+        return await answer
 
 
 async def _wait_for_answer(response: DeploymentResponse, seconds: float) -> Any:

@@ -17,12 +17,12 @@ from typing import Final
 from deployments.engine.protocol.errors import Cancelled, DeadlineExceeded, EngineError, Overloaded
 from deployments.engine.protocol.events import Event, Progress
 from deployments.engine.protocol.params import GenerationParams
-from deployments.engine.protocol.request import part_name
+from deployments.engine.protocol.request import Request, part_name
 from serve_app.backends.cancellation import CancelSignal
 from serve_app.generation.prepared import Prepared
-from serve_app.generation.result import Result
+from serve_app.generation.result import Result, collect_result
 from serve_app.jobs.pictures import NO_PICTURES, JobPictures
-from serve_app.service import DiffusionService
+from serve_app.service import PROGRESS_INTERVAL_S, DiffusionService
 from serve_app.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
@@ -150,27 +150,30 @@ class Batch:
             if isinstance(event, Progress):
                 self._progress_of.update(dict.fromkeys(work.indices, event.step / max(1, event.steps)))
 
-        while not signal.done():
-            try:
-                return await self._service.collect(self._with_deadline_left(work.prepared), note_progress)
-            except Overloaded as full:
-                seconds = (full.retry_after or RETRY_S) * random.uniform(1, 1 + JITTER)
-                if seconds * 1000 > self._left_ms(work.prepared):
-                    raise DeadlineExceeded("the engines are full until after the deadline") from None
-                await asyncio.wait((signal,), timeout=seconds)
-        raise Cancelled
+        async def wait(request: Request, full: Overloaded) -> Request:
+            seconds = (full.retry_after or RETRY_S) * random.uniform(1, 1 + JITTER)
+            if seconds * 1000 > self._left_ms(work):
+                raise DeadlineExceeded("the engines are full until after the deadline")
+            await asyncio.wait((signal,), timeout=seconds)
+            if signal.done():
+                raise Cancelled
+            return self._with_deadline_left(work, request)
 
-    def _with_deadline_left(self, prepared: Prepared) -> Prepared:
+        if signal.done():
+            raise Cancelled
+        request = replace(work.prepared.request, progress_interval_s=PROGRESS_INTERVAL_S)
+        asked = replace(work.prepared, request=self._with_deadline_left(work, request))
+        return await collect_result(asked, self._service.run(asked, wait), note_progress)
+
+    def _with_deadline_left(self, work: EntryGroup, request: Request) -> Request:
         """Returns the request with what is left of its deadline. Raises DeadlineExceeded where nothing is."""
-        params = prepared.request.params
-        if params.deadline_ms is None:
-            return prepared
-        left = self._left_ms(prepared)
+        if request.params.deadline_ms is None:
+            return request
+        left = self._left_ms(work)
         if left < 1:
             raise DeadlineExceeded("the deadline passed before it was begun")
-        params = params.model_copy(update={"deadline_ms": int(left)})
-        return replace(prepared, request=replace(prepared.request, params=params))
+        return replace(request, params=request.params.model_copy(update={"deadline_ms": int(left)}))
 
-    def _left_ms(self, prepared: Prepared) -> float:
-        deadline = prepared.request.params.deadline_ms
+    def _left_ms(self, work: EntryGroup) -> float:
+        deadline = work.prepared.request.params.deadline_ms
         return float("inf") if deadline is None else deadline - (self._clock() - self._begun) * 1000

@@ -21,6 +21,16 @@ GPU: Final = "nvidia.com/gpu"
 DRAIN: Final = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 NODES: Final = "darkroom-nodes"
 
+COLD_START_S: Final = 190.0
+"""What a request waits where there is neither replica nor machine: 120 s and 45 s, 15 % longer (docs/scaling.md)."""
+
+STORE: Final = "object-store-memory"
+
+UNITS: Final = {"Mi": 2**20, "Gi": 2**30}
+
+SHARE_OF_SHM: Final = 0.95
+"""Of /dev/shm: Ray puts an object store that needs more than is free there on the container's disk."""
+
 
 def find_disagreements(manifests: Manifests) -> Iterator[str]:
     """Yields each disagreement as one line."""
@@ -28,10 +38,12 @@ def find_disagreements(manifests: Manifests) -> Iterator[str]:
     if (ray_version := manifests.cluster.get("rayVersion")) != version("ray"):
         yield f"rayVersion: it says {ray_version}, and the code runs on {version('ray')}"
     yield from _check_drain(manifests, config)
+    yield from _check_cold_starts(config)
     yield from _check_gpus(manifests, config)
     yield from _check_capacity(manifests, config)
     for pod in manifests.ray_pods():
         yield from _check_pod(pod)
+    yield from _check_object_stores(manifests)
     yield from _check_secrets(manifests, config)
     yield from _check_folders(manifests, config)
     yield from _check_disruption_budgets(manifests)
@@ -59,6 +71,18 @@ def _check_drain(manifests: Manifests, config: AppConfig) -> Iterator[str]:
         for (shorter, low), (longer, high) in pairwise(ends):
             if low is None or high is None or low >= high:
                 yield f"drain: {shorter} ({low}) must be less than {longer} ({high})"
+
+
+def _check_cold_starts(config: AppConfig) -> Iterator[str]:
+    """Checks that whoever wakes a deployment without replicas is still there when one can answer."""
+    longest = config.ingress.request_timeout_s
+    for deployment in config.deployments:
+        scaling = deployment.autoscaling
+        if scaling is not None and scaling.min_replicas == 0 and longest is not None and longest <= COLD_START_S:
+            yield (
+                f"deployment {deployment.name}: min_replicas is 0, so ingress.request_timeout_s ({longest}) must be "
+                f"more than {COLD_START_S:g}, which a replica and its machine take to start"
+            )
 
 
 def _check_gpus(manifests: Manifests, config: AppConfig) -> Iterator[str]:
@@ -107,6 +131,23 @@ def _check_pod(pod: PodTemplate) -> Iterator[str]:
         yield f"{pod.name}: KubeRay's own probes ask Ray and Serve; with one in the manifest it makes none"
     if "lifecycle" in pod.main:
         yield f"{pod.name}: a preStop hook would end Ray before it has drained"
+
+
+def _check_object_stores(manifests: Manifests) -> Iterator[str]:
+    groups = [manifests.cluster["headGroupSpec"], *manifests.groups]
+    for pod, group in zip(manifests.ray_pods(), groups, strict=True):
+        asked = int(group.get("rayStartParams", {}).get(STORE, 0))
+        there = _shared_memory_of(pod)
+        if not 0 < asked <= SHARE_OF_SHM * there:
+            yield f"{pod.name}: {STORE} is {asked}; set it, to at most {SHARE_OF_SHM} of the {there} bytes of /dev/shm"
+
+
+def _shared_memory_of(pod: PodTemplate) -> int:
+    """The bytes of the volume that is mounted on /dev/shm; 0 without one."""
+    mount = _mount_of(pod, "/dev/shm")
+    volumes = [each for each in pod.spec.get("volumes", ()) if mount is not None and each["name"] == mount["name"]]
+    sizes = [each["emptyDir"]["sizeLimit"] for each in volumes if each.get("emptyDir", {}).get("medium") == "Memory"]
+    return sum(int(size[:-2]) * UNITS[size[-2:]] for size in sizes)
 
 
 def _check_secrets(manifests: Manifests, config: AppConfig) -> Iterator[str]:

@@ -21,10 +21,19 @@ class Panel:
     description: str = ""
 
 
-def _sum(metric: str, by: str = "", of: str = "", over: str = "rate", window: str = "5m") -> str:
-    """PromQL for the increase of a counter, summed over everything except `by`."""
+def _sum(metric: str, by: str = "", of: str = "", window: str = "5m") -> str:
+    """PromQL for the rate of a counter, summed over everything except `by`."""
     labels = f" by ({by})" if by else ""
-    return f"sum{labels} ({over}(ray_diffusion_{metric}{of}[{window}]))"
+    return f"sum{labels} (rate(ray_diffusion_{metric}{of}[{window}]))"
+
+
+def _count(metric: str, by: str = "", window: str = "5m") -> str:
+    """PromQL for how often something rare was counted, the first time included: rules.yaml beside it says why."""
+    labels, name = f" by ({by})" if by else "", f"ray_diffusion_{metric}"
+    scraped_without = (
+        f"count_over_time({name}[{window}]) < on (job, instance) group_left () sum_over_time(up[{window}])"
+    )
+    return f"sum{labels} ({name} - (last_over_time({name}[1h] offset {window}) or 0 * ({scraped_without})))"
 
 
 def _quantile(share: float, metric: str, by: str = "") -> str:
@@ -94,7 +103,7 @@ PANELS: Final = (
         [("{{kind}}", "sum by (kind) (ray_diffusion_device_memory_bytes)")],
         "`held` is in use between calls, `planned` that and the largest call that may come; both stay below `budget`.",
     ),
-    Panel("Out of memory", "short", [("{{model}} {{action}}", _sum("oom_total", "model, action", over="increase"))]),
+    Panel("Out of memory", "short", [("{{model}} {{action}}", _count("oom_total", "model, action"))]),
     Panel(
         "Cache",
         "percentunit",
@@ -105,7 +114,7 @@ PANELS: Final = (
             )
         ],
     ),
-    Panel("Cache: what went wrong", "short", [("{{kind}}", _sum("cache_errors_total", "kind", over="increase"))]),
+    Panel("Cache: what went wrong", "short", [("{{kind}}", _count("cache_errors_total", "kind"))]),
     Panel("Seconds that the cache saved, each second", "short", [("", _sum("cache_saved_seconds_total"))]),
     Panel(
         "GPU share: time in UNet calls",
@@ -126,7 +135,7 @@ PANELS: Final = (
         "Engines that are ready, at the price of a GPU hour that is set above, over the images that they made.",
     ),
     Panel("Engines that are ready", "short", [("", _READY)]),
-    Panel("Requests repeated: a replica was lost", "short", [("", _sum("replays_total", over="increase"))]),
+    Panel("Requests repeated: a replica was lost", "short", [("", _count("replays_total"))]),
     Panel("Over their limits", "reqps", [("", _sum("rate_limited_total"))]),
 )
 

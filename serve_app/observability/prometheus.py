@@ -34,9 +34,18 @@ def build_families(samples: Iterable[Sample]) -> list[Family]:
     Samples with the same metric and labels are added up: several engines report the same model.
     """
     found: dict[str, Family] = {}
-    for (metric, values), now in _add_up(samples).items():
+    for (metric, values), now in add_up(samples).items():
         _add_sample(found.setdefault(metric.name, _create_family(metric)), metric, values, now)
     return list(found.values())
+
+
+def add_up(samples: Iterable[Sample]) -> dict[tuple[Metric, tuple[str, ...]], Value]:
+    """Returns the sum of all samples with the same metric and labels."""
+    added: dict[tuple[Metric, tuple[str, ...]], Value] = {}
+    for sample in samples:
+        key = (sample.metric, sample.values)
+        added[key] = _sum(added[key], sample.now) if key in added else sample.now
+    return added
 
 
 class _Registry:
@@ -47,14 +56,6 @@ class _Registry:
 
     def collect(self) -> list[Family]:
         return self._of
-
-
-def _add_up(samples: Iterable[Sample]) -> dict[tuple[Metric, tuple[str, ...]], Value]:
-    added: dict[tuple[Metric, tuple[str, ...]], Value] = {}
-    for sample in samples:
-        key = (sample.metric, sample.values)
-        added[key] = _sum(added[key], sample.now) if key in added else sample.now
-    return added
 
 
 def _sum(one: Value, other: Value) -> Value:

@@ -30,16 +30,21 @@ class Statistics:
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._requests = 0
         self._images: Counter[type[Event]] = Counter()
         self._filtered = 0
         self._ends: Counter[tuple[str, Outcome, str]] = Counter()
         self._durations_by_model: defaultdict[str, Recorder] = defaultdict(lambda: Recorder(clock))
 
-    async def watch(self, model: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """Passes on the `events` of a request to `model`, and counts them. Closing this closes them."""
-        begun = self._clock()
+    async def watch(
+        self, model: str, events: AsyncGenerator[Event, None], begun: Callable[[], float] | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Passes on the `events` of a request to `model`, and counts them. Closing this closes them.
+
+        The request is timed from now on, or from what `begun` says at its end, by this object's `clock`.
+        """
+        asked_at = self.clock()
         self._requests += 1
         end = _LEFT
         try:
@@ -56,7 +61,7 @@ class Statistics:
         finally:
             self._ends[model, *end] += 1
             if end[0] == "finished":
-                self._durations_by_model[model].add(self._clock() - begun)
+                self._durations_by_model[model].add(self.clock() - (asked_at if begun is None else begun()))
 
     def snapshot(self) -> dict[str, Any]:
         """The counters and latencies, as plain data."""

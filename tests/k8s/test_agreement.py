@@ -141,3 +141,17 @@ def test_a_model_on_a_volume_must_say_its_size(production: Manifests) -> None:
     (fault,) = found_in(production, mine())
     assert fault.startswith("models: mine: give its `native_size`")
     assert found_in(production, mine(native_size=512)) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        at(f"{GPU}/rayStartParams", {}),
+        at(f"{GPU}/rayStartParams", {"object-store-memory": str(4 * 2**30)}),
+        at(f"{GPU}/template/spec/volumes/0", {"name": "shared-memory", "emptyDir": {}}),
+    ],
+)
+def test_rays_object_store_fits_in_shared_memory(production: Manifests, change: Change) -> None:
+    assert found_in(production) == []
+    (found,) = found_in(production, change)
+    assert "object-store-memory" in found

@@ -84,6 +84,23 @@ def test_an_alert_says_how_bad_it_is_and_where_to_read_on(alert: dict[str, Any])
     assert all(part in text for part in parts)
 
 
+def test_what_pages_say_is_in_a_log_is_what_the_code_logs() -> None:
+    said = {
+        words: page.name
+        for page in RUNBOOKS.glob("*.md")
+        for words in re.findall(r" log: `([^`]+)`", " ".join(page.read_text().split()))
+    }
+    assert len(said) >= 2
+    logged = [
+        text
+        for folder in ("serve_app", "deployments")
+        for path in (ROOT / folder).rglob("*.py")
+        for text in re.findall(r"log\.\w+\(\s*\"([^\"]+)", path.read_text())
+    ]
+    for words, page in said.items():
+        assert any(words in text for text in logged), f"{page}: nobody logs {words!r}"
+
+
 def test_every_page_has_its_alert_and_every_link_its_place() -> None:
     assert {page.stem for page in RUNBOOKS.glob("*.md")} == {alert["alert"] for alert in ALERTS}
     titles = {panel.title for panel in PANELS}
@@ -93,6 +110,15 @@ def test_every_page_has_its_alert_and_every_link_its_place() -> None:
             assert (page.parent / link).is_file(), f"{page.name}: {link}"
         for panel in re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", " ".join(text.split())):
             assert any(title.startswith(panel) for title in titles), f"{page.name}: there is no panel {panel!r}"
+
+
+def test_the_first_of_what_is_rare_is_seen() -> None:
+    """`increase` needs a sample from before, which a counter that has just appeared does not have."""
+    rare = {name for query in QUERIES for name in re.findall(r"last_over_time\((ray_\w+)", query)}
+    assert {"ray_diffusion_replays_total", "ray_diffusion_oom_total", "ray_diffusion_cache_errors_total"} <= rare
+    for panel in PANELS:
+        for _, query in panel.queries:
+            assert not rare & set(re.findall(r"increase\((ray_\w+)", query)), panel.title
 
 
 def test_the_dashboard_is_one_that_grafana_reads() -> None:

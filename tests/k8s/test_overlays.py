@@ -153,8 +153,12 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "more replicas than GPUs": (at(f"{GPU}/maxReplicas", 1), "room: deployments and trainings may want"),
     "a request longer than its replica": (
-        argument("ingress", "request_timeout_s", 200),
+        argument("ingress", "request_timeout_s", 245),
         "drain: ingress.request",
+    ),
+    "a request that a cold start outlasts": (
+        argument("ingress", "request_timeout_s", 180),
+        "min_replicas is 0, so ingress.request_timeout_s .180.0. must be more than 190",
     ),
     "an ingress that goes first": (
         argument("ingress", "graceful_shutdown_timeout_s", 200),

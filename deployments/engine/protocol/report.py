@@ -109,7 +109,8 @@ class EngineReport:
     By model, `knees` are the UNet rows beyond which more only add latency, and `backends` what runs the networks:
     torch, openvino, or both. `attention` is, by model and shape of layer, the kernel that was chosen on a GPU,
     and `compiled` the networks that run compiled there. `adapters` are its LoRAs.
-    `sharing` is None where its states are its own.
+    `sharing` is None where its states are its own. `id` tells whose counters these are: each engine begins at 0, under
+    an id of its own; "" has counted nothing yet.
     """
 
     ready: bool = False
@@ -125,3 +126,4 @@ class EngineReport:
     compiled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     adapters: AdapterReport = field(default_factory=AdapterReport)
     sharing: SharingReport | None = None
+    id: str = ""

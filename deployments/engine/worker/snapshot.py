@@ -36,6 +36,7 @@ def report_of(engine: Engine, ready: bool) -> EngineReport:
         attention={model.spec.name: model.attention.as_text() for model in models},
         compiled={model.spec.name: model.compiled for model in models},
         adapters=engine.adapters.report(),
+        id=engine.tracker.id,
     )
 
 

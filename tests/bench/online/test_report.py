@@ -7,7 +7,7 @@ import pytest
 
 from bench.online.plots import FILE, plot
 from bench.online.report import best_capacity, carried_by_peers, table, verdict
-from bench.online.results import Results
+from bench.online.results import Results, open_results
 
 
 def run(
@@ -68,6 +68,24 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     Results(file, {"seed": 1}).keep("part", lambda: 5)
     assert Results(file, {"seed": 1}).keep("part", lambda: 6) == 5
+
+
+@pytest.mark.parametrize(
+    "other", [{"commit": "b"}, {"versions": {"torch": "3"}}, {"hardware": {"cpu": "another", "load_before": 0.1}}]
+)
+def test_another_commit_is_measured_anew_and_other_versions_are_not_mixed_in(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    facts = {"commit": "a", "versions": {"torch": "2"}, "hardware": {"cpu": "one", "load_before": 0.1}}
+    settings = {"seed": 1, "quick": False}
+    open_results(tmp_path, None, facts, settings).keep("part", lambda: 5)
+    busier = facts | {"hardware": {"cpu": "one", "load_before": 1.5}}
+    assert open_results(tmp_path, None, busier, settings).keep("part", lambda: 6) == 5
+    if "commit" in other:
+        assert open_results(tmp_path, None, facts | other, settings).keep("part", lambda: 7) == 7
+    else:
+        with pytest.raises(ValueError, match="other settings"):
+            open_results(tmp_path, None, facts | other, settings)
 
 
 def test_results_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:

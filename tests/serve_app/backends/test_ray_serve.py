@@ -38,6 +38,9 @@ REQUEST = Request("r1", GenerationParams(prompt="a cup", seed=1, num_images=2, m
 Script = Sequence[Event | Exception]
 
 
+NEVER = object()
+
+
 def image(request_id: str, index: int) -> ImageDone:
     return ImageDone(request_id, index, 1 + index, "png", 64, 64, b"pixels")
 
@@ -98,9 +101,22 @@ class FakeHandle:
         self.broadcasts.append(call)
         return self
 
-    async def results_async(self, *, return_exceptions: bool) -> Sequence[Any]:
-        assert return_exceptions
-        return self.reports
+    async def _fetch_replica_results_async(self) -> Sequence["FakeResult"]:
+        return [FakeResult(each) for each in self.reports]
+
+
+class FakeResult:
+    """One replica's answer to a broadcast: an error of its own is raised, and `NEVER` does not come."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    async def get_async(self) -> Any:
+        if self.answer is NEVER:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
 
 def backend_of(*handles: FakeHandle) -> RoutingBackend:
@@ -255,6 +271,17 @@ async def test_callers_at_the_same_time_share_one_report() -> None:
     answers = await asyncio.gather(*(backend.report() for _ in range(5)))
     assert handle.broadcasts == [("report",)]
     assert [answer.engines for answer in answers] == 5 * [(REPORT,)]
+
+
+async def test_a_replica_that_hangs_is_left_out_and_the_others_are_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_serve, "REPORT_TIMEOUT_S", 0.05)
+    backend = backend_of(FakeHandle(lambda _: [], reports=[REPORT, NEVER, REPORT]))
+    report = await backend.report()
+    assert (report.engines, report.ready) == ((REPORT, REPORT), True)
+    assert caplog.messages == ["a replica did not report: TimeoutError"]
+    assert await backend_of(FakeHandle(lambda _: [], reports=[NEVER, True])).cancel("r1", "me")
 
 
 async def test_one_replica_counts_tokens_and_makes_hints_and_its_refusals_come_as_they_are(

@@ -109,6 +109,22 @@ def test_a_full_engine_is_asked_again_when_it_says(service: DiffusionService, ba
     assert 21 <= took <= 21 * (1 + batches.JITTER)
 
 
+def test_an_entry_counts_once_by_its_end_however_often_it_asks(service: DiffusionService, backend: FakeBackend) -> None:
+    def script(request: Request) -> Sequence[Step]:
+        asked = [each.name for each in backend.asked].count(request.name)
+        full = request.params.prompt == "late" or asked < 10
+        return [Failed(request.id, Overloaded("full", 1.0))] if full else success(request)
+
+    backend.script = script
+    params = entries(*"abcdefgh", seed=1) | {8: GenerationParams(prompt="late", deadline_ms=5_000)}
+    outcomes, _ = in_virtual_time(timed(service, params))
+    assert sum(isinstance(outcome, Result) for outcome in outcomes.values()) == 8
+    assert len(backend.asked) > 80
+    counted = in_virtual_time(service.get_generation_stats())
+    assert (counted["requests"], counted["finished"], counted["active"]) == (9, 8, 0)
+    assert counted["refusals"] == {"deadline_exceeded": 1}
+
+
 def test_patience_ends_where_the_deadline_would_pass(service: DiffusionService, backend: FakeBackend) -> None:
     backend.script = lambda request: [Failed(request.id, Overloaded("full", 2.0))]
     outcomes, took = in_virtual_time(timed(service, entries("a", deadline_ms=9_000)))
