@@ -281,7 +281,7 @@ async def test_pictures_that_are_only_read_are_charged(door: str, service: Diffu
 async def test_pictures_that_are_only_enlarged_are_charged(service: DiffusionService, clock: Clock) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "PNG")
-    body = {"image": base64.b64encode(picture.getvalue()).decode(), "upscaling_resize": 8}
+    body = {"image": base64.b64encode(picture.getvalue()).decode(), "upscaler_1": "Lanczos", "upscaling_resize": 8}
     async with caller(limited(service, clock, per_address={"cost_per_minute": 1})) as client:
         first = await client.post("/sdapi/v1/extra-single-image", json=body)
         assert first.status_code == 200
