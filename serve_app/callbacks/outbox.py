@@ -30,8 +30,9 @@ class Outbox(Protocol):
     """Used on one event loop. A message whose claim has run out is claimed anew: it is sent at least once."""
 
     async def add(self, messages: Sequence[Message]) -> Collection[str]:
-        """Keeps messages of one kind and job, save those that are kept already. Returns the ids of those without room.
+        """Keeps messages of one kind and job, but for those that are kept or settled already.
 
+        Returns the ids of those without room.
         A tenant has room while it has fewer than there are places free: so it leaves half of the rest to the next.
         """
 
@@ -82,7 +83,7 @@ class MemoryOutbox:
         without_room = []
         for message in messages:
             queues = self._queues[message.kind]
-            if message.id in queues:
+            if self._knows(message):
                 continue
             if self._has_room(queues, message.tenant):
                 queues.put(message, self._now())
@@ -122,6 +123,11 @@ class MemoryOutbox:
 
     def waiting_here(self) -> int:
         return sum(len(queues) for queues in self._queues.values())
+
+    def _knows(self, message: Message) -> bool:
+        record = self._records.get(message.job)
+        settled = record is not None and message.place in record.settlements
+        return settled or message.id in self._queues[message.kind]
 
     def _has_room(self, queues: MessageQueues, tenant: str) -> bool:
         free = self._most - len(queues)

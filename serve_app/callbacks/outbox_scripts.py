@@ -1,8 +1,8 @@
 """The Lua scripts of the outbox: each is one atomic step, since several processes work at the same time.
 
-They do what `message_queues.py` does, on sorted sets. Of each script KEYS begin with messages, tenants and waiting, and
-ARGV with the prefix of all keys of a kind and the seconds for which they are kept. Tenants and hosts are given as words
-(`redis_outbox.py`); NAMELESS is the tenant without keys.
+They do what `message_queues.py` does, on sorted sets. KEYS begin with messages, tenants, waiting, and due, which is the
+one queue of the version before. ARGV begins with the prefix of all keys of a kind, and the seconds for which they are
+kept. Tenants and hosts are given as words (`redis_outbox.py`); NAMELESS is the tenant without keys.
 """
 
 from typing import Final
@@ -52,12 +52,12 @@ ADD: Final = (
     _QUEUES
     + """
 local tenant, most, without = ARGV[3], tonumber(ARGV[4]), {}
-for i = 5, #ARGV, 3 do
-  local host, id = ARGV[i], ARGV[i + 1]
-  if redis.call('hexists', KEYS[1], id) == 0 then
+for i = 5, #ARGV, 4 do
+  local place, host, id = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  if redis.call('hexists', KEYS[1], id) == 0 and redis.call('hexists', KEYS[5], place) == 0 then
     local free = most - redis.call('hlen', KEYS[1])
     if free > 0 and (tenant == '-' or waiting_of(tenant) < free) then
-      put(tenant, host, id, now, ARGV[i + 2])
+      put(tenant, host, id, now, ARGV[i + 3])
     else
       without[#without + 1] = id
     end
@@ -66,7 +66,9 @@ end
 return without
 """
 )
-"""ARGV: tenant, most, then host, id and message by turns. Gives the ids of those without room."""
+"""KEYS: also the job's callbacks. ARGV: tenant, most, then place, host, id and message by turns. Gives the ids of those
+without room.
+"""
 
 CLAIM: Final = (
     _QUEUES
@@ -145,7 +147,7 @@ end
 return out
 """
 )
-"""KEYS: also the one queue of the version before. ARGV: milliseconds, bytes, and slots as JSON: `free`, `most`,
+"""ARGV: milliseconds, bytes, and slots as JSON: `free`, `most`,
 `per_host`, and how many `tenants` and `hosts` have. Gives tenant, host, id, end of the claim, and message by turns.
 """
 

@@ -80,12 +80,15 @@ class RedisOutbox(MemoryOutbox):
         self._tier, self._key = tier, tier.signing_key("callbacks")
 
     async def add(self, messages: Sequence[Message]) -> Collection[str]:
+        # While Redis did not answer, they may have been kept, or settled, here.
+        messages = [message for message in messages if not self._knows(message)]
         if not messages:
             return ()
         kind, tenant = messages[0].kind, _word_of_tenant(messages[0].tenant)
-        parts = [part for each in messages for part in (_word(each.host), each.id, self._pack(each))]
+        parts = [part for each in messages for part in (each.place, _word(each.host), each.id, self._pack(each))]
+        settled = self._parts(messages[0].job)[0]
         try:
-            said = await self._queue_script(ADD, kind, tenant, self._most, *parts)
+            said = await self._queue_script(ADD, kind, tenant, self._most, *parts, beside=(settled,))
         except RedisGone:
             return await super().add(messages)
         return words(said, MESSAGE_ID)
@@ -172,9 +175,9 @@ class RedisOutbox(MemoryOutbox):
             # It is claimed again once its claim has run out.
             return
 
-    async def _queue_script(self, script: str, kind: Kind, *arguments: Any) -> Any:
+    async def _queue_script(self, script: str, kind: Kind, *arguments: Any, beside: Sequence[str] = ()) -> Any:
         prefix = self._prefix(kind)
-        keys = [prefix + name for name in ("messages", "tenants", "waiting", "due")]
+        keys = [*(prefix + name for name in ("messages", "tenants", "waiting", "due")), *beside]
         return await self._script(script, keys, prefix, KEPT_S, *arguments)
 
     async def _script(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
