@@ -22,6 +22,9 @@ from serve_app.config.host_name import ANY
 
 MAX_URL: Final = 2048
 
+NEXT_S: Final = 2.0
+"""How long an address may say nothing before the name's next one is called: a lost packet is sent anew after one."""
+
 Address = IPv4Address | IPv6Address
 
 # RFC 3986: all that may stand in a URL. Parsers differ in what they make of anything else.
@@ -29,9 +32,12 @@ _URL: Final = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 
 _PORTS: Final = {"https": 443, "http": 80}
 
-# What some versions of Python take for public: protocols' own addresses (RFC 6890), and translators' (RFC 8215); and
+# All of IPv6 that anybody in the internet has (RFC 4291). Python knows some of the rest only, and no site-local ones.
+_GLOBAL_V6: Final = IPv6Network("2000::/3")
+
+# What some versions of Python take for public: protocols' own addresses (RFC 6890), and examples' (RFC 9637); and
 # what is public by its number and yet the cloud's own: Azure's WireServer hands out its machines' configuration.
-_INTERNAL: Final = (ip_network("192.0.0.0/24"), ip_network("64:ff9b:1::/48"), ip_network("168.63.129.16/32"))
+_INTERNAL: Final = (ip_network("192.0.0.0/24"), ip_network("3fff::/20"), ip_network("168.63.129.16/32"))
 
 # Addresses that stand for an IPv4 address behind a translator (RFC 6052).
 _NAT64: Final = IPv6Network("64:ff9b::/96")
@@ -42,13 +48,13 @@ class AddressRefused(Exception):
 
 
 class AddressRules:
-    """The rules of `config`. Names are looked up on threads of their own, `config.in_flight` at a time."""
+    """The rules of `config`. Names are looked up on threads of their own, as many as there are tries at a time."""
 
     def __init__(self, config: CallbacksConfig) -> None:
         self._schemes = {"https", "http"} if config.allow_http else {"https"}
         self._ports, self._hosts, self._networks = config.ports, config.hosts, config.allow_networks
         # Not the event loop's: a name server that does not answer would hold up all else that runs on threads.
-        self._threads = ThreadPoolExecutor(config.in_flight, "darkroom-look-up")
+        self._threads = ThreadPoolExecutor(2 * config.in_flight, "darkroom-look-up")
 
     def check_url(self, url: str) -> None:
         """Raises AddressRefused for a URL that would not be called, whatever its name means."""
@@ -83,11 +89,9 @@ class AddressRules:
 
     def check_address(self, address: Address) -> None:
         """Raises AddressRefused for an address that is neither public nor allowed."""
-        reached = _stands_for(address)
-        if any(each in network for each in reached for network in self._networks):
-            return
-        if not all(_is_public(each) for each in reached):
-            raise AddressRefused("must have a public address")
+        for each in _stands_for(address):
+            if not _is_public(each) and not any(each in network for network in self._networks):
+                raise AddressRefused("must have a public address")
 
     async def look_up(self, host: str, port: int) -> Sequence[str]:
         """Returns the addresses of `host`. Raises AddressRefused unless all may be called, and OSError for none."""
@@ -106,7 +110,10 @@ class AddressRules:
 
 
 class CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that `rules` allow. Raises AddressRefused for others, and OSError for unknown names."""
+    """Connects to addresses that `rules` allow. Raises AddressRefused for others, and OSError for unknown names.
+
+    A name's addresses are called one after another; each but the last has its share of the time, and at most `NEXT_S`.
+    """
 
     def __init__(self, rules: AddressRules) -> None:
         self._rules = rules
@@ -121,9 +128,12 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         last: Exception = httpcore.ConnectError("no address")
-        for address in await self._rules.look_up(host, port):
+        addresses = await self._rules.look_up(host, port)
+        share = NEXT_S if timeout is None else min(NEXT_S, timeout / max(1, len(addresses)))
+        for place, address in enumerate(addresses, start=1):
+            own = share if place < len(addresses) else timeout
             try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await self._network.connect_tcp(address, port, own, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 last = error
         raise last
@@ -152,4 +162,5 @@ def _stands_for(address: Address) -> Sequence[Address]:
 
 def _is_public(address: Address) -> bool:
     special = address.is_multicast or address.is_reserved or address.is_unspecified
-    return address.is_global and not special and not any(address in network for network in _INTERNAL)
+    own = any(address in network for network in _INTERNAL)
+    return address.is_global and not special and not own and (address.version == 4 or address in _GLOBAL_V6)

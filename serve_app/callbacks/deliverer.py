@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from serve_app.callbacks.message import Kind, Message
-from serve_app.callbacks.outbox import Claim, Outbox
+from serve_app.callbacks.message import Claim, Kind, Message
+from serve_app.callbacks.outbox import Outbox
+from serve_app.callbacks.slots import Slots
 from serve_app.config.callbacks import CallbacksConfig
 from serve_app.jobs.callbacks import Settlement
 from serve_app.tasks import cancel_and_wait
@@ -21,9 +22,6 @@ Clock = Callable[[], float]
 
 POLL_S: Final = 1.0
 """Messages of other processes, and those that are due again, wait at most so long for somebody to look."""
-
-CROWDED_S: Final = 2.0
-"""When a message is looked at again whose host has all that it may have at a time."""
 
 # Beyond a try's own time limit: what it takes to write down how it went.
 _MARGIN_S: Final = 15.0
@@ -89,10 +87,9 @@ class Deliverer:
         self._kind, self._outbox, self._send, self._settle = kind, outbox, send, settle
         self._counts, self._clock = counts, clock
         self._plan = retry_plan(config, kind)
-        self._most, self._most_per_host = config.in_flight, config.in_flight_per_host
+        self._slots = Slots(config.in_flight, config.in_flight_per_host)
         timeout_s = config.timeout_s if kind == "webhook" else config.upload_timeout_s
         self._hold_s = timeout_s + _MARGIN_S
-        self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -120,12 +117,11 @@ class Deliverer:
                 claims = []
             for claim in claims:
                 self._begin(claim)
-            if not claims:
-                await self._wait()
+            # Whatever there is left to send waits for its time, or for a slot.
+            await self._wait()
 
     async def _claim(self) -> list[Claim]:
-        free = self._most - len(self._tasks)
-        return await self._outbox.claim(self._kind, free, self._hold_s) if free else []
+        return await self._outbox.claim(self._kind, self._slots, self._hold_s) if self._slots.free else []
 
     async def _wait(self) -> None:
         try:
@@ -137,25 +133,17 @@ class Deliverer:
     def _begin(self, claim: Claim) -> None:
         task = asyncio.get_running_loop().create_task(self._deliver(claim))
         self._tasks.add(task)
-        task.add_done_callback(self._end)
+        task.add_done_callback(lambda ended: self._end(ended, claim.message))
 
-    def _end(self, task: asyncio.Task[None]) -> None:
+    def _end(self, task: asyncio.Task[None], message: Message) -> None:
         self._tasks.discard(task)
+        self._slots.release(message)
         self.wake()
 
     async def _deliver(self, claim: Claim) -> None:
-        message, host = claim.message, claim.message.host
+        message = claim.message
         try:
-            if self._busy[host] >= self._most_per_host:
-                await self._outbox.postpone(claim, message, CROWDED_S * random.uniform(0.5, 1.0))
-                return
-            self._busy[host] += 1
-            try:
-                attempt = await self._send(message)
-            finally:
-                self._busy[host] -= 1
-                # Without its zeros, or it would hold every host that was ever called.
-                self._busy += Counter()
+            attempt = await self._send(message)
             await self._conclude(claim, message.model_copy(update={"attempts": message.attempts + 1}), attempt)
         except asyncio.CancelledError:
             await self._outbox.postpone(claim, message, 0.0)

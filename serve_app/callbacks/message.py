@@ -1,6 +1,7 @@
 """One thing to be sent to a caller's address, as it is kept until it has arrived or was given up."""
 
 import re
+from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -39,3 +40,11 @@ class Message(Strict):
     def host(self) -> str:
         """The part of its address that may be logged: what follows may be a secret."""
         return urlsplit(self.url).netloc
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A message that is this process' to send, until `until`: a time of the outbox' own, which tells claims apart."""
+
+    message: Message
+    until: int

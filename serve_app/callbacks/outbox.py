@@ -1,26 +1,18 @@
 """Keeps messages until they have arrived or were given up, and what has come of each: here, in this process."""
 
-import heapq
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import NamedTuple, Protocol
 
 from cachetools import LRUCache
 
-from serve_app.callbacks.message import KINDS, Kind, Message
+from serve_app.callbacks.message import KINDS, Claim, Kind, Message
+from serve_app.callbacks.message_queues import MessageQueues
+from serve_app.callbacks.slots import Slots
 from serve_app.jobs.callbacks import Settlement
 
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A message that is this process' to send, until `until`: a time of the outbox' own, which tells claims apart."""
-
-    message: Message
-    until: int
 
 
 class UploadCount(NamedTuple):
@@ -38,10 +30,14 @@ class Outbox(Protocol):
     """Used on one event loop. A message whose claim has run out is claimed anew: it is sent at least once."""
 
     async def add(self, messages: Sequence[Message]) -> Collection[str]:
-        """Keeps messages of one kind, save those that are kept already. Returns the ids of those without room."""
+        """Keeps messages of one kind and job, but for those that are kept or settled already.
 
-    async def claim(self, kind: Kind, most: int, hold_s: float) -> list[Claim]:
-        """Claims at most `most` messages that are due, each for `hold_s` seconds."""
+        Returns the ids of those without room.
+        A tenant has room while it has fewer than there are places free: so it leaves half of the rest to the next.
+        """
+
+    async def claim(self, kind: Kind, slots: Slots, hold_s: float) -> list[Claim]:
+        """Claims messages that are due, each for `hold_s` seconds, as far as `slots` go, and takes these."""
 
     async def postpone(self, claim: Claim, message: Message, delay_s: float) -> None:
         """Keeps `message` in the place of the claimed one, due after `delay_s`, unless somebody else has it now."""
@@ -80,38 +76,30 @@ class MemoryOutbox:
 
     def __init__(self, waiting: int, jobs: int, clock: Clock = time.monotonic) -> None:
         self._most, self._clock = waiting, clock
-        self._kept: dict[Kind, dict[str, tuple[Message, int]]] = {kind: {} for kind in KINDS}
-        # Those that are due first; what has moved since it was put there is skipped.
-        self._due: dict[Kind, list[tuple[int, int, str]]] = {kind: [] for kind in KINDS}
-        self._order = count()
+        self._queues: dict[Kind, MessageQueues] = {kind: MessageQueues() for kind in KINDS}
         self._records: LRUCache[str, _Record] = LRUCache(jobs)
 
     async def add(self, messages: Sequence[Message]) -> Collection[str]:
         without_room = []
         for message in messages:
-            kept = self._kept[message.kind]
-            if message.id not in kept and len(kept) >= self._most:
+            queues = self._queues[message.kind]
+            if self._knows(message):
+                continue
+            if self._has_room(queues, message.tenant):
+                queues.put(message, self._now())
+            else:
                 without_room.append(message.id)
-            elif message.id not in kept:
-                self._put(message, self._now())
         return without_room
 
-    async def claim(self, kind: Kind, most: int, hold_s: float) -> list[Claim]:
-        now, claims = self._now(), list[Claim]()
-        due, kept = self._due[kind], self._kept[kind]
-        while due and due[0][0] <= now and len(claims) < most:
-            at, _, message_id = heapq.heappop(due)
-            message, until = kept.get(message_id, (None, 0))
-            if message is not None and until == at:
-                claims.append(Claim(message, self._put(message, now + _ms(hold_s))))
-        return claims
+    async def claim(self, kind: Kind, slots: Slots, hold_s: float) -> list[Claim]:
+        return self._queues[kind].claim(slots, self._now(), _ms(hold_s))
 
     async def postpone(self, claim: Claim, message: Message, delay_s: float) -> None:
         if self._holds(claim):
-            self._put(message, self._now() + _ms(delay_s))
+            self._queues[message.kind].put(message, self._now() + _ms(delay_s))
 
     async def remove(self, claim: Claim) -> None:
-        self._kept[claim.message.kind].pop(claim.message.id, None)
+        self._queues[claim.message.kind].remove(claim.message)
 
     async def settle(self, message: Message, settlement: Settlement) -> UploadCount:
         record = self._records.setdefault(message.job, _Record())
@@ -134,18 +122,19 @@ class MemoryOutbox:
         return UploadCount(0, None) if record is None else record.count()
 
     def waiting_here(self) -> int:
-        return sum(len(kept) for kept in self._kept.values())
+        return sum(len(queues) for queues in self._queues.values())
 
-    def _put(self, message: Message, due: int) -> int:
-        # Every time is another, so that it tells whose a claim is.
-        while self._kept[message.kind].get(message.id, (None, -1))[1] == due:
-            due += 1
-        self._kept[message.kind][message.id] = (message, due)
-        heapq.heappush(self._due[message.kind], (due, next(self._order), message.id))
-        return due
+    def _knows(self, message: Message) -> bool:
+        record = self._records.get(message.job)
+        settled = record is not None and message.place in record.settlements
+        return settled or message.id in self._queues[message.kind]
+
+    def _has_room(self, queues: MessageQueues, tenant: str) -> bool:
+        free = self._most - len(queues)
+        return free > 0 and (not tenant or queues.of_tenant(tenant) < free)
 
     def _holds(self, claim: Claim) -> bool:
-        return self._kept[claim.message.kind].get(claim.message.id, (None, -1))[1] == claim.until
+        return self._queues[claim.message.kind].holds(claim)
 
     def _now(self) -> int:
         return _ms(self._clock())

@@ -1,19 +1,25 @@
 """Keeps messages in Redis, where any ingress sends them, and in this process while Redis does not answer.
 
-For each kind there are `outbox:<kind>:due`, a sorted set of ids by the time in milliseconds at which each may be
-claimed, and the hash `outbox:<kind>:messages`. A claim moves a message's time to the claim's end: until then nobody
-else sees it, and afterwards anybody does. The time is Redis' own. Of a job, `job:<id>:callbacks` has what has come of
-its messages, and `job:<id>:uploads` the counts. Messages and settlements are signed (`deployments/signing/signed.py`).
+Under `outbox:<kind>:` there are the hash `messages`, and for each tenant and host the sorted set
+`queue:<tenant>:<host>` of ids by the time in milliseconds at which each may be claimed. A claim moves a message's time
+to the claim's end: until then nobody else sees it, and afterwards anybody does. The time is Redis' own. The sorted sets
+`hosts:<tenant>` and `tenants` have when each has its turn, `waiting` how many messages each tenant has. Of a job,
+`job:<id>:callbacks` has what has come of its messages, and `job:<id>:uploads` the counts. Messages and settlements are
+signed (`deployments/signing/signed.py`). In names, a digest stands for a tenant or a host.
 """
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from deployments.signing.signed import BadSignature, sign, verify
-from serve_app.callbacks.message import MESSAGE_ID, Kind, Message
-from serve_app.callbacks.outbox import Claim, MemoryOutbox, UploadCount
+from serve_app.callbacks.message import MESSAGE_ID, Claim, Kind, Message
+from serve_app.callbacks.outbox import MemoryOutbox, UploadCount
+from serve_app.callbacks.outbox_scripts import ADD, CLAIM, NAMELESS, POSTPONE, REMOVE
+from serve_app.callbacks.slots import Slots
 from serve_app.jobs.callbacks import Settlement
 from serve_app.store.redis import RedisGone, RedisTier, WrongType
 from serve_app.store.redis_values import Damaged, listed, number, words
@@ -26,68 +32,6 @@ KEPT_S: Final = 7 * 24 * 3600
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 MAX_SETTLEMENTS: Final = 20_000
-
-_NOW: Final = """
-local clock = redis.call('time')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-"""
-
-# KEYS: due, messages. ARGV: most, seconds, then id and message by turns. Gives the ids of those without room.
-_ADD: Final = (
-    _NOW
-    + """
-local without = {}
-for i = 3, #ARGV, 2 do
-  if not redis.call('zscore', KEYS[1], ARGV[i]) then
-    if redis.call('zcard', KEYS[1]) >= tonumber(ARGV[1]) then
-      without[#without + 1] = ARGV[i]
-    else
-      redis.call('hset', KEYS[2], ARGV[i], ARGV[i + 1])
-      redis.call('zadd', KEYS[1], now, ARGV[i])
-    end
-  end
-end
-redis.call('expire', KEYS[1], ARGV[2])
-redis.call('expire', KEYS[2], ARGV[2])
-return without
-"""
-)
-
-# KEYS: due, messages. ARGV: most, milliseconds, bytes. Gives id, end of the claim, and message by turns. An id without
-# a message, or with one that is larger than ours, is dropped.
-_CLAIM: Final = (
-    _NOW
-    + """
-local out = {}
-for _, id in ipairs(redis.call('zrangebyscore', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
-  local long = redis.call('hstrlen', KEYS[2], id)
-  if #id > 128 or long == 0 or long > tonumber(ARGV[3]) then
-    redis.call('zrem', KEYS[1], id)
-    redis.call('hdel', KEYS[2], id)
-  else
-    local until_ = now + tonumber(ARGV[2])
-    redis.call('zadd', KEYS[1], until_, id)
-    out[#out + 1] = id
-    out[#out + 1] = until_
-    out[#out + 1] = redis.call('hget', KEYS[2], id)
-  end
-end
-return out
-"""
-)
-
-# KEYS: due, messages. ARGV: id, end of the claim, message, milliseconds.
-_POSTPONE: Final = (
-    _NOW
-    + """
-if tonumber(redis.call('zscore', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2]) then return 0 end
-redis.call('hset', KEYS[2], ARGV[1], ARGV[3])
-redis.call('zadd', KEYS[1], now + tonumber(ARGV[4]), ARGV[1])
-return 1
-"""
-)
-
-_REMOVE: Final = "redis.call('zrem', KEYS[1], ARGV[1]) redis.call('hdel', KEYS[2], ARGV[1]) return 1"
 
 # KEYS: callbacks, uploads. ARGV: place, settlement, whether it counts, seconds. Gives how many count, of how many.
 _SETTLE: Final = """
@@ -118,7 +62,14 @@ end
 return out
 """
 
-_KINDS: Final = {"due": "zset", "messages": "hash", "callbacks": "hash", "uploads": "hash"}
+_KINDS: Final = {
+    "messages": "hash",
+    "tenants": "zset",
+    "waiting": "hash",
+    "due": "zset",
+    "callbacks": "hash",
+    "uploads": "hash",
+}
 
 
 class RedisOutbox(MemoryOutbox):
@@ -129,39 +80,47 @@ class RedisOutbox(MemoryOutbox):
         self._tier, self._key = tier, tier.signing_key("callbacks")
 
     async def add(self, messages: Sequence[Message]) -> Collection[str]:
+        # While Redis did not answer, they may have been kept, or settled, here.
+        messages = [message for message in messages if not self._knows(message)]
         if not messages:
             return ()
-        pairs = [part for each in messages for part in (each.id, self._pack(each))]
+        kind, tenant = messages[0].kind, _word_of_tenant(messages[0].tenant)
+        parts = [part for each in messages for part in (each.place, _word(each.host), each.id, self._pack(each))]
+        settled = self._parts(messages[0].job)[0]
         try:
-            said = await self._script(_ADD, self._queue(messages[0].kind), self._most, KEPT_S, *pairs)
+            said = await self._queue_script(ADD, kind, tenant, self._most, *parts, beside=(settled,))
         except RedisGone:
             return await super().add(messages)
         return words(said, MESSAGE_ID)
 
-    async def claim(self, kind: Kind, most: int, hold_s: float) -> list[Claim]:
+    async def claim(self, kind: Kind, slots: Slots, hold_s: float) -> list[Claim]:
         """First those that are here only."""
-        claims = await super().claim(kind, most, hold_s)
+        claims = await super().claim(kind, slots, hold_s)
+        if not slots.free:
+            return claims
+        arguments = (int(hold_s * 1000), MAX_MESSAGE_BYTES, _in_words(slots))
         try:
-            arguments = (most - len(claims), int(hold_s * 1000), MAX_MESSAGE_BYTES)
-            said = listed(await self._script(_CLAIM, self._queue(kind), *arguments)) if arguments[0] else []
+            said = listed(await self._queue_script(CLAIM, kind, *arguments))
         except (RedisGone, Damaged):
             return claims
-        for message_id, until, data in zip(said[::3], said[1::3], said[2::3], strict=True):
+        for tenant, host, message_id, until, data in zip(*(said[place::5] for place in range(5)), strict=True):
             message = self._unpack(kind, message_id, data)
             if message is not None:
+                slots.take(message)
                 claims.append(Claim(message, number(until)))
             else:
                 self._tier.note_damage(f"a {kind}")
-                await self._forget(kind, message_id)
+                await self._forget(kind, tenant, host, message_id)
         return claims
 
     async def postpone(self, claim: Claim, message: Message, delay_s: float) -> None:
         if self._holds(claim):
             await super().postpone(claim, message, delay_s)
             return
-        arguments = (message.id, claim.until, self._pack(message), int(delay_s * 1000))
+        place = (_word_of_tenant(message.tenant), _word(message.host), message.id)
         try:
-            await self._script(_POSTPONE, self._queue(message.kind), *arguments)
+            arguments = (*place, claim.until, self._pack(message), int(delay_s * 1000))
+            await self._queue_script(POSTPONE, message.kind, *arguments)
         except RedisGone:
             # Its claim runs out, and it is sent again.
             return
@@ -170,7 +129,8 @@ class RedisOutbox(MemoryOutbox):
         if self._holds(claim):
             await super().remove(claim)
         else:
-            await self._forget(claim.message.kind, claim.message.id)
+            message = claim.message
+            await self._forget(message.kind, _word_of_tenant(message.tenant), _word(message.host), message.id)
 
     async def settle(self, message: Message, settlement: Settlement) -> UploadCount:
         packed = sign(self._place(message.job, message.place), settlement.model_dump(mode="json"), (), self._key)
@@ -208,12 +168,17 @@ class RedisOutbox(MemoryOutbox):
         own = self.count(job_id)
         return UploadCount(number(settled) + own.settled, own.expected if expected is None else number(expected))
 
-    async def _forget(self, kind: Kind, message_id: Any) -> None:
+    async def _forget(self, kind: Kind, tenant: Any, host: Any, message_id: Any) -> None:
         try:
-            await self._script(_REMOVE, self._queue(kind), message_id)
+            await self._queue_script(REMOVE, kind, tenant, host, message_id)
         except RedisGone:
             # It is claimed again once its claim has run out.
             return
+
+    async def _queue_script(self, script: str, kind: Kind, *arguments: Any, beside: Sequence[str] = ()) -> Any:
+        prefix = self._prefix(kind)
+        keys = [*(prefix + name for name in ("messages", "tenants", "waiting", "due")), *beside]
+        return await self._script(script, keys, prefix, KEPT_S, *arguments)
 
     async def _script(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
         try:
@@ -222,8 +187,8 @@ class RedisOutbox(MemoryOutbox):
             await self._tier.mend({key: _KINDS[key.rpartition(":")[2]] for key in keys})
             return await self._tier.call(lambda redis: redis.eval(script, len(keys), *keys, *arguments), CALL_S)
 
-    def _queue(self, kind: Kind) -> tuple[str, str]:
-        return f"{self._tier.prefix}outbox:{kind}:due", f"{self._tier.prefix}outbox:{kind}:messages"
+    def _prefix(self, kind: Kind) -> str:
+        return f"{self._tier.prefix}outbox:{kind}:"
 
     def _parts(self, job_id: str) -> tuple[str, str]:
         return f"{self._tier.prefix}job:{job_id}:callbacks", f"{self._tier.prefix}job:{job_id}:uploads"
@@ -239,3 +204,23 @@ class RedisOutbox(MemoryOutbox):
             return Message.model_validate(verify(f"{kind}:{message_id.decode()}", data, self._key)[0])
         except (BadSignature, ValidationError, UnicodeDecodeError):
             return None
+
+
+def _word(name: str) -> str:
+    """Returns what stands for a name in keys: Redis' own scripts can tell as well."""
+    return hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+
+
+def _word_of_tenant(tenant: str) -> str:
+    return _word(tenant) if tenant else NAMELESS
+
+
+def _in_words(slots: Slots) -> str:
+    said = {
+        "free": slots.free,
+        "most": slots.most,
+        "per_host": slots.most_per_host,
+        "tenants": {_word_of_tenant(tenant): taken for tenant, taken in slots.tenants.items()},
+        "hosts": {_word(host): taken for host, taken in slots.hosts.items()},
+    }
+    return json.dumps(said)

@@ -52,10 +52,11 @@ class Sender:
     async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> Reply:
         """Sends `body`, and returns what the answer's head says; its body is not read. Raises SendError."""
         fields = {"User-Agent": self._agent, **headers, "Content-Length": str(len(body))}
+        limits = {"timeout": {"connect": timeout_s}}
         try:
             async with asyncio.timeout(timeout_s), AsyncExitStack() as stack:
                 answer = await stack.enter_async_context(
-                    self._pool.stream(method, url, headers=list(fields.items()), content=body)
+                    self._pool.stream(method, url, headers=list(fields.items()), content=body, extensions=limits)
                 )
                 return Reply(answer.status, _retry_after_s(answer.headers))
         except AddressRefused:

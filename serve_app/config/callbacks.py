@@ -26,7 +26,7 @@ class CallbacksConfig(Strict):
     repeated after `first_retry_s`, then after twice as long each time, up to `longest_retry_s`; up to half of each wait
     is left out at random. It is given up `webhook_retry_for_s`, or `upload_retry_for_s`, after the message was made.
     Each ingress makes at most `in_flight` tries of either kind at a time, and `in_flight_per_host` to one host;
-    `waiting` messages of either kind are kept.
+    `waiting` messages of either kind are kept. Where keys tell tenants apart, one has at most half of either.
     """
 
     webhook_secrets: tuple[Secret, ...] = Field(default=(), max_length=4)

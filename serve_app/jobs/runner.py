@@ -49,7 +49,8 @@ class JobRunner:
 
     def start(self, over: Callable[[], object]) -> None:
         """Starts working; `over` is called at the end."""
-        self.job.begin(self._clock(), self._progress)
+        if not self.job.over:
+            self.job.begin(self._clock(), self._progress)
         self._task = spawn(self._run())
         self._task.add_done_callback(lambda _: over())
 
@@ -76,8 +77,10 @@ class JobRunner:
             self._working = True
             if self._stopped:
                 raise asyncio.CancelledError
-            await self._make()
-            job.end(self._clock())
+            # One whose process died before it had told of its end has ended all the same.
+            if not job.over:
+                await self._make()
+                job.end(self._clock())
         except LeaseLost:
             log.warning("job %s: another ingress has taken it up", job.id)
             self._store.drop(job)

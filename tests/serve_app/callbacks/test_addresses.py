@@ -2,7 +2,8 @@
 
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 from ipaddress import ip_address
 from pathlib import Path
@@ -89,6 +90,11 @@ NOT_PUBLIC = [
     "2001:db8::1",
     "2001:0:7f00:1::",
     "64:ff9b:1::1",
+    "fec0::1",
+    "feff:ffff::1",
+    "3fff::1",
+    "5f00::1",
+    "4000::1",
 ]
 
 
@@ -110,6 +116,27 @@ def test_an_operator_may_allow_a_network() -> None:
     for address in ("10.2.0.1", "127.0.0.1", "fe80::1"):
         with pytest.raises(AddressRefused):
             allowing.check_address(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    ("networks", "address"),
+    [
+        # Teredo, by way of the server 10.1.0.1, to 169.254.169.254.
+        (["10.1.0.0/16"], "2001:0:a01:1:0:ffff:5601:5601"),
+        (["10.1.0.0/16", "2001::/32"], "2001:0:a01:1:0:ffff:5601:5601"),
+        # 6to4, to 169.254.169.254.
+        (["2002::/16"], "2002:a9fe:a9fe::1"),
+    ],
+)
+def test_an_allowed_network_allows_nothing_that_is_reached_through_it(networks: list[str], address: str) -> None:
+    with pytest.raises(AddressRefused, match="public address"):
+        rules(allow_networks=networks).check_address(ip_address(address))
+
+
+def test_a_tunnel_is_allowed_where_each_address_that_it_reaches_is() -> None:
+    allowing = rules(allow_networks=["10.1.0.0/16", "2001::/32", "2002::/16"])
+    for address in ("2001:0:a01:1:0:ffff:f5fe:fffe", "2002:a01:1::1"):
+        allowing.check_address(ip_address(address))
 
 
 def test_an_operator_may_name_the_only_hosts() -> None:
@@ -197,6 +224,32 @@ async def test_the_next_address_is_tried_where_one_does_not_answer(
     calling = sender(local, allow_networks=["127.0.0.0/8"])
     resolving(monkeypatch, ["127.0.0.3", "127.0.0.1"])
     assert (await calling.send("POST", local.url(host="two.example"), {}, b"", 5)).status == 204
+    await calling.close()
+
+
+@contextmanager
+def black_hole(address: str, port: int) -> Iterator[None]:
+    """Has nothing answer at `address`, neither yes nor no: its server takes no connections, and its queue is full."""
+    with socket.socket() as server, socket.socket() as first, socket.socket() as second:
+        server.bind((address, port))
+        server.listen(0)
+        for each in (first, second):
+            each.setblocking(False)
+            each.connect_ex((address, port))
+        yield
+
+
+@pytest.mark.parametrize("timeout_s", [1.0, 30.0])
+async def test_an_address_that_says_nothing_leaves_time_for_the_next(
+    timeout_s: float, local: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a name's IPv6 address does where there is no way for IPv6."""
+    calling = sender(local, allow_networks=["127.0.0.0/8"])
+    resolving(monkeypatch, ["127.0.0.2", "127.0.0.1"])
+    began = time.monotonic()
+    with black_hole("127.0.0.2", local.port):
+        assert (await calling.send("POST", local.url(host="two.example"), {}, b"", timeout_s)).status == 204
+    assert time.monotonic() - began < 10
     await calling.close()
 
 
