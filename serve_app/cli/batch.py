@@ -2,7 +2,6 @@
 
 import json
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,9 @@ from deployments.engine.protocol.errors import InvalidParameter
 from serve_app.cli.exits import EXIT_NO_IMAGE, exit_on_errors, exit_with
 from serve_app.cli.options import ApiKey, AsJson, Priority, Url
 from serve_app.cli.progress import check_url
-from serve_app.cli.results import SavedJob, save_all, say, summary_of
-from serve_app.client import DarkroomClient, DarkroomError
+from serve_app.cli.results import SavedJob, make_folder, save_all, say, summary_of
+from serve_app.cli.waiting import submit
+from serve_app.client import DarkroomClient
 from serve_app.client.messages import DEFAULT_URL, CallbackOptions
 
 RequestsFile = Annotated[Path, typer.Argument(help="One request a line, as JSON: what text-to-image takes.")]
@@ -48,48 +48,55 @@ def batch(
         requests = read_requests(file)
         check_url(url)
         with DarkroomClient(url, api_key=api_key) as client:
-            output.mkdir(parents=True, exist_ok=True)
+            make_folder(output)
             callbacks = callback_options(webhook_url, webhook_events, upload_url)
             saved = SavedJob(output, as_json, list(requests).__getitem__, "line")
-            job = save_all(client, _submit(client, list(requests.values()), priority, callbacks), saved)
+            job_id = submit_requests(client, list(requests.values()), priority, callbacks)
+            job = save_all(client, job_id, saved)
         if as_json:
             say("", summary_of(job))
     if errors := saved.errors + len(requests) - len(saved.seen):
         raise exit_with(f"{errors} of {len(requests)} requests could not be made as asked", EXIT_NO_IMAGE)
 
 
-def _submit(
+def submit_requests(
     client: DarkroomClient, requests: list[dict[str, Any]], priority: str | None, callbacks: CallbackOptions
 ) -> str:
-    """Submits the job. Ctrl-C meanwhile finds out its id, to cancel it: it may have begun."""
+    """Submits the requests as a job and returns its id. Ctrl-C meanwhile cancels it."""
     key = uuid.uuid4().hex
-    try:
-        return client.submit(requests, priority=priority, idempotency_key=key, **callbacks)
-    except KeyboardInterrupt:
-        with suppress(DarkroomError):
-            client.cancel_job(client.submit(requests, priority=priority, idempotency_key=key, **callbacks))
-        raise
+    return submit(client, lambda client: client.submit(requests, priority=priority, idempotency_key=key, **callbacks))
 
 
 def read_requests(file: Path) -> dict[int, dict[str, Any]]:
     """Reads the requests by their line, from 1. The server validates each. Raises InvalidParameter."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise InvalidParameter("file", f"{str(file)!r} cannot be read as text") from None
-    found = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found[number] = json.loads(line)
-        except ValueError:
-            raise InvalidParameter("file", f"line {number} is not JSON") from None
-        if not isinstance(found[number], dict):
-            raise InvalidParameter("file", f"line {number} is not a JSON object")
+    # Not `splitlines`: JSON's texts may hold what it takes for ends of lines, U+2028 for example.
+    lines = enumerate(text.split("\n"), start=1)
+    found = {number: _read_request(line, number) for number, line in lines if line.strip()}
     if not found:
         raise InvalidParameter("file", "there is no request in it")
     return found
+
+
+def _read_request(line: str, number: int) -> dict[str, Any]:
+    try:
+        request = json.loads(line, parse_constant=_refuse_constant)
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidParameter("file", f"line {number} has half of a surrogate pair, which is no text") from None
+    except (ValueError, RecursionError):
+        raise InvalidParameter("file", f"line {number} is not JSON") from None
+    if not isinstance(request, dict):
+        raise InvalidParameter("file", f"line {number} is not a JSON object")
+    return request
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuses NaN and infinities, which Python reads and JSON does not have."""
+    raise ValueError(name)
 
 
 def callback_options(webhook_url: str | None, events: list[str] | None, upload_url: str | None) -> CallbackOptions:

@@ -39,7 +39,7 @@ EXIT_CODES: Final = {
     EXIT_NOT_FOUND: "there is no such model, job, image or address",
     EXIT_UNREACHABLE: "no server answered, or not to the end",
     EXIT_NO_IMAGE: "an image could not be made, or not be put where it belongs",
-    EXIT_INTERRUPTED: "Ctrl-C; the server's work was ended as well",
+    EXIT_INTERRUPTED: "Ctrl-C; the server's work was ended as well, unless a line says that it may go on",
 }
 
 _BY_STATUS: Final = {
@@ -52,8 +52,7 @@ _BY_STATUS: Final = {
     504: EXIT_BUSY,
 }
 _BY_CODE: Final = {
-    "invalid_url": EXIT_USAGE,
-    "invalid_api_key": EXIT_USAGE,
+    **dict.fromkeys(("invalid_url", "invalid_api_key", "invalid_parameter", "invalid_environment"), EXIT_USAGE),
     **{kind.code: EXIT_NO_IMAGE for kind in (GenerationFailed, NumericalFailure, DoesNotFit, Cancelled)},
 }
 
@@ -79,7 +78,8 @@ def exit_code_of(error: DarkroomError) -> int:
         return _BY_CODE.get(error.code, EXIT_UNREACHABLE)
     if error.status == 200:
         return EXIT_NO_IMAGE
-    by_status = _BY_STATUS.get(error.status, EXIT_USAGE if 400 <= error.status < 500 else EXIT_FAILED)
+    # A redirect is an address that is no server's.
+    by_status = _BY_STATUS.get(error.status, EXIT_USAGE if 300 <= error.status < 500 else EXIT_FAILED)
     return by_status if error.status == 401 else _BY_CODE.get(error.code, by_status)
 
 
@@ -99,15 +99,17 @@ def _keep(field: str) -> str:
 @contextmanager
 def exit_on_errors(
     *, as_json: bool = False, url: str = "", hint: str = "", name_of: Callable[[str], str] = _keep
-) -> Iterator[None]:
+) -> Iterator[dict[str, Any]]:
     """Ends the command with one line and its exit code for what is raised inside; `as_json` also prints the error.
 
     `url` is the server's, `hint` what to do where none answers, and `name_of` the option for a field of the HTTP API.
+    Gives what is printed beside the error, for the block to fill: what was done before it.
     """
+    done: dict[str, Any] = {}
 
     def end(message: str, exit_code: int, told: dict[str, Any] | None = None) -> typer.Exit:
         if as_json:
-            print(json.dumps({"error": told or {"code": "failed", "message": message}}), flush=True)
+            print(json.dumps(done | {"error": told or {"code": "failed", "message": message}}), flush=True)
         return exit_with(message, exit_code)
 
     def named(field: str | None, message: str) -> str:
@@ -115,7 +117,7 @@ def exit_on_errors(
         return f"{name_of(field)}: {message.removeprefix(f'{field} ')}" if field else message
 
     try:
-        yield
+        yield done
     except ConfigError as error:
         raise end(str(error), EXIT_USAGE) from None
     except DarkroomError as error:
@@ -127,7 +129,12 @@ def exit_on_errors(
         message = named(error.field, error.message) if isinstance(error, InvalidParameter) else error.message
         exit_code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), EXIT_FAILED)
         raise end(message, exit_code, error_json(error)) from None
+    except BrokenPipeError:
+        typer.secho("darkroom: nobody reads standard output any more", err=True, fg="red")
+        # Typer ends the command with 1, and keeps Python from writing there once more.
+        raise
     except OSError as error:
-        raise end(f"the file could not be saved: {error.strerror}", EXIT_FAILED) from None
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        raise end(message, EXIT_FAILED) from None
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -1,6 +1,5 @@
 """The commands that generate images: from text, from an image, inside a mask, along a control image."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -18,6 +17,7 @@ from deployments.engine.protocol.settings import ControlSettings
 from serve_app.cli import progress
 from serve_app.cli.exits import EXIT_NO_IMAGE, exit_on_errors, exit_with
 from serve_app.cli.options import OwnInputs, ReadInputs, option_of, parameters_of, with_shared_options
+from serve_app.cli.results import save, say
 from serve_app.config.errors import describe_errors
 from serve_app.config.server import load_config
 
@@ -28,7 +28,7 @@ def _run(read_inputs: ReadInputs, options: Mapping[str, Any]) -> None:
     """Makes a command's images with its `options`, here or on a server, and saves them. Raises typer.Exit."""
     output, url = Path(options["output"]), options["url"]
     hint = "; start one with `make serve`, or make it here with --local"
-    with exit_on_errors(as_json=options["json"], url=url, hint=hint, name_of=option_of):
+    with exit_on_errors(as_json=options["json"], url=url, hint=hint, name_of=option_of) as done:
         own = read_inputs()
         params = _read_params(parameters_of(options, own.parameters), output)
         uploads = _with_references(own.uploads, options["reference"] or ())
@@ -39,7 +39,11 @@ def _run(read_inputs: ReadInputs, options: Mapping[str, Any]) -> None:
             events = progress.stream_from_server(url, params, uploads, options["api_key"])
         with closing(events):
             images = progress.show_progress(events, output.name, Console(stderr=True))
-            _save(images, output, numbered=params.num_images > 1, as_json=options["json"])
+            failures = _save(images, output, done, numbered=params.num_images > 1, as_json=options["json"])
+        if options["json"]:
+            say("", done)
+        if failures:
+            raise exit_with("; ".join(failures), EXIT_NO_IMAGE)
 
 
 @with_shared_options(_run)
@@ -85,6 +89,8 @@ def inpaint(
         "strength": strength,
     }
     if mask is None:
+        if mask_alpha is not None:
+            raise InvalidParameter("mask_alpha", "is of a --mask, and there is none")
         return OwnInputs(Uploads(image=_read_file(image, "image"), mask_type=mask_type), parameters)
     alpha = None if mask_alpha is None else _check_mask_alpha(mask_alpha)
     uploads = Uploads(image=_read_file(image, "image"), mask=_read_file(mask, "mask"), mask_alpha=alpha)
@@ -138,23 +144,27 @@ def _read_file(path: Path, field: str) -> bytes:
 
 
 def _save(
-    images: Iterator[progress.FinishedImage | progress.Failure], output: Path, *, numbered: bool, as_json: bool
-) -> None:
-    """Writes each image as soon as it is there, so that one that fails does not cost the others."""
-    failures: list[progress.Failure] = []
-    saved: list[dict[str, Any]] = []
+    images: Iterator[progress.FinishedImage | progress.Failure],
+    output: Path,
+    done: dict[str, Any],
+    *,
+    numbered: bool,
+    as_json: bool,
+) -> list[str]:
+    """Writes each image as soon as it is there, so that one that fails does not cost the others.
+
+    Notes all of them in `done`, and returns what to say of those that failed.
+    """
+    done |= {"images": [], "failures": []}
+    told = []
     for item in images:
         if isinstance(item, progress.Failure):
-            failures.append(item)
+            done["failures"].append({"index": item.index, "message": item.message})
+            told.append(f"image {item.index}: {item.message}" if numbered else item.message)
             continue
         path = progress.path_of(item, output, numbered=numbered)
-        path.write_bytes(item.data)
-        saved.append({"index": item.index, "seed": item.seed, "path": str(path), "bytes": len(item.data)})
+        save(path, item.data)
+        done["images"].append({"index": item.index, "seed": item.seed, "path": str(path), "bytes": len(item.data)})
         if not as_json:
             print(f"{path} (seed {item.seed})", flush=True)
-    if as_json:
-        failed = [{"index": failure.index, "message": failure.message} for failure in failures]
-        print(json.dumps({"images": saved, "failures": failed}), flush=True)
-    if failures:
-        told = (f"image {each.index}: {each.message}" if numbered else each.message for each in failures)
-        raise exit_with("; ".join(told), EXIT_NO_IMAGE)
+    return told

@@ -1,6 +1,7 @@
 """`darkroom jobs`: the commands for jobs that the server works on by itself."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deployments.engine.protocol.errors import InvalidParameter
 from serve_app.cli.batch import (
     RequestsFile,
     UploadUrl,
@@ -15,13 +17,16 @@ from serve_app.cli.batch import (
     WebhookUrl,
     callback_options,
     read_requests,
+    submit_requests,
 )
 from serve_app.cli.completion import complete_job
 from serve_app.cli.exits import EXIT_BUSY, EXIT_NO_IMAGE, exit_on_errors, exit_with
 from serve_app.cli.options import ApiKey, AsJson, Priority, Url
 from serve_app.cli.progress import check_url
-from serve_app.cli.results import SavedJob, say, summary_of, wait_for
+from serve_app.cli.results import SavedJob, make_folder, say, summary_of
+from serve_app.cli.waiting import follow
 from serve_app.client import DarkroomClient
+from serve_app.client.answers import reading_answer
 from serve_app.client.messages import DEFAULT_URL
 
 app = typer.Typer(help="Jobs: batches that go on without you.", no_args_is_help=True)
@@ -40,8 +45,10 @@ def list_jobs(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = 
             say("", {"jobs": found})
             return
         for job in found:
-            counts = f"{job['succeeded']} of {job['entries']} made, {job['failed']} failed"
-            print(f"{job['id']}  {job['state']:<9}  {job['progress']:4.0%}  {counts}  {job['created_at']}")
+            with reading_answer():
+                counts = f"{job['succeeded']} of {job['entries']} made, {job['failed']} failed"
+                line = f"{job['id']}  {job['state']:<9}  {job['progress']:4.0%}  {counts}  {job['created_at']}"
+            print(line)
 
 
 @app.command()
@@ -62,11 +69,11 @@ def submit(
     upload_url: UploadUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Begin a job, print its id, and leave it to the server."""
+    """Begin a job, print its id, and leave it to the server. Ctrl-C before its id is there cancels it."""
     with _connect(url, api_key, as_json) as client:
         requests = read_requests(file)
         callbacks = callback_options(webhook_url, webhook_events, upload_url)
-        job_id = client.submit(list(requests.values()), priority=priority, **callbacks)
+        job_id = submit_requests(client, list(requests.values()), priority, callbacks)
         say(job_id, {"job": job_id} if as_json else None)
 
 
@@ -80,11 +87,14 @@ def wait(
     as_json: AsJson = False,
 ) -> None:
     """Wait until a job is over. Ctrl-C ends the waiting, not the job."""
+    timeout_s = math.inf if timeout is None else timeout
     with _connect(url, api_key, as_json) as client:
-        job, over = wait_for(client, job_id, uploads=uploads, timeout_s=timeout)
+        if math.isnan(timeout_s):
+            raise InvalidParameter("timeout", "must be a number of seconds")
+        job, over = follow(client, job_id, uploads=uploads, timeout_s=timeout_s)
     say(job["state"], summary_of(job) if as_json else None)
     if not over:
-        raise exit_with(f"it is still {job['state']} after {timeout:g} s", EXIT_BUSY)
+        raise exit_with(f"it is still {job['state']} after {timeout_s:g} s", EXIT_BUSY)
     _exit_unless_complete(job, uploads=uploads)
 
 
@@ -107,7 +117,7 @@ def download(
     """Save the pictures that a job has made so far."""
     with _connect(url, api_key, as_json) as client:
         job = client.job(job_id)
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         saved = SavedJob(output, as_json, lambda index: index, "entry")
         saved.add(client, job)
     if saved.errors:

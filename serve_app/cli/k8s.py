@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from serve_app.cli.exits import EXIT_FAILED, EXIT_USAGE, exit_with
+from deployments.engine.protocol.errors import InvalidParameter
+from serve_app.cli.exits import EXIT_FAILED, EXIT_USAGE, exit_on_errors, exit_with
+from serve_app.cli.results import save
 from serve_app.config.errors import ConfigError
 from serve_app.kubernetes.manifests import Unbuildable, build
 from serve_app.kubernetes.rendering import render_files
@@ -21,15 +23,15 @@ def render(
     ] = False,
 ) -> None:
     """Write what the manifests say of the application, from each overlay's `darkroom.yaml`."""
-    try:
+    with exit_on_errors():
+        if not (folder / "base").is_dir():
+            raise InvalidParameter("folder", f"there is no folder {str(folder / 'base')!r}")
         files = dict(render_files(folder))
-    except ConfigError as error:
-        raise exit_with(str(error), EXIT_USAGE) from None
-    stale = [file for file, text in files.items() if not file.is_file() or file.read_text() != text]
-    for file in stale:
-        print(f"{file} {'is not' if check else 'now is'} what the configuration says")
-        if not check:
-            file.write_text(files[file])
+        stale = [file for file, text in files.items() if not file.is_file() or file.read_bytes() != text.encode()]
+        for file in stale:
+            if not check:
+                save(file, files[file].encode())
+            print(f"{file} {'is not' if check else 'now is'} what the configuration says")
     if check and stale:
         raise exit_with("run `darkroom k8s render`", EXIT_FAILED)
 
@@ -46,7 +48,7 @@ def check(
         raise exit_with("this needs more packages: pip install 'darkroom[k8s]'", EXIT_USAGE) from None
     try:
         found = list(find_faults(build(overlay), crd))
-    except Unbuildable as error:
+    except (ConfigError, Unbuildable) as error:
         raise exit_with(str(error), EXIT_USAGE) from None
     for fault in found:
         print(fault)

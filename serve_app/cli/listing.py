@@ -9,6 +9,7 @@ from serve_app.cli.options import ApiKey, AsJson, Url
 from serve_app.cli.progress import check_url
 from serve_app.cli.results import say
 from serve_app.client import DarkroomClient
+from serve_app.client.answers import reading_answer
 from serve_app.client.messages import DEFAULT_URL, Listed
 
 
@@ -26,5 +27,7 @@ def list_names(
         if as_json:
             say("", {what: rows})
             return
-        for row in rows:
-            print(row["name"])
+        with reading_answer():
+            names = [row["name"] for row in rows]
+        for name in names:
+            print(name)

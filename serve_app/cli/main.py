@@ -1,5 +1,7 @@
 """The `darkroom` command. Errors are one line; exit codes are below `--help`."""
 
+import io
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -198,4 +200,7 @@ def _source_checks(settings: AppConfig) -> Iterator[tuple[list[str], Callable[[]
 
 def main() -> None:
     """The entry point of the `darkroom` command."""
+    # Names of files need not be text, and servers tell what they like: it is printed as standard error has it.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()

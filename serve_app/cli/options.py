@@ -117,7 +117,11 @@ ReadInputs = Callable[[], OwnInputs]
 
 
 def option_of(field: str) -> str:
-    """The command line's word for a field of the HTTP API."""
+    """The command line's word for a field of the HTTP API, or for one inside it, of which --lora has several."""
+    if field.startswith("loras"):
+        return "lora"
+    if field.startswith("reference."):
+        return field.replace(".", "_")
     return _OPTIONS.get(field, field)
 
 

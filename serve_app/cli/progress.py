@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -18,6 +17,8 @@ from deployments.engine.protocol.errors import InvalidParameter, UnknownModel
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams, OutputFormat
 from serve_app.client import DarkroomClient, DarkroomError, ServedImage, ServerEvent
+from serve_app.client.answers import reading_answer
+from serve_app.client.messages import CANCEL_SECONDS, is_address
 from serve_app.config.errors import suggest
 from serve_app.config.server import AppConfig
 from serve_app.service import DiffusionService
@@ -75,22 +76,18 @@ def stream_from_server(
     with DarkroomClient(url, api_key=api_key) as client:
         try:
             for event in client.stream(params, uploads=uploads, request_id=name):
-                yield from _from_server_event(event)
+                if (told := _from_server_event(event)) is not None:
+                    yield told
         except (KeyboardInterrupt, GeneratorExit):
             # It notices by itself, but behind a proxy perhaps late.
             with suppress(DarkroomError):
-                client.cancel(name)
+                client.with_timeout(CANCEL_SECONDS).cancel(name)
             raise
 
 
 def check_url(url: str) -> None:
     """Raises InvalidParameter unless `url` could be a server's."""
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fine = False
-    if not fine:
+    if not is_address(url):
         raise InvalidParameter("url", f"must be like http://127.0.0.1:8000, got {url!r}")
 
 
@@ -149,15 +146,17 @@ def _show(bar: Progress, task: TaskID, step: Step) -> None:
     bar.update(task, total=step.total or None, completed=step.done, state=state)
 
 
-def _from_server_event(event: ServerEvent) -> ProgressEvents:
+@reading_answer()
+def _from_server_event(event: ServerEvent) -> Step | FinishedImage | Failure | None:
     match event.name:
         case "progress":
-            yield Step(event.data["step"], event.data["steps"], event.data["position"])
+            return Step(event.data["step"], event.data["steps"], event.data["position"])
         case "image":
             image = ServedImage.from_json(event.data)
-            yield FinishedImage(image.index, image.seed, image.data)
+            return FinishedImage(image.index, image.seed, image.data)
         case "failed":
-            yield Failure(event.data["index"], event.data["message"])
+            return Failure(event.data["index"], event.data["message"])
+    return None
 
 
 async def _next_event(events: Any) -> engine_events.Event | None:

@@ -1,7 +1,6 @@
 """Saves a job's pictures as they come, and says so: in lines for people, or one JSON object a line."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +8,12 @@ from typing import Any
 
 import typer
 
+from deployments.engine.protocol.errors import InvalidParameter
+from deployments.training.whole_files import replaced
 from serve_app.cli.exits import error_json
+from serve_app.cli.waiting import cancel_job, follow
 from serve_app.client import DarkroomClient, ServedEntry
-from serve_app.client.messages import POLL_SECONDS, UNFINISHED
+from serve_app.client.answers import reading_answer
 
 
 @dataclass
@@ -29,17 +31,21 @@ class SavedJob:
     errors: int = 0
 
     def add(self, client: DarkroomClient, job: dict[str, Any]) -> None:
-        """Saves the pictures of the entries that have ended since."""
-        for entry in client.entries_of(job, but=self.seen):
-            self.seen.add(entry.index)
-            self._save(entry)
+        """Saves the pictures of the entries that have ended since, each entry's before the next ones are fetched."""
+        with reading_answer():
+            ended = [result for result in job["results"] if result["index"] not in self.seen]
+        for result in ended:
+            for entry in client.entries_of({"results": [result]}):
+                self._save(entry)
+                self.seen.add(entry.index)
 
     def _save(self, entry: ServedEntry) -> None:
-        name = self.named(entry.index)
+        with reading_answer():
+            name = self.named(entry.index)
         for image in entry.images:
             stem = f"{name:04d}" if isinstance(name, int) else name
             path = self.output / f"{stem}-{image.index}.{image.format}"
-            path.write_bytes(image.data)
+            save(path, image.data)
             told = {self.word: name, "image": image.index, "seed": image.seed, "path": str(path)}
             say(f"{path} (seed {image.seed})", told if self.as_json else None)
         if entry.error is not None:
@@ -50,44 +56,40 @@ class SavedJob:
 
 
 def save_all(client: DarkroomClient, job_id: str, saved: SavedJob) -> dict[str, Any]:
-    """Saves a job's pictures as they come, and returns the job once it is over. Ctrl-C cancels it."""
+    """Saves a job's pictures as they come, and returns the job once it is over.
+
+    It is cancelled where nobody waits for it any more: after Ctrl-C, and where a picture, or the line that says so,
+    cannot be written.
+    """
     try:
         say(f"job {job_id}", {"job": job_id} if saved.as_json else None)
-        job = client.job(job_id)
-        saved.add(client, job)
-        while not is_over(job):
-            time.sleep(POLL_SECONDS)
-            job = client.job(job_id)
-            saved.add(client, job)
-    except KeyboardInterrupt:
-        client.cancel_job(job_id)
+        job, _ = follow(client, job_id, take=lambda job: saved.add(client, job))
+    except (KeyboardInterrupt, OSError):
+        cancel_job(client, job_id)
         raise
     return job
+
+
+def save(path: Path, data: bytes) -> None:
+    """Writes a file whole: after an error it is as it was before. Raises OSError with its path."""
+    try:
+        with replaced(path) as neighbour:
+            neighbour.write_bytes(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def make_folder(output: Path) -> None:
+    """Makes the folder for pictures, if it is not there. Raises InvalidParameter."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidParameter("output", f"{str(output)!r} cannot be a folder: {error.strerror}") from None
 
 
 def say(line: str, told: dict[str, Any] | None) -> None:
     """Prints `line`, or what is `told` in its place, as JSON."""
     print(line if told is None else json.dumps(told), flush=True)
-
-
-def is_over(job: dict[str, Any], *, uploads: bool = False) -> bool:
-    """Whether the job has ended; with `uploads` also whether none of those is pending."""
-    pending = uploads and job.get("uploads", {}).get("pending", 0)
-    return job["state"] not in UNFINISHED and not pending
-
-
-def wait_for(
-    client: DarkroomClient, job_id: str, *, uploads: bool = False, timeout_s: float | None = None
-) -> tuple[dict[str, Any], bool]:
-    """Returns the job once it is over, and whether it is: after `timeout_s` seconds it is returned as it is."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while True:
-        job = client.job(job_id)
-        if is_over(job, uploads=uploads):
-            return job, True
-        if deadline is not None and time.monotonic() >= deadline:
-            return job, False
-        time.sleep(POLL_SECONDS)
 
 
 def summary_of(job: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from deployments.engine.protocol.errors import InvalidParameter
 from serve_app.callbacks.addresses import AddressRefused, AddressRules
 from serve_app.callbacks.payload import format_time
 from serve_app.callbacks.sender import Reply, Sender, SendError
@@ -18,15 +19,18 @@ from serve_app.cli.exits import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, EXI
 from serve_app.cli.options import AsJson
 from serve_app.cli.results import say
 from serve_app.config.callbacks import CallbacksConfig
-from serve_app.config.errors import ConfigError
-from serve_app.config.server import load_config
+from serve_app.config.errors import ConfigError, suggest
+from serve_app.config.server import AppConfig, load_config
+from serve_app.gateway.api_keys import parse_keys
 
 app = typer.Typer(help="Webhooks: docs/callbacks.md.", no_args_is_help=True)
 
 SECRET_BYTES = 32
 
 Config = Annotated[str, typer.Option(help="The configuration with `callbacks: webhook_secrets`.")]
-Tenant = Annotated[str, typer.Option(help="Whose messages; without keys there is one tenant, which has no name.")]
+Tenant = Annotated[
+    str, typer.Option(help="Whose messages; with `keys` one of theirs, without them there is one, which has no name.")
+]
 
 
 @app.command("new-secret")
@@ -39,7 +43,7 @@ def new_secret() -> None:
 def secret(config: Config, tenant: Tenant = "") -> None:
     """Print what a tenant's receivers check messages with: one line for each configured secret, in their order."""
     with exit_on_errors():
-        for line in WebhookSigner(_section_of(config).webhook_secrets).secrets_of(tenant):
+        for line in WebhookSigner(_section_of(config, tenant).webhook_secrets).secrets_of(tenant):
             print(line)
 
 
@@ -52,11 +56,13 @@ def send_test(
 ) -> None:
     """Send one signed message of the type `test` from here, by the configuration's rules, and say what came back."""
     with exit_on_errors(as_json=as_json):
-        section = _section_of(config)
+        section = _section_of(config, tenant)
         signer = WebhookSigner(section.webhook_secrets)
         try:
             reply = asyncio.run(_send(url, section, signer, tenant))
         except AddressRefused as error:
+            if as_json:
+                say("", {"delivered": False, "reason": "address_refused"})
             raise exit_with(f"url: {error}", EXIT_USAGE) from None
         except SendError as error:
             if as_json:
@@ -81,8 +87,28 @@ async def _send(url: str, config: CallbacksConfig, signer: WebhookSigner, tenant
         rules.close()
 
 
-def _section_of(config: str) -> CallbacksConfig:
-    section = load_config(config).callbacks
-    if section is None or not section.webhook_secrets:
+def _section_of(config: str, tenant: str) -> CallbacksConfig:
+    """Returns what webhooks are sent by. Raises ConfigError, and InvalidParameter for a tenant that there is not."""
+    settings = load_config(config)
+    if settings.callbacks is None or not settings.callbacks.webhook_secrets:
         raise ConfigError(f"{config}: it has no `callbacks: webhook_secrets`")
-    return section
+    _check_tenant(settings, tenant)
+    return settings.callbacks
+
+
+def _check_tenant(settings: AppConfig, tenant: str) -> None:
+    if settings.keys is None:
+        if tenant:
+            raise InvalidParameter("tenant", "is not for a configuration without `keys`: its one tenant has no name")
+        return
+    if not tenant:
+        # The secret of no tenant is the one that all tenants' are derived from.
+        raise InvalidParameter("tenant", "must be given: the configuration has `keys`, and each tenant its own secret")
+    try:
+        text = settings.keys.read("keys")
+    except ConfigError as error:
+        typer.echo(f"{error}; whether there is such a tenant was not checked", err=True)
+        return
+    known = {key.tenant for key in parse_keys(text)}
+    if tenant not in known:
+        raise InvalidParameter("tenant", f"there is no tenant {tenant!r}{suggest(tenant, known)}")

@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ _CANCELLED: Final = 499
 class DarkroomError(Exception):
     """The server refused or failed, or could not be reached: then `status` is 0 and `code` says how (`unreachable`).
 
+    `untrusted_certificate` and `tls_failed` are codes of a server that answers, but not as https:// addresses need it.
     `invalid_answer` is the code of what no Darkroom server answers, a proxy's page for example; `content_filtered` that
     of an image that a safety policy kept back. `field` names the offending parameter, if there is one. `retryable`: the
     same request may succeed later; `retry_after` is in how many seconds, where the server says so. `images` are those
@@ -67,7 +69,8 @@ class ServerAnswer:
         """Raises DarkroomError unless it is a success."""
         if self.is_success:
             return
-        error = error_of(self.body, self.status)
+        where = self.headers.get("location")
+        error = error_of(self.body, self.status, f", a redirect to {where!r}; use that address" if where else "")
         error.retry_after = read_retry_after(self.headers.get("retry-after", ""))
         raise error
 
@@ -76,9 +79,22 @@ def read_object(text: str | bytes, *needed: str, status: int = 0) -> dict[str, A
     """Parses a JSON object. Raises DarkroomError if it is none, or lacks one of the keys `needed`."""
     found = _parse_object(text)
     if found is None or not found.keys() >= set(needed):
-        message = "what was answered is not what a Darkroom server answers; is there a proxy before it?"
-        raise DarkroomError(status, "invalid_answer", message)
+        raise _invalid_answer(status)
     return found
+
+
+def _invalid_answer(status: int) -> DarkroomError:
+    message = "what was answered is not what a Darkroom server answers; is there a proxy before it?"
+    return DarkroomError(status, "invalid_answer", message)
+
+
+@contextmanager
+def reading_answer() -> Iterator[None]:
+    """Raises DarkroomError where the block finds that an answer lacks something, or has something else in its place."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise _invalid_answer(0) from None
 
 
 def _parse_object(text: str | bytes) -> dict[str, Any] | None:
@@ -107,8 +123,12 @@ class ServedImage:
     continued: Mapping[str, Any] | None = None
 
     @classmethod
+    @reading_answer()
     def from_json(cls, image: Mapping[str, Any], data: bytes | None = None) -> "ServedImage":
-        """Reads an entry of an answer's `images`, or the data of an `image` event; `data` if that came separately."""
+        """Reads an entry of an answer's `images`, or the data of an `image` event; `data` if that came separately.
+
+        Raises DarkroomError.
+        """
         return cls(
             index=image["index"],
             seed=image["seed"],
@@ -134,6 +154,7 @@ class WatchedImages:
         self._images: list[ServedImage] = []
         self._failures: list[DarkroomError] = []
 
+    @reading_answer()
     def add(self, name: str, data: Mapping[str, Any]) -> None:
         """Takes note of the event of that name."""
         if name == "image":
@@ -174,8 +195,8 @@ def timed_out() -> DarkroomError:
     return DarkroomError(0, "timeout", "the server took too long to answer", retryable=True)
 
 
-def error_of(body: Mapping[str, Any], status: int = 500) -> DarkroomError:
-    """Reads a problem+json body, or whatever something else on the way has answered."""
+def error_of(body: Mapping[str, Any], status: int = 500, more: str = "") -> DarkroomError:
+    """Reads a problem+json body, or whatever something else on the way has answered, with `more` to say of that."""
     error = body.get("error")
     details = error if isinstance(error, dict) else {}
     if isinstance(body.get("status"), int):
@@ -183,13 +204,19 @@ def error_of(body: Mapping[str, Any], status: int = 500) -> DarkroomError:
     return DarkroomError(
         status,
         details.get("code", "http_error"),
-        details.get("message", f"the server answered {status}"),
+        details.get("message", f"the server answered {status}{more}"),
         details.get("param"),
         body.get("request_id", ""),
         body.get("retryable", status in _PASSES),
     )
 
 
+def is_elsewhere(error: DarkroomError) -> bool:
+    """Whether it is the server that cannot be reached, rather than something that the server does not have."""
+    return error.code in ("unreachable", "timeout")
+
+
+@reading_answer()
 def failure_of(answer: Mapping[str, Any]) -> DarkroomError | None:
     """The error of the first image that an answer lacks, if any."""
     for failure in answer.get("failures", ()):
@@ -198,6 +225,7 @@ def failure_of(answer: Mapping[str, Any]) -> DarkroomError | None:
     return None
 
 
+@reading_answer()
 def images_of(answer: Mapping[str, Any]) -> list[ServedImage]:
     """Reads the images of an answer. Raises the error of the first one that it lacks, with the others."""
     images = [ServedImage.from_json(image) for image in answer["images"]]

@@ -1,10 +1,11 @@
 """The same client for programs on asyncio."""
 
 import asyncio
-import os
 from asyncio import sleep
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from copy import copy
+from time import monotonic
 from typing import Any, Unpack
 
 import httpx
@@ -21,17 +22,18 @@ from serve_app.client.answers import (
     error_of,
     failure_of,
     images_of,
+    is_elsewhere,
+    reading_answer,
 )
 from serve_app.client.events import ServerEvent, read_until_done_async
 from serve_app.client.messages import (
     ANSWER_SECONDS,
-    API_KEY_VARIABLE,
     BATCH,
+    CANCEL_SECONDS,
     CONNECT_SECONDS,
     DEFAULT_URL,
     HEALTH,
     JOBS,
-    POLL_SECONDS,
     STREAM_SECONDS,
     STYLE_TRANSFERS,
     UNFINISHED,
@@ -47,10 +49,12 @@ from serve_app.client.messages import (
     job_path,
     list_path,
     params_body,
+    poll_seconds,
     read_health,
     request_path,
     restyle_form,
     translate_errors,
+    translate_setup_errors,
     upscale_form,
 )
 from serve_app.client.retries import Tries
@@ -68,9 +72,9 @@ class AsyncDarkroomClient:
         retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
-        with translate_errors():
-            self._http = httpx.AsyncClient(**http_options(base_url, key), transport=transport)
+        options = http_options(base_url, api_key)
+        with translate_setup_errors():
+            self._http = httpx.AsyncClient(**options, transport=transport)
         self._stream_timeout = httpx.Timeout(STREAM_SECONDS, connect=min(timeout, CONNECT_SECONDS))
         self._timeout_s, self._retries = timeout, retries
 
@@ -83,6 +87,12 @@ class AsyncDarkroomClient:
     async def close(self) -> None:
         """Closes the connections."""
         await self._http.aclose()
+
+    def with_timeout(self, timeout: float) -> "AsyncDarkroomClient":
+        """Returns a client with another `timeout`, in seconds, over the same connections. Close only one of the two."""
+        other = copy(self)
+        other._timeout_s = timeout
+        return other
 
     async def generate(
         self,
@@ -138,7 +148,8 @@ class AsyncDarkroomClient:
 
     async def cancel(self, request_id: str) -> bool:
         """Cancels one's own request or batch with that id; False if there is none. Its waiting caller gets an error."""
-        cancelled: bool = (await self._request("DELETE", request_path(request_id)))["cancelled"]
+        answer = await self._request("DELETE", request_path(request_id), needs=("cancelled",))
+        cancelled: bool = answer["cancelled"]
         return cancelled
 
     async def batch(
@@ -150,9 +161,7 @@ class AsyncDarkroomClient:
         """
         body = batch_body(requests, priority, deadline_ms)
         answer = await self._request("POST", BATCH, needs=("id", "results"), json=body, headers=headers_of(once=True))
-        while answer.get("state") in UNFINISHED:
-            await sleep(POLL_SECONDS)
-            answer = await self.job(answer["id"])
+        answer = await self._until_over(answer)
         return entries_in_order(await self.entries_of(answer), answer.get("entries", len(requests)))
 
     async def submit(
@@ -185,11 +194,9 @@ class AsyncDarkroomClient:
 
         `fields` are image-to-image's, and all of them share these; the prompt may be left out. Waits for the job.
         """
-        answer = await self.job(await self.submit_restyle(images, reference_images, **fields))
-        while answer["state"] in UNFINISHED:
-            await sleep(POLL_SECONDS)
-            answer = await self.job(answer["id"])
-        return entries_in_order(await self.entries_of(answer), len(images))
+        job_id = await self.submit_restyle(images, reference_images, **fields)
+        job = await self._until_over({"id": job_id, "state": "queued"})
+        return entries_in_order(await self.entries_of(job), len(images))
 
     async def submit_restyle(
         self,
@@ -231,8 +238,9 @@ class AsyncDarkroomClient:
         return found
 
     async def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
-        """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""
-        return [await self._read_entry(entry) for entry in job["results"] if entry["index"] not in but]
+        """Returns the results in `job`, as `DarkroomClient.entries_of` does. Raises DarkroomError."""
+        with reading_answer():
+            return [await self._read_entry(entry) for entry in job["results"] if entry["index"] not in but]
 
     async def cancel_job(self, job_id: str) -> dict[str, Any]:
         """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
@@ -264,14 +272,34 @@ class AsyncDarkroomClient:
                 response = await self._http.request(method, path, timeout=answer_timeout(left), **options)
         return ServerAnswer(response.status_code, response.headers, response.content)
 
+    async def _until_over(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Returns the job once it is over. Whoever cancels this cancels the job."""
+        began = monotonic()
+        try:
+            while job.get("state") in UNFINISHED:
+                await sleep(poll_seconds(monotonic() - began))
+                job = await self.job(job["id"])
+        except asyncio.CancelledError:
+            with suppress(DarkroomError):
+                await self.with_timeout(CANCEL_SECONDS).cancel_job(job["id"])
+            raise
+        return job
+
     def _tries(self) -> Tries:
         return Tries(self._retries, self._timeout_s)
 
     async def _read_entry(self, entry: dict[str, Any]) -> ServedEntry:
         if "images" not in entry:
             return ServedEntry(entry["index"], (), error_of(entry))
-        images = [await self._read_image(image) for image in entry["images"]]
-        return ServedEntry(entry["index"], tuple(images), failure_of(entry))
+        images, failure = list[ServedImage](), failure_of(entry)
+        for image in entry["images"]:
+            try:
+                images.append(await self._read_image(image))
+            except DarkroomError as error:
+                if is_elsewhere(error):
+                    raise
+                failure = failure or error
+        return ServedEntry(entry["index"], tuple(images), failure)
 
     async def _read_image(self, image: dict[str, Any]) -> ServedImage:
         if "url" not in image:

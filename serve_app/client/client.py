@@ -1,8 +1,9 @@
 """The client of a Darkroom server, for Python programs and the command line. Imports no torch and no Ray."""
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from time import sleep
+from contextlib import suppress
+from copy import copy
+from time import monotonic, sleep
 from typing import Any, Unpack
 
 import httpx
@@ -19,17 +20,19 @@ from serve_app.client.answers import (
     error_of,
     failure_of,
     images_of,
+    is_elsewhere,
+    reading_answer,
 )
+from serve_app.client.deadline import bound_connections, ending_by
 from serve_app.client.events import ServerEvent, read_until_done
 from serve_app.client.messages import (
     ANSWER_SECONDS,
-    API_KEY_VARIABLE,
     BATCH,
+    CANCEL_SECONDS,
     CONNECT_SECONDS,
     DEFAULT_URL,
     HEALTH,
     JOBS,
-    POLL_SECONDS,
     STREAM_SECONDS,
     STYLE_TRANSFERS,
     UNFINISHED,
@@ -45,10 +48,12 @@ from serve_app.client.messages import (
     job_path,
     list_path,
     params_body,
+    poll_seconds,
     read_health,
     request_path,
     restyle_form,
     translate_errors,
+    translate_setup_errors,
     upscale_form,
 )
 from serve_app.client.retries import Tries
@@ -72,9 +77,9 @@ class DarkroomClient:
         retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
-        with translate_errors():
-            self._http = httpx.Client(**http_options(base_url, key), transport=transport)
+        options, hooks = http_options(base_url, api_key), {"request": [bound_connections]}
+        with translate_setup_errors():
+            self._http = httpx.Client(**options, transport=transport, event_hooks=hooks)
         self._stream_timeout = httpx.Timeout(STREAM_SECONDS, connect=min(timeout, CONNECT_SECONDS))
         self._timeout_s, self._retries = timeout, retries
 
@@ -87,6 +92,12 @@ class DarkroomClient:
     def close(self) -> None:
         """Closes the connections."""
         self._http.close()
+
+    def with_timeout(self, timeout: float) -> "DarkroomClient":
+        """Returns a client with another `timeout`, in seconds, over the same connections. Close only one of the two."""
+        other = copy(self)
+        other._timeout_s = timeout
+        return other
 
     def generate(
         self,
@@ -152,13 +163,11 @@ class DarkroomClient:
     ) -> list[ServedEntry]:
         """Returns the result of each of `requests`, in order. Waits, even if they are too many for one answer.
 
-        What is cancelled meanwhile has the error `cancelled`.
+        What is cancelled meanwhile has the error `cancelled`. Ctrl-C cancels all.
         """
         body = batch_body(requests, priority, deadline_ms)
         answer = self._request("POST", BATCH, needs=("id", "results"), json=body, headers=headers_of(once=True))
-        while answer.get("state") in UNFINISHED:
-            sleep(POLL_SECONDS)
-            answer = self.job(answer["id"])
+        answer = self._until_over(answer)
         return entries_in_order(self.entries_of(answer), answer.get("entries", len(requests)))
 
     def submit(
@@ -186,13 +195,11 @@ class DarkroomClient:
     def restyle(self, images: Sequence[bytes], reference_images: Sequence[bytes], **fields: Any) -> list[ServedEntry]:
         """Returns each of the pictures in the files `images`, restyled after `reference_images`, in order.
 
-        `fields` are image-to-image's, and all of them share these; the prompt may be left out. Waits for the job.
+        `fields` are image-to-image's, and all of them share these; the prompt may be left out. Waits for the job, which
+        Ctrl-C cancels.
         """
-        answer = self.job(self.submit_restyle(images, reference_images, **fields))
-        while answer["state"] in UNFINISHED:
-            sleep(POLL_SECONDS)
-            answer = self.job(answer["id"])
-        return entries_in_order(self.entries_of(answer), len(images))
+        job_id = self.submit_restyle(images, reference_images, **fields)
+        return entries_in_order(self.entries_of(self._until_over({"id": job_id, "state": "queued"})), len(images))
 
     def submit_restyle(
         self,
@@ -234,8 +241,13 @@ class DarkroomClient:
         return found
 
     def entries_of(self, job: dict[str, Any], but: Collection[int] = ()) -> list[ServedEntry]:
-        """Returns the results in `job`, with their images fetched; `but` are indices to leave out."""
-        return [self._read_entry(entry) for entry in job["results"] if entry["index"] not in but]
+        """Returns the results in `job`, with their images fetched; `but` are indices to leave out.
+
+        An image that cannot be fetched costs its entry no other: the entry has both. Raises DarkroomError where the
+        server cannot be reached.
+        """
+        with reading_answer():
+            return [self._read_entry(entry) for entry in job["results"] if entry["index"] not in but]
 
     def cancel_job(self, job_id: str) -> dict[str, Any]:
         """Cancels the job, if it is unfinished, and returns its state. Its results so far are kept."""
@@ -262,13 +274,28 @@ class DarkroomClient:
 
     def _receive(self, method: str, path: str, tries: Tries, options: dict[str, Any]) -> ServerAnswer:
         timeout, content = answer_timeout(tries.left_s()), bytearray()
-        with translate_errors(), self._http.stream(method, path, timeout=timeout, **options) as response:
-            # httpx knows time-outs of single reads only: the body's are what is left once its headers are there.
-            response.request.extensions["timeout"]["read"] = tries.left_s()
+        with (
+            translate_errors(),
+            ending_by(tries.left_s),
+            self._http.stream(method, path, timeout=timeout, **options) as response,
+        ):
             for chunk in response.iter_bytes():
                 content += chunk
                 tries.left_s()
         return ServerAnswer(response.status_code, response.headers, bytes(content))
+
+    def _until_over(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Returns the job once it is over. Ctrl-C cancels it."""
+        began = monotonic()
+        try:
+            while job.get("state") in UNFINISHED:
+                sleep(poll_seconds(monotonic() - began))
+                job = self.job(job["id"])
+        except KeyboardInterrupt:
+            with suppress(DarkroomError):
+                self.with_timeout(CANCEL_SECONDS).cancel_job(job["id"])
+            raise
+        return job
 
     def _tries(self) -> Tries:
         return Tries(self._retries, self._timeout_s)
@@ -276,8 +303,15 @@ class DarkroomClient:
     def _read_entry(self, entry: dict[str, Any]) -> ServedEntry:
         if "images" not in entry:
             return ServedEntry(entry["index"], (), error_of(entry))
-        images = tuple(self._read_image(image) for image in entry["images"])
-        return ServedEntry(entry["index"], images, failure_of(entry))
+        images, failure = list[ServedImage](), failure_of(entry)
+        for image in entry["images"]:
+            try:
+                images.append(self._read_image(image))
+            except DarkroomError as error:
+                if is_elsewhere(error):
+                    raise
+                failure = failure or error
+        return ServedEntry(entry["index"], tuple(images), failure)
 
     def _read_image(self, image: dict[str, Any]) -> ServedImage:
         if "url" not in image:

@@ -1,12 +1,14 @@
 """What clients of a Darkroom server send, and the errors that they raise for what comes back."""
 
 import json
+import os
+import ssl
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, Literal, TypedDict
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -30,6 +32,10 @@ CONNECT_SECONDS: Final = 10.0
 STREAM_SECONDS: Final = 60.0
 ANSWER_SECONDS: Final = 600.0
 POLL_SECONDS: Final = 0.5
+LONGEST_POLL_SECONDS: Final = 5.0
+
+CANCEL_SECONDS: Final = 5.0
+"""Whoever has stopped waiting for a job waits so long for its cancellation."""
 
 UNFINISHED: Final = ("queued", "running")
 
@@ -49,19 +55,55 @@ class CallbackOptions(TypedDict, total=False):
     upload_headers: Mapping[str, str]
 
 
-def http_options(base_url: str, api_key: str) -> dict[str, Any]:
-    """Returns httpx's arguments for a client of the server there."""
+def http_options(base_url: str, api_key: str | None) -> dict[str, Any]:
+    """Returns httpx's arguments for a client of the server there; without a key it is the environment's, if any."""
+    key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
     with translate_errors():
-        # A company's proxy cannot reach this machine's loopback, but httpx would use it all the same.
-        local = httpx.URL(base_url).host in LOOPBACK
-    return {"base_url": base_url, "headers": authorization(api_key), "trust_env": not local}
+        url = httpx.URL(base_url)
+    if not is_address(base_url):
+        raise _invalid_url()
+    # A company's proxy cannot reach this machine's loopback, but httpx would use it all the same.
+    return {"base_url": url, "auth": _auth_of(key, url), "trust_env": url.host not in LOOPBACK}
 
 
-def authorization(api_key: str) -> dict[str, str]:
+def is_address(url: str) -> bool:
+    """Whether `url` could be a server's."""
+    try:
+        parts = urlsplit(url)
+        # Names have rules of their own: no empty label, none of more than 63 characters.
+        (parts.hostname or "").encode("idna")
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _invalid_url() -> DarkroomError:
+    return DarkroomError(0, "invalid_url", "the server's address must be like http://127.0.0.1:8000")
+
+
+def _auth_of(api_key: str, server: httpx.URL) -> "_KeyForOneServer | None":
     key = api_key.strip()
     if not (key.isascii() and key.isprintable()):
         raise DarkroomError(0, "invalid_api_key", "the API key has characters that no key has")
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    return _KeyForOneServer(key, server) if key else None
+
+
+class _KeyForOneServer(httpx.Auth):
+    """Gives the key to its server only: an answer may send clients to fetch images elsewhere."""
+
+    def __init__(self, key: str, server: httpx.URL) -> None:
+        self._key, self._origin = key, _origin_of(server)
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Adds the header."""
+        if _origin_of(request.url) == self._origin:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        yield request
+
+
+def _origin_of(url: httpx.URL) -> tuple[str, str, int | None]:
+    # httpx leaves out the port where it is the scheme's own.
+    return url.scheme, url.host, url.port
 
 
 def encode_request(
@@ -132,7 +174,13 @@ def batch_body(
 
 
 def headers_of(request_id: str | None = None, *, once: bool = False) -> dict[str, str]:
-    """Returns the headers of a request: its name, and with `once` a key under which it runs only once."""
+    """Returns the headers of a request: its name, and with `once` a key under which it runs only once.
+
+    Raises DarkroomError for a name that no header can have.
+    """
+    if request_id is not None and not (request_id.isascii() and request_id.isprintable()):
+        rule = "request_id must be printable ASCII; servers take letters, digits and ._-"
+        raise DarkroomError(0, "invalid_request_id", rule, "request_id")
     headers = {} if request_id is None else {"X-Request-Id": request_id}
     return headers | ({"Idempotency-Key": uuid.uuid4().hex} if once else {})
 
@@ -150,6 +198,11 @@ def job_path(job_id: str) -> str:
 def request_path(request_id: str) -> str:
     """Returns the path of a running request."""
     return f"{BASE}/requests/{quote(request_id, safe='')}"
+
+
+def poll_seconds(waited_s: float) -> float:
+    """Returns the seconds until a job is asked for again, after `waited_s`: an answer has all its results so far."""
+    return min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, waited_s / 10))
 
 
 def answer_timeout(seconds: float) -> httpx.Timeout:
@@ -172,14 +225,45 @@ def translate_errors() -> Iterator[None]:
     """Raises DarkroomError for what httpx raises, and for a time limit of asyncio's."""
     try:
         yield
-    except (httpx.ConnectError, httpx.ConnectTimeout):
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        if (failure := _tls_failure_of(error)) is not None:
+            raise failure from None
         message = "no server answers at this address; `make serve` starts one"
         raise DarkroomError(0, "unreachable", message, retryable=True) from None
     except (httpx.TimeoutException, TimeoutError):
         raise timed_out() from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        raise DarkroomError(0, "invalid_url", "the server's address must be like http://127.0.0.1:8000") from None
+        raise _invalid_url() from None
+    except UnicodeError:
+        raise DarkroomError(0, "invalid_parameter", "a text has half of a surrogate pair, which is no text") from None
     except httpx.DecodingError:
         raise DarkroomError(0, "invalid_answer", "what was answered cannot be decompressed") from None
     except httpx.TransportError:
         raise DarkroomError(0, "connection_lost", "the connection was lost", retryable=True) from None
+
+
+@contextmanager
+def translate_setup_errors() -> Iterator[None]:
+    """Raises DarkroomError for what httpx finds in the environment and cannot use: proxies, certificates' files."""
+    try:
+        yield
+    except ImportError:
+        message = "the environment names a SOCKS proxy, for which this needs more: pip install 'httpx[socks]'"
+        raise DarkroomError(0, "invalid_environment", message) from None
+    except (ValueError, OSError, httpx.InvalidURL):
+        message = "the environment's proxy (ALL_PROXY, ...) or certificates (SSL_CERT_FILE, ...) cannot be used"
+        raise DarkroomError(0, "invalid_environment", message) from None
+
+
+def _tls_failure_of(error: BaseException) -> DarkroomError | None:
+    """Returns what to say of a server that answers, but not in a way that can be trusted."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        message = f"the server's certificate is not trusted here: {cause.verify_message}"
+        return DarkroomError(0, "untrusted_certificate", message)
+    # A server that is just ending closes connections that begin.
+    if cause is not None and not isinstance(cause, ssl.SSLEOFError):
+        return DarkroomError(0, "tls_failed", "the server does not speak TLS as https:// addresses need it")
+    return None

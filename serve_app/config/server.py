@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -20,7 +19,7 @@ from serve_app.config.annotators import AnnotatorsConfig
 from serve_app.config.callbacks import CallbacksConfig
 from serve_app.config.deployments import DeploymentConfig, IngressConfig, Name
 from serve_app.config.embeddings import EmbeddingsConfig
-from serve_app.config.errors import ConfigError, describe_errors, suggest
+from serve_app.config.errors import ConfigError, describe_errors, read_yaml, suggest
 from serve_app.config.labels import LabelsConfig
 from serve_app.config.loras import LorasConfig
 from serve_app.config.safety import BlockRuleConfig, SafetyConfig
@@ -272,11 +271,8 @@ def load_config(path_or_name: str | Path) -> AppConfig:
     A file with `extends: production` contains only what differs from that one: sections are merged field by field,
     lists replaced whole. Raises ConfigError, which says where the file is wrong and what was probably meant.
     """
-    text = _read(str(path_or_name))
     try:
-        return AppConfig.model_validate(_extend(yaml.safe_load(text) or {}))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path_or_name}: not valid YAML: {' '.join(str(error).split())}") from None
+        return AppConfig.model_validate(_extend(_read(str(path_or_name)) or {}))
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path_or_name}: {line}" for line in describe_errors(error))) from None
 
@@ -293,7 +289,7 @@ def _extend(document: Any) -> Any:
     changes = {name: value for name, value in document.items() if name != "extends"}
     if document["extends"] not in packaged_configs():
         raise ConfigError(f"extends: there is {', '.join(packaged_configs())}")
-    return _merge(yaml.safe_load(_read(document["extends"])), changes)
+    return _merge(_read(document["extends"]), changes)
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,13 +301,10 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return {**base, **changes, **sections}
 
 
-def _read(path_or_name: str) -> str:
+def _read(path_or_name: str) -> Any:
     if path_or_name in packaged_configs():
-        return (_PACKAGED / f"{path_or_name}.yaml").read_text()
+        return read_yaml(_PACKAGED / f"{path_or_name}.yaml")
     if not Path(path_or_name).is_file():
         known = ", ".join(packaged_configs())
         raise ConfigError(f"{path_or_name}: neither a file nor one of the packaged configurations ({known})")
-    try:
-        return Path(path_or_name).read_text()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"{path_or_name}: cannot be read as text") from None
+    return read_yaml(Path(path_or_name))

@@ -14,12 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from deployments.engine.protocol.params import Priority
 from serve_app.config.deployments import Name
-from serve_app.config.errors import ConfigError, describe_errors
+from serve_app.config.errors import ConfigError, describe_errors, parse_yaml
 from serve_app.config.secret import Secret
 from serve_app.config.sections import Limits, TrainingAllowance
 from serve_app.config.strict import Strict
@@ -76,9 +75,7 @@ def parse_keys(text: str) -> tuple[Key, ...]:
     Refuses an empty list: that is what a file looks like while it is being written.
     """
     try:
-        keys = _KEYS.validate_python(yaml.safe_load(text))
-    except yaml.YAMLError:
-        raise ConfigError("keys: not valid YAML") from None
+        keys = _KEYS.validate_python(parse_yaml(text, "keys", tell_content=False))
     except ValidationError as error:
         lines = [
             f"keys{'' if line.startswith('[') else ': '}{line}" for line in describe_errors(error, tell_values=False)

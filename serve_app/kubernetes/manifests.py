@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import yaml
 
+from serve_app.config.errors import parse_yaml
+
 BUILD_S: Final = 60.0
 
 Document = dict[str, Any]
@@ -65,7 +67,7 @@ class Manifests:
     @property
     def application(self) -> Document:
         """`serveConfigV2`, parsed."""
-        parsed = yaml.safe_load(self.service["spec"].get("serveConfigV2", ""))
+        parsed = parse_yaml(self.service["spec"].get("serveConfigV2", ""), "RayService: serveConfigV2")
         return parsed if isinstance(parsed, dict) else {}
 
     def ray_pods(self) -> Iterator[PodTemplate]:

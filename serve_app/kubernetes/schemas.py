@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import jsonschema
 import kubernetes_validate
-import yaml
 
+from serve_app.config.errors import ConfigError, read_yaml
 from serve_app.kubernetes.manifests import Document, Manifests
 
 # Kubernetes' schemas have no kinds of KubeRay and others.
@@ -26,7 +26,7 @@ def find_kubernetes_faults(manifests: Manifests) -> Iterator[str]:
 
 
 def find_ray_faults(manifests: Manifests, crd: Path) -> Iterator[str]:
-    """Checks the RayService against KubeRay's CRD in that file."""
+    """Checks the RayService against KubeRay's CRD in that file. Raises ConfigError."""
     validator = jsonschema.Draft202012Validator(_read_schema(crd))
     for error in validator.iter_errors(manifests.service):
         yield f"RayService {'/'.join(map(str, error.absolute_path))}: {error.message}"
@@ -40,9 +40,13 @@ def _validate(name: str, document: Document) -> Iterator[str]:
 
 
 def _read_schema(crd: Path) -> Any:
-    versions = yaml.safe_load(crd.read_text())["spec"]["versions"]
-    (version,) = (each for each in versions if each["name"] == "v1")
-    return _forbid_unknown_fields(version["schema"]["openAPIV3Schema"])
+    found = read_yaml(crd)
+    try:
+        (version,) = (each for each in found["spec"]["versions"] if each["name"] == "v1")
+        schema = version["schema"]["openAPIV3Schema"]
+    except (LookupError, TypeError, ValueError):
+        raise ConfigError(f"{crd}: is no CustomResourceDefinition with a version v1") from None
+    return _forbid_unknown_fields(schema)
 
 
 def _forbid_unknown_fields(schema: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 
 from deployments.engine.protocol.errors import Cancelled, EngineError, InvalidParameter
 from deployments.training.lora.settings import TrainingSettings
+from deployments.training.whole_files import replace_text
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 Stage = Literal["reading", "encoding", "training", "evaluating", "done"]
@@ -273,23 +273,6 @@ class RunFolder:
             # Where it was not finite, nothing was read.
             if point.loss is not None:
                 yield point
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes `path` whole: nobody reads half of it."""
-    with replaced(path) as neighbour:
-        neighbour.write_text(text)
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Gives a neighbour to write, of a name of its own, which takes the place of `path` if the block ends well."""
-    neighbour = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    try:
-        yield neighbour
-        os.replace(neighbour, path)
-    finally:
-        neighbour.unlink(missing_ok=True)
 
 
 def _read_json(text: str) -> Any:

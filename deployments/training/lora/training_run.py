@@ -27,8 +27,9 @@ from deployments.training.lora.learning.processes import TrainingProcesses, join
 from deployments.training.lora.learning.trainer import LoraTrainer, TrainingEnd, check_checkpoint
 from deployments.training.lora.lessons import Lessons, prepare_lessons
 from deployments.training.lora.pictures import PictureMaker
-from deployments.training.lora.run_folder import RunFolder, replaced
+from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
+from deployments.training.whole_files import replaced
 
 _FAMILIES: Final = {
     768: ("sd_v1", "stable-diffusion-v1"),

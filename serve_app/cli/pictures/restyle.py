@@ -2,8 +2,7 @@
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,8 +13,9 @@ from serve_app.cli.completion import complete_adapter, complete_model, complete_
 from serve_app.cli.exits import EXIT_NO_IMAGE, exit_on_errors, exit_with
 from serve_app.cli.options import FIELDS, ApiKey, AsJson, Priority, Url, option_of
 from serve_app.cli.progress import check_url
-from serve_app.cli.results import SavedJob, save_all, say, summary_of
-from serve_app.client import DarkroomClient, DarkroomError
+from serve_app.cli.results import SavedJob, make_folder, save_all, say, summary_of
+from serve_app.cli.waiting import submit
+from serve_app.client import DarkroomClient
 from serve_app.client.messages import DEFAULT_URL
 from serve_app.generation.prepare import draw_seed
 from serve_app.jobs.pictures import MAX_SET
@@ -71,7 +71,8 @@ def restyle(
         paths = _pictures_in(folder)
         references = [_read(path, "reference") for path in reference]
         check_url(url)
-        output.mkdir(parents=True, exist_ok=True)
+        _check_sources_stay([*paths.values(), *reference], paths, folder, output)
+        make_folder(output)
         with DarkroomClient(url, api_key=api_key) as client:
             calls = _in_calls(paths, references)
             failed = sum(_restyle_some(client, some, references, fields, output, as_json) for some in calls)
@@ -92,13 +93,7 @@ def _restyle_some(
     saved = SavedJob(output, as_json, names.__getitem__, "picture")
     files = [_read(path, "folder") for path in paths.values()]
     key = uuid.uuid4().hex
-    try:
-        job_id = client.submit_restyle(files, references, idempotency_key=key, **fields)
-    except KeyboardInterrupt:
-        # It may have begun: its id is that of the same call, made again.
-        with suppress(DarkroomError):
-            client.cancel_job(client.submit_restyle(files, references, idempotency_key=key, **fields))
-        raise
+    job_id = submit(client, lambda client: client.submit_restyle(files, references, idempotency_key=key, **fields))
     job = save_all(client, job_id, saved)
     if as_json:
         say("", summary_of(job))
@@ -109,11 +104,24 @@ def _pictures_in(folder: Path) -> dict[str, Path]:
     """Returns the folder's pictures by the names that the restyled ones get. Raises InvalidParameter."""
     if not folder.is_dir():
         raise InvalidParameter("folder", f"there is no folder {str(folder)!r}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    except OSError as error:
+        raise InvalidParameter("folder", f"{str(folder)!r} cannot be read: {error.strerror}") from None
     if not paths:
         raise InvalidParameter("folder", f"has no picture: no {', '.join(SUFFIXES)}")
-    stems = Counter(path.stem for path in paths)
-    return {path.stem if stems[path.stem] == 1 else path.name: path for path in paths}
+    stems, names = Counter(path.stem for path in paths), {path.name for path in paths}
+    # Of a.png, a.jpg and a.png.png, the last one's stem is the first one's name.
+    return {path.stem if stems[path.stem] == 1 and path.stem not in names else path.name: path for path in paths}
+
+
+def _check_sources_stay(sources: list[Path], names: Collection[str], folder: Path, output: Path) -> None:
+    """Raises InvalidParameter if a restyled picture could take the place of one that it is made from."""
+    if output.resolve() == folder.resolve():
+        raise InvalidParameter("output", "must be another folder than that of the pictures, which would be replaced")
+    for real in (source.resolve() for source in sources):
+        if real.parent == output.resolve() and real.stem.rpartition("-")[0] in names:
+            raise InvalidParameter("output", f"has {real.name!r}, which is a source and could be replaced")
 
 
 def _in_calls(paths: dict[str, Path], references: Sequence[bytes]) -> Iterator[dict[str, Path]]:

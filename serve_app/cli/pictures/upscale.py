@@ -9,7 +9,7 @@ from deployments.engine.protocol.errors import InvalidParameter
 from serve_app.cli.exits import exit_on_errors
 from serve_app.cli.options import ApiKey, AsJson, Url
 from serve_app.cli.progress import check_url, output_format
-from serve_app.cli.results import say
+from serve_app.cli.results import save, say
 from serve_app.client import DarkroomClient
 from serve_app.client.messages import DEFAULT_URL
 
@@ -32,5 +32,5 @@ def upscale(
             raise InvalidParameter("image", f"{image.name!r} cannot be read: {error.strerror}") from None
         with DarkroomClient(url, api_key=api_key) as client:
             enlarged = client.upscale(file, scale=scale, upscaler=upscaler, output_format=output_format(output))
-        output.write_bytes(enlarged)
+        save(output, enlarged)
         say(str(output), {"path": str(output), "bytes": len(enlarged)} if as_json else None)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -23,7 +22,7 @@ from serve_app.cli.exits import exit_on_errors
 from serve_app.cli.options import AsJson
 from serve_app.cli.results import say
 from serve_app.cli.training.loras import versions_of
-from serve_app.config.errors import describe_errors, suggest
+from serve_app.config.errors import ConfigError, describe_errors, read_yaml, suggest
 from serve_app.config.server import AppConfig, load_config
 from serve_app.trainings.runner import launch_process
 
@@ -126,9 +125,9 @@ def _find_model(served: AppConfig, name: str | None) -> ModelSpec:
 def _read_settings(file: Path | None, given: dict[str, Any]) -> TrainingSettings:
     """Returns the settings of the command line over those of a file. Raises InvalidParameter."""
     try:
-        found = {} if file is None else yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        raise InvalidParameter("settings", "must be a YAML file that can be read") from None
+        found = {} if file is None else read_yaml(file)
+    except ConfigError as error:
+        raise InvalidParameter("settings", str(error)) from None
     if not isinstance(found, dict):
         raise InvalidParameter("settings", "must have names and values, one a line")
     try:

@@ -46,9 +46,10 @@ def one_line(result: Result) -> str:
         (("--sampler", "eular"), "sampler"),
         (("--seed", "-7"), "seed"),
         (("--guidance", "99"), "guidance"),
-        (("--lora", "coffee:9"), "loras[0].scale"),
-        (("--lora", "coffee:much"), "loras[0].scale"),
-        (("--lora", "../coffee"), "loras[0].name"),
+        (("--lora", "coffee:9"), "lora"),
+        (("--lora", "coffee:much"), "lora"),
+        (("--lora", "../coffee"), "lora"),
+        (("--reference-scale", "9"), "reference_scale"),
     ],
 )
 def test_a_slip_is_told_without_a_server_and_names_the_field(
@@ -146,6 +147,7 @@ def test_local_makes_pictures_from_pictures(
         (("img2img", "photo.png", "--strength", "2"), "strength"),
         (("inpaint", "photo.png", "--mask", "gone.png"), "mask"),
         (("inpaint", "photo.png", "--mask-type", "middle"), "mask_type"),
+        (("inpaint", "photo.png", "--mask-alpha", "strokes"), "mask_alpha"),
         (("control", "photo.png", "--scale", "3"), "scale"),
         (("control", "photo.png", "--type", "pose"), "type"),
     ],

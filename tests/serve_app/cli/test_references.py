@@ -48,7 +48,7 @@ def test_pictures_to_take_after_are_files_and_how_much_is_an_option(
     ("options", "field"),
     [
         (("--reference", "gone.png"), "reference"),
-        (("--reference-scale", "3"), "reference.scale"),
+        (("--reference-scale", "3"), "reference_scale"),
         (("--reference-start", "0.8", "--reference-end", "0.2"), "reference"),
     ],
 )

@@ -40,7 +40,7 @@ def heard() -> Iterator[Receiver]:
     thread.join()
 
 
-def config(folder: Path, secret: str, heard: Receiver) -> str:
+def config(folder: Path, secret: str, heard: Receiver, keys: dict[str, str] | None = None) -> str:
     (folder / "secret").write_text(secret)
     section = {
         "webhook_secrets": [{"file": str(folder / "secret")}],
@@ -48,7 +48,8 @@ def config(folder: Path, secret: str, heard: Receiver) -> str:
         "ports": [heard.port],
         "allow_networks": ["127.0.0.1/32"],
     }
-    (folder / "darkroom.yaml").write_text(yaml.safe_dump({"extends": "demo", "callbacks": section}))
+    settings = {"extends": "demo", "callbacks": section} | ({} if keys is None else {"keys": keys})
+    (folder / "darkroom.yaml").write_text(yaml.safe_dump(settings))
     return str(folder / "darkroom.yaml")
 
 
@@ -62,9 +63,30 @@ def test_a_receiver_is_tried_with_a_secret_that_was_drawn(heard: Receiver, tmp_p
     assert told == secret
     (received,) = heard.received
     assert Webhook(told).verify(received.body, received.headers)["type"] == "test"
-    assert run("test", heard.url(), "--config", file, "--tenant", "acme").exit_code == 0
+    unknown = run("secret", "--config", file, "--tenant", "acme")
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+
+
+def test_with_keys_no_output_is_a_configured_secret(heard: Receiver, tmp_path: Path) -> None:
+    """Whoever has that one can make every tenant's."""
+    secret = run("new-secret").stdout.strip()
+    key = CliRunner().invoke(app, ["keys", "new", "--tenant", "acme"]).stdout.splitlines()[1]
+    (tmp_path / "keys.yaml").write_text(f"{key}\n")
+    file = config(tmp_path, secret, heard, {"file": str(tmp_path / "keys.yaml")})
+    for command in (("secret",), ("test", heard.url())):
+        for tenant in ((), ("--tenant", ""), ("--tenant", "acmee")):
+            result = run(*command, "--config", file, *tenant)
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert result.stderr.startswith("darkroom: tenant: ")
+    assert heard.received == []
     (acme,) = run("secret", "--config", file, "--tenant", "acme").stdout.split()
-    Webhook(acme).verify(heard.received[1].body, heard.received[1].headers)
+    assert acme != secret
+    assert run("test", heard.url(), "--config", file, "--tenant", "acme").exit_code == 0
+    Webhook(acme).verify(heard.received[0].body, heard.received[0].headers)
+    (tmp_path / "keys.yaml").unlink()
+    elsewhere = run("secret", "--config", file, "--tenant", "acme")
+    assert (elsewhere.exit_code, elsewhere.stdout) == (0, f"{acme}\n")
+    assert "not checked" in elsewhere.stderr
 
 
 def test_a_receiver_that_does_not_answer_well_is_told_with_an_exit_code(heard: Receiver, tmp_path: Path) -> None:
@@ -73,7 +95,8 @@ def test_a_receiver_that_does_not_answer_well_is_told_with_an_exit_code(heard: R
     assert run("test", heard.url(), "--config", file).exit_code == 1
     lost = run("test", heard.url(), "--config", file, "--json")
     assert (lost.exit_code, json.loads(lost.stdout)["reason"]) == (6, "connection_lost")
-    assert run("test", "https://10.0.0.1/", "--config", file).exit_code == 2
+    refused = run("test", "https://10.0.0.1/", "--config", file, "--json")
+    assert (refused.exit_code, json.loads(refused.stdout)["reason"]) == (2, "address_refused")
     assert run("test", heard.url(host="127.1"), "--config", file).exit_code == 0
     assert run("test", heard.url(host="127.2"), "--config", file).exit_code == 3
 

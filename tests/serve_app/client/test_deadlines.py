@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -163,42 +164,21 @@ def test_a_server_that_could_not_be_connected_to_in_time_is_tried_again(asynchro
     assert generate(lambda _: outcomes.pop(0), asynchronous) == []
 
 
-def test_the_body_has_only_the_time_that_its_headers_have_left(clock: Clock) -> None:
-    asked: list[httpx.Request] = []
-    limits = []
-
-    class Body(httpx.SyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            limits.append(asked[0].extensions["timeout"]["read"])
-            yield b"{"
-            clock.now += 3
-            yield b"}"
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
-        clock.now += 8
-        return httpx.Response(200, stream=Body())
-
-    with (
-        DarkroomClient("http://test", 10, transport=httpx.MockTransport(handle)) as client,
-        pytest.raises(DarkroomError) as caught,
-    ):
-        client.generate(prompt=CUP)
-    assert (limits, caught.value.code) == ([2], "timeout")
+HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
 
 
 @contextlib.contextmanager
-def dripping() -> Iterator[str]:
-    """A server whose answers have a byte of space every now and then, and no end."""
+def never_done(before: bytes, drop: bytes) -> Iterator[str]:
+    """A server whose answers begin with `before`, and then have `drop` every now and then, and no end."""
     gone = threading.Event()
 
     def drip(listening: socket.socket) -> None:
         connection, _ = listening.accept()
         with connection, contextlib.suppress(OSError):
             connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+            connection.sendall(before)
             while not gone.wait(0.01):
-                connection.sendall(b" ")
+                connection.sendall(drop)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=drip, args=(listening,))
@@ -210,18 +190,26 @@ def dripping() -> Iterator[str]:
             thread.join()
 
 
-def test_an_answer_that_never_ends_is_read_no_longer_than_the_time_out() -> None:
-    with dripping() as url, DarkroomClient(url, 0.3) as client, pytest.raises(DarkroomError) as caught:
-        client.generate(prompt=CUP)
-    assert caught.value.code == "timeout"
-
-
-async def test_an_answer_that_never_ends_is_read_no_longer_on_asyncio_either() -> None:
-    with dripping() as url:
+@both
+@pytest.mark.parametrize(
+    ("before", "drop"),
+    [(b"", b""), (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"), (HEAD, b" ")],
+    ids=["hanging", "dripping headers", "dripping body"],
+)
+def test_no_call_takes_a_second_more_than_its_time_out(asynchronous: bool, before: bytes, drop: bytes) -> None:
+    async def ask(url: str) -> None:
         async with AsyncDarkroomClient(url, 0.3) as client:
-            with pytest.raises(DarkroomError) as caught:
-                await client.generate(prompt=CUP)
+            await client.generate(prompt=CUP)
+
+    def wait(url: str) -> None:
+        with DarkroomClient(url, 0.3) as client:
+            client.generate(prompt=CUP)
+
+    began = time.monotonic()
+    with never_done(before, drop) as url, pytest.raises(DarkroomError) as caught:
+        asyncio.run(ask(url)) if asynchronous else wait(url)
     assert caught.value.code == "timeout"
+    assert time.monotonic() - began < 1.3
 
 
 async def test_the_server_stops_when_the_time_is_over_and_begins_only_once(

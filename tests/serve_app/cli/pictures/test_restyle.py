@@ -73,6 +73,40 @@ def test_a_broken_picture_costs_the_others_nothing(url: str, folder: Path, look:
     assert len(list((tmp_path / "made").iterdir())) == 2
 
 
+def test_every_source_is_as_it_was(url: str, backend: FakeBackend, folder: Path, look: str, tmp_path: Path) -> None:
+    """Where a restyled picture could take the place of one that it is made from, nothing is made."""
+    Image.new("RGB", (64, 64), "white").save(folder / "a-0.png")
+    (tmp_path / "made").mkdir()
+    Image.new("RGB", (64, 64), "black").save(tmp_path / "made" / "a-0.png")
+    (folder / "linked.png").symlink_to(tmp_path / "made" / "a-0.png")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "same").symlink_to(folder)
+    for output in (folder, folder / ".." / "shoes", tmp_path / "same", tmp_path / "made"):
+        result = run(str(folder), "--reference", look, "-o", str(output), "--url", url)
+        assert (result.exit_code, result.output.startswith("darkroom: output: ")) == (EXIT_USAGE, True)
+    reference = str(tmp_path / "made" / "a-0.png")
+    assert (
+        run(str(folder), "--reference", reference, "-o", str(tmp_path / "made"), "--url", url).exit_code == EXIT_USAGE
+    )
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert backend.asked == []
+
+
+def test_every_picture_has_a_name_of_its_own(url: str, folder: Path, look: str, tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png.png"):
+        Image.new("RGB", (64, 64), "black").save(folder / name)
+    made = tmp_path / "made"
+    result = run(str(folder), "--reference", look, "-o", str(made), "--url", url)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in made.iterdir()) == [
+        "a.jpg-0.png",
+        "a.png-0.png",
+        "a.png.png-0.png",
+        "b.jpg-0.png",
+        "b.png-0.png",
+    ]
+
+
 def test_a_slip_is_told_by_its_option(folder: Path, look: str, tmp_path: Path) -> None:
     made = ("-o", str(tmp_path / "made"))
     gone = run(str(tmp_path / "gone"), "--reference", look, *made)
@@ -82,3 +116,5 @@ def test_a_slip_is_told_by_its_option(folder: Path, look: str, tmp_path: Path) -
     unread = run(str(folder), "--reference", str(tmp_path / "gone.png"), *made)
     assert unread.output.startswith("darkroom: reference: ")
     assert run(str(folder), *made).exit_code == EXIT_USAGE
+    blocked = run(str(folder), "--reference", look, "-o", look)
+    assert (blocked.exit_code, blocked.output.startswith("darkroom: output: ")) == (EXIT_USAGE, True)
