@@ -74,7 +74,7 @@ class StubWorker:
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         for event in success(request):
-            assert not isinstance(event, Exception | float)
+            assert not isinstance(event, Exception | float | threading.Event)
             yield event
 
     def report(self) -> EngineReport:
