@@ -46,7 +46,9 @@ def _widen(part: Any) -> Any:
         return part
     widened = {name: _widen(each) for name, each in part.items()}
     kind = widened.get("type")
-    return widened if not isinstance(kind, str) else widened | {"type": [kind, *_ALSO.get(kind, ()), "null"]}
+    if not isinstance(kind, str) or kind == "null":
+        return widened
+    return widened | {"type": [kind, *_ALSO.get(kind, ()), "null"]}
 
 
 def _inline(fields: type[BaseModel]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -47,7 +48,8 @@ def test_prompts_and_pictures_are_those_of_diffusers_pipeline(zeros: bool, tmp_p
     assert bool(words[1].any()) is not zeros
     made = PictureMaker(base, 64, 64, 5.0, nothing, 2).make(PROMPTS[:1], [3])[0]
     asked: dict[str, Any] = {"height": 64, "width": 64, "guidance_scale": 5.0, "num_inference_steps": 2}
-    assert made == pipeline(PROMPTS[0], generator=torch.Generator().manual_seed(3), **asked).images[0]
+    expected_picture = pipeline(PROMPTS[0], generator=torch.Generator().manual_seed(3), **asked).images[0]
+    np.testing.assert_allclose(np.asarray(made, int), np.asarray(expected_picture, int), atol=1)
 
 
 def test_what_is_learnt_is_what_diffusers_and_engines_read(source: Path, tmp_path: Path) -> None:
