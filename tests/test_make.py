@@ -110,5 +110,19 @@ def test_where_many_fail_the_first_run_decides(tmp_path: Path) -> None:
     assert "once more" not in result.stderr
 
 
+def test_one_that_cannot_be_run_alone_fails_the_run(tmp_path: Path) -> None:
+    forgetting = (
+        "import pytest\n\n\n@pytest.hookimpl(tryfirst=True)\ndef pytest_sessionfinish(session):\n"
+        "    failed = session.config.pluginmanager.get_plugin('lfplugin').lastfailed\n"
+        "    for test in [test for test in failed if 'made' in str(test)]:\n        del failed[test]\n"
+    )
+    (tmp_path / "conftest.py").write_text(forgetting)
+    made = "def test_made():\n    assert False\n"
+    flaky = "def test_second_time():\n    first = not tried.exists()\n    tried.touch()\n    assert not first\n"
+    result = run_tests(tmp_path, made + flaky)
+    assert result.returncode == 1
+    assert "once more" not in result.stderr
+
+
 def test_no_tests_at_all_is_no_success(tmp_path: Path) -> None:
     assert run_tests(tmp_path, "").returncode == 5
