@@ -55,10 +55,11 @@ class ModelReplica:
         watermark_method: str | None = None,
         sharing: SharingSpec | None = None,
         preload: Literal["all", "first"] = "all",
+        version: str = "",
     ) -> None:
         """`preload` says whether all models are loaded at once, or the first, and the others when they are asked for.
         `watermark_method` is what pictures will be marked with, if they will be. With `sharing`, replicas share the
-        early states that images leave for others.
+        early states that images leave for others. `version` is of what the images of these engines depend on.
 
         Raises ValueError if the method, or a secret of the sharing, is not there: better than after the work of the
         first picture.
@@ -85,18 +86,24 @@ class ModelReplica:
             specs, config, first=first, upscalers=upscalers, on_device_lost=end_process
         )
         self._enlarger = PictureEnlarger(worker.upscalers)
+        self._version = version
         self._work_rate = RateMeter()
         self._sharing = None if sharing is None else share_states(sharing, worker)
         self._publisher = Publisher(lambda: engine_samples(self._report()))
 
-    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
-        """Yields the request's events. Cancelling or closing it early frees its rows before the next step."""
+    async def generate(self, request: Request, version: str = "") -> AsyncGenerator[Event, None]:
+        """Yields the request's events. Cancelling or closing it early frees its rows before the next step.
+
+        `version` is that of the engines that the caller knows of.
+        """
         finished = False
         try:
             ready = await self._intake.decode(request, self._worker)
             async with aclosing(self._worker.generate(ready)) as events:
                 async for event in events:
                     finished = isinstance(event, Finished | Failed)
+                    if isinstance(event, Finished) and version != self._version:
+                        event = replace(event, is_current=False)
                     yield event
         except EngineError as error:
             finished = True

@@ -33,6 +33,7 @@ from serve_app.cache.shared_states import sharing_of
 from serve_app.config.deployments import DeploymentConfig
 from serve_app.config.server import AppConfig
 from serve_app.gateway.setup import make_gateway
+from serve_app.generation.fingerprint import version_of
 from serve_app.observability.logs import LOGGERS, silence_parsers
 from serve_app.serving.ingress import Ingress
 
@@ -55,16 +56,26 @@ def build_application(config: AppConfig, replica: type[ModelReplica] = ModelRepl
     annotators = config.annotators.specs()
     upscalers = tuple(upscaler.spec() for upscaler in config.upscalers)
     logs = config.logging.serve_options()
+    numerics = config.numerics()
+    versions = [version_of(hosted, numerics) for hosted in specs]
     watermark = config.labels.watermark
     method = watermark.method if watermark.enabled else None
     handles = [
         bind_deployment(
-            deployment, hosted, annotators, replica, logs, upscalers, method, sharing=sharing_of(config, hosted)
+            deployment,
+            hosted,
+            annotators,
+            replica,
+            logs,
+            upscalers,
+            method,
+            sharing=sharing_of(config, version),
+            version=version,
         )
-        for deployment, hosted in zip(config.deployments, specs, strict=True)
+        for deployment, hosted, version in zip(config.deployments, specs, versions, strict=True)
     ]
     ingress: Application = serve.deployment(Ingress, **config.ingress.serve_options(), logging_config=logs).bind(
-        partial(create_ingress_api, config), handles, specs
+        partial(create_ingress_api, config), handles, specs, versions
     )
     return ingress
 
@@ -79,13 +90,15 @@ def bind_deployment(
     watermark_method: str | None = None,
     *,
     sharing: SharingSpec | None = None,
+    version: str = "",
 ) -> Application:
     """Binds a deployment of `replica` that hosts `specs`; `annotators` make hints, `logs` is Serve's logging config,
-    `upscalers` enlarge pictures, which `watermark_method` marks. Replicas share states as `sharing` says.
+    `upscalers` enlarge pictures, which `watermark_method` marks. Replicas share states as `sharing` says, and are of
+    `version`.
     """
     deployment = serve.deployment(replica, **config.serve_options(), logging_config=dict(logs or {}))
     told = (specs, config.engine_config(), dict(annotators), tuple(upscalers), watermark_method)
-    bound: Application = deployment.bind(*told, sharing=sharing, preload=config.preload)
+    bound: Application = deployment.bind(*told, sharing=sharing, preload=config.preload, version=version)
     return bound
 
 

@@ -64,10 +64,10 @@ class FaultyReplica(ModelReplica):
             model.unet.register_forward_pre_hook(self._faults.before)
             model.unet.register_forward_hook(self._faults.after)
 
-    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: Request, version: str = "") -> AsyncGenerator[Event, None]:
         """The request's events. A poison request ends the process between two of its steps, as a segfault would."""
         poison = request.params.prompt.startswith(POISON)
-        async with aclosing(super().generate(request)) as events:
+        async with aclosing(super().generate(request, version)) as events:
             async for event in events:
                 if poison and isinstance(event, Progress) and event.step > 0:
                     os.kill(os.getpid(), signal.SIGKILL)

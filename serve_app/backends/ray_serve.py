@@ -35,10 +35,10 @@ LOST = (RayActorError, WorkerCrashedError)
 
 
 class RayBackend:
-    """A `Backend` whose engines are the replicas of one deployment, which host `specs`."""
+    """A `Backend` whose engines are the replicas of one deployment, which host `specs` and should be of `version`."""
 
-    def __init__(self, handle: DeploymentHandle, specs: Sequence[ModelSpec]) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle, specs: Sequence[ModelSpec], version: str = "") -> None:
+        self._handle, self._version = handle, version
         self._models = tuple(specs)
         # asyncio keeps weak references only: without these a cancellation could be collected before it was sent.
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -90,7 +90,7 @@ class RayBackend:
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """Yields the events of one replica's attempt; what goes wrong on the way there becomes a `Failed`."""
-        stream = self._handle.options(stream=True).generate.remote(request)
+        stream = self._handle.options(stream=True).generate.remote(request, self._version)
         ended = False
         try:
             async for event in stream:

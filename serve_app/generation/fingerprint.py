@@ -5,7 +5,7 @@ Everything is encoded as canonical JSON, in which no value can spill into the ne
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -106,6 +106,15 @@ def weights_of(spec: ModelSpec) -> list[Any]:
         *([{name: asdict(adapter) for name, adapter in spec.ip_adapters.items()}] if spec.ip_adapters else []),
         *([{"local files": spec.local_digest}] if spec.local_digest else []),
     ]
+
+
+def version_of(specs: Iterable[ModelSpec], settings: Mapping[str, Any]) -> str:
+    """Returns a digest of all that the images of engines that host `specs` depend on; `settings` by model, plain data.
+
+    Engines of the same version give the same images, and may continue each other's.
+    """
+    engine = [NUMERICS_VERSION, [[weights_of(spec), settings[spec.name]] for spec in specs]]
+    return hash_of(canonical_json(engine).encode())
 
 
 def _source_of(part: Any) -> list[str | None]:

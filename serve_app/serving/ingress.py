@@ -21,10 +21,11 @@ class Ingress:
         create_api: Callable[[Sequence[RayBackend]], Any],
         handles: Sequence[DeploymentHandle],
         specs: Sequence[tuple[ModelSpec, ...]],
+        versions: Sequence[str],
     ) -> None:
         bind_to_loopback()
         described = [tuple(with_local_digest(spec) for spec in hosted) for hosted in specs]
-        self._backends = [RayBackend(handle, hosted) for handle, hosted in zip(handles, described, strict=True)]
+        self._backends = [RayBackend(*each) for each in zip(handles, described, versions, strict=True)]
         self._create_api = create_api
 
     def __serve_build_asgi_app__(self) -> Any:

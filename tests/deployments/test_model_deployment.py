@@ -145,6 +145,15 @@ async def test_events_pass_through_in_order(replica: ModelReplica, worker: FakeW
     assert worker.aborted == []
 
 
+@pytest.mark.parametrize(("known", "current"), [("new", True), ("old", False)])
+async def test_a_replica_tells_a_caller_that_knows_of_another_version(
+    known: str, current: bool, worker: FakeWorker
+) -> None:
+    worker.events = [Accepted("r1", 0), Finished("r1", Timings())]
+    replica = ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, version="new")
+    assert [event async for event in replica.generate(REQUEST, known)][-1] == Finished("r1", Timings(), current)
+
+
 async def test_a_cancelled_call_frees_its_rows(replica: ModelReplica, worker: FakeWorker) -> None:
     seen = asyncio.Event()
 

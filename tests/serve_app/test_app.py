@@ -62,10 +62,10 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> RayBackend:
     return over_handle({})
 
 
-def over_handle(annotators: AnnotatorSpecs) -> RayBackend:
-    app = bind_deployment(load_config("demo").deployments[0], (SPEC,), annotators)
+def over_handle(annotators: AnnotatorSpecs, version: str = "new", known: str = "new") -> RayBackend:
+    app = bind_deployment(load_config("demo").deployments[0], (SPEC,), annotators, version=version)
     handle = serve.run(app, _local_testing_mode=True)
-    return RayBackend(handle, (SPEC,))
+    return RayBackend(handle, (SPEC,), known)
 
 
 def request(prompt: str) -> Request:
@@ -77,7 +77,7 @@ def test_replicas_are_told_the_watermark_s_method_and_none_where_there_is_no_mar
     def told(**watermark: Any) -> list[Any]:
         labels = {"watermark": watermark}
         config = load_config("demo").model_copy(update={"labels": LabelsConfig.model_validate(labels)})
-        _, replicas, _ = build_app(config)._bound_deployment.init_args
+        _, replicas, *_ = build_app(config)._bound_deployment.init_args
         return [each._bound_deployment.init_args[-1] for each in replicas]
 
     assert set(told(method="a.b:C")) == {"a.b:C"}
@@ -87,7 +87,7 @@ def test_replicas_are_told_the_watermark_s_method_and_none_where_there_is_no_mar
 
 def test_replicas_share_states_where_there_is_a_redis() -> None:
     def told(redis: Any) -> list[Any]:
-        _, replicas, _ = build_app(load_config("demo").model_copy(update={"redis": redis}))._bound_deployment.init_args
+        _, replicas, *_ = build_app(load_config("demo").model_copy(update={"redis": redis}))._bound_deployment.init_args
         return [each._bound_deployment.init_kwargs["sharing"] for each in replicas]
 
     shared = told(redis_at("redis://127.0.0.1:1/0"))
@@ -100,6 +100,24 @@ async def test_events_cross_a_handle_unchanged(backend: RayBackend) -> None:
     events = [event async for event in backend.generate(request("a cup"))]
     name = "id of a cup"
     assert events == [Accepted(name, 0), ImageDone(name, 0, 5, "png", 64, 64, b"a cup"), Finished(name, Timings())]
+
+
+@pytest.mark.usefixtures("backend")
+async def test_what_a_replica_of_an_earlier_configuration_has_made_is_told_to_be_so() -> None:
+    behind = over_handle({}, "old")
+    *_, end = [event async for event in behind.generate(request("a cup"))]
+    assert end == Finished("id of a cup", Timings(), is_current=False)
+
+
+def test_the_ingress_and_its_replicas_are_told_the_same_version_another_for_other_weights() -> None:
+    def told(**model: Any) -> list[str]:
+        config = load_config("demo").model_dump(mode="json") | {"models": [{"name": "demo-sd", **model}]}
+        _, replicas, _, versions = build_app(AppConfig.model_validate(config))._bound_deployment.init_args
+        assert [each._bound_deployment.init_kwargs["version"] for each in replicas] == versions
+        return list(versions)
+
+    assert told() == told()
+    assert told() != told(parts={"vae": {"source": "elsewhere"}})
 
 
 async def test_refusals_cross_a_handle_as_they_are(backend: RayBackend) -> None:

@@ -32,8 +32,8 @@ class LikeRequest(Request):
 class LikeReplica(ModelReplica):
     """Takes every request for one that shares calls with like ones only."""
 
-    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: Request, version: str = "") -> AsyncGenerator[Event, None]:
         given: dict[str, Any] = {each.name: getattr(request, each.name) for each in fields(request)}
-        async with aclosing(super().generate(LikeRequest(**given))) as events:
+        async with aclosing(super().generate(LikeRequest(**given), version)) as events:
             async for event in events:
                 yield event

@@ -114,10 +114,15 @@ class ImageFailed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Every image of the request is done or failed."""
+    """Every image of the request is done or failed.
+
+    `is_current` is False where engines of another version than the caller knows of made them, during an update: what
+    was asked for would be made anew.
+    """
 
     request_id: str
     timings: Timings
+    is_current: bool = True
 
 
 Event = Accepted | Failed | Progress | Preview | ImageDone | ImageFailed | Finished

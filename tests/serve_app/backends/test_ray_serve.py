@@ -83,7 +83,7 @@ class FakeHandle:
         assert stream
         return self
 
-    def remote(self, request: Request) -> FakeStream:
+    def remote(self, request: Request, _version: str) -> FakeStream:
         self.asked.append(request.id)
         self.streams.append(FakeStream(self.attempts(request.id)))
         return self.streams[-1]

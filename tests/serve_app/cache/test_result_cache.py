@@ -155,10 +155,11 @@ async def test_no_cache_makes_a_new_result_and_keeps_it(service: DiffusionServic
         lambda request: [*success(request)[:-2], success(request)[-1]],
         lambda request: [*success(request)[:-1], RuntimeError("bug")],
         refusing(EngineStopped("gone")),
+        lambda request: [*success(request)[:-1], Finished(request.id, Timings(), is_current=False)],
     ],
-    ids=["an image failed", "no end", "an image is missing", "broken", "refused"],
+    ids=["an image failed", "no end", "an image is missing", "broken", "refused", "made by engines of another version"],
 )
-async def test_what_is_not_a_complete_success_is_never_kept(
+async def test_what_is_not_a_complete_success_of_this_version_is_never_kept(
     service: DiffusionService, backend: FakeBackend, script: Script
 ) -> None:
     backend.script = script

@@ -12,6 +12,7 @@ from deployments.sharing.spec import SharingSpec, generation_key
 from deployments.signing.secret_source import SecretSource
 from serve_app.cache.shared_states import sharing_of
 from serve_app.config.server import AppConfig
+from serve_app.generation.fingerprint import version_of
 from serve_app.service import DiffusionService
 from serve_app.store.redis import RedisGone, RedisTier
 from tests.serve_app.fakes import FakeBackend
@@ -27,7 +28,7 @@ def config(redis: Any = REDIS, **changes: Any) -> AppConfig:
 
 def shared(*args: Any, **changes: Any) -> SharingSpec | None:
     made = config(*args, **changes)
-    return sharing_of(made, made.specs_of(made.deployments[0]))
+    return sharing_of(made, version_of(made.specs_of(made.deployments[0]), made.numerics()))
 
 
 def test_nothing_is_shared_without_redis_or_where_it_is_off() -> None:
