@@ -52,7 +52,7 @@ def stage(name):
 
 from serve_app import DiffusionService, GenerationParams
 stage("serve_app imported")
-from deployments.garbage_collection import collector_paused
+from deployments.process_memory.garbage_collection import collector_paused
 with collector_paused():
     import deployments.engine.worker.engine_worker
 stage("torch, diffusers and engine imported")

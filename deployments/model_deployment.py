@@ -18,8 +18,8 @@ from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
-from deployments.garbage_collection import collector_paused
 from deployments.metrics import engine_samples
+from deployments.process_memory.garbage_collection import collector_paused
 from deployments.ray_metrics import Publisher
 from deployments.replica_port import bind_to_loopback
 from deployments.serve_log import log_through_serve

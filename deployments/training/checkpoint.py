@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deployments.whole_files import replaced
+
 
 def save(path: Path, **state: Any) -> None:
-    """Write `state` (state dicts and numbers) to `path` through a neighbour and a rename."""
+    """Write `state` (state dicts and numbers) to `path` whole, so that nobody reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_suffix(".partial")
-    torch.save(state, neighbour)
-    os.replace(neighbour, path)
+    with replaced(path) as neighbour:
+        torch.save(state, neighbour)
 
 
 def load(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from deployments.engine.protocol.errors import EngineError, GenerationFailed, Overloaded
 from deployments.engine.protocol.inputs import Enlargement, ImageArray
-from deployments.freed_memory import FreedMemory
+from deployments.process_memory.freed_memory import FreedMemory
 from deployments.uploads.image_files import decode_layer
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from deployments.engine.protocol.errors import EngineError, GenerationFailed, In
 from deployments.engine.protocol.inputs import ImageArray, Inputs, Mask, Uploads, WholeImage
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.request import Request
-from deployments.freed_memory import FreedMemory
+from deployments.process_memory.freed_memory import FreedMemory
 from deployments.uploads.image_files import decode, decode_layer
 from deployments.uploads.masked_area import Size, crop_box, crop_to_mask, fill_mask
 from deployments.uploads.masks import create_mask

@@ -17,7 +17,7 @@ from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import TokenCount
 from deployments.engine.protocol.request import Request
 from deployments.engine.protocol.spec import ModelSpec, UpscalerSpec
-from deployments.garbage_collection import collector_paused
+from deployments.process_memory.garbage_collection import collector_paused
 from deployments.registry import find_clashes, with_known_size
 from deployments.source_checks import check_source
 from deployments.uploads.enlarging import PictureEnlarger

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from deployments.engine.protocol.errors import InvalidParameter
-from deployments.training.whole_files import replaced
+from deployments.whole_files import replaced
 from serve_app.cli.exits import error_json
 from serve_app.cli.waiting import cancel_job, follow
 from serve_app.client import DarkroomClient, ServedEntry

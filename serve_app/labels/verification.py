@@ -4,7 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from deployments.freed_memory import FreedMemory
+from deployments.process_memory.freed_memory import FreedMemory
 from serve_app.labels.labeller import Labeller
 from serve_app.labels.reading import FoundLabels
 

@@ -25,7 +25,7 @@ from deployments.training.lora.order import TrainingOrder, read_order
 from deployments.training.lora.registration import register
 from deployments.training.lora.run_folder import UNFINISHED, RunFolder, State, TrainingProgress
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
-from deployments.training.whole_files import replace_text
+from deployments.whole_files import replace_text
 from serve_app.config.sections import TrainingAllowance, TrainingConfig
 from serve_app.generation.blocklist import NOTHING_BLOCKED, Blocklist
 from serve_app.trainings.prompts import check_prompts

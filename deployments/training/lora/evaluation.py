@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deployments.training.lora.learning.adapter_layers import without_lora
 from deployments.training.lora.pictures import PictureMaker
-from deployments.training.whole_files import replace_text, replaced
+from deployments.whole_files import replace_text, replaced
 
 _SEEDS: Final = 1000
 """Far from those of samples."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from deployments.engine.protocol.spec import ModelSpec, PartSpec, as_part
 from deployments.training.lora.settings import TrainingLimits
-from deployments.training.whole_files import replace_text
+from deployments.whole_files import replace_text
 
 _FILE: Final = "order.json"
 

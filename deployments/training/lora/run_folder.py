@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from deployments.engine.protocol.errors import Cancelled, EngineError, InvalidParameter
 from deployments.training.lora.settings import TrainingSettings
-from deployments.training.whole_files import replace_text
+from deployments.whole_files import replace_text
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 Stage = Literal["reading", "encoding", "training", "evaluating", "done"]

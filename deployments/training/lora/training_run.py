@@ -29,7 +29,7 @@ from deployments.training.lora.lessons import Lessons, prepare_lessons
 from deployments.training.lora.pictures import PictureMaker
 from deployments.training.lora.run_folder import RunFolder
 from deployments.training.lora.settings import TrainingLimits, TrainingSettings
-from deployments.training.whole_files import replaced
+from deployments.whole_files import replaced
 
 _FAMILIES: Final = {
     768: ("sd_v1", "stable-diffusion-v1"),

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.freed_memory import LARGE_BYTES, FreedMemory, mmap_large_blocks
+from deployments.process_memory.freed_memory import LARGE_BYTES, FreedMemory, mmap_large_blocks
 
 
 class MemoryRelease:

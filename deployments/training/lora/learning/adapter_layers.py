@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deployments.training.lora.settings import LayerChoice
+from deployments.whole_files import replaced
 
 _ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
 _USUAL: Final = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
@@ -75,7 +75,6 @@ def write_lora(path: Path, unet: Any, metadata: Mapping[str, str]) -> None:
             tensors[f"{key}.lora_down.weight"] = layer.lora_A[_ADAPTER].weight
             tensors[f"{key}.lora_up.weight"] = layer.lora_B[_ADAPTER].weight
             tensors[f"{key}.alpha"] = torch.tensor(float(layer.lora_alpha[_ADAPTER]))
-    neighbour = path.with_name(f".{path.name}.partial")
     kept = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in tensors.items()}
-    save_file(kept, neighbour, dict(metadata))
-    os.replace(neighbour, path)
+    with replaced(path) as neighbour:
+        save_file(kept, neighbour, dict(metadata))

@@ -12,7 +12,7 @@ import pytest
 from deployments.engine.protocol.errors import Cancelled, InvalidParameter
 from deployments.training.lora.run_folder import LossPoint, RunFolder
 from deployments.training.lora.settings import TrainingSettings
-from deployments.training.whole_files import replace_text, replaced
+from deployments.whole_files import replace_text, replaced
 
 ASKED = TrainingSettings.model_validate({"name": "lamp", "trigger": "zorb", "model_name": "tiny"})
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from deployments.freed_memory import FreedMemory, trim_memory
+from deployments.process_memory.freed_memory import FreedMemory, trim_memory
 from serve_app.api.application import create_api
 from serve_app.service import DiffusionService
 from tests.serve_app.api.parsing.test_hostile_forms import END, FORM, field, file, picture
