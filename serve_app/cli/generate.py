@@ -29,11 +29,13 @@ def _run(read_inputs: ReadInputs, options: Mapping[str, Any]) -> None:
     output, url = Path(options["output"]), options["url"]
     hint = "; start one with `make serve`, or make it here with --local"
     with exit_on_errors(as_json=options["json"], url=url, hint=hint, name_of=option_of) as done:
+        if options["config"] is not None and not options["local"]:
+            raise InvalidParameter("config", "is of --local: a server has its own")
         own = read_inputs()
         params = _read_params(parameters_of(options, own.parameters), output)
         uploads = _with_references(own.uploads, options["reference"] or ())
         if options["local"]:
-            service = progress.create_local_service(load_config(options["config"]), params.model_name)
+            service = progress.create_local_service(load_config(options["config"] or "demo"), params.model_name)
             events = progress.run_in_process(service, params, uploads)
         else:
             events = progress.stream_from_server(url, params, uploads, options["api_key"])
@@ -64,7 +66,9 @@ def img2img(
 def inpaint(
     image: Annotated[Path, typer.Argument(help="The picture to paint in.")],
     mask: Annotated[Path | None, typer.Option(help="Of the picture's size; white is painted anew.")] = None,
-    mask_type: Annotated[str, typer.Option(help="Without --mask: center, border, top_left, ellipse, ...")] = "center",
+    mask_type: Annotated[
+        str | None, typer.Option(help="Without --mask: center (if not given), border, top_left, ellipse, ...")
+    ] = None,
     mask_alpha: Annotated[
         str | None,
         typer.Option(help="What a mask's transparency means where its colours leave it open: strokes, holes."),
@@ -91,7 +95,9 @@ def inpaint(
     if mask is None:
         if mask_alpha is not None:
             raise InvalidParameter("mask_alpha", "is of a --mask, and there is none")
-        return OwnInputs(Uploads(image=_read_file(image, "image"), mask_type=mask_type), parameters)
+        return OwnInputs(Uploads(image=_read_file(image, "image"), mask_type=mask_type or "center"), parameters)
+    if mask_type is not None:
+        raise InvalidParameter("mask_type", "is in place of a --mask, and there is one")
     alpha = None if mask_alpha is None else _check_mask_alpha(mask_alpha)
     uploads = Uploads(image=_read_file(image, "image"), mask=_read_file(mask, "mask"), mask_alpha=alpha)
     return OwnInputs(uploads, parameters)

@@ -31,7 +31,7 @@ ApiKey = Annotated[
     ),
 ]
 _Local = Annotated[bool, typer.Option("--local", help="Make it in this process, with no server.")]
-_Config = Annotated[str, typer.Option(help="The configuration whose models --local uses.")]
+_Config = Annotated[str | None, typer.Option(help="The configuration whose models --local uses: demo if not given.")]
 _Seed = Annotated[int | None, typer.Option(help="Drawn if not given; the answer tells it.")]
 _Side = Annotated[int | None, typer.Option(help="Pixels; what suits the model and the picture if not given.")]
 _Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt.")]
@@ -57,7 +57,7 @@ CONNECTION = (
     _option("url", Url, DEFAULT_URL),
     _option("api_key", ApiKey),
     _option("local", _Local, False),
-    _option("config", _Config, "demo"),
+    _option("config", _Config),
     _option("json", AsJson, False),
 )
 

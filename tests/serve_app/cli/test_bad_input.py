@@ -32,6 +32,7 @@ NOWHERE = "http://127.0.0.1:9"
         (("batch", "half.jsonl", "-o", "made", "--url", NOWHERE), {}, 2),
         (("batch", "deep.jsonl", "-o", "made", "--url", NOWHERE), {}, 2),
         (("batch", "fine.jsonl", "-o", "fine.jsonl", "--url", NOWHERE), {}, 2),
+        (("generate", "a", "-o", "a.png", "--config", "demo", "--url", NOWHERE), {}, 2),
         (("generate", "\udcff", "-o", "a.png", "--url", NOWHERE), {}, 2),
         (("generate", "a", "-o", "\udcff/a.png", "--url", NOWHERE), {}, 2),
         (("control", "photo.png", "a", "-o", "a.png", "--scale", "nan", "--url", NOWHERE), {}, 2),

@@ -148,6 +148,7 @@ def test_local_makes_pictures_from_pictures(
         (("inpaint", "photo.png", "--mask", "gone.png"), "mask"),
         (("inpaint", "photo.png", "--mask-type", "middle"), "mask_type"),
         (("inpaint", "photo.png", "--mask-alpha", "strokes"), "mask_alpha"),
+        (("inpaint", "photo.png", "--mask", "photo.png", "--mask-type", "center"), "mask_type"),
         (("control", "photo.png", "--scale", "3"), "scale"),
         (("control", "photo.png", "--type", "pose"), "type"),
     ],
