@@ -40,19 +40,26 @@ def fetched(folder: Path, config: dict[str, Any], environment: dict[str, str]) -
 
 
 @pytest.mark.parametrize(
-    ("deployment", "variant"), [({}, ""), ({"device": "cuda", "num_gpus": 1}, ".fp16"), ({"dtype": "float16"}, ".fp16")]
+    ("deployment", "variant"), [({"device": "cuda", "num_gpus": 1}, ".fp16"), ({"dtype": "float16"}, ".fp16")]
 )
-def test_what_was_fetched_is_what_the_deployment_loads_and_needs_no_hub(
+def test_what_was_fetched_is_what_the_deployment_loads(
     deployment: dict[str, Any], variant: str, tmp_path: Path
 ) -> None:
     with serve_hub(save_repository(tmp_path / "repository")) as hub:
-        environment = client_environment(tmp_path / "home", hub.url)
-        done = fetched(tmp_path, config_of(TINY, **deployment), environment)
-        assert (done.returncode, done.stdout) == (0, "model 'tiny' is here\n"), done.stderr
+        done = fetched(tmp_path, config_of(TINY, **deployment), client_environment(tmp_path / "home", hub.url))
+        assert done.returncode == 0, done.stderr
         weights = {name for name in hub.asked if name.endswith((".safetensors", ".bin"))}
-        assert f"unet/diffusion_pytorch_model{variant}.safetensors" in weights
-        assert len(weights) == 3
-    again = fetched(tmp_path, config_of(TINY, **deployment), environment | {"HF_HUB_OFFLINE": "1"})
+    assert f"unet/diffusion_pytorch_model{variant}.safetensors" in weights
+    assert len(weights) == 3
+
+
+def test_what_was_fetched_needs_no_hub(tmp_path: Path) -> None:
+    with serve_hub(save_repository(tmp_path / "repository")) as hub:
+        environment = client_environment(tmp_path / "home", hub.url)
+        done = fetched(tmp_path, config_of(TINY), environment)
+        assert (done.returncode, done.stdout) == (0, "model 'tiny' is here\n"), done.stderr
+        assert "unet/diffusion_pytorch_model.safetensors" in hub.asked
+    again = fetched(tmp_path, config_of(TINY), environment | {"HF_HUB_OFFLINE": "1"})
     assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
 
 

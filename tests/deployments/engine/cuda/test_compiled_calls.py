@@ -38,7 +38,11 @@ SMALL = (2, 4, 8, 12, 14)
 
 
 @pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
+def _fresh_dynamo(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forgets what is compiled, but for the tests that share it, which are the first of this file."""
+    if "compiled" in request.fixturenames:
+        yield
+        return
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -48,6 +52,18 @@ def load(checkpoint: Path, backend: Backend, controlnets: dict[str, str] | None 
     """Loads a model as a server on CUDA does, apart from the device."""
     parts = Components(CPU, torch.float32, compile_with=backend)
     return load_model(ModelSpec("tiny", str(checkpoint), controlnets=controlnets or {}), CPU, torch.float32, parts)
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny_checkpoint: Path, tiny_controlnets: dict[str, str]) -> Iterator[tuple[LoadedModel, Recorder]]:
+    """A model with ControlNets, compiled as at a start, and the graphs that were made of it."""
+    torch._dynamo.reset()
+    backend = Recorder()
+    model = load(tiny_checkpoint, backend, tiny_controlnets)
+    assert model.compiled == ()
+    compile_networks(model)
+    yield model, backend
+    torch._dynamo.reset()
 
 
 class Unmetered(CpuMemory):
@@ -71,12 +87,9 @@ def crowd(model: LoadedModel) -> list[Request]:
 
 
 def test_a_whole_server_needs_few_graphs_compiles_nothing_while_it_serves_and_makes_the_same_pictures(
-    tiny_checkpoint: Path, tiny_controlnets: dict[str, str], tiny_controlled: LoadedModel
+    compiled: tuple[LoadedModel, Recorder], tiny_controlnets: dict[str, str], tiny_controlled: LoadedModel
 ) -> None:
-    backend = Recorder()
-    model = load(tiny_checkpoint, backend, tiny_controlnets)
-    assert model.compiled == ()
-    compile_networks(model)
+    model, backend = compiled
     assert model.compiled == ("unet", "vae", *(f"controlnet {name}" for name in tiny_controlnets))
     graphs = len(backend.graphs)
     # The UNet with ControlNets and without, the decoder for one and for more, and one that all alike ControlNets share.
@@ -92,10 +105,9 @@ def test_a_whole_server_needs_few_graphs_compiles_nothing_while_it_serves_and_ma
 
 
 def test_calls_of_steps_and_of_the_decoder_are_the_ones_that_were_compiled(
-    tiny_checkpoint: Path, tiny_controlnets: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    compiled: tuple[LoadedModel, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load(tiny_checkpoint, Recorder(), tiny_controlnets)
-    compile_networks(model)
+    model, _ = compiled
     networks = [model.unet, model.vae, model.controlnets["canny"].network]
 
     def never(*_: Any, **__: Any) -> Any:
@@ -118,11 +130,9 @@ def test_calls_of_steps_and_of_the_decoder_are_the_ones_that_were_compiled(
     ids=str,
 )
 def test_other_kinds_of_calls_compile_nothing(
-    asked: dict[str, Any], tiny_checkpoint: Path, tiny_model: LoadedModel
+    asked: dict[str, Any], compiled: tuple[LoadedModel, Recorder], tiny_model: LoadedModel
 ) -> None:
-    backend = Recorder()
-    model = load(tiny_checkpoint, backend)
-    compile_networks(model)
+    model, backend = compiled
     graphs = len(backend.graphs)
     request = request_for(tiny_model, "x", **asked)
     ours, _ = serve(model, [request], max_rows=4)
