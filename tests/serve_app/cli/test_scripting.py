@@ -189,9 +189,12 @@ def interrupted(*arguments: str, when: threading.Event) -> "subprocess.Completed
     command = [sys.executable, "-m", "serve_app.cli", *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment(), **pipes) as begun:
-        assert when.wait(60)
-        begun.send_signal(signal.SIGINT)
-        out, err = begun.communicate(timeout=60)
+        try:
+            assert when.wait(60)
+            begun.send_signal(signal.SIGINT)
+            out, err = begun.communicate(timeout=60)
+        finally:
+            begun.kill()
         return subprocess.CompletedProcess(command, begun.returncode, out, err)
 
 

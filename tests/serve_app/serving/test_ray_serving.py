@@ -240,9 +240,13 @@ async def test_prometheus_and_the_statistics_say_the_same(server: Launched, clie
 MARKED = PROMPT | {"num_inference_steps": 150, "num_images": 4, "width": 256, "height": 256}
 
 
-@pytest.mark.parametrize(("signal_number", "seed", "within_s"), [(signal.SIGKILL, 3, 60.0), (signal.SIGSTOP, 5, 60.0)])
+AGAIN_WITHIN_S = 90.0
+"""For a start of a replica, half of it on two slow cores, and for all of the work."""
+
+
+@pytest.mark.parametrize(("signal_number", "seed"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 5)])
 async def test_a_replica_killed_or_stopped_on_the_way_does_not_lose_the_picture(
-    server: Launched, client: httpx.AsyncClient, signal_number: int, seed: int, within_s: float
+    server: Launched, client: httpx.AsyncClient, signal_number: int, seed: int
 ) -> None:
     """One that is stopped answers nobody and ends nothing: Serve has to find that out, and to kill it."""
     request = MARKED | {"seed": seed}
@@ -256,7 +260,7 @@ async def test_a_replica_killed_or_stopped_on_the_way_does_not_lose_the_picture(
     answer = await asked
     assert answer.status_code == 200, answer.text
     assert list(map(pixels, answer.json()["images"])) == list(map(pixels, expected["images"]))
-    assert time.monotonic() - lost_at < within_s
+    assert time.monotonic() - lost_at < AGAIN_WITHIN_S
     assert victim not in server.replicas()
     assert (await stats(client))["replays"] == before["replays"] + 1
 
