@@ -13,7 +13,7 @@ from deployments.annotators.spec import AnnotatorSpecs
 from deployments.engine.calibration.usable_cores import usable_cores
 from deployments.engine.protocol.engine_config import EngineConfig
 from deployments.engine.protocol.errors import EngineError
-from deployments.engine.protocol.events import Event, Failed, Finished
+from deployments.engine.protocol.events import Event, Failed, Finished, ImageDone
 from deployments.engine.protocol.inputs import Enlargement
 from deployments.engine.protocol.report import EngineReport, TokenCount
 from deployments.engine.protocol.request import Request
@@ -102,7 +102,7 @@ class ModelReplica:
             async with aclosing(self._worker.generate(ready)) as events:
                 async for event in events:
                     finished = isinstance(event, Finished | Failed)
-                    if isinstance(event, Finished) and version != self._version:
+                    if isinstance(event, ImageDone) and version != self._version:
                         event = replace(event, is_current=False)
                     yield event
         except EngineError as error:

@@ -189,13 +189,11 @@ class ResultCache:
         images, epoch = list[ImageDone](), self._epoch
         async with aclosing(make(request)) as events:
             async for event in events:
-                # What has begun from another image is not what its parameters say.
-                if isinstance(event, ImageDone) and event.continued is None:
+                # What has begun from another image, or was made by other weights, is not what its parameters say.
+                if isinstance(event, ImageDone) and event.continued is None and event.is_current:
                     images.append(event)
-                elif isinstance(event, Finished):
-                    is_whole = len(images) == request.params.num_images
-                    if is_whole and event.is_current and epoch == self._epoch:
-                        self._keep(fingerprint, images, event.timings)
+                elif isinstance(event, Finished) and len(images) == request.params.num_images and epoch == self._epoch:
+                    self._keep(fingerprint, images, event.timings)
                 yield event
 
     def _keep(self, fingerprint: Fingerprint, images: list[ImageDone], took: Timings) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from deployments import model_deployment
 from deployments.engine.protocol.engine_config import EngineConfig
-from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, Progress, Timings
+from deployments.engine.protocol.events import Accepted, Event, Failed, Finished, ImageDone, Progress, Timings
 from deployments.engine.protocol.inputs import Uploads
 from deployments.engine.protocol.params import GenerationParams
 from deployments.engine.protocol.report import EngineReport, Load
@@ -149,9 +149,10 @@ async def test_events_pass_through_in_order(replica: ModelReplica, worker: FakeW
 async def test_a_replica_tells_a_caller_that_knows_of_another_version(
     known: str, current: bool, worker: FakeWorker
 ) -> None:
-    worker.events = [Accepted("r1", 0), Finished("r1", Timings())]
+    made = ImageDone("r1", 0, 5, "png", 64, 64, b"a cup")
+    worker.events = [Accepted("r1", 0), made, Finished("r1", Timings())]
     replica = ModelReplica([ModelSpec("tiny", "nowhere")], CONFIG, version="new")
-    assert [event async for event in replica.generate(REQUEST, known)][-1] == Finished("r1", Timings(), current)
+    assert [event async for event in replica.generate(REQUEST, known)][1] == replace(made, is_current=current)
 
 
 async def test_a_cancelled_call_frees_its_rows(replica: ModelReplica, worker: FakeWorker) -> None:

@@ -105,8 +105,8 @@ async def test_events_cross_a_handle_unchanged(backend: RayBackend) -> None:
 @pytest.mark.usefixtures("backend")
 async def test_what_a_replica_of_an_earlier_configuration_has_made_is_told_to_be_so() -> None:
     behind = over_handle({}, "old")
-    *_, end = [event async for event in behind.generate(request("a cup"))]
-    assert end == Finished("id of a cup", Timings(), is_current=False)
+    _, made, _ = [event async for event in behind.generate(request("a cup"))]
+    assert made == ImageDone("id of a cup", 0, 5, "png", 64, 64, b"a cup", is_current=False)
 
 
 def test_the_ingress_and_its_replicas_are_told_the_same_version_another_for_other_weights() -> None:

@@ -90,6 +90,7 @@ class ImageDone:
     """Image `index`, encoded as `format` (png, webp, jpeg). `safety` is what its checkers found, if it has any.
 
     `continued` is there if it did not begin from noise of its own: then its parameters alone do not give it again.
+    `is_current` is False if engines of another version than the caller knows of made it, as happens during an update.
     """
 
     request_id: str
@@ -101,6 +102,7 @@ class ImageDone:
     data: bytes = field(repr=False)
     safety: Finding | None = None
     continued: Continuation | None = None
+    is_current: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +116,10 @@ class ImageFailed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Every image of the request is done or failed.
-
-    `is_current` is False where engines of another version than the caller knows of made them, during an update: what
-    was asked for would be made anew.
-    """
+    """Every image of the request is done or failed."""
 
     request_id: str
     timings: Timings
-    is_current: bool = True
 
 
 Event = Accepted | Failed | Progress | Preview | ImageDone | ImageFailed | Finished
